@@ -1,0 +1,198 @@
+//! Does the graph fit together? Shapes flow from the input through every node.
+
+use std::collections::HashSet;
+
+use super::{Attention, Graph, Input, Node, Op, Shape};
+use crate::Error;
+
+/// Nesting beyond this is refused, so that a hostile file cannot exhaust the stack.
+const MAX_DEPTH: usize = 32;
+/// Sizes beyond this are refused, so that products of two of them cannot overflow.
+const MAX_SIZE: usize = 1 << 28;
+
+pub(super) fn check(graph: &Graph) -> Result<Shape, Error> {
+    if graph.format != super::FORMAT {
+        let (found, known) = (graph.format, super::FORMAT);
+        return Err(Error::graph("", format!("has format {found}, this version reads {known}")));
+    }
+    let mut shape = match graph.input {
+        Input::Tokens { context } => {
+            size("input", "context", context)?;
+            if !matches!(graph.nodes.first().map(|n| &n.op), Some(Op::Embedding { .. })) {
+                return Err(Error::graph("input", "token ids need an embedding as the first node"));
+            }
+            Shape::Ids
+        }
+        Input::Pixels { channels, height, width } => {
+            for (what, n) in [("channels", channels), ("height", height), ("width", width)] {
+                size("input", what, n)?;
+            }
+            Shape::Image(channels, height, width)
+        }
+        Input::Vector { dim } => {
+            size("input", "dim", dim)?;
+            Shape::Vector(dim)
+        }
+    };
+    shape = sequence(&graph.nodes, "", shape, graph, 0)?;
+    let mut seen = HashSet::new();
+    for parameter in graph.parameters() {
+        if !seen.insert(parameter.name.clone()) {
+            return Err(Error::graph(&parameter.name, "is the name of two weights; name the nodes apart"));
+        }
+    }
+    Ok(shape)
+}
+
+fn sequence(nodes: &[Node], prefix: &str, mut shape: Shape, graph: &Graph, depth: usize) -> Result<Shape, Error> {
+    if depth > MAX_DEPTH {
+        return Err(Error::graph(prefix, format!("is nested deeper than {MAX_DEPTH}")));
+    }
+    for node in nodes {
+        if node.name.contains('.') {
+            return Err(Error::graph(&node.path(prefix), "has a dot in its name"));
+        }
+        shape = step(node, &node.path(prefix), shape, graph, depth)?;
+    }
+    Ok(shape)
+}
+
+fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> Result<Shape, Error> {
+    let kind = node.op.kind();
+    let wrong = |wants: String| Error::graph(path, format!("({kind}) wants {wants}, gets {shape}"));
+    let widths = |dim: usize| match shape {
+        Shape::Tokens(d) | Shape::Vector(d) if d == dim => Ok(()),
+        _ => Err(wrong(format!("width {dim}"))),
+    };
+    let tokens = |dim: usize| if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) };
+    match &node.op {
+        Op::Sequential { body } => sequence(body, path, shape, graph, depth + 1),
+        Op::Residual { skip, branch, body } => {
+            finite(path, "skip", *skip)?;
+            finite(path, "branch", *branch)?;
+            let out = sequence(body, path, shape, graph, depth + 1)?;
+            if out != shape || shape == Shape::Ids {
+                return Err(Error::graph(path, format!("(residual) adds {shape} to {out}")));
+            }
+            Ok(shape)
+        }
+        Op::Linear { inputs, outputs, .. } => {
+            size(path, "inputs", *inputs)?;
+            size(path, "outputs", *outputs)?;
+            widths(*inputs)?;
+            Ok(match shape {
+                Shape::Tokens(_) => Shape::Tokens(*outputs),
+                _ => Shape::Vector(*outputs),
+            })
+        }
+        Op::Embedding { vocabulary, dim } => {
+            size(path, "vocabulary", *vocabulary)?;
+            size(path, "dim", *dim)?;
+            if shape != Shape::Ids {
+                return Err(wrong("token ids".into()));
+            }
+            Ok(Shape::Tokens(*dim))
+        }
+        Op::Positions { length, dim } => {
+            size(path, "length", *length)?;
+            tokens(*dim)?;
+            match graph.context() {
+                Some(context) if context > *length => Err(Error::graph(
+                    path,
+                    format!("has {length} positions for a context of {context} tokens"),
+                )),
+                _ => Ok(shape),
+            }
+        }
+        Op::Activation { scale, .. } => {
+            finite(path, "scale", *scale)?;
+            match shape {
+                Shape::Ids => Err(wrong("numbers".into())),
+                _ => Ok(shape),
+            }
+        }
+        Op::Scale { factor } => {
+            finite(path, "factor", *factor)?;
+            match shape {
+                Shape::Ids => Err(wrong("numbers".into())),
+                _ => Ok(shape),
+            }
+        }
+        Op::Attention(a) => {
+            attention(path, a)?;
+            tokens(a.dim)?;
+            Ok(shape)
+        }
+        Op::RmsNorm { dim, eps } | Op::LayerNorm { dim, eps, .. } => {
+            size(path, "dim", *dim)?;
+            positive(path, "eps", *eps)?;
+            widths(*dim)?;
+            Ok(shape)
+        }
+        Op::GatedMlp { dim, hidden, .. } => {
+            size(path, "dim", *dim)?;
+            size(path, "hidden", *hidden)?;
+            widths(*dim)?;
+            Ok(shape)
+        }
+        Op::Flatten => match shape {
+            Shape::Image(c, h, w) => c
+                .checked_mul(h)
+                .and_then(|n| n.checked_mul(w))
+                .filter(|n| *n <= MAX_SIZE)
+                .map(Shape::Vector)
+                .ok_or_else(|| Error::graph(path, "flattens an image that is too large")),
+            Shape::Vector(_) => Ok(shape),
+            _ => Err(wrong("an image".into())),
+        },
+        Op::Patches { size: side } => match shape {
+            Shape::Image(c, h, w) if *side > 0 && h % side == 0 && w % side == 0 => Ok(Shape::Tokens(c * side * side)),
+            _ => Err(wrong(format!("an image whose sides are multiples of {side}"))),
+        },
+        Op::MeanPool => match shape {
+            Shape::Tokens(d) => Ok(Shape::Vector(d)),
+            _ => Err(wrong("tokens".into())),
+        },
+    }
+}
+
+fn attention(path: &str, a: &Attention) -> Result<(), Error> {
+    let sizes = [("dim", a.dim), ("heads", a.heads), ("key_value_heads", a.key_value_heads), ("head_dim", a.head_dim)];
+    for (what, n) in sizes {
+        size(path, what, n)?;
+    }
+    finite(path, "logit_scale", a.logit_scale)?;
+    finite(path, "output_scale", a.output_scale)?;
+    if a.heads % a.key_value_heads != 0 {
+        let (h, k) = (a.heads, a.key_value_heads);
+        return Err(Error::graph(path, format!("has {h} heads, which {k} key-value heads do not divide")));
+    }
+    if a.heads.saturating_mul(a.head_dim) > MAX_SIZE {
+        return Err(Error::graph(path, "heads · head_dim is too large"));
+    }
+    if let Some(rotary) = a.rotary {
+        positive(path, "rotary base", rotary.base)?;
+        if a.head_dim % 2 != 0 {
+            return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
+        }
+    }
+    match a.query_key_norm {
+        Some(eps) => positive(path, "query_key_norm", eps),
+        None => Ok(()),
+    }
+}
+
+fn size(path: &str, what: &str, n: usize) -> Result<(), Error> {
+    match n {
+        1..=MAX_SIZE => Ok(()),
+        _ => Err(Error::graph(path, format!("has {what} = {n}, outside 1…{MAX_SIZE}"))),
+    }
+}
+
+fn finite(path: &str, what: &str, x: f64) -> Result<(), Error> {
+    if x.is_finite() { Ok(()) } else { Err(Error::graph(path, format!("has {what} = {x}, which is not finite"))) }
+}
+
+fn positive(path: &str, what: &str, x: f64) -> Result<(), Error> {
+    if x.is_finite() && x > 0.0 { Ok(()) } else { Err(Error::graph(path, format!("needs {what} > 0, not {x}"))) }
+}

@@ -1,0 +1,345 @@
+//! The architecture graph: a network as a piece of data.
+//!
+//! A graph is an input and a sequence of named nodes. Every interpreter reads the same graph: [`crate::Model`] runs
+//! it, training takes its parameters and their geometry from it, a certificate is proven from it, a checkpoint stores
+//! it. A new layer kind is a new [`Op`]; the compiler then names each interpreter that lacks an arm.
+
+mod check;
+mod parameter;
+mod picture;
+
+pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The format version of a serialised graph.
+pub const FORMAT: u32 = 1;
+
+/// A network: what goes in, and the nodes it passes through.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Graph {
+    /// Format version, [`FORMAT`].
+    pub format: u32,
+    /// What the network reads.
+    pub input: Input,
+    /// The nodes, first to last.
+    pub nodes: Vec<Node>,
+}
+
+/// What a network reads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Input {
+    /// Token ids `[batch, tokens]`; the first node is an [`Op::Embedding`].
+    Tokens {
+        /// Longest sequence.
+        context: usize,
+    },
+    /// Images `[batch, channels, height, width]`.
+    Pixels {
+        /// Colour channels.
+        channels: usize,
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// Vectors `[batch, dim]`.
+    Vector {
+        /// Their length.
+        dim: usize,
+    },
+}
+
+/// One named node. Its name is one segment of the path of the weights below it; an empty name adds no segment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Path segment, without dots.
+    #[serde(default)]
+    pub name: String,
+    /// What the node computes.
+    #[serde(flatten)]
+    pub op: Op,
+}
+
+/// An elementwise function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Function {
+    /// max(x, 0)
+    Relu,
+    /// x·Φ(x)
+    GeluErf,
+    /// GELU's tanh approximation.
+    GeluTanh,
+    /// x·sigmoid(x)
+    Silu,
+    /// tanh(x)
+    Tanh,
+    /// 1/(1+e⁻ˣ)
+    Sigmoid,
+}
+
+/// Which coordinates a rotary position embedding pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    /// Coordinate i with i + d/2.
+    Half,
+    /// Coordinate 2i with 2i + 1.
+    Interleaved,
+}
+
+/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotary {
+    /// Base of the frequencies, 10000 in the literature.
+    pub base: f64,
+    /// Which coordinates are paired.
+    pub pairing: Pairing,
+}
+
+/// Multi-head attention over `[batch, tokens, dim]`:
+/// `output_scale · W_O · concat_h softmax(logit_scale · q_h k_hᵀ + mask) v_h`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// Width of the stream.
+    pub dim: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads` (grouped queries).
+    pub key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the logits: 1/head_dim in the method, 1/√head_dim elsewhere.
+    pub logit_scale: f64,
+    /// Factor on the output.
+    pub output_scale: f64,
+    /// Whether a token sees only itself and earlier tokens.
+    pub causal: bool,
+    /// Rotary positions, if any.
+    pub rotary: Option<Rotary>,
+    /// Whether query, key and value have a bias.
+    pub bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+    /// ε of an RMS norm with gain on each query and key head, if any.
+    pub query_key_norm: Option<f64>,
+}
+
+/// What a node computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    /// The body's nodes in turn.
+    Sequential {
+        /// First to last.
+        body: Vec<Node>,
+    },
+    /// `skip·x + branch·body(x)`.
+    Residual {
+        /// Factor on the input.
+        skip: f64,
+        /// Factor on the body.
+        branch: f64,
+        /// First to last.
+        body: Vec<Node>,
+    },
+    /// `W x + b`, `W` of shape `[outputs, inputs]`.
+    Linear {
+        /// Width in.
+        inputs: usize,
+        /// Width out.
+        outputs: usize,
+        /// Whether there is a `b`.
+        bias: bool,
+    },
+    /// Token ids to rows of a `[vocabulary, dim]` table.
+    Embedding {
+        /// Rows.
+        vocabulary: usize,
+        /// Columns.
+        dim: usize,
+    },
+    /// Adds row t of a `[length, dim]` table to token t.
+    Positions {
+        /// Rows.
+        length: usize,
+        /// Columns.
+        dim: usize,
+    },
+    /// `scale·φ(x)`, elementwise.
+    Activation {
+        /// φ
+        function: Function,
+        /// Factor on φ.
+        scale: f64,
+    },
+    /// `factor·x`.
+    Scale {
+        /// The factor.
+        factor: f64,
+    },
+    /// Multi-head attention.
+    Attention(Attention),
+    /// `γ ∘ x / √(mean x² + ε)`.
+    RmsNorm {
+        /// Width.
+        dim: usize,
+        /// ε
+        eps: f64,
+    },
+    /// `γ ∘ (x − mean x) / √(var x + ε) + β`.
+    LayerNorm {
+        /// Width.
+        dim: usize,
+        /// ε
+        eps: f64,
+        /// Whether there is a β.
+        bias: bool,
+    },
+    /// `W_down (φ(W_gate x) ∘ W_up x)`.
+    GatedMlp {
+        /// Width in and out.
+        dim: usize,
+        /// Width of the product.
+        hidden: usize,
+        /// φ
+        function: Function,
+    },
+    /// `[batch, …]` to `[batch, product]`.
+    Flatten,
+    /// Images to `[batch, tokens, channels·size²]`, non-overlapping squares, row by row.
+    Patches {
+        /// Side of a square in pixels.
+        size: usize,
+    },
+    /// The mean over tokens: `[batch, tokens, dim]` to `[batch, dim]`.
+    MeanPool,
+}
+
+/// The shape of one value, without the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Token ids.
+    Ids,
+    /// `[tokens, dim]`, any number of tokens.
+    Tokens(usize),
+    /// `[dim]`.
+    Vector(usize),
+    /// `[channels, height, width]`.
+    Image(usize, usize, usize),
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Shape::Ids => write!(f, "token ids"),
+            Shape::Tokens(d) => write!(f, "[tokens, {d}]"),
+            Shape::Vector(d) => write!(f, "[{d}]"),
+            Shape::Image(c, h, w) => write!(f, "[{c}, {h}, {w}]"),
+        }
+    }
+}
+
+impl Node {
+    /// A node with a path segment; an empty name adds none.
+    pub fn new(name: impl Into<String>, op: Op) -> Self {
+        Self { name: name.into(), op }
+    }
+
+    /// The path of this node below `prefix`.
+    pub fn path(&self, prefix: &str) -> String {
+        join(prefix, &self.name)
+    }
+}
+
+impl Op {
+    /// The kind as it is spelt in a serialised graph.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Op::Sequential { .. } => "sequential",
+            Op::Residual { .. } => "residual",
+            Op::Linear { .. } => "linear",
+            Op::Embedding { .. } => "embedding",
+            Op::Positions { .. } => "positions",
+            Op::Activation { .. } => "activation",
+            Op::Scale { .. } => "scale",
+            Op::Attention(_) => "attention",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::GatedMlp { .. } => "gated_mlp",
+            Op::Flatten => "flatten",
+            Op::Patches { .. } => "patches",
+            Op::MeanPool => "mean_pool",
+        }
+    }
+}
+
+/// Joins two path segments, either of which may be empty.
+pub fn join(prefix: &str, name: &str) -> String {
+    match (prefix.is_empty(), name.is_empty()) {
+        (true, _) => name.to_string(),
+        (_, true) => prefix.to_string(),
+        _ => format!("{prefix}.{name}"),
+    }
+}
+
+impl Graph {
+    /// A checked graph.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] names the first node whose shapes, names or constants do not fit.
+    pub fn new(input: Input, nodes: Vec<Node>) -> Result<Self, Error> {
+        let graph = Self { format: FORMAT, input, nodes };
+        graph.check()?;
+        Ok(graph)
+    }
+
+    /// Parses and checks a graph.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the text is not a graph of this format, or does not fit together.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let graph: Graph =
+            serde_json::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
+        graph.check()?;
+        Ok(graph)
+    }
+
+    /// Checks names, shapes and constants; returns the shape of the output.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] names the node and the mismatch.
+    pub fn check(&self) -> Result<Shape, Error> {
+        check::check(self)
+    }
+
+    /// The parameters in the order of the forward pass, with name, shape, geometry and initialisation.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        parameter::parameters(self)
+    }
+
+    /// A drawing in Graphviz's DOT language; `note` gives a second line for a node's path, such as its bound.
+    pub fn to_dot(&self, note: &dyn Fn(&str) -> Option<String>) -> String {
+        picture::dot(self, note)
+    }
+
+    /// A drawing as SVG; `note` as for [`Graph::to_dot`].
+    pub fn to_svg(&self, note: &dyn Fn(&str) -> Option<String>) -> String {
+        picture::svg(self, note)
+    }
+
+    /// The longest sequence the graph reads, for token input.
+    pub fn context(&self) -> Option<usize> {
+        match self.input {
+            Input::Tokens { context } => Some(context),
+            _ => None,
+        }
+    }
+}

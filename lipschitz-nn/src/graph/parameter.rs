@@ -1,0 +1,146 @@
+//! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint work in.
+
+use super::{Attention, Graph, Node, Op, join};
+
+/// The norm that a weight is measured, updated and constrained in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Geometry {
+    /// A `[out, in]` matrix under `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`.
+    Matrix,
+    /// A `[rows, dim]` table under the largest RMS norm of a row (ℓ1→RMS of its transpose).
+    Table,
+    /// A gain or bias under its RMS norm.
+    Vector,
+}
+
+/// Which side of a `[out, in]` matrix is divided into heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Rows: queries, keys, values.
+    Rows,
+    /// Columns: the output projection.
+    Columns,
+}
+
+/// The head blocks of a matrix, all of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadBlocks {
+    /// How many.
+    pub count: usize,
+    /// The side that is divided.
+    pub axis: Axis,
+}
+
+/// How a weight starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Semi-orthogonal at norm 1 in its geometry; head by head where there are heads (see [`crate::init`]).
+    Orthogonal,
+    /// Rows of RMS norm 1, Gaussian directions.
+    Rows,
+    /// Zero: output projections and heads.
+    Zero,
+    /// One: gains.
+    One,
+}
+
+/// One weight of a graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// Path through the graph, such as `blocks.0.attention.query.weight`.
+    pub name: String,
+    /// `[out, in]`, `[rows, dim]` or `[dim]`.
+    pub shape: Vec<usize>,
+    /// Its norm.
+    pub geometry: Geometry,
+    /// Its division into heads, if it has one.
+    pub heads: Option<HeadBlocks>,
+    /// How it starts.
+    pub init: Init,
+}
+
+pub(super) fn parameters(graph: &Graph) -> Vec<Parameter> {
+    let mut out = Vec::new();
+    let last = graph.nodes.iter().rposition(|n| matches!(n.op, Op::Linear { .. }));
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let from = out.len();
+        collect(node, "", &mut out);
+        // The head starts at zero, so that training starts from uniform predictions.
+        if Some(i) == last {
+            out[from].init = Init::Zero;
+        }
+    }
+    out
+}
+
+fn matrix(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
+    let name = join(path, &join(name, "weight"));
+    Parameter { name, shape: shape.to_vec(), geometry: Geometry::Matrix, heads: None, init }
+}
+
+fn vector(path: &str, name: &str, dim: usize, init: Init) -> Parameter {
+    Parameter { name: join(path, name), shape: vec![dim], geometry: Geometry::Vector, heads: None, init }
+}
+
+fn table(path: &str, shape: [usize; 2], init: Init) -> Parameter {
+    let name = join(path, "weight");
+    Parameter { name, shape: shape.to_vec(), geometry: Geometry::Table, heads: None, init }
+}
+
+fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
+    let path = node.path(prefix);
+    match &node.op {
+        Op::Sequential { body } => body.iter().for_each(|n| collect(n, &path, out)),
+        Op::Residual { body, .. } => {
+            let from = out.len();
+            body.iter().for_each(|n| collect(n, &path, out));
+            // A branch starts at zero: its last matrix does.
+            if let Some(last) = out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix) {
+                last.init = Init::Zero;
+            }
+        }
+        Op::Linear { inputs, outputs, bias } => {
+            out.push(matrix(&path, "", [*outputs, *inputs], Init::Orthogonal));
+            if *bias {
+                out.push(vector(&path, "bias", *outputs, Init::Zero));
+            }
+        }
+        Op::Embedding { vocabulary, dim } => out.push(table(&path, [*vocabulary, *dim], Init::Rows)),
+        Op::Positions { length, dim } => out.push(table(&path, [*length, *dim], Init::Zero)),
+        Op::Attention(a) => attention(&path, a, out),
+        Op::RmsNorm { dim, .. } => out.push(vector(&path, "weight", *dim, Init::One)),
+        Op::LayerNorm { dim, bias, .. } => {
+            out.push(vector(&path, "weight", *dim, Init::One));
+            if *bias {
+                out.push(vector(&path, "bias", *dim, Init::Zero));
+            }
+        }
+        Op::GatedMlp { dim, hidden, .. } => {
+            out.push(matrix(&path, "gate", [*hidden, *dim], Init::Orthogonal));
+            out.push(matrix(&path, "up", [*hidden, *dim], Init::Orthogonal));
+            out.push(matrix(&path, "down", [*dim, *hidden], Init::Orthogonal));
+        }
+        Op::Activation { .. } | Op::Scale { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => {}
+    }
+}
+
+fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
+    for (name, heads) in [("query", a.heads), ("key", a.key_value_heads), ("value", a.key_value_heads)] {
+        let width = heads * a.head_dim;
+        let mut weight = matrix(path, name, [width, a.dim], Init::Orthogonal);
+        weight.heads = Some(HeadBlocks { count: heads, axis: Axis::Rows });
+        out.push(weight);
+        if a.bias {
+            out.push(vector(path, &join(name, "bias"), width, Init::Zero));
+        }
+        if a.query_key_norm.is_some() && name != "value" {
+            out.push(vector(path, &format!("{name}_norm.weight"), a.head_dim, Init::One));
+        }
+    }
+    let mut output = matrix(path, "output", [a.dim, a.heads * a.head_dim], Init::Orthogonal);
+    output.heads = Some(HeadBlocks { count: a.heads, axis: Axis::Columns });
+    out.push(output);
+    if a.output_bias {
+        out.push(vector(path, "output.bias", a.dim, Init::Zero));
+    }
+}
