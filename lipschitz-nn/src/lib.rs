@@ -1,1 +1,11 @@
-//! placeholder
+//! Neural networks as data.
+//!
+//! A [`Graph`] describes a network; a [`Model`] is a graph with weights, and runs on any candle device; a
+//! [`checkpoint`] is both in one file. The same graph is what an optimizer takes its parameters from and what a
+//! certificate is proven from.
+
+mod error;
+pub mod graph;
+
+pub use error::Error;
+pub use graph::Graph;

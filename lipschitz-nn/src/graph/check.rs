@@ -97,10 +97,9 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
             size(path, "length", *length)?;
             tokens(*dim)?;
             match graph.context() {
-                Some(context) if context > *length => Err(Error::graph(
-                    path,
-                    format!("has {length} positions for a context of {context} tokens"),
-                )),
+                Some(context) if context > *length => {
+                    Err(Error::graph(path, format!("has {length} positions for a context of {context} tokens")))
+                }
                 _ => Ok(shape),
             }
         }

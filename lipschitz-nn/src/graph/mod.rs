@@ -306,8 +306,7 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`] if the text is not a graph of this format, or does not fit together.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        let graph: Graph =
-            serde_json::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
+        let graph: Graph = serde_json::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
         graph.check()?;
         Ok(graph)
     }
