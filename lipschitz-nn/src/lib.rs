@@ -6,6 +6,7 @@
 
 mod error;
 pub mod graph;
+pub mod ops;
 
 pub use error::Error;
 pub use graph::Graph;
