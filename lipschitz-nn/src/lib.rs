@@ -4,9 +4,15 @@
 //! [`checkpoint`] is both in one file. The same graph is what an optimizer takes its parameters from and what a
 //! certificate is proven from.
 
+pub mod checkpoint;
 mod error;
 pub mod graph;
+pub mod init;
+mod model;
+pub mod norm;
 pub mod ops;
+pub mod presets;
 
 pub use error::Error;
 pub use graph::Graph;
+pub use model::{Model, Weights};

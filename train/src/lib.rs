@@ -1,1 +1,4 @@
-//! placeholder
+//! Trains networks under an enforced Lipschitz constant.
+
+pub mod data;
+pub mod events;

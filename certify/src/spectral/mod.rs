@@ -1,0 +1,1 @@
+//! Spectral norms: power iteration proposes, Cholesky proves.

@@ -1,0 +1,1 @@
+//! Non-negative numbers with their own exponent, every operation rounded up.

@@ -1,0 +1,95 @@
+//! Where weights start: semi-orthogonal at norm 1, from one seed.
+
+use candle_core::{DType, Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::graph::{Axis, Graph, Init, Parameter};
+use crate::model::Weights;
+use crate::{Error, norm};
+
+/// How the queries, keys and values of attention start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// Semi-orthogonal as whole matrices.
+    Whole,
+    /// Each head's rows semi-orthogonal at RMS→RMS norm 1, so that every head starts under a cap a head.
+    PerHead,
+}
+
+/// Fresh weights for a graph: matrices semi-orthogonal at RMS→RMS norm 1, tables with rows of RMS norm 1, branches' and
+/// heads' last matrices zero (the method's initialisation). Each parameter has its own random stream.
+///
+/// # Errors
+/// [`Error::Candle`], such as a device out of memory.
+pub fn weights(graph: &Graph, seed: u64, blocks: Blocks, device: &Device, dtype: DType) -> Result<Weights, Error> {
+    let mut out = Weights::new();
+    for (stream, parameter) in graph.parameters().into_iter().enumerate() {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream as u64);
+        let values = values(&parameter, blocks, &mut rng);
+        let tensor = Tensor::from_vec(values, parameter.shape.as_slice(), &Device::Cpu)?;
+        out.insert(parameter.name, tensor.to_dtype(dtype)?.to_device(device)?);
+    }
+    Ok(out)
+}
+
+fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
+    let count = p.shape.iter().product();
+    match p.init {
+        Init::Zero => vec![0.0; count],
+        Init::One => vec![1.0; count],
+        Init::Rows => {
+            let dim = p.shape[1];
+            let mut table = gaussians(count, rng);
+            for row in table.chunks_mut(dim) {
+                let norm = norm::rms(row).max(f64::MIN_POSITIVE);
+                row.iter_mut().for_each(|x| *x /= norm);
+            }
+            table
+        }
+        Init::Orthogonal => {
+            let (rows, columns) = (p.shape[0], p.shape[1]);
+            match p.heads {
+                Some(heads) if blocks == Blocks::PerHead && heads.axis == Axis::Rows => {
+                    (0..heads.count).flat_map(|_| orthogonal(rows / heads.count, columns, rng)).collect()
+                }
+                _ => orthogonal(rows, columns, rng),
+            }
+        }
+    }
+}
+
+/// A `[rows, columns]` matrix whose singular values all equal √(rows/columns), uniformly distributed.
+fn orthogonal(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+    let (short, long) = (rows.min(columns), rows.max(columns));
+    let mut q = gaussians(short * long, rng);
+    for i in 0..short {
+        let (done, rest) = q.split_at_mut(i * long);
+        let row = &mut rest[..long];
+        // Once more than Gram–Schmidt needs in exact arithmetic: twice is enough in floating point.
+        for _ in 0..2 {
+            for earlier in done.chunks(long) {
+                let dot: f64 = earlier.iter().zip(row.iter()).map(|(a, b)| a * b).sum();
+                row.iter_mut().zip(earlier).for_each(|(x, e)| *x -= dot * e);
+            }
+            let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|x| *x /= norm);
+        }
+    }
+    let scale = norm::rms_to_rms(rows, columns).recip();
+    let at = |r: usize, c: usize| if rows <= columns { q[r * long + c] } else { q[c * long + r] };
+    (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| scale * at(r, c)).collect()
+}
+
+/// Normal numbers by Box and Muller.
+fn gaussians(count: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+    let unit = |rng: &mut ChaCha8Rng| ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let pair = |_| {
+        let (radius, angle) = ((-2.0 * unit(rng).ln()).sqrt(), std::f64::consts::TAU * unit(rng));
+        [radius * angle.cos(), radius * angle.sin()]
+    };
+    let mut out: Vec<f64> = (0..count.div_ceil(2)).flat_map(pair).collect();
+    out.truncate(count);
+    out
+}

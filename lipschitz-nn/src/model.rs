@@ -1,0 +1,321 @@
+//! A graph with weights: the forward pass.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+
+use crate::graph::{Attention, Graph, Input, Node, Op, Parameter, join};
+use crate::{Error, ops};
+
+/// Weights by their path through the graph.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// A network that runs: a [`Graph`] and its weights, all on one device and of one float type.
+#[derive(Clone, Debug)]
+pub struct Model {
+    graph: Graph,
+    weights: Weights,
+}
+
+impl Model {
+    /// Joins a graph and its weights.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the graph does not fit together; [`Error::Weight`] names a weight that is missing, unknown to
+    /// the graph, or of the wrong shape or type.
+    pub fn new(graph: Graph, weights: Weights) -> Result<Self, Error> {
+        graph.check()?;
+        let parameters = graph.parameters();
+        let mut first = None;
+        for Parameter { name, shape, .. } in &parameters {
+            let weight = weights.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
+            if weight.dims() != shape {
+                let found = weight.dims();
+                return Err(Error::weight(name, format!("has shape {found:?}, the graph wants {shape:?}")));
+            }
+            let dtype = *first.get_or_insert(weight.dtype());
+            if !weight.dtype().is_float() || weight.dtype() != dtype {
+                return Err(Error::weight(name, format!("is {:?}, the first weight {dtype:?}", weight.dtype())));
+            }
+        }
+        if weights.len() != parameters.len() {
+            let known: std::collections::HashSet<_> = parameters.iter().map(|p| p.name.as_str()).collect();
+            if let Some(name) = weights.keys().find(|name| !known.contains(name.as_str())) {
+                return Err(Error::weight(name, "is not in the graph"));
+            }
+        }
+        Ok(Self { graph, weights })
+    }
+
+    /// A graph with the weights that `vb` gives under the graph's names.
+    ///
+    /// # Errors
+    /// [`Error::Candle`] if `vb` lacks a weight, [`Error::Graph`] as in [`Model::new`].
+    pub fn from_var_builder(graph: Graph, vb: &VarBuilder) -> Result<Self, Error> {
+        graph.check()?;
+        let get = |p: &Parameter| Ok((p.name.clone(), vb.get(p.shape.as_slice(), &p.name)?));
+        let weights = graph.parameters().iter().map(get).collect::<Result<_, Error>>()?;
+        Self::new(graph, weights)
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// How many numbers the weights hold.
+    pub fn parameter_count(&self) -> usize {
+        self.weights.values().map(Tensor::elem_count).sum()
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> Device {
+        self.weights.values().next().map_or(Device::Cpu, |w| w.device().clone())
+    }
+
+    /// The float type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.weights.values().next().map_or(DType::F32, Tensor::dtype)
+    }
+
+    /// The same network elsewhere, or in another float type.
+    ///
+    /// # Errors
+    /// [`Error::Candle`], such as a device out of memory.
+    pub fn to(&self, device: &Device, dtype: DType) -> Result<Self, Error> {
+        let to = |(name, w): (&String, &Tensor)| Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?));
+        Ok(Self { graph: self.graph.clone(), weights: self.weights.iter().map(to).collect::<Result<_, Error>>()? })
+    }
+
+    /// The same network on weights that record no gradient, for evaluation; shares their storage.
+    pub fn detached(&self) -> Self {
+        let weights = self.weights.iter().map(|(name, w)| (name.clone(), w.detach())).collect();
+        Self { graph: self.graph.clone(), weights }
+    }
+
+    /// The same network on fresh variables, in the order of the graph's parameters: setting a variable changes the model.
+    ///
+    /// # Errors
+    /// [`Error::Candle`], such as a device out of memory.
+    pub fn trainable(&self) -> Result<(Self, Vec<(Parameter, Var)>), Error> {
+        let mut weights = Weights::new();
+        let mut variables = Vec::new();
+        for parameter in self.graph.parameters() {
+            let variable = Var::from_tensor(&self.weights[&parameter.name].copy()?)?;
+            weights.insert(parameter.name.clone(), variable.as_tensor().clone());
+            variables.push((parameter, variable));
+        }
+        Ok((Self { graph: self.graph.clone(), weights }, variables))
+    }
+
+    /// Fails on the first weight that holds NaN or infinity.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] names it.
+    pub fn check_finite(&self) -> Result<(), Error> {
+        for (name, weight) in &self.weights {
+            let bad = finite(weight)?;
+            if let Some(what) = bad {
+                return Err(Error::weight(
+                    name,
+                    format!("holds {what}; the checkpoint is damaged or training diverged"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The network's output.
+    ///
+    /// Takes token ids `[batch, tokens]` (any integer type), images `[batch, channels, height, width]` or vectors
+    /// `[batch, dim]`, as the graph's input says, and gives `[batch, tokens, outputs]` or `[batch, outputs]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+        self.check_input(x)?;
+        let x = match self.graph.input {
+            Input::Tokens { .. } => x.clone(),
+            _ => x.to_dtype(self.dtype())?,
+        };
+        self.sequence(&self.graph.nodes, "", x)
+    }
+
+    /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that a certificate of a
+    /// language model speaks of.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the graph reads no tokens or these do not fit it.
+    pub fn embed(&self, tokens: &Tensor) -> Result<Tensor, Error> {
+        match (self.graph.input, self.graph.nodes.first()) {
+            (Input::Tokens { .. }, Some(node)) => {
+                self.check_input(tokens)?;
+                self.node(node, "", tokens.clone())
+            }
+            _ => Err(Error::Input("this network has no embedding; it reads numbers".into())),
+        }
+    }
+
+    /// The output for embedding vectors `[batch, tokens, dim]` instead of token ids.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the graph reads no tokens, or the shape does not fit.
+    pub fn forward_embeddings(&self, x: &Tensor) -> Result<Tensor, Error> {
+        let (Input::Tokens { context }, Some(Op::Embedding { dim, .. })) =
+            (self.graph.input, self.graph.nodes.first().map(|n| &n.op))
+        else {
+            return Err(Error::Input("this network has no embedding; it reads numbers".into()));
+        };
+        match *x.dims() {
+            [_, tokens, width] if width == *dim && (1..=context).contains(&tokens) => {}
+            ref found => {
+                return Err(Error::Input(format!("embeddings are {found:?}, wanted [batch, 1…{context}, {dim}]")));
+            }
+        }
+        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?)
+    }
+
+    fn check_input(&self, x: &Tensor) -> Result<(), Error> {
+        let found = x.dims();
+        match self.graph.input {
+            Input::Tokens { context } => {
+                let [_, tokens] = *found else {
+                    return Err(Error::Input(format!("token ids are {found:?}, wanted [batch, tokens]")));
+                };
+                if !x.dtype().is_int() {
+                    return Err(Error::Input(format!("token ids are {:?}, wanted an integer type", x.dtype())));
+                }
+                if tokens == 0 || tokens > context {
+                    return Err(Error::Input(format!(
+                        "a sequence has {tokens} tokens, the network reads 1 to {context}; cut it"
+                    )));
+                }
+                if let Some(Op::Embedding { vocabulary, .. }) = self.graph.nodes.first().map(|n| &n.op)
+                    && x.elem_count() > 0
+                {
+                    let ids = x.to_dtype(DType::I64)?.flatten_all()?;
+                    let (low, high) = (ids.min(0)?.to_scalar::<i64>()?, ids.max(0)?.to_scalar::<i64>()?);
+                    if low < 0 || high >= *vocabulary as i64 {
+                        let worst = if low < 0 { low } else { high };
+                        return Err(Error::Input(format!(
+                            "token id {worst} is outside the vocabulary of {vocabulary}"
+                        )));
+                    }
+                }
+                Ok(())
+            }
+            Input::Pixels { channels, height, width } => match *found {
+                [_, c, h, w] if (c, h, w) == (channels, height, width) => Ok(()),
+                _ => Err(Error::Input(format!("pixels are {found:?}, wanted [batch, {channels}, {height}, {width}]"))),
+            },
+            Input::Vector { dim } => match *found {
+                [_, d] if d == dim => Ok(()),
+                _ => Err(Error::Input(format!("vectors are {found:?}, wanted [batch, {dim}]"))),
+            },
+        }
+    }
+
+    fn sequence(&self, nodes: &[Node], prefix: &str, x: Tensor) -> Result<Tensor, Error> {
+        nodes.iter().try_fold(x, |x, node| self.node(node, prefix, x))
+    }
+
+    fn weight(&self, path: &str, name: &str) -> &Tensor {
+        // `new` has checked that every parameter of the graph is there.
+        &self.weights[&join(path, name)]
+    }
+
+    fn linear(&self, x: &Tensor, path: &str, bias: bool) -> Result<Tensor, Error> {
+        let bias = bias.then(|| self.weight(path, "bias"));
+        Ok(ops::linear(x, self.weight(path, "weight"), bias)?)
+    }
+
+    fn node(&self, node: &Node, prefix: &str, x: Tensor) -> Result<Tensor, Error> {
+        let path = node.path(prefix);
+        Ok(match &node.op {
+            Op::Sequential { body } => self.sequence(body, &path, x)?,
+            Op::Residual { skip, branch, body } => {
+                let y = self.sequence(body, &path, x.clone())?;
+                ((x * *skip)? + (y * *branch)?)?
+            }
+            Op::Linear { bias, .. } => self.linear(&x, &path, *bias)?,
+            Op::Embedding { dim, .. } => {
+                let (batch, tokens) = x.dims2()?;
+                let ids = x.to_dtype(DType::U32)?.flatten_all()?;
+                self.weight(&path, "weight").index_select(&ids, 0)?.reshape((batch, tokens, *dim))?
+            }
+            Op::Positions { .. } => {
+                let table = self.weight(&path, "weight").narrow(0, 0, x.dim(1)?)?;
+                x.broadcast_add(&table)?
+            }
+            Op::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
+            Op::Scale { factor } => (x * *factor)?,
+            Op::Attention(a) => self.attention(a, &path, &x)?,
+            Op::RmsNorm { eps, .. } => ops::rms_norm(&x, self.weight(&path, "weight"), *eps)?,
+            Op::LayerNorm { eps, bias, .. } => {
+                let bias = bias.then(|| self.weight(&path, "bias"));
+                ops::layer_norm(&x, self.weight(&path, "weight"), bias, *eps)?
+            }
+            Op::GatedMlp { function, .. } => {
+                let gate = self.linear(&x, &join(&path, "gate"), false)?;
+                let up = self.linear(&x, &join(&path, "up"), false)?;
+                let product = (ops::activation(&gate, *function, 1.0)? * up)?;
+                self.linear(&product, &join(&path, "down"), false)?
+            }
+            Op::Flatten => x.flatten_from(1)?,
+            Op::Patches { size } => {
+                let (b, c, h, w) = x.dims4()?;
+                let (rows, columns) = (h / size, w / size);
+                let squares = x.reshape((b, c, rows, *size, columns, *size))?.permute((0, 2, 4, 1, 3, 5))?;
+                squares.contiguous()?.reshape((b, rows * columns, c * size * size))?
+            }
+            Op::MeanPool => x.mean(1)?,
+        })
+    }
+
+    fn attention(&self, a: &Attention, path: &str, x: &Tensor) -> Result<Tensor, Error> {
+        let (batch, tokens, _) = x.dims3()?;
+        let project = |name: &str, heads: usize| -> Result<Tensor, Error> {
+            let y = self.linear(x, &join(path, name), a.bias)?.reshape((batch, tokens, heads, a.head_dim))?;
+            let y = match a.query_key_norm {
+                Some(eps) if name != "value" => {
+                    ops::rms_norm(&y, self.weight(path, &format!("{name}_norm.weight")), eps)?
+                }
+                _ => y,
+            };
+            match a.rotary {
+                Some(rotary) if name != "value" => Ok(ops::rotary(&y, rotary)?),
+                _ => Ok(y),
+            }
+        };
+        let (query, key) = (project("query", a.heads)?, project("key", a.key_value_heads)?);
+        let value = project("value", a.key_value_heads)?;
+        let mask = if a.causal { ops::Mask::Causal } else { ops::Mask::None };
+        let mixed = ops::attention(&query, &key, &value, a.logit_scale, mask)?;
+        let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
+        let y = self.linear(&mixed, &join(path, "output"), a.output_bias)?;
+        // The bias is inside the scale: `output_scale · (W_O o + b_O)`.
+        Ok(if a.output_scale == 1.0 { y } else { (y * a.output_scale)? })
+    }
+}
+
+impl candle_nn::Module for Model {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        Model::forward(self, x).map_err(|e| candle_core::Error::Msg(e.to_string()))
+    }
+}
+
+/// What is not finite in a tensor: "NaN" or "infinity".
+fn finite(weight: &Tensor) -> Result<Option<&'static str>, Error> {
+    let values = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(match values.iter().find(|x| !x.is_finite()) {
+        None => None,
+        Some(x) if x.is_nan() => Some("NaN"),
+        Some(_) => Some("infinity"),
+    })
+}
