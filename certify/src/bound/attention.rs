@@ -1,0 +1,112 @@
+//! Multi-head attention: the smallest of three bounds, each valid for any number of heads.
+//!
+//! For one head with probabilities p, logits λ and values v, `δo = Σ p_j δv_j + Cov_p(δλ, v)`, and
+//! `‖Cov_p(δλ, v)‖ ≤ max |δλ| · max ‖v_j − c‖` for any c. So a value bias drops out of the second term, and what is the
+//! same in all logits of a row (a key bias, without rotary positions and query-key norm) changes nothing.
+
+use lipschitz_nn::graph::{Attention, join};
+
+use super::{Norms, Part, State, Step, abs, count};
+use crate::Error;
+use crate::upper::Upper;
+
+/// What the rules need to know of one query head.
+struct Head {
+    /// ‖V_h‖
+    value: Upper,
+    /// ‖O_h V_h‖
+    output_value: Upper,
+    /// Largest ‖q_h‖ and ‖k_h‖.
+    query_size: Upper,
+    key_size: Upper,
+    /// Lipschitz constant of k_h in its token.
+    key_slope: Upper,
+    /// Lipschitz constant of the logits over `logit_scale`, the best of what holds.
+    logit_slope: Upper,
+}
+
+pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> Result<Step, Error> {
+    let weight = |name: &str| join(path, &join(name, "weight"));
+    let bias = |name: &str| join(path, &join(name, "bias"));
+    let part = |head, count| Part { index: head, count };
+    let r = x.radius;
+
+    let (query_gain, key_gain) = match a.query_key_norm {
+        Some(_) => (Some(norms.largest(&weight("query_norm"))?), Some(norms.largest(&weight("key_norm"))?)),
+        None => (None, None),
+    };
+    let root = count(a.head_dim).sqrt();
+    // Slope of a query or key, and its largest norm, from the norm of the map and of its bias.
+    let through = |map: Upper, bias: Upper, gain: Option<Upper>| match (gain, a.query_key_norm) {
+        (Some(gain), Some(eps)) => {
+            let slope = gain.div(eps.sqrt().next_down());
+            (slope * map, (root * gain).min(slope * (map * r + bias)))
+        }
+        _ => (map, map * r + bias),
+    };
+    let plain = a.rotary.is_none() && a.query_key_norm.is_none();
+
+    let mut heads = Vec::with_capacity(a.heads);
+    for h in 0..a.heads {
+        let g = h / (a.heads / a.key_value_heads);
+        let (mine, shared) = (part(h, a.heads), part(g, a.key_value_heads));
+        let query = norms.matrix(&weight("query"), mine)?;
+        let key = norms.matrix(&weight("key"), shared)?;
+        let value = norms.matrix(&weight("value"), shared)?;
+        let zero = Upper::ZERO;
+        let query_bias = if a.bias { norms.vector(&bias("query"), mine)? } else { zero };
+        let key_bias = if a.bias && !plain { norms.vector(&bias("key"), shared)? } else { zero };
+        let (query_slope, query_size) = through(query, query_bias, query_gain);
+        let (key_slope, key_size) = through(key, key_bias, key_gain);
+        let mut logit_slope = query_slope * key_size + query_size * key_slope;
+        if plain {
+            // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
+            let product = norms.query_key(&weight("query"), &weight("key"), mine, shared)?;
+            logit_slope = logit_slope.min(product * r + product * r + query_bias * key);
+        }
+        let output_value = norms.output_value(&weight("output"), &weight("value"), mine, shared)?.min(
+            norms.columns(&weight("output"), mine)? * value,
+        );
+        heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
+    }
+
+    let s = abs(a.logit_scale);
+    let output = norms.matrix(&weight("output"), Part::ALL)?;
+    let sum = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc + f(h));
+    let max = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc.max(f(h)));
+    let root_of_squares = |f: &dyn Fn(&Head) -> Upper| sum(&|h| f(h) * f(h)).sqrt();
+    let one_head = |value: Upper, h: &Head| value + value * r * s * h.logit_slope;
+
+    // 1. Heads add up.
+    let heads_add = sum(&|h| one_head(h.output_value, h));
+    // 2. Heads are orthogonal blocks in front of W_O.
+    let blocks = output * root_of_squares(&|h| one_head(h.value, h));
+    // 3. As 2, and Σ_h ‖q_h‖² = ‖q‖², for the change of the query and for its size alike.
+    let query = norms.matrix(&weight("query"), Part::ALL)?;
+    let query_bias = if a.bias { norms.vector(&bias("query"), Part::ALL)? } else { Upper::ZERO };
+    let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
+        (Some(gain), Some(eps)) => {
+            let slope = gain.div(eps.sqrt().next_down());
+            (slope * query, slope * (query * r + query_bias))
+        }
+        _ => (query, query * r + query_bias),
+    };
+    query_size = query_size.min(root_of_squares(&|h| h.query_size));
+    let queries = query_slope * max(&|h| h.key_size * h.value) + query_size * max(&|h| h.key_slope * h.value);
+    let stacked = output * (root_of_squares(&|h| h.value) + s * r * queries);
+
+    let rules = [(heads_add, "heads add up"), (blocks, "orthogonal heads"), (stacked, "stacked queries")];
+    let (best, rule) = rules.into_iter().fold(rules[0], |best, next| if next.0 < best.0 { next } else { best });
+
+    // The mean of values with the bias, which the probabilities leave as it is.
+    let mut radius = sum(&|h| h.output_value).min(output * root_of_squares(&|h| h.value)) * r;
+    if a.bias {
+        let repeats = count(a.heads / a.key_value_heads).sqrt();
+        radius = radius + output * repeats * norms.vector(&bias("value"), Part::ALL)?;
+    }
+    if a.output_bias {
+        radius = radius + norms.vector(&bias("output"), Part::ALL)?;
+    }
+    let c = abs(a.output_scale);
+    Ok(Step { lipschitz: c * best, out: State { radius: c * radius, width: a.dim }, rule: rule.into() })
+}
