@@ -1,0 +1,183 @@
+//! The certificate: a theorem about one checkpoint, as a document.
+
+use std::fmt::Write;
+
+use candle_core::{DType, Device, Tensor};
+use lipschitz_nn::graph::{Graph, Input};
+use lipschitz_nn::{Model, Weights};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+use crate::bound::{Row, WeightNorms, paper, walk};
+use crate::spectral::Method;
+use crate::upper::Upper;
+
+/// The format version of a certificate.
+pub const FORMAT: u32 = 1;
+
+/// Which formula the bound comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Formula {
+    /// Valid for any number of heads.
+    #[default]
+    Sound,
+    /// The published one, which is not a bound for more than one head.
+    Paper,
+}
+
+/// A theorem about one checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Format version, [`FORMAT`].
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub version: String,
+    /// SHA-256 over names, shapes, types and values of the weights.
+    pub weights_sha256: String,
+    /// The network.
+    pub graph: Graph,
+    /// Which formula the bound comes from.
+    pub formula: Formula,
+    /// How spectral norms were bounded.
+    pub method: Method,
+    /// Whether `rms` and `l2` are proven; false if a part of them is an estimate.
+    pub proven: bool,
+    /// The constant from RMS norm to RMS norm, the largest of a token.
+    pub rms: Upper,
+    /// The constant from ℓ2 norm to ℓ2 norm, the largest of a token.
+    pub l2: Upper,
+    /// The inputs it speaks of.
+    pub domain: Domain,
+    /// A row a node.
+    pub nodes: Vec<Row>,
+    /// A row a matrix.
+    pub matrices: Vec<MatrixRow>,
+    /// What the theorem assumes, in words.
+    pub assumptions: Vec<String>,
+    /// What a reader should know before using the number.
+    pub warnings: Vec<String>,
+}
+
+/// The inputs that a certificate speaks of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Domain {
+    /// In words.
+    pub text: String,
+    /// ℓ2 radius of the ball that each token lies in; infinite for all inputs.
+    pub radius: Upper,
+    /// For embeddings: the largest ℓ2 distance of two rows, so that a radius can be judged.
+    pub diameter: Option<Upper>,
+}
+
+/// What is known about the spectral norm of one matrix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MatrixRow {
+    /// The weight's name, with its block or partner.
+    pub name: String,
+    /// The norm is at least this.
+    pub lower: f64,
+    /// The norm is at most this.
+    pub upper: Upper,
+    /// How the upper end was found.
+    pub method: Method,
+}
+
+/// Proves what can be proven about a model on the ball of ℓ2 radius `radius` a token (its natural domain without).
+///
+/// # Errors
+/// [`Error`] names the weight or node that nothing is known about, and NaN or infinity in a weight.
+pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f64>) -> Result<Certificate, Error> {
+    let norms = WeightNorms::new(model, method)?;
+    let radius = radius.map(Upper::from_f64);
+    let walk = walk(model.graph(), &norms, radius)?;
+    let (rms, l2) = match formula {
+        Formula::Sound => (walk.rms(), walk.lipschitz),
+        Formula::Paper => {
+            let rms = paper::formula(model.graph(), &norms)?;
+            let factor = Upper::from_f64(walk.outputs as f64).sqrt();
+            (rms, (rms * factor).div((walk.inputs as f64).sqrt().next_down()))
+        }
+    };
+    let matrices = norms.into_rows();
+    let mut warnings = Vec::new();
+    if formula == Formula::Paper {
+        warnings.push("the published formula is NOT a bound for more than one attention head".to_string());
+    }
+    if !method.is_bound() {
+        warnings.push("spectral norms are estimates from below: this is NOT a bound".to_string());
+    }
+    if l2.to_f64().is_infinite() && l2 == Upper::INFINITY {
+        warnings.push("no finite bound: attention needs a bounded domain; give --radius".to_string());
+    }
+    for row in matrices.iter().filter(|row| row.method != method) {
+        warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
+    }
+    let tokens = matches!(model.graph().input, Input::Tokens { .. });
+    let text = match (tokens, radius.is_some()) {
+        (true, false) => "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row",
+        (true, true) => "sequences of vectors, each of ℓ2 norm at most the given radius",
+        (false, false) => "all inputs",
+        (false, true) => "inputs of ℓ2 norm at most the given radius",
+    };
+    let diameter = if tokens { diameter(model)? } else { None };
+    Ok(Certificate {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        weights_sha256: digest(model.weights())?,
+        graph: model.graph().clone(),
+        formula,
+        method,
+        proven: formula == Formula::Sound && method.is_bound(),
+        rms,
+        l2,
+        domain: Domain { text: text.into(), radius: walk.domain, diameter },
+        nodes: walk.rows,
+        matrices,
+        assumptions: assumptions(tokens),
+        warnings,
+    })
+}
+
+fn assumptions(tokens: bool) -> Vec<String> {
+    let mut out = vec![
+        "The function is the graph in real arithmetic with the stored weights, each taken exactly.".to_string(),
+        "Rounding in a forward pass is not part of the function.".to_string(),
+    ];
+    if tokens {
+        out.push("The norm of a sequence is the largest norm of a token; inputs are embedding vectors, not token ids.".into());
+        out.push("Sequences of any length up to the context, two compared ones of equal length.".into());
+    } else {
+        out.push("The norm is that of the whole input and the whole output.".into());
+    }
+    out
+}
+
+/// SHA-256 over names, types, shapes and values, in the order of names.
+///
+/// # Errors
+/// [`Error::Network`] if a tensor cannot be read from its device.
+pub fn digest(weights: &Weights) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    for (name, weight) in weights {
+        hash.update(format!("{name} {:?} {:?}\n", weight.dtype(), weight.dims()));
+        // Every supported type is exact in f64.
+        let values = weight.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        values.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    }
+    Ok(hash.finalize().iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    }))
+}
+
+/// The largest distance of two embedding rows; none for tables whose pairs are too many.
+fn diameter(model: &Model) -> Result<Option<Upper>, Error> {
+    let Some(node) = model.graph().nodes.first() else { return Ok(None) };
+    let table: &Tensor = &model.weights()[&lipschitz_nn::graph::join(&node.name, "weight")];
+    if table.dim(0)? > 4096 {
+        return Ok(None);
+    }
+    Ok(Some(crate::spectral::max_row_difference(&crate::spectral::Matrix::from_tensor(&node.name, table)?)))
+}

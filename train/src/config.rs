@@ -1,0 +1,320 @@
+//! A run as a TOML file. Unknown keys are refused, with the nearest known one named.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use lipschitz_nn::Graph;
+use lipschitz_nn::graph::Input;
+use lipschitz_nn::presets::{Gpt, Mlp};
+use lipschitz_opt::constraint::ConstraintConfig;
+use lipschitz_opt::schedule::ScheduleConfig;
+use lipschitz_opt::OptimizerConfig;
+use serde::{Deserialize, Serialize};
+
+/// Everything about a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Certified Lipschitz constant (RMS → RMS) to end below: the cap of every matrix is solved from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lipschitz_target: Option<f64>,
+    /// The network.
+    pub model: ModelConfig,
+    /// What it learns.
+    pub data: DataConfig,
+    /// How its weights move.
+    pub optimizer: OptimizerConfig,
+    /// What keeps them small.
+    pub constraint: ConstraintConfig,
+    /// How long, how fast, how often.
+    pub train: TrainConfig,
+}
+
+/// The network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "preset", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelConfig {
+    /// The constrained transformer.
+    Gpt {
+        /// Width of the stream.
+        dim: usize,
+        /// Blocks.
+        layers: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Longest sequence, in tokens.
+        context: usize,
+        /// What attention logits are divided by.
+        #[serde(default)]
+        logit_scale: LogitScale,
+        /// Factor on the attention output.
+        #[serde(default = "third")]
+        output_scale: f64,
+        /// Factor on the network's logits.
+        #[serde(default = "one")]
+        final_scale: f64,
+    },
+    /// A multilayer perceptron with ReLU.
+    Mlp {
+        /// Widths of the hidden layers.
+        hidden: Vec<usize>,
+        /// Factor on the network's logits.
+        #[serde(default = "one")]
+        final_scale: f64,
+    },
+    /// An architecture graph of your own, as `certify graph MODEL -o FILE.json` writes one.
+    Graph {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+fn third() -> f64 {
+    1.0 / 3.0
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What attention logits `q·k` are divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogitScale {
+    /// The width of a head, as in the method.
+    #[default]
+    HeadDim,
+    /// Its square root, as in most transformers.
+    SqrtHeadDim,
+    /// The width of the stream.
+    Dim,
+}
+
+/// What it learns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DataConfig {
+    /// Any UTF-8 file: characters, or the tokens of a `tokenizer.json`.
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// A `tokenizer.json`; characters without one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokenizer: Option<PathBuf>,
+    },
+    /// Generated plays; nothing to download.
+    Play {
+        /// How much to write.
+        #[serde(default = "play_characters")]
+        characters: usize,
+    },
+    /// CIFAR-10: a Hugging Face parquet directory or the binary batches.
+    Cifar10 {
+        /// The directory.
+        path: PathBuf,
+        /// Training images to use; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit_train: Option<usize>,
+        /// Test images to use; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit_test: Option<usize>,
+    },
+}
+
+fn play_characters() -> usize {
+    1_200_000
+}
+
+/// How long, how fast, how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Updates.
+    pub steps: u64,
+    /// Sequences or images an update.
+    pub batch_size: usize,
+    /// Drives initialisation and data order.
+    #[serde(default)]
+    pub seed: u64,
+    /// Learning rate at its peak; under Muon the RMS→RMS norm of an update.
+    pub learning_rate: f64,
+    /// How it changes over the run.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// Steps between lines of the log.
+    #[serde(default = "ten")]
+    pub log_every: u64,
+    /// Steps between evaluations, bounds and checkpoints.
+    #[serde(default = "hundred")]
+    pub eval_every: u64,
+    /// `cpu` or `cuda:N`.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+fn ten() -> u64 {
+    10
+}
+
+fn hundred() -> u64 {
+    100
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+impl Config {
+    /// Reads a config and applies `key.path=value` settings.
+    ///
+    /// # Errors
+    /// One line that names the file and the key.
+    pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
+        Self::parse(&text, settings).with_context(|| path.display().to_string())
+    }
+
+    /// Parses a config and applies `key.path=value` settings.
+    ///
+    /// # Errors
+    /// One line that names the key.
+    pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| one_line(&e))?;
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        let config: Config = table.try_into().map_err(|e| one_line(&e))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The config as TOML.
+    ///
+    /// # Errors
+    /// None for a config that was read.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        let t = &self.train;
+        let counts = [("steps", t.steps), ("batch_size", t.batch_size as u64), ("log_every", t.log_every), ("eval_every", t.eval_every)];
+        for (key, value) in counts {
+            if value == 0 {
+                bail!("train.{key} is 0; it must be at least 1")
+            }
+        }
+        if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
+            bail!("train.learning_rate is {}; it must be above 0", t.learning_rate)
+        }
+        if let Some(target) = self.lipschitz_target
+            && !(target.is_finite() && target > 0.0)
+        {
+            bail!("lipschitz_target is {target}; it must be above 0")
+        }
+        Ok(())
+    }
+
+    /// The network's graph for data of this vocabulary (or number of classes).
+    ///
+    /// # Errors
+    /// A size that does not fit, or a graph file that cannot be read.
+    pub fn graph(&self, vocabulary: usize) -> Result<Graph> {
+        let graph = match &self.model {
+            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale } => {
+                let divisor = match logit_scale {
+                    LogitScale::HeadDim => *dim as f64 / (*heads).max(1) as f64,
+                    LogitScale::SqrtHeadDim => (*dim as f64 / (*heads).max(1) as f64).sqrt(),
+                    LogitScale::Dim => *dim as f64,
+                };
+                let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
+                let (output_scale, final_scale) = (*output_scale, *final_scale);
+                Gpt { vocabulary, context, dim, layers, heads, logit_scale: 1.0 / divisor, output_scale, final_scale }.graph()?
+            }
+            ModelConfig::Mlp { hidden, final_scale } => {
+                let input = Input::Pixels { channels: 3, height: 32, width: 32 };
+                Mlp { input, hidden: hidden.clone(), outputs: vocabulary, final_scale: *final_scale }.graph()?
+            }
+            ModelConfig::Graph { path } => {
+                let text = std::fs::read_to_string(path).map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
+                Graph::from_json(&text).with_context(|| path.display().to_string())?
+            }
+        };
+        let fits = match self.data {
+            DataConfig::Cifar10 { .. } => matches!(graph.input, Input::Pixels { channels: 3, height: 32, width: 32 }),
+            _ => matches!(graph.input, Input::Tokens { .. }),
+        };
+        if !fits {
+            bail!("model and data do not fit: the model reads {:?}; choose another preset or data kind", graph.input)
+        }
+        Ok(graph)
+    }
+}
+
+/// Sets one key of a table from `path.to.key=value`; the value is TOML, or a string if it is none.
+fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let (path, value) =
+        setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as path.to.key=value"))?;
+    let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_string()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| anyhow!("--set {setting}: names no key"))?;
+    let mut at = table;
+    for key in keys {
+        let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next.as_table_mut().ok_or_else(|| anyhow!("--set {setting}: `{key}` is not a section"))?;
+    }
+    at.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// serde's message on one line, with the nearest of the names it expected.
+fn one_line(error: &toml::de::Error) -> anyhow::Error {
+    let message = error.message().trim();
+    let mut names = message.split('`').skip(1).step_by(2);
+    let suggestion = match names.next() {
+        Some(found) if message.starts_with("unknown") => {
+            let near = names.max_by(|a, b| strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found)));
+            near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
+        }
+        _ => String::new(),
+    };
+    anyhow!("{}{suggestion}", message.replace('\n', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_key_names_the_nearest() {
+        let text = crate::preset::text("demo").unwrap();
+        let message = |from: &str, to: &str| Config::parse(&text.replace(from, to), &[]).unwrap_err().to_string();
+        assert!(message("batch_size", "batchsize").contains("did you mean `batch_size`?"));
+        assert!(message("[optimizer]", "[optimiser]").contains("did you mean `optimizer`?"));
+        assert!(message("layers =", "layer =").contains("did you mean `layers`?"));
+        assert!(message("kind = \"play\"", "kind = \"plays\"").contains("did you mean `play`?"));
+    }
+
+    #[test]
+    fn settings_change_keys() {
+        let text = crate::preset::text("demo").unwrap();
+        let settings = ["train.steps=7", "train.device=cuda:1", "lipschitz_target=2.5"].map(String::from);
+        let config = Config::parse(text, &settings).unwrap();
+        assert_eq!((config.train.steps, config.train.device.as_str()), (7, "cuda:1"));
+        assert_eq!(config.lipschitz_target, Some(2.5));
+        let error = Config::parse(text, &["train.stepz=7".to_string()]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `steps`?"), "{error}");
+    }
+
+    #[test]
+    fn every_preset_is_read_and_written_back() {
+        for name in crate::preset::NAMES {
+            let config = Config::parse(crate::preset::text(name).unwrap(), &[]).unwrap();
+            assert_eq!(Config::parse(&config.to_toml().unwrap(), &[]).unwrap(), config, "{name}");
+            config.graph(10).unwrap();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Configs to start from.
+
+/// Their names.
+pub const NAMES: [&str; 3] = ["demo", "gpt-shakespeare", "mlp-cifar10"];
+
+/// A commented config.
+pub fn text(name: &str) -> Option<&'static str> {
+    match name {
+        "demo" => Some(include_str!("../presets/demo.toml")),
+        "gpt-shakespeare" => Some(include_str!("../presets/gpt-shakespeare.toml")),
+        "mlp-cifar10" => Some(include_str!("../presets/mlp-cifar10.toml")),
+        _ => None,
+    }
+}
