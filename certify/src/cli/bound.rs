@@ -1,0 +1,123 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+use certify::certificate::{self, Certificate, Formula};
+use certify::spectral::Method;
+use clap::{Args, ValueEnum};
+use comfy_table::{CellAlignment, Table, presets};
+
+/// Prove a Lipschitz bound.
+#[derive(Args)]
+pub struct Bound {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// Write the certificate to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How spectral norms are bounded.
+    #[arg(long, value_enum, default_value_t = Norms::Proven)]
+    norms: Norms,
+    /// Which formula to walk the graph with.
+    #[arg(long, value_enum, default_value_t = FormulaName::Sound)]
+    formula: FormulaName,
+    /// ℓ2 radius of a token (or of the whole input) to speak of, instead of the natural domain.
+    #[arg(long)]
+    radius: Option<f64>,
+    /// Print the bound alone.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Norms {
+    /// Lanczos proposes, Cholesky proves.
+    Proven,
+    /// Gram iteration, with a rounding margin.
+    Gram,
+    /// Power iteration: an estimate, not a bound.
+    Power,
+    /// Frobenius norms: a loose bound.
+    Frobenius,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FormulaName {
+    /// Valid for any number of heads.
+    Sound,
+    /// The published one: not a bound for more than one head.
+    Paper,
+}
+
+impl Bound {
+    pub fn run(self) -> Result<()> {
+        if let Some(radius) = self.radius
+            && !(radius.is_finite() && radius > 0.0)
+        {
+            bail!("--radius {radius}: must be a number above 0")
+        }
+        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let method = match self.norms {
+            Norms::Proven => Method::Proven,
+            Norms::Gram => Method::Gram,
+            Norms::Power => Method::Power,
+            Norms::Frobenius => Method::Frobenius,
+        };
+        let formula = match self.formula {
+            FormulaName::Sound => Formula::Sound,
+            FormulaName::Paper => Formula::Paper,
+        };
+        let certificate = certificate::certify(&model, method, formula, self.radius)?;
+        if let Some(path) = &self.json {
+            let json = serde_json::to_string_pretty(&certificate)?;
+            lipschitz_nn::checkpoint::write(path, json.as_bytes())?;
+        }
+        if self.quiet {
+            println!("{}", certificate.rms.plain());
+        } else {
+            print(&certificate);
+        }
+        Ok(())
+    }
+}
+
+fn print(c: &Certificate) {
+    let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
+    for row in &c.nodes {
+        let name = if row.path.is_empty() { "·" } else { &row.path };
+        let numbers = [row.lipschitz, row.cumulative, row.radius].map(|x| x.to_string());
+        let [l, cumulative, radius] = numbers;
+        nodes.add_row([name, &row.kind, &l, &cumulative, &radius, &row.rule]);
+    }
+    (2..=4).for_each(|i| right(&mut nodes, i));
+    println!("{nodes}\n");
+    let mut matrices = table(["matrix", "at least", "at most", "method"]);
+    for row in &c.matrices {
+        let (lower, upper) = (format!("{:.9}", row.lower), row.upper.to_f64());
+        matrices.add_row([row.name.as_str(), &lower, &format!("{upper:.9}"), &row.method.to_string()]);
+    }
+    (1..=2).for_each(|i| right(&mut matrices, i));
+    println!("{matrices}\n");
+    let what = if c.proven { "certified" } else { "NOT PROVEN" };
+    println!("L ≤ {}  RMS → RMS    {what}", c.rms);
+    println!("L ≤ {}  ℓ2 → ℓ2", c.l2);
+    println!("domain: {}, ‖x‖₂ ≤ {}", c.domain.text, c.domain.radius);
+    if let Some(diameter) = c.domain.diameter {
+        println!("        two embedding rows are at most {diameter} apart");
+    }
+    c.assumptions.iter().for_each(|text| println!("assumes: {text}"));
+    println!("weights: sha256 {}", c.weights_sha256);
+    c.warnings.iter().for_each(|text| println!("warning: {text}"));
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table
+}
+
+fn right(table: &mut Table, column: usize) {
+    if let Some(column) = table.column_mut(column) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}

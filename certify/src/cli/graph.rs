@@ -1,0 +1,36 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+use certify::certificate::{self, Formula};
+use certify::spectral::Method;
+use clap::Args;
+
+/// Draw the architecture with each node's bound.
+#[derive(Args)]
+pub struct GraphCommand {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// Where to: .svg, .dot or .json.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl GraphCommand {
+    pub fn run(self) -> Result<()> {
+        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
+        if !["svg", "dot", "json"].contains(&extension.as_str()) {
+            bail!("{}: name the output .svg, .dot or .json", self.output.display())
+        }
+        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let graph = model.graph();
+        let text = if extension == "json" {
+            serde_json::to_string_pretty(graph)?
+        } else {
+            let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)?.nodes;
+            let note = |path: &str| nodes.iter().find(|row| row.path == path).map(|row| format!("L ≤ {}", row.lipschitz));
+            if extension == "svg" { graph.to_svg(&note) } else { graph.to_dot(&note) }
+        };
+        Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)
+    }
+}

@@ -1,0 +1,63 @@
+//! The command line: one file a subcommand.
+
+mod bound;
+mod graph;
+mod plot;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
+///
+/// MODEL is a run directory or a .safetensors checkpoint. Exit code 0: fine; 1: a check failed; 2: bad input.
+#[derive(Parser)]
+#[command(name = "certify", version)]
+struct Cli {
+    /// Threads to use [default: all cores].
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Bound(bound::Bound),
+    Plot(plot::Plot),
+    Graph(graph::GraphCommand),
+    Run(run::Run),
+    /// Shell completions, on stdout.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(threads) = cli.threads {
+        // Fails only if the pool has been built already, and nothing ran before this line.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+    }
+    let result = match cli.command {
+        Command::Bound(command) => command.run(),
+        Command::Plot(command) => command.run(),
+        Command::Graph(command) => command.run(),
+        Command::Run(command) => command.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "certify", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: the chain of causes, without repeating what a cause says already.
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
+            ExitCode::from(if violated { 1 } else { 2 })
+        }
+    }
+}

@@ -1,0 +1,38 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use clap::Args;
+use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
+
+/// Run the forward pass on tensors from a file, for comparison with any other program.
+#[derive(Args)]
+pub struct Run {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c, h, w] or `vectors` [batch, d].
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where `output` goes.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Compute in f64 instead of the weights' type.
+    #[arg(long)]
+    double: bool,
+}
+
+impl Run {
+    pub fn run(self) -> Result<()> {
+        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let model = if self.double { model.to(&Device::Cpu, DType::F64)? } else { model };
+        let (tensors, _) = load_tensors(&self.input, &Device::Cpu)?;
+        let known = ["tokens", "embeddings", "pixels", "vectors"];
+        let mut found = known.iter().filter_map(|name| tensors.get(*name).map(|t| (*name, t)));
+        let (Some((name, input)), None) = (found.next(), found.next()) else {
+            bail!("{}: wants one of the tensors {}", self.input.display(), known.join(", "))
+        };
+        let output = if name == "embeddings" { model.forward_embeddings(input) } else { model.forward(input) };
+        let output = output.with_context(|| self.input.display().to_string())?;
+        Ok(save_tensors(&self.output, [("output", output)].into_iter(), None)?)
+    }
+}

@@ -1,0 +1,197 @@
+//! The directory of a run: metrics that grow, checkpoints that are replaced in one step.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use candle_core::{Device, Tensor};
+use lipschitz_nn::checkpoint::{self, Meta};
+use lipschitz_nn::{Error, Model};
+use serde::{Deserialize, Serialize};
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Updates made.
+    pub step: u64,
+    /// Tokens or images seen.
+    pub tokens: u64,
+    /// Seconds since the start, over all parts of a resumed run.
+    pub seconds: f64,
+    /// Mean cross-entropy of the step's batch, nats.
+    pub train_loss: Option<f64>,
+    /// Mean cross-entropy on the whole held-out split, nats.
+    pub val_loss: Option<f64>,
+    /// Share of held-out predictions whose largest logit is right.
+    pub val_accuracy: Option<f64>,
+    /// log10 of the certified constant, RMS → RMS; null if none is finite.
+    pub lipschitz: Option<f64>,
+    /// ℓ2 norm of the gradient.
+    pub grad_norm: Option<f64>,
+    /// Largest absolute logit on the step's batch.
+    pub activation_max: Option<f64>,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+}
+
+/// What a run came to: `summary.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Name in tables and pictures.
+    pub label: String,
+    /// Optimizer and constraint.
+    pub method: String,
+    /// The Lipschitz constant asked for.
+    pub target: Option<f64>,
+    /// The cap on every matrix.
+    pub sigma_max: Option<f64>,
+    /// Updates made.
+    pub steps: u64,
+    /// Seconds spent.
+    pub seconds: f64,
+    /// Numbers in the weights.
+    pub parameters: usize,
+    /// Mean cross-entropy on the whole held-out split, nats.
+    pub val_loss: f64,
+    /// Share of held-out predictions that are right.
+    pub val_accuracy: f64,
+    /// log10 of the certified constant, RMS → RMS; null if none is finite.
+    pub lipschitz_log10: Option<f64>,
+    /// log10 of the largest sensitivity found, RMS → RMS.
+    pub found_log10: Option<f64>,
+}
+
+/// The directory of one run.
+pub struct RunDir {
+    path: PathBuf,
+    metrics: fs::File,
+}
+
+/// What a run continues from.
+pub struct Saved {
+    /// The weights.
+    pub model: Model,
+    /// The optimizer's state.
+    pub optimizer: BTreeMap<String, Tensor>,
+    /// Updates made.
+    pub step: u64,
+    /// Seconds spent.
+    pub seconds: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Position {
+    step: u64,
+    seconds: f64,
+}
+
+const POSITION: &str = "position";
+
+impl RunDir {
+    /// Starts a new run in `path`, which must not hold one.
+    ///
+    /// # Errors
+    /// If it does, or cannot be written.
+    pub fn create(path: &Path, config: &str) -> Result<Self> {
+        if path.join("config.toml").exists() {
+            bail!("{}: holds a run already; continue it with --resume or choose another --out", path.display())
+        }
+        fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
+        checkpoint::write(&path.join("config.toml"), config.as_bytes())?;
+        Self::open(path)
+    }
+
+    /// Opens the run in `path` at its last checkpoint, if it has one; metrics after it are dropped.
+    ///
+    /// # Errors
+    /// If there is no run, or its checkpoint is damaged.
+    pub fn resume(path: &Path, device: &Device) -> Result<(Self, Option<Saved>)> {
+        if !path.join("config.toml").exists() {
+            bail!("{}: holds no run to resume; leave --resume out to start one", path.display())
+        }
+        let saved = load(path, device)?;
+        let step = saved.as_ref().map_or(0, |s| s.step);
+        let file = path.join("metrics.jsonl");
+        if file.exists() {
+            let text = fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
+            // A line cut short by a crash is dropped with those that will be written again.
+            let earlier = |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|m| m.step <= step);
+            let kept: String = text.lines().filter(earlier).map(|line| format!("{line}\n")).collect();
+            checkpoint::write(&file, kept.as_bytes())?;
+        }
+        Ok((Self::open(path)?, saved))
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let file = path.join("metrics.jsonl");
+        let metrics = fs::OpenOptions::new().create(true).append(true).open(&file).map_err(|e| Error::io(&file, &e))?;
+        Ok(Self { path: path.to_path_buf(), metrics })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a line to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// If the disk is full, for example.
+    pub fn log(&mut self, metrics: &Metrics) -> Result<()> {
+        let line = format!("{}\n", serde_json::to_string(metrics)?);
+        let file = self.path.join("metrics.jsonl");
+        Ok(self.metrics.write_all(line.as_bytes()).map_err(|e| Error::io(&file, &e))?)
+    }
+
+    /// Replaces `checkpoint/`; the old one is there until the new one is whole.
+    ///
+    /// # Errors
+    /// If the disk is full, for example; the old checkpoint is untouched then.
+    pub fn save(
+        &self,
+        model: &Model,
+        meta: &Meta,
+        optimizer: &BTreeMap<String, Tensor>,
+        step: u64,
+        seconds: f64,
+    ) -> Result<()> {
+        let [current, fresh, old] = ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
+        let remove = |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
+        remove(&fresh)?;
+        fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
+        checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
+        let position = serde_json::to_string(&Position { step, seconds })?;
+        let state = optimizer.iter().map(|(name, t)| (name.as_str(), t.clone()));
+        let metadata = [(POSITION.to_string(), position)].into();
+        checkpoint::save_tensors(&fresh.join("optimizer.safetensors"), state, Some(metadata))?;
+        remove(&old)?;
+        if current.exists() {
+            fs::rename(&current, &old).map_err(|e| Error::io(&current, &e))?;
+        }
+        fs::rename(&fresh, &current).map_err(|e| Error::io(&fresh, &e))?;
+        Ok(remove(&old)?)
+    }
+
+    /// Writes a file of the run in one step.
+    ///
+    /// # Errors
+    /// If the disk is full, for example.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        Ok(checkpoint::write(&self.path.join(name), text.as_bytes())?)
+    }
+}
+
+fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
+    // A crash between the two renames of `save` leaves the old one alone.
+    let Some(dir) = ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists()) else {
+        return Ok(None);
+    };
+    let (model, _) = checkpoint::load(&dir.join("model.safetensors"), device)?;
+    let file = dir.join("optimizer.safetensors");
+    let (optimizer, metadata) = checkpoint::load_tensors(&file, device)?;
+    let position = metadata.get(POSITION).ok_or_else(|| anyhow!("{}: holds no position", file.display()))?;
+    let position: Position = serde_json::from_str(position).with_context(|| file.display().to_string())?;
+    Ok(Some(Saved { model, optimizer, step: position.step, seconds: position.seconds }))
+}
