@@ -1,0 +1,20 @@
+use anyhow::{Result, anyhow};
+use clap::Args;
+use train::preset;
+
+/// Print a commented config to start from.
+#[derive(Args)]
+pub struct ConfigCommand {
+    /// demo, gpt-shakespeare or mlp-cifar10.
+    preset: String,
+}
+
+impl ConfigCommand {
+    pub fn run(self) -> Result<()> {
+        let text = preset::text(&self.preset).ok_or_else(|| {
+            anyhow!("there is no preset `{}`; there are {}", self.preset, preset::NAMES.join(", "))
+        })?;
+        print!("{text}");
+        Ok(())
+    }
+}

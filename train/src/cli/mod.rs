@@ -1,0 +1,93 @@
+//! The command line: one file a subcommand.
+
+mod config;
+mod demo;
+mod eval;
+mod run;
+mod sample;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Trains networks under an enforced Lipschitz constant.
+///
+/// Exit code 0: fine; 1: a bound or a cap does not hold; 2: bad input; 130: stopped by Ctrl-C, with a checkpoint saved.
+#[derive(Parser)]
+#[command(name = "train", version)]
+struct Cli {
+    /// Threads to use [default: all cores].
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Demo),
+    Run(run::Run),
+    Eval(eval::Eval),
+    Sample(sample::Sample),
+    Config(config::ConfigCommand),
+    /// Shell completions, on stdout.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A run that was stopped by Ctrl-C; says how to go on.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped after {step} steps; a checkpoint is saved. Continue with: {command}")]
+struct Stopped {
+    step: u64,
+    command: String,
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(threads) = cli.threads {
+        // Fails only if the pool has been built already, and nothing ran before this line.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+    }
+    let quiet = cli.quiet;
+    let result = match cli.command {
+        Command::Demo(command) => command.run(quiet),
+        Command::Run(command) => command.run(quiet),
+        Command::Eval(command) => command.run(),
+        Command::Sample(command) => command.run(),
+        Command::Config(command) => command.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "train", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if let Some(stopped) = error.downcast_ref::<Stopped>() {
+        eprintln!("{stopped}");
+        return ExitCode::from(130);
+    }
+    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
+    ExitCode::from(if violated { 1 } else { 2 })
+}
+
+/// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
+fn stop_on_interrupt() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    // Without a handler Ctrl-C ends the program at once, which loses no more than the steps since the last checkpoint.
+    let _ = ctrlc::set_handler(handler);
+    stop
+}

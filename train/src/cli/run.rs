@@ -1,0 +1,54 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use train::config::Config;
+use train::trainer::{self, End, Options};
+
+use super::{Stopped, stop_on_interrupt};
+
+/// Train one network.
+#[derive(Args)]
+pub struct Run {
+    /// The config; `train config PRESET` prints one to start from.
+    config: PathBuf,
+    /// Change a key of the config, as path.to.key=value.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// The run directory [default: runs/NAME OF THE CONFIG].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Continue the run that is there.
+    #[arg(long)]
+    resume: bool,
+    /// cpu or cuda:N, instead of the config's.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+impl Run {
+    pub fn run(self, quiet: bool) -> Result<()> {
+        let mut config = Config::read(&self.config, &self.settings)?;
+        if let Some(device) = self.device {
+            config.train.device = device;
+        }
+        let label = self.config.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+        let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(&label));
+        let options = Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, label };
+        match trainer::run(&config, &options)? {
+            End::Stopped(step) => {
+                let settings: String = self.settings.iter().map(|s| format!(" --set {s}")).collect();
+                let (file, out) = (self.config.display(), out.display());
+                let command = format!("train run {file}{settings} --out {out} --resume");
+                Err(Stopped { step, command }.into())
+            }
+            End::Done(summary) => {
+                let bound = summary.lipschitz_log10.map_or("no finite bound".into(), |l| format!("L ≤ 10^{l:.4}"));
+                let accuracy = 100.0 * summary.val_accuracy;
+                println!("{}: val loss {:.4}, accuracy {accuracy:.2} %, {bound}", out.display(), summary.val_loss);
+                println!("certificate: certify bound {}", out.display());
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use candle_core::Device;
+use clap::Args;
+use train::sample::{Sampling, sample};
+
+/// Write text with a language model.
+#[derive(Args)]
+pub struct Sample {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// How the text begins.
+    #[arg(long, default_value = "\n")]
+    prompt: String,
+    /// How many tokens to write.
+    #[arg(long, default_value_t = 400)]
+    tokens: usize,
+    /// Below 1: safer; above: wilder; 0: always the likeliest token.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// The same seed writes the same text.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Sample {
+    pub fn run(self) -> Result<()> {
+        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let tokenizer = meta
+            .tokenizer
+            .ok_or_else(|| anyhow!("{}: holds no tokenizer; only a language model writes text", self.model.display()))?;
+        let sampling = Sampling { tokens: self.tokens, temperature: self.temperature, seed: self.seed };
+        println!("{}", sample(&model, &tokenizer, &self.prompt, sampling)?);
+        Ok(())
+    }
+}

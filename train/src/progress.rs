@@ -1,0 +1,54 @@
+//! A bar on a terminal, plain lines elsewhere; on stderr.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::run_dir::Metrics;
+
+/// Shows how a run goes.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    latest: String,
+}
+
+impl Progress {
+    /// For `steps` steps of which `done` are made; silent if `quiet`.
+    pub fn new(steps: u64, done: u64, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = (terminal && !quiet).then(|| {
+            let bar = ProgressBar::new(steps).with_position(done);
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { bar, lines: !terminal && !quiet, latest: String::new() }
+    }
+
+    /// A logged step.
+    pub fn show(&mut self, m: &Metrics) {
+        if let (Some(loss), Some(accuracy)) = (m.val_loss, m.val_accuracy) {
+            let bound = m.lipschitz.map_or("no finite L".to_string(), |l| match l {
+                -3.0..=6.0 => format!("L ≤ {:.4}", 10f64.powf(l).next_up() + 5e-5),
+                _ => format!("L ≤ 10^{:.1}", (l * 10.0).ceil() / 10.0),
+            });
+            self.latest = format!("  val {loss:.4}  acc {:.1} %  {bound}", 100.0 * accuracy);
+        }
+        let loss = m.train_loss.unwrap_or(f64::NAN);
+        if let Some(bar) = &self.bar {
+            bar.set_position(m.step);
+            bar.set_message(format!("loss {loss:.4}{}", self.latest));
+        } else if self.lines {
+            let latest = if m.val_loss.is_some() { self.latest.as_str() } else { "" };
+            eprintln!("step {:>6}  {:>7.1} s  loss {loss:.4}{latest}", m.step, m.seconds);
+        }
+    }
+
+    /// Leaves the last state on the screen.
+    pub fn finish(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
