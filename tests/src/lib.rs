@@ -1,1 +1,107 @@
-//! placeholder
+//! What the whole-workspace tests share: seeded random networks.
+
+use candle_core::{Device, Tensor};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::{Model, Weights};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A source of small decisions.
+pub struct Dice(ChaCha8Rng);
+
+impl Dice {
+    /// The same seed throws the same dice.
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// Uniform in [-1, 1].
+    pub fn unit(&mut self) -> f64 {
+        f64::from(self.0.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0
+    }
+
+    /// Uniform in 0…n−1.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0.next_u32() as usize % n
+    }
+
+    /// One of a list.
+    pub fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())]
+    }
+
+    /// True or false.
+    pub fn coin(&mut self) -> bool {
+        self.below(2) == 0
+    }
+
+    /// A tensor with elements in [-factor, factor].
+    pub fn tensor(&mut self, shape: &[usize], factor: f64) -> Tensor {
+        let values: Vec<f64> = (0..shape.iter().product()).map(|_| factor * self.unit()).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape has")
+    }
+}
+
+const FUNCTIONS: [Function; 6] =
+    [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid];
+
+fn attention(dim: usize, dice: &mut Dice) -> Op {
+    let heads = dice.pick(&[1, 2, 3, 4, 8]);
+    let divisors: Vec<usize> = (1..=heads).filter(|k| heads % k == 0).collect();
+    let head_dim = dice.pick(&[2, 4]);
+    let rotary = dice.coin().then(|| Rotary { base: 20.0, pairing: dice.pick(&[Pairing::Half, Pairing::Interleaved]) });
+    Op::Attention(Attention {
+        dim,
+        heads,
+        key_value_heads: dice.pick(&divisors),
+        head_dim,
+        logit_scale: dice.pick(&[1.0 / head_dim as f64, 1.0 / (head_dim as f64).sqrt(), 1.0 / dim as f64, -1.0]),
+        output_scale: dice.pick(&[1.0, 1.0 / 3.0]),
+        causal: dice.coin(),
+        rotary,
+        bias: dice.below(3) == 0,
+        output_bias: dice.below(3) == 0,
+        query_key_norm: (dice.below(4) == 0).then(|| dice.pick(&[0.01, 0.5])),
+    })
+}
+
+fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for i in 0..1 + dice.below(3) {
+        let name = format!("n{depth}{i}");
+        let op = match dice.below(if depth < 2 { 8 } else { 7 }) {
+            0 | 1 => attention(dim, dice),
+            2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
+            3 => Op::Activation { function: dice.pick(&FUNCTIONS), scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]) },
+            4 => Op::Scale { factor: 1.5 * dice.unit() },
+            5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
+            5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
+            6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS) },
+            _ => {
+                let alpha = 0.5 + 0.5 * dice.unit();
+                Op::Residual { skip: 1.0 - alpha, branch: alpha, body: body(dim, depth + 1, dice) }
+            }
+        };
+        nodes.push(Node::new(name, op));
+    }
+    nodes
+}
+
+/// A random small language model: embedding, sometimes positions, any nodes, a head.
+pub fn random_graph(dice: &mut Dice) -> Graph {
+    let (vocabulary, dim, context) = (5, dice.pick(&[3, 4, 6]), 4);
+    let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];
+    if dice.coin() {
+        nodes.push(Node::new("positions", Op::Positions { length: context, dim }));
+    }
+    nodes.extend(body(dim, 0, dice));
+    nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: 1 + dice.below(4), bias: dice.coin() }));
+    Graph::new(Input::Tokens { context }, nodes).expect("random graphs fit together")
+}
+
+/// Random weights in f64, of a random size.
+pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
+    let factor = dice.pick(&[0.3, 1.0, 2.0]);
+    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), dice.tensor(&p.shape, factor))).collect();
+    Model::new(graph, weights).expect("weights come from the graph")
+}
