@@ -146,7 +146,10 @@ fn assumptions(tokens: bool) -> Vec<String> {
         "Rounding in a forward pass is not part of the function.".to_string(),
     ];
     if tokens {
-        out.push("The norm of a sequence is the largest norm of a token; inputs are embedding vectors, not token ids.".into());
+        out.push(
+            "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, not token ids."
+                .into(),
+        );
         out.push("Sequences of any length up to the context, two compared ones of equal length.".into());
     } else {
         out.push("The norm is that of the whole input and the whole output.".into());

@@ -1,8 +1,13 @@
 //! Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
 
+pub mod bound;
+pub mod certificate;
 mod error;
+mod open;
 pub mod plot;
+pub mod probe;
 pub mod spectral;
 pub mod upper;
 
 pub use error::Error;
+pub use open::{checkpoint_path, open};

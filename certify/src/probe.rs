@@ -61,7 +61,8 @@ pub fn search(model: &Model, starts: &Tensor, radius: f64, iterations: usize) ->
         }
         // Push along the output change of each element's worst token.
         let at = outputs.argmax(1)?.to_vec1::<u32>()?;
-        let picked: Vec<Tensor> = at.iter().enumerate().map(|(i, t)| change.get(i)?.get(*t as usize)).collect::<Result<_, _>>()?;
+        let picked: Vec<Tensor> =
+            at.iter().enumerate().map(|(i, t)| change.get(i)?.get(*t as usize)).collect::<Result<_, _>>()?;
         let picked = Tensor::stack(&picked, 0)?;
         let goal = (&picked * unit(&picked.detach())?)?.sum_all()?;
         let gradients = goal.backward()?;

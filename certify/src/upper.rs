@@ -1,1 +1,352 @@
 //! Non-negative numbers with their own exponent, every operation rounded up.
+//!
+//! Products of many norms pass the range of `f64`, and a bound must never be rounded down. A value is `m·2^e` with m in
+//! [1, 2), or zero, or infinity.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::ops::{Add, Mul};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An upper bound: a non-negative number, possibly infinite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Upper {
+    /// In [1, 2), or 0, or infinity.
+    mantissa: f64,
+    exponent: i64,
+}
+
+/// `x·2ⁿ` for normal results.
+fn scale(x: f64, n: i64) -> f64 {
+    x * f64::from_bits(((1023 + n) as u64) << 52)
+}
+
+impl Upper {
+    /// 0
+    pub const ZERO: Upper = Upper { mantissa: 0.0, exponent: 0 };
+    /// 1
+    pub const ONE: Upper = Upper { mantissa: 1.0, exponent: 0 };
+    /// ∞: nothing is bounded.
+    pub const INFINITY: Upper = Upper { mantissa: f64::INFINITY, exponent: 0 };
+
+    /// Exactly `x`. NaN and negative numbers bound nothing, so they give infinity.
+    pub fn from_f64(x: f64) -> Self {
+        if x == 0.0 {
+            return Self::ZERO;
+        }
+        if x.is_nan() || x < 0.0 || x == f64::INFINITY {
+            return Self::INFINITY;
+        }
+        Self::normalised(x, 0)
+    }
+
+    /// `x·2^exponent` for finite x > 0.
+    fn normalised(x: f64, exponent: i64) -> Self {
+        // Subnormal numbers are brought into the normal range first, exactly.
+        let (x, shift) = if x < f64::MIN_POSITIVE { (x * 2f64.powi(64), -64) } else { (x, 0) };
+        let bits = x.to_bits();
+        let own = ((bits >> 52) & 0x7ff) as i64 - 1023;
+        let mantissa = f64::from_bits((bits & !(0x7ff << 52)) | (1023 << 52));
+        match exponent.checked_add(own + shift) {
+            Some(exponent) => Self { mantissa, exponent },
+            None if exponent < 0 => Self { mantissa: 1.0, exponent: i64::MIN },
+            None => Self::INFINITY,
+        }
+    }
+
+    fn special(self) -> bool {
+        self.mantissa == 0.0 || self.mantissa == f64::INFINITY
+    }
+
+    /// Whether there is a bound at all.
+    pub fn is_finite(self) -> bool {
+        self.mantissa.is_finite()
+    }
+
+    /// Not below the value; infinite beyond the range of `f64`.
+    pub fn to_f64(self) -> f64 {
+        match self.exponent {
+            _ if self.special() => self.mantissa,
+            1024.. => f64::INFINITY,
+            -1022..=1023 => scale(self.mantissa, self.exponent),
+            _ => f64::MIN_POSITIVE,
+        }
+    }
+
+    /// Not below `self/lower`; infinite unless `lower > 0`. Rounds up when `lower` is at most the divisor meant.
+    pub fn div(self, lower: f64) -> Self {
+        if lower.is_nan() || lower <= 0.0 {
+            return Self::INFINITY;
+        }
+        if self.special() {
+            return self;
+        }
+        if lower == f64::INFINITY {
+            return Self::normalised(f64::MIN_POSITIVE, self.exponent);
+        }
+        let d = Self::normalised(lower, 0);
+        let quotient = self.mantissa / d.mantissa;
+        let exact = quotient.mul_add(d.mantissa, -self.mantissa) == 0.0;
+        let Some(exponent) = self.exponent.checked_sub(d.exponent) else { return Self::INFINITY };
+        Self::normalised(if exact { quotient } else { quotient.next_up() }, exponent)
+    }
+
+    /// Not below the square root.
+    pub fn sqrt(self) -> Self {
+        if self.special() {
+            return self;
+        }
+        let odd = self.exponent.rem_euclid(2);
+        let x = if odd == 1 { 2.0 * self.mantissa } else { self.mantissa };
+        let root = x.sqrt();
+        let exact = root.mul_add(root, -x) == 0.0;
+        Self::normalised(if exact { root } else { root.next_up() }, (self.exponent - odd) / 2)
+    }
+
+    /// The larger.
+    pub fn max(self, other: Self) -> Self {
+        if other > self { other } else { self }
+    }
+
+    /// The smaller.
+    pub fn min(self, other: Self) -> Self {
+        if other < self { other } else { self }
+    }
+
+    /// log10 of the value, a hair above it.
+    pub fn log10(self) -> f64 {
+        if self.special() {
+            return self.mantissa.log10();
+        }
+        let log = self.mantissa.log10() + self.exponent as f64 * std::f64::consts::LOG10_2;
+        // log10 of libm and the sum are off by a few units in the last place of the larger term.
+        log + 8.0 * f64::EPSILON * (log.abs() + 1.0)
+    }
+
+    /// `3.94`, `1.2e17`, `1e1043`: for scripts; not below the value.
+    pub fn plain(self) -> String {
+        self.text(|log| format!("1e{}", log.ceil()))
+    }
+
+    fn text(self, huge: impl Fn(f64) -> String) -> String {
+        if self.special() {
+            return if self.mantissa == 0.0 { "0".into() } else { "inf".into() };
+        }
+        let x = self.to_f64();
+        if x > 1e300 || self.exponent < -1000 {
+            return huge(self.log10());
+        }
+        if (1e-3..1e6).contains(&x) {
+            return decimals(x, |x, digits| format!("{x:.digits$}"), if x < 10.0 { 4 } else { 2 });
+        }
+        decimals(x, |x, digits| format!("{x:.digits$e}"), 2)
+    }
+}
+
+/// Prints x with `digits` decimals, rounded up: what is printed, read back, is at least x.
+fn decimals(x: f64, print: impl Fn(f64, usize) -> String, digits: usize) -> String {
+    let mut at = x;
+    let mut step = x * f64::EPSILON;
+    loop {
+        let text = print(at, digits);
+        // A text that cannot be read back would be a defect of the standard library.
+        if text.parse::<f64>().is_ok_and(|shown| shown >= x) {
+            let trimmed = if text.contains('e') { text } else { trim(&text) };
+            return trimmed;
+        }
+        at = x + step;
+        step *= 2.0;
+    }
+}
+
+fn trim(text: &str) -> String {
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text.to_string() }
+}
+
+impl Add for Upper {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        if self == Self::INFINITY || other == Self::INFINITY {
+            return Self::INFINITY;
+        }
+        if self.mantissa == 0.0 {
+            return other;
+        }
+        if other.mantissa == 0.0 {
+            return self;
+        }
+        let (large, small) = if self >= other { (self, other) } else { (other, self) };
+        let shift = large.exponent.saturating_sub(small.exponent);
+        if shift > 1000 {
+            return Self::normalised(large.mantissa.next_up(), large.exponent);
+        }
+        let b = scale(small.mantissa, -shift);
+        let sum = large.mantissa + b;
+        // Exact if the rounding error of the sum is zero (Dekker's fast two-sum, as large ≥ small).
+        let exact = b - (sum - large.mantissa) == 0.0;
+        Self::normalised(if exact { sum } else { sum.next_up() }, large.exponent)
+    }
+}
+
+impl Mul for Upper {
+    type Output = Self;
+
+    /// Zero times infinity is infinity: fail closed.
+    fn mul(self, other: Self) -> Self {
+        if self == Self::INFINITY || other == Self::INFINITY {
+            return Self::INFINITY;
+        }
+        if self.mantissa == 0.0 || other.mantissa == 0.0 {
+            return Self::ZERO;
+        }
+        let product = self.mantissa * other.mantissa;
+        let exact = self.mantissa.mul_add(other.mantissa, -product) == 0.0;
+        match self.exponent.checked_add(other.exponent) {
+            Some(exponent) => Self::normalised(if exact { product } else { product.next_up() }, exponent),
+            None if self.exponent < 0 => Self { mantissa: 1.0, exponent: i64::MIN },
+            None => Self::INFINITY,
+        }
+    }
+}
+
+impl PartialOrd for Upper {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        if self.special() || other.special() {
+            let key = |x: &Self| if x.special() { x.mantissa } else { 1.0 };
+            return key(self).partial_cmp(&key(other));
+        }
+        Some(self.exponent.cmp(&other.exponent).then(self.mantissa.total_cmp(&other.mantissa)))
+    }
+}
+
+impl fmt::Display for Upper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `pad` honours a width given by the caller.
+        f.pad(&self.text(|log| format!("10^{:.1}", (log * 10.0).ceil() / 10.0)))
+    }
+}
+
+/// How a value is stored: exactly, with its logarithm for readers.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    /// In [1, 2); 0 for zero; null for infinity.
+    mantissa: Option<f64>,
+    exponent: i64,
+    /// For readers; ignored when read back.
+    #[serde(default)]
+    log10: Option<f64>,
+}
+
+impl Serialize for Upper {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let log10 = Some(self.log10()).filter(|x| x.is_finite());
+        let mantissa = Some(self.mantissa).filter(|x| x.is_finite());
+        Stored { mantissa, exponent: self.exponent, log10 }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Upper {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = Stored::deserialize(deserializer)?;
+        match stored.mantissa {
+            None => Ok(Self::INFINITY),
+            Some(0.0) if stored.exponent == 0 => Ok(Self::ZERO),
+            Some(m) if (1.0..2.0).contains(&m) => Ok(Self { mantissa: m, exponent: stored.exponent }),
+            Some(m) => Err(serde::de::Error::custom(format!("mantissa {m} is outside [1, 2)"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn up(x: f64) -> Upper {
+        Upper::from_f64(x)
+    }
+
+    #[test]
+    fn exact_results_stay_exact() {
+        assert_eq!(up(1.0) * up(1.0), Upper::ONE);
+        assert_eq!(up(0.75) + up(0.25), Upper::ONE);
+        assert_eq!(up(9.0).sqrt(), up(3.0));
+        assert_eq!(up(6.0).div(3.0), up(2.0));
+        assert_eq!(up(5e-324).to_f64(), f64::MIN_POSITIVE);
+        assert_eq!(up(f64::NAN), Upper::INFINITY);
+        assert_eq!(up(-1.0), Upper::INFINITY);
+        assert_eq!(Upper::ZERO * Upper::INFINITY, Upper::INFINITY);
+        assert_eq!(up(1.0).div(0.0), Upper::INFINITY);
+    }
+
+    /// Against exact integer arithmetic: products and sums of 53-bit integers in 128 bits.
+    #[test]
+    fn never_below_the_exact_result_and_within_two_units() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for _ in 0..100_000 {
+            let mut draw = || (rng.next_u64() >> 11) >> (rng.next_u32() % 50);
+            let (a, b) = (draw().max(1), draw().max(1));
+            // As integers: mantissa·2⁵² is one, so is the value shifted.
+            let value = |u: Upper| {
+                let m = (u.mantissa * 2f64.powi(52)) as u128;
+                if u.exponent >= 52 { m << (u.exponent - 52) } else { m >> (52 - u.exponent) }
+            };
+            let (x, y) = (up(a as f64), up(b as f64));
+            let product = u128::from(a) * u128::from(b);
+            let found = value(x * y);
+            assert!(found >= product && found - product <= product >> 51, "{a} · {b}");
+            let (sum, found) = (u128::from(a) + u128::from(b), value(x + y));
+            assert!(found >= sum && found - sum <= 2 + (sum >> 51), "{a} + {b}");
+            let root = x.sqrt();
+            assert!(root * root >= x);
+            assert!(x.div(b as f64) * y >= x, "{a} / {b}");
+        }
+    }
+
+    #[test]
+    fn exponents_do_not_overflow() {
+        let mut x = up(1e300);
+        for _ in 0..40 {
+            x = x * x;
+        }
+        assert!(x.is_finite() && (x.log10() / (300.0 * 2f64.powi(40)) - 1.0).abs() < 1e-9);
+        for _ in 0..40 {
+            x = x * x;
+        }
+        assert_eq!(x, Upper::INFINITY);
+        assert_eq!(up(1e-300) * up(1e-300) * up(1e300) * up(1e300) >= up(0.999_999), true);
+    }
+
+    #[test]
+    fn what_is_shown_is_not_below_the_value() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for _ in 0..100_000 {
+            let x = f64::from_bits(rng.next_u64() >> 1);
+            if !x.is_finite() || !(1e-290..1e290).contains(&x) {
+                continue;
+            }
+            let (shown, plain) = (up(x).to_string(), up(x).plain());
+            assert!(shown.parse::<f64>().unwrap() >= x && plain.parse::<f64>().unwrap() >= x, "{x}: {shown} {plain}");
+        }
+        assert_eq!(up(3.94).to_string(), "3.94");
+        assert_eq!(up(2.0).to_string(), "2");
+        assert_eq!(up(1.2e17).to_string(), "1.20e17");
+        let mut huge = up(1e300);
+        huge = huge * huge * huge * up(1e143) * up(1.5);
+        assert_eq!((huge.to_string().as_str(), huge.plain().as_str()), ("10^1043.2", "1e1044"));
+    }
+
+    #[test]
+    fn stored_exactly() {
+        for x in [Upper::ZERO, Upper::ONE, Upper::INFINITY, up(0.1), up(1e300) * up(1e300)] {
+            let json = serde_json::to_string(&x).unwrap();
+            assert_eq!(serde_json::from_str::<Upper>(&json).unwrap(), x, "{json}");
+        }
+        assert!(serde_json::from_str::<Upper>("{\"mantissa\":0.5,\"exponent\":1}").is_err());
+    }
+}

@@ -64,9 +64,9 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
             let product = norms.query_key(&weight("query"), &weight("key"), mine, shared)?;
             logit_slope = logit_slope.min(product * r + product * r + query_bias * key);
         }
-        let output_value = norms.output_value(&weight("output"), &weight("value"), mine, shared)?.min(
-            norms.columns(&weight("output"), mine)? * value,
-        );
+        let output_value = norms
+            .output_value(&weight("output"), &weight("value"), mine, shared)?
+            .min(norms.columns(&weight("output"), mine)? * value);
         heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
     }
 

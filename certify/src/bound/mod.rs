@@ -8,8 +8,10 @@ mod attention;
 mod norms;
 pub mod paper;
 mod pointwise;
+mod weights;
 
 pub use norms::{Norms, Part};
+pub use weights::WeightNorms;
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
 use serde::{Deserialize, Serialize};

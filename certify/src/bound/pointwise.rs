@@ -55,14 +55,9 @@ mod tests {
             Function::Tanh => 1.0 - x.tanh().powi(2),
             Function::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         };
-        for function in [
-            Function::Relu,
-            Function::GeluErf,
-            Function::GeluTanh,
-            Function::Silu,
-            Function::Tanh,
-            Function::Sigmoid,
-        ] {
+        for function in
+            [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
+        {
             let found = (-200_000..=200_000).map(|i| derivative(function, i as f64 * 5e-5).abs()).fold(0.0, f64::max);
             let claimed = slope(function).to_f64();
             assert!(found <= claimed && claimed - found < 1e-6, "{function:?}: {found} against {claimed}");

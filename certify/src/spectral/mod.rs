@@ -1,1 +1,66 @@
-//! Spectral norms: power iteration proposes, Cholesky proves.
+//! Spectral norms: Lanczos proposes, Cholesky proves.
+//!
+//! With u = 2⁻⁵³ and γ_k = ku/(1−ku). Every result is an interval that contains the true norm of the exact matrix.
+
+mod lanczos;
+mod matrix;
+mod proof;
+
+pub use matrix::{Matrix, max_row_difference, max_row_norm, vector_norm};
+pub use proof::{product_norm, spectral_norm};
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::upper::Upper;
+
+/// How an upper end was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Lanczos proposes, Cholesky proves.
+    Proven,
+    /// Gram iteration with a rounding margin.
+    Gram,
+    /// The Frobenius norm.
+    Frobenius,
+    /// Power iteration from below: an estimate, not a bound.
+    Power,
+}
+
+impl Method {
+    /// Whether the upper end is proven to be one.
+    pub fn is_bound(self) -> bool {
+        self != Method::Power
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Method::Proven => "proven",
+            Method::Gram => "gram",
+            Method::Frobenius => "frobenius",
+            Method::Power => "power (not a bound)",
+        })
+    }
+}
+
+/// An interval that contains a norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// Rounded down.
+    pub lower: f64,
+    /// Rounded up.
+    pub upper: Upper,
+    /// How the upper end was found.
+    pub method: Method,
+}
+
+/// γ_k = ku/(1−ku), rounded up.
+fn gamma(k: usize) -> Upper {
+    let ku = k as f64 * (f64::EPSILON / 2.0);
+    // Both operands are exact for any k that fits in memory; 1 − ku rounds, so it is taken a step down.
+    Upper::from_f64(ku).div((1.0 - ku).next_down())
+}

@@ -1,0 +1,241 @@
+//! The proof: a Cholesky factorisation that runs to its end shows `aI − G` positive definite.
+//!
+//! Sources: Rump, *Verification of positive definiteness*, BIT 46 (2006); Higham, *Accuracy and Stability of Numerical
+//! Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
+//! Iteration* (2023).
+
+use lipschitz_nn::ops::{Strided, gemm};
+
+use super::lanczos::top_eigenvector;
+use super::matrix::{exponent, scaled, shift, vector_norm};
+use super::{Interval, Matrix, Method, gamma};
+use crate::upper::Upper;
+
+/// Exceeds what underflow can add to any sum or product here: elements are scaled to at most 1, and sizes are below 2⁴⁰.
+const UNDERFLOW: f64 = 1e-280;
+
+/// σ_max of a matrix.
+///
+/// [`Method::Proven`] falls back to [`Method::Frobenius`], and says so, should no proof succeed.
+pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
+    let largest = m.largest();
+    if largest == 0.0 {
+        return Interval { lower: 0.0, upper: Upper::ZERO, method };
+    }
+    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements 2⁻¹⁰⁰⁰ times smaller.
+    let e = exponent(largest);
+    let unit = Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
+    let found = unit_norm(&unit, method);
+    let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
+    let lower = (found.lower - if e > 0 { UNDERFLOW } else { 0.0 }).max(0.0);
+    // Scaling back is exact unless it underflows, and then it must not round up.
+    let back = scaled(lower, e);
+    let lower = if back < f64::MIN_POSITIVE { 0.0 } else { back };
+    Interval { lower, upper: shift(found.upper + lost, e), method: found.method }
+}
+
+/// For elements of at most 1.
+fn unit_norm(m: &Matrix, method: Method) -> Interval {
+    let (short, long) = (m.rows.min(m.columns), m.rows.max(m.columns));
+    let frobenius = vector_norm(&m.data);
+    let g = gram(m);
+    let v = top_eigenvector(&g, short);
+    let lower = stretch(m, &v, frobenius);
+    // ‖fl(WᵀW) − WᵀW‖₂ ≤ γ_{long+1}·‖W‖_F², element by element and so for any order of summation.
+    let squares = frobenius * frobenius;
+    let rounding = gamma(long + 2) * squares + Upper::from_f64(UNDERFLOW);
+    let root = |eigenvalue: Upper| (eigenvalue + rounding).sqrt().min(frobenius);
+    match method {
+        Method::Frobenius => Interval { lower, upper: frobenius, method },
+        Method::Power => Interval { lower, upper: Upper::from_f64(lower), method },
+        Method::Gram => Interval { lower, upper: root(gram_iteration(g, short)), method },
+        Method::Proven => match largest_eigenvalue(&g, short, lower * lower) {
+            Some(eigenvalue) => Interval { lower, upper: root(eigenvalue), method },
+            None => Interval { lower, upper: frobenius, method: Method::Frobenius },
+        },
+    }
+}
+
+/// WWᵀ or WᵀW, whichever is smaller, symmetric.
+fn gram(m: &Matrix) -> Vec<f64> {
+    let n = m.rows.min(m.columns);
+    let mut g = vec![0.0; n * n];
+    let view = m.view();
+    if m.rows <= m.columns {
+        gemm(&mut g, n, view, view.t(), 0.0, 1.0, true);
+    } else {
+        gemm(&mut g, n, view.t(), view, 0.0, 1.0, true);
+    }
+    symmetric(&mut g, n);
+    g
+}
+
+/// The lower triangle on both sides.
+fn symmetric(g: &mut [f64], n: usize) {
+    for i in 0..n {
+        for j in 0..i {
+            g[j * n + i] = g[i * n + j];
+        }
+    }
+}
+
+/// Not above ‖Wv‖/‖v‖, or ‖Wᵀv‖/‖v‖ where [`gram`] is WWᵀ.
+fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
+    let (view, n) = (m.view(), v.len());
+    let map = if m.rows <= m.columns { view.t() } else { view };
+    let mut y = vec![0.0; map.rows];
+    gemm(&mut y, 1, map, Strided::rows(v, n, 1, 1), 0.0, 1.0, false);
+    let size = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let above = vector_norm(v).to_f64();
+    let error = (gamma(n + 2) * frobenius * Upper::from_f64(above) + Upper::from_f64(UNDERFLOW)).to_f64();
+    let down = 1.0 - (2 * y.len() + 8) as f64 * f64::EPSILON;
+    ((size(&y) * down - error) / above * (1.0 - 4.0 * f64::EPSILON)).max(0.0)
+}
+
+/// Not below the largest eigenvalue of a symmetric matrix, near `guess`.
+fn largest_eigenvalue(g: &[f64], n: usize, guess: f64) -> Option<Upper> {
+    let mut delta = 1e-9_f64.max(8.0 * (n * n) as f64 * f64::EPSILON);
+    while delta < 0.5 {
+        let a = guess * (1.0 + delta) + 1e-270;
+        let mut m: Vec<f64> = g.iter().map(|x| -x).collect();
+        let mut trace = Upper::ZERO;
+        let mut largest: f64 = 0.0;
+        for i in 0..n {
+            let d = a - g[i * n + i];
+            m[i * n + i] = d;
+            largest = largest.max(d.abs());
+            trace = trace + Upper::from_f64(d.max(0.0));
+        }
+        if let Some(error) = cholesky(&mut m, n, trace) {
+            // aI − G = M − (rounding of the diagonal) ⪰ −error − u·max M_ii.
+            let diagonal = Upper::from_f64(largest) * Upper::from_f64(f64::EPSILON);
+            return Some(Upper::from_f64(a) + error + diagonal);
+        }
+        delta *= 4.0;
+    }
+    None
+}
+
+const BLOCK: usize = 48;
+
+/// Factors a symmetric matrix M in place, `M + ΔM = LLᵀ`, and returns a bound on ‖ΔM‖₂; none if M is not positive
+/// definite enough. Reads and writes the lower triangle only; `trace` is not below the sum of the diagonal.
+///
+/// In whatever order the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and `‖|L||Lᵀ|‖₂ ≤ ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
+fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
+    for from in (0..n).step_by(BLOCK) {
+        let to = (from + BLOCK).min(n);
+        // The columns of this block, for its own rows and all below.
+        for j in from..to {
+            let (above, below) = m.split_at_mut((j + 1) * n);
+            let row = &mut above[j * n..];
+            let pivot = row[j] - row[from..j].iter().map(|x| x * x).sum::<f64>();
+            if pivot.is_nan() || pivot <= 0.0 {
+                return None;
+            }
+            let root = pivot.sqrt();
+            row[j] = root;
+            let row = &row[from..j];
+            for other in below.chunks_mut(n) {
+                let dot: f64 = other[from..j].iter().zip(row).map(|(a, b)| a * b).sum();
+                other[j] = (other[j] - dot) / root;
+            }
+        }
+        // What is left, less the part that these columns explain.
+        let rest = n - to;
+        if rest > 0 {
+            let width = to - from;
+            let panel: Vec<f64> = (to..n).flat_map(|i| m[i * n + from..i * n + to].iter().copied()).collect();
+            let view = Strided::rows(&panel, rest, width, width);
+            gemm(&mut m[to * n + to..], n, view, view.t(), 1.0, -1.0, true);
+        }
+    }
+    let g = gamma(n + 4);
+    let shrink = (1.0 - g.to_f64()).next_down();
+    Some((g * trace).div(shrink) + Upper::from_f64(UNDERFLOW))
+}
+
+/// Not below the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high power is close to its largest
+/// eigenvalue. With `H' = fl(H²)` it is `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
+fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
+    const SQUARINGS: usize = 12;
+    let mut h = g;
+    let mut trail = Vec::with_capacity(SQUARINGS);
+    for _ in 0..SQUARINGS {
+        let e = exponent(h.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs())));
+        h.iter_mut().for_each(|x| *x = scaled(*x, -e));
+        trail.push((e, vector_norm(&h)));
+        let mut square = vec![0.0; n * n];
+        let view = Strided::rows(&h, n, n, n);
+        gemm(&mut square, n, view, view, 0.0, 1.0, true);
+        symmetric(&mut square, n);
+        h = square;
+    }
+    let mut bound = vector_norm(&h);
+    for (e, frobenius) in trail.into_iter().rev() {
+        let error = gamma(n + 2) * frobenius * frobenius + Upper::from_f64(UNDERFLOW);
+        bound = (bound + error).sqrt().min(frobenius) + Upper::from_f64(UNDERFLOW);
+        bound = shift(bound, e);
+    }
+    bound
+}
+
+/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`, worked out on the side k: with `AᵀA ⪯ LLᵀ + eI` it is
+/// `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖²`. At most the product of the norms in any case. The lower end is 0.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
+    assert_eq!(a.columns, b.rows, "product_norm: shapes");
+    let (left, right) = (spectral_norm(a, method), spectral_norm(b, method));
+    let apart = left.upper * right.upper;
+    let weaker = left.method.max(right.method);
+    let (la, lb) = (a.largest(), b.largest());
+    if la == 0.0 || lb == 0.0 {
+        return Interval { lower: 0.0, upper: Upper::ZERO, method };
+    }
+    let (ea, eb) = (exponent(la), exponent(lb));
+    let unit = |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
+    let (ua, ub) = (unit(a, ea), unit(b, eb));
+    let together = factor(&ua).map(|(l, e)| {
+        let k = l.rows;
+        let mut product = Matrix { rows: k, columns: ub.columns, data: vec![0.0; k * ub.columns] };
+        gemm(&mut product.data, ub.columns, l.view().t(), ub.view(), 0.0, 1.0, false);
+        let rounding = gamma(k + 2) * vector_norm(&l.data) * vector_norm(&ub.data) + Upper::from_f64(UNDERFLOW);
+        let found = spectral_norm(&product, method);
+        let size = found.upper + rounding;
+        let rest = spectral_norm(&ub, method).upper;
+        let lost = Upper::from_f64(UNDERFLOW);
+        (shift(shift((size * size + e * rest * rest).sqrt() + lost, ea), eb), found.method)
+    });
+    match together {
+        Some((upper, by)) if upper < apart => Interval { lower: 0.0, upper, method: by },
+        _ => Interval { lower: 0.0, upper: apart, method: weaker },
+    }
+}
+
+/// L (lower triangle, zeros above) and e with `AᵀA ⪯ LLᵀ + eI`.
+fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
+    let k = a.columns;
+    let mut g = vec![0.0; k * k];
+    gemm(&mut g, k, a.view().t(), a.view(), 0.0, 1.0, false);
+    symmetric(&mut g, k);
+    let frobenius = vector_norm(&a.data);
+    let squares = (frobenius * frobenius).to_f64();
+    // A small multiple of the identity makes a singular G factor; what is added can only help the inequality.
+    let tau = 16.0 * (k + 4) as f64 * f64::EPSILON * squares;
+    let mut largest: f64 = 0.0;
+    let mut trace = Upper::ZERO;
+    for i in 0..k {
+        g[i * k + i] += tau;
+        largest = largest.max(g[i * k + i]);
+        trace = trace + Upper::from_f64(g[i * k + i]);
+    }
+    let error = cholesky(&mut g, k, trace)?;
+    for i in 0..k {
+        g[i * k + i + 1..(i + 1) * k].fill(0.0);
+    }
+    let rounding = gamma(a.rows + 2) * frobenius * frobenius + Upper::from_f64(largest * f64::EPSILON);
+    let e = error + rounding + Upper::from_f64(UNDERFLOW);
+    Some((Matrix { rows: k, columns: k, data: g }, e))
+}
