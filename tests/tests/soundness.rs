@@ -19,7 +19,8 @@ fn no_pair_is_steeper_than_the_certificate() {
         let model = random_model(graph, &mut dice);
         let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
         let dim = model.weights()["embedding.weight"].dim(1).unwrap();
-        let starts = dice.tensor(&[3, 1 + dice.below(4), dim], 1.0);
+        let tokens = 1 + dice.below(4);
+        let starts = dice.tensor(&[3, tokens, dim], 1.0);
         let radius = certificate.domain.radius.to_f64();
         let found = probe::search(&model, &starts, radius, 20).unwrap().sensitivity;
         let bound = certificate.l2.to_f64();

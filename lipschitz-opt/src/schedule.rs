@@ -1,0 +1,57 @@
+//! How the learning rate changes over a run.
+
+use serde::{Deserialize, Serialize};
+
+/// A learning-rate schedule: a factor on the peak, a function of the step alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ScheduleConfig {
+    /// Always the peak.
+    Constant,
+    /// Straight to zero.
+    #[default]
+    Linear,
+    /// Half a cosine to zero.
+    Cosine,
+    /// The peak, then straight to zero over the last part.
+    StableThenDecay {
+        /// Share of the run that decays.
+        #[serde(default = "half")]
+        decay: f64,
+    },
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+impl ScheduleConfig {
+    /// The factor at `step` (from 0) of `steps`.
+    pub fn factor(&self, step: u64, steps: u64) -> f64 {
+        let left = 1.0 - step as f64 / steps.max(1) as f64;
+        match self {
+            Self::Constant => 1.0,
+            Self::Linear => left,
+            Self::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
+            Self::StableThenDecay { decay } => (left / decay.clamp(f64::MIN_POSITIVE, 1.0)).min(1.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_start_at_the_peak_and_fall() {
+        for schedule in
+            [ScheduleConfig::Linear, ScheduleConfig::Cosine, ScheduleConfig::StableThenDecay { decay: 0.25 }]
+        {
+            let factors: Vec<f64> = (0..100).map(|step| schedule.factor(step, 100)).collect();
+            assert!((factors[0] - 1.0).abs() < 1e-12 && factors[99] < 0.05, "{schedule:?}");
+            assert!(factors.windows(2).all(|w| w[1] <= w[0] + 1e-12), "{schedule:?}");
+        }
+        assert_eq!(ScheduleConfig::Constant.factor(99, 100), 1.0);
+        assert_eq!(ScheduleConfig::StableThenDecay { decay: 0.25 }.factor(70, 100), 1.0);
+    }
+}
