@@ -1,0 +1,241 @@
+//! A task: data with its loss, its evaluation, and points to probe a trained network at.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{D, DType, Device, Tensor};
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::{Meta, Tokenizer};
+use lipschitz_nn::graph::Input;
+
+use crate::config::DataConfig;
+use crate::data::cifar10::{Cifar10, Images};
+use crate::data::order::Shuffle;
+use crate::data::play;
+use crate::data::text::TextData;
+
+/// What a network learns.
+pub enum Task {
+    /// The next token of a text.
+    Text(TextData),
+    /// The class of a picture.
+    Images(Box<Cifar10>),
+}
+
+/// Which part of the held-out split is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// All of it.
+    Full,
+    /// The published protocol: for text the first 1,280 windows at stride 1, which is an easy stretch.
+    Paper,
+}
+
+/// Figures over a held-out split.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy, nats.
+    pub loss: f64,
+    /// Share of predictions whose largest logit is right.
+    pub accuracy: f64,
+    /// How many predictions.
+    pub count: usize,
+}
+
+/// The order of the training data; keeps what makes it quick, never what decides it.
+pub enum Order {
+    /// Windows of a text.
+    Text(u64),
+    /// Shuffled epochs.
+    Images(Shuffle),
+}
+
+const PLAY_SEED: u64 = 1;
+
+impl Task {
+    /// Loads data.
+    ///
+    /// # Errors
+    /// One line that names the file and what is wrong with it.
+    pub fn load(config: &DataConfig) -> Result<Self> {
+        Ok(match config {
+            DataConfig::Text { path, tokenizer } => Self::Text(TextData::load(path, tokenizer.as_deref())?),
+            DataConfig::Play { characters } => {
+                Self::Text(TextData::from_text("play", &play::text(PLAY_SEED, *characters), None)?)
+            }
+            DataConfig::Cifar10 { path, limit_train, limit_test } => {
+                Self::Images(Box::new(Cifar10::load(path, *limit_train, *limit_test)?))
+            }
+        })
+    }
+
+    /// Loads data for a trained model, with the model's own tokenizer.
+    ///
+    /// # Errors
+    /// One line that names the file and what is wrong with it.
+    pub fn for_model(path: &Path, meta: &Meta) -> Result<Self> {
+        match (meta.graph.input, &meta.tokenizer) {
+            (Input::Tokens { .. }, Some(tokenizer)) => {
+                let text = std::fs::read(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+                let text = String::from_utf8(text)
+                    .map_err(|e| anyhow::anyhow!("is not UTF-8 at byte {}; convert it", e.utf8_error().valid_up_to()))
+                    .with_context(|| path.display().to_string())?;
+                Ok(Self::Text(TextData::from_text(&path.display().to_string(), &text, Some(tokenizer.clone()))?))
+            }
+            (Input::Tokens { .. }, None) => bail!("the checkpoint holds no tokenizer, so text cannot be read for it"),
+            (Input::Pixels { .. }, _) => Ok(Self::Images(Box::new(Cifar10::load(path, Some(1), None)?))),
+            (Input::Vector { .. }, _) => bail!("the model reads vectors; evaluate models of text or CIFAR-10"),
+        }
+    }
+
+    /// Size of the vocabulary, or number of classes.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be read.
+    pub fn outputs(&self) -> Result<usize> {
+        match self {
+            Self::Text(data) => data.vocabulary(),
+            Self::Images(_) => Ok(10),
+        }
+    }
+
+    /// How text becomes tokens, for text.
+    pub fn tokenizer(&self) -> Option<Tokenizer> {
+        match self {
+            Self::Text(data) => Some(data.tokenizer.clone()),
+            Self::Images(_) => None,
+        }
+    }
+
+    /// SHA-256 of the data.
+    pub fn digest(&self) -> String {
+        match self {
+            Self::Text(data) => data.digest.clone(),
+            Self::Images(data) => data.digest.clone(),
+        }
+    }
+
+    /// Whether windows of this length can be cut from the data.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn check_context(&self, context: usize) -> Result<()> {
+        match self {
+            Self::Text(data) => data.batch(0, 0, 1, context, &Device::Cpu).map(|_| ()),
+            Self::Images(_) => Ok(()),
+        }
+    }
+
+    /// The order of the training data under a seed.
+    pub fn order(&self, seed: u64) -> Order {
+        match self {
+            Self::Text(_) => Order::Text(seed),
+            Self::Images(data) => Order::Images(Shuffle::new(seed, data.train.len())),
+        }
+    }
+
+    /// Loss and accuracy on the held-out split.
+    ///
+    /// # Errors
+    /// If the data does not fit the model.
+    pub fn evaluate(&self, model: &Model, protocol: Protocol, batch_size: usize, device: &Device) -> Result<Evaluation> {
+        let mut total = Total::default();
+        match self {
+            Self::Text(data) => {
+                let Some(context) = model.graph().context() else { bail!("the model reads no tokens") };
+                let batches = match protocol {
+                    Protocol::Full => data.full(batch_size, context, device),
+                    Protocol::Paper => data.paper(batch_size, context, device)?,
+                };
+                for batch in batches {
+                    let (x, y) = batch?;
+                    total.add(&model.forward(&x)?, &y)?;
+                }
+            }
+            Self::Images(data) => {
+                let all: Vec<usize> = (0..data.test.len()).collect();
+                for indices in all.chunks(batch_size.max(256)) {
+                    let (x, y) = batch(&data.test, indices, device)?;
+                    total.add(&model.forward(&x)?, &y)?;
+                }
+            }
+        }
+        total.mean()
+    }
+
+    /// A few inputs of the held-out split, as points that a certificate speaks of: embedding vectors, or pixels.
+    ///
+    /// # Errors
+    /// If the data does not fit the model.
+    pub fn starts(&self, model: &Model) -> Result<Tensor> {
+        match self {
+            Self::Text(data) => {
+                let Some(context) = model.graph().context() else { bail!("the model reads no tokens") };
+                let Some(first) = data.full(2, context.min(64), &model.device()).next() else {
+                    bail!("{}: the held-out split is empty", data.name)
+                };
+                Ok(model.embed(&first?.0)?)
+            }
+            Self::Images(data) => {
+                let indices: Vec<usize> = (0..data.test.len().min(16)).collect();
+                Ok(batch(&data.test, &indices, &model.device())?.0)
+            }
+        }
+    }
+}
+
+fn batch(images: &Images, indices: &[usize], device: &Device) -> Result<(Tensor, Tensor)> {
+    images.batch(indices, device)
+}
+
+impl Order {
+    /// The training batch of `step`: a function of seed and step alone.
+    ///
+    /// # Errors
+    /// If the data cannot fill a batch.
+    pub fn batch(
+        &mut self,
+        task: &Task,
+        step: u64,
+        batch_size: usize,
+        context: Option<usize>,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        match (self, task) {
+            (Self::Text(seed), Task::Text(data)) => data.batch(*seed, step, batch_size, context.unwrap_or(1), device),
+            (Self::Images(shuffle), Task::Images(data)) => {
+                batch(&data.train, &shuffle.batch(step, batch_size), device)
+            }
+            _ => bail!("the order belongs to another task"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Total {
+    loss: f64,
+    right: f64,
+    count: usize,
+}
+
+impl Total {
+    fn add(&mut self, logits: &Tensor, targets: &Tensor) -> Result<()> {
+        let targets = targets.flatten_all()?;
+        let flat = logits.reshape((targets.dim(0)?, ()))?;
+        let n = targets.dim(0)?;
+        let loss = candle_nn::loss::cross_entropy(&flat, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let right = flat.argmax(D::Minus1)?.eq(&targets.to_dtype(DType::U32)?)?.to_dtype(DType::F64)?;
+        self.loss += loss * n as f64;
+        self.right += right.sum_all()?.to_scalar::<f64>()?;
+        self.count += n;
+        Ok(())
+    }
+
+    fn mean(self) -> Result<Evaluation> {
+        if self.count == 0 {
+            bail!("the held-out split is empty; give more data")
+        }
+        let n = self.count as f64;
+        Ok(Evaluation { loss: self.loss / n, accuracy: self.right / n, count: self.count })
+    }
+}
