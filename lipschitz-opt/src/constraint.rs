@@ -3,13 +3,13 @@
 //! Caps are on `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`, of whole matrices or of each head of queries, keys and values; rows of
 //! tables are capped at RMS norm 1 along with them. Vectors are left alone.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Tensor, Var};
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
 use serde::{Deserialize, Serialize};
 
 use crate::polynomial::{add_cube, soft_cap_strength};
-use crate::{Error, OptimizerConfig, Variables};
+use crate::{Error, OptimizerConfig};
 
 /// Caps are met with this much to spare, which exceeds what rounding in `f32` adds.
 const MARGIN: f64 = 2e-4;
@@ -153,7 +153,7 @@ impl Constraint {
     ///
     /// # Errors
     /// Candle's own.
-    pub fn project(&self, variables: &Variables) -> Result<(), Error> {
+    pub fn project(&self, variables: &[(Parameter, Var)]) -> Result<(), Error> {
         for (parameter, variable) in variables {
             if let Some(promise) = self.cap(parameter) {
                 let w = variable.as_tensor().detach();
@@ -170,7 +170,7 @@ impl Constraint {
     ///
     /// # Errors
     /// Candle's own.
-    pub fn apply(&self, variables: &Variables, learning_rate: f64) -> Result<(), Error> {
+    pub fn apply(&self, variables: &[(Parameter, Var)], learning_rate: f64) -> Result<(), Error> {
         for (parameter, variable) in variables {
             let w = variable.as_tensor().detach();
             let capped = match (&self.config, parameter.geometry) {

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::presets::{Gpt, Mlp};
+use lipschitz_opt::OptimizerConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::schedule::ScheduleConfig;
-use lipschitz_opt::OptimizerConfig;
 use serde::{Deserialize, Serialize};
 
 /// Everything about a run.
@@ -198,7 +198,12 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let t = &self.train;
-        let counts = [("steps", t.steps), ("batch_size", t.batch_size as u64), ("log_every", t.log_every), ("eval_every", t.eval_every)];
+        let counts = [
+            ("steps", t.steps),
+            ("batch_size", t.batch_size as u64),
+            ("log_every", t.log_every),
+            ("eval_every", t.eval_every),
+        ];
         for (key, value) in counts {
             if value == 0 {
                 bail!("train.{key} is 0; it must be at least 1")
@@ -229,7 +234,8 @@ impl Config {
                 };
                 let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
                 let (output_scale, final_scale) = (*output_scale, *final_scale);
-                Gpt { vocabulary, context, dim, layers, heads, logit_scale: 1.0 / divisor, output_scale, final_scale }.graph()?
+                Gpt { vocabulary, context, dim, layers, heads, logit_scale: 1.0 / divisor, output_scale, final_scale }
+                    .graph()?
             }
             ModelConfig::Mlp { hidden, final_scale } => {
                 let input = Input::Pixels { channels: 3, height: 32, width: 32 };

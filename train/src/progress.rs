@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use certify::upper::Upper;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::run_dir::Metrics;
@@ -26,22 +27,18 @@ impl Progress {
         Self { bar, lines: !terminal && !quiet, latest: String::new() }
     }
 
-    /// A logged step.
-    pub fn show(&mut self, m: &Metrics) {
+    /// A logged step, with its certified constant.
+    pub fn show(&mut self, m: &Metrics, l: Upper) {
         if let (Some(loss), Some(accuracy)) = (m.val_loss, m.val_accuracy) {
-            let bound = m.lipschitz.map_or("no finite L".to_string(), |l| match l {
-                -3.0..=6.0 => format!("L ≤ {:.4}", 10f64.powf(l).next_up() + 5e-5),
-                _ => format!("L ≤ 10^{:.1}", (l * 10.0).ceil() / 10.0),
-            });
-            self.latest = format!("  val {loss:.4}  acc {:.1} %  {bound}", 100.0 * accuracy);
+            self.latest = format!("  val {loss:.4}  acc {:.1} %", 100.0 * accuracy);
         }
         let loss = m.train_loss.unwrap_or(f64::NAN);
         if let Some(bar) = &self.bar {
             bar.set_position(m.step);
-            bar.set_message(format!("loss {loss:.4}{}", self.latest));
+            bar.set_message(format!("loss {loss:.4}  L ≤ {l}{}", self.latest));
         } else if self.lines {
             let latest = if m.val_loss.is_some() { self.latest.as_str() } else { "" };
-            eprintln!("step {:>6}  {:>7.1} s  loss {loss:.4}{latest}", m.step, m.seconds);
+            eprintln!("step {:>6}  {:>7.1} s  loss {loss:.4}  L ≤ {l}{latest}", m.step, m.seconds);
         }
     }
 

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
+use certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta};
 use lipschitz_nn::{Error, Model};
 use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,7 +40,7 @@ pub struct Metrics {
 }
 
 /// What a run came to: `summary.json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Name in tables and pictures.
     pub label: String,
@@ -57,7 +60,9 @@ pub struct Summary {
     pub val_loss: f64,
     /// Share of held-out predictions that are right.
     pub val_accuracy: f64,
-    /// log10 of the certified constant, RMS → RMS; null if none is finite.
+    /// The certified constant, RMS → RMS.
+    pub lipschitz: Upper,
+    /// Its log10, for plots; null if it is not finite.
     pub lipschitz_log10: Option<f64>,
     /// log10 of the largest sensitivity found, RMS → RMS.
     pub found_log10: Option<f64>,
@@ -94,23 +99,33 @@ impl RunDir {
     ///
     /// # Errors
     /// If it does, or cannot be written.
-    pub fn create(path: &Path, config: &str) -> Result<Self> {
+    pub fn create(path: &Path, config: &Config) -> Result<Self> {
         if path.join("config.toml").exists() {
             bail!("{}: holds a run already; continue it with --resume or choose another --out", path.display())
         }
         fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
-        checkpoint::write(&path.join("config.toml"), config.as_bytes())?;
+        checkpoint::write(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         Self::open(path)
     }
 
     /// Opens the run in `path` at its last checkpoint, if it has one; metrics after it are dropped.
     ///
     /// # Errors
-    /// If there is no run, or its checkpoint is damaged.
-    pub fn resume(path: &Path, device: &Device) -> Result<(Self, Option<Saved>)> {
-        if !path.join("config.toml").exists() {
+    /// If there is no run, it was made with another config (steps, device and intervals may differ), or its checkpoint
+    /// is damaged.
+    pub fn resume(path: &Path, config: &Config, device: &Device) -> Result<(Self, Option<Saved>)> {
+        let file = path.join("config.toml");
+        if !file.exists() {
             bail!("{}: holds no run to resume; leave --resume out to start one", path.display())
         }
+        let mut began = Config::read(&file, &[])?;
+        let (old, new) = (&mut began.train, &config.train);
+        (old.steps, old.log_every, old.eval_every) = (new.steps, new.log_every, new.eval_every);
+        old.device.clone_from(&new.device);
+        if began != *config {
+            bail!("{}: differs from the config given; resume with that file, or choose another --out", file.display())
+        }
+        checkpoint::write(&file, config.to_toml()?.as_bytes())?;
         let saved = load(path, device)?;
         let step = saved.as_ref().map_or(0, |s| s.step);
         let file = path.join("metrics.jsonl");
@@ -158,7 +173,8 @@ impl RunDir {
         seconds: f64,
     ) -> Result<()> {
         let [current, fresh, old] = ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
-        let remove = |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
+        let remove =
+            |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
         remove(&fresh)?;
         fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
         checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;

@@ -9,7 +9,7 @@ use lipschitz_nn::checkpoint::{Meta, Tokenizer};
 use lipschitz_nn::graph::Input;
 
 use crate::config::DataConfig;
-use crate::data::cifar10::{Cifar10, Images};
+use crate::data::cifar10::{CLASSES, Cifar10, Limits};
 use crate::data::order::Shuffle;
 use crate::data::play;
 use crate::data::text::TextData;
@@ -64,7 +64,7 @@ impl Task {
                 Self::Text(TextData::from_text("play", &play::text(PLAY_SEED, *characters), None)?)
             }
             DataConfig::Cifar10 { path, limit_train, limit_test } => {
-                Self::Images(Box::new(Cifar10::load(path, *limit_train, *limit_test)?))
+                Self::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
             }
         })
     }
@@ -83,7 +83,9 @@ impl Task {
                 Ok(Self::Text(TextData::from_text(&path.display().to_string(), &text, Some(tokenizer.clone()))?))
             }
             (Input::Tokens { .. }, None) => bail!("the checkpoint holds no tokenizer, so text cannot be read for it"),
-            (Input::Pixels { .. }, _) => Ok(Self::Images(Box::new(Cifar10::load(path, Some(1), None)?))),
+            (Input::Pixels { .. }, _) => {
+                Ok(Self::Images(Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)))
+            }
             (Input::Vector { .. }, _) => bail!("the model reads vectors; evaluate models of text or CIFAR-10"),
         }
     }
@@ -95,7 +97,7 @@ impl Task {
     pub fn outputs(&self) -> Result<usize> {
         match self {
             Self::Text(data) => data.vocabulary(),
-            Self::Images(_) => Ok(10),
+            Self::Images(_) => Ok(CLASSES),
         }
     }
 
@@ -138,7 +140,13 @@ impl Task {
     ///
     /// # Errors
     /// If the data does not fit the model.
-    pub fn evaluate(&self, model: &Model, protocol: Protocol, batch_size: usize, device: &Device) -> Result<Evaluation> {
+    pub fn evaluate(
+        &self,
+        model: &Model,
+        protocol: Protocol,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Evaluation> {
         let mut total = Total::default();
         match self {
             Self::Text(data) => {
@@ -153,9 +161,8 @@ impl Task {
                 }
             }
             Self::Images(data) => {
-                let all: Vec<usize> = (0..data.test.len()).collect();
-                for indices in all.chunks(batch_size.max(256)) {
-                    let (x, y) = batch(&data.test, indices, device)?;
+                for batch in data.test.batches(batch_size.max(256), device) {
+                    let (x, y) = batch?;
                     total.add(&model.forward(&x)?, &y)?;
                 }
             }
@@ -178,14 +185,10 @@ impl Task {
             }
             Self::Images(data) => {
                 let indices: Vec<usize> = (0..data.test.len().min(16)).collect();
-                Ok(batch(&data.test, &indices, &model.device())?.0)
+                Ok(data.test.batch(&indices, &model.device())?.0)
             }
         }
     }
-}
-
-fn batch(images: &Images, indices: &[usize], device: &Device) -> Result<(Tensor, Tensor)> {
-    images.batch(indices, device)
 }
 
 impl Order {
@@ -204,7 +207,7 @@ impl Order {
         match (self, task) {
             (Self::Text(seed), Task::Text(data)) => data.batch(*seed, step, batch_size, context.unwrap_or(1), device),
             (Self::Images(shuffle), Task::Images(data)) => {
-                batch(&data.train, &shuffle.batch(step, batch_size), device)
+                Ok(data.train.batch(&shuffle.batch(step, batch_size), device)?)
             }
             _ => bail!("the order belongs to another task"),
         }

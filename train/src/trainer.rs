@@ -11,11 +11,11 @@ use certify::certificate::{Certificate, Formula, certify};
 use certify::probe;
 use certify::spectral::Method;
 use certify::upper::Upper;
+use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
-use lipschitz_nn::Model;
 use lipschitz_opt::Optimizer;
 use lipschitz_opt::constraint::{Constraint, ConstraintConfig};
 
@@ -62,7 +62,10 @@ pub fn device(name: &str) -> Result<Device> {
         Some(("cuda", ordinal)) => {
             let ordinal = ordinal.parse().map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
             Device::new_cuda(ordinal).map_err(|e| {
-                anyhow!("device `{name}`: {}; build with --features cuda on a machine that has one", lipschitz_nn::Error::from(e))
+                anyhow!(
+                    "device `{name}`: {}; build with --features cuda on a machine that has one",
+                    lipschitz_nn::Error::from(e)
+                )
             })
         }
         _ => bail!("device `{name}`: write it as cpu or cuda:N"),
@@ -85,11 +88,10 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         Some(target) => plan::solve(&graph, &config.constraint, target)?,
         None => config.constraint.clone(),
     };
-    let text = config.to_toml()?;
     let (mut dir, saved) = if options.resume {
-        RunDir::resume(options.out, &device)?
+        RunDir::resume(options.out, config, &device)?
     } else {
-        (RunDir::create(options.out, &text)?, None)
+        (RunDir::create(options.out, config)?, None)
     };
     let seed = config.train.seed;
     let fresh = saved.is_none();
@@ -124,7 +126,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         },
     };
     let t = &config.train;
-    let mut events = EventWriter::create(dir.path())?;
+    let mut events = if fresh { EventWriter::create(dir.path())? } else { EventWriter::resume(dir.path(), start)? };
     let mut progress = Progress::new(t.steps, start, options.quiet);
     let clock = Instant::now();
     let seconds = |clock: &Instant| before + clock.elapsed().as_secs_f64();
@@ -146,24 +148,22 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         if done % t.log_every != 0 && !evaluates && done != 1 {
             continue;
         }
+        let certificate = certify(&model.detached(), Method::Proven, Formula::Sound, None)?;
+        check_caps(&certificate, &variables, &enforced)?;
         let mut line = Metrics {
             step: done,
             tokens: done * t.batch_size as u64 * graph.context().unwrap_or(1) as u64,
-            seconds: seconds(&clock),
             train_loss: Some(outcome.loss),
             grad_norm: Some(outcome.grad_norm),
             activation_max: Some(outcome.activation_max),
+            lipschitz: log10(certificate.rms),
             learning_rate,
             ..Metrics::default()
         };
         if evaluates {
             let result = task.evaluate(&model.detached(), Protocol::Full, t.batch_size, &device)?;
-            let certificate = certify(&model.detached(), Method::Proven, Formula::Sound, None)?;
-            check_caps(&certificate, &variables, &enforced)?;
             line.val_loss = Some(result.loss);
             line.val_accuracy = Some(result.accuracy);
-            line.lipschitz = log10(certificate.rms);
-            line.seconds = seconds(&clock);
         }
         for (tag, value) in [
             ("loss/train", line.train_loss),
@@ -178,8 +178,10 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
                 events.scalar(tag, done, value as f32)?;
             }
         }
+        events.flush()?;
+        line.seconds = seconds(&clock);
         dir.log(&line)?;
-        progress.show(&line);
+        progress.show(&line, certificate.rms);
         if evaluates && done != t.steps {
             dir.save(&model, &meta(done), &optimizer.state()?, done, seconds(&clock))?;
         }
@@ -302,6 +304,7 @@ fn finish(
         parameters: model.parameter_count(),
         val_loss: result.loss,
         val_accuracy: result.accuracy,
+        lipschitz: certificate.rms,
         lipschitz_log10: log10(certificate.rms),
         found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10()).filter(|x| x.is_finite()),
     };

@@ -28,7 +28,8 @@ impl GraphCommand {
             serde_json::to_string_pretty(graph)?
         } else {
             let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)?.nodes;
-            let note = |path: &str| nodes.iter().find(|row| row.path == path).map(|row| format!("L ≤ {}", row.lipschitz));
+            let note =
+                |path: &str| nodes.iter().find(|row| row.path == path).map(|row| format!("L ≤ {}", row.lipschitz));
             if extension == "svg" { graph.to_svg(&note) } else { graph.to_dot(&note) }
         };
         Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)

@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use certify::plot::chart;
+use certify::plot::tradeoff::Tradeoff;
+use certify::plot::training;
+use clap::{Args, Subcommand};
+use lipschitz_nn::checkpoint;
+
+/// Draw runs.
+#[derive(Args)]
+pub struct Plot {
+    #[command(subcommand)]
+    picture: Picture,
+}
+
+#[derive(Subcommand)]
+enum Picture {
+    /// Loss or accuracy against the certified constant, a point a run, with the Pareto front.
+    Tradeoff {
+        /// Run directories, or directories of runs.
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// Where to: .svg or .png.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Figure of summary.json across.
+        #[arg(long, default_value = "lipschitz_log10")]
+        x: String,
+        /// Figure of summary.json upwards.
+        #[arg(long, default_value = "val_loss")]
+        y: String,
+        /// Write the points to this file too.
+        #[arg(long, value_name = "FILE")]
+        csv: Option<PathBuf>,
+    },
+    /// Losses and the certified constant over the steps.
+    Training {
+        /// Run directories, or directories of runs.
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// Where to: .svg or .png.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+impl Plot {
+    pub fn run(self) -> Result<()> {
+        match self.picture {
+            Picture::Tradeoff { runs, output, x, y, csv } => {
+                let tradeoff = Tradeoff::read(&runs, &x, &y)?;
+                for run in &tradeoff.left_out {
+                    eprintln!("left out: {} has no finite `{x}` or `{y}`", run.display());
+                }
+                chart::write(&output, &[tradeoff.chart()])?;
+                if let Some(csv) = csv {
+                    checkpoint::write(&csv, tradeoff.csv().as_bytes())?;
+                }
+            }
+            Picture::Training { runs, output } => chart::write(&output, &training::charts(&runs)?)?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use certify::plot::{chart, tradeoff::Tradeoff, training};
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use train::config::Config;
+use train::data::play;
+use train::preset;
+use train::run_dir::Summary;
+use train::trainer::{self, End, Options};
+
+use super::{Stopped, stop_on_interrupt};
+
+/// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound costs.
+///
+/// About two minutes on two cores; nothing to download.
+#[derive(Args)]
+pub struct Demo {
+    /// Where everything goes. Networks that are there already are kept, so a stopped demo continues.
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    out: PathBuf,
+}
+
+/// A network of the demo: its name and what it changes in the config.
+const MEMBERS: [(&str, &[&str]); 5] = [
+    ("L ≤ 2", &["lipschitz_target=2"]),
+    ("L ≤ 10", &["lipschitz_target=10"]),
+    ("L ≤ 100", &["lipschitz_target=100"]),
+    ("L ≤ 10000", &["lipschitz_target=10000"]),
+    (
+        "no constraint",
+        &["optimizer={ kind = \"adamw\" }", "constraint={ method = \"none\" }", "train.learning_rate=0.003"],
+    ),
+];
+
+impl Demo {
+    pub fn run(self, quiet: bool) -> Result<()> {
+        let stop = stop_on_interrupt();
+        let clock = Instant::now();
+        let mut summaries = Vec::new();
+        for (i, (label, settings)) in MEMBERS.iter().enumerate() {
+            let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            let config = Config::parse(preset::text("demo").unwrap_or_default(), &settings)?;
+            let out = self.out.join(label.replace("L ≤ ", "L").replace(' ', "-"));
+            if !quiet {
+                eprintln!("{}/{}: {label}", i + 1, MEMBERS.len());
+            }
+            let resume = out.join("config.toml").exists();
+            let options = Options { out: &out, resume, stop: stop.clone(), quiet, label: label.to_string() };
+            match trainer::run(&config, &options)? {
+                End::Done(summary) => summaries.push(*summary),
+                End::Stopped(step) => {
+                    let command = format!("train demo --out {}", self.out.display());
+                    return Err(Stopped { step, command }.into());
+                }
+            }
+        }
+        let runs = [self.out.clone()];
+        for extension in ["svg", "png"] {
+            let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss")?;
+            chart::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
+            chart::write(&self.out.join(format!("training.{extension}")), &training::charts(&runs)?)?;
+        }
+        println!("{}\n", table(&summaries));
+        let floor = play::entropy_per_character();
+        println!("No model of this text can have an expected loss below its entropy, {floor:.3} nats a character.");
+        let out = self.out.display();
+        println!(
+            "{:.0} s. Picture: {out}/tradeoff.svg; runs with checkpoints and certificates: {out}",
+            clock.elapsed().as_secs_f64()
+        );
+        println!("Next: certify bound {out}/L10");
+        Ok(())
+    }
+}
+
+fn table(summaries: &[Summary]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
+        "network",
+        "method",
+        "σ_max",
+        "val loss",
+        "accuracy",
+        "certified L ≤",
+        "found L ≥",
+    ]);
+    for s in summaries {
+        let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
+        let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
+        let (loss, accuracy) = (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
+        table.add_row([&s.label, &s.method, &sigma, &loss, &accuracy, &s.lipschitz.to_string(), &found]);
+    }
+    for column in 2..=6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
