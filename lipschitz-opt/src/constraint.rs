@@ -64,13 +64,13 @@ pub struct Promise {
 }
 
 impl ConstraintConfig {
-    /// Its name in a config.
+    /// Its name, in tables and pictures.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::None => "none",
-            Self::WeightDecay { .. } => "weight_decay",
-            Self::SpectralNormalize { .. } => "spectral_normalize",
-            Self::SpectralSoftCap { .. } => "spectral_soft_cap",
+            Self::None => "no constraint",
+            Self::WeightDecay { .. } => "weight decay",
+            Self::SpectralNormalize { .. } => "spectral normalize",
+            Self::SpectralSoftCap { .. } => "spectral soft cap",
         }
     }
 

@@ -126,11 +126,11 @@ impl OptimizerConfig {
         }
     }
 
-    /// Its name in a config.
+    /// Its name, in tables and pictures.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Muon { .. } => "muon",
-            Self::Adamw { .. } => "adamw",
+            Self::Muon { .. } => "Muon",
+            Self::Adamw { .. } => "AdamW",
         }
     }
 }

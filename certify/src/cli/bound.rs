@@ -5,7 +5,7 @@ use candle_core::Device;
 use certify::certificate::{self, Certificate, Formula};
 use certify::spectral::Method;
 use clap::{Args, ValueEnum};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -112,7 +112,7 @@ fn print(c: &Certificate) {
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header(header);
     table
 }
 

@@ -193,6 +193,7 @@ fn draw_series<'a, B: DrawingBackend + 'a>(
     let annotation = if lines {
         context.draw_series(LineSeries::new(points, style))?
     } else {
+        context.draw_series(points.clone().map(|p| Circle::new(p, 5, WHITE.filled())))?;
         context.draw_series(points.map(|p| Circle::new(p, 5, style)))?
     };
     if !series.name.is_empty() {

@@ -95,7 +95,13 @@ impl Tradeoff {
         let grey = 6;
         let mut series = Vec::new();
         if front.len() > 1 {
-            series.push(Series { name: "Pareto front".into(), color: grey, points: front, ..Series::default() });
+            series.push(Series {
+                name: "Pareto front".into(),
+                color: grey,
+                mark: Mark::Thin,
+                points: front,
+                ..Series::default()
+            });
         }
         let mut found = Vec::new();
         for (color, method) in methods.iter().enumerate() {
@@ -104,7 +110,7 @@ impl Tradeoff {
                 let Some(lower) = point.found else { continue };
                 found.push((lower, point.y));
                 let points = vec![(lower, point.y), (point.x, point.y)];
-                series.push(Series { color, mark: Mark::Thin, points, ..Series::default() });
+                series.push(Series { color, points, ..Series::default() });
             }
             series.push(Series {
                 name: (*method).into(),

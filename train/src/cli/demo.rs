@@ -4,7 +4,7 @@ use std::time::Instant;
 use anyhow::Result;
 use certify::plot::{chart, tradeoff::Tradeoff, training};
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use train::config::Config;
 use train::data::play;
 use train::preset;
@@ -24,13 +24,14 @@ pub struct Demo {
 }
 
 /// A network of the demo: its name and what it changes in the config.
-const MEMBERS: [(&str, &[&str]); 5] = [
+const MEMBERS: [(&str, &[&str]); 6] = [
     ("L ≤ 2", &["lipschitz_target=2"]),
     ("L ≤ 10", &["lipschitz_target=10"]),
     ("L ≤ 100", &["lipschitz_target=100"]),
     ("L ≤ 10000", &["lipschitz_target=10000"]),
+    ("Muon alone", &["constraint={ method = \"none\" }"]),
     (
-        "no constraint",
+        "AdamW alone",
         &["optimizer={ kind = \"adamw\" }", "constraint={ method = \"none\" }", "train.learning_rate=0.003"],
     ),
 ];
@@ -78,7 +79,7 @@ impl Demo {
 
 fn table(summaries: &[Summary]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
         "network",
         "method",
         "σ_max",
