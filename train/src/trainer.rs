@@ -88,6 +88,9 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         Some(target) => plan::solve(&graph, &config.constraint, target)?,
         None => config.constraint.clone(),
     };
+    // What can be wrong with the config is found before anything is written.
+    let enforced = Constraint::new(&constraint, &config.optimizer)?;
+    config.optimizer.build(Vec::new())?;
     let (mut dir, saved) = if options.resume {
         RunDir::resume(options.out, config, &device)?
     } else {
@@ -109,7 +112,6 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     if let Some(saved) = &saved {
         optimizer.load_state(&saved.optimizer)?;
     }
-    let enforced = Constraint::new(&constraint, &config.optimizer)?;
     if fresh {
         enforced.project(&variables)?;
     }

@@ -1,0 +1,227 @@
+//! The program as its users meet it: runs, Ctrl-C and resuming, evaluation, samples, and every kind of bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+fn train(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    command.args(args).env("CANDLE_NUM_THREADS", "1");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs, expecting success.
+fn ok(args: &[&str]) -> String {
+    let output = train(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs, expecting one line on stderr and exit code 2.
+fn refused(args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = train(args).output().unwrap();
+    let message = text(&stderr);
+    assert_eq!(status.code(), Some(2), "{args:?}: {message}");
+    assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(stdout.is_empty());
+    message
+}
+
+/// A directory with a config for seconds of training.
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let workshop = Self(tempfile::tempdir().unwrap());
+        std::fs::write(workshop.path("tiny.toml"), ok(&["config", "demo"])).unwrap();
+        workshop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn string(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn args(&self, out: &str, settings: &[&str]) -> Vec<String> {
+        let small =
+            ["model.dim=16", "model.layers=1", "model.context=16", "data.characters=20000", "train.batch_size=4"];
+        let mut args = vec!["run".to_string(), self.string("tiny.toml"), "--out".into(), self.string(out)];
+        for setting in small.iter().chain(settings) {
+            args.extend(["--set".to_string(), setting.to_string()]);
+        }
+        args
+    }
+
+    fn run(&self, out: &str, settings: &[&str], more: &[&str]) -> Output {
+        let args = self.args(out, settings);
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        train(&args).output().unwrap()
+    }
+
+    fn trained(&self, out: &str, settings: &[&str]) -> String {
+        let output = self.run(out, settings, &[]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        self.string(out)
+    }
+
+    fn refused(&self, out: &str, settings: &[&str], more: &[&str]) -> String {
+        let args = self.args(out, settings);
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        refused(&args)
+    }
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The lines of a run's metrics, without the clock.
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+        value["seconds"] = 0.into();
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn a_run_leaves_all_its_files_and_can_be_used() {
+    let w = Workshop::new();
+    let run = w.trained("run", &["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"]);
+    for file in ["config.toml", "metrics.jsonl", "model.safetensors", "certificate.json", "summary.json"] {
+        assert!(w.path("run").join(file).is_file(), "{file}");
+    }
+    let events = std::fs::read_dir(&run).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    assert_eq!(events.filter(|name| name.starts_with("events.out.tfevents.")).count(), 1);
+    let lines = metrics(Path::new(&run));
+    assert_eq!(lines.len(), 13);
+    assert!(lines.iter().all(|l| l["lipschitz"].as_f64().unwrap() <= 50f64.log10()), "the target holds at every line");
+    assert!(lines[12]["val_loss"].as_f64().unwrap() < lines[6]["val_loss"].as_f64().unwrap());
+    let summary = json(&w.path("run/summary.json"));
+    let (certified, found) = (&summary["lipschitz_log10"], &summary["found_log10"]);
+    assert!(found.as_f64().unwrap() <= certified.as_f64().unwrap());
+
+    // The checkpoint alone gives the network back: evaluated anew it has the loss of the summary.
+    std::fs::write(w.path("play.txt"), train::data::play::text(1, 20000)).unwrap();
+    let checkpoint = w.string("run/model.safetensors");
+    let out = ok(&["eval", &checkpoint, "--data", &w.string("play.txt"), "--json"]);
+    let result: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!((result["loss"].as_f64().unwrap() - summary["val_loss"].as_f64().unwrap()).abs() < 1e-6, "{out}");
+    assert_eq!(result["predictions"], 2000 - 1);
+    assert!(
+        ok(&["eval", &run, "--data", &w.string("play.txt"), "--protocol", "paper"]).contains("over 20480 predictions")
+    );
+
+    let sample = |seed: &str| ok(&["sample", &run, "--prompt", "The ", "--tokens", "40", "--seed", seed]);
+    assert_eq!(sample("1"), sample("1"));
+    assert_ne!(sample("1"), sample("2"));
+    assert_eq!(sample("1").chars().count(), 4 + 40 + 1);
+    let greedy = ["sample", &run, "--prompt", "A", "--tokens", "9", "--temperature", "0"];
+    assert_eq!(ok(&greedy), ok(&[&greedy[..], &["--seed", "5"]].concat()));
+
+    // A run that is there is not overwritten; a finished one that is resumed says the same again.
+    let again = ["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"];
+    assert!(w.refused("run", &again, &[]).contains("holds a run already"));
+    let before = std::fs::read(w.path("run/model.safetensors")).unwrap();
+    assert!(w.run("run", &again, &["--resume"]).status.success());
+    assert_eq!(before, std::fs::read(w.path("run/model.safetensors")).unwrap());
+    assert!(w.refused("run", &["train.seed=3"], &["--resume"]).contains("differs from the config given"));
+
+    for (damaged, bytes) in [("empty", 0), ("header", 30), ("data", before.len() - 100)] {
+        let file = w.string(&format!("{damaged}.safetensors"));
+        std::fs::write(&file, &before[..bytes]).unwrap();
+        assert!(refused(&["sample", &file]).contains(&file), "{damaged}");
+    }
+    assert!(refused(&["sample", &run, "--prompt", "♞"]).contains('♞'));
+    assert!(refused(&["sample", &run, "--prompt", ""]).contains("empty"));
+    assert!(refused(&["eval", &run, "--data", &w.string("nothing.txt")]).contains("nothing.txt"));
+    assert!(refused(&["eval", &w.string("nowhere"), "--data", &w.string("play.txt")]).contains("nowhere"));
+}
+
+/// Ctrl-C saves; resuming ends with the same bytes and the same log as a run that was never stopped.
+#[test]
+fn an_interrupted_run_ends_as_if_it_had_not_been() {
+    let optimizers: [&[&str]; 2] = [
+        &["train.steps=90", "train.log_every=1", "train.eval_every=20"],
+        &[
+            "train.steps=90",
+            "train.log_every=1",
+            "train.eval_every=20",
+            "optimizer={ kind = \"adamw\", weight_decay = 0.1 }",
+            "constraint={ method = \"spectral_normalize\" }",
+            "train.learning_rate=0.01",
+        ],
+    ];
+    for settings in optimizers {
+        let w = Workshop::new();
+        w.trained("whole", settings);
+        let args = w.args("parts", settings);
+        let mut child =
+            train(&args.iter().map(String::as_str).collect::<Vec<_>>()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = w.path("parts/metrics.jsonl");
+        let start = Instant::now();
+        while std::fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 25 {
+            assert!(start.elapsed() < Duration::from_secs(300), "no progress");
+            assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(interrupted.success());
+        let output = child.wait_with_output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{message}");
+        assert!(message.contains("a checkpoint is saved") && message.contains("--resume"), "{message}");
+        let stopped = metrics(&w.path("parts")).len();
+        assert!((25..90).contains(&stopped), "{stopped}");
+
+        let output = w.run("parts", settings, &["--resume"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let bytes = |run: &str| std::fs::read(w.path(run).join("model.safetensors")).unwrap();
+        assert!(bytes("whole") == bytes("parts"), "the weights differ");
+        assert_eq!(metrics(&w.path("whole")), metrics(&w.path("parts")));
+    }
+}
+
+#[test]
+fn bad_input_gets_one_line() {
+    let w = Workshop::new();
+    let nothing = w.string("nothing.toml");
+    assert!(refused(&["run", &nothing]).contains(&nothing));
+    assert!(refused(&["config", "gpt"]).contains("gpt-shakespeare"));
+    assert!(w.refused("a", &["train.stepz=5"], &[]).contains("did you mean `steps`?"));
+    assert!(w.refused("a", &["train.steps=many"], &[]).contains("many"));
+    assert!(w.refused("a", &["train.batch_size=0"], &[]).contains("train.batch_size is 0"));
+    assert!(w.refused("a", &["constraint.sigma_max=-1"], &[]).contains("constraint.sigma_max is -1"));
+    assert!(w.refused("a", &["lipschitz_target=0"], &[]).contains("lipschitz_target is 0"));
+    assert!(w.refused("a", &["lipschitz_target=5", "constraint={ method = \"none\" }"], &[]).contains("cap"));
+    assert!(w.refused("a", &["model.heads=3"], &[]).contains("head"));
+    assert!(w.refused("a", &[], &["--resume"]).contains("no run to resume"));
+    assert!(w.refused("a", &[], &["--device", "tpu"]).contains("tpu"));
+    assert!(w.refused("a", &["data={ kind = \"cifar10\", path = \"x\" }"], &[]).contains('x'));
+    let data = |name: &str| format!("data={{ kind = \"text\", path = \"{}\" }}", w.string(name));
+    assert!(w.refused("a", &[&data("missing.txt")], &[]).contains("missing.txt"));
+    std::fs::write(w.path("latin.txt"), b"caf\xe9 ".repeat(100)).unwrap();
+    let message = w.refused("a", &[&data("latin.txt")], &[]);
+    assert!(message.contains("latin.txt") && message.contains("UTF-8") && message.contains("byte 3"), "{message}");
+    std::fs::write(w.path("short.txt"), "abc").unwrap();
+    assert!(w.refused("a", &[&data("short.txt")], &[]).contains("short.txt"));
+    assert!(!w.path("a").exists(), "refused input leaves nothing behind");
+    let message = w.refused(
+        "b",
+        &["train.steps=20", "train.learning_rate=1e30", "constraint={ method = \"none\" }"],
+        &["--quiet"],
+    );
+    assert!(message.contains("lower train.learning_rate"), "{message}");
+}
