@@ -22,7 +22,7 @@ pub struct Bound {
     #[arg(long, value_enum, default_value_t = FormulaName::Sound)]
     formula: FormulaName,
     /// ℓ2 radius of a token (or of the whole input) to speak of, instead of the natural domain.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
     /// Print the bound alone.
     #[arg(long, short)]

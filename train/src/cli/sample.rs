@@ -17,7 +17,7 @@ pub struct Sample {
     #[arg(long, default_value_t = 400)]
     tokens: usize,
     /// Below 1: safer; above: wilder; 0: always the likeliest token.
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// The same seed writes the same text.
     #[arg(long, default_value_t = 0)]

@@ -1,0 +1,202 @@
+//! The program as its users meet it, on a checkpoint written by the library.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use candle_core::{DType, Device, Tensor};
+use certify::certificate::Certificate;
+use lipschitz_nn::checkpoint::{self, Meta, Provenance};
+use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::presets::Gpt;
+use lipschitz_nn::{Model, Weights};
+use tempfile::TempDir;
+
+fn certify(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_certify"));
+    command.args(args).env("CANDLE_NUM_THREADS", "1");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn ok(args: &[&str]) -> String {
+    let output = certify(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn refused(args: &[&str]) -> String {
+    let Output { status, stderr, .. } = certify(args).output().unwrap();
+    let message = text(&stderr);
+    assert_eq!(status.code(), Some(2), "{args:?}: {message}");
+    assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
+    message
+}
+
+/// A directory with `model.safetensors`: a transformer with four heads and a head matrix that is not zero.
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let workshop = Self(tempfile::tempdir().unwrap());
+        workshop.save("model.safetensors", |_| {});
+        workshop
+    }
+
+    fn model() -> Model {
+        let scales = (1.0 / 4.0, 1.0 / 3.0);
+        let gpt = Gpt {
+            vocabulary: 11,
+            context: 6,
+            dim: 16,
+            layers: 2,
+            heads: 4,
+            logit_scale: scales.0,
+            output_scale: scales.1,
+            final_scale: 1.0,
+        };
+        let graph = gpt.graph().unwrap();
+        let mut weights = init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
+        for (name, w) in &mut weights {
+            if name.ends_with("head.weight") || name.ends_with("output.weight") || name.ends_with("down.weight") {
+                let values: Vec<f32> = (0..w.elem_count()).map(|i| ((i * i) as f32 * 0.7).sin() * 0.4).collect();
+                *w = Tensor::from_vec(values, w.shape(), &Device::Cpu).unwrap();
+            }
+        }
+        Model::new(graph, weights).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn string(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn save(&self, name: &str, change: impl Fn(&mut Weights)) -> String {
+        let model = Self::model();
+        let mut weights = model.weights().clone();
+        change(&mut weights);
+        let model = Model::new(model.graph().clone(), weights).unwrap();
+        let meta = Meta {
+            format: checkpoint::FORMAT,
+            graph: model.graph().clone(),
+            config: serde_json::Value::Null,
+            tokenizer: None,
+            provenance: Provenance { version: "0".into(), seed: None, data_digest: None, step: None },
+        };
+        checkpoint::save(&self.path(name), &model, &meta).unwrap();
+        self.string(name)
+    }
+}
+
+#[test]
+fn bounds_are_ordered_and_written() {
+    let w = Workshop::new();
+    let (dir, json) = (w.string(""), w.string("c.json"));
+    let number = |args: &[&str]| -> f64 { ok(&[&["bound", &dir, "--quiet"], args].concat()).trim().parse().unwrap() };
+    let proven = number(&[]);
+    assert!(proven <= number(&["--norms", "gram"]));
+    assert!(number(&["--norms", "gram"]) < number(&["--norms", "frobenius"]));
+    let power = number(&["--norms", "power"]);
+    assert!((power / proven - 1.0).abs() < 1e-3, "{power} {proven}");
+    assert!(number(&["--radius", "0.5"]) < proven);
+    assert!(number(&["--formula", "paper"]) < proven);
+    let table = ok(&["bound", &dir, "--json", &json]);
+    assert!(table.contains("certified") && table.contains("assumes:") && table.contains("head.weight"), "{table}");
+    for (args, why) in [(["--norms", "power"], "NOT PROVEN"), (["--formula", "paper"], "NOT PROVEN")] {
+        let table = ok(&[&["bound", &dir], &args[..]].concat());
+        assert!(table.contains(why) && table.contains("warning:"), "{table}");
+    }
+    let certificate: Certificate = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    assert!(certificate.proven);
+    // What is printed is rounded up from what is stored.
+    assert!((0.0..1e-2).contains(&(proven / certificate.rms.to_f64() - 1.0)), "{proven} {}", certificate.rms);
+    assert!(ok(&["completions", "bash"]).contains("certify"));
+}
+
+#[test]
+fn the_forward_pass_is_the_library_s() {
+    let w = Workshop::new();
+    let (dir, input, output) = (w.string(""), w.string("x.safetensors"), w.string("y.safetensors"));
+    let tokens = Tensor::new(&[[1i64, 5, 10], [0, 2, 2]], &Device::Cpu).unwrap();
+    let model = Workshop::model();
+    let want = model.forward(&tokens).unwrap();
+    let embeddings = model.embed(&tokens).unwrap();
+    for (name, tensor) in [("tokens", tokens), ("embeddings", embeddings)] {
+        checkpoint::save_tensors(w.path("x.safetensors").as_path(), [(name, tensor)].into_iter(), None).unwrap();
+        ok(&["run", &dir, "--input", &input, "--output", &output]);
+        let (tensors, _) = checkpoint::load_tensors(&w.path("y.safetensors"), &Device::Cpu).unwrap();
+        let off = (&tensors["output"] - &want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(off < 1e-6, "{name}: {off}");
+    }
+    ok(&["run", &dir, "--double", "--input", &input, "--output", &output]);
+    let (tensors, _) = checkpoint::load_tensors(&w.path("y.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(tensors["output"].dtype(), DType::F64);
+
+    let long = Tensor::zeros((1, 7), DType::U32, &Device::Cpu).unwrap();
+    let outside = Tensor::new(&[[11u32]], &Device::Cpu).unwrap();
+    for (tensor, names) in [(long, ["7", "6"]), (outside, ["11", "vocabulary"])] {
+        checkpoint::save_tensors(w.path("x.safetensors").as_path(), [("tokens", tensor)].into_iter(), None).unwrap();
+        let message = refused(&["run", &dir, "--input", &input, "--output", &output]);
+        assert!(names.iter().all(|n| message.contains(n)), "{message}");
+    }
+    checkpoint::save_tensors(w.path("x.safetensors").as_path(), [("words", want)].into_iter(), None).unwrap();
+    assert!(refused(&["run", &dir, "--input", &input, "--output", &output]).contains("wants one of the tensors"));
+}
+
+#[test]
+fn the_architecture_is_drawn_three_ways() {
+    let w = Workshop::new();
+    let dir = w.string("");
+    for (file, holds) in [("g.svg", "attention 4 heads"), ("g.dot", "digraph"), ("g.json", "\"attention\"")] {
+        ok(&["graph", &dir, "-o", &w.string(file)]);
+        let text = std::fs::read_to_string(w.path(file)).unwrap();
+        assert!(text.contains(holds), "{text}");
+        assert!(file == "g.json" || text.contains("L ≤ "), "{text}");
+    }
+    assert!(refused(&["graph", &dir, "-o", &w.string("g.gif")]).contains(".svg, .dot or .json"));
+}
+
+#[test]
+fn bad_input_gets_one_line() {
+    let w = Workshop::new();
+    let whole = std::fs::read(w.path("model.safetensors")).unwrap();
+    for (name, bytes) in [("nothing", 0), ("length", 5), ("header", 200), ("data", whole.len() - 8)] {
+        std::fs::write(w.path(name), &whole[..bytes]).unwrap();
+        let message = refused(&["bound", &w.string(name)]);
+        assert!(message.contains(name), "{message}");
+    }
+    assert!(refused(&["bound", &w.string("missing")]).contains("missing"));
+    std::fs::create_dir(w.path("empty")).unwrap();
+    assert!(refused(&["bound", &w.string("empty")]).contains("holds no model.safetensors"));
+    for value in [f32::NAN, f32::INFINITY] {
+        let broken = w.save("broken.safetensors", |weights| {
+            let name = "blocks.1.attention.key.weight";
+            let mut values = weights[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values[17] = value;
+            let w = Tensor::from_vec(values, weights[name].shape(), &Device::Cpu).unwrap();
+            weights.insert(name.into(), w);
+        });
+        let message = refused(&["bound", &broken]);
+        assert!(message.contains("blocks.1.attention.key.weight"), "{message}");
+    }
+    let model = w.string("model.safetensors");
+    assert!(refused(&["bound", &model, "--radius", "-1"]).contains("--radius -1"));
+    assert!(refused(&["bound", &model, "--json", &w.string("no/c.json")]).contains("no/c.json"));
+    assert!(
+        refused(&["plot", "tradeoff", &w.string("empty"), "-o", &w.string("p.svg")]).contains("holds no summary.json")
+    );
+    assert!(refused(&["plot", "training", &w.string("none"), "-o", &w.string("p.svg")]).contains("none"));
+    // Weights too large for their bound to be a double still have one; it is printed as a power of ten.
+    let large = w.save("large.safetensors", |weights| {
+        weights.values_mut().for_each(|w| *w = (&*w * 1e30).unwrap());
+    });
+    let bound = ok(&["bound", &large, "--quiet"]);
+    assert!(bound.trim().starts_with("1e") || bound.contains('e'), "{bound}");
+    let exponent: i64 = bound.trim().rsplit('e').next().unwrap().parse().unwrap();
+    assert!(exponent > 308, "{bound}");
+}
