@@ -105,3 +105,8 @@ pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
     let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), dice.tensor(&p.shape, factor))).collect();
     Model::new(graph, weights).expect("weights come from the graph")
 }
+
+/// The guide's code, so that it compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide.md")]
+pub struct Guide;
