@@ -105,7 +105,7 @@ impl Attention {
 
     /// The probabilities of one block, `[rows, keys]`.
     fn probabilities<T: Real>(&self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
-        let keys = k.rows;
+        let (keys, negligible) = (k.rows, T::of(1e-26));
         gemm(p, keys, q, k.t(), 0.0, self.scale, false);
         for (i, row) in p.chunks_mut(keys).enumerate() {
             let seen = if self.mask == Mask::Causal { first + i + 1 } else { keys };
@@ -114,7 +114,9 @@ impl Attention {
             let max = row.iter().fold(row[0], |m, x| if *x > m { *x } else { m });
             let mut sum = T::of(0.0);
             for x in row.iter_mut() {
-                *x = (*x - max).exp();
+                let e = (*x - max).exp();
+                // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
+                *x = if e < negligible { T::of(0.0) } else { e };
             }
             for x in row.iter() {
                 sum += *x;
