@@ -97,7 +97,7 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
         Formula::Paper => {
             let rms = paper::formula(model.graph(), &norms)?;
             let factor = Upper::from_f64(walk.outputs as f64).sqrt();
-            (rms, (rms * factor).div((walk.inputs as f64).sqrt().next_down()))
+            (rms, (rms * factor).over((walk.inputs as f64).sqrt().next_down()))
         }
     };
     let matrices = norms.into_rows();

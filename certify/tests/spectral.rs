@@ -74,12 +74,13 @@ fn exact_norms_are_not_undercut() {
         let data = (0..n * n).map(|i| f64::from(u8::from(i % (n + 1) == 0))).collect();
         let found = spectral_norm(&Matrix { rows: n, columns: n, data }, Method::Proven);
         let upper = found.upper.to_f64();
-        assert!(found.lower <= 1.0 && 1.0 <= upper && upper <= 1.0 + 1e-7, "identity {n}: {found:?}");
+        assert!(found.lower <= 1.0 && (1.0..=1.0 + 1e-7).contains(&upper), "identity {n}: {found:?}");
     }
     // Hadamard matrices: every singular value is √n.
     for log in 1..8u32 {
         let n = 1usize << log;
-        let data = (0..n * n).map(|k| if ((k / n) & (k % n)).count_ones() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let data =
+            (0..n * n).map(|k| if ((k / n) & (k % n)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
         let found = spectral_norm(&Matrix { rows: n, columns: n, data }, Method::Proven);
         assert!(found.lower <= (n as f64).sqrt() && (n as f64).sqrt() <= found.upper.to_f64(), "{n}: {found:?}");
     }

@@ -190,7 +190,7 @@ mod tests {
         // The check value of CRC-32C (Castagnoli), and the mask's formula in shifts.
         let crc: u32 = 0xe306_9283;
         assert_eq!(crc32c::crc32c(b"123456789"), crc);
-        assert_eq!(masked(b"123456789"), ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8));
+        assert_eq!(masked(b"123456789"), crc.rotate_right(15).wrapping_add(0xa282_ead8));
     }
 
     #[test]
@@ -200,10 +200,7 @@ mod tests {
         assert_eq!(record[..8], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!((&record[8..12], &record[12..15]), (length_crc.as_slice(), b"abc".as_slice()));
         // CRC-32C of "abc" is 364b3fb7.
-        assert_eq!(
-            record[15..],
-            ((0x364b_3fb7_u32 >> 15) | (0x364b_3fb7 << 17)).wrapping_add(0xa282_ead8).to_le_bytes()
-        );
+        assert_eq!(record[15..], 0x364b_3fb7_u32.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes());
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub fn bound(graph: &Graph, constraint: &ConstraintConfig) -> Result<Upper, Erro
         let Some(promise) = constraint.cap(&parameter) else { continue };
         let sigma = Upper::from_f64(promise.sigma_max);
         let shape = &parameter.shape;
-        let scale = |rows: usize| sigma.div(rms_to_rms(rows, shape[1]).next_down());
+        let scale = |rows: usize| sigma.over(rms_to_rms(rows, shape[1]).next_down());
         let (whole, head) = match (parameter.geometry, parameter.heads) {
             (Geometry::Matrix, Some(heads)) if promise.per_head => {
                 let head = scale(shape[0] / heads.count);

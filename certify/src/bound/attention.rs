@@ -39,7 +39,7 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
     // Slope of a query or key, and its largest norm, from the norm of the map and of its bias.
     let through = |map: Upper, bias: Upper, gain: Option<Upper>| match (gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
-            let slope = gain.div(eps.sqrt().next_down());
+            let slope = gain.over(eps.sqrt().next_down());
             (slope * map, (root * gain).min(slope * (map * r + bias)))
         }
         _ => (map, map * r + bias),
@@ -86,7 +86,7 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
     let query_bias = if a.bias { norms.vector(&bias("query"), Part::ALL)? } else { Upper::ZERO };
     let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
-            let slope = gain.div(eps.sqrt().next_down());
+            let slope = gain.over(eps.sqrt().next_down());
             (slope * query, slope * (query * r + query_bias))
         }
         _ => (query, query * r + query_bias),

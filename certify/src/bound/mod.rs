@@ -56,7 +56,7 @@ pub struct Walk {
 impl Walk {
     /// The constant from RMS norm to RMS norm: `√(inputs/outputs)` times the one in ℓ2.
     pub fn rms(&self) -> Upper {
-        (self.lipschitz * count(self.inputs).sqrt()).div(down(self.outputs))
+        (self.lipschitz * count(self.inputs).sqrt()).over(down(self.outputs))
     }
 }
 
@@ -189,7 +189,7 @@ impl Walker<'_> {
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
                 let gain = self.norms.largest(&join(path, "weight"))?;
-                let lipschitz = gain.div(eps.sqrt().next_down());
+                let lipschitz = gain.over(eps.sqrt().next_down());
                 let mut radius = (gain * count(x.width).sqrt()).min(lipschitz * x.radius);
                 if let Op::LayerNorm { bias: true, .. } = node.op {
                     radius = radius + self.norms.vector(&join(path, "bias"), Part::ALL)?;

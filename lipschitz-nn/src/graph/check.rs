@@ -162,7 +162,7 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     }
     finite(path, "logit_scale", a.logit_scale)?;
     finite(path, "output_scale", a.output_scale)?;
-    if a.heads % a.key_value_heads != 0 {
+    if !a.heads.is_multiple_of(a.key_value_heads) {
         let (h, k) = (a.heads, a.key_value_heads);
         return Err(Error::graph(path, format!("has {h} heads, which {k} key-value heads do not divide")));
     }
@@ -171,7 +171,7 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     }
     if let Some(rotary) = a.rotary {
         positive(path, "rotary base", rotary.base)?;
-        if a.head_dim % 2 != 0 {
+        if !a.head_dim.is_multiple_of(2) {
             return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
         }
     }

@@ -122,7 +122,7 @@ impl Attention {
                 sum += *x;
             }
             let inverse = T::of(1.0) / sum;
-            row.iter_mut().for_each(|x| *x = *x * inverse);
+            row.iter_mut().for_each(|x| *x *= inverse);
             hidden.fill(T::of(0.0));
         }
     }

@@ -14,6 +14,7 @@ pub trait Real:
     + Div<Output = Self>
     + Neg<Output = Self>
     + AddAssign
+    + std::ops::MulAssign
 {
     /// A constant.
     fn of(x: f64) -> Self;
