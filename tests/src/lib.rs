@@ -46,7 +46,7 @@ const FUNCTIONS: [Function; 6] =
     [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid];
 
 fn attention(dim: usize, dice: &mut Dice) -> Op {
-    let heads = dice.pick(&[1, 2, 3, 4, 8]);
+    let heads: usize = dice.pick(&[1, 2, 3, 4, 8]);
     let divisors: Vec<usize> = (1..=heads).filter(|k| heads.is_multiple_of(*k)).collect();
     let head_dim = dice.pick(&[2, 4]);
     let rotary = dice.coin().then(|| Rotary { base: 20.0, pairing: dice.pick(&[Pairing::Half, Pairing::Interleaved]) });
