@@ -43,9 +43,13 @@ impl Run {
                 Err(Stopped { step, command }.into())
             }
             End::Done(summary) => {
-                let bound = summary.lipschitz_log10.map_or("no finite bound".into(), |l| format!("L ≤ 10^{l:.4}"));
                 let accuracy = 100.0 * summary.val_accuracy;
-                println!("{}: val loss {:.4}, accuracy {accuracy:.2} %, {bound}", out.display(), summary.val_loss);
+                println!(
+                    "{}: val loss {:.4}, accuracy {accuracy:.2} %, L ≤ {}",
+                    out.display(),
+                    summary.val_loss,
+                    summary.lipschitz
+                );
                 println!("certificate: certify bound {}", out.display());
                 Ok(())
             }
