@@ -186,7 +186,9 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
         let stopped = metrics(&w.path("parts")).len();
         assert!((25..90).contains(&stopped), "{stopped}");
 
-        let output = w.run("parts", settings, &["--resume"]);
+        // The command that the message names.
+        let parts = w.string("parts");
+        let output = train(&["run", &format!("{parts}/config.toml"), "--out", &parts, "--resume"]).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         let bytes = |run: &str| std::fs::read(w.path(run).join("model.safetensors")).unwrap();
         assert!(bytes("whole") == bytes("parts"), "the weights differ");

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -32,14 +32,14 @@ impl Run {
         if let Some(device) = self.device {
             config.train.device = device;
         }
-        let label = self.config.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned());
-        let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(&label));
+        let name = |path: &Path| path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+        let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
+        let label = name(&out);
         let options = Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, label };
         match trainer::run(&config, &options)? {
             End::Stopped(step) => {
-                let settings: String = self.settings.iter().map(|s| format!(" --set {s}")).collect();
-                let (file, out) = (self.config.display(), out.display());
-                let command = format!("train run {file}{settings} --out {out} --resume");
+                let out = out.display();
+                let command = format!("train run {out}/config.toml --out {out} --resume");
                 Err(Stopped { step, command }.into())
             }
             End::Done(summary) => {
