@@ -19,6 +19,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use rayon::prelude::*;
 
+use super::caught::caught;
+
 /// Height and width of an image.
 pub const SIDE: usize = 32;
 
@@ -212,18 +214,18 @@ fn binary(path: &Path, limit: usize) -> Result<Split> {
 
 /// A parquet file with the columns `img` (a group with `bytes`) and `label`.
 fn parquet(path: &Path, limit: usize) -> Result<Split> {
-    let damaged = |e: parquet::errors::ParquetError| {
-        let said = e.to_string().lines().collect::<Vec<_>>().join(" ");
-        Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
-    };
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
-    let mut rows = Vec::new();
-    for row in reader.get_row_iter(None).map_err(damaged)?.take(limit) {
-        rows.push(record(path, rows.len(), row.map_err(damaged)?)?);
-    }
+    let rows = || SerializedFileReader::new(file)?.get_row_iter(None)?.take(limit).collect::<Result<Vec<_>, _>>();
+    let rows: Vec<Row> = caught(rows).and_then(|rows| rows.map_err(|e| e.to_string())).map_err(|said| {
+        let said = said.lines().collect::<Vec<_>>().join(" ");
+        Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
+    })?;
+    let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row));
+    let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_>>()?;
     let decoded = rows.par_iter().enumerate().map(|(row, (bytes, _))| {
-        planes(bytes.data())
+        let planes = caught(|| planes(bytes.data()).map_err(|e| e.to_string()));
+        planes
+            .and_then(|planes| planes)
             .map_err(|what| Error::file(path, format!("row {row}: {what}; fetch the file again or leave the row out")))
     });
     let pixels: Vec<Vec<u8>> = decoded.collect::<Result<_, _>>()?;
@@ -461,7 +463,9 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[at] ^= mask;
                 std::fs::write(&path, &bytes).unwrap();
-                let _ = Cifar10::load(place.path(), Limits::default());
+                if let Err(e) = Cifar10::load(place.path(), Limits::default()) {
+                    assert!(!e.to_string().contains('\n'), "{e}");
+                }
             }
         }
         for length in (0..whole.len()).step_by(7) {

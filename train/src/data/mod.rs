@@ -3,6 +3,7 @@
 //! The order in which data comes is a pure function of seed and step ([`order`]), so a resumed run sees what an
 //! uninterrupted one would have seen.
 
+mod caught;
 pub mod cifar10;
 pub mod order;
 pub mod play;
