@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use candle_core::{DType, Device, Tensor};
-use lipschitz_nn::graph::{Graph, Input};
+use candle_core::{DType, Device};
+use lipschitz_nn::graph::{Graph, Input, join};
 use lipschitz_nn::{Model, Weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::bound::{Row, WeightNorms, paper, walk};
+use crate::bound::{Block, Norms, Row, WeightNorms, paper, walk};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -48,16 +48,30 @@ pub struct Certificate {
     pub rms: Upper,
     /// The constant from ℓ2 norm to ℓ2 norm, the largest of a token.
     pub l2: Upper,
+    /// The constant of one output: from RMS norm, or ℓ2 norm, to its absolute value.
+    pub logit: Output,
+    /// The constant of the difference of any two outputs, the margin between two classes.
+    pub margin: Output,
     /// The inputs it speaks of.
     pub domain: Domain,
     /// A row a node.
     pub nodes: Vec<Row>,
-    /// A row a matrix.
-    pub matrices: Vec<MatrixRow>,
+    /// A row a norm of a weight.
+    pub weights: Vec<WeightRow>,
     /// What the theorem assumes, in words.
     pub assumptions: Vec<String>,
     /// What a reader should know before using the number.
     pub warnings: Vec<String>,
+}
+
+/// A constant to the absolute value of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// From RMS norm.
+    pub rms: Upper,
+    /// From ℓ2 norm.
+    pub l2: Upper,
 }
 
 /// The inputs that a certificate speaks of.
@@ -71,9 +85,9 @@ pub struct Domain {
     pub diameter: Option<Upper>,
 }
 
-/// What is known about the spectral norm of one matrix.
+/// What is known about a norm of a weight: the spectral norm, unless the name says another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MatrixRow {
+pub struct WeightRow {
     /// The weight's name, with its block or partner.
     pub name: String,
     /// The norm is at least this.
@@ -92,6 +106,10 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
     let norms = WeightNorms::new(model, method)?;
     let radius = radius.map(Upper::from_f64);
     let walk = walk(model.graph(), &norms, radius)?;
+    let diameter = match (model.graph().input, model.graph().nodes.first()) {
+        (Input::Tokens { .. }, Some(node)) => Some(norms.row_difference(&Block::whole(join(&node.name, "weight")))?),
+        _ => None,
+    };
     let (rms, l2) = match formula {
         Formula::Sound => (walk.rms(), walk.lipschitz),
         Formula::Paper => {
@@ -100,7 +118,8 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
             (rms, (rms * factor).over((walk.inputs as f64).sqrt().next_down()))
         }
     };
-    let matrices = norms.into_rows();
+    let output = |l2: Upper| Output { rms: walk.from_rms(l2), l2 };
+    let weights = norms.into_rows();
     let mut warnings = Vec::new();
     if formula == Formula::Paper {
         warnings.push("the published formula is NOT a bound for more than one attention head".to_string());
@@ -111,7 +130,7 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
     if l2.to_f64().is_infinite() && l2 == Upper::INFINITY {
         warnings.push("no finite bound: attention needs a bounded domain; give --radius".to_string());
     }
-    for row in matrices.iter().filter(|row| row.method != method) {
+    for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
     }
     let tokens = matches!(model.graph().input, Input::Tokens { .. });
@@ -121,7 +140,6 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
         (false, false) => "all inputs",
         (false, true) => "inputs of ℓ2 norm at most the given radius",
     };
-    let diameter = if tokens { diameter(model)? } else { None };
     Ok(Certificate {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_string(),
@@ -132,9 +150,11 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
         proven: formula == Formula::Sound && method.is_bound(),
         rms,
         l2,
+        logit: output(walk.logit),
+        margin: output(walk.margin),
         domain: Domain { text: text.into(), radius: walk.domain, diameter },
         nodes: walk.rows,
-        matrices,
+        weights,
         assumptions: assumptions(tokens),
         warnings,
     })
@@ -173,14 +193,4 @@ pub fn digest(weights: &Weights) -> Result<String, Error> {
         let _ = write!(out, "{byte:02x}");
         out
     }))
-}
-
-/// The largest distance of two embedding rows; none for tables whose pairs are too many.
-fn diameter(model: &Model) -> Result<Option<Upper>, Error> {
-    let Some(node) = model.graph().nodes.first() else { return Ok(None) };
-    let table: &Tensor = &model.weights()[&lipschitz_nn::graph::join(&node.name, "weight")];
-    if table.dim(0)? > 4096 {
-        return Ok(None);
-    }
-    Ok(Some(crate::spectral::max_row_difference(&crate::spectral::Matrix::from_tensor(&node.name, table)?)))
 }

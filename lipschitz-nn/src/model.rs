@@ -255,6 +255,7 @@ impl Model {
             }
             Op::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
             Op::Scale { factor } => (x * *factor)?,
+            Op::SoftCap { cap } => ops::soft_cap(&x, *cap)?,
             Op::Attention(a) => self.attention(a, &path, &x)?,
             Op::RmsNorm { eps, .. } => ops::rms_norm(&x, self.weight(&path, "weight"), *eps)?,
             Op::LayerNorm { eps, bias, .. } => {
@@ -296,7 +297,7 @@ impl Model {
         let (query, key) = (project("query", a.heads)?, project("key", a.key_value_heads)?);
         let value = project("value", a.key_value_heads)?;
         let mask = if a.causal { ops::Mask::Causal } else { ops::Mask::None };
-        let mixed = ops::attention(&query, &key, &value, a.logit_scale, mask)?;
+        let mixed = ops::attention(&query, &key, &value, a.logit_scale, a.logit_cap, mask)?;
         let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
         let y = self.linear(&mixed, &join(path, "output"), a.output_bias)?;
         // The bias is inside the scale: `output_scale · (W_O o + b_O)`.

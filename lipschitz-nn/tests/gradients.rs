@@ -71,6 +71,7 @@ fn attention(heads: usize, key_value_heads: usize, rotary: Option<Pairing>, bias
         bias,
         output_bias: bias,
         query_key_norm: norm.then_some(0.1),
+        logit_cap: rotary.map(|_| 0.8),
     }
 }
 
@@ -86,6 +87,7 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("linear", Op::Linear { inputs: 6, outputs: 5, bias: true });
     on_tokens("positions", Op::Positions { length: 3, dim: 6 });
     on_tokens("scale", Op::Scale { factor: -1.5 });
+    on_tokens("soft cap", Op::SoftCap { cap: 0.6 });
     on_tokens("rms norm", Op::RmsNorm { dim: 6, eps: 0.01 });
     on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true });
     on_tokens("mean pool", Op::MeanPool);
@@ -161,8 +163,8 @@ fn fused_operations_equal_their_twins() {
         ] {
             let q = var(&[2, tokens, heads, 6], 2.0, &mut rng);
             let (k, v) = (var(&[2, tokens, groups, 6], 2.0, &mut rng), var(&[2, tokens, groups, 6], 1.0, &mut rng));
-            let fused = ops::attention(&q, &k, &v, 0.4, mask).unwrap();
-            let composed = ops::composed::attention(&q, &k, &v, 0.4, mask).unwrap();
+            let fused = ops::attention(&q, &k, &v, 0.4, None, mask).unwrap();
+            let composed = ops::composed::attention(&q, &k, &v, 0.4, None, mask).unwrap();
             same(&format!("attention {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
         }
     }

@@ -62,6 +62,7 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
         bias: dice.below(3) == 0,
         output_bias: dice.below(3) == 0,
         query_key_norm: (dice.below(4) == 0).then(|| dice.pick(&[0.01, 0.5])),
+        logit_cap: (dice.below(4) == 0).then(|| dice.pick(&[0.3, 5.0])),
     })
 }
 
@@ -76,6 +77,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
             4 => Op::Scale { factor: 1.5 * dice.unit() },
             5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
+            6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS) },
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();

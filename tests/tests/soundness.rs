@@ -52,6 +52,7 @@ fn identity_attention(heads: usize) -> Model {
         bias: false,
         output_bias: false,
         query_key_norm: None,
+        logit_cap: None,
     };
     let nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary: dim, dim }),

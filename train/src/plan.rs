@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 use certify::Error;
-use certify::bound::{Norms, Part, walk};
+use certify::bound::{Block, Norms, Part, walk};
 use certify::upper::Upper;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
@@ -31,35 +31,45 @@ impl Caps {
 }
 
 impl Norms for Caps {
-    fn matrix(&self, name: &str, rows: Part) -> Result<Upper, Error> {
-        let cap = self.get(name)?;
+    fn matrix(&self, block: &Block) -> Result<Upper, Error> {
+        if let Some(gain) = &block.gain {
+            return self.vector(gain);
+        }
+        let cap = self.get(&block.weight)?;
         // A cap a head bounds every block that lies inside a head; blocks asked for are heads.
-        let blocks = cap.parameter.heads.is_some_and(|h| h.axis == Axis::Rows && h.count == rows.count);
+        let blocks = cap.parameter.heads.is_some_and(|h| h.axis == Axis::Rows && h.count == block.rows.count);
         Ok(if blocks { cap.head.unwrap_or(cap.whole).min(cap.whole) } else { cap.whole })
     }
 
-    fn columns(&self, name: &str, _: Part) -> Result<Upper, Error> {
-        Ok(self.get(name)?.whole)
+    fn product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
+        Ok(self.matrix(a)? * self.matrix(b)?)
     }
 
-    fn output_value(&self, output: &str, value: &str, columns: Part, rows: Part) -> Result<Upper, Error> {
-        Ok(self.columns(output, columns)? * self.matrix(value, rows)?)
+    fn transposed_product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
+        self.product(a, b)
     }
 
-    fn query_key(&self, query: &str, key: &str, queries: Part, keys: Part) -> Result<Upper, Error> {
-        Ok(self.matrix(query, queries)? * self.matrix(key, keys)?)
+    fn row(&self, block: &Block) -> Result<Upper, Error> {
+        self.matrix(&block.clone().rows(Part::ALL))
     }
 
-    fn row(&self, name: &str) -> Result<Upper, Error> {
-        Ok(self.get(name)?.whole)
+    /// A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped one by one.
+    fn row_difference(&self, block: &Block) -> Result<Upper, Error> {
+        let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
+        let two = Upper::from_f64(2.0);
+        Ok(self.row(block)? * if table { two } else { two.sqrt() })
     }
 
-    fn vector(&self, name: &str, _: Part) -> Result<Upper, Error> {
+    fn offset(&self, _: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error> {
+        beta.or(bias).map_or(Ok(Upper::ZERO), |name| self.vector(name))
+    }
+
+    fn vector(&self, name: &str) -> Result<Upper, Error> {
         Err(Error::Unknown(format!("the cap of `{name}`: vectors have none")))
     }
 
     fn largest(&self, name: &str) -> Result<Upper, Error> {
-        self.vector(name, Part::ALL)
+        self.vector(name)
     }
 }
 

@@ -244,7 +244,7 @@ fn check_caps(certificate: &Certificate, variables: &[(Parameter, Var)], constra
         let whole = parameter.name.clone();
         let name = |i: usize| if count == 1 { whole.clone() } else { format!("{whole} rows {}/{count}", i + 1) };
         for i in 0..count {
-            let Some(row) = certificate.matrices.iter().find(|m| m.name == name(i)) else { continue };
+            let Some(row) = certificate.weights.iter().find(|m| m.name == name(i)) else { continue };
             if row.upper > Upper::from_f64(cap) {
                 bail!(certify::Error::Violated(format!(
                     "`{}` has norm {} above its cap {cap:.6}: the constraint does not hold",

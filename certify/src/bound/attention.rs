@@ -2,11 +2,12 @@
 //!
 //! For one head with probabilities p, logits λ and values v, `δo = Σ p_j δv_j + Cov_p(δλ, v)`, and
 //! `‖Cov_p(δλ, v)‖ ≤ max |δλ| · max ‖v_j − c‖` for any c. So a value bias drops out of the second term, and what is the
-//! same in all logits of a row (a key bias, without rotary positions and query-key norm) changes nothing.
+//! same in all logits of a row (a key bias, where the logits are plain products) changes nothing. A soft cap on the
+//! logits has slope at most 1.
 
 use lipschitz_nn::graph::{Attention, join};
 
-use super::{Norms, Part, State, Step, abs, count};
+use super::{Block, Norms, Part, State, Step, abs, count};
 use crate::Error;
 use crate::upper::Upper;
 
@@ -25,10 +26,14 @@ struct Head {
     logit_slope: Upper,
 }
 
-pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> Result<Step, Error> {
+pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> Result<Step, Error> {
     let weight = |name: &str| join(path, &join(name, "weight"));
-    let bias = |name: &str| join(path, &join(name, "bias"));
-    let part = |head, count| Part { index: head, count };
+    let block = |name: &str, rows: Part| Block::whole(weight(name)).rows(rows).gain(x.gain.clone());
+    let bias = |name: &str| a.bias.then(|| join(path, &join(name, "bias")));
+    let offset = |name: &str, rows: Part| {
+        norms.offset(&Block::whole(weight(name)).rows(rows), x.shift.as_deref(), bias(name).as_deref())
+    };
+    let part = |index, count| Part { index, count };
     let r = x.radius;
 
     let (query_gain, key_gain) = match a.query_key_norm {
@@ -36,42 +41,41 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
         None => (None, None),
     };
     let root = count(a.head_dim).sqrt();
-    // Slope of a query or key, and its largest norm, from the norm of the map and of its bias.
-    let through = |map: Upper, bias: Upper, gain: Option<Upper>| match (gain, a.query_key_norm) {
+    // Slope of a query or key, and its largest norm, from the norm of the map and of its offset.
+    let through = |map: Upper, offset: Upper, gain: Option<Upper>| match (gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
             let slope = gain.over(eps.sqrt().next_down());
-            (slope * map, (root * gain).min(slope * (map * r + bias)))
+            (slope * map, (root * gain).min(slope * (map * r + offset)))
         }
-        _ => (map, map * r + bias),
+        _ => (map, map * r + offset),
     };
-    let plain = a.rotary.is_none() && a.query_key_norm.is_none();
+    let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
 
+    let output_block = Block::whole(weight("output"));
     let mut heads = Vec::with_capacity(a.heads);
     for h in 0..a.heads {
         let g = h / (a.heads / a.key_value_heads);
         let (mine, shared) = (part(h, a.heads), part(g, a.key_value_heads));
-        let query = norms.matrix(&weight("query"), mine)?;
-        let key = norms.matrix(&weight("key"), shared)?;
-        let value = norms.matrix(&weight("value"), shared)?;
-        let zero = Upper::ZERO;
-        let query_bias = if a.bias { norms.vector(&bias("query"), mine)? } else { zero };
-        let key_bias = if a.bias && !plain { norms.vector(&bias("key"), shared)? } else { zero };
-        let (query_slope, query_size) = through(query, query_bias, query_gain);
-        let (key_slope, key_size) = through(key, key_bias, key_gain);
+        let query = norms.matrix(&block("query", mine))?;
+        let key = norms.matrix(&block("key", shared))?;
+        let value = norms.matrix(&block("value", shared))?;
+        let query_offset = offset("query", mine)?;
+        let key_offset = if plain { Upper::ZERO } else { offset("key", shared)? };
+        let (query_slope, query_size) = through(query, query_offset, query_gain);
+        let (key_slope, key_size) = through(key, key_offset, key_gain);
         let mut logit_slope = query_slope * key_size + query_size * key_slope;
         if plain {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
-            let product = norms.query_key(&weight("query"), &weight("key"), mine, shared)?;
-            logit_slope = logit_slope.min(product * r + product * r + query_bias * key);
+            let product = norms.transposed_product(&block("query", mine), &block("key", shared))?;
+            logit_slope = logit_slope.min(product * r + product * r + query_offset * key);
         }
-        let output_value = norms
-            .output_value(&weight("output"), &weight("value"), mine, shared)?
-            .min(norms.columns(&weight("output"), mine)? * value);
+        let columns = output_block.clone().columns(mine);
+        let output_value = norms.product(&columns, &block("value", shared))?.min(norms.matrix(&columns)? * value);
         heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
     }
 
     let s = abs(a.logit_scale);
-    let output = norms.matrix(&weight("output"), Part::ALL)?;
+    let output = norms.matrix(&output_block)?;
     let sum = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc + f(h));
     let max = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc.max(f(h)));
     let root_of_squares = |f: &dyn Fn(&Head) -> Upper| sum(&|h| f(h) * f(h)).sqrt();
@@ -82,14 +86,14 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
     // 2. Heads are orthogonal blocks in front of W_O.
     let blocks = output * root_of_squares(&|h| one_head(h.value, h));
     // 3. As 2, and Σ_h ‖q_h‖² = ‖q‖², for the change of the query and for its size alike.
-    let query = norms.matrix(&weight("query"), Part::ALL)?;
-    let query_bias = if a.bias { norms.vector(&bias("query"), Part::ALL)? } else { Upper::ZERO };
+    let query = norms.matrix(&block("query", Part::ALL))?;
+    let query_offset = offset("query", Part::ALL)?;
     let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
             let slope = gain.over(eps.sqrt().next_down());
-            (slope * query, slope * (query * r + query_bias))
+            (slope * query, slope * (query * r + query_offset))
         }
-        _ => (query, query * r + query_bias),
+        _ => (query, query * r + query_offset),
     };
     query_size = query_size.min(root_of_squares(&|h| h.query_size));
     let queries = query_slope * max(&|h| h.key_size * h.value) + query_size * max(&|h| h.key_slope * h.value);
@@ -98,15 +102,13 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: State) -> R
     let rules = [(heads_add, "heads add up"), (blocks, "orthogonal heads"), (stacked, "stacked queries")];
     let (best, rule) = rules.into_iter().fold(rules[0], |best, next| if next.0 < best.0 { next } else { best });
 
-    // The mean of values with the bias, which the probabilities leave as it is.
+    // The mean of values, and what is the same in all of them, which the probabilities leave as it is.
+    let repeats = count(a.heads / a.key_value_heads).sqrt();
     let mut radius = sum(&|h| h.output_value).min(output * root_of_squares(&|h| h.value)) * r;
-    if a.bias {
-        let repeats = count(a.heads / a.key_value_heads).sqrt();
-        radius = radius + output * repeats * norms.vector(&bias("value"), Part::ALL)?;
-    }
+    radius = radius + output * repeats * offset("value", Part::ALL)?;
     if a.output_bias {
-        radius = radius + norms.vector(&bias("output"), Part::ALL)?;
+        radius = radius + norms.vector(&join(path, "output.bias"))?;
     }
     let c = abs(a.output_scale);
-    Ok(Step { lipschitz: c * best, out: State { radius: c * radius, width: a.dim }, rule: rule.into() })
+    Ok(Step { lipschitz: c * best, out: State::new(c * radius, a.dim), rule: rule.into() })
 }

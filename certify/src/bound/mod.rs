@@ -10,7 +10,7 @@ pub mod paper;
 mod pointwise;
 mod weights;
 
-pub use norms::{Norms, Part};
+pub use norms::{Block, Norms, Part};
 pub use weights::WeightNorms;
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
@@ -43,6 +43,10 @@ pub struct Walk {
     pub lipschitz: Upper,
     /// ℓ2 radius of the domain, a token (of the whole input for images and vectors; infinite: everywhere).
     pub domain: Upper,
+    /// The constant of one output number, ℓ2 → absolute value.
+    pub logit: Upper,
+    /// The constant of the difference of two output numbers, ℓ2 → absolute value.
+    pub margin: Upper,
     /// A bound on the ℓ2 norm of each token of the output.
     pub radius: Upper,
     /// Numbers in one token of the input.
@@ -56,7 +60,12 @@ pub struct Walk {
 impl Walk {
     /// The constant from RMS norm to RMS norm: `√(inputs/outputs)` times the one in ℓ2.
     pub fn rms(&self) -> Upper {
-        (self.lipschitz * count(self.inputs).sqrt()).over(down(self.outputs))
+        self.from_rms(self.lipschitz).over(down(self.outputs))
+    }
+
+    /// A constant that starts from RMS norm, of one that starts from ℓ2 norm: `√inputs` times it.
+    pub fn from_rms(&self, constant: Upper) -> Upper {
+        constant * count(self.inputs).sqrt()
     }
 }
 
@@ -75,13 +84,36 @@ fn abs(x: f64) -> Upper {
     if x.is_nan() { Upper::INFINITY } else { Upper::from_f64(x.abs()) }
 }
 
-/// What is known about a value.
-#[derive(Clone, Copy)]
+/// What is known about a value: it is `γ ∘ x + β` with `‖x‖ ≤ radius`. Gain γ and shift β are those of a norm just passed,
+/// and go into the next linear map; elsewhere there are none.
+#[derive(Clone)]
 struct State {
-    /// Bound on the ℓ2 norm of a token.
+    /// Bound on the ℓ2 norm of a token x.
     radius: Upper,
     /// Numbers in a token.
     width: usize,
+    /// The name of γ.
+    gain: Option<String>,
+    /// The name of β.
+    shift: Option<String>,
+}
+
+impl State {
+    fn new(radius: Upper, width: usize) -> Self {
+        Self { radius, width, gain: None, shift: None }
+    }
+}
+
+/// A linear map just passed, and what has followed it: at most one activation, and scales.
+struct Passed {
+    block: Block,
+    norm: Upper,
+    /// The constant up to the map's input.
+    before: Upper,
+    /// What follows has slopes in `centre ± spread`.
+    centre: f64,
+    spread: Upper,
+    active: bool,
 }
 
 /// A node's answer.
@@ -101,26 +133,47 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
     let mut rows = Vec::new();
     let (nodes, start) = match (graph.input, graph.nodes.split_first()) {
         (Input::Tokens { .. }, Some((Node { name, op: Op::Embedding { dim, .. } }, rest))) => {
-            let natural = norms.row(&join(name, "weight"))?;
+            let natural = norms.row(&Block::whole(join(name, "weight")))?;
             let radius = radius.unwrap_or(natural);
             let (one, kind, rule) = (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
             rows.push(Row { path: name.clone(), kind, lipschitz: one, cumulative: one, radius, rule });
-            (rest, State { radius, width: *dim })
+            (rest, State::new(radius, *dim))
         }
         (Input::Tokens { .. }, _) => return Err(Error::Unknown("the input: tokens without an embedding".into())),
         (Input::Pixels { channels, height, width }, _) => {
             let radius = radius.unwrap_or(Upper::INFINITY);
-            (&graph.nodes[..], State { radius, width: channels * height * width })
+            (&graph.nodes[..], State::new(radius, channels * height * width))
         }
-        (Input::Vector { dim }, _) => {
-            (&graph.nodes[..], State { radius: radius.unwrap_or(Upper::INFINITY), width: dim })
-        }
+        (Input::Vector { dim }, _) => (&graph.nodes[..], State::new(radius.unwrap_or(Upper::INFINITY), dim)),
     };
     let channels = if let Input::Pixels { channels, .. } = graph.input { channels } else { 0 };
     let mut walker = Walker { norms, channels, rows };
-    let (lipschitz, out) = walker.sequence(nodes, "", start, Upper::ONE)?;
     let (domain, inputs) = (start.radius, start.width);
-    Ok(Walk { lipschitz, domain, radius: out.radius, inputs, outputs: out.width, rows: walker.rows })
+    let (trail, out) = walker.sequence(nodes, "", start, Upper::ONE)?;
+    let lipschitz = last(&trail);
+    let (logit, margin) = outputs(nodes, &trail, norms)?;
+    let rows = walker.rows;
+    Ok(Walk { lipschitz, domain, logit, margin, radius: out.radius, inputs, outputs: out.width, rows })
+}
+
+/// The constants of one output and of the difference of two. Where the network ends in a linear map, they are those of
+/// a row and of a difference of two rows; in any case at most that of all outputs, and √2 times it.
+fn outputs(nodes: &[Node], trail: &[Upper], norms: &dyn Norms) -> Result<(Upper, Upper), Error> {
+    let lipschitz = last(trail);
+    let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
+    let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
+    let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end])) else {
+        return Ok((logit, margin));
+    };
+    let gain = nodes[..end].last().filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+    let block = Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
+    let scale = |c: Upper, node: &Node| if let Op::Scale { factor } = node.op { c * abs(factor) } else { c };
+    let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
+    Ok((logit.min(before * norms.row(&block)?), margin.min(before * norms.row_difference(&block)?)))
+}
+
+fn last(trail: &[Upper]) -> Upper {
+    trail.last().copied().unwrap_or(Upper::ONE)
 }
 
 struct Walker<'a> {
@@ -131,11 +184,36 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    fn sequence(&mut self, nodes: &[Node], prefix: &str, start: State, from: Upper) -> Result<(Upper, State), Error> {
+    /// The constant from the start to behind each node, and what is known about the output.
+    fn sequence(
+        &mut self,
+        nodes: &[Node],
+        prefix: &str,
+        start: State,
+        from: Upper,
+    ) -> Result<(Vec<Upper>, State), Error> {
         let (mut lipschitz, mut state) = (Upper::ONE, start);
-        for node in nodes {
-            let step = self.node(node, prefix, state, from * lipschitz)?;
-            lipschitz = lipschitz * step.lipschitz;
+        let mut trail = Vec::with_capacity(nodes.len());
+        let mut passed: Option<Passed> = None;
+        for (i, node) in nodes.iter().enumerate() {
+            let before = lipschitz;
+            let linear = matches!(node.op, Op::Linear { .. });
+            let block = Block::whole(join(&node.path(prefix), "weight")).gain(state.gain.clone());
+            let fold = matches!(
+                nodes.get(i + 1),
+                Some(Node { op: Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. }, .. })
+            );
+            let mut step = self.node(node, prefix, &state, from * lipschitz, fold)?;
+            lipschitz = before * step.lipschitz;
+            if let (true, Some(first)) = (linear, &passed) {
+                let split = first.before * self.split(first, &block, step.lipschitz)?;
+                if split < lipschitz {
+                    lipschitz = split;
+                    step.rule = format!("‖W‖, slope split with `{}`", first.block);
+                }
+            }
+            passed = follow(passed, node, linear.then(|| (block, step.lipschitz, before)));
+            trail.push(lipschitz);
             state = step.out;
             self.rows.push(Row {
                 path: node.path(prefix),
@@ -146,37 +224,45 @@ impl Walker<'_> {
                 rule: step.rule,
             });
         }
-        Ok((lipschitz, state))
+        Ok((trail, state))
     }
 
-    fn node(&mut self, node: &Node, prefix: &str, x: State, from: Upper) -> Result<Step, Error> {
+    /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for some ‖S‖ ≤ 1, so at most
+    /// `|c| ‖W₂ W₁‖ + h ‖W₂‖ ‖W₁‖`.
+    fn split(&self, first: &Passed, second: &Block, norm: Upper) -> Result<Upper, Error> {
+        Ok(abs(first.centre) * self.norms.product(second, &first.block)? + first.spread * norm * first.norm)
+    }
+
+    fn node(&mut self, node: &Node, prefix: &str, x: &State, from: Upper, fold: bool) -> Result<Step, Error> {
         let path = node.path(prefix);
         let path = path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
-            Ok(Step { lipschitz, out: State { radius, width }, rule: rule.to_string() })
+            Ok(Step { lipschitz, out: State::new(radius, width), rule: rule.to_string() })
+        };
+        let block = |name: &str| Block::whole(join(path, &join(name, "weight"))).gain(x.gain.clone());
+        let offset = |name: &str, bias: Option<String>| {
+            let weight = Block::whole(join(path, &join(name, "weight")));
+            self.norms.offset(&weight, x.shift.as_deref(), bias.as_deref())
         };
         match &node.op {
             Op::Sequential { body } => {
-                let (lipschitz, out) = self.sequence(body, path, x, from)?;
-                Ok(Step { lipschitz, out, rule: "product".into() })
+                let (trail, out) = self.sequence(body, path, x.clone(), from)?;
+                Ok(Step { lipschitz: last(&trail), out, rule: "product".into() })
             }
             // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
             Op::Residual { skip, branch, body } => {
-                let (inner, out) = self.sequence(body, path, x, Upper::ONE)?;
+                let (trail, out) = self.sequence(body, path, x.clone(), Upper::ONE)?;
                 let (a, b) = (abs(*skip), abs(*branch));
-                step(a + b * inner, a * x.radius + b * out.radius, x.width, "|a| + |b| L")
+                step(a + b * last(&trail), a * x.radius + b * out.radius, x.width, "|a| + |b| L")
             }
             Op::Linear { outputs, bias, .. } => {
-                let norm = self.norms.matrix(&join(path, "weight"), Part::ALL)?;
-                let mut radius = norm * x.radius;
-                if *bias {
-                    radius = radius + self.norms.vector(&join(path, "bias"), Part::ALL)?;
-                }
+                let norm = self.norms.matrix(&block(""))?;
+                let radius = norm * x.radius + offset("", bias.then(|| join(path, "bias")))?;
                 step(norm, radius, *outputs, "‖W‖")
             }
             Op::Embedding { .. } => Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node"))),
             Op::Positions { .. } => {
-                let row = self.norms.row(&join(path, "weight"))?;
+                let row = self.norms.row(&block(""))?;
                 step(Upper::ONE, x.radius + row, x.width, "a translation")
             }
             Op::Activation { function, scale } => {
@@ -185,26 +271,35 @@ impl Walker<'_> {
                 step(scale * pointwise::slope(*function), radius, x.width, "largest slope")
             }
             Op::Scale { factor } => step(abs(*factor), abs(*factor) * x.radius, x.width, "|c|"),
+            // |c tanh(x/c)| is at most |x| and c, and its slope at most 1.
+            Op::SoftCap { cap } => {
+                step(Upper::ONE, x.radius.min(abs(*cap) * count(x.width).sqrt()), x.width, "largest slope")
+            }
             Op::Attention(a) => attention::bound(a, path, self.norms, x),
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
-                let gain = self.norms.largest(&join(path, "weight"))?;
-                let lipschitz = gain.over(eps.sqrt().next_down());
-                let mut radius = (gain * count(x.width).sqrt()).min(lipschitz * x.radius);
-                if let Op::LayerNorm { bias: true, .. } = node.op {
-                    radius = radius + self.norms.vector(&join(path, "bias"), Part::ALL)?;
+                let slope = Upper::ONE.over(eps.sqrt().next_down());
+                let radius = count(x.width).sqrt().min(slope * x.radius);
+                let gain = join(path, "weight");
+                let shift = matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
+                if fold {
+                    let out = State { radius, width: x.width, gain: Some(gain), shift };
+                    return Ok(Step { lipschitz: slope, out, rule: "1/√ε, gain folded into the next".into() });
                 }
-                step(lipschitz, radius, x.width, "max |γ| / √ε")
+                let gain = self.norms.largest(&gain)?;
+                let shift = shift.map_or(Ok(Upper::ZERO), |shift| self.norms.vector(&shift))?;
+                step(gain * slope, gain * radius + shift, x.width, "max |γ| / √ε")
             }
             Op::GatedMlp { function, .. } => {
-                let weight = |name: &str| join(path, &join(name, "weight"));
-                let norm = |name| self.norms.matrix(&weight(name), Part::ALL);
-                let (gate, up, down) = (norm("gate")?, norm("up")?, norm("down")?);
-                let largest_gate = pointwise::value(*function, self.norms.row(&weight("gate"))? * x.radius);
-                let largest_up = self.norms.row(&weight("up"))? * x.radius;
+                let (gate, up) = (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
+                let down = self.norms.matrix(&Block::whole(join(path, "down.weight")))?;
+                let (gate_offset, up_offset) = (offset("gate", None)?, offset("up", None)?);
+                let largest_gate =
+                    pointwise::value(*function, self.norms.row(&block("gate"))? * x.radius + gate_offset);
+                let largest_up = self.norms.row(&block("up"))? * x.radius + up_offset;
                 // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu, each factor without δ bounded by its largest element.
                 let product = pointwise::slope(*function) * gate * largest_up + up * largest_gate;
-                let radius = down * largest_gate * up * x.radius;
+                let radius = down * largest_gate * (up * x.radius + up_offset);
                 step(down * product, radius, x.width, "product rule on row norms")
             }
             Op::Flatten => step(Upper::ONE, x.radius, x.width, "an isometry"),
@@ -213,4 +308,35 @@ impl Walker<'_> {
             Op::MeanPool => step(Upper::ONE, x.radius, x.width, "a mean"),
         }
     }
+}
+
+/// What is known of the last linear map after one more node; `linear` if that node is one.
+fn follow(passed: Option<Passed>, node: &Node, linear: Option<(Block, Upper, Upper)>) -> Option<Passed> {
+    if let Some((block, norm, before)) = linear {
+        return Some(Passed { block, norm, before, centre: 1.0, spread: Upper::ZERO, active: false });
+    }
+    let mut passed = passed?;
+    match &node.op {
+        // c s is rounded, so the spread takes up the difference.
+        Op::Scale { factor } => {
+            passed.spread = passed.spread * abs(*factor) + rounding(passed.centre, *factor);
+            passed.centre *= factor;
+        }
+        Op::Activation { function, scale } if !passed.active => {
+            let (centre, spread) = pointwise::slopes(*function);
+            let factor = passed.centre * scale;
+            // Slopes of what went before are a single number here, up to rounding.
+            let off = rounding(passed.centre, *scale) + passed.spread * abs(*scale);
+            passed.spread = abs(factor) * spread + off * pointwise::slope(*function) + rounding(factor, centre);
+            (passed.centre, passed.active) = (factor * centre, true);
+        }
+        Op::Flatten => {}
+        _ => return None,
+    }
+    Some(passed)
+}
+
+/// Not below the rounding error of the product a b.
+fn rounding(a: f64, b: f64) -> Upper {
+    abs(a * b) * Upper::from_f64(f64::EPSILON) + Upper::from_f64(f64::MIN_POSITIVE)
 }

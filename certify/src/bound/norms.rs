@@ -1,5 +1,7 @@
 //! What the walk asks of weights. A checkpoint answers with proven norms, a plan with caps.
 
+use std::fmt;
+
 use crate::Error;
 use crate::upper::Upper;
 
@@ -17,43 +19,100 @@ impl Part {
     pub const ALL: Part = Part { index: 0, count: 1 };
 }
 
-/// Upper bounds on norms of weights, all in ℓ2, by the weight's name.
+/// A part of a weight matrix, as the walk meets it: `W[rows, columns]·diag(γ)`, with γ the gain of a norm in front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The weight's name.
+    pub weight: String,
+    /// Which rows.
+    pub rows: Part,
+    /// Which columns.
+    pub columns: Part,
+    /// The name of γ, if a norm's gain is folded in.
+    pub gain: Option<String>,
+}
+
+impl Block {
+    /// All of a weight.
+    pub fn whole(weight: impl Into<String>) -> Self {
+        Self { weight: weight.into(), rows: Part::ALL, columns: Part::ALL, gain: None }
+    }
+
+    /// Its block of rows.
+    pub fn rows(self, rows: Part) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Its block of columns.
+    pub fn columns(self, columns: Part) -> Self {
+        Self { columns, ..self }
+    }
+
+    /// With a gain folded in.
+    pub fn gain(self, gain: Option<String>) -> Self {
+        Self { gain, ..self }
+    }
+}
+
+/// `w`, `w rows 1/4`, `w · diag g`: the name of a row in a certificate.
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.weight)?;
+        for (side, part) in [("rows", self.rows), ("columns", self.columns)] {
+            if part.count > 1 {
+                write!(f, " {side} {}/{}", part.index + 1, part.count)?;
+            }
+        }
+        match &self.gain {
+            Some(gain) => write!(f, " · diag {gain}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Upper bounds on norms of weights, all in ℓ2.
 pub trait Norms {
-    /// `σ_max` of a block of rows of a matrix.
+    /// `σ_max` of a block.
     ///
     /// # Errors
     /// As all methods here: [`Error`] names the weight that nothing is known about.
-    fn matrix(&self, name: &str, rows: Part) -> Result<Upper, Error>;
+    fn matrix(&self, block: &Block) -> Result<Upper, Error>;
 
-    /// `σ_max` of a block of columns of a matrix.
+    /// `‖A B‖`, such as O_h V_h.
     ///
     /// # Errors
     /// See [`Norms::matrix`].
-    fn columns(&self, name: &str, columns: Part) -> Result<Upper, Error>;
+    fn product(&self, a: &Block, b: &Block) -> Result<Upper, Error>;
 
-    /// `‖O_h V_h‖`: columns of the output projection times rows of the value projection.
+    /// `‖Aᵀ B‖`, such as Q_hᵀ K_h.
     ///
     /// # Errors
     /// See [`Norms::matrix`].
-    fn output_value(&self, output: &str, value: &str, columns: Part, rows: Part) -> Result<Upper, Error>;
+    fn transposed_product(&self, a: &Block, b: &Block) -> Result<Upper, Error>;
 
-    /// `‖Q_hᵀ K_h‖`.
+    /// The largest norm of a row.
     ///
     /// # Errors
     /// See [`Norms::matrix`].
-    fn query_key(&self, query: &str, key: &str, queries: Part, keys: Part) -> Result<Upper, Error>;
+    fn row(&self, block: &Block) -> Result<Upper, Error>;
 
-    /// The largest norm of a row of a matrix or table.
+    /// The largest distance of two rows.
     ///
     /// # Errors
     /// See [`Norms::matrix`].
-    fn row(&self, name: &str) -> Result<Upper, Error>;
+    fn row_difference(&self, block: &Block) -> Result<Upper, Error>;
 
-    /// The norm of a block of a vector.
+    /// The norm of `W β + b` for a block of rows, either of them absent as zero.
     ///
     /// # Errors
     /// See [`Norms::matrix`].
-    fn vector(&self, name: &str, part: Part) -> Result<Upper, Error>;
+    fn offset(&self, block: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error>;
+
+    /// The norm of a vector.
+    ///
+    /// # Errors
+    /// See [`Norms::matrix`].
+    fn vector(&self, name: &str) -> Result<Upper, Error>;
 
     /// The largest absolute element of a vector.
     ///

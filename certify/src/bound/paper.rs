@@ -4,7 +4,7 @@
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op, join};
 use lipschitz_nn::norm::rms_to_rms;
 
-use super::{Norms, Part};
+use super::{Block, Norms};
 use crate::Error;
 use crate::upper::Upper;
 
@@ -36,7 +36,7 @@ fn step(node: &Node, prefix: &str, x: State, norms: &dyn Norms, tokens: bool) ->
     let path = node.path(prefix);
     let number = Upper::from_f64;
     let rms = |name: &str, outputs: usize, inputs: usize| -> Result<Upper, Error> {
-        let norm = norms.matrix(&join(&path, &join(name, "weight")), Part::ALL)?;
+        let norm = norms.matrix(&Block::whole(join(&path, &join(name, "weight"))))?;
         Ok(norm * number(rms_to_rms(outputs, inputs)))
     };
     let through = |factor: Upper| State { lipschitz: x.lipschitz * factor, radius: x.radius * factor };
@@ -53,7 +53,7 @@ fn step(node: &Node, prefix: &str, x: State, norms: &dyn Norms, tokens: bool) ->
         // Dividing by 1.1289 makes GELU's slope 1; the formula divides once more.
         Op::Activation { function: Function::GeluErf, scale } if tokens => through(super::abs(*scale)),
         Op::Activation { function: Function::Relu, .. } => x,
-        Op::Attention(a) if !a.bias && !a.output_bias && a.query_key_norm.is_none() => {
+        Op::Attention(a) if !a.bias && !a.output_bias && a.query_key_norm.is_none() && a.logit_cap.is_none() => {
             let width = a.heads * a.head_dim;
             let (query, key) = (rms("query", width, a.dim)?, rms("key", width, a.dim)?);
             let value = rms("value", width, a.dim)? * rms("output", a.dim, width)? * super::abs(a.output_scale);

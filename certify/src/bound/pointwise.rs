@@ -16,6 +16,13 @@ pub(super) fn slope(function: Function) -> Upper {
     })
 }
 
+/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0, 1/4]; those of GELU and SiLU
+/// at x and −x add up to 1.
+pub(super) fn slopes(function: Function) -> (f64, Upper) {
+    let centre = if function == Function::Sigmoid { 0.125 } else { 0.5 };
+    (centre, Upper::from_f64((slope(function).to_f64() - centre).next_up()))
+}
+
 /// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for GELU's and SiLU's sign.
 pub(super) fn value(function: Function, r: Upper) -> Upper {
     match function {
@@ -61,6 +68,9 @@ mod tests {
             let found = (-200_000..=200_000).map(|i| derivative(function, i as f64 * 5e-5).abs()).fold(0.0, f64::max);
             let claimed = slope(function).to_f64();
             assert!(found <= claimed && claimed - found < 1e-6, "{function:?}: {found} against {claimed}");
+            let (centre, spread) = slopes(function);
+            let inside = |x: f64| (derivative(function, x) - centre).abs() <= spread.to_f64();
+            assert!((-200_000..=200_000).all(|i| inside(i as f64 * 5e-5)), "{function:?}");
         }
     }
 }

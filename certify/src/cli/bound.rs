@@ -91,8 +91,8 @@ fn print(c: &Certificate) {
     }
     (2..=4).for_each(|i| right(&mut nodes, i));
     println!("{nodes}\n");
-    let mut matrices = table(["matrix", "at least", "at most", "method"]);
-    for row in &c.matrices {
+    let mut matrices = table(["norm", "at least", "at most", "method"]);
+    for row in &c.weights {
         let (lower, upper) = (format!("{:.9}", row.lower), row.upper.to_f64());
         matrices.add_row([row.name.as_str(), &lower, &format!("{upper:.9}"), &row.method.to_string()]);
     }
@@ -101,6 +101,11 @@ fn print(c: &Certificate) {
     let what = if c.proven { "certified" } else { "NOT PROVEN" };
     println!("L ≤ {}  RMS → RMS    {what}", c.rms);
     println!("L ≤ {}  ℓ2 → ℓ2", c.l2);
+    println!(
+        "one output moves by at most {} times the RMS norm ({} times the ℓ2 norm) of a change",
+        c.logit.rms, c.logit.l2
+    );
+    println!("the margin of two by at most {} times ({} times)", c.margin.rms, c.margin.l2);
     println!("domain: {}, ‖x‖₂ ≤ {}", c.domain.text, c.domain.radius);
     if let Some(diameter) = c.domain.diameter {
         println!("        two embedding rows are at most {diameter} apart");

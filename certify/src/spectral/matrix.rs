@@ -59,6 +59,13 @@ impl Matrix {
         Self { rows: self.rows, columns, data: data.collect() }
     }
 
+    /// Multiplies column j by `factors[j]`.
+    pub fn scale_columns(&mut self, factors: &[f64]) {
+        for row in self.data.chunks_mut(self.columns.max(1)) {
+            row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+        }
+    }
+
     pub(super) fn view(&self) -> Strided<'_, f64> {
         Strided::rows(&self.data, self.rows, self.columns, self.columns)
     }
@@ -106,16 +113,41 @@ pub fn max_row_norm(m: &Matrix) -> Upper {
     m.data.chunks(m.columns.max(1)).fold(Upper::ZERO, |max, row| max.max(vector_norm(row)))
 }
 
-/// Not below the largest ℓ2 distance of two rows.
+/// Not below ‖Wβ + b‖.
+pub fn affine_norm(w: &Matrix, beta: &[f64], bias: Option<&[f64]>) -> Upper {
+    let (mut y, mut size) = (Vec::with_capacity(w.rows), Vec::with_capacity(w.rows));
+    for (i, row) in w.data.chunks(w.columns.max(1)).enumerate() {
+        let b = bias.map_or(0.0, |bias| bias[i]);
+        y.push(row.iter().zip(beta).map(|(w, x)| w * x).sum::<f64>() + b);
+        size.push(row.iter().zip(beta).map(|(w, x)| (w * x).abs()).sum::<f64>() + b.abs());
+    }
+    // Each sum is off by at most γ times the sum of the absolute terms, and those are summed with as much error.
+    let g = gamma(2 * w.columns + 6);
+    vector_norm(&y) + g * vector_norm(&size) + Upper::from_f64((w.columns + 1) as f64 * f64::MIN_POSITIVE)
+}
+
+/// Rows up to which all pairs are compared.
+const PAIRS: usize = 1024;
+
+/// Not below the largest ℓ2 distance of two rows; for very tall matrices twice the largest row.
 pub fn max_row_difference(m: &Matrix) -> Upper {
+    let longest = max_row_norm(m);
+    let twice = longest + longest;
+    if m.rows > PAIRS {
+        return twice;
+    }
+    if m.rows < 2 {
+        return Upper::ZERO;
+    }
     let rows: Vec<&[f64]> = m.data.chunks(m.columns.max(1)).collect();
     let mut max = Upper::ZERO;
+    let mut difference = vec![0.0; m.columns];
     for (i, a) in rows.iter().enumerate() {
         for b in &rows[..i] {
-            let difference: Vec<f64> = a.iter().zip(*b).map(|(a, b)| a - b).collect();
-            // Each difference is rounded once, relatively (subtraction does not underflow).
-            max = max.max(vector_norm(&difference) * (Upper::ONE + gamma(1)));
+            difference.iter_mut().zip(a.iter().zip(*b)).for_each(|(d, (a, b))| *d = a - b);
+            max = max.max(vector_norm(&difference));
         }
     }
-    max
+    // Each difference is rounded once, relatively (subtraction does not underflow).
+    (max * (Upper::ONE + gamma(1))).min(twice)
 }

@@ -6,7 +6,7 @@ mod lanczos;
 mod matrix;
 mod proof;
 
-pub use matrix::{Matrix, max_row_difference, max_row_norm, vector_norm};
+pub use matrix::{Matrix, affine_norm, max_row_difference, max_row_norm, vector_norm};
 pub use proof::{product_norm, spectral_norm};
 
 use std::fmt;
@@ -19,6 +19,8 @@ use crate::upper::Upper;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
+    /// A sum, with a rounding margin.
+    Direct,
     /// Lanczos proposes, Cholesky proves.
     Proven,
     /// Gram iteration with a rounding margin.
@@ -39,6 +41,7 @@ impl Method {
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Method::Direct => "direct",
             Method::Proven => "proven",
             Method::Gram => "gram",
             Method::Frobenius => "frobenius",
@@ -56,6 +59,15 @@ pub struct Interval {
     pub upper: Upper,
     /// How the upper end was found.
     pub method: Method,
+}
+
+impl Interval {
+    /// Around a norm that was summed over `n` elements and rounded up.
+    pub(crate) fn direct(upper: Upper, n: usize) -> Self {
+        let down = 1.0 - 4.0 * gamma(n + 4).to_f64();
+        let lower = (upper.to_f64() * down).next_down().max(0.0);
+        Self { lower: if upper.to_f64().is_finite() { lower } else { 0.0 }, upper, method: Method::Direct }
+    }
 }
 
 /// γ_k = ku/(1−ku), rounded up.

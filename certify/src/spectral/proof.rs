@@ -47,12 +47,12 @@ fn unit_norm(m: &Matrix, method: Method) -> Interval {
     let root = |eigenvalue: Upper| (eigenvalue + rounding).sqrt().min(frobenius);
     match method {
         Method::Frobenius => Interval { lower, upper: frobenius, method },
-        Method::Power => Interval { lower, upper: Upper::from_f64(lower), method },
-        Method::Gram => Interval { lower, upper: root(gram_iteration(g, short)), method },
-        Method::Proven => match largest_eigenvalue(&g, short, lower * lower) {
-            Some(eigenvalue) => Interval { lower, upper: root(eigenvalue), method },
+        Method::Direct | Method::Proven => match largest_eigenvalue(&g, short, lower * lower) {
+            Some(eigenvalue) => Interval { lower, upper: root(eigenvalue), method: Method::Proven },
             None => Interval { lower, upper: frobenius, method: Method::Frobenius },
         },
+        Method::Power => Interval { lower, upper: Upper::from_f64(lower), method },
+        Method::Gram => Interval { lower, upper: root(gram_iteration(g, short)), method },
     }
 }
 
@@ -180,38 +180,47 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     bound
 }
 
-/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`, worked out on the side k: with `AᵀA ⪯ LLᵀ + eI` it is
-/// `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖²`. At most the product of the norms in any case. The lower end is 0.
+/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`. For a small k it is worked out on that side: with `AᵀA ⪯ LLᵀ + eI` it is
+/// `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖_F²`. Otherwise the product is formed, and its rounding counted.
 ///
 /// # Panics
 /// If the shapes do not fit.
 pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
     assert_eq!(a.columns, b.rows, "product_norm: shapes");
-    let (left, right) = (spectral_norm(a, method), spectral_norm(b, method));
-    let apart = left.upper * right.upper;
-    let weaker = left.method.max(right.method);
     let (la, lb) = (a.largest(), b.largest());
     if la == 0.0 || lb == 0.0 {
         return Interval { lower: 0.0, upper: Upper::ZERO, method };
     }
     let (ea, eb) = (exponent(la), exponent(lb));
     let unit = |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
-    let (ua, ub) = (unit(a, ea), unit(b, eb));
-    let together = factor(&ua).map(|(l, e)| {
-        let k = l.rows;
-        let mut product = Matrix { rows: k, columns: ub.columns, data: vec![0.0; k * ub.columns] };
-        gemm(&mut product.data, ub.columns, l.view().t(), ub.view(), 0.0, 1.0, false);
-        let rounding = gamma(k + 2) * vector_norm(&l.data) * vector_norm(&ub.data) + Upper::from_f64(UNDERFLOW);
-        let found = spectral_norm(&product, method);
-        let size = found.upper + rounding;
-        let rest = spectral_norm(&ub, method).upper;
-        let lost = Upper::from_f64(UNDERFLOW);
-        (shift(shift((size * size + e * rest * rest).sqrt() + lost, ea), eb), found.method)
-    });
-    match together {
-        Some((upper, by)) if upper < apart => Interval { lower: 0.0, upper, method: by },
-        _ => Interval { lower: 0.0, upper: apart, method: weaker },
-    }
+    let (a, b) = (unit(a, ea), unit(b, eb));
+    let apart = vector_norm(&a.data) * vector_norm(&b.data);
+    let lost = Upper::from_f64(UNDERFLOW);
+    let found = if a.columns < a.rows.min(b.columns) {
+        factor(&a).map(|(l, e)| {
+            let found = times(l.view().t(), b.view(), method);
+            let frobenius = vector_norm(&b.data);
+            // What L adds to A is in the upper end alone, so nothing is known about the lower one.
+            let upper = (found.upper * found.upper + e * frobenius * frobenius).sqrt();
+            Interval { lower: 0.0, upper, ..found }
+        })
+    } else {
+        Some(times(a.view(), b.view(), method))
+    };
+    let found = found.filter(|found| found.upper < apart);
+    let found = found.unwrap_or(Interval { lower: 0.0, upper: apart, method: Method::Frobenius });
+    let back = scaled(scaled((found.lower - UNDERFLOW).max(0.0), ea), eb);
+    let lower = if back.is_finite() && back >= f64::MIN_POSITIVE { back } else { 0.0 };
+    Interval { lower, upper: shift(shift(found.upper + lost, ea), eb), method: found.method }
+}
+
+/// ‖AB‖ for elements of at most 1, the product formed: `‖fl(AB) − AB‖ ≤ γ ‖A‖_F ‖B‖_F`.
+fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
+    let mut product = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
+    gemm(&mut product.data, b.columns, a, b, 0.0, 1.0, true);
+    let rounding = gamma(a.columns + 2) * vector_norm(a.data) * vector_norm(b.data) + Upper::from_f64(UNDERFLOW);
+    let found = spectral_norm(&product, method);
+    Interval { lower: (found.lower - rounding.to_f64()).next_down().max(0.0), upper: found.upper + rounding, ..found }
 }
 
 /// L (lower triangle, zeros above) and e with `AᵀA ⪯ LLᵀ + eI`.

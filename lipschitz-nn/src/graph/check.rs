@@ -117,6 +117,13 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
                 _ => Ok(shape),
             }
         }
+        Op::SoftCap { cap } => {
+            positive(path, "cap", *cap)?;
+            match shape {
+                Shape::Ids => Err(wrong("numbers".into())),
+                _ => Ok(shape),
+            }
+        }
         Op::Attention(a) => {
             attention(path, a)?;
             tokens(a.dim)?;
@@ -175,10 +182,12 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
             return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
         }
     }
-    match a.query_key_norm {
-        Some(eps) => positive(path, "query_key_norm", eps),
-        None => Ok(()),
+    for (what, value) in [("query_key_norm", a.query_key_norm), ("logit_cap", a.logit_cap)] {
+        if let Some(value) = value {
+            positive(path, what, value)?;
+        }
     }
+    Ok(())
 }
 
 fn size(path: &str, what: &str, n: usize) -> Result<(), Error> {

@@ -130,6 +130,9 @@ pub struct Attention {
     pub output_bias: bool,
     /// ε of an RMS norm with gain on each query and key head, if any.
     pub query_key_norm: Option<f64>,
+    /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
+    #[serde(default)]
+    pub logit_cap: Option<f64>,
 }
 
 /// What a node computes.
@@ -184,6 +187,11 @@ pub enum Op {
     Scale {
         /// The factor.
         factor: f64,
+    },
+    /// `cap·tanh(x/cap)`, elementwise.
+    SoftCap {
+        /// What the result stays below.
+        cap: f64,
     },
     /// Multi-head attention.
     Attention(Attention),
@@ -270,6 +278,7 @@ impl Op {
             Op::Positions { .. } => "positions",
             Op::Activation { .. } => "activation",
             Op::Scale { .. } => "scale",
+            Op::SoftCap { .. } => "soft_cap",
             Op::Attention(_) => "attention",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",

@@ -120,7 +120,12 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
             out.push(matrix(&path, "up", [*hidden, *dim], Init::Orthogonal));
             out.push(matrix(&path, "down", [*dim, *hidden], Init::Orthogonal));
         }
-        Op::Activation { .. } | Op::Scale { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => {}
+        Op::Activation { .. }
+        | Op::Scale { .. }
+        | Op::SoftCap { .. }
+        | Op::Flatten
+        | Op::Patches { .. }
+        | Op::MeanPool => {}
     }
 }
 

@@ -26,6 +26,7 @@ fn title(op: &Op) -> String {
             if *scale == 1.0 { name } else { format!("{} · {name}", short(*scale)) }
         }
         Op::Scale { factor } => format!("× {}", short(*factor)),
+        Op::SoftCap { cap } => format!("soft cap {}", short(*cap)),
         Op::Attention(a) => {
             let kv = if a.key_value_heads == a.heads { String::new() } else { format!(" ({} kv)", a.key_value_heads) };
             let rotary = match a.rotary.map(|r| r.pairing) {

@@ -15,6 +15,14 @@ pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> 
     if fused(x) { x.contiguous()?.apply_op1(Activation { function, scale }) } else { composed(x, function, scale) }
 }
 
+/// `cap·tanh(x/cap)`, elementwise.
+///
+/// # Errors
+/// Candle's own.
+pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
+    (x * cap.recip())?.tanh()? * cap
+}
+
 /// The same out of candle's operations.
 ///
 /// # Errors

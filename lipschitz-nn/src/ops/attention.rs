@@ -16,18 +16,18 @@ pub enum Mask {
     Causal,
 }
 
-/// `softmax(scale · q kᵀ + mask) v`, head by head.
+/// `softmax(cap(scale · q kᵀ) + mask) v`, head by head, where `cap` is [`super::soft_cap`] or nothing.
 ///
 /// `q` is `[batch, tokens, heads, head_dim]`, `k` and `v` are `[batch, tokens, key_value_heads, head_dim]` and each
 /// serves `heads / key_value_heads` neighbouring query heads; the result has the shape of `q`.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Mask) -> Result<Tensor> {
-    if fused(q) {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>, mask: Mask) -> Result<Tensor> {
+    if fused(q) && cap.is_none() {
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { scale, mask })
     } else {
-        composed(q, k, v, scale, mask)
+        composed(q, k, v, scale, cap, mask)
     }
 }
 
@@ -35,7 +35,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Mask) -> 
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Mask) -> Result<Tensor> {
+pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>, mask: Mask) -> Result<Tensor> {
     let dims = Dims::of(q.shape(), k.shape(), v.shape())?;
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
@@ -46,6 +46,9 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Mask) -> R
     };
     let (q, k, v) = (heads_first(q)?, repeat(k)?, repeat(v)?);
     let mut logits = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
+    if let Some(cap) = cap {
+        logits = super::soft_cap(&logits, cap)?;
+    }
     if mask == Mask::Causal {
         let t = dims.tokens;
         let rows = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect::<Vec<_>>();

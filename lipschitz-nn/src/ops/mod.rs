@@ -11,7 +11,7 @@ mod norm;
 mod real;
 mod rotary;
 
-pub use activation::activation;
+pub use activation::{activation, soft_cap};
 pub use attention::{Mask, attention};
 pub use gemm::{Strided, gemm};
 pub use linear::linear;

@@ -55,6 +55,7 @@ impl Gpt {
             bias: false,
             output_bias: false,
             query_key_norm: None,
+            logit_cap: None,
         });
         let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
         let block = |i: usize| {
