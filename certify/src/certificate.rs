@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::bound::{Block, Norms, Row, WeightNorms, paper, walk};
+use crate::bound::{Block, Norm, Norms, Row, Walk, WeightNorms, paper, walk};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -29,6 +29,7 @@ pub enum Formula {
 
 /// A theorem about one checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Certificate {
     /// Format version, [`FORMAT`].
     pub format: u32,
@@ -76,9 +77,12 @@ pub struct Output {
 
 /// The inputs that a certificate speaks of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Domain {
     /// In words.
     pub text: String,
+    /// Whether the radius was chosen; otherwise it is that of the natural domain.
+    pub given: bool,
     /// ℓ2 radius of the ball that each token lies in; infinite for all inputs.
     pub radius: Upper,
     /// For embeddings: the largest ℓ2 distance of two rows, so that a radius can be judged.
@@ -87,6 +91,7 @@ pub struct Domain {
 
 /// What is known about a norm of a weight: the spectral norm, unless the name says another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WeightRow {
     /// The weight's name, with its block or partner.
     pub name: String,
@@ -104,22 +109,54 @@ pub struct WeightRow {
 /// [`Error`] names the weight or node that nothing is known about, and NaN or infinity in a weight.
 pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f64>) -> Result<Certificate, Error> {
     let norms = WeightNorms::new(model, method)?;
-    let radius = radius.map(Upper::from_f64);
-    let walk = walk(model.graph(), &norms, radius)?;
-    let diameter = match (model.graph().input, model.graph().nodes.first()) {
-        (Input::Tokens { .. }, Some(node)) => Some(norms.row_difference(&Block::whole(join(&node.name, "weight")))?),
+    let theorem = theorem(model.graph(), &norms, formula, radius.map(Upper::from_f64))?;
+    document(model, method, formula, radius.is_some(), theorem, norms.into_rows())
+}
+
+/// What the norms of the weights imply.
+pub(crate) struct Theorem {
+    walk: Walk,
+    rms: Upper,
+    l2: Upper,
+    diameter: Option<Upper>,
+}
+
+/// Walks the graph with given norms.
+pub(crate) fn theorem(
+    graph: &Graph,
+    norms: &dyn Norms,
+    formula: Formula,
+    radius: Option<Upper>,
+) -> Result<Theorem, Error> {
+    let walk = walk(graph, norms, radius)?;
+    let diameter = match (graph.input, graph.nodes.first()) {
+        (Input::Tokens { .. }, Some(node)) => {
+            Some(norms.norm(&Norm::RowDifference(Block::whole(join(&node.name, "weight"))))?)
+        }
         _ => None,
     };
     let (rms, l2) = match formula {
         Formula::Sound => (walk.rms(), walk.lipschitz),
         Formula::Paper => {
-            let rms = paper::formula(model.graph(), &norms)?;
+            let rms = paper::formula(graph, norms)?;
             let factor = Upper::from_f64(walk.outputs as f64).sqrt();
             (rms, (rms * factor).over((walk.inputs as f64).sqrt().next_down()))
         }
     };
+    Ok(Theorem { walk, rms, l2, diameter })
+}
+
+/// The certificate that states a theorem.
+pub(crate) fn document(
+    model: &Model,
+    method: Method,
+    formula: Formula,
+    given: bool,
+    theorem: Theorem,
+    weights: Vec<WeightRow>,
+) -> Result<Certificate, Error> {
+    let Theorem { walk, rms, l2, diameter } = theorem;
     let output = |l2: Upper| Output { rms: walk.from_rms(l2), l2 };
-    let weights = norms.into_rows();
     let mut warnings = Vec::new();
     if formula == Formula::Paper {
         warnings.push("the published formula is NOT a bound for more than one attention head".to_string());
@@ -127,14 +164,14 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
     if !method.is_bound() {
         warnings.push("spectral norms are estimates from below: this is NOT a bound".to_string());
     }
-    if l2.to_f64().is_infinite() && l2 == Upper::INFINITY {
+    if !l2.is_finite() {
         warnings.push("no finite bound: attention needs a bounded domain; give --radius".to_string());
     }
     for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
     }
     let tokens = matches!(model.graph().input, Input::Tokens { .. });
-    let text = match (tokens, radius.is_some()) {
+    let text = match (tokens, given) {
         (true, false) => "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row",
         (true, true) => "sequences of vectors, each of ℓ2 norm at most the given radius",
         (false, false) => "all inputs",
@@ -152,7 +189,7 @@ pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f
         l2,
         logit: output(walk.logit),
         margin: output(walk.margin),
-        domain: Domain { text: text.into(), radius: walk.domain, diameter },
+        domain: Domain { text: text.into(), given, radius: walk.domain, diameter },
         nodes: walk.rows,
         weights,
         assumptions: assumptions(tokens),

@@ -10,7 +10,8 @@ pub enum Error {
     /// Something that nothing is proven about.
     #[error("nothing is known about {0}; no bound is given")]
     Unknown(String),
-    /// A found sensitivity above a certified one.
+    /// A claim that does not hold: a found sensitivity above a certified one, or a number of a certificate that cannot be
+    /// proven again.
     #[error("{0}")]
     Violated(String),
 }

@@ -8,6 +8,7 @@ pub mod plot;
 pub mod probe;
 pub mod spectral;
 pub mod upper;
+pub mod verify;
 
 pub use error::Error;
 pub use open::{checkpoint_path, open};

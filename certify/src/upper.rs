@@ -235,7 +235,7 @@ struct Stored {
     /// In [1, 2); 0 for zero; null for infinity.
     mantissa: Option<f64>,
     exponent: i64,
-    /// For readers; ignored when read back.
+    /// For readers; only checked when read back.
     #[serde(default)]
     log10: Option<f64>,
 }
@@ -251,11 +251,22 @@ impl Serialize for Upper {
 impl<'de> Deserialize<'de> for Upper {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let stored = Stored::deserialize(deserializer)?;
-        match stored.mantissa {
-            None => Ok(Self::INFINITY),
-            Some(0.0) if stored.exponent == 0 => Ok(Self::ZERO),
-            Some(m) if (1.0..2.0).contains(&m) => Ok(Self { mantissa: m, exponent: stored.exponent }),
-            Some(m) => Err(serde::de::Error::custom(format!("mantissa {m} is outside [1, 2)"))),
+        let value = match stored.mantissa {
+            None if stored.exponent == 0 => Self::INFINITY,
+            Some(0.0) if stored.exponent == 0 => Self::ZERO,
+            Some(m) if (1.0..2.0).contains(&m) => Self { mantissa: m, exponent: stored.exponent },
+            m => {
+                let text = format!("mantissa {m:?} with exponent {} is no bound", stored.exponent);
+                return Err(serde::de::Error::custom(text));
+            }
+        };
+        // The logarithm itself is a little different where libm is.
+        let log = Some(value.log10()).filter(|log| log.is_finite());
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * (1.0 + a.abs());
+        match (stored.log10, log) {
+            (None, _) => Ok(value),
+            (Some(said), Some(log)) if close(said, log) => Ok(value),
+            (Some(said), _) => Err(serde::de::Error::custom(format!("log10 {said} is not that of {value}"))),
         }
     }
 }

@@ -1,15 +1,13 @@
 //! The program as its users meet it, on a checkpoint written by the library.
 
-use std::path::PathBuf;
+mod workshop;
+
 use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
 use certify::certificate::Certificate;
-use lipschitz_nn::checkpoint::{self, Meta, Provenance};
-use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::Gpt;
-use lipschitz_nn::{Model, Weights};
-use tempfile::TempDir;
+use lipschitz_nn::checkpoint;
+use workshop::Workshop;
 
 fn certify(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_certify"));
@@ -33,64 +31,6 @@ fn refused(args: &[&str]) -> String {
     assert_eq!(status.code(), Some(2), "{args:?}: {message}");
     assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
     message
-}
-
-/// A directory with `model.safetensors`: a transformer with four heads and a head matrix that is not zero.
-struct Workshop(TempDir);
-
-impl Workshop {
-    fn new() -> Self {
-        let workshop = Self(tempfile::tempdir().unwrap());
-        workshop.save("model.safetensors", |_| {});
-        workshop
-    }
-
-    fn model() -> Model {
-        let scales = (1.0 / 4.0, 1.0 / 3.0);
-        let gpt = Gpt {
-            vocabulary: 11,
-            context: 6,
-            dim: 16,
-            layers: 2,
-            heads: 4,
-            logit_scale: scales.0,
-            output_scale: scales.1,
-            final_scale: 1.0,
-        };
-        let graph = gpt.graph().unwrap();
-        let mut weights = init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
-        for (name, w) in &mut weights {
-            if name.ends_with("head.weight") || name.ends_with("output.weight") || name.ends_with("down.weight") {
-                let values: Vec<f32> = (0..w.elem_count()).map(|i| ((i * i) as f32 * 0.7).sin() * 0.4).collect();
-                *w = Tensor::from_vec(values, w.shape(), &Device::Cpu).unwrap();
-            }
-        }
-        Model::new(graph, weights).unwrap()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn string(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    fn save(&self, name: &str, change: impl Fn(&mut Weights)) -> String {
-        let model = Self::model();
-        let mut weights = model.weights().clone();
-        change(&mut weights);
-        let model = Model::new(model.graph().clone(), weights).unwrap();
-        let meta = Meta {
-            format: checkpoint::FORMAT,
-            graph: model.graph().clone(),
-            config: serde_json::Value::Null,
-            tokenizer: None,
-            provenance: Provenance { version: "0".into(), seed: None, data_digest: None, step: None },
-        };
-        checkpoint::save(&self.path(name), &model, &meta).unwrap();
-        self.string(name)
-    }
 }
 
 #[test]

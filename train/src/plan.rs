@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 use certify::Error;
-use certify::bound::{Block, Norms, Part, walk};
+use certify::bound::{Block, Norm, Norms, walk};
 use certify::upper::Upper;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
@@ -30,47 +30,37 @@ impl Caps {
     }
 }
 
-impl Norms for Caps {
+impl Caps {
     fn matrix(&self, block: &Block) -> Result<Upper, Error> {
         if let Some(gain) = &block.gain {
-            return self.vector(gain);
+            return Err(unknown(gain));
         }
         let cap = self.get(&block.weight)?;
         // A cap a head bounds every block that lies inside a head; blocks asked for are heads.
         let blocks = cap.parameter.heads.is_some_and(|h| h.axis == Axis::Rows && h.count == block.rows.count);
         Ok(if blocks { cap.head.unwrap_or(cap.whole).min(cap.whole) } else { cap.whole })
     }
+}
 
-    fn product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
-        Ok(self.matrix(a)? * self.matrix(b)?)
+impl Norms for Caps {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        match norm {
+            Norm::Matrix(block) | Norm::Row(block) => self.matrix(block),
+            Norm::Product(a, b) | Norm::TransposedProduct(a, b) => Ok(self.matrix(a)? * self.matrix(b)?),
+            // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped one by one.
+            Norm::RowDifference(block) => {
+                let two = Upper::from_f64(2.0);
+                let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
+                Ok(self.matrix(block)? * if table { two } else { two.sqrt() })
+            }
+            Norm::Affine(_, vector, _) | Norm::Largest(vector) => Err(unknown(vector)),
+            Norm::Vector(block) => Err(unknown(&block.weight)),
+        }
     }
+}
 
-    fn transposed_product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
-        self.product(a, b)
-    }
-
-    fn row(&self, block: &Block) -> Result<Upper, Error> {
-        self.matrix(&block.clone().rows(Part::ALL))
-    }
-
-    /// A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped one by one.
-    fn row_difference(&self, block: &Block) -> Result<Upper, Error> {
-        let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
-        let two = Upper::from_f64(2.0);
-        Ok(self.row(block)? * if table { two } else { two.sqrt() })
-    }
-
-    fn offset(&self, _: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error> {
-        beta.or(bias).map_or(Ok(Upper::ZERO), |name| self.vector(name))
-    }
-
-    fn vector(&self, name: &str) -> Result<Upper, Error> {
-        Err(Error::Unknown(format!("the cap of `{name}`: vectors have none")))
-    }
-
-    fn largest(&self, name: &str) -> Result<Upper, Error> {
-        self.vector(name)
-    }
+fn unknown(vector: &str) -> Error {
+    Error::Unknown(format!("the cap of `{vector}`: vectors have none"))
 }
 
 /// The constant, RMS → RMS, that holds for every network whose weights obey the constraint.

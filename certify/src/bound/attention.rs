@@ -7,7 +7,7 @@
 
 use lipschitz_nn::graph::{Attention, join};
 
-use super::{Block, Norms, Part, State, Step, abs, count};
+use super::{Block, Norm, Norms, Part, State, Step, abs, count};
 use crate::Error;
 use crate::upper::Upper;
 
@@ -66,11 +66,12 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> 
         let mut logit_slope = query_slope * key_size + query_size * key_slope;
         if plain {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
-            let product = norms.transposed_product(&block("query", mine), &block("key", shared))?;
+            let product = norms.norm(&Norm::TransposedProduct(block("query", mine), block("key", shared)))?;
             logit_slope = logit_slope.min(product * r + product * r + query_offset * key);
         }
         let columns = output_block.clone().columns(mine);
-        let output_value = norms.product(&columns, &block("value", shared))?.min(norms.matrix(&columns)? * value);
+        let output_value =
+            norms.norm(&Norm::Product(columns.clone(), block("value", shared)))?.min(norms.matrix(&columns)? * value);
         heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
     }
 

@@ -10,8 +10,8 @@ pub mod paper;
 mod pointwise;
 mod weights;
 
-pub use norms::{Block, Norms, Part};
-pub use weights::WeightNorms;
+pub use norms::{Block, Norm, Norms, Part};
+pub use weights::{SLACK, WeightNorms};
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use crate::upper::Upper;
 
 /// What the walk found out about one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Row {
     /// The node's path.
     pub path: String,
@@ -169,7 +170,7 @@ fn outputs(nodes: &[Node], trail: &[Upper], norms: &dyn Norms) -> Result<(Upper,
     let block = Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
     let scale = |c: Upper, node: &Node| if let Op::Scale { factor } = node.op { c * abs(factor) } else { c };
     let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
-    Ok((logit.min(before * norms.row(&block)?), margin.min(before * norms.row_difference(&block)?)))
+    Ok((logit.min(before * norms.row(&block)?), margin.min(before * norms.norm(&Norm::RowDifference(block))?)))
 }
 
 fn last(trail: &[Upper]) -> Upper {
@@ -212,7 +213,7 @@ impl Walker<'_> {
                     step.rule = format!("‖W‖, slope split with `{}`", first.block);
                 }
             }
-            passed = follow(passed, node, linear.then(|| (block, step.lipschitz, before)));
+            passed = follow(passed, node, linear.then_some((block, step.lipschitz, before)));
             trail.push(lipschitz);
             state = step.out;
             self.rows.push(Row {
@@ -230,7 +231,8 @@ impl Walker<'_> {
     /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for some ‖S‖ ≤ 1, so at most
     /// `|c| ‖W₂ W₁‖ + h ‖W₂‖ ‖W₁‖`.
     fn split(&self, first: &Passed, second: &Block, norm: Upper) -> Result<Upper, Error> {
-        Ok(abs(first.centre) * self.norms.product(second, &first.block)? + first.spread * norm * first.norm)
+        Ok(abs(first.centre) * self.norms.norm(&Norm::Product(second.clone(), first.block.clone()))?
+            + first.spread * norm * first.norm)
     }
 
     fn node(&mut self, node: &Node, prefix: &str, x: &State, from: Upper, fold: bool) -> Result<Step, Error> {

@@ -70,53 +70,76 @@ impl fmt::Display for Block {
     }
 }
 
-/// Upper bounds on norms of weights, all in ℓ2.
-pub trait Norms {
+/// A norm of weights that the walk may ask for, all in ℓ2. Its text is its name in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Norm {
     /// `σ_max` of a block.
-    ///
-    /// # Errors
-    /// As all methods here: [`Error`] names the weight that nothing is known about.
-    fn matrix(&self, block: &Block) -> Result<Upper, Error>;
-
+    Matrix(Block),
     /// `‖A B‖`, such as O_h V_h.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn product(&self, a: &Block, b: &Block) -> Result<Upper, Error>;
-
+    Product(Block, Block),
     /// `‖Aᵀ B‖`, such as Q_hᵀ K_h.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn transposed_product(&self, a: &Block, b: &Block) -> Result<Upper, Error>;
-
+    TransposedProduct(Block, Block),
     /// The largest norm of a row.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn row(&self, block: &Block) -> Result<Upper, Error>;
-
+    Row(Block),
     /// The largest distance of two rows.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn row_difference(&self, block: &Block) -> Result<Upper, Error>;
+    RowDifference(Block),
+    /// `‖W β‖`, or `‖W β + b‖`, of a block of rows, with the names of β and b.
+    Affine(Block, String, Option<String>),
+    /// The norm of a block of a vector.
+    Vector(Block),
+    /// The largest absolute element of the vector of this name.
+    Largest(String),
+}
+
+impl fmt::Display for Norm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Norm::Matrix(block) | Norm::Vector(block) => write!(f, "{block}"),
+            Norm::Product(a, b) => write!(f, "({a}) ({b})"),
+            Norm::TransposedProduct(a, b) => write!(f, "({a})ᵀ ({b})"),
+            Norm::Row(block) => write!(f, "largest row of {block}"),
+            Norm::RowDifference(block) => write!(f, "largest difference of two rows of {block}"),
+            Norm::Affine(block, beta, None) => write!(f, "{block} · {beta}"),
+            Norm::Affine(block, beta, Some(bias)) => write!(f, "{block} · {beta} + {bias}"),
+            Norm::Largest(name) => write!(f, "largest element of {name}"),
+        }
+    }
+}
+
+/// Somebody who knows upper bounds on norms of weights.
+///
+/// # Errors
+/// All methods: [`Error`] names the weight that nothing is known about.
+pub trait Norms {
+    /// Not below the norm.
+    #[allow(clippy::missing_errors_doc)]
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error>;
+}
+
+/// Shorthands for the walk.
+impl dyn Norms + '_ {
+    pub(super) fn matrix(&self, block: &Block) -> Result<Upper, Error> {
+        self.norm(&Norm::Matrix(block.clone()))
+    }
+
+    pub(super) fn row(&self, block: &Block) -> Result<Upper, Error> {
+        self.norm(&Norm::Row(block.clone()))
+    }
+
+    pub(super) fn largest(&self, name: &str) -> Result<Upper, Error> {
+        self.norm(&Norm::Largest(name.to_string()))
+    }
+
+    pub(super) fn vector(&self, name: &str) -> Result<Upper, Error> {
+        self.norm(&Norm::Vector(Block::whole(name)))
+    }
 
     /// The norm of `W β + b` for a block of rows, either of them absent as zero.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn offset(&self, block: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error>;
-
-    /// The norm of a vector.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn vector(&self, name: &str) -> Result<Upper, Error>;
-
-    /// The largest absolute element of a vector.
-    ///
-    /// # Errors
-    /// See [`Norms::matrix`].
-    fn largest(&self, name: &str) -> Result<Upper, Error>;
+    pub(super) fn offset(&self, block: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error> {
+        match (beta, bias) {
+            (None, None) => Ok(Upper::ZERO),
+            (None, Some(bias)) => self.norm(&Norm::Vector(Block::whole(bias).rows(block.rows))),
+            (Some(beta), bias) => self.norm(&Norm::Affine(block.clone(), beta.to_string(), bias.map(str::to_string))),
+        }
+    }
 }

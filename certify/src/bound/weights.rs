@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use lipschitz_nn::Model;
 
-use super::{Block, Norms, Part};
+use super::{Block, Norm, Norms, Part};
 use crate::Error;
 use crate::certificate::WeightRow;
 use crate::spectral::{
@@ -64,11 +64,55 @@ impl<'a> WeightNorms<'a> {
         Ok(m)
     }
 
-    fn once(&self, name: String, norm: impl FnOnce() -> Result<Interval, Error>) -> Result<Upper, Error> {
+    /// Block number `rows` of a vector.
+    fn vector(&self, name: &str, rows: Part) -> Result<Vec<f64>, Error> {
+        let v = self.load(name)?.data;
+        let size = v.len() / rows.count;
+        Ok(v[rows.index * size..(rows.index + 1) * size].to_vec())
+    }
+
+    fn find(&self, norm: &Norm) -> Result<Interval, Error> {
+        Ok(match norm {
+            Norm::Matrix(block) => {
+                let m = self.block(block)?;
+                folded(spectral_norm(&m, self.method), &m, block.gain.is_some())
+            }
+            Norm::Product(a, b) => product(&self.block(a)?, a, &self.block(b)?, b, self.method),
+            Norm::TransposedProduct(a, b) => product(&self.block(a)?.t(), a, &self.block(b)?, b, self.method),
+            Norm::Row(block) => {
+                let m = self.block(block)?;
+                folded(Interval::direct(max_row_norm(&m), m.columns), &m, block.gain.is_some())
+            }
+            Norm::RowDifference(block) => {
+                let m = self.block(block)?;
+                let found = Interval::direct(max_row_difference(&m), m.columns);
+                // The upper end may be twice the largest row, so it says nothing about the lower one.
+                folded(Interval { lower: 0.0, ..found }, &m, block.gain.is_some())
+            }
+            Norm::Affine(block, beta, bias) => {
+                let bias = bias.as_ref().map(|bias| self.vector(bias, block.rows)).transpose()?;
+                let upper = affine_norm(&self.plain(block)?, &self.load(beta)?.data, bias.as_deref());
+                Interval { lower: 0.0, upper, method: Method::Direct }
+            }
+            Norm::Vector(block) => {
+                let v = self.vector(&block.weight, block.rows)?;
+                Interval::direct(vector_norm(&v), v.len())
+            }
+            Norm::Largest(name) => {
+                let largest = self.load(name)?.largest();
+                Interval { lower: largest, upper: Upper::from_f64(largest), method: Method::Direct }
+            }
+        })
+    }
+}
+
+impl Norms for WeightNorms<'_> {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        let name = norm.to_string();
         if let Some(row) = self.rows.borrow().iter().find(|row| row.name == name) {
             return Ok(row.upper);
         }
-        let Interval { lower, upper, method } = norm()?;
+        let Interval { lower, upper, method } = self.find(norm)?;
         let (lower, upper) = (lower * (1.0 - SLACK), upper * Upper::from_f64(1.0 + SLACK));
         self.rows.borrow_mut().push(WeightRow { name, lower, upper, method });
         Ok(upper)
@@ -84,82 +128,15 @@ fn folded(found: Interval, m: &Matrix, gain: bool) -> Interval {
     Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found }
 }
 
-impl Norms for WeightNorms<'_> {
-    fn matrix(&self, block: &Block) -> Result<Upper, Error> {
-        self.once(block.to_string(), || {
-            let m = self.block(block)?;
-            Ok(folded(spectral_norm(&m, self.method), &m, block.gain.is_some()))
-        })
-    }
-
-    fn product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
-        self.once(format!("({a}) ({b})"), || product(&self.block(a)?, a, &self.block(b)?, b, self.method))
-    }
-
-    fn transposed_product(&self, a: &Block, b: &Block) -> Result<Upper, Error> {
-        self.once(format!("({a})ᵀ ({b})"), || product(&self.block(a)?.t(), a, &self.block(b)?, b, self.method))
-    }
-
-    fn row(&self, block: &Block) -> Result<Upper, Error> {
-        self.once(format!("largest row of {block}"), || {
-            let m = self.block(block)?;
-            Ok(folded(Interval::direct(max_row_norm(&m), m.columns), &m, block.gain.is_some()))
-        })
-    }
-
-    fn row_difference(&self, block: &Block) -> Result<Upper, Error> {
-        self.once(format!("largest difference of two rows of {block}"), || {
-            let m = self.block(block)?;
-            let found = max_row_difference(&m);
-            // The upper end may come from the norm of the whole, so it says nothing about the lower one.
-            Ok(folded(Interval { lower: 0.0, ..Interval::direct(found, m.columns) }, &m, block.gain.is_some()))
-        })
-    }
-
-    fn offset(&self, block: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error> {
-        let part = |name: &str| -> Result<Vec<f64>, Error> {
-            let v = self.load(name)?.data;
-            let size = v.len() / block.rows.count;
-            Ok(v[block.rows.index * size..(block.rows.index + 1) * size].to_vec())
-        };
-        match (beta, bias) {
-            (None, None) => Ok(Upper::ZERO),
-            (None, Some(bias)) => self.once(Block::whole(bias).rows(block.rows).to_string(), || {
-                let v = part(bias)?;
-                Ok(Interval::direct(vector_norm(&v), v.len()))
-            }),
-            (Some(beta), bias) => {
-                let name = format!("{block} · {beta}{}", bias.map(|b| format!(" + {b}")).unwrap_or_default());
-                self.once(name, || {
-                    let bias = bias.map(part).transpose()?;
-                    let upper = affine_norm(&self.plain(block)?, &self.load(beta)?.data, bias.as_deref());
-                    Ok(Interval { lower: 0.0, upper, method: Method::Direct })
-                })
-            }
-        }
-    }
-
-    fn vector(&self, name: &str) -> Result<Upper, Error> {
-        self.offset(&Block::whole(name), None, Some(name))
-    }
-
-    fn largest(&self, name: &str) -> Result<Upper, Error> {
-        self.once(format!("largest element of {name}"), || {
-            let largest = self.load(name)?.largest();
-            Ok(Interval { lower: largest, upper: Upper::from_f64(largest), method: Method::Direct })
-        })
-    }
-}
-
 /// ‖AB‖ of two blocks, gains and all.
-fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Method) -> Result<Interval, Error> {
+fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Method) -> Interval {
     let found = product_norm(a, b, method);
     let rounded = from_a.gain.is_some() || from_b.gain.is_some();
     if !rounded {
-        return Ok(found);
+        return found;
     }
     // (A + δA)(B + δB) with |δ| ≤ ε/2 of each element: at most ε(1 + ε)‖A‖_F ‖B‖_F apart.
     let off = vector_norm(&a.data) * vector_norm(&b.data) * Upper::from_f64(4.0 * f64::EPSILON)
         + Upper::from_f64(f64::MIN_POSITIVE);
-    Ok(Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found })
+    Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found }
 }

@@ -4,6 +4,7 @@ mod bound;
 mod graph;
 mod plot;
 mod run;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bound(bound::Bound),
+    Verify(verify::Verify),
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
     Run(run::Run),
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Bound(command) => command.run(),
+        Command::Verify(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),

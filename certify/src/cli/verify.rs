@@ -1,0 +1,40 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use certify::certificate::Certificate;
+use certify::{Error, verify};
+use clap::Args;
+
+/// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
+#[derive(Args)]
+pub struct Verify {
+    /// The certificate, as `bound --json` writes one.
+    certificate: PathBuf,
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+}
+
+impl Verify {
+    pub fn run(self) -> Result<()> {
+        let path = &self.certificate;
+        let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+        let refused = |e: serde_json::Error| {
+            lipschitz_nn::Error::file(path, format!("is not a certificate: {e}; write one with `certify bound --json`"))
+        };
+        let document: serde_json::Value = serde_json::from_str(&text).map_err(refused)?;
+        let claims = document.get("weights_sha256").is_some() && document.get("rms").is_some();
+        let claim: Certificate = serde_json::from_str(&text).map_err(|e| match claims {
+            true => {
+                anyhow::Error::from(Error::Violated(format!("{}: the certificate does not hold: {e}", path.display())))
+            }
+            false => refused(e).into(),
+        })?;
+        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        verify::verify(&claim, &model).with_context(|| path.display().to_string())?;
+        let what = if claim.proven { "holds" } else { "is what these weights give, but NOT a proven bound" };
+        println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
+        claim.warnings.iter().for_each(|text| println!("warning: {text}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! A certificate holds for its checkpoint and for nothing else, whatever is changed in it.
+
+mod workshop;
+
+use candle_core::Tensor;
+use certify::certificate::{Certificate, Formula, certify};
+use certify::spectral::Method;
+use certify::verify::verify;
+use lipschitz_nn::Model;
+use serde_json::Value;
+use workshop::{Workshop, normalised};
+
+/// Every number in a document.
+fn numbers(value: &Value, path: String, out: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, v)| numbers(v, format!("{path}/{key}"), out)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(i, v)| numbers(v, format!("{path}/{i}"), out)),
+        Value::Number(_) => out.push(path),
+        _ => {}
+    }
+}
+
+fn caught(document: &Value, model: &Model) -> bool {
+    match serde_json::from_value::<Certificate>(document.clone()) {
+        Ok(claim) => verify(&claim, model).is_err(),
+        Err(_) => true,
+    }
+}
+
+#[test]
+fn every_number_is_needed() {
+    for (model, radius) in [(Workshop::model(), None), (normalised(), Some(0.75))] {
+        let certificate = certify(&model, Method::Proven, Formula::Sound, radius).unwrap();
+        verify(&certificate, &model).unwrap();
+        let document = serde_json::to_value(&certificate).unwrap();
+        let text = serde_json::to_string_pretty(&certificate).unwrap();
+        assert_eq!(serde_json::from_str::<Certificate>(&text).unwrap(), certificate);
+        let mut paths = Vec::new();
+        numbers(&document, String::new(), &mut paths);
+        assert!(paths.len() > 300, "{}", paths.len());
+        for path in paths {
+            let number = document.pointer(&path).unwrap().clone();
+            let changed: Vec<Value> = match (number.as_i64(), number.as_f64()) {
+                (Some(n), _) => vec![(n + 1).into(), (n - 1).into()],
+                (None, Some(x)) => vec![(x * 0.9999 - 1e-9).into(), (x * 1.0001 + 1e-9).into()],
+                _ => panic!("{path}: {number}"),
+            };
+            for value in changed {
+                let mut other = document.clone();
+                *other.pointer_mut(&path).unwrap() = value.clone();
+                assert!(caught(&other, &model), "{path}: {number} became {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn other_weights_graphs_rows_and_words_are_caught() {
+    let model = Workshop::model();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    // One weight, by one unit in the last place.
+    let mut weights = model.weights().clone();
+    let name = "blocks.1.attention.key.weight";
+    let mut values = weights[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values[11] = f32::from_bits(values[11].to_bits() ^ 1);
+    weights.insert(name.into(), Tensor::from_vec(values, weights[name].shape(), &model.device()).unwrap());
+    let other = Model::new(model.graph().clone(), weights).unwrap();
+    let said = verify(&certificate, &other).unwrap_err().to_string();
+    assert!(said.contains("weights_sha256"), "{said}");
+    let change = |what: &dyn Fn(&mut Certificate)| {
+        let mut changed = certificate.clone();
+        what(&mut changed);
+        verify(&changed, &model).unwrap_err().to_string()
+    };
+    let says = |said: String, what: &str| assert!(said.contains(what), "{said}");
+    says(change(&|c| drop(c.weights.remove(3))), "weights[3]");
+    says(change(&|c| c.weights.push(c.weights[0].clone())), "no norm that the walk asks for");
+    says(change(&|c| drop(c.nodes.pop())), "nodes");
+    says(change(&|c| c.nodes[2].path = "elsewhere".into()), "nodes[2].path");
+    says(change(&|c| drop(c.assumptions.pop())), "assumptions");
+    says(change(&|c| c.warnings.push("none".into())), "warnings");
+    says(change(&|c| c.proven = false), "proven");
+    says(change(&|c| c.domain.given = true), "domain.text");
+    says(change(&|c| c.method = Method::Frobenius), "weights[1]");
+    says(change(&|c| c.formula = Formula::Paper), "rms");
+    says(change(&|c| c.graph.nodes.truncate(1)), "graph");
+    says(change(&|c| c.format = 2), "format");
+    // An estimate is not taken for a proof.
+    let estimate = certify(&model, Method::Power, Formula::Sound, None).unwrap();
+    verify(&estimate, &model).unwrap();
+    let mut bold = estimate;
+    (bold.proven, bold.method) = (true, Method::Proven);
+    assert!(verify(&bold, &model).is_err());
+}
