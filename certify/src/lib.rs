@@ -2,11 +2,14 @@
 
 pub mod bound;
 pub mod certificate;
+pub mod data;
 mod error;
 mod open;
+pub mod plan;
 pub mod plot;
 pub mod probe;
 pub mod spectral;
+pub mod task;
 pub mod upper;
 pub mod verify;
 

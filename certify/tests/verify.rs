@@ -82,7 +82,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     says(change(&|c| c.proven = false), "proven");
     says(change(&|c| c.domain.given = true), "domain.text");
     says(change(&|c| c.method = Method::Frobenius), "weights[1]");
-    says(change(&|c| c.formula = Formula::Paper), "rms");
+    says(change(&|c| c.formula = Formula::Paper), "weights[");
     says(change(&|c| c.graph.nodes.truncate(1)), "graph");
     says(change(&|c| c.format = 2), "format");
     // An estimate is not taken for a proof.

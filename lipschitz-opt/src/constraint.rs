@@ -3,6 +3,8 @@
 //! Caps are on `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`, of whole matrices or of each head of queries, keys and values; rows of
 //! tables are capped at RMS norm 1 along with them. Vectors are left alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use candle_core::{D, Tensor, Var};
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
@@ -33,6 +35,9 @@ pub enum ConstraintConfig {
         /// Caps each head of queries, keys and values.
         #[serde(default)]
         per_head: bool,
+        /// Factors on the cap of the matrices of a name, such as `query` or `head`; 1 for names that are not here.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        factors: BTreeMap<String, f64>,
     },
     /// `x − αx³`, then `x + αx³` on the singular values, with α coupled to the learning rate. The coupling needs updates whose
     /// norm is bounded: with Muon's six-step set it holds by itself; elsewhere, and where the learning rate is too
@@ -47,6 +52,9 @@ pub enum ConstraintConfig {
         /// Caps each head of queries, keys and values.
         #[serde(default)]
         per_head: bool,
+        /// Factors on the cap of the matrices of a name, such as `query` or `head`; 1 for names that are not here.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        factors: BTreeMap<String, f64>,
     },
 }
 
@@ -97,15 +105,66 @@ impl ConstraintConfig {
         Some(out)
     }
 
+    /// The same with heads capped one by one or not, if it has a cap.
+    pub fn with_per_head(&self, on: bool) -> Option<Self> {
+        let mut out = self.clone();
+        match &mut out {
+            Self::SpectralNormalize { per_head, .. } | Self::SpectralSoftCap { per_head, .. } => *per_head = on,
+            _ => return None,
+        }
+        Some(out)
+    }
+
+    /// Factors on the cap, by the name of a matrix.
+    pub fn factors(&self) -> Option<&BTreeMap<String, f64>> {
+        match self {
+            Self::SpectralNormalize { factors, .. } | Self::SpectralSoftCap { factors, .. } => Some(factors),
+            _ => None,
+        }
+    }
+
+    /// The same with other factors, if it has a cap.
+    pub fn with_factors(&self, new: BTreeMap<String, f64>) -> Option<Self> {
+        let mut out = self.clone();
+        match &mut out {
+            Self::SpectralNormalize { factors, .. } | Self::SpectralSoftCap { factors, .. } => *factors = new,
+            _ => return None,
+        }
+        Some(out)
+    }
+
+    /// Whether every factor belongs to a matrix.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first that does not, and the names there are.
+    pub fn check_factors<'a>(&self, parameters: impl Iterator<Item = &'a Parameter>) -> Result<(), Error> {
+        let matrices = parameters.filter(|p| p.geometry == Geometry::Matrix);
+        let names: BTreeSet<&str> = matrices.map(|p| role(&p.name)).collect();
+        match self.factors().into_iter().flatten().find(|(name, _)| !names.contains(name.as_str())) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let there = names.into_iter().collect::<Vec<_>>().join(", ");
+                Err(Error::Config(format!("constraint.factors.{name}: no matrix has this name; there are {there}")))
+            }
+        }
+    }
+
     /// What it promises about a weight.
     pub fn cap(&self, parameter: &Parameter) -> Option<Promise> {
-        let sigma_max = self.sigma_max()?;
+        let factor = self.factors()?.get(role(&parameter.name)).copied().unwrap_or(1.0);
+        let sigma_max = self.sigma_max()? * factor;
         match parameter.geometry {
             Geometry::Matrix => Some(Promise { sigma_max, per_head: self.per_head() && blocks(parameter) > 1 }),
             Geometry::Table => Some(Promise { sigma_max: 1.0, per_head: false }),
             Geometry::Vector => None,
         }
     }
+}
+
+/// The name of a matrix among its kind: `query` of `blocks.0.attention.query.weight`.
+pub fn role(name: &str) -> &str {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 /// Blocks of rows that belong to heads.
@@ -137,6 +196,11 @@ impl Constraint {
         {
             return Err(Error::Config(format!("constraint.sigma_max is {sigma}; it must be above 0")));
         }
+        for (name, factor) in config.factors().into_iter().flatten() {
+            if !(factor.is_finite() && *factor > 0.0) {
+                return Err(Error::Config(format!("constraint.factors.{name} is {factor}; it must be above 0")));
+            }
+        }
         let (bounded_updates, updates_heads) = match optimizer {
             OptimizerConfig::Muon { newton_schulz, per_head, .. } => (newton_schulz.bounded_by_one(), *per_head),
             OptimizerConfig::Adamw { .. } => (false, false),
@@ -152,8 +216,9 @@ impl Constraint {
     /// Brings weights under their caps before the first step.
     ///
     /// # Errors
-    /// Candle's own.
+    /// [`Error::Config`] names a factor that belongs to no matrix; candle's own.
     pub fn project(&self, variables: &[(Parameter, Var)]) -> Result<(), Error> {
+        self.config.check_factors(variables.iter().map(|(parameter, _)| parameter))?;
         for (parameter, variable) in variables {
             if let Some(promise) = self.cap(parameter) {
                 let w = variable.as_tensor().detach();

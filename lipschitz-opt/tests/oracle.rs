@@ -1,5 +1,7 @@
 //! Optimizers and constraints against independent computations: SVD, and loops over scalars.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor, Var};
 use faer::Mat;
 use lipschitz_nn::graph::{Axis, Geometry, HeadBlocks, Init, Parameter};
@@ -145,11 +147,23 @@ fn caps_hold_at_every_step() {
     ];
     for optimizer in &optimizers {
         for per_head in [false, true] {
-            for sigma_max_ in [0.3, 4.0] {
+            for (sigma_max_, factors) in
+                [(0.3, BTreeMap::new()), (4.0, BTreeMap::from([("query".to_string(), 0.5), ("down".into(), 2.0)]))]
+            {
                 for constraint in [
-                    ConstraintConfig::SpectralNormalize { sigma_max: sigma_max_, per_head },
-                    ConstraintConfig::SpectralSoftCap { sigma_max: sigma_max_, decay: 0.0, per_head },
-                    ConstraintConfig::SpectralSoftCap { sigma_max: sigma_max_, decay: 0.05, per_head },
+                    ConstraintConfig::SpectralNormalize { sigma_max: sigma_max_, per_head, factors: factors.clone() },
+                    ConstraintConfig::SpectralSoftCap {
+                        sigma_max: sigma_max_,
+                        decay: 0.0,
+                        per_head,
+                        factors: factors.clone(),
+                    },
+                    ConstraintConfig::SpectralSoftCap {
+                        sigma_max: sigma_max_,
+                        decay: 0.05,
+                        per_head,
+                        factors: factors.clone(),
+                    },
                 ] {
                     check_caps(optimizer, &constraint, &mut rng);
                 }
@@ -265,6 +279,7 @@ fn constants_out_of_range_are_named() {
     let optimizer =
         OptimizerConfig::Muon { beta: 1.0, nesterov: false, per_head: false, newton_schulz: NewtonSchulz::Jordan };
     assert!(optimizer.build(Vec::new()).err().unwrap().to_string().contains("optimizer.beta is 1"));
-    let constraint = ConstraintConfig::SpectralNormalize { sigma_max: f64::NAN, per_head: false };
+    let constraint =
+        ConstraintConfig::SpectralNormalize { sigma_max: f64::NAN, per_head: false, factors: Default::default() };
     assert!(Constraint::new(&constraint, &adamw()).err().unwrap().to_string().contains("constraint.sigma_max is NaN"));
 }

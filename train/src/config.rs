@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use certify::data::cifar10::{Cifar10, Limits};
+use certify::data::text::TextData;
+use certify::task::Task;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Input;
-use lipschitz_nn::presets::{Gpt, Mlp};
+use lipschitz_nn::presets::ModelConfig;
 use lipschitz_opt::OptimizerConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::schedule::ScheduleConfig;
@@ -28,66 +31,6 @@ pub struct Config {
     pub constraint: ConstraintConfig,
     /// How long, how fast, how often.
     pub train: TrainConfig,
-}
-
-/// The network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "preset", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ModelConfig {
-    /// The constrained transformer.
-    Gpt {
-        /// Width of the stream.
-        dim: usize,
-        /// Blocks.
-        layers: usize,
-        /// Attention heads.
-        heads: usize,
-        /// Longest sequence, in tokens.
-        context: usize,
-        /// What attention logits are divided by.
-        #[serde(default)]
-        logit_scale: LogitScale,
-        /// Factor on the attention output.
-        #[serde(default = "third")]
-        output_scale: f64,
-        /// Factor on the network's logits.
-        #[serde(default = "one")]
-        final_scale: f64,
-    },
-    /// A multilayer perceptron with ReLU.
-    Mlp {
-        /// Widths of the hidden layers.
-        hidden: Vec<usize>,
-        /// Factor on the network's logits.
-        #[serde(default = "one")]
-        final_scale: f64,
-    },
-    /// An architecture graph of your own, as `certify graph MODEL -o FILE.json` writes one.
-    Graph {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-fn third() -> f64 {
-    1.0 / 3.0
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-/// What attention logits `q·k` are divided by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogitScale {
-    /// The width of a head, as in the method.
-    #[default]
-    HeadDim,
-    /// Its square root, as in most transformers.
-    SqrtHeadDim,
-    /// The width of the stream.
-    Dim,
 }
 
 /// What it learns.
@@ -119,6 +62,22 @@ pub enum DataConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit_test: Option<usize>,
     },
+}
+
+impl DataConfig {
+    /// Loads the data.
+    ///
+    /// # Errors
+    /// One line that names the file and what is wrong with it.
+    pub fn load(&self) -> Result<Task> {
+        Ok(match self {
+            Self::Text { path, tokenizer } => Task::Text(TextData::load(path, tokenizer.as_deref())?),
+            Self::Play { characters } => Task::play(*characters)?,
+            Self::Cifar10 { path, limit_train, limit_test } => {
+                Task::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
+            }
+        })
+    }
 }
 
 fn play_characters() -> usize {
@@ -225,27 +184,7 @@ impl Config {
     /// # Errors
     /// A size that does not fit, or a graph file that cannot be read.
     pub fn graph(&self, vocabulary: usize) -> Result<Graph> {
-        let graph = match &self.model {
-            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale } => {
-                let divisor = match logit_scale {
-                    LogitScale::HeadDim => *dim as f64 / (*heads).max(1) as f64,
-                    LogitScale::SqrtHeadDim => (*dim as f64 / (*heads).max(1) as f64).sqrt(),
-                    LogitScale::Dim => *dim as f64,
-                };
-                let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
-                let (output_scale, final_scale) = (*output_scale, *final_scale);
-                Gpt { vocabulary, context, dim, layers, heads, logit_scale: 1.0 / divisor, output_scale, final_scale }
-                    .graph()?
-            }
-            ModelConfig::Mlp { hidden, final_scale } => {
-                let input = Input::Pixels { channels: 3, height: 32, width: 32 };
-                Mlp { input, hidden: hidden.clone(), outputs: vocabulary, final_scale: *final_scale }.graph()?
-            }
-            ModelConfig::Graph { path } => {
-                let text = std::fs::read_to_string(path).map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
-                Graph::from_json(&text).with_context(|| path.display().to_string())?
-            }
-        };
+        let graph = self.model.graph(vocabulary)?;
         let fits = match self.data {
             DataConfig::Cifar10 { .. } => matches!(graph.input, Input::Pixels { channels: 3, height: 32, width: 32 }),
             _ => matches!(graph.input, Input::Tokens { .. }),

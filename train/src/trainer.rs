@@ -21,10 +21,10 @@ use lipschitz_opt::constraint::{Constraint, ConstraintConfig};
 
 use crate::config::Config;
 use crate::events::EventWriter;
-use crate::plan;
 use crate::progress::Progress;
 use crate::run_dir::{Metrics, RunDir, Summary};
-use crate::task::{Protocol, Task};
+use certify::plan;
+use certify::task::{Protocol, Task};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub fn device(name: &str) -> Result<Device> {
 /// stays as it is.
 pub fn run(config: &Config, options: &Options) -> Result<End> {
     let device = device(&config.train.device)?;
-    let task = Task::load(&config.data)?;
+    let task = config.data.load()?;
     let graph = config.graph(task.outputs()?)?;
     if let Some(context) = graph.context() {
         task.check_context(context)?;

@@ -114,7 +114,7 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     assert!(found.as_f64().unwrap() <= certified.as_f64().unwrap());
 
     // The checkpoint alone gives the network back: evaluated anew it has the loss of the summary.
-    std::fs::write(w.path("play.txt"), train::data::play::text(1, 20000)).unwrap();
+    std::fs::write(w.path("play.txt"), certify::data::play::text(1, 20000)).unwrap();
     let checkpoint = w.string("run/model.safetensors");
     let out = ok(&["eval", &checkpoint, "--data", &w.string("play.txt"), "--json"]);
     let result: serde_json::Value = serde_json::from_str(&out).unwrap();

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::Device;
+use certify::bound::Row;
 use certify::certificate::{self, Certificate, Formula};
 use certify::spectral::Method;
 use clap::{Args, ValueEnum};
@@ -82,15 +83,7 @@ impl Bound {
 }
 
 fn print(c: &Certificate) {
-    let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
-    for row in &c.nodes {
-        let name = if row.path.is_empty() { "·" } else { &row.path };
-        let numbers = [row.lipschitz, row.cumulative, row.radius].map(|x| x.to_string());
-        let [l, cumulative, radius] = numbers;
-        nodes.add_row([name, &row.kind, &l, &cumulative, &radius, &row.rule]);
-    }
-    (2..=4).for_each(|i| right(&mut nodes, i));
-    println!("{nodes}\n");
+    println!("{}\n", nodes(&c.nodes));
     let mut matrices = table(["norm", "at least", "at most", "method"]);
     for row in &c.weights {
         let (lower, upper) = (format!("{:.9}", row.lower), row.upper.to_f64());
@@ -113,6 +106,19 @@ fn print(c: &Certificate) {
     c.assumptions.iter().for_each(|text| println!("assumes: {text}"));
     println!("weights: sha256 {}", c.weights_sha256);
     c.warnings.iter().for_each(|text| println!("warning: {text}"));
+}
+
+/// A row a node.
+pub fn nodes(rows: &[Row]) -> Table {
+    let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
+    for row in rows {
+        let name = if row.path.is_empty() { "·" } else { &row.path };
+        let numbers = [row.lipschitz, row.cumulative, row.radius].map(|x| x.to_string());
+        let [l, cumulative, radius] = numbers;
+        nodes.add_row([name, &row.kind, &l, &cumulative, &radius, &row.rule]);
+    }
+    (2..=4).for_each(|i| right(&mut nodes, i));
+    nodes
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

@@ -2,6 +2,7 @@
 
 mod bound;
 mod graph;
+mod plan;
 mod plot;
 mod run;
 mod verify;
@@ -27,6 +28,7 @@ struct Cli {
 enum Command {
     Bound(bound::Bound),
     Verify(verify::Verify),
+    Plan(plan::Plan),
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
     Run(run::Run),
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bound(command) => command.run(),
         Command::Verify(command) => command.run(),
+        Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),

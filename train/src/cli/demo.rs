@@ -2,11 +2,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
+use certify::data::play;
 use certify::plot::{chart, tradeoff::Tradeoff, training};
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use train::config::Config;
-use train::data::play;
 use train::preset;
 use train::run_dir::Summary;
 use train::trainer::{self, End, Options};

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::Device;
+use certify::task::{Protocol, Task};
 use clap::{Args, ValueEnum};
-use train::task::{Protocol, Task};
 
 /// Loss and accuracy of a model.
 #[derive(Args)]

@@ -8,7 +8,6 @@ use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{Meta, Tokenizer};
 use lipschitz_nn::graph::Input;
 
-use crate::config::DataConfig;
 use crate::data::cifar10::{CLASSES, Cifar10, Limits};
 use crate::data::order::Shuffle;
 use crate::data::play;
@@ -50,23 +49,16 @@ pub enum Order {
     Images(Shuffle),
 }
 
+/// Seed of the generated plays.
 const PLAY_SEED: u64 = 1;
 
 impl Task {
-    /// Loads data.
+    /// Generated plays of this many characters.
     ///
     /// # Errors
-    /// One line that names the file and what is wrong with it.
-    pub fn load(config: &DataConfig) -> Result<Self> {
-        Ok(match config {
-            DataConfig::Text { path, tokenizer } => Self::Text(TextData::load(path, tokenizer.as_deref())?),
-            DataConfig::Play { characters } => {
-                Self::Text(TextData::from_text("play", &play::text(PLAY_SEED, *characters), None)?)
-            }
-            DataConfig::Cifar10 { path, limit_train, limit_test } => {
-                Self::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
-            }
-        })
+    /// If there are too few to learn from.
+    pub fn play(characters: usize) -> Result<Self> {
+        Ok(Self::Text(TextData::from_text("play", &play::text(PLAY_SEED, characters), None)?))
     }
 
     /// Loads data for a trained model, with the model's own tokenizer.

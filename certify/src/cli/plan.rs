@@ -1,0 +1,102 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use certify::plan;
+use clap::Args;
+use lipschitz_nn::Graph;
+use lipschitz_nn::graph::Geometry;
+use lipschitz_nn::presets::ModelConfig;
+use lipschitz_opt::constraint::ConstraintConfig;
+use serde::{Deserialize, Serialize};
+
+/// Before training: the bound at given caps, or the caps for a wanted bound.
+///
+/// It holds for every network of this architecture whose weights obey the caps, so for whatever training finds.
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("wanted").required(true)))]
+pub struct Plan {
+    /// The config of a run; its sections [model] and [constraint] are read.
+    config: PathBuf,
+    /// The constant to end below, RMS → RMS: prints caps.
+    #[arg(long, value_name = "L", group = "wanted")]
+    target: Option<f64>,
+    /// The cap of every matrix, times its factor in the config: prints the bound.
+    #[arg(long, value_name = "S", group = "wanted")]
+    sigma_max: Option<f64>,
+    /// Cap each head of queries, keys and values, whatever the config says.
+    #[arg(long)]
+    per_head: bool,
+}
+
+/// The part of a config that a plan depends on; `train` reads the rest.
+#[derive(Deserialize)]
+struct Planned {
+    model: ModelConfig,
+    constraint: ConstraintConfig,
+}
+
+#[derive(Serialize)]
+struct Section<'a> {
+    constraint: &'a ConstraintConfig,
+}
+
+impl Plan {
+    pub fn run(self) -> Result<()> {
+        for (flag, value) in [("--target", self.target), ("--sigma-max", self.sigma_max)] {
+            if let Some(value) = value
+                && !(value.is_finite() && value > 0.0)
+            {
+                bail!("{flag} {value}: must be a number above 0")
+            }
+        }
+        let path = &self.config;
+        let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+        let config: Planned = toml::from_str(&text)
+            .map_err(|e| anyhow::anyhow!(e.message().to_string()))
+            .with_context(|| path.display().to_string())?;
+        // The bound from RMS norm to RMS norm does not depend on the vocabulary.
+        let graph = config.model.graph(1000).with_context(|| path.display().to_string())?;
+        let mut constraint = config.constraint;
+        if self.per_head {
+            constraint = constraint.with_per_head(true).unwrap_or(constraint);
+        }
+        match (self.target, self.sigma_max) {
+            (Some(target), _) => caps(&graph, &constraint, target),
+            (None, Some(sigma)) => match constraint.with_sigma_max(sigma) {
+                Some(constraint) => bound(&graph, &constraint),
+                None => bail!("constraint.method `{}` has no cap; choose one with sigma_max", constraint.name()),
+            },
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+fn bound(graph: &Graph, constraint: &ConstraintConfig) -> Result<()> {
+    let walk = plan::plan(graph, constraint)?;
+    println!("{}\n", super::bound::nodes(&walk.rows));
+    println!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
+    println!("one output moves by at most {} times the RMS norm of a change", walk.from_rms(walk.logit));
+    Ok(())
+}
+
+fn caps(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Result<()> {
+    let uniform = plan::solve(graph, constraint, target)?;
+    let show = |title: &str, planned: &ConstraintConfig| -> Result<()> {
+        println!("# {title}: L ≤ {}  RMS → RMS\n{}", plan::bound(graph, planned)?, section(planned)?);
+        Ok(())
+    };
+    show("One cap for all", &uniform)?;
+    let spent = plan::spend(graph, constraint, target)?;
+    let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
+    let gain = plan::mean_cap(&spent, &matrices) / plan::mean_cap(&uniform, &matrices) - 1.0;
+    if gain < 0.01 {
+        println!("# Caps a matrix name would be larger by {:.1} % only.", 100.0 * gain);
+        return Ok(());
+    }
+    show(&format!("A cap for each matrix name, {:.0} % larger in the mean", 100.0 * gain), &spent)
+}
+
+/// The section to put into a config.
+fn section(constraint: &ConstraintConfig) -> Result<String> {
+    Ok(toml::to_string(&Section { constraint })?)
+}

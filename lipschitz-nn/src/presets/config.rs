@@ -1,0 +1,108 @@
+//! A network as the `[model]` section of a file.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Gpt, Mlp};
+use crate::graph::Input;
+use crate::{Error, Graph};
+
+/// The network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "preset", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelConfig {
+    /// The constrained transformer.
+    Gpt {
+        /// Width of the stream.
+        dim: usize,
+        /// Blocks.
+        layers: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Longest sequence, in tokens.
+        context: usize,
+        /// What attention logits are divided by.
+        #[serde(default)]
+        logit_scale: LogitScale,
+        /// Factor on the attention output.
+        #[serde(default = "third")]
+        output_scale: f64,
+        /// Factor on the network's logits.
+        #[serde(default = "one")]
+        final_scale: f64,
+    },
+    /// A multilayer perceptron with ReLU.
+    Mlp {
+        /// Widths of the hidden layers.
+        hidden: Vec<usize>,
+        /// Factor on the network's logits.
+        #[serde(default = "one")]
+        final_scale: f64,
+    },
+    /// An architecture graph of your own, as `certify graph MODEL -o FILE.json` writes one.
+    Graph {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+fn third() -> f64 {
+    1.0 / 3.0
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What attention logits `q·k` are divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogitScale {
+    /// The width of a head, as in the method.
+    #[default]
+    HeadDim,
+    /// Its square root, as in most transformers.
+    SqrtHeadDim,
+    /// The width of the stream.
+    Dim,
+}
+
+impl ModelConfig {
+    /// The graph for this vocabulary (or number of classes).
+    ///
+    /// # Errors
+    /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot be read.
+    pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
+        match self {
+            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale } => {
+                let divisor = match logit_scale {
+                    LogitScale::HeadDim => *dim as f64 / (*heads).max(1) as f64,
+                    LogitScale::SqrtHeadDim => (*dim as f64 / (*heads).max(1) as f64).sqrt(),
+                    LogitScale::Dim => *dim as f64,
+                };
+                let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
+                let (output_scale, final_scale) = (*output_scale, *final_scale);
+                Gpt {
+                    vocabulary: outputs,
+                    context,
+                    dim,
+                    layers,
+                    heads,
+                    logit_scale: 1.0 / divisor,
+                    output_scale,
+                    final_scale,
+                }
+                .graph()
+            }
+            ModelConfig::Mlp { hidden, final_scale } => {
+                let input = Input::Pixels { channels: 3, height: 32, width: 32 };
+                Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()
+            }
+            ModelConfig::Graph { path } => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?;
+                Graph::from_json(&text).map_err(|e| Error::file(path, e))
+            }
+        }
+    }
+}
