@@ -1,10 +1,15 @@
 //! The largest sensitivity found: gradient search over pairs of inputs, each pair a lower bound on the true constant.
 
+use std::time::{Duration, Instant};
+
 use candle_core::{D, DType, Device, Tensor, Var};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::Input;
+use lipschitz_nn::graph::{Input, Node, Op, join};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
+use crate::spectral::{Matrix, top_right_singular_vector};
 
 /// The steepest pair of inputs found.
 #[derive(Clone, Debug)]
@@ -21,66 +26,219 @@ pub struct Found {
 /// # Errors
 /// [`Error::Network`] if the starts do not fit the network; [`Error::Unknown`] if every pair gave no number.
 pub fn search(model: &Model, starts: &Tensor, radius: f64, iterations: usize) -> Result<Found, Error> {
-    let model = model.to(&Device::Cpu, DType::F64)?;
-    let tokens = matches!(model.graph().input, Input::Tokens { .. });
-    let natural = starts.dims().to_vec();
-    let starts = starts.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.detach();
-    let batch = starts.dim(0)?;
-    let flat = if tokens { starts } else { starts.reshape((batch, 1, ()))? };
-    let run = |x: &Tensor| -> Result<Tensor, Error> {
-        if tokens {
-            return Ok(model.forward_embeddings(x)?);
-        }
-        let y = model.forward(&x.reshape(natural.as_slice())?)?;
-        let rows = y.dim(0)?;
-        Ok(y.reshape((rows, 1, ()))?)
-    };
+    let network = Network::new(model, starts.dims(), radius)?;
+    let a = network.project(&network.rows(starts)?)?;
+    let mut best = None;
+    network.climb(&a, &unit(&a)?, iterations, &mut best)?;
+    network.found(best)
+}
 
-    let mut a = project(&flat, radius)?;
-    let mut direction = unit(&a)?;
-    let mut best: Option<(f64, Tensor, Tensor)> = None;
-    let size = row_norms(&a)?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-3);
-    for iteration in 0..iterations {
-        // Far pairs find a way through flat places, near ones measure the Jacobian.
-        let step = size * if iteration % 4 == 0 { 0.3 } else { 1e-4 };
-        let progress = iteration as f64 / iterations as f64;
-        let (x, y) = (Var::from_tensor(&a)?, Var::from_tensor(&project(&(&a + (&direction * step)?)?, radius)?)?);
-        let change = (run(y.as_tensor())? - run(x.as_tensor())?)?;
-        let outputs = row_norms(&change.detach())?.squeeze(2)?;
-        let worst = outputs.max(1)?.to_vec1::<f64>()?;
-        let apart = row_norms(&(y.as_tensor() - x.as_tensor())?.detach())?.squeeze(2)?.max(1)?.to_vec1::<f64>()?;
-        for (i, (worst, apart)) in worst.iter().zip(&apart).enumerate() {
-            // Below this, rounding of the forward pass would count as sensitivity.
-            if *apart < 1e-7 * size {
-                continue;
+/// Searches until `budget` is spent, from `inputs` (real ones, as for [`search`], at least one) and from inputs made up to
+/// be bad: real ones blown up to the sphere, tokens that tie in attention (opposite points along the directions that a
+/// head of some layer reads most), random ones; and again and again from the steepest pair so far.
+///
+/// `report` hears the largest sensitivity whenever it has grown.
+///
+/// # Errors
+/// As [`search`].
+pub fn probe(
+    model: &Model,
+    inputs: &Tensor,
+    radius: f64,
+    budget: Duration,
+    report: &mut dyn FnMut(f64),
+) -> Result<Found, Error> {
+    /// Inputs searched from at once.
+    const BATCH: usize = 4;
+    let (start, count) = (Instant::now(), inputs.dim(0)?);
+    let network = Network::new(model, inputs.dims(), radius)?;
+    let all = network.rows(inputs)?;
+    let directions = if network.tokens { reading_directions(model)? } else { Vec::new() };
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut best: Option<Pair> = None;
+    let mut told = 0.0;
+    for round in 0.. {
+        let picked: Vec<u32> = (0..BATCH.min(count)).map(|i| ((round / 5 * BATCH + i) % count) as u32).collect();
+        let real = all.index_select(&Tensor::new(picked, &Device::Cpu)?, 0)?;
+        let noise = noise(real.dims(), &mut rng)?;
+        let sphere = |x: &Tensor| -> Result<Tensor, Error> {
+            if radius.is_finite() { Ok((unit(x)? * radius)?) } else { Ok(x.clone()) }
+        };
+        let (a, direction, iterations) = match (round % 5, &best, directions.is_empty()) {
+            // Near the steepest pair, more patiently.
+            (1 | 3, Some(pair), _) => {
+                let a = pair.a.unsqueeze(0)?;
+                let towards = unit(&(pair.b.unsqueeze(0)? - &a)?)?;
+                let noise = unit(&noise.narrow(0, 0, 1)?)?;
+                let share = [0.0, 0.03, 0.3][round / 5 % 3];
+                let size = if radius.is_finite() { radius } else { 1.0 };
+                (network.project(&(a + (&noise * (share * size))?)?)?, towards, 60)
             }
-            let ratio = worst / apart;
-            if ratio.is_finite() && best.as_ref().is_none_or(|b| ratio > b.0) {
-                best = Some((ratio, x.as_tensor().get(i)?.detach(), y.as_tensor().get(i)?.detach()));
+            (2, _, false) => {
+                let d = &directions[round / 5 % directions.len()];
+                let signs: Vec<f64> =
+                    (0..real.dim(1)?).map(|_| if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+                let signs = Tensor::new(signs, &Device::Cpu)?.reshape((1, (), 1))?;
+                let tied = signs.broadcast_mul(&d.reshape((1, 1, ()))?)?.broadcast_as(real.dims())?;
+                (sphere(&(tied + (noise.clone() * 0.05)?)?)?, unit(&noise)?, 30)
+            }
+            (4, _, _) => (sphere(&noise)?, unit(&noise)?, 30),
+            (2, _, true) => (network.project(&(&real + &noise)?)?, unit(&noise)?, 30),
+            _ if round % 10 == 5 => (sphere(&real)?, unit(&noise)?, 30),
+            _ => (network.project(&real)?, unit(&noise)?, 30),
+        };
+        network.climb(&a, &direction, iterations, &mut best)?;
+        if let Some(pair) = &best
+            && pair.sensitivity > told
+        {
+            told = pair.sensitivity;
+            report(told);
+        }
+        if start.elapsed() >= budget {
+            break;
+        }
+    }
+    network.found(best)
+}
+
+/// The input directions that the heads read most: the top right singular vectors of V_h, Q_h and K_h of every attention
+/// whose width is the input's.
+fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
+    fn visit(nodes: &[Node], prefix: &str, out: &mut Vec<(String, usize)>) {
+        for node in nodes {
+            let path = node.path(prefix);
+            match &node.op {
+                Op::Sequential { body } | Op::Residual { body, .. } => visit(body, &path, out),
+                Op::Attention(a) => {
+                    let heads = [("value", a.key_value_heads), ("query", a.heads), ("key", a.key_value_heads)];
+                    out.extend(heads.map(|(name, heads)| (join(&path, &format!("{name}.weight")), heads)));
+                }
+                _ => {}
             }
         }
-        // Push along the output change of each element's worst token.
-        let at = outputs.argmax(1)?.to_vec1::<u32>()?;
-        let picked: Vec<Tensor> =
-            at.iter().enumerate().map(|(i, t)| change.get(i)?.get(*t as usize)).collect::<Result<_, _>>()?;
-        let picked = Tensor::stack(&picked, 0)?;
-        let goal = (&picked * unit(&picked.detach())?)?.sum_all()?;
-        let gradients = goal.backward()?;
-        let gradient = |v: &Var| gradients.get(v.as_tensor()).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
-        let (toward, base) = (gradient(&y)?, gradient(&x)?);
-        direction = unit(&toward)?;
-        // Moving both ends by the same amount changes the output change by the sum of the two gradients.
-        let climb = (unit(&(toward + base)?)? * (0.1 * size * (1.0 - progress)))?;
-        a = project(&(a + climb)?, radius)?;
     }
-    let (sensitivity, x, y) =
-        best.ok_or_else(|| Error::Unknown("the network's sensitivity: every pair gave no finite number".into()))?;
-    let shape = |x: Tensor| -> Result<Tensor, Error> {
-        let mut dims = natural.clone();
-        dims[0] = 1;
-        Ok(x.reshape(dims)?)
+    let Some(Op::Embedding { dim, .. }) = model.graph().nodes.first().map(|node| &node.op) else {
+        return Ok(Vec::new());
     };
-    Ok(Found { sensitivity, pair: (shape(x)?, shape(y)?) })
+    let mut weights = Vec::new();
+    visit(&model.graph().nodes, "", &mut weights);
+    let mut out = Vec::new();
+    for (name, heads) in weights {
+        let weight = Matrix::from_tensor(&name, &model.weights()[&name])?;
+        if weight.columns != *dim {
+            continue;
+        }
+        for head in 0..heads {
+            out.push(Tensor::new(top_right_singular_vector(&weight.row_block(head, heads)), &Device::Cpu)?);
+        }
+    }
+    Ok(out)
+}
+
+/// Uniform in [-1, 1].
+fn noise(dims: &[usize], rng: &mut ChaCha8Rng) -> Result<Tensor, Error> {
+    let one = |_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
+    Ok(Tensor::from_vec((0..dims.iter().product()).map(one).collect::<Vec<f64>>(), dims, &Device::Cpu)?)
+}
+
+/// The steepest pair so far, as rows.
+struct Pair {
+    sensitivity: f64,
+    a: Tensor,
+    b: Tensor,
+}
+
+/// A network as a function of rows `[batch, tokens, width]` (one token for images and vectors), in f64 on the CPU.
+struct Network {
+    model: Model,
+    tokens: bool,
+    /// The shape of inputs as the network knows them.
+    natural: Vec<usize>,
+    radius: f64,
+}
+
+impl Network {
+    fn new(model: &Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
+        let tokens = matches!(model.graph().input, Input::Tokens { .. });
+        Ok(Self { model: model.to(&Device::Cpu, DType::F64)?, tokens, natural: natural.to_vec(), radius })
+    }
+
+    fn rows(&self, inputs: &Tensor) -> Result<Tensor, Error> {
+        let x = inputs.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.detach();
+        Ok(if self.tokens { x } else { x.reshape((x.dim(0)?, 1, ()))? })
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor, Error> {
+        if self.tokens {
+            return Ok(self.model.forward_embeddings(x)?);
+        }
+        let mut dims = self.natural.clone();
+        dims[0] = x.dim(0)?;
+        let y = self.model.forward(&x.reshape(dims)?)?;
+        Ok(y.reshape((y.dim(0)?, 1, ()))?)
+    }
+
+    fn found(&self, best: Option<Pair>) -> Result<Found, Error> {
+        let Pair { sensitivity, a, b } =
+            best.ok_or_else(|| Error::Unknown("the network's sensitivity: every pair gave no finite number".into()))?;
+        let shape = |x: Tensor| -> Result<Tensor, Error> {
+            let mut dims = self.natural.clone();
+            dims[0] = 1;
+            Ok(x.reshape(dims)?)
+        };
+        Ok(Found { sensitivity, pair: (shape(a)?, shape(b)?) })
+    }
+
+    /// Rows scaled back into the ball, a hair inside so that rounding does not leave it.
+    fn project(&self, x: &Tensor) -> Result<Tensor, Error> {
+        if !self.radius.is_finite() {
+            return Ok(x.clone());
+        }
+        let factor = (row_norms(x)? + 1e-300)?.recip()?.affine(self.radius * (1.0 - 1e-12), 0.0)?;
+        Ok(x.broadcast_mul(&factor.minimum(&factor.ones_like()?)?)?)
+    }
+
+    /// Gradient ascent on both ends of pairs that start at `a`, apart along `direction`.
+    fn climb(&self, a: &Tensor, direction: &Tensor, iterations: usize, best: &mut Option<Pair>) -> Result<(), Error> {
+        let (mut a, mut direction) = (a.clone(), direction.clone());
+        let size = row_norms(&a)?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-3);
+        for iteration in 0..iterations {
+            // Far pairs find a way through flat places, near ones measure the Jacobian.
+            let step = size * if iteration % 4 == 0 { 0.3 } else { 1e-4 };
+            let progress = iteration as f64 / iterations as f64;
+            let b = self.project(&(&a + (&direction * step)?)?)?;
+            let (x, y) = (Var::from_tensor(&a)?, Var::from_tensor(&b)?);
+            let change = (self.run(y.as_tensor())? - self.run(x.as_tensor())?)?;
+            let outputs = row_norms(&change.detach())?.squeeze(2)?;
+            let worst = outputs.max(1)?.to_vec1::<f64>()?;
+            let apart = row_norms(&(y.as_tensor() - x.as_tensor())?.detach())?.squeeze(2)?.max(1)?.to_vec1::<f64>()?;
+            for (i, (worst, apart)) in worst.iter().zip(&apart).enumerate() {
+                // Below this, rounding of the forward pass would count as sensitivity.
+                if *apart < 1e-7 * size {
+                    continue;
+                }
+                let sensitivity = worst / apart;
+                if sensitivity.is_finite() && best.as_ref().is_none_or(|b| sensitivity > b.sensitivity) {
+                    let (a, b) = (x.as_tensor().get(i)?.detach(), y.as_tensor().get(i)?.detach());
+                    *best = Some(Pair { sensitivity, a, b });
+                }
+            }
+            // Push along the output change of each element's worst token.
+            let at = outputs.argmax(1)?.to_vec1::<u32>()?;
+            let picked: Vec<Tensor> =
+                at.iter().enumerate().map(|(i, t)| change.get(i)?.get(*t as usize)).collect::<Result<_, _>>()?;
+            let picked = Tensor::stack(&picked, 0)?;
+            let goal = (&picked * unit(&picked.detach())?)?.sum_all()?;
+            let gradients = goal.backward()?;
+            let gradient = |v: &Var| gradients.get(v.as_tensor()).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
+            let (toward, base) = (gradient(&y)?, gradient(&x)?);
+            direction = unit(&toward)?;
+            // Moving both ends by the same amount changes the output change by the sum of the two gradients.
+            let climb = (unit(&(toward + base)?)? * (0.1 * size * (1.0 - progress)))?;
+            a = self.project(&(a + climb)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// ℓ2 norms over the last dimension, which is kept.
@@ -90,16 +248,7 @@ fn row_norms(x: &Tensor) -> Result<Tensor, Error> {
 
 /// Each row over its norm; a zero row becomes the constant unit vector.
 fn unit(x: &Tensor) -> Result<Tensor, Error> {
-    let width = x.dim(D::Minus1)? as f64;
-    let x = (x + 1e-300 * width.sqrt())?;
-    Ok(x.broadcast_div(&(row_norms(&x)? + 1e-290)?)?)
-}
-
-/// Rows scaled back into the ball, a hair inside so that rounding does not leave it.
-fn project(x: &Tensor, radius: f64) -> Result<Tensor, Error> {
-    if !radius.is_finite() {
-        return Ok(x.clone());
-    }
-    let factor = (row_norms(x)? + 1e-300)?.recip()?.affine(radius * (1.0 - 1e-12), 0.0)?;
-    Ok(x.broadcast_mul(&factor.minimum(&factor.ones_like()?)?)?)
+    // Far below any element that counts, and its square is still a normal number.
+    let x = (x + 1e-150)?;
+    Ok(x.broadcast_div(&row_norms(&x)?)?)
 }

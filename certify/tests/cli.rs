@@ -59,6 +59,79 @@ fn bounds_are_ordered_and_written() {
 }
 
 #[test]
+fn the_steepest_pair_is_saved_and_below_the_bound() {
+    let w = Workshop::new();
+    let (dir, pair) = (w.string(""), w.string("pair.safetensors"));
+    let text = ok(&["probe", &dir, "--seconds", "0.3", "--radius", "2.5", "--output", &pair]);
+    assert!(text.contains("≤ true ≤ certified"), "{text}");
+    let json = ok(&["probe", &dir, "--seconds", "0", "--radius", "2.5", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(report["ratio"].as_f64().unwrap() >= 1.0, "{json}");
+    // The pair from the file has the printed sensitivity, and lies in the domain.
+    let (tensors, _) = checkpoint::load_tensors(&w.path("pair.safetensors"), &Device::Cpu).unwrap();
+    let model = Workshop::model().to(&Device::Cpu, DType::F64).unwrap();
+    let norms =
+        |x: &Tensor| x.sqr().unwrap().sum(2).unwrap().sqrt().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+    let run = |name: &str| model.forward_embeddings(&tensors[name]).unwrap();
+    let apart = norms(&(&tensors["a"] - &tensors["b"]).unwrap());
+    let found = norms(&(run("a") - run("b")).unwrap()) / apart;
+    let printed: f64 = text.strip_prefix("found ").unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((found / printed - 1.0).abs() < 1e-5, "{found} {printed}");
+    assert!(norms(&tensors["a"]) <= 2.5 && norms(&tensors["b"]) <= 2.5);
+    assert!(refused(&["probe", &dir, "--seconds", "-1"]).contains("--seconds"));
+    assert!(refused(&["probe", &dir, "--data", &w.string("none.txt")]).contains("none.txt"));
+}
+
+#[test]
+fn plans_hold_before_training() {
+    let w = Workshop::new();
+    let config = "[model]\npreset = \"gpt\"\ndim = 16\nlayers = 2\nheads = 4\ncontext = 8\n";
+    let path = w.string("c.toml");
+    let write =
+        |constraint: &str| std::fs::write(w.path("c.toml"), format!("{config}[constraint]\n{constraint}")).unwrap();
+    write("method = \"spectral_normalize\"\n");
+    let text = ok(&["plan", &path, "--target", "5"]);
+    assert!(text.contains("L ≤ 5  RMS") && text.contains("[constraint.factors]"), "{text}");
+    // What is printed can be put into the config, and means what it says.
+    let last = text.rsplit("[constraint]").next().unwrap();
+    write(last);
+    let sigma = last.lines().find_map(|l| l.strip_prefix("sigma_max = ")).unwrap();
+    let text = ok(&["plan", &path, "--sigma-max", sigma]);
+    assert!(text.contains("L ≤ 5  RMS"), "{text}");
+    assert!(ok(&["plan", &path, "--sigma-max", sigma, "--per-head"]) != text);
+    write("method = \"none\"\n");
+    assert!(refused(&["plan", &path, "--target", "5"]).contains("sigma_max"));
+    assert!(refused(&["plan", &path, "--sigma-max", "0"]).contains("--sigma-max 0"));
+    write("method = \"spectral_normalize\"\nfactors = { qurey = 2.0 }\n");
+    assert!(refused(&["plan", &path, "--target", "5"]).contains("qurey"));
+}
+
+#[test]
+fn certificates_are_verified_by_exit_code() {
+    let w = Workshop::new();
+    let (dir, json) = (w.string(""), w.string("c.json"));
+    ok(&["bound", &dir, "--json", &json]);
+    assert!(ok(&["verify", &json, &dir]).contains("holds"));
+    let text = std::fs::read_to_string(&json).unwrap();
+    let broken = |text: String, code: i32, names: &str| {
+        std::fs::write(&json, text).unwrap();
+        let output = certify(&["verify", &json, &dir]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(code), 1), "{said}");
+        assert!(said.contains(names), "{said}");
+    };
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["rms"]["exponent"] = (-3).into();
+    value["rms"].as_object_mut().unwrap().remove("log10");
+    broken(value.to_string(), 1, "rms");
+    broken(text.replacen("\"log10\": ", "\"log10\": 7", 1), 1, "log10");
+    broken(text.replacen("\"proven\": true", "\"proven\": false", 1), 1, "proven");
+    broken("{}".into(), 2, "is not a certificate");
+    broken(text[..100].into(), 2, "is not a certificate");
+    assert!(refused(&["verify", &w.string("none.json"), &dir]).contains("none.json"));
+}
+
+#[test]
 fn the_forward_pass_is_the_library_s() {
     let w = Workshop::new();
     let (dir, input, output) = (w.string(""), w.string("x.safetensors"), w.string("y.safetensors"));

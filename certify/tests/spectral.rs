@@ -1,9 +1,11 @@
 //! Spectral norms against known norms and an SVD.
 
 use certify::spectral::{Matrix, Method, product_norm, spectral_norm};
+use certify::upper::Upper;
 use faer::Mat;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 fn random(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Matrix {
     let data = (0..rows * columns).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0).collect();
@@ -111,4 +113,89 @@ fn products_are_bounded_and_tight() {
             }
         }
     }
+}
+
+/// `H D H / n` with H a Hadamard matrix and D dyadic: every element and the norm max |D| are exact.
+fn known(log: u32, diagonal: &[f64]) -> Vec<f64> {
+    let n = 1usize << log;
+    let mut m = vec![0.0; n * n];
+    for (i, d) in diagonal.iter().enumerate() {
+        m[i * n + i] = *d;
+    }
+    // Two Walsh–Hadamard transforms, over columns and over rows; sums of few bits stay exact.
+    for side in [(1, n), (n, 1)] {
+        for line in 0..n {
+            let mut half = 1;
+            while half < n {
+                for start in (0..n).step_by(2 * half) {
+                    for k in start..start + half {
+                        let (i, j) = (line * side.1 + k * side.0, line * side.1 + (k + half) * side.0);
+                        (m[i], m[j]) = (m[i] + m[j], m[i] - m[j]);
+                    }
+                }
+                half *= 2;
+            }
+        }
+    }
+    m.iter_mut().for_each(|x| *x /= n as f64);
+    m
+}
+
+/// 10,000 matrices of 1…512 rows and columns whose norm is known without rounding: clustered, repeated, graded, single and
+/// random spectra, scaled up to where f64 ends, rows and columns permuted, flipped and mixed with zero ones.
+#[test]
+fn ten_thousand_exact_norms_are_not_undercut() {
+    let widest = (0..10_000u64).into_par_iter().map(|seed| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut below = |n: usize| rng.next_u64() as usize % n;
+        let log = if seed % 200 == 0 { 9 } else { below(if seed % 20 == 0 { 8 } else { 6 }) as u32 };
+        let n = 1usize << log;
+        // At most 12 bits a number, so that sums of 512² of them are exact.
+        let kind = below(6);
+        let mut diagonal: Vec<f64> = (0..n)
+            .map(|i| match kind {
+                0 => 1.0,
+                1 => 1.0 - (below(8) as f64) * 2f64.powi(-11),
+                2 => 2f64.powi(-(i.min(11) as i32)),
+                3 => f64::from(u8::from(i == 0)),
+                4 => (below(4095) as f64 - 2047.0) / 2048.0,
+                _ => {
+                    if i % 2 == 0 {
+                        -0.75
+                    } else {
+                        0.75
+                    }
+                }
+            })
+            .collect();
+        let swap = below(n);
+        diagonal.swap(0, swap);
+        let truth = diagonal.iter().fold(0.0, |m: f64, d| m.max(d.abs()));
+        // Elements are multiples of 2⁻³⁰ (12 bits of D, n² = 2¹⁸), at most 1: this range loses none of them.
+        let scale = 2f64.powi([0, 0, 40, -40, 1000, -1000, -1040][below(7)]);
+        let square = known(log, &diagonal);
+        let (rows, columns) = (n + below(1 + n / 4).min(512 - n), n + below(1 + n / 2).min(512 - n));
+        let order = |size: usize, below: &mut dyn FnMut(usize) -> usize| {
+            let mut order: Vec<usize> = (0..size).collect();
+            (1..size).rev().for_each(|i| order.swap(i, below(i + 1)));
+            order
+        };
+        let (to_row, to_column) = (order(rows, &mut below), order(columns, &mut below));
+        let mut m = Matrix { rows, columns, data: vec![0.0; rows * columns] };
+        for i in 0..n {
+            for j in 0..n {
+                let sign = if (i * 7 + seed as usize).is_multiple_of(3) { -1.0 } else { 1.0 };
+                m.data[to_row[i] * columns + to_column[j]] = sign * scale * square[i * n + j];
+            }
+        }
+        let found = spectral_norm(&m, Method::Proven);
+        let what = format!("seed {seed}: {rows} × {columns}, kind {kind}, scale {scale:e}");
+        let (truth, upper) = (truth * scale, found.upper);
+        assert!(found.lower <= truth, "{what}: at least {} of {truth}", found.lower);
+        assert!(upper >= Upper::from_f64(truth), "{what}: at most {upper} of {truth}");
+        assert!(upper <= Upper::from_f64(truth) * Upper::from_f64(1.0 + 1e-6), "{what}: at most {upper} of {truth}");
+        upper.over(truth).to_f64() - 1.0
+    });
+    let widest = widest.filter(|x| x.is_finite()).reduce(|| 0.0, f64::max);
+    println!("largest excess: {widest:.1e}");
 }

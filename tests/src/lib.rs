@@ -70,7 +70,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
     let mut nodes = Vec::new();
     for i in 0..1 + dice.below(3) {
         let name = format!("n{depth}{i}");
-        let op = match dice.below(if depth < 2 { 8 } else { 7 }) {
+        let op = match dice.below(if depth < 2 { 9 } else { 7 }) {
             0 | 1 => attention(dim, dice),
             2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
             3 => Op::Activation { function: dice.pick(&FUNCTIONS), scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]) },
@@ -79,6 +79,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS) },
+            7 => Op::Sequential { body: body(dim, depth + 1, dice) },
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();
                 Op::Residual { skip: 1.0 - alpha, branch: alpha, body: body(dim, depth + 1, dice) }
@@ -99,6 +100,39 @@ pub fn random_graph(dice: &mut Dice) -> Graph {
     nodes.extend(body(dim, 0, dice));
     nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: 1 + dice.below(4), bias: dice.coin() }));
     Graph::new(Input::Tokens { context }, nodes).expect("random graphs fit together")
+}
+
+/// A random small network on images of 2 × 4 × 4: flattened, or as patches through any nodes on tokens.
+pub fn random_image_graph(dice: &mut Dice) -> Graph {
+    let pixels = Input::Pixels { channels: 2, height: 4, width: 4 };
+    let linear = |name: &str, inputs, outputs, dice: &mut Dice| {
+        Node::new(name, Op::Linear { inputs, outputs, bias: dice.coin() })
+    };
+    let mut nodes = Vec::new();
+    let classes = 2 + dice.below(3);
+    if dice.coin() {
+        nodes.push(Node::new("", Op::Flatten));
+        let mut width = 32;
+        for i in 0..1 + dice.below(3) {
+            let next = 3 + dice.below(8);
+            nodes.push(linear(&format!("l{i}"), width, next, dice));
+            let scale = dice.pick(&[1.0, 1.0 / 1.1289, -1.5]);
+            nodes.push(Node::new("", Op::Activation { function: dice.pick(&FUNCTIONS), scale }));
+            if dice.coin() {
+                nodes.push(Node::new("", Op::Scale { factor: 2.0 * dice.unit() }));
+            }
+            width = next;
+        }
+        nodes.push(linear("head", width, classes, dice));
+    } else {
+        nodes.push(Node::new("", Op::Patches { size: 2 }));
+        nodes.push(linear("embedding", 8, 6, dice));
+        nodes.push(Node::new("positions", Op::Positions { length: 4, dim: 6 }));
+        nodes.extend(body(6, 0, dice));
+        nodes.push(Node::new("", Op::MeanPool));
+        nodes.push(linear("head", 6, classes, dice));
+    }
+    Graph::new(pixels, nodes).expect("random graphs fit together")
 }
 
 /// Random weights in f64, of a random size.

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_core::Device;
 use certify::bound::Row;
 use certify::certificate::{self, Certificate, Formula};
@@ -52,11 +52,7 @@ enum FormulaName {
 
 impl Bound {
     pub fn run(self) -> Result<()> {
-        if let Some(radius) = self.radius
-            && !(radius.is_finite() && radius > 0.0)
-        {
-            bail!("--radius {radius}: must be a number above 0")
-        }
+        super::check_radius(self.radius)?;
         let (model, _) = certify::open(&self.model, &Device::Cpu)?;
         let method = match self.norms {
             Norms::Proven => Method::Proven,

@@ -4,6 +4,7 @@ mod bound;
 mod graph;
 mod plan;
 mod plot;
+mod probe;
 mod run;
 mod verify;
 
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Bound(bound::Bound),
     Verify(verify::Verify),
+    Probe(probe::Probe),
     Plan(plan::Plan),
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bound(command) => command.run(),
         Command::Verify(command) => command.run(),
+        Command::Probe(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
@@ -65,5 +68,15 @@ pub fn main() -> ExitCode {
             let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
             ExitCode::from(if violated { 1 } else { 2 })
         }
+    }
+}
+
+/// A `--radius` that can be used.
+fn check_radius(radius: Option<f64>) -> anyhow::Result<()> {
+    match radius {
+        Some(radius) if !(radius.is_finite() && radius > 0.0) => {
+            anyhow::bail!("--radius {radius}: must be a number above 0")
+        }
+        _ => Ok(()),
     }
 }

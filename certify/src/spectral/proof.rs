@@ -70,6 +70,19 @@ fn gram(m: &Matrix) -> Vec<f64> {
     g
 }
 
+/// Near the unit vector that a matrix stretches most.
+pub fn top_right_singular_vector(m: &Matrix) -> Vec<f64> {
+    let v = top_eigenvector(&gram(m), m.rows.min(m.columns));
+    if m.rows > m.columns {
+        return v;
+    }
+    // Wᵀ of the left singular vector.
+    let mut y = vec![0.0; m.columns];
+    gemm(&mut y, 1, m.view().t(), Strided::rows(&v, m.rows, 1, 1), 0.0, 1.0, false);
+    let norm = y.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    y.into_iter().map(|x| x / norm).collect()
+}
+
 /// The lower triangle on both sides.
 fn symmetric(g: &mut [f64], n: usize) {
     for i in 0..n {

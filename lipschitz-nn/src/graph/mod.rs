@@ -343,6 +343,18 @@ impl Graph {
         picture::svg(self, note)
     }
 
+    /// Numbers in one output: of a token, or of all.
+    ///
+    /// # Errors
+    /// As [`Graph::check`].
+    pub fn outputs(&self) -> Result<usize, Error> {
+        Ok(match self.check()? {
+            Shape::Ids => 0,
+            Shape::Tokens(n) | Shape::Vector(n) => n,
+            Shape::Image(c, h, w) => c * h * w,
+        })
+    }
+
     /// The longest sequence the graph reads, for token input.
     pub fn context(&self) -> Option<usize> {
         match self.input {

@@ -1,0 +1,129 @@
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use candle_core::{D, DType, Device, Tensor};
+use certify::Error;
+use certify::certificate::{self, Formula};
+use certify::data::order;
+use certify::probe;
+use certify::spectral::Method;
+use certify::task::Task;
+use certify::upper::Upper;
+use clap::Args;
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::save_tensors;
+use lipschitz_nn::graph::{Input, Op};
+use lipschitz_nn::norm::rms_to_rms;
+use serde::Serialize;
+
+/// Search for the steepest pair of inputs, and set it beside the certified constant.
+#[derive(Args)]
+pub struct Probe {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// Where real inputs come from: a text file, or a CIFAR-10 directory. Without it, random tokens or pixels.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// How long to search.
+    #[arg(long, default_value_t = 30.0, value_name = "S", allow_negative_numbers = true)]
+    seconds: f64,
+    /// ℓ2 radius of a token (or of the whole input), instead of the natural domain.
+    #[arg(long, allow_negative_numbers = true)]
+    radius: Option<f64>,
+    /// Write the pair to this file, as tensors `a` and `b` that `certify run` reads under the name of the input.
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    output: Option<PathBuf>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found, each constant from ℓ2 to ℓ2 and from RMS to RMS norm.
+#[derive(Serialize)]
+struct Report {
+    found_l2: f64,
+    certified_l2: Upper,
+    found_rms: f64,
+    certified_rms: Upper,
+    /// certified / found
+    ratio: f64,
+}
+
+impl Probe {
+    pub fn run(self) -> Result<()> {
+        if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
+            bail!("--seconds {}: must be a number of 0 or above", self.seconds)
+        }
+        super::check_radius(self.radius)?;
+        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let inputs = match &self.data {
+            Some(path) => Task::for_model(path, &meta)?.starts(&model)?,
+            None => made_up(&model)?,
+        };
+        let certificate = certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
+        let radius = certificate.domain.radius.to_f64();
+        let budget = Duration::from_secs_f64(self.seconds);
+        let loud = std::io::stderr().is_terminal();
+        let found = probe::probe(&model, &inputs, radius, budget, &mut |sensitivity| {
+            if loud {
+                eprint!("\rfound so far: {sensitivity:.6}  ℓ2 → ℓ2");
+            }
+        })?;
+        if loud {
+            eprintln!();
+        }
+        if let Some(path) = &self.output {
+            let (a, b) = found.pair.clone();
+            let said = HashMap::from([("sensitivity_l2".to_string(), format!("{:e}", found.sensitivity))]);
+            save_tensors(path, [("a", a), ("b", b)].into_iter(), Some(said))?;
+        }
+        let (l2, rms) = (certificate.l2, certificate.rms);
+        let ratio = l2.over(found.sensitivity).to_f64();
+        let inputs = match model.graph().input {
+            Input::Tokens { .. } => found.pair.0.dim(D::Minus1)?,
+            _ => found.pair.0.elem_count(),
+        };
+        let outputs = model.graph().outputs()?;
+        let found_rms = found.sensitivity * rms_to_rms(outputs, inputs);
+        // Norms of a forward pass are rounded; the certificate speaks of real arithmetic.
+        if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > l2 {
+            bail!(Error::Violated(format!(
+                "found a sensitivity of {} above the certified {l2}: a defect of the certificate, please report it",
+                found.sensitivity
+            )))
+        }
+        if self.json {
+            let report = Report { found_l2: found.sensitivity, certified_l2: l2, found_rms, certified_rms: rms, ratio };
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            println!("found {:.6} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", found.sensitivity);
+            println!("found {found_rms:.6} ≤ true ≤ certified {rms}  RMS → RMS");
+            println!("certified / found: {}", Upper::from_f64(ratio));
+        }
+        Ok(())
+    }
+}
+
+/// Inputs where there are no real ones: random tokens, or noise.
+fn made_up(model: &Model) -> Result<Tensor> {
+    const COUNT: usize = 8;
+    let mut rng = order::random(0, "probe", 0);
+    let mut unit = |shape: &[usize]| {
+        let values = (0..shape.iter().product()).map(|_| order::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
+        Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
+    };
+    Ok(match model.graph().input {
+        Input::Tokens { context } => {
+            let Some(Op::Embedding { vocabulary, .. }) = model.graph().nodes.first().map(|node| &node.op) else {
+                bail!("the network has no embedding")
+            };
+            let ids = (unit(&[COUNT, context.min(32)])? * *vocabulary as f64)?.to_dtype(DType::U32)?;
+            model.embed(&ids)?
+        }
+        Input::Pixels { channels, height, width } => unit(&[COUNT, channels, height, width])?,
+        Input::Vector { dim } => (unit(&[COUNT, dim])? - 0.5)?,
+    })
+}
