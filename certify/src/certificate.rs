@@ -2,14 +2,13 @@
 
 use std::fmt::Write;
 
-use candle_core::{DType, Device};
 use lipschitz_nn::graph::{Graph, Input, join};
-use lipschitz_nn::{Model, Weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, Row, Walk, WeightNorms, paper, walk};
+use crate::bound::{Block, Norm, Norms, Row, Walk, Watch, WeightNorms, paper, walk};
+use crate::source::Source;
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -107,10 +106,29 @@ pub struct WeightRow {
 ///
 /// # Errors
 /// [`Error`] names the weight or node that nothing is known about, and NaN or infinity in a weight.
-pub fn certify(model: &Model, method: Method, formula: Formula, radius: Option<f64>) -> Result<Certificate, Error> {
-    let norms = WeightNorms::new(model, method)?;
-    let theorem = theorem(model.graph(), &norms, formula, radius.map(Upper::from_f64))?;
-    document(model, method, formula, radius.is_some(), theorem, norms.into_rows())
+pub fn certify(
+    source: &dyn Source,
+    method: Method,
+    formula: Formula,
+    radius: Option<f64>,
+) -> Result<Certificate, Error> {
+    certify_watched(source, method, formula, radius, &|_| {})
+}
+
+/// As [`certify`]; `watch` hears the name of each norm before it is worked out.
+///
+/// # Errors
+/// As [`certify`].
+pub fn certify_watched(
+    source: &dyn Source,
+    method: Method,
+    formula: Formula,
+    radius: Option<f64>,
+    watch: Watch<'_>,
+) -> Result<Certificate, Error> {
+    let norms = WeightNorms::new(source, method, watch);
+    let theorem = theorem(source.graph(), &norms, formula, radius.map(Upper::from_f64))?;
+    document(source, method, formula, radius.is_some(), theorem, norms.into_rows())
 }
 
 /// What the norms of the weights imply.
@@ -148,7 +166,7 @@ pub(crate) fn theorem(
 
 /// The certificate that states a theorem.
 pub(crate) fn document(
-    model: &Model,
+    source: &dyn Source,
     method: Method,
     formula: Formula,
     given: bool,
@@ -170,7 +188,7 @@ pub(crate) fn document(
     for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
     }
-    let tokens = matches!(model.graph().input, Input::Tokens { .. });
+    let tokens = matches!(source.graph().input, Input::Tokens { .. });
     let text = match (tokens, given) {
         (true, false) => "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row",
         (true, true) => "sequences of vectors, each of ℓ2 norm at most the given radius",
@@ -180,8 +198,8 @@ pub(crate) fn document(
     Ok(Certificate {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_string(),
-        weights_sha256: digest(model.weights())?,
-        graph: model.graph().clone(),
+        weights_sha256: digest(source)?,
+        graph: source.graph().clone(),
         formula,
         method,
         proven: formula == Formula::Sound && method.is_bound(),
@@ -214,20 +232,34 @@ fn assumptions(tokens: bool) -> Vec<String> {
     out
 }
 
-/// SHA-256 over names, types, shapes and values, in the order of names.
+/// SHA-256 over names, types, shapes and little-endian values, in the order of names.
 ///
 /// # Errors
-/// [`Error::Network`] if a tensor cannot be read from its device.
-pub fn digest(weights: &Weights) -> Result<String, Error> {
+/// [`Error::Network`] if a tensor cannot be read, or names the first that holds NaN or infinity.
+pub fn digest(source: &dyn Source) -> Result<String, Error> {
     let mut hash = Sha256::new();
-    for (name, weight) in weights {
+    for name in source.names() {
+        let weight = source.tensor(&name)?;
+        lipschitz_nn::check_finite(&name, &weight)?;
         hash.update(format!("{name} {:?} {:?}\n", weight.dtype(), weight.dims()));
-        // Every supported type is exact in f64.
-        let values = weight.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-        values.iter().for_each(|x| hash.update(x.to_le_bytes()));
+        weight.write_bytes(&mut Digestive(&mut hash))?;
     }
     Ok(hash.finalize().iter().fold(String::new(), |mut out, byte| {
         let _ = write!(out, "{byte:02x}");
         out
     }))
+}
+
+/// Feeds what is written to a hash.
+struct Digestive<'a>(&'a mut Sha256);
+
+impl std::io::Write for Digestive<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -8,10 +8,11 @@ mod open;
 pub mod plan;
 pub mod plot;
 pub mod probe;
+pub mod source;
 pub mod spectral;
 pub mod task;
 pub mod upper;
 pub mod verify;
 
 pub use error::Error;
-pub use open::{checkpoint_path, open};
+pub use open::{checkpoint_path, open, read};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use lipschitz_nn::Model;
-use lipschitz_nn::checkpoint::{self, Meta};
+use lipschitz_nn::checkpoint::{self, Meta, Reader};
 
 use crate::Error;
 
@@ -34,4 +34,12 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
 /// As [`checkpoint::load`].
 pub fn open(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     Ok(checkpoint::load(&checkpoint_path(path)?, device)?)
+}
+
+/// Opens the checkpoint that `path` means, to read it a tensor at a time.
+///
+/// # Errors
+/// As [`Reader::open`].
+pub fn read(path: &Path) -> Result<Reader, Error> {
+    Ok(Reader::open(&checkpoint_path(path)?)?)
 }

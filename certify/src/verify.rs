@@ -3,31 +3,31 @@
 //! Every norm of a weight is proven from the checkpoint; then the graph is walked with the norms that the certificate
 //! states, which must give every other number, bit for bit: the walk's arithmetic is the same on every machine.
 
-use lipschitz_nn::Model;
 use serde_json::Value;
 
 use crate::Error;
 use crate::bound::{Norm, Norms, SLACK};
 use crate::certificate::{Certificate, FORMAT, WeightRow, certify, digest, document, theorem};
+use crate::source::Source;
 use crate::upper::Upper;
 
 /// A published norm may be looser than needed by this share, and no more.
 const LOOSE: f64 = 1e-6;
 
-/// Proves a certificate again from a model's weights.
+/// Proves a certificate again from the weights of a network.
 ///
 /// # Errors
 /// [`Error::Violated`] names the first number or text that does not hold; otherwise as
 /// [`certify`](crate::certificate::certify).
-pub fn verify(claim: &Certificate, model: &Model) -> Result<(), Error> {
+pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     if claim.format != FORMAT {
         let found = claim.format;
         return Err(violated(format!("format {found}: this version verifies format {FORMAT}; make a new certificate")));
     }
-    if claim.graph != *model.graph() {
+    if claim.graph != *source.graph() {
         return Err(violated("graph: is not that of the checkpoint".into()));
     }
-    let weights = digest(model.weights())?;
+    let weights = digest(source)?;
     if claim.weights_sha256 != weights {
         let found = &claim.weights_sha256;
         return Err(violated(format!("weights_sha256: the checkpoint's weights have {weights}, not {found}")));
@@ -36,7 +36,7 @@ pub fn verify(claim: &Certificate, model: &Model) -> Result<(), Error> {
     if given.is_some_and(|radius| Upper::from_f64(radius.to_f64()) != radius) {
         return Err(violated("domain.radius: is not a number that can be given".into()));
     }
-    let again = certify(model, claim.method, claim.formula, given.map(Upper::to_f64))?;
+    let again = certify(source, claim.method, claim.formula, given.map(Upper::to_f64))?;
     for (i, proven) in again.weights.iter().enumerate() {
         let stated = claim.weights.get(i).filter(|stated| stated.name == proven.name);
         let stated = stated.ok_or_else(|| violated(format!("weights[{i}]: the norm of {} is missing", proven.name)))?;
@@ -46,7 +46,7 @@ pub fn verify(claim: &Certificate, model: &Model) -> Result<(), Error> {
         return Err(violated(format!("weights[{}]: is no norm that the walk asks for", again.weights.len())));
     }
     let theorem = theorem(&claim.graph, &Stated(&claim.weights), claim.formula, given)?;
-    let implied = document(model, claim.method, claim.formula, given.is_some(), theorem, claim.weights.clone())?;
+    let implied = document(source, claim.method, claim.formula, given.is_some(), theorem, claim.weights.clone())?;
     // The program that wrote it may have been another version.
     let implied = Certificate { version: claim.version.clone(), ..implied };
     let value = |c: &Certificate| serde_json::to_value(c).map_err(|e| violated(format!("cannot be compared: {e}")));

@@ -92,3 +92,12 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     (bold.proven, bold.method) = (true, Method::Proven);
     assert!(verify(&bold, &model).is_err());
 }
+
+#[test]
+fn from_disk_a_tensor_at_a_time_it_is_the_same() {
+    let w = Workshop::new();
+    let reader = lipschitz_nn::checkpoint::Reader::open(&w.path("model.safetensors")).unwrap();
+    let certify = |source: &dyn certify::source::Source| certify(source, Method::Proven, Formula::Sound, None).unwrap();
+    assert_eq!(certify(&reader), certify(&Workshop::model()));
+    verify(&certify(&reader), &reader).unwrap();
+}

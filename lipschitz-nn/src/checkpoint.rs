@@ -1,12 +1,16 @@
 //! One file that is a network: safetensors whose metadata key `lipschitz` holds graph, config, tokenizer and provenance.
 
-use std::collections::HashMap;
-use std::io::Write;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 
+use crate::model::fits;
 use crate::{Error, Graph, Model, Weights};
 
 /// The format version of a checkpoint's metadata.
@@ -95,8 +99,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let io = |e: std::io::Error| Error::io(path, &e);
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
     let fresh = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
-    let written =
-        std::fs::File::create(&fresh).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    let written = File::create(&fresh).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, path)) {
         let _ = std::fs::remove_file(&fresh);
         return Err(io(error));
@@ -111,6 +114,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// [`Error::Graph`] as in [`Model::new`] and [`Model::check_finite`].
 pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     let (tensors, metadata) = load_tensors(path, device)?;
+    let meta = meta(path, &metadata)?;
+    let named = |e: Error| Error::file(path, e);
+    let model = Model::new(meta.graph.clone(), tensors).map_err(named)?;
+    model.check_finite().map_err(named)?;
+    Ok((model, meta))
+}
+
+/// What the metadata of a safetensors file says.
+fn meta(path: &Path, metadata: &HashMap<String, String>) -> Result<Meta, Error> {
     let json = metadata.get(KEY).ok_or_else(|| {
         Error::file(
             path,
@@ -123,10 +135,86 @@ pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
         let found = meta.format;
         return Err(Error::file(path, format!("has format {found}, this version reads {FORMAT}; update the tool")));
     }
-    let named = |e: Error| Error::file(path, e);
-    let model = Model::new(meta.graph.clone(), tensors).map_err(named)?;
-    model.check_finite().map_err(named)?;
-    Ok((model, meta))
+    Ok(meta)
+}
+
+fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
+    Error::file(path, format!("is not a whole safetensors file ({what}); it may be truncated, fetch or write it again"))
+}
+
+/// The format's own limit, in bytes.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// A checkpoint on disk whose weights are read one at a time, for networks that do not fit into memory.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    meta: Meta,
+    header: Metadata,
+    /// Where the tensors' bytes begin.
+    start: u64,
+}
+
+impl Reader {
+    /// Opens a checkpoint: reads its metadata, and checks that its weights are those of its graph.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project, or its weights do not fit.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let io = |e: std::io::Error| Error::io(path, &e);
+        let mut file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        let mut size = [0; 8];
+        file.read_exact(&mut size).map_err(|_| damaged(path, &"the file ends in its header"))?;
+        let size = u64::from_le_bytes(size);
+        if size > length.saturating_sub(8).min(LARGEST_HEADER) {
+            return Err(damaged(path, &"the file ends in its header"));
+        }
+        let mut bytes = Vec::new();
+        file.take(size).read_to_end(&mut bytes).map_err(io)?;
+        let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?;
+        let (start, wanted) = (8 + size, header.data_len() as u64);
+        if start + wanted != length {
+            return Err(damaged(path, &format!("it has {length} bytes, its header wants {}", start + wanted)));
+        }
+        let meta = meta(path, &header.metadata().clone().unwrap_or_default())?;
+        let tensors = header.tensors();
+        let mut found = BTreeMap::new();
+        for (name, info) in &tensors {
+            let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(path, e))?;
+            found.insert(name.as_str(), (info.shape.as_slice(), dtype));
+        }
+        fits(&meta.graph, &found).map_err(|e| Error::file(path, e))?;
+        Ok(Self { path: path.to_path_buf(), meta, header, start })
+    }
+
+    /// What the checkpoint holds beside the weights.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The names of all weights, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.header.tensors().into_keys().collect();
+        names.sort();
+        names
+    }
+
+    /// Reads one weight, onto the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if there is none of this name, [`Error::File`] if the file cannot be read.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let info = self.header.info(name).ok_or_else(|| Error::weight(name, "is missing"))?;
+        let (from, to) = info.data_offsets;
+        let io = |e: std::io::Error| Error::io(&self.path, &e);
+        let mut file = File::open(&self.path).map_err(io)?;
+        file.seek(SeekFrom::Start(self.start + from as u64)).map_err(io)?;
+        let mut bytes = vec![0; to - from];
+        file.read_exact(&mut bytes).map_err(io)?;
+        let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(&self.path, e))?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
+    }
 }
 
 /// Reads the tensors and metadata of a safetensors file.
@@ -135,14 +223,8 @@ pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
 /// [`Error::File`] if the file is missing or damaged.
 pub fn load_tensors(path: &Path, device: &Device) -> Result<(Weights, HashMap<String, String>), Error> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
-    let damaged = |e: &dyn std::fmt::Display| {
-        Error::file(
-            path,
-            format!("is not a whole safetensors file ({e}); it may be truncated, fetch or write it again"),
-        )
-    };
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let tensors = candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| damaged(&Error::from(e)))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| damaged(path, &Error::from(e)))?;
     Ok((tensors.into_iter().collect(), metadata))
 }

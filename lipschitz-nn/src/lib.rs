@@ -15,4 +15,4 @@ pub mod presets;
 
 pub use error::Error;
 pub use graph::Graph;
-pub use model::{Model, Weights};
+pub use model::{Model, Weights, check_finite};

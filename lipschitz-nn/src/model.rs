@@ -25,26 +25,8 @@ impl Model {
     /// [`Error::Graph`] if the graph does not fit together; [`Error::Weight`] names a weight that is missing, unknown to
     /// the graph, or of the wrong shape or type.
     pub fn new(graph: Graph, weights: Weights) -> Result<Self, Error> {
-        graph.check()?;
-        let parameters = graph.parameters();
-        let mut first = None;
-        for Parameter { name, shape, .. } in &parameters {
-            let weight = weights.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
-            if weight.dims() != shape {
-                let found = weight.dims();
-                return Err(Error::weight(name, format!("has shape {found:?}, the graph wants {shape:?}")));
-            }
-            let dtype = *first.get_or_insert(weight.dtype());
-            if !weight.dtype().is_float() || weight.dtype() != dtype {
-                return Err(Error::weight(name, format!("is {:?}, the first weight {dtype:?}", weight.dtype())));
-            }
-        }
-        if weights.len() != parameters.len() {
-            let known: std::collections::HashSet<_> = parameters.iter().map(|p| p.name.as_str()).collect();
-            if let Some(name) = weights.keys().find(|name| !known.contains(name.as_str())) {
-                return Err(Error::weight(name, "is not in the graph"));
-            }
-        }
+        let found = weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();
+        fits(&graph, &found)?;
         Ok(Self { graph, weights })
     }
 
@@ -119,16 +101,7 @@ impl Model {
     /// # Errors
     /// [`Error::Weight`] names it.
     pub fn check_finite(&self) -> Result<(), Error> {
-        for (name, weight) in &self.weights {
-            let bad = finite(weight)?;
-            if let Some(what) = bad {
-                return Err(Error::weight(
-                    name,
-                    format!("holds {what}; the checkpoint is damaged or training diverged"),
-                ));
-            }
-        }
-        Ok(())
+        self.weights.iter().try_for_each(|(name, weight)| check_finite(name, weight))
     }
 
     /// The network's output.
@@ -311,12 +284,42 @@ impl candle_nn::Module for Model {
     }
 }
 
-/// What is not finite in a tensor: "NaN" or "infinity".
-fn finite(weight: &Tensor) -> Result<Option<&'static str>, Error> {
-    let values = weight.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-    Ok(match values.iter().find(|x| !x.is_finite()) {
-        None => None,
-        Some(x) if x.is_nan() => Some("NaN"),
-        Some(_) => Some("infinity"),
-    })
+/// Whether weights of these names, shapes and types are those of a graph; see [`Model::new`].
+pub(crate) fn fits(graph: &Graph, found: &BTreeMap<&str, (&[usize], DType)>) -> Result<(), Error> {
+    graph.check()?;
+    let parameters = graph.parameters();
+    let mut first = None;
+    for Parameter { name, shape, .. } in &parameters {
+        let (dims, dtype) = *found.get(name.as_str()).ok_or_else(|| Error::weight(name, "is missing"))?;
+        if dims != shape {
+            return Err(Error::weight(name, format!("has shape {dims:?}, the graph wants {shape:?}")));
+        }
+        let wanted = *first.get_or_insert(dtype);
+        if !dtype.is_float() || dtype != wanted {
+            return Err(Error::weight(name, format!("is {dtype:?}, the first weight {wanted:?}")));
+        }
+    }
+    if found.len() != parameters.len() {
+        let known: std::collections::HashSet<_> = parameters.iter().map(|p| p.name.as_str()).collect();
+        if let Some(name) = found.keys().find(|name| !known.contains(*name)) {
+            return Err(Error::weight(name, "is not in the graph"));
+        }
+    }
+    Ok(())
+}
+
+/// Fails if a tensor holds NaN or infinity.
+///
+/// # Errors
+/// [`Error::Weight`] names it.
+pub fn check_finite(name: &str, weight: &Tensor) -> Result<(), Error> {
+    // 0·x is 0 for finite x alone.
+    let weight = weight.detach();
+    let zero = (&weight * 0.0)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    if zero == 0.0 {
+        return Ok(());
+    }
+    let largest = weight.to_dtype(DType::F64)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+    let what = if largest.is_infinite() { "infinity" } else { "NaN" };
+    Err(Error::weight(name, format!("holds {what}; the checkpoint is damaged or training diverged")))
 }

@@ -148,7 +148,7 @@ fn caps_hold_at_every_step() {
     for optimizer in &optimizers {
         for per_head in [false, true] {
             for (sigma_max_, factors) in
-                [(0.3, BTreeMap::new()), (4.0, BTreeMap::from([("query".to_string(), 0.5), ("down".into(), 2.0)]))]
+                [(0.3, BTreeMap::new()), (4.0, BTreeMap::from([("query".to_string(), 0.5), ("head".into(), 2.0)]))]
             {
                 for constraint in [
                     ConstraintConfig::SpectralNormalize { sigma_max: sigma_max_, per_head, factors: factors.clone() },

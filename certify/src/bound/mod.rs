@@ -11,7 +11,7 @@ mod pointwise;
 mod weights;
 
 pub use norms::{Block, Norm, Norms, Part};
-pub use weights::{SLACK, WeightNorms};
+pub use weights::{SLACK, Watch, WeightNorms};
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,13 @@
 //! The norms of a checkpoint's weights, each worked out once.
 
 use std::cell::RefCell;
-
-use lipschitz_nn::Model;
+use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::{Block, Norm, Norms, Part};
 use crate::Error;
 use crate::certificate::WeightRow;
+use crate::source::Source;
 use crate::spectral::{
     Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm, spectral_norm, vector_norm,
 };
@@ -16,21 +17,28 @@ use crate::upper::Upper;
 /// prove it again.
 pub const SLACK: f64 = 1.0 / (1u64 << 30) as f64;
 
-/// Norms of a model's weights by one method; remembers each, in the order asked for.
+/// Hears the name of each norm before it is worked out.
+pub type Watch<'a> = &'a dyn Fn(&str);
+
+/// Norms of a network's weights by one method; remembers each, in the order asked for.
 pub struct WeightNorms<'a> {
-    model: &'a Model,
+    source: &'a dyn Source,
     method: Method,
+    watch: Watch<'a>,
     rows: RefCell<Vec<WeightRow>>,
+    known: RefCell<HashMap<String, Upper>>,
+    /// The matrix read last, for its other blocks.
+    last: RefCell<Vec<(String, Rc<Matrix>)>>,
 }
 
+/// Matrices kept at a time: query, key, value and output of one attention; only of up to this many elements.
+const KEPT: (usize, usize) = (4, 1 << 23);
+
 impl<'a> WeightNorms<'a> {
-    /// For a model whose weights are finite.
-    ///
-    /// # Errors
-    /// [`Error::Network`] names the first weight that holds NaN or infinity.
-    pub fn new(model: &'a Model, method: Method) -> Result<Self, Error> {
-        model.check_finite()?;
-        Ok(Self { model, method, rows: RefCell::default() })
+    /// Of the weights of `source`, each read when it is asked for.
+    pub fn new(source: &'a dyn Source, method: Method, watch: Watch<'a>) -> Self {
+        let (rows, known, last) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { source, method, watch, rows, known, last }
     }
 
     /// Every norm asked for.
@@ -38,35 +46,46 @@ impl<'a> WeightNorms<'a> {
         self.rows.into_inner()
     }
 
-    fn load(&self, name: &str) -> Result<Matrix, Error> {
-        let weight = self.model.weights().get(name).ok_or_else(|| Error::Unknown(format!("the weight `{name}`")))?;
-        Matrix::from_tensor(name, weight)
+    fn load(&self, name: &str) -> Result<Rc<Matrix>, Error> {
+        if let Some((_, m)) = self.last.borrow().iter().find(|(there, _)| there == name) {
+            return Ok(m.clone());
+        }
+        let m = Rc::new(Matrix::from_tensor(name, &self.source.tensor(name)?)?);
+        let (count, size) = KEPT;
+        if m.data.len() <= size {
+            let mut last = self.last.borrow_mut();
+            last.push((name.to_string(), m.clone()));
+            if last.len() > count {
+                last.remove(0);
+            }
+        }
+        Ok(m)
     }
 
     /// The block without its gain.
-    fn plain(&self, block: &Block) -> Result<Matrix, Error> {
+    fn plain(&self, block: &Block) -> Result<Rc<Matrix>, Error> {
         let mut m = self.load(&block.weight)?;
         if block.rows != Part::ALL {
-            m = m.row_block(block.rows.index, block.rows.count);
+            m = Rc::new(m.row_block(block.rows.index, block.rows.count));
         }
         if block.columns != Part::ALL {
-            m = m.column_block(block.columns.index, block.columns.count);
+            m = Rc::new(m.column_block(block.columns.index, block.columns.count));
         }
         Ok(m)
     }
 
     /// The block, each element rounded once where a gain is folded in.
-    fn block(&self, block: &Block) -> Result<Matrix, Error> {
+    fn block(&self, block: &Block) -> Result<Rc<Matrix>, Error> {
         let mut m = self.plain(block)?;
         if let Some(gain) = &block.gain {
-            m.scale_columns(&self.load(gain)?.data);
+            Rc::make_mut(&mut m).scale_columns(&self.load(gain)?.data);
         }
         Ok(m)
     }
 
     /// Block number `rows` of a vector.
     fn vector(&self, name: &str, rows: Part) -> Result<Vec<f64>, Error> {
-        let v = self.load(name)?.data;
+        let v = &self.load(name)?.data;
         let size = v.len() / rows.count;
         Ok(v[rows.index * size..(rows.index + 1) * size].to_vec())
     }
@@ -77,8 +96,14 @@ impl<'a> WeightNorms<'a> {
                 let m = self.block(block)?;
                 folded(spectral_norm(&m, self.method), &m, block.gain.is_some())
             }
-            Norm::Product(a, b) => product(&self.block(a)?, a, &self.block(b)?, b, self.method),
-            Norm::TransposedProduct(a, b) => product(&self.block(a)?.t(), a, &self.block(b)?, b, self.method),
+            Norm::Product(a, b) => {
+                let (left, right) = (self.block(a)?, self.block(b)?);
+                product(&left, a, &right, b, self.method)
+            }
+            Norm::TransposedProduct(a, b) => {
+                let (left, right) = (self.block(a)?.t(), self.block(b)?);
+                product(&left, a, &right, b, self.method)
+            }
             Norm::Row(block) => {
                 let m = self.block(block)?;
                 folded(Interval::direct(max_row_norm(&m), m.columns), &m, block.gain.is_some())
@@ -91,7 +116,8 @@ impl<'a> WeightNorms<'a> {
             }
             Norm::Affine(block, beta, bias) => {
                 let bias = bias.as_ref().map(|bias| self.vector(bias, block.rows)).transpose()?;
-                let upper = affine_norm(&self.plain(block)?, &self.load(beta)?.data, bias.as_deref());
+                let (w, beta) = (self.plain(block)?, self.load(beta)?);
+                let upper = affine_norm(&w, &beta.data, bias.as_deref());
                 Interval { lower: 0.0, upper, method: Method::Direct }
             }
             Norm::Vector(block) => {
@@ -109,11 +135,13 @@ impl<'a> WeightNorms<'a> {
 impl Norms for WeightNorms<'_> {
     fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
         let name = norm.to_string();
-        if let Some(row) = self.rows.borrow().iter().find(|row| row.name == name) {
-            return Ok(row.upper);
+        if let Some(upper) = self.known.borrow().get(&name) {
+            return Ok(*upper);
         }
+        (self.watch)(&name);
         let Interval { lower, upper, method } = self.find(norm)?;
         let (lower, upper) = (lower * (1.0 - SLACK), upper * Upper::from_f64(1.0 + SLACK));
+        self.known.borrow_mut().insert(name.clone(), upper);
         self.rows.borrow_mut().push(WeightRow { name, lower, upper, method });
         Ok(upper)
     }

@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::Device;
 use certify::bound::Row;
 use certify::certificate::{self, Certificate, Formula};
 use certify::spectral::Method;
@@ -53,7 +52,7 @@ enum FormulaName {
 impl Bound {
     pub fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
-        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let model = certify::read(&self.model)?;
         let method = match self.norms {
             Norms::Proven => Method::Proven,
             Norms::Gram => Method::Gram,

@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use candle_core::Device;
 use certify::certificate::{self, Formula};
 use certify::spectral::Method;
 use clap::Args;
@@ -22,8 +21,8 @@ impl GraphCommand {
         if !["svg", "dot", "json"].contains(&extension.as_str()) {
             bail!("{}: name the output .svg, .dot or .json", self.output.display())
         }
-        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
-        let graph = model.graph();
+        let model = certify::read(&self.model)?;
+        let graph = &model.meta().graph;
         let text = if extension == "json" {
             serde_json::to_string_pretty(graph)?
         } else {

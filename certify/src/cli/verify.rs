@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 use certify::certificate::Certificate;
 use certify::{Error, verify};
 use clap::Args;
@@ -30,7 +29,7 @@ impl Verify {
             }
             false => refused(e).into(),
         })?;
-        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let model = certify::read(&self.model)?;
         verify::verify(&claim, &model).with_context(|| path.display().to_string())?;
         let what = if claim.proven { "holds" } else { "is what these weights give, but NOT a proven bound" };
         println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);

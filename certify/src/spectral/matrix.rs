@@ -19,7 +19,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix, or a vector as one row; exact, as f16, bf16 and f32 are subsets of f64.
+    /// A matrix, or a vector as one row; exact, as f16 and bf16 are subsets of f32, and that of f64.
     ///
     /// # Errors
     /// [`Error::Network`] names the tensor if it is not a matrix or holds NaN or infinity.
@@ -30,8 +30,13 @@ impl Matrix {
             [rows, columns] => (rows, columns),
             ref dims => return Err(fail(format!("has shape {dims:?}, which is not a matrix"))),
         };
-        let values = tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
-        let data = values.flatten_all()?.to_vec1::<f64>()?;
+        let flat = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
+        // One copy beside the result, whatever the type.
+        let data: Vec<f64> = match flat.dtype() {
+            DType::F64 => flat.to_vec1()?,
+            DType::F32 => flat.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
+            _ => flat.to_dtype(DType::F32)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
+        };
         if let Some(x) = data.iter().find(|x| !x.is_finite()) {
             return Err(fail(format!("holds {x}; the checkpoint is damaged or training diverged")));
         }

@@ -11,7 +11,11 @@ use super::matrix::{exponent, scaled, shift, vector_norm};
 use super::{Interval, Matrix, Method, gamma};
 use crate::upper::Upper;
 
-/// Exceeds what underflow can add to any sum or product here: elements are scaled to at most 1, and sizes are below 2⁴⁰.
+/// Matrices whose largest element is within 2^±SAFE are taken as they are.
+const SAFE: i32 = 30;
+
+/// Exceeds what underflow can add to any sum or product here: the largest element is within 2^±SAFE, and sizes are below
+/// 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and multiplied by at most 2¹⁰⁰ afterwards.
 const UNDERFLOW: f64 = 1e-280;
 
 /// σ_max of a matrix.
@@ -22,8 +26,12 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     if largest == 0.0 {
         return Interval { lower: 0.0, upper: Upper::ZERO, method };
     }
-    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements 2⁻¹⁰⁰⁰ times smaller.
     let e = exponent(largest);
+    // Far from both ends of the range nothing can overflow, and what underflows is less than UNDERFLOW.
+    if e.abs() <= SAFE {
+        return unit_norm(m, method);
+    }
+    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements 2⁻¹⁰⁰⁰ times smaller.
     let unit = Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
     let found = unit_norm(&unit, method);
     let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
@@ -34,7 +42,7 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     Interval { lower, upper: shift(found.upper + lost, e), method: found.method }
 }
 
-/// For elements of at most 1.
+/// For a largest element within 2^±SAFE.
 fn unit_norm(m: &Matrix, method: Method) -> Interval {
     let (short, long) = (m.rows.min(m.columns), m.rows.max(m.columns));
     let frobenius = vector_norm(&m.data);

@@ -1,0 +1,155 @@
+//! `cargo bench -p certify -- gpt2` (or `llama`): a whole certificate of a model of that shape with random weights, read from
+//! disk, against singular value decompositions of the same matrices in the same run; time and peak memory of each.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use certify::certificate::{Formula, certify};
+use certify::spectral::{Matrix, Method};
+use faer::Mat;
+use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
+use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::{Model, Weights};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["make", shape, file] => make(shape, Path::new(file)),
+        ["prove", file] => prove(Path::new(file)),
+        ["svd", file] => svd(Path::new(file)),
+        ["gpt2"] => all("gpt2", true),
+        ["llama"] => all("llama", false),
+        [] => println!("name a shape: cargo bench -p certify -- gpt2, or llama (no SVD, 2.2 GB on disk)"),
+        ref other => panic!("unknown: {other:?}"),
+    }
+}
+
+fn all(shape: &str, against: bool) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join(format!("{shape}.safetensors"));
+    let file = file.to_str().expect("a path in UTF-8");
+    // Each in a process of its own, so that the peak memory is its own.
+    let step = |args: &[&str]| {
+        let this = std::env::current_exe().expect("this program");
+        assert!(Command::new(this).args(args).status().expect("it starts").success(), "{args:?}");
+    };
+    step(&["make", shape, file]);
+    step(&["prove", file]);
+    if against {
+        step(&["svd", file]);
+    }
+}
+
+fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {
+    let head_dim = dim / heads;
+    let rotary = rotary.then_some(Rotary { base: 10000.0, pairing: Pairing::Half });
+    Attention {
+        dim,
+        heads,
+        key_value_heads,
+        head_dim,
+        logit_scale: 1.0 / (head_dim as f64).sqrt(),
+        output_scale: 1.0,
+        causal: true,
+        bias: rotary.is_none(),
+        output_bias: rotary.is_none(),
+        rotary,
+        query_key_norm: None,
+        logit_cap: None,
+    }
+}
+
+fn gpt2() -> Graph {
+    let (dim, vocabulary, length) = (768, 50304, 1024);
+    let norm = |name: &str| Node::new(name, Op::LayerNorm { dim, eps: 1e-5, bias: true });
+    let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: true });
+    let residual = |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
+    let mut nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        Node::new("positions", Op::Positions { length, dim }),
+    ];
+    for i in 0..12 {
+        let mixer = Node::new("attention", Op::Attention(attention(dim, 12, 12, false)));
+        nodes.push(residual(format!("a{i}"), vec![norm("norm"), mixer]));
+        let gelu = Node::new("", Op::Activation { function: Function::GeluTanh, scale: 1.0 });
+        let body = vec![norm("norm"), linear("up", dim, 4 * dim), gelu, linear("down", 4 * dim, dim)];
+        nodes.push(residual(format!("m{i}"), body));
+    }
+    nodes.push(norm("norm"));
+    nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }));
+    Graph::new(Input::Tokens { context: length }, nodes).expect("it fits together")
+}
+
+fn llama() -> Graph {
+    let (dim, hidden, vocabulary) = (2048, 5632, 32000);
+    let norm = |name: &str| Node::new(name, Op::RmsNorm { dim, eps: 1e-5 });
+    let residual = |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
+    let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];
+    for i in 0..22 {
+        let mixer = Node::new("attention", Op::Attention(attention(dim, 32, 4, true)));
+        nodes.push(residual(format!("a{i}"), vec![norm("norm"), mixer]));
+        let mlp = Node::new("mlp", Op::GatedMlp { dim, hidden, function: Function::Silu });
+        nodes.push(residual(format!("m{i}"), vec![norm("norm"), mlp]));
+    }
+    nodes.push(norm("norm"));
+    nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }));
+    Graph::new(Input::Tokens { context: 2048 }, nodes).expect("it fits together")
+}
+
+fn make(shape: &str, file: &Path) {
+    let (graph, dtype) = if shape == "gpt2" { (gpt2(), DType::F32) } else { (llama(), DType::BF16) };
+    let random = |shape: &[usize]| Tensor::randn(0f32, 0.02, shape, &Device::Cpu)?.to_dtype(dtype);
+    let weights: Result<Weights, candle_core::Error> =
+        graph.parameters().iter().map(|p| Ok((p.name.clone(), random(&p.shape)?))).collect();
+    let model = Model::new(graph, weights.expect("random weights")).expect("they fit");
+    println!("{shape}: {:.0} million parameters, {dtype:?}", model.parameter_count() as f64 / 1e6);
+    let provenance = Provenance { version: "bench".into(), ..Provenance::default() };
+    let meta = Meta {
+        format: checkpoint::FORMAT,
+        graph: model.graph().clone(),
+        config: serde_json::Value::Null,
+        tokenizer: None,
+        provenance,
+    };
+    checkpoint::save(file, &model, &meta).expect("room on disk");
+}
+
+fn prove(file: &Path) {
+    let start = Instant::now();
+    let reader = Reader::open(file).expect("a checkpoint");
+    let certificate = certify(&reader, Method::Proven, Formula::Sound, None).expect("a certificate");
+    let seconds = start.elapsed().as_secs_f64();
+    let width = |lower: f64, upper: f64| if lower > 0.0 { upper / lower - 1.0 } else { 0.0 };
+    let widest = certificate.weights.iter().map(|row| width(row.lower, row.upper.to_f64())).fold(0.0, f64::max);
+    println!("certificate: {seconds:.1} s, {}, L ≤ {}", peak(), certificate.rms);
+    println!("             {} norms, widest interval {widest:.1e}", certificate.weights.len());
+}
+
+fn svd(file: &Path) {
+    let reader = Reader::open(file).expect("a checkpoint");
+    let start = Instant::now();
+    let mut count = 0;
+    for parameter in reader.meta().graph.parameters() {
+        if parameter.geometry == Geometry::Vector {
+            continue;
+        }
+        let tensor = reader.tensor(&parameter.name).expect("a weight");
+        let m = Matrix::from_tensor(&parameter.name, &tensor).expect("a matrix");
+        let m = Mat::from_fn(m.rows, m.columns, |i, j| m.data[i * m.columns + j]);
+        std::hint::black_box(m.singular_values().expect("a decomposition"));
+        count += 1;
+    }
+    println!("SVD of {count} matrices: {:.1} s, {}", start.elapsed().as_secs_f64(), peak());
+}
+
+/// The most memory this process has held.
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    match line.and_then(|rest| rest.trim().split(' ').next()?.parse::<f64>().ok()) {
+        Some(kib) => format!("peak memory {:.0} MiB", kib / 1024.0),
+        None => "peak memory unknown here".into(),
+    }
+}
