@@ -13,6 +13,10 @@ use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{Model, Weights};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {

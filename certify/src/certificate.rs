@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use candle_core::DType;
 use lipschitz_nn::graph::{Graph, Input, join};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -232,7 +233,8 @@ fn assumptions(tokens: bool) -> Vec<String> {
     out
 }
 
-/// SHA-256 over names, types, shapes and little-endian values, in the order of names.
+/// SHA-256 over the lines `name type shape digest` of all weights, in the order of names, each digest over the values as
+/// little-endian bytes of their type.
 ///
 /// # Errors
 /// [`Error::Network`] if a tensor cannot be read, or names the first that holds NaN or infinity.
@@ -240,26 +242,45 @@ pub fn digest(source: &dyn Source) -> Result<String, Error> {
     let mut hash = Sha256::new();
     for name in source.names() {
         let weight = source.tensor(&name)?;
-        lipschitz_nn::check_finite(&name, &weight)?;
-        hash.update(format!("{name} {:?} {:?}\n", weight.dtype(), weight.dims()));
-        weight.write_bytes(&mut Digestive(&mut hash))?;
+        let shape = weight.dims().to_vec();
+        let weight = weight.flatten_all()?;
+        let digest = match weight.dtype() {
+            DType::BF16 => values(&weight.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes),
+            DType::F16 => values(&weight.to_vec1()?, half::f16::is_finite, half::f16::to_le_bytes),
+            DType::F32 => values(&weight.to_vec1()?, f32::is_finite, f32::to_le_bytes),
+            _ => values(&weight.to_dtype(DType::F64)?.to_vec1()?, f64::is_finite, f64::to_le_bytes),
+        };
+        let Some(digest) = digest else {
+            lipschitz_nn::check_finite(&name, &weight)?;
+            return Err(Error::Unknown(format!("the weight `{name}`")));
+        };
+        hash.update(format!("{name} {:?} {:?} {digest}\n", weight.dtype(), shape));
     }
-    Ok(hash.finalize().iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    }))
+    Ok(hex(&hash.finalize()))
 }
 
-/// Feeds what is written to a hash.
-struct Digestive<'a>(&'a mut Sha256);
-
-impl std::io::Write for Digestive<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
+/// The digest of numbers, in hexadecimal; none unless all are finite.
+fn values<T: Copy, const N: usize>(
+    values: &[T],
+    finite: impl Fn(T) -> bool,
+    bytes: impl Fn(T) -> [u8; N],
+) -> Option<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = Vec::with_capacity(N << 14);
+    for chunk in values.chunks(1 << 14) {
+        if !chunk.iter().all(|x| finite(*x)) {
+            return None;
+        }
+        buffer.clear();
+        chunk.iter().for_each(|x| buffer.extend_from_slice(&bytes(*x)));
+        hash.update(&buffer);
     }
+    Some(hex(&hash.finalize()))
+}
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }

@@ -31,7 +31,10 @@ pub struct WeightNorms<'a> {
     last: RefCell<Vec<(String, Rc<Matrix>)>>,
 }
 
-/// Matrices kept at a time: query, key, value and output of one attention; only of up to this many elements.
+/// Rows up to which all pairs are compared; beyond, two rows differ by at most twice the largest.
+const PAIRS: usize = 1024;
+
+/// Matrices kept at a time: query, key, value and output of one attention. One that is larger is kept alone.
 const KEPT: (usize, usize) = (4, 1 << 23);
 
 impl<'a> WeightNorms<'a> {
@@ -50,14 +53,18 @@ impl<'a> WeightNorms<'a> {
         if let Some((_, m)) = self.last.borrow().iter().find(|(there, _)| there == name) {
             return Ok(m.clone());
         }
-        let m = Rc::new(Matrix::from_tensor(name, &self.source.tensor(name)?)?);
+        let tensor = self.source.tensor(name)?;
         let (count, size) = KEPT;
-        if m.data.len() <= size {
-            let mut last = self.last.borrow_mut();
+        let mut last = self.last.borrow_mut();
+        // Vectors come between the uses of a large matrix, and are cheap to read again.
+        let small = tensor.rank() < 2;
+        let large = tensor.elem_count() > size || last.iter().any(|(_, m)| m.data.len() > size);
+        if !small && (large || last.len() >= count) {
+            last.clear();
+        }
+        let m = Rc::new(Matrix::from_tensor(name, &tensor)?);
+        if !small {
             last.push((name.to_string(), m.clone()));
-            if last.len() > count {
-                last.remove(0);
-            }
         }
         Ok(m)
     }
@@ -109,6 +116,10 @@ impl<'a> WeightNorms<'a> {
                 folded(Interval::direct(max_row_norm(&m), m.columns), &m, block.gain.is_some())
             }
             Norm::RowDifference(block) => {
+                if self.plain(block)?.rows > PAIRS {
+                    let row = self.norm(&Norm::Row(block.clone()))?;
+                    return Ok(Interval { lower: 0.0, upper: row + row, method: Method::Direct });
+                }
                 let m = self.block(block)?;
                 let found = Interval::direct(max_row_difference(&m), m.columns);
                 // The upper end may be twice the largest row, so it says nothing about the lower one.

@@ -1,8 +1,8 @@
 //! The estimate: Lanczos with full reorthogonalisation. What it finds need not be right, only good.
 
-use lipschitz_nn::ops::{Strided, gemm};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 const STEPS: usize = 72;
 const RESTARTS: usize = 6;
@@ -14,7 +14,7 @@ pub(super) fn top_eigenvector(g: &[f64], n: usize) -> Vec<f64> {
     let mut best = 0.0;
     for _ in 0..RESTARTS {
         let (next, value) = restart(g, n, &v);
-        let settled = value <= best * (1.0 + 1e-13);
+        let settled = value <= best * (1.0 + 1e-11);
         if value > best {
             (v, best) = (next, value);
         }
@@ -26,7 +26,10 @@ pub(super) fn top_eigenvector(g: &[f64], n: usize) -> Vec<f64> {
 }
 
 fn times(g: &[f64], v: &[f64]) -> Vec<f64> {
-    g.chunks(v.len()).map(|row| dot(row, v)).collect()
+    if v.len() < 256 {
+        return g.chunks(v.len()).map(|row| dot(row, v)).collect();
+    }
+    g.par_chunks(v.len()).with_min_len(64).map(|row| dot(row, v)).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -84,29 +87,50 @@ fn restart(g: &[f64], n: usize, start: &[f64]) -> (Vec<f64>, f64) {
     (ritz, value)
 }
 
-/// The top eigenvector of a small tridiagonal matrix, by squaring it 30 times: the 2³⁰th power keeps nothing else.
+/// The top eigenvector of a tridiagonal matrix of diagonal and off-diagonal `t` (the last off-diagonal is unused): bisection
+/// by Sturm's sequence for the eigenvalue, then inverse iteration from just above it, where no pivot can vanish.
 fn tridiagonal_top(t: &[(f64, f64)]) -> Vec<f64> {
     let k = t.len();
-    let mut a = vec![0.0; k * k];
-    for (i, (alpha, beta)) in t.iter().enumerate() {
-        a[i * k + i] = *alpha;
-        if i + 1 < k {
-            a[i * k + i + 1] = *beta;
-            a[(i + 1) * k + i] = *beta;
-        }
+    let off = |i: usize| if i == 0 { 0.0 } else { t[i - 1].1 };
+    let radius = |i: usize| off(i).abs() + if i + 1 < k { t[i].1.abs() } else { 0.0 };
+    let mut high = (0..k).map(|i| t[i].0 + radius(i)).fold(0.0, f64::max);
+    let mut low = (0..k).map(|i| t[i].0).fold(0.0, f64::max);
+    // Pivots of T − x: all negative exactly if x is above every eigenvalue.
+    let above = |x: f64| {
+        let mut pivot = -1.0;
+        (0..k).all(|i| {
+            pivot = t[i].0 - x - if i == 0 { 0.0 } else { off(i) * off(i) / pivot };
+            pivot < 0.0
+        })
+    };
+    high += high * 1e-12 + f64::MIN_POSITIVE;
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if above(middle) { high = middle } else { low = middle }
     }
-    for _ in 0..30 {
-        let norm = dot(&a, &a).sqrt();
-        if norm == 0.0 {
-            break;
+    let shift = high + high.abs() * 4.0 * f64::EPSILON;
+    let mut v = vec![1.0; k];
+    for _ in 0..4 {
+        // (shift − T) v' = v, by elimination downwards and substitution upwards.
+        let mut pivots = vec![0.0; k];
+        for i in 0..k {
+            let factor = if i == 0 { 0.0 } else { off(i) / pivots[i - 1] };
+            pivots[i] = (shift - t[i].0 - factor * off(i)).max(f64::MIN_POSITIVE);
+            if i > 0 {
+                v[i] += factor * v[i - 1];
+            }
+        }
+        for i in (0..k).rev() {
+            let next = if i + 1 < k { t[i].1 * v[i + 1] } else { 0.0 };
+            v[i] = (v[i] + next) / pivots[i];
+        }
+        let largest = v.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        if !largest.is_finite() || largest == 0.0 {
+            return (0..k).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
         }
         // What is flushed could only grow denormal, which processors are slow at.
-        a.iter_mut().for_each(|x| *x = if x.abs() < 1e-140 * norm { 0.0 } else { *x / norm });
-        let mut square = vec![0.0; k * k];
-        let view = Strided::rows(&a, k, k, k);
-        gemm(&mut square, k, view, view, 0.0, 1.0, false);
-        a = square;
+        v.iter_mut().for_each(|x| *x = if x.abs() < 1e-140 * largest { 0.0 } else { *x / largest });
     }
-    let column = |j: usize| (0..k).map(|i| a[i * k + j]).collect::<Vec<_>>();
-    (0..k).map(column).max_by(|a, b| dot(a, a).total_cmp(&dot(b, b))).unwrap_or_default()
+    normalise(&mut v);
+    v
 }

@@ -30,6 +30,12 @@ impl<'a, T> Strided<'a, T> {
         Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
     }
 
+    /// Rows `from..to`.
+    pub fn part(self, from: usize, to: usize) -> Self {
+        let start = (from * self.row).min(self.data.len());
+        Self { data: &self.data[start..], rows: to - from, ..self }
+    }
+
     fn inside(&self) -> bool {
         self.rows == 0
             || self.columns == 0
@@ -46,7 +52,8 @@ pub fn gemm<T: Real>(out: &mut [T], row: usize, a: Strided<T>, b: Strided<T>, ke
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert!(k == b.rows && n <= row.max(n) && a.inside() && b.inside(), "gemm: shapes");
     assert!(m == 0 || n == 0 || (m == 1 || row >= n) && (m - 1) * row + n <= out.len(), "gemm: output");
-    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    // Below this, starting threads costs more than they save.
+    let parallelism = if parallel && m * n * k > 1 << 20 { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: the asserts above place every element that the product reads or writes inside its slice, rows of the
     // output do not overlap, and `out` is borrowed mutably, so it aliases neither operand.
     unsafe {
