@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use candle_core::DType;
 use lipschitz_nn::graph::{Graph, Input, join};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -16,8 +17,14 @@ use crate::upper::Upper;
 /// The format version of a certificate.
 pub const FORMAT: u32 = 1;
 
+/// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(Certificate);
+    format!("{:#}\n", schema.as_value())
+}
+
 /// Which formula the bound comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Formula {
     /// Valid for any number of heads.
@@ -28,7 +35,7 @@ pub enum Formula {
 }
 
 /// A theorem about one checkpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     /// Format version, [`FORMAT`].
@@ -66,7 +73,7 @@ pub struct Certificate {
 }
 
 /// A constant to the absolute value of a number.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     /// From RMS norm.
@@ -76,7 +83,7 @@ pub struct Output {
 }
 
 /// The inputs that a certificate speaks of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Domain {
     /// In words.
@@ -90,7 +97,7 @@ pub struct Domain {
 }
 
 /// What is known about a norm of a weight: the spectral norm, unless the name says another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightRow {
     /// The weight's name, with its block or partner.

@@ -7,10 +7,12 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::ops::{Add, Mul};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An upper bound: a non-negative number, possibly infinite.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[schemars(with = "Stored")]
 pub struct Upper {
     /// In [1, 2), or 0, or infinity.
     mantissa: f64,
@@ -228,8 +230,9 @@ impl fmt::Display for Upper {
     }
 }
 
-/// How a value is stored: exactly, with its logarithm for readers.
-#[derive(Serialize, Deserialize)]
+/// A number `mantissa·2^exponent`, exactly, with its logarithm for readers.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Upper")]
 #[serde(deny_unknown_fields)]
 struct Stored {
     /// In [1, 2); 0 for zero; null for infinity.

@@ -101,3 +101,19 @@ fn from_disk_a_tensor_at_a_time_it_is_the_same() {
     assert_eq!(certify(&reader), certify(&Workshop::model()));
     verify(&certify(&reader), &reader).unwrap();
 }
+
+/// The published schema is the program's, and certificates obey it; one that is changed in kind does not.
+#[test]
+fn certificates_obey_the_published_schema() {
+    let published = include_str!("../../docs/certificate.schema.json");
+    assert_eq!(published, certify::certificate::schema(), "run `certify schema > docs/certificate.schema.json`");
+    let validator = jsonschema::validator_for(&serde_json::from_str(published).unwrap()).unwrap();
+    for (model, radius) in [(Workshop::model(), None), (normalised(), Some(0.75))] {
+        let certificate = certify(&model, Method::Proven, Formula::Sound, radius).unwrap();
+        let mut document = serde_json::to_value(&certificate).unwrap();
+        let problems: Vec<String> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
+        assert!(problems.is_empty(), "{problems:?}");
+        document["rms"]["mantissa"] = "1.5".into();
+        assert!(!validator.is_valid(&document));
+    }
+}

@@ -14,13 +14,14 @@ pub use norms::{Block, Norm, Norms, Part};
 pub use weights::{SLACK, Watch, WeightNorms};
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::upper::Upper;
 
 /// What the walk found out about one node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     /// The node's path.

@@ -34,6 +34,8 @@ enum Command {
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
     Run(run::Run),
+    /// The JSON schema of a certificate, on stdout.
+    Schema,
     /// Shell completions, on stdout.
     Completions {
         /// The shell.
@@ -55,6 +57,10 @@ pub fn main() -> ExitCode {
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Schema => {
+            print!("{}", certify::certificate::schema());
+            Ok(())
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "certify", &mut std::io::stdout());
             Ok(())

@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::plot::chart;
+use certify::certificate::{Formula, certify};
 use certify::plot::tradeoff::Tradeoff;
 use certify::plot::training;
+use certify::plot::{chart, layers};
+use certify::spectral::Method;
 use clap::{Args, Subcommand};
 use lipschitz_nn::checkpoint;
 
@@ -34,6 +36,17 @@ enum Picture {
         #[arg(long, value_name = "FILE")]
         csv: Option<PathBuf>,
     },
+    /// Where the bound of one network comes from, a bar a node.
+    Layers {
+        /// A run directory or a checkpoint.
+        model: PathBuf,
+        /// Where to: .svg or .png.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// ℓ2 radius of a token (or of the whole input), instead of the natural domain.
+        #[arg(long, allow_negative_numbers = true)]
+        radius: Option<f64>,
+    },
     /// Losses and the certified constant over the steps.
     Training {
         /// Run directories, or directories of runs.
@@ -57,6 +70,11 @@ impl Plot {
                 if let Some(csv) = csv {
                     checkpoint::write(&csv, tradeoff.csv().as_bytes())?;
                 }
+            }
+            Picture::Layers { model, output, radius } => {
+                super::check_radius(radius)?;
+                let certificate = certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)?;
+                chart::write(&output, &[layers::chart(&certificate)])?;
             }
             Picture::Training { runs, output } => chart::write(&output, &training::charts(&runs)?)?,
         }

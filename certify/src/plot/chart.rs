@@ -62,6 +62,8 @@ pub enum Mark {
     Disc,
     /// Rings.
     Ring,
+    /// Horizontal bars from 0, each with its label behind its end; the vertical axis then only puts them in order.
+    Bar,
 }
 
 // Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -89,7 +91,10 @@ pub fn write(path: &Path, charts: &[Chart]) -> Result<(), Error> {
         return Err(problem("there is nothing to draw: no run has both values".into()));
     }
     embed_font();
-    let size = (WIDTH, HEIGHT * charts.len() as u32);
+    // Bars need room for their labels.
+    let bars = |c: &Chart| c.series.iter().filter(|s| s.mark == Mark::Bar).map(|s| s.points.len()).sum::<usize>();
+    let height = charts.iter().map(|c| HEIGHT.max(120 + 21 * bars(c).min(1000) as u32)).max().unwrap_or(HEIGHT);
+    let size = (WIDTH, height * charts.len() as u32);
     let bytes = match path.extension().and_then(|e| e.to_str()) {
         Some("svg") => {
             let mut text = String::new();
@@ -137,7 +142,11 @@ type Problem<B> = DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>;
 
 fn draw_one<B: DrawingBackend>(area: &DrawingArea<B, Shift>, chart: &Chart) -> Result<(), Problem<B>> {
     let all = || chart.series.iter().flat_map(|s| &s.points);
-    let (xs, ys) = (range(all().map(|p| p.0)), range(all().map(|p| p.1)));
+    let bars = chart.series.iter().any(|s| s.mark == Mark::Bar);
+    let (mut xs, ys) = (range(all().map(|p| p.0).chain(bars.then_some(0.0))), range(all().map(|p| p.1)));
+    if bars {
+        xs.end += 0.4 * (xs.end - xs.start);
+    }
     let font = |size: i32| ("sans-serif", size).into_font().color(&INK);
     let mut context = ChartBuilder::on(area)
         .margin(16)
@@ -148,9 +157,13 @@ fn draw_one<B: DrawingBackend>(area: &DrawingArea<B, Shift>, chart: &Chart) -> R
         .build_cartesian_2d(xs.clone(), ys.clone())?;
     let x_text = |value: &f64| tick(*value, &chart.x);
     let y_text = |value: &f64| tick(*value, &chart.y);
-    context
-        .configure_mesh()
-        .light_line_style(WHITE)
+    let mut mesh = context.configure_mesh();
+    if bars {
+        mesh.disable_y_mesh().disable_y_axis().y_labels(0);
+    } else {
+        mesh.y_labels(7).y_label_formatter(&y_text);
+    }
+    mesh.light_line_style(WHITE)
         .bold_line_style(GRID)
         .axis_style(INK)
         .label_style(font(15))
@@ -158,9 +171,7 @@ fn draw_one<B: DrawingBackend>(area: &DrawingArea<B, Shift>, chart: &Chart) -> R
         .x_desc(chart.x.label.as_str())
         .y_desc(chart.y.label.as_str())
         .x_labels(8)
-        .y_labels(7)
         .x_label_formatter(&x_text)
-        .y_label_formatter(&y_text)
         .draw()?;
     for series in &chart.series {
         draw_series(&mut context, series)?;
@@ -183,9 +194,12 @@ fn draw_series<'a, B: DrawingBackend + 'a>(
     series: &Series,
 ) -> Result<(), Problem<B>> {
     let color = PALETTE[series.color % PALETTE.len()];
+    if series.mark == Mark::Bar {
+        return draw_bars(context, series, color);
+    }
     let points = series.points.iter().copied();
     let style = match series.mark {
-        Mark::Disc => color.filled(),
+        Mark::Disc | Mark::Bar => color.filled(),
         Mark::Line | Mark::Ring => color.stroke_width(2),
         Mark::Thin => color.mix(0.55).stroke_width(1),
     };
@@ -207,6 +221,30 @@ fn draw_series<'a, B: DrawingBackend + 'a>(
     let labels = series.points.iter().zip(&series.labels).filter(|(_, label)| !label.is_empty());
     context.draw_series(
         labels.map(|(point, label)| EmptyElement::at(*point) + Text::new(label.clone(), (0, -9), text.clone())),
+    )?;
+    Ok(())
+}
+
+fn draw_bars<'a, B: DrawingBackend + 'a>(
+    context: &mut ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    series: &Series,
+    color: RGBColor,
+) -> Result<(), Problem<B>> {
+    let bar = |(x, y): &(f64, f64)| Rectangle::new([(0.0, y - 0.36), (*x, y + 0.36)], color.filled());
+    let annotation = context.draw_series(series.points.iter().map(bar))?;
+    if !series.name.is_empty() {
+        annotation
+            .label(&series.name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 18, y + 5)], color.filled()));
+    }
+    let behind = Pos::new(HPos::Left, VPos::Center);
+    let text = ("sans-serif", 13).into_font().color(&INK).pos(behind);
+    context.draw_series(
+        series
+            .points
+            .iter()
+            .zip(&series.labels)
+            .map(|((x, y), label)| EmptyElement::at((x.max(0.0), *y)) + Text::new(label.clone(), (6, 0), text.clone())),
     )?;
     Ok(())
 }

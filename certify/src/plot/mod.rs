@@ -1,6 +1,7 @@
 //! Pictures of runs, from the files that a run directory holds.
 
 pub mod chart;
+pub mod layers;
 pub mod tradeoff;
 pub mod training;
 

@@ -10,6 +10,7 @@ mod picture;
 
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -18,7 +19,7 @@ use crate::Error;
 pub const FORMAT: u32 = 1;
 
 /// A network: what goes in, and the nodes it passes through.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Graph {
     /// Format version, [`FORMAT`].
@@ -30,7 +31,7 @@ pub struct Graph {
 }
 
 /// What a network reads.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Input {
     /// Token ids `[batch, tokens]`; the first node is an [`Op::Embedding`].
@@ -55,7 +56,7 @@ pub enum Input {
 }
 
 /// One named node. Its name is one segment of the path of the weights below it; an empty name adds no segment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Node {
     /// Path segment, without dots.
     #[serde(default)]
@@ -66,7 +67,7 @@ pub struct Node {
 }
 
 /// An elementwise function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Function {
     /// max(x, 0)
@@ -84,7 +85,7 @@ pub enum Function {
 }
 
 /// Which coordinates a rotary position embedding pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pairing {
     /// Coordinate i with i + d/2.
@@ -94,7 +95,7 @@ pub enum Pairing {
 }
 
 /// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
     /// Base of the frequencies, 10000 in the literature.
@@ -105,7 +106,7 @@ pub struct Rotary {
 
 /// Multi-head attention over `[batch, tokens, dim]`:
 /// `output_scale · W_O · concat_h softmax(logit_scale · q_h k_hᵀ + mask) v_h`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
     /// Width of the stream.
@@ -136,7 +137,7 @@ pub struct Attention {
 }
 
 /// What a node computes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
     /// The body's nodes in turn.
