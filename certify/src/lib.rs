@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod data;
 mod error;
 mod open;
+pub mod pipe;
 pub mod plan;
 pub mod plot;
 pub mod probe;

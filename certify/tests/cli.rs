@@ -82,6 +82,20 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     assert!(refused(&["probe", &dir, "--data", &w.string("none.txt")]).contains("tokenizer"));
 }
 
+/// `head` closes the pipe after a line.
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let w = Workshop::new();
+    let mut child = certify(&["bound", &w.string("")])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
 #[test]
 fn plans_hold_before_training() {
     let w = Workshop::new();

@@ -44,6 +44,7 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
+    certify::pipe::end_with_the_reader();
     let cli = Cli::parse();
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.

@@ -179,7 +179,7 @@ fn draw_one<B: DrawingBackend>(area: &DrawingArea<B, Shift>, chart: &Chart) -> R
     if chart.series.iter().any(|s| !s.name.is_empty()) {
         context
             .configure_series_labels()
-            .position(emptiest_corner(all(), &xs, &ys))
+            .position(if bars { SeriesLabelPosition::LowerRight } else { emptiest_corner(all(), &xs, &ys) })
             .background_style(WHITE.mix(0.85))
             .border_style(GRID)
             .label_font(font(15))

@@ -1,29 +1,64 @@
 //! Where a bound comes from: a bar a node.
 
+use lipschitz_nn::graph::{Node, Op};
+
 use super::chart::{Axis, Chart, Mark, Series};
 use crate::certificate::Certificate;
 use crate::upper::Upper;
 
+/// What a row of a certificate is to the constant.
+enum Role {
+    /// A sequence, which is made of others.
+    Made,
+    /// One of the numbers that multiply to the constant.
+    Factor(String),
+    /// A part of a residual's branch.
+    Part(String),
+}
+
+/// The roles of all rows, in the order of the walk: a node comes behind what is inside it.
+fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
+    for node in nodes {
+        let path = node.path(prefix);
+        let name =
+            if node.name.is_empty() { format!("{path} {}", node.op.kind()).trim().to_string() } else { path.clone() };
+        match &node.op {
+            Op::Sequential { body } => {
+                roles(body, &path, branch, out);
+                out.push(Role::Made);
+                continue;
+            }
+            Op::Residual { body, .. } => roles(body, &path, true, out),
+            _ => {}
+        }
+        out.push(if branch { Role::Part(name) } else { Role::Factor(name) });
+    }
+}
+
 /// The factors that multiply to the constant, and inside each branch the constants that it is made of.
 pub fn chart(certificate: &Certificate) -> Chart {
-    let outer: Vec<String> = certificate.graph.nodes.iter().map(|node| node.path("")).collect();
     let (mut factors, mut parts) = (Vec::new(), Vec::new());
-    let mut next = outer.iter().peekable();
-    let mut before = Upper::ONE;
+    let mut all = Vec::new();
+    roles(&certificate.graph.nodes, "", false, &mut all);
+    let mut before = 0.0;
     let log = |x: Upper| Some(x.log10()).filter(|x| x.is_finite());
-    for (i, row) in certificate.nodes.iter().enumerate() {
-        let y = -(i as f64);
-        let name = if row.path.is_empty() { row.kind.as_str() } else { &row.path };
-        // The walk ends a node of the outermost sequence behind all that is inside it.
-        if next.peek().is_some_and(|path| **path == row.path) {
-            next.next();
-            let Some(factor) = log(row.cumulative).zip(log(before)).map(|(after, before)| after - before) else {
-                continue;
-            };
-            factors.push(((factor, y), format!("{name}  × {}", Upper::from_f64(10f64.powf(factor)))));
-            before = row.cumulative;
-        } else if let Some(own) = log(row.lipschitz) {
-            parts.push(((own, y), format!("{name}  {}", row.lipschitz)));
+    for (row, role) in certificate.nodes.iter().zip(all) {
+        let y = -((factors.len() + parts.len()) as f64);
+        match role {
+            Role::Made => {}
+            // The walk may have found a better factor than the node's own constant.
+            Role::Factor(name) => {
+                let Some(after) = log(row.cumulative) else { continue };
+                let factor = after - before;
+                let own = log(row.lipschitz).filter(|own| (own - factor).abs() < 1e-9).map(|_| row.lipschitz);
+                let shown = own.unwrap_or(Upper::from_f64(10f64.powf(factor)));
+                factors.push(((factor, y), format!("{name}  × {shown}")));
+                before = after;
+            }
+            Role::Part(name) => {
+                let Some(own) = log(row.lipschitz) else { continue };
+                parts.push(((own, y), format!("{name}  {}", row.lipschitz)));
+            }
         }
     }
     let series = |name: &str, color, bars: Vec<((f64, f64), String)>| {
@@ -64,7 +99,7 @@ mod tests {
         let [factors, parts] = &chart.series[..] else { panic!("{chart:?}") };
         let product: f64 = factors.points.iter().map(|p| p.0).sum();
         assert!((product - certificate.l2.log10()).abs() < 1e-9, "{product}");
-        assert_eq!(factors.points.len() + parts.points.len(), certificate.nodes.len());
-        assert_eq!(factors.points.len(), certificate.graph.nodes.len());
+        // Embedding, two residuals in each of two blocks, head, scale; beside them four nodes a block in the branches.
+        assert_eq!((factors.points.len(), parts.points.len()), (7, 8), "{chart:?}");
     }
 }
