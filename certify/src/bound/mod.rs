@@ -8,6 +8,7 @@ mod attention;
 mod norms;
 pub mod paper;
 mod pointwise;
+pub mod savings;
 mod weights;
 
 pub use norms::{Block, Norm, Norms, Part};

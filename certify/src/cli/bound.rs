@@ -1,11 +1,16 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::bound::Row;
+use certify::bound::savings::{self, Tightening};
+use certify::bound::{Row, WeightNorms};
 use certify::certificate::{self, Certificate, Formula};
+use certify::source::Source;
 use certify::spectral::Method;
+use certify::upper::Upper;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use lipschitz_nn::checkpoint::Reader;
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -24,6 +29,9 @@ pub struct Bound {
     /// ℓ2 radius of a token (or of the whole input) to speak of, instead of the natural domain.
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
+    /// Print what each tightening saves.
+    #[arg(long, conflicts_with_all = ["quiet", "formula"])]
+    savings: bool,
     /// Print the bound alone.
     #[arg(long, short)]
     quiet: bool,
@@ -63,7 +71,13 @@ impl Bound {
             FormulaName::Sound => Formula::Sound,
             FormulaName::Paper => Formula::Paper,
         };
-        let certificate = certificate::certify(&model, method, formula, self.radius)?;
+        let bar = spinner();
+        let watch = |name: &str| {
+            bar.set_message(name.to_string());
+            bar.inc(1);
+        };
+        let certificate = certificate::certify_watched(&model, method, formula, self.radius, &watch)?;
+        bar.finish_and_clear();
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&certificate)?;
             lipschitz_nn::checkpoint::write(path, json.as_bytes())?;
@@ -73,8 +87,18 @@ impl Bound {
         } else {
             print(&certificate);
         }
+        if self.savings {
+            println!("\n{}", savings(&model, method, &certificate, self.radius)?);
+        }
         Ok(())
     }
+}
+
+/// On a terminal: which norm is being worked out.
+fn spinner() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {elapsed} norm {pos}: {wide_msg}");
+    let bar = ProgressBar::new_spinner();
+    style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
 fn print(c: &Certificate) {
@@ -101,6 +125,19 @@ fn print(c: &Certificate) {
     c.assumptions.iter().for_each(|text| println!("assumes: {text}"));
     println!("weights: sha256 {}", c.weights_sha256);
     c.warnings.iter().for_each(|text| println!("warning: {text}"));
+}
+
+/// A row a tightening.
+fn savings(source: &Reader, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
+    let norms = WeightNorms::new(source, method, &|_| {});
+    let mut table = table(["without", "L, RMS → RMS", "times"]);
+    for tightening in Tightening::ALL {
+        let l = savings::without(tightening, source.graph(), &norms, radius.map(Upper::from_f64))?;
+        let times = 10f64.powf(l.log10() - c.rms.log10());
+        table.add_row([tightening.text(), &l.to_string(), &format!("{times:.4}")]);
+    }
+    (1..=2).for_each(|i| right(&mut table, i));
+    Ok(table)
 }
 
 /// A row a node.
