@@ -117,3 +117,18 @@ fn certificates_obey_the_published_schema() {
         assert!(!validator.is_valid(&document));
     }
 }
+
+/// A constant far beyond f64 is stored, read and proven again exactly.
+#[test]
+fn huge_constants_survive() {
+    let model = Workshop::model();
+    let weights = model.weights().iter().map(|(name, w)| (name.clone(), (w * 1e36).unwrap())).collect();
+    let model = Model::new(model.graph().clone(), weights).unwrap();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    assert!(certificate.rms.is_finite() && certificate.rms.log10() > 400.0, "{}", certificate.rms);
+    let text = serde_json::to_string(&certificate).unwrap();
+    let read: Certificate = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, certificate);
+    assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    verify(&read, &model).unwrap();
+}
