@@ -18,7 +18,7 @@ const LOOSE: f64 = 1e-6;
 ///
 /// # Errors
 /// [`Error::Violated`] names the first number or text that does not hold; otherwise as
-/// [`certify`](crate::certificate::certify).
+/// [`certify`].
 pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     if claim.format != FORMAT {
         let found = claim.format;
