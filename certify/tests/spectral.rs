@@ -1,6 +1,6 @@
 //! Spectral norms against known norms and an SVD.
 
-use certify::spectral::{Matrix, Method, product_norm, spectral_norm};
+use certify::spectral::{Matrix, Method, affine_norm, max_row_norm, product_norm, spectral_norm, vector_norm};
 use certify::upper::Upper;
 use faer::Mat;
 use rand::{Rng, SeedableRng};
@@ -198,4 +198,23 @@ fn ten_thousand_exact_norms_are_not_undercut() {
     });
     let widest = widest.filter(|x| x.is_finite()).reduce(|| 0.0, f64::max);
     println!("largest excess: {widest:.1e}");
+}
+
+/// What overflowed on the way, as a product of huge f64 weights and gains can, has no bound by any method.
+#[test]
+fn nothing_is_proven_about_what_is_not_finite() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for data in [vec![bad; 4], vec![1.0, 2.0, bad, 0.5]] {
+            let m = Matrix { rows: 2, columns: 2, data };
+            let fine = Matrix { rows: 2, columns: 2, data: vec![1.0; 4] };
+            for method in [Method::Proven, Method::Gram, Method::Frobenius] {
+                assert_eq!(spectral_norm(&m, method).upper, Upper::INFINITY, "{m:?} {method}");
+                assert_eq!(product_norm(&m, &fine, method).upper, Upper::INFINITY, "{m:?} {method}");
+                assert_eq!(product_norm(&fine, &m, method).upper, Upper::INFINITY, "{m:?} {method}");
+            }
+            assert_eq!(max_row_norm(&m), Upper::INFINITY);
+            assert_eq!(vector_norm(&m.data), Upper::INFINITY);
+            assert_eq!(affine_norm(&m, &[1.0, 0.0], None), Upper::INFINITY);
+        }
+    }
 }

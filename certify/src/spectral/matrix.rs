@@ -35,7 +35,10 @@ impl Matrix {
         let data: Vec<f64> = match flat.dtype() {
             DType::F64 => flat.to_vec1()?,
             DType::F32 => flat.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
-            _ => flat.to_dtype(DType::F32)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
+            DType::F16 | DType::BF16 => {
+                flat.to_dtype(DType::F32)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect()
+            }
+            other => return Err(fail(format!("is {other:?}; weights are f64, f32, f16 or bf16"))),
         };
         if let Some(x) = data.iter().find(|x| !x.is_finite()) {
             return Err(fail(format!("holds {x}; the checkpoint is damaged or training diverged")));
@@ -75,10 +78,14 @@ impl Matrix {
         Strided::rows(&self.data, self.rows, self.columns, self.columns)
     }
 
-    /// The largest absolute element.
+    /// The largest absolute element; infinite if there is a NaN, so that nothing is proven about it.
     pub fn largest(&self) -> f64 {
-        self.data.iter().fold(0.0, |m: f64, x| m.max(x.abs()))
+        largest(&self.data)
     }
+}
+
+fn largest(x: &[f64]) -> f64 {
+    x.iter().fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) })
 }
 
 /// `x·2ⁿ`, in two steps so that the factor itself cannot overflow.
@@ -95,9 +102,12 @@ pub(super) fn exponent(x: f64) -> i32 {
 
 /// Not below the ℓ2 norm.
 pub fn vector_norm(x: &[f64]) -> Upper {
-    let largest = x.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let largest = largest(x);
     if largest == 0.0 {
         return Upper::ZERO;
+    }
+    if largest == f64::INFINITY {
+        return Upper::INFINITY;
     }
     // Scaled to at most 1 where it could overflow or lose digits; what underflows is less than n·1e-300 in the sum.
     let e = exponent(largest);

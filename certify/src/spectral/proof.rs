@@ -26,6 +26,9 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     if largest == 0.0 {
         return Interval { lower: 0.0, upper: Upper::ZERO, method };
     }
+    if largest == f64::INFINITY {
+        return Interval { lower: 0.0, upper: Upper::INFINITY, method };
+    }
     let e = exponent(largest);
     // Far from both ends of the range nothing can overflow, and what underflows is less than UNDERFLOW.
     if e.abs() <= SAFE {
@@ -212,6 +215,9 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
     let (la, lb) = (a.largest(), b.largest());
     if la == 0.0 || lb == 0.0 {
         return Interval { lower: 0.0, upper: Upper::ZERO, method };
+    }
+    if la == f64::INFINITY || lb == f64::INFINITY {
+        return Interval { lower: 0.0, upper: Upper::INFINITY, method };
     }
     let (ea, eb) = (exponent(la), exponent(lb));
     let unit = |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
