@@ -123,6 +123,41 @@ fn known_constants_are_met() {
     near(constant(vec![wide], n, |_| diagonal.clone()), 1.0);
 }
 
+/// A node's row states the node's own constant and radius, a folded gain or not.
+#[test]
+fn rows_of_norms_speak_of_the_whole_norm() {
+    let norm = Node::new("norm", Op::LayerNorm { dim: 2, eps: 0.25, bias: true });
+    let head = Node::new("head", Op::Linear { inputs: 2, outputs: 1, bias: false });
+    let graph = Graph::new(Input::Vector { dim: 2 }, vec![norm, head]).unwrap();
+    let weight = |name: &str| match name {
+        "norm.weight" => Tensor::new(&[3.0, 1.0], &Device::Cpu).unwrap(),
+        "norm.bias" => Tensor::new(&[0.0, 7.0], &Device::Cpu).unwrap(),
+        _ => Tensor::new(&[[0.0, 1.0]], &Device::Cpu).unwrap(),
+    };
+    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+    let near =
+        |found: Upper, truth: f64| assert!((truth..truth * (1.0 + 1e-6)).contains(&found.to_f64()), "{found} {truth}");
+    near(c.nodes[0].lipschitz, 3.0 / 0.5);
+    near(c.nodes[0].cumulative, 3.0 / 0.5);
+    near(c.nodes[0].radius, 3.0 * 2f64.sqrt() + 7.0);
+    // The head reads the second number alone, whose gain is 1.
+    near(c.l2, 1.0 / 0.5);
+}
+
+/// More rows than are compared in pairs.
+#[test]
+fn margins_of_many_outputs_hold() {
+    let n = 1100;
+    let head = Node::new("head", Op::Linear { inputs: 2, outputs: n, bias: false });
+    let graph = Graph::new(Input::Vector { dim: 2 }, vec![head]).unwrap();
+    let rows: Vec<f64> = (0..n).flat_map(|i| if i == 400 { [2.0, 0.0] } else { [-1.0, 0.1] }).collect();
+    let weights = Weights::from([("head.weight".to_string(), Tensor::from_vec(rows, (n, 2), &Device::Cpu).unwrap())]);
+    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+    let true_margin = (3.0f64.powi(2) + 0.01).sqrt();
+    assert!(c.margin.l2.to_f64() >= true_margin && c.logit.l2.to_f64() >= 2.0, "{:?} {:?}", c.margin, c.logit);
+}
+
 /// Identity weights, `heads` heads of width 4, tokens of RMS norm at most 1.
 fn identity_attention(heads: usize) -> Model {
     let head_dim = 4;

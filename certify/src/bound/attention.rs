@@ -111,5 +111,5 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> 
         radius = radius + norms.vector(&join(path, "output.bias"))?;
     }
     let c = abs(a.output_scale);
-    Ok(Step { lipschitz: c * best, out: State::new(c * radius, a.dim), rule: rule.into() })
+    Ok(Step { lipschitz: c * best, out: State::new(c * radius, a.dim), rule: rule.into(), whole: None })
 }

@@ -29,7 +29,8 @@ pub struct Row {
     pub path: String,
     /// The node's kind.
     pub kind: String,
-    /// Its Lipschitz constant, ℓ2 a token, on the ball of its inputs.
+    /// Its Lipschitz constant, ℓ2 a token, on the ball of its inputs; where the rule says so, that of the node with the gain
+    /// of the norm in front of it.
     pub lipschitz: Upper,
     /// From the input of the network, or of the residual body that the node is in, to the node's output.
     pub cumulative: Upper,
@@ -124,6 +125,8 @@ struct Step {
     lipschitz: Upper,
     out: State,
     rule: String,
+    /// Constant and radius of a norm with its gain, where `lipschitz` and `out` leave the gain to the next node.
+    whole: Option<(Upper, Upper)>,
 }
 
 /// Walks `graph` with the norms that `norms` gives; the domain is the ball of ℓ2 radius `radius` a token, or the whole
@@ -217,13 +220,18 @@ impl Walker<'_> {
             }
             passed = follow(passed, node, linear.then_some((block, step.lipschitz, before)));
             trail.push(lipschitz);
+            if state.gain.is_some() {
+                step.rule.push_str(", with γ");
+            }
             state = step.out;
+            let (own, radius) = step.whole.unwrap_or((step.lipschitz, state.radius));
+            let reached = if step.whole.is_some() { before * own } else { lipschitz };
             self.rows.push(Row {
                 path: node.path(prefix),
                 kind: node.op.kind().into(),
-                lipschitz: step.lipschitz,
-                cumulative: from * lipschitz,
-                radius: state.radius,
+                lipschitz: own,
+                cumulative: from * reached,
+                radius,
                 rule: step.rule,
             });
         }
@@ -241,7 +249,7 @@ impl Walker<'_> {
         let path = node.path(prefix);
         let path = path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
-            Ok(Step { lipschitz, out: State::new(radius, width), rule: rule.to_string() })
+            Ok(Step { lipschitz, out: State::new(radius, width), rule: rule.to_string(), whole: None })
         };
         let block = |name: &str| Block::whole(join(path, &join(name, "weight"))).gain(x.gain.clone());
         let offset = |name: &str, bias: Option<String>| {
@@ -251,7 +259,7 @@ impl Walker<'_> {
         match &node.op {
             Op::Sequential { body } => {
                 let (trail, out) = self.sequence(body, path, x.clone(), from)?;
-                Ok(Step { lipschitz: last(&trail), out, rule: "product".into() })
+                Ok(Step { lipschitz: last(&trail), out, rule: "product".into(), whole: None })
             }
             // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
             Op::Residual { skip, branch, body } => {
@@ -286,13 +294,15 @@ impl Walker<'_> {
                 let radius = count(x.width).sqrt().min(slope * x.radius);
                 let gain = join(path, "weight");
                 let shift = matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
+                let largest = self.norms.largest(&gain)?;
+                let offset = shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
+                let (whole, outer) = (largest * slope, largest * radius + offset);
                 if fold {
                     let out = State { radius, width: x.width, gain: Some(gain), shift };
-                    return Ok(Step { lipschitz: slope, out, rule: "1/√ε, gain folded into the next".into() });
+                    let rule = "max |γ| / √ε; γ goes into the next".into();
+                    return Ok(Step { lipschitz: slope, out, rule, whole: Some((whole, outer)) });
                 }
-                let gain = self.norms.largest(&gain)?;
-                let shift = shift.map_or(Ok(Upper::ZERO), |shift| self.norms.vector(&shift))?;
-                step(gain * slope, gain * radius + shift, x.width, "max |γ| / √ε")
+                step(whole, outer, x.width, "max |γ| / √ε")
             }
             Op::GatedMlp { function, .. } => {
                 let (gate, up) = (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
