@@ -5,13 +5,13 @@ pub mod certificate;
 pub mod data;
 mod error;
 mod open;
-pub mod pipe;
 pub mod plan;
 pub mod plot;
 pub mod probe;
 pub mod source;
 pub mod spectral;
 pub mod task;
+pub mod terminal;
 pub mod upper;
 pub mod verify;
 

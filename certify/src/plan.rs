@@ -141,26 +141,31 @@ pub fn spend(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Resul
     let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let names: BTreeSet<String> = matrices.iter().map(|p| role(&p.name).to_string()).collect();
     let share = |name: &str| matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64;
+    let capless =
+        || anyhow::anyhow!("a target needs a constraint with a cap: set constraint.method to one that has sigma_max");
     let given = |logs: &BTreeMap<String, f64>| {
         let factors = logs.iter().map(|(name, log)| (name.clone(), log.exp())).collect();
-        constraint.with_factors(factors).unwrap_or_else(|| constraint.clone())
+        constraint.with_factors(factors).ok_or_else(capless)
+    };
+    let log_bound = |logs: &BTreeMap<String, f64>, cap: f64| -> Result<f64> {
+        Ok(bound(graph, &given(logs)?.with_sigma_max(cap).ok_or_else(capless)?)?.log10())
     };
     let mut logs: BTreeMap<String, f64> = names.iter().map(|name| (name.clone(), 0.0)).collect();
-    let mut best = solve(graph, &given(&logs), target)?;
+    let mut best = solve(graph, &given(&logs)?, target)?;
     for round in 0..ROUNDS {
         // Elasticity of the constant in each cap, over the number of matrices of that name.
-        let here = solve(graph, &given(&logs), target)?;
-        let cap = here.sigma_max().unwrap_or(1.0);
+        let here = solve(graph, &given(&logs)?, target)?;
+        let cap = here.sigma_max().ok_or_else(capless)?;
         if mean_cap(&here, &matrices) > mean_cap(&best, &matrices) {
             best = here;
         }
-        let base = given(&logs).with_sigma_max(cap).map_or(Ok(Upper::INFINITY), |c| bound(graph, &c))?.log10();
+        let base = log_bound(&logs, cap)?;
         let mut slopes = BTreeMap::new();
         for name in &names {
             let mut moved = logs.clone();
             moved.entry(name.clone()).and_modify(|log| *log += 0.01);
-            let moved = given(&moved).with_sigma_max(cap).map_or(Ok(Upper::INFINITY), |c| bound(graph, &c))?.log10();
-            slopes.insert(name.clone(), ((moved - base) * std::f64::consts::LN_10 / 0.01 / share(name)).max(1e-3));
+            let rise = log_bound(&moved, cap)? - base;
+            slopes.insert(name.clone(), (rise * std::f64::consts::LN_10 / 0.01 / share(name)).max(1e-3));
         }
         let centre = names.iter().map(|name| share(name) * slopes[name].ln()).sum::<f64>();
         let step = 0.5 * (1.0 - round as f64 / ROUNDS as f64);

@@ -111,11 +111,18 @@ fn plans_hold_before_training() {
     write(last);
     let sigma = last.lines().find_map(|l| l.strip_prefix("sigma_max = ")).unwrap();
     let text = ok(&["plan", &path, "--sigma-max", sigma]);
-    assert!(text.contains("L ≤ 5  RMS"), "{text}");
+    assert!(text.contains("L ≤ 5  RMS") && !text.contains("one output"), "{text}");
+    // What depends on the number of outputs is printed for that number alone.
+    let outputs = |n: &str| ok(&["plan", &path, "--sigma-max", sigma, "--outputs", n]);
+    let one = |text: &str| text.lines().find(|l| l.starts_with("one output")).unwrap().to_string();
+    assert!(outputs("65").contains("L ≤ 5  RMS") && one(&outputs("65")) != one(&outputs("50304")));
     assert!(ok(&["plan", &path, "--sigma-max", sigma, "--per-head"]) != text);
     write("method = \"none\"\n");
     assert!(refused(&["plan", &path, "--target", "5"]).contains("sigma_max"));
     assert!(refused(&["plan", &path, "--sigma-max", "0"]).contains("--sigma-max 0"));
+    assert!(refused(&["plan", &path]).contains("--target"));
+    assert!(refused(&["plan", &path, "--sgima-max", "1"]).contains("--sigma-max"));
+    assert!(refused(&["bound"]).contains("<MODEL>"));
     write("method = \"spectral_normalize\"\nfactors = { qurey = 2.0 }\n");
     assert!(refused(&["plan", &path, "--target", "5"]).contains("qurey"));
 }

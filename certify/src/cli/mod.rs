@@ -10,6 +10,7 @@ mod verify;
 
 use std::process::ExitCode;
 
+use certify::terminal;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
@@ -44,8 +45,11 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    certify::pipe::end_with_the_reader();
-    let cli = Cli::parse();
+    terminal::end_with_the_reader();
+    let cli = match terminal::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();

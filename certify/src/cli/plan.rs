@@ -23,6 +23,10 @@ pub struct Plan {
     /// The cap of every matrix, times its factor in the config: prints the bound.
     #[arg(long, value_name = "S", group = "wanted")]
     sigma_max: Option<f64>,
+    /// Vocabulary or number of classes: what the constants of single nodes and outputs depend on, and the one from RMS to
+    /// RMS norm does not. Prints them too.
+    #[arg(long, value_name = "N")]
+    outputs: Option<usize>,
     /// Cap each head of queries, keys and values, whatever the config says.
     #[arg(long)]
     per_head: bool,
@@ -54,8 +58,9 @@ impl Plan {
         let config: Planned = toml::from_str(&text)
             .map_err(|e| anyhow::anyhow!(e.message().to_string()))
             .with_context(|| path.display().to_string())?;
-        // The bound from RMS norm to RMS norm does not depend on the vocabulary.
-        let graph = config.model.graph(1000).with_context(|| path.display().to_string())?;
+        // The bound from RMS norm to RMS norm is the same for any number of outputs.
+        let graph = config.model.graph(self.outputs.unwrap_or(1000)).with_context(|| path.display().to_string())?;
+        let known = self.outputs.is_some() || matches!(config.model, ModelConfig::Graph { .. });
         let mut constraint = config.constraint;
         if self.per_head {
             constraint = constraint.with_per_head(true).unwrap_or(constraint);
@@ -63,7 +68,7 @@ impl Plan {
         match (self.target, self.sigma_max) {
             (Some(target), _) => caps(&graph, &constraint, target),
             (None, Some(sigma)) => match constraint.with_sigma_max(sigma) {
-                Some(constraint) => bound(&graph, &constraint),
+                Some(constraint) => bound(&graph, &constraint, known),
                 None => bail!("constraint.method `{}` has no cap; choose one with sigma_max", constraint.name()),
             },
             (None, None) => Ok(()),
@@ -71,11 +76,17 @@ impl Plan {
     }
 }
 
-fn bound(graph: &Graph, constraint: &ConstraintConfig) -> Result<()> {
+fn bound(graph: &Graph, constraint: &ConstraintConfig, known: bool) -> Result<()> {
     let walk = plan::plan(graph, constraint)?;
-    println!("{}\n", super::bound::nodes(&walk.rows));
+    if known {
+        println!("{}\n", super::bound::nodes(&walk.rows));
+    }
     println!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
-    println!("one output moves by at most {} times the RMS norm of a change", walk.from_rms(walk.logit));
+    if known {
+        println!("one output moves by at most {} times the RMS norm of a change", walk.from_rms(walk.logit));
+    } else {
+        println!("give --outputs N for the constants of nodes and of single outputs, which depend on their number");
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use certify::terminal;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Trains networks under an enforced Lipschitz constant.
@@ -51,8 +52,11 @@ struct Stopped {
 }
 
 pub fn main() -> ExitCode {
-    certify::pipe::end_with_the_reader();
-    let cli = Cli::parse();
+    terminal::end_with_the_reader();
+    let cli = match terminal::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
