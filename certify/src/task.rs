@@ -197,7 +197,10 @@ impl Order {
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
         match (self, task) {
-            (Self::Text(seed), Task::Text(data)) => data.batch(*seed, step, batch_size, context.unwrap_or(1), device),
+            (Self::Text(seed), Task::Text(data)) => {
+                let Some(context) = context else { bail!("the model reads no tokens") };
+                data.batch(*seed, step, batch_size, context, device)
+            }
             (Self::Images(shuffle), Task::Images(data)) => {
                 Ok(data.train.batch(&shuffle.batch(step, batch_size), device)?)
             }

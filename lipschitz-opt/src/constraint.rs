@@ -151,8 +151,11 @@ impl ConstraintConfig {
 
     /// What it promises about a weight.
     pub fn cap(&self, parameter: &Parameter) -> Option<Promise> {
-        let factor = self.factors()?.get(role(&parameter.name)).copied().unwrap_or(1.0);
-        let sigma_max = self.sigma_max()? * factor;
+        let sigma_max = self.sigma_max()?;
+        let sigma_max = match self.factors()?.get(role(&parameter.name)) {
+            Some(factor) => sigma_max * factor,
+            None => sigma_max,
+        };
         match parameter.geometry {
             Geometry::Matrix => Some(Promise { sigma_max, per_head: self.per_head() && blocks(parameter) > 1 }),
             Geometry::Table => Some(Promise { sigma_max: 1.0, per_head: false }),

@@ -49,8 +49,9 @@ fn sequence(nodes: &[Node], prefix: &str, mut shape: Shape, graph: &Graph, depth
         return Err(Error::graph(prefix, format!("is nested deeper than {MAX_DEPTH}")));
     }
     for node in nodes {
-        if node.name.contains('.') {
-            return Err(Error::graph(&node.path(prefix), "has a dot in its name"));
+        // Names of weights are paths, and certificates name blocks and products of them with words in between.
+        if node.name.contains(|c: char| c == '.' || c.is_whitespace()) {
+            return Err(Error::graph(&node.path(prefix), "has a dot or a space in its name"));
         }
         shape = step(node, &node.path(prefix), shape, graph, depth)?;
     }
