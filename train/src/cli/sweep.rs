@@ -46,13 +46,13 @@ impl Sweep {
         if self.jobs == 0 {
             bail!("--jobs 0: at least one run at a time")
         }
+        let stop = stop_on_interrupt();
         let mut members = sweep::file::members(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {
             let mut at = 0..;
             members.retain(|_| at.next().is_some_and(|at: usize| at % n == i - 1));
         }
         sweep::check(&members)?;
-        let stop = stop_on_interrupt();
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let (out, jobs, retry_failed) = (&*self.out, self.jobs, self.retry_failed);
         let plan = Plan { members: &members, out, jobs, threads, retry_failed, stop: stop.clone(), quiet };

@@ -15,7 +15,7 @@ const LONGEST: usize = 120;
 
 /// Members for points and their configs; of those with the same config, the first.
 pub fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> {
-    let leaves: Vec<BTreeMap<String, String>> = points.iter().map(|point| leaves(point)).collect();
+    let leaves: Vec<BTreeMap<String, String>> = points.iter().map(leaves).collect();
     let keys: BTreeSet<&String> = leaves.iter().flat_map(BTreeMap::keys).collect();
     let varies = |key: &&String| leaves.iter().any(|l| l.get(*key) != leaves[0].get(*key));
     let varied: Vec<&String> = keys.into_iter().filter(varies).collect();
