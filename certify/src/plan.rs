@@ -260,7 +260,8 @@ mod tests {
     fn every_promise_is_solved_for() {
         let block =
             Block { dim: 32, heads: 4, logit_scale: 1.0 / 32.0, output_scale: 1.0 / 3.0, causal: false, rotary: None };
-        let vit = Vit { image: [3, 32, 32], patch: 8, outputs: 10, block, layers: 2, final_scale: 2.0 }.graph().unwrap();
+        let vit =
+            Vit { image: [3, 32, 32], patch: 8, outputs: 10, block, layers: 2, final_scale: 2.0 }.graph().unwrap();
         let names = Heads::Of(["query", "key", "output"].map(String::from).into());
         for graph in [graph(), vit] {
             for method in Method::ALL {

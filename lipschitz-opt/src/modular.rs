@@ -54,15 +54,17 @@ impl RatesConfig {
         let split = Split { residual: *residual, masses };
         let parts = split.parts(&graph.nodes, "");
         if let Some(path) = masses.keys().find(|path| !parts.iter().any(|part| part.has(path))) {
-            return Err(Error::Config(format!("rates.masses.{path}: the network has no node of this path with weights")));
+            return Err(Error::Config(format!(
+                "rates.masses.{path}: the network has no node of this path with weights"
+            )));
         }
         let mut out = BTreeMap::new();
         let mass = parts.iter().map(|part| part.mass).sum();
         allot(&parts, mass, 1.0, &mut out);
         match out.iter().find(|(_, rate)| !f64::is_finite(**rate)) {
-            Some((name, _)) => {
-                Err(Error::Config(format!("rates: `{name}` moves nothing, a scale after it is 0; choose kind = \"equal\"")))
-            }
+            Some((name, _)) => Err(Error::Config(format!(
+                "rates: `{name}` moves nothing, a scale after it is 0; choose kind = \"equal\""
+            ))),
             None => Ok(out),
         }
     }
@@ -146,11 +148,17 @@ impl Split<'_> {
             Op::GatedMlp { function, .. } => Part::sequence(
                 path,
                 vec![
-                    Part::weights(path, vec![weight("gate.weight"), weight("up.weight")], 2.0 * slope(*function).max(1.0)),
+                    Part::weights(
+                        path,
+                        vec![weight("gate.weight"), weight("up.weight")],
+                        2.0 * slope(*function).max(1.0),
+                    ),
                     Part::weights(path, vec![weight("down.weight")], 1.0),
                 ],
             ),
-            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => Part::plain(path, 1.0),
+            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => {
+                Part::plain(path, 1.0)
+            }
         };
         if let Some(mass) = self.masses.get(path)
             && part.mass > 0.0

@@ -60,7 +60,9 @@ impl Recipe {
                 && !(rate.is_finite() && rate >= 0.0)
             {
                 let pattern = &group.pattern;
-                return Err(Error::Config(format!("groups.learning_rate of `{pattern}` is {rate}; it must be 0 or above")));
+                return Err(Error::Config(format!(
+                    "groups.learning_rate of `{pattern}` is {rate}; it must be 0 or above"
+                )));
             }
         }
         Ok(())
@@ -78,7 +80,9 @@ impl Recipe {
         for optimizer in all {
             if let OptimizerConfig::Muon(muon) = optimizer {
                 let heads = ConstraintConfig { per_head: muon.per_head.clone(), ..ConstraintConfig::default() };
-                heads.check_names(&parameters).map_err(|e| Error::Config(e.to_string().replace("constraint.", "optimizer.")))?;
+                heads
+                    .check_names(&parameters)
+                    .map_err(|e| Error::Config(e.to_string().replace("constraint.", "optimizer.")))?;
             }
         }
         match self.groups.iter().find(|group| !parameters.iter().any(|p| group.has(p))) {

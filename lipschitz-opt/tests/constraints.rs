@@ -106,7 +106,8 @@ fn promises_hold_at_every_step() {
             let mut constraint = Constraint::new(&recipe).unwrap();
             let mut moves = recipe.build(&variables).unwrap();
             // Tables alone are not what a method is about.
-            let promises = |v: &Variable| v.parameter.geometry == Geometry::Matrix && constraint.promise(&v.parameter).is_some();
+            let promises =
+                |v: &Variable| v.parameter.geometry == Geometry::Matrix && constraint.promise(&v.parameter).is_some();
             if !variables.iter().any(promises) {
                 continue;
             }
@@ -218,7 +219,8 @@ fn kept_vectors_are_saved() {
         constraint.apply(&first, Rate::constant(0.1)).unwrap();
         resumed.apply(&second, Rate::constant(0.1)).unwrap();
         assert_eq!(workshop::bits(&first), workshop::bits(&second), "{method:?}");
-        let broken = state.into_iter().map(|(name, v)| (name, v.narrow(0, 0, 1).unwrap().flatten_all().unwrap())).collect();
+        let broken =
+            state.into_iter().map(|(name, v)| (name, v.narrow(0, 0, 1).unwrap().flatten_all().unwrap())).collect();
         assert!(resumed.load_state(&broken, &second).unwrap_err().to_string().contains("has shape"));
     }
 }
@@ -240,7 +242,10 @@ fn groups_move_by_their_own() {
     };
     let graph = lipschitz_nn::Graph::new(
         lipschitz_nn::graph::Input::Vector { dim: 2 },
-        vec![lipschitz_nn::graph::Node::new("x", lipschitz_nn::graph::Op::Linear { inputs: 2, outputs: 2, bias: false })],
+        vec![lipschitz_nn::graph::Node::new(
+            "x",
+            lipschitz_nn::graph::Op::Linear { inputs: 2, outputs: 2, bias: false },
+        )],
     )
     .unwrap();
     let vars = variables_.iter().map(|v| (v.parameter.clone(), v.var.clone())).collect();
@@ -276,7 +281,10 @@ fn constants_that_do_not_fit_are_named() {
         (ConstraintConfig::capped(Method::SpectralNormalize, f64::NAN), "constraint.sigma_max is NaN"),
         (capped(Method::WeightDecay), "constraint.sigma_max is no constant of `weight_decay`"),
         (ConstraintConfig::new(Method::WeightDecay), "constraint.decay is missing"),
-        (ConstraintConfig { decay: Some(0.1), ..capped(Method::Stiefel) }, "constraint.decay is no constant of `stiefel`"),
+        (
+            ConstraintConfig { decay: Some(0.1), ..capped(Method::Stiefel) },
+            "constraint.decay is no constant of `stiefel`",
+        ),
         (ConstraintConfig { decay: Some(-0.1), ..capped(Method::SpectralSoftCap) }, "constraint.decay is -0.1"),
         (ConstraintConfig { form: Some(HardCap::Sign), ..capped(Method::SvdClip) }, "constraint.form"),
         (ConstraintConfig { norm: Some(Estimate::Power), ..capped(Method::SvdClip) }, "constraint.norm"),

@@ -163,7 +163,8 @@ fn muon_moves_every_weight_by_the_learning_rate() {
 /// β grows over the first steps, and the state knows where it is.
 #[test]
 fn momentum_warms_up() {
-    let config = OptimizerConfig::Muon(MuonConfig { warmup: Some(Warmup { from: 0.0, steps: 4 }), beta: 0.8, ..muon() });
+    let config =
+        OptimizerConfig::Muon(MuonConfig { warmup: Some(Warmup { from: 0.0, steps: 4 }), beta: 0.8, ..muon() });
     let mut rng = ChaCha8Rng::seed_from_u64(12);
     let variables: Variables = variables(&mut rng).into_iter().take(1).collect();
     let mut optimizer = config.build(variables.clone()).unwrap();

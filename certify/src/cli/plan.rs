@@ -75,7 +75,10 @@ impl Plan {
             (Some(target), _) => caps(&graph, &recipe, target),
             (None, Some(sigma)) => match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
                 Some(recipe) => bound(&graph, &recipe, known),
-                None => bail!("{} promises no cap; choose a constraint.method that has sigma_max and keeps it", recipe.name()),
+                None => bail!(
+                    "{} promises no cap; choose a constraint.method that has sigma_max and keeps it",
+                    recipe.name()
+                ),
             },
             (None, None) => Ok(()),
         }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lipschitz_nn::graph::{Geometry, Parameter};
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{Heads, role};
 use crate::Error;
+use crate::blocks::{Heads, role};
 
 /// What is done to every matrix W after a step of learning rate η, with σ its norm, `u`, `v` its first singular vectors and σ_max the
 /// cap. *Training Transformers with Enforced Lipschitz Constants* compares them (section 3 and appendix).
@@ -273,7 +273,9 @@ impl ConstraintConfig {
             if let Some(name) = names.into_iter().find(|name| !there.contains(name)) {
                 let there = there.iter().copied().collect::<Vec<_>>().join(", ");
                 let there = if there.is_empty() { "none".to_string() } else { there };
-                return Err(Error::Config(format!("constraint.{key}: no such matrix is named `{name}`; there are {there}")));
+                return Err(Error::Config(format!(
+                    "constraint.{key}: no such matrix is named `{name}`; there are {there}"
+                )));
             }
         }
         Ok(())

@@ -53,7 +53,11 @@ fn vectors(config: &ConstraintConfig, parameter: &Parameter) -> Option<Vectors> 
 }
 
 /// What a constraint promises about a weight whose updates are of this size.
-pub(crate) fn promise(config: &ConstraintConfig, parameter: &Parameter, update: Option<UpdateBound>) -> Option<Promise> {
+pub(crate) fn promise(
+    config: &ConstraintConfig,
+    parameter: &Parameter,
+    update: Option<UpdateBound>,
+) -> Option<Promise> {
     let plain = |sigma_max| Some(Promise { sigma_max, heads: None, row: None });
     let heads = config.per_head.of(parameter);
     match (config.method, parameter.geometry) {
@@ -99,13 +103,28 @@ pub struct Constraint {
 #[derive(Clone, Copy, PartialEq)]
 enum Job {
     /// `x` over the larger of 1 and a bound on its norm over the cap.
-    Normalize { cap: f64 },
-    Stiefel { cap: f64 },
+    Normalize {
+        cap: f64,
+    },
+    Stiefel {
+        cap: f64,
+    },
     /// Shrinks by `keep`, caps with strength α; normalizes after if updates have no bound.
-    Soft { keep: f64, alpha: f64, cap: f64, bounded: bool },
+    Soft {
+        keep: f64,
+        alpha: f64,
+        cap: f64,
+        bounded: bool,
+    },
     /// Normalizes before if updates have no bound that keeps within the polynomial's domain.
-    Hard { form: HardCap, cap: f64, bounded: bool },
-    Svd { cap: f64 },
+    Hard {
+        form: HardCap,
+        cap: f64,
+        bounded: bool,
+    },
+    Svd {
+        cap: f64,
+    },
 }
 
 impl Job {
@@ -273,13 +292,7 @@ impl Constraint {
     }
 
     /// The methods that change one singular value, or scale by its estimate, with the vector of the step before.
-    fn by_top_vector(
-        &mut self,
-        config: &ConstraintConfig,
-        name: &str,
-        x: &Tensor,
-        cap: f64,
-    ) -> Result<Tensor, Error> {
+    fn by_top_vector(&mut self, config: &ConstraintConfig, name: &str, x: &Tensor, cap: f64) -> Result<Tensor, Error> {
         let (fresh, again) = ITERATIONS;
         let top = match self.kept.get(name) {
             Some(kept) => power(x, kept, again)?,

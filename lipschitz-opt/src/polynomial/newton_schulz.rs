@@ -76,7 +76,8 @@ pub fn maximum(steps: &[[f64; 3]], end: f64) -> f64 {
     let (low, high) = steps.iter().fold((0.0, end), |(low, high), &[a, b, c]| {
         let f = |x: f64| x * (a + x * x * (b + x * x * c));
         let root = (9.0 * b * b - 20.0 * a * c).sqrt();
-        let squares = if c == 0.0 { [-a / (3.0 * b), f64::NAN] } else { [root, -root].map(|r| (r - 3.0 * b) / (10.0 * c)) };
+        let squares =
+            if c == 0.0 { [-a / (3.0 * b), f64::NAN] } else { [root, -root].map(|r| (r - 3.0 * b) / (10.0 * c)) };
         let turns = squares.into_iter().filter(|s| *s > 0.0).flat_map(|s| [s.sqrt(), -s.sqrt()]);
         let values = turns.filter(|x| (low..=high).contains(x)).chain([low, high]).map(f);
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), y| (l.min(y), h.max(y)))

@@ -19,7 +19,11 @@ pub fn orthogonalise(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
         let x = unit(&x)?;
         let (rows, columns) = (x.dim(D::Minus2)?, x.dim(D::Minus1)?);
         // In bf16 the eigenvalues of a Gram matrix would lose all digits.
-        if columns >= GRAM * rows && x.dtype() != DType::BF16 { gram_form(&x, &set.steps()) } else { plain(x, &set.steps()) }
+        if columns >= GRAM * rows && x.dtype() != DType::BF16 {
+            gram_form(&x, &set.steps())
+        } else {
+            plain(x, &set.steps())
+        }
     })
 }
 

@@ -84,7 +84,11 @@ pub fn variables(rng: &mut ChaCha8Rng) -> Variables {
     .into_iter()
     .map(|(name, shape, geometry, heads)| {
         let var = Var::from_tensor(&random(&shape, 1.0, rng)).unwrap();
-        Variable { parameter: Parameter { name: name.into(), shape, geometry, heads, init: Init::Zero }, var, rate: 1.0 }
+        Variable {
+            parameter: Parameter { name: name.into(), shape, geometry, heads, init: Init::Zero },
+            var,
+            rate: 1.0,
+        }
     })
     .collect()
 }
