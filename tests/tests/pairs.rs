@@ -105,7 +105,7 @@ fn every_pair_learns_plays_and_keeps_its_promise() {
 
 #[test]
 fn every_pair_learns_pixels_and_keeps_its_promise() {
-    pixels(30);
+    pixels(60);
 }
 
 #[test]
