@@ -125,6 +125,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             seed: Some(seed),
             data_digest: Some(task.digest()),
             step: Some(step),
+            origin: None,
         },
     };
     let t = &config.train;

@@ -95,13 +95,46 @@ pub enum Pairing {
 }
 
 /// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
     /// Base of the frequencies, 10000 in the literature.
     pub base: f64,
     /// Which coordinates are paired.
     pub pairing: Pairing,
+    /// Angle a token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies. Fewer than head_dim/2 of them turn
+    /// the first coordinates and leave the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequencies: Option<Vec<f64>>,
+}
+
+impl Rotary {
+    /// The usual frequencies.
+    pub fn new(base: f64, pairing: Pairing) -> Self {
+        Self { base, pairing, frequencies: None }
+    }
+}
+
+/// What a norm of queries and keys takes the mean over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Span {
+    /// Each head, with one gain of a head's width for all.
+    #[default]
+    Head,
+    /// All heads together, with a gain of their whole width.
+    Heads,
+}
+
+/// A number added to each logit, learned for buckets of the distance between query and key; near distances have buckets of
+/// their own, far ones share (Raffel et al., *Exploring the Limits of Transfer Learning*, section 2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PositionBias {
+    /// How many; half of them for keys behind the query.
+    pub buckets: usize,
+    /// Distances from here on share one.
+    pub max_distance: usize,
 }
 
 /// Multi-head attention over `[batch, tokens, dim]`:
@@ -131,9 +164,41 @@ pub struct Attention {
     pub output_bias: bool,
     /// ε of an RMS norm with gain on each query and key head, if any.
     pub query_key_norm: Option<f64>,
+    /// What that norm takes the mean over.
+    #[serde(default)]
+    pub query_key_span: Span,
     /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
     #[serde(default)]
     pub logit_cap: Option<f64>,
+    /// A token sees only tokens less than this many positions away, if given.
+    #[serde(default)]
+    pub window: Option<usize>,
+    /// Numbers added to the logits by distance, if any; not for causal attention.
+    #[serde(default)]
+    pub position_bias: Option<PositionBias>,
+}
+
+impl Attention {
+    /// Causal attention with logits over √head_dim, and nothing else.
+    pub fn new(dim: usize, heads: usize, head_dim: usize) -> Self {
+        Self {
+            dim,
+            heads,
+            key_value_heads: heads,
+            head_dim,
+            logit_scale: (head_dim as f64).sqrt().recip(),
+            output_scale: 1.0,
+            causal: true,
+            rotary: None,
+            bias: false,
+            output_bias: false,
+            query_key_norm: None,
+            query_key_span: Span::Head,
+            logit_cap: None,
+            window: None,
+            position_bias: None,
+        }
+    }
 }
 
 /// What a node computes.
@@ -212,7 +277,7 @@ pub enum Op {
         /// Whether there is a β.
         bias: bool,
     },
-    /// `W_down (φ(W_gate x) ∘ W_up x)`.
+    /// `W_down (φ(W_gate x + b_gate) ∘ (W_up x + b_up)) + b_down`.
     GatedMlp {
         /// Width in and out.
         dim: usize,
@@ -220,7 +285,19 @@ pub enum Op {
         hidden: usize,
         /// φ
         function: Function,
+        /// Whether the three maps have a bias.
+        #[serde(default)]
+        bias: bool,
     },
+    /// Puts a learned token in front of the others.
+    ClassToken {
+        /// Width.
+        dim: usize,
+    },
+    /// `[batch, tokens, dim]` to the first token `[batch, dim]`.
+    FirstToken,
+    /// `[batch, tokens, dim]` to the first token beside the mean of the others, `[batch, 2·dim]`.
+    FirstAndMean,
     /// `[batch, …]` to `[batch, product]`.
     Flatten,
     /// Images to `[batch, tokens, channels·size²]`, non-overlapping squares, row by row.
@@ -287,6 +364,9 @@ impl Op {
             Op::Flatten => "flatten",
             Op::Patches { .. } => "patches",
             Op::MeanPool => "mean_pool",
+            Op::ClassToken { .. } => "class_token",
+            Op::FirstToken => "first_token",
+            Op::FirstAndMean => "first_and_mean",
         }
     }
 }

@@ -44,18 +44,10 @@ impl Gpt {
         let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
         let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
         let attention = Op::Attention(Attention {
-            dim,
-            heads,
-            key_value_heads: heads,
-            head_dim: dim / heads,
             logit_scale: self.logit_scale,
             output_scale: self.output_scale,
-            causal: true,
-            rotary: Some(Rotary { base: 10000.0, pairing: Pairing::Half }),
-            bias: false,
-            output_bias: false,
-            query_key_norm: None,
-            logit_cap: None,
+            rotary: Some(Rotary::new(10000.0, Pairing::Half)),
+            ..Attention::new(dim, heads, dim / heads)
         });
         let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
         let block = |i: usize| {
