@@ -163,3 +163,8 @@ pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide.md")]
 pub struct Guide;
+
+/// The code for candle programs, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/import/candle.md")]
+pub struct CandlePrograms;

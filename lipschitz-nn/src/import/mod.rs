@@ -6,6 +6,7 @@
 
 mod archive;
 mod bert;
+mod candle;
 mod config;
 mod files;
 mod gpt2;
@@ -32,6 +33,7 @@ use files::Files;
 use plan::Plan;
 
 pub use crate::checkpoint::{Dialect, Origin};
+pub use candle::{Agreement, compare, from_var_map};
 pub use report::{Misshapen, Report};
 
 /// How to import.
