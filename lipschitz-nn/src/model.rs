@@ -229,6 +229,7 @@ impl Model {
             Op::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
             Op::Scale { factor } => (x * *factor)?,
             Op::SoftCap { cap } => ops::soft_cap(&x, *cap)?,
+            Op::Clip { limit } => x.clamp(-*limit, *limit)?,
             Op::Attention(a) => self.attention(a, &path, &x)?,
             Op::RmsNorm { eps, .. } => ops::rms_norm(&x, self.weight(&path, "weight"), *eps)?,
             Op::LayerNorm { eps, bias, .. } => {

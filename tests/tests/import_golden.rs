@@ -15,7 +15,7 @@ fn golden() -> PathBuf {
 
 fn models() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path());
-    let mut models: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    let mut models: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
     models.sort();
     models
 }
@@ -56,6 +56,23 @@ fn certificates_are_finite_and_name_the_origin() {
         assert!(name.starts_with(&origin.family.replace("gpt_", "")), "{name}: {}", origin.family);
         assert_eq!((origin.dialect, origin.unused.len()), (Dialect::Original, 0));
         certify::verify::verify(&certificate, &opened).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// Checkpoints of the method's own code (`tests/golden/make_modula.py`): a list of matrices beside its config.
+#[test]
+fn the_methods_checkpoints_are_those_of_its_code() {
+    for (name, family) in [("gpt", "tokens"), ("mlp", "vectors")] {
+        let path = golden().join("modula").join(format!("{name}.npz"));
+        let (expected, _) = load_tensors(&path.with_extension("expected.safetensors"), &Device::Cpu).unwrap();
+        let model = ours(&path, Dialect::Original);
+        let (found, wanted) = (flat(&model.forward(&expected[family]).unwrap()), flat(&expected["output"]));
+        let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let off = distance(&found, &wanted) / size;
+        assert!(size > 0.1 && off < 1e-6, "{name}: {off:.2e} of {size:.2} apart");
+        let certificate = certify(&certify::read(&path).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+        assert!(certificate.l2.is_finite());
+        assert_eq!(certificate.origin.unwrap().family, "modula");
     }
 }
 

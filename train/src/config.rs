@@ -142,6 +142,14 @@ impl Config {
         for setting in settings {
             set(&mut table, setting)?;
         }
+        Self::from_table(table)
+    }
+
+    /// The config that a table holds.
+    ///
+    /// # Errors
+    /// One line that names the key.
+    pub fn from_table(table: toml::Table) -> Result<Self> {
         let config: Config = table.try_into().map_err(|e| one_line(&e))?;
         config.check()?;
         Ok(config)
@@ -197,26 +205,31 @@ impl Config {
 }
 
 /// Sets one key of a table from `path.to.key=value`; the value is TOML, or a string if it is none.
-fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
+pub(crate) fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (path, value) =
         setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as path.to.key=value"))?;
     let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
         .and_then(|mut t| t.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.to_string()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| anyhow!("--set {setting}: names no key"))?;
+    put(table, path.trim(), value).with_context(|| format!("--set {setting}"))
+}
+
+/// Sets the key at `path.to.key`, making the sections on the way.
+pub(crate) fn put(table: &mut toml::Table, path: &str, value: toml::Value) -> Result<()> {
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| anyhow!("names no key"))?;
     let mut at = table;
     for key in keys {
         let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| anyhow!("--set {setting}: `{key}` is not a section"))?;
+        at = next.as_table_mut().ok_or_else(|| anyhow!("`{key}` is not a section"))?;
     }
     at.insert(last.to_string(), value);
     Ok(())
 }
 
 /// serde's message on one line, with the nearest of the names it expected.
-fn one_line(error: &toml::de::Error) -> anyhow::Error {
+pub(crate) fn one_line(error: &toml::de::Error) -> anyhow::Error {
     let message = error.message().trim();
     let mut names = message.split('`').skip(1).step_by(2);
     let suggestion = match names.next() {

@@ -6,4 +6,5 @@ pub mod preset;
 mod progress;
 pub mod run_dir;
 pub mod sample;
+pub mod sweep;
 pub mod trainer;

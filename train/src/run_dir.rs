@@ -182,8 +182,9 @@ impl RunDir {
         let state = optimizer.iter().map(|(name, t)| (name.as_str(), t.clone()));
         let metadata = [(POSITION.to_string(), position)].into();
         checkpoint::save_tensors(&fresh.join("optimizer.safetensors"), state, Some(metadata))?;
-        remove(&old)?;
+        // After a crash between the two renames below, the old one is all there is.
         if current.exists() {
+            remove(&old)?;
             fs::rename(&current, &old).map_err(|e| Error::io(&current, &e))?;
         }
         fs::rename(&fresh, &current).map_err(|e| Error::io(&fresh, &e))?;

@@ -11,11 +11,11 @@ use certify::certificate::{Certificate, Formula, certify};
 use certify::probe;
 use certify::spectral::{Matrix, Method, spectral_norm};
 use certify::upper::Upper;
-use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
+use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::Optimizer;
 use lipschitz_opt::constraint::{Constraint, ConstraintConfig};
 
@@ -72,14 +72,21 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// Trains as `config` says.
+/// What a config means for its data.
+pub struct Checked {
+    /// The network.
+    pub graph: Graph,
+    /// The constraint, its cap solved from the target if there is one.
+    pub constraint: ConstraintConfig,
+    /// The same, ready to be applied.
+    pub enforced: Constraint,
+}
+
+/// Finds what is wrong with a config, without writing anything.
 ///
 /// # Errors
-/// Bad input, a diverging loss, a cap or a target that does not hold, a full disk: one line each. The last checkpoint
-/// stays as it is.
-pub fn run(config: &Config, options: &Options) -> Result<End> {
-    let device = device(&config.train.device)?;
-    let task = config.data.load()?;
+/// One line: sizes that do not fit, a target that no cap reaches, a constant out of range.
+pub fn check(config: &Config, task: &Task) -> Result<Checked> {
     let graph = config.graph(task.outputs()?)?;
     if let Some(context) = graph.context() {
         task.check_context(context)?;
@@ -88,9 +95,21 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         Some(target) => plan::solve(&graph, &config.constraint, target)?,
         None => config.constraint.clone(),
     };
-    // What can be wrong with the config is found before anything is written.
     let enforced = Constraint::new(&constraint, &config.optimizer)?;
     config.optimizer.build(Vec::new())?;
+    Ok(Checked { graph, constraint, enforced })
+}
+
+/// Trains as `config` says.
+///
+/// # Errors
+/// Bad input, a diverging loss, a cap or a target that does not hold, a full disk: one line each. The last checkpoint
+/// stays as it is.
+pub fn run(config: &Config, options: &Options) -> Result<End> {
+    let device = device(&config.train.device)?;
+    let task = config.data.load()?;
+    // What can be wrong with the config is found before anything is written.
+    let Checked { graph, constraint, enforced } = check(config, &task)?;
     let (mut dir, saved) = if options.resume {
         RunDir::resume(options.out, config, &device)?
     } else {

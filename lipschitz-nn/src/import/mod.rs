@@ -14,6 +14,7 @@ mod llama;
 mod llama2c;
 mod mlp;
 mod modernbert;
+mod modula;
 mod pickle;
 mod plan;
 mod report;
@@ -88,8 +89,9 @@ pub fn is_foreign(path: &Path) -> bool {
     path.extension().and_then(|e| e.to_str()).is_some_and(|e| ["bin", "pt", "pth", "npz"].contains(&e))
 }
 
-/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of llama2.c; or a file of
-/// matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer perceptron.
+/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of llama2.c; a `.npz` of the
+/// method's JAX code with its config beside it; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
+/// perceptron.
 ///
 /// The weights keep their float type where all have one and none is computed with; else they become f32 (f64 where there is
 /// some). Each file is mapped tensor by tensor, so that memory stays within the size of the weights and of the largest tensor.
@@ -116,6 +118,11 @@ fn import_file(path: &Path, options: &Options) -> Result<Imported, Error> {
         return complete(path, "llama2.c".into(), plan, &files, None, options);
     }
     let files = Files::of_file(path)?;
+    if path.extension().is_some_and(|e| e == "npz")
+        && let Some(plan) = modula::modula(path, &files)?
+    {
+        return complete(path, "modula".into(), plan, &files, None, options);
+    }
     let plan = mlp::mlp(path, &files, options.activation.as_deref())?;
     complete(path, "mlp".into(), plan, &files, None, options)
 }

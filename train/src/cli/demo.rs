@@ -5,13 +5,11 @@ use anyhow::Result;
 use certify::data::play;
 use certify::plot::{chart, tradeoff::Tradeoff, training};
 use clap::Args;
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use train::config::Config;
 use train::preset;
-use train::run_dir::Summary;
 use train::trainer::{self, End, Options};
 
-use super::{Stopped, stop_on_interrupt};
+use super::{Stopped, stop_on_interrupt, table};
 
 /// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound costs.
 ///
@@ -54,7 +52,8 @@ impl Demo {
                 End::Done(summary) => summaries.push(*summary),
                 End::Stopped(step) => {
                     let command = format!("train demo --out {}", self.out.display());
-                    return Err(Stopped { step, command }.into());
+                    let after = format!("after {step} steps; a checkpoint is saved");
+                    return Err(Stopped { after, command }.into());
                 }
             }
         }
@@ -64,7 +63,7 @@ impl Demo {
             chart::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
             chart::write(&self.out.join(format!("training.{extension}")), &training::charts(&runs)?)?;
         }
-        println!("{}\n", table(&summaries));
+        println!("{}\n", table::summaries(&summaries));
         let floor = play::entropy_per_character();
         println!("No model of this text can have an expected loss below its entropy, {floor:.3} nats a character.");
         let out = self.out.display();
@@ -75,29 +74,4 @@ impl Demo {
         println!("Next: certify bound {out}/L10");
         Ok(())
     }
-}
-
-fn table(summaries: &[Summary]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
-        "network",
-        "method",
-        "σ_max",
-        "val loss",
-        "accuracy",
-        "certified L ≤",
-        "found L ≥",
-    ]);
-    for s in summaries {
-        let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
-        let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
-        let (loss, accuracy) = (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
-        table.add_row([&s.label, &s.method, &sigma, &loss, &accuracy, &s.lipschitz.to_string(), &found]);
-    }
-    for column in 2..=6 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
 }

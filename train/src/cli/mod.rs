@@ -5,6 +5,8 @@ mod demo;
 mod eval;
 mod run;
 mod sample;
+mod sweep;
+mod table;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Trains networks under an enforced Lipschitz constant.
 ///
-/// Exit code 0: fine; 1: a bound or a cap does not hold; 2: bad input; 130: stopped by Ctrl-C, with a checkpoint saved.
+/// Exit code 0: fine; 1: a bound or a cap does not hold, or a run of a sweep failed; 2: bad input; 130: stopped by Ctrl-C, with a checkpoint saved.
 #[derive(Parser)]
 #[command(name = "train", version)]
 struct Cli {
@@ -33,6 +35,9 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Run(run::Run),
+    Sweep(sweep::Sweep),
+    #[command(hide = true)]
+    SweepMember(sweep::SweepMember),
     Eval(eval::Eval),
     Sample(sample::Sample),
     Config(config::ConfigCommand),
@@ -43,13 +48,18 @@ enum Command {
     },
 }
 
-/// A run that was stopped by Ctrl-C; says how to go on.
+/// Stopped by Ctrl-C; says how to go on.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped after {step} steps; a checkpoint is saved. Continue with: {command}")]
+#[error("stopped {after}. Continue with: {command}")]
 struct Stopped {
-    step: u64,
+    after: String,
     command: String,
 }
+
+/// Not all of what was asked for was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Failed(String);
 
 pub fn main() -> ExitCode {
     terminal::end_with_the_reader();
@@ -65,6 +75,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(command) => command.run(quiet),
         Command::Run(command) => command.run(quiet),
+        Command::Sweep(command) => command.run(quiet, cli.threads),
+        Command::SweepMember(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::Config(command) => command.run(),
@@ -78,9 +90,12 @@ pub fn main() -> ExitCode {
         eprintln!("{stopped}");
         return ExitCode::from(130);
     }
+    if error.is::<sweep::Elsewhere>() {
+        return ExitCode::from(train::sweep::pool::ELSEWHERE);
+    }
     eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
     let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
-    ExitCode::from(if violated { 1 } else { 2 })
+    ExitCode::from(if violated || error.is::<Failed>() { 1 } else { 2 })
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.

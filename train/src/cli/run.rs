@@ -40,7 +40,8 @@ impl Run {
             End::Stopped(step) => {
                 let out = out.display();
                 let command = format!("train run {out}/config.toml --out {out} --resume");
-                Err(Stopped { step, command }.into())
+                let after = format!("after {step} steps; a checkpoint is saved");
+                Err(Stopped { after, command }.into())
             }
             End::Done(summary) => {
                 let accuracy = 100.0 * summary.val_accuracy;

@@ -1,0 +1,155 @@
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Args;
+use train::run_dir::Summary;
+use train::sweep::pool::{self, Ended, Outcome, Plan};
+use train::sweep::{self, Member};
+
+use super::{Failed, Stopped, stop_on_interrupt, table};
+
+/// Train every network that a sweep file asks for.
+///
+/// Finished runs are kept and half ones continued, so the same command goes on after any end.
+#[derive(Args)]
+pub struct Sweep {
+    /// The sweep: a base config, and lists or ranges of values for its keys.
+    file: PathBuf,
+    /// Where the runs go, a directory each.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Change a key of all runs, as path.to.key=value.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Make only part I of N, for the tasks 1 to N of a job array.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    shard: Option<(usize, usize)>,
+    /// Runs at once; they share the threads.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Make runs again that failed before.
+    #[arg(long)]
+    retry_failed: bool,
+    /// Print the results as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parts.filter(|(i, n)| (1..=*n).contains(i)).ok_or_else(|| "write it as I/N with I from 1 to N".into())
+}
+
+impl Sweep {
+    pub fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
+        if self.jobs == 0 {
+            bail!("--jobs 0: at least one run at a time")
+        }
+        let stop = stop_on_interrupt();
+        let mut members = sweep::file::members(&self.file, &self.settings)?;
+        if let Some((i, n)) = self.shard {
+            let mut at = 0..;
+            members.retain(|_| at.next().is_some_and(|at: usize| at % n == i - 1));
+        }
+        sweep::check(&members)?;
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let (out, jobs, retry_failed) = (&*self.out, self.jobs, self.retry_failed);
+        let plan = Plan { members: &members, out, jobs, threads, retry_failed, stop: stop.clone(), quiet };
+        let outcomes = pool::run(&plan)?;
+        let ended = outcomes.iter().filter(|(_, o)| *o != Outcome::Stopped).count();
+        if stop.load(Ordering::Relaxed) && ended < members.len() {
+            let after = format!("with {ended} of {} runs ended; checkpoints of the others are saved", members.len());
+            return Err(Stopped { after, command: command_line() }.into());
+        }
+        if self.json {
+            print_json(&members, &outcomes)?
+        } else {
+            print_table(&members, &outcomes)
+        }
+        let failed = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Finished(_))).count();
+        if failed > 0 {
+            let what =
+                format!("{failed} of {} runs are not finished; --retry-failed makes failed ones again", members.len());
+            return Err(Failed(what).into());
+        }
+        Ok(())
+    }
+}
+
+fn print_table(members: &[Member], outcomes: &[(PathBuf, Outcome)]) {
+    let finished = members.iter().zip(outcomes).filter_map(|(member, (_, outcome))| match outcome {
+        // The label that this sweep file gives, whatever it was called when it was made.
+        Outcome::Finished(summary) => Some(Summary { label: member.label.clone(), ..(**summary).clone() }),
+        _ => None,
+    });
+    let finished: Vec<Summary> = finished.collect();
+    if !finished.is_empty() {
+        println!("{}", table::summaries(&finished));
+    }
+    for (member, (directory, outcome)) in members.iter().zip(outcomes) {
+        let what = match outcome {
+            Outcome::Failed(said) => format!("failed: {said}"),
+            Outcome::Killed(how) => format!("ended from outside ({how})"),
+            Outcome::Finished(_) | Outcome::Stopped => continue,
+        };
+        println!("{}: {what} ({})", member.label, directory.display());
+    }
+}
+
+fn print_json(members: &[Member], outcomes: &[(PathBuf, Outcome)]) -> Result<()> {
+    let run = |(member, (directory, outcome)): (&Member, &(PathBuf, Outcome))| {
+        let (state, summary, error) = match outcome {
+            Outcome::Finished(summary) => ("finished", Some(summary), None),
+            Outcome::Failed(said) => ("failed", None, Some(said)),
+            Outcome::Killed(how) => ("killed", None, Some(how)),
+            Outcome::Stopped => ("stopped", None, None),
+        };
+        let (label, directory) = (&member.label, directory.display().to_string());
+        serde_json::json!({
+            "label": label, "directory": directory, "state": state, "summary": summary, "error": error,
+        })
+    };
+    let runs: Vec<serde_json::Value> = members.iter().zip(outcomes).map(run).collect();
+    println!("{}", serde_json::to_string_pretty(&runs)?);
+    Ok(())
+}
+
+/// This program's command line, as a shell would read it.
+fn command_line() -> String {
+    let quoted = |text: &str| {
+        let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/=+:,@%".contains(c));
+        if plain { text.to_string() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let rest = std::env::args_os().skip(1).map(|arg| quoted(&arg.to_string_lossy()));
+    std::iter::once("train".to_string()).chain(rest).collect::<Vec<_>>().join(" ")
+}
+
+/// One run of a sweep, for the sweep's own use.
+#[derive(Args)]
+pub struct SweepMember {
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long)]
+    label: String,
+}
+
+/// Another process is at work on the run.
+#[derive(Debug, thiserror::Error)]
+#[error("another process is at work on this run")]
+pub struct Elsewhere;
+
+impl SweepMember {
+    pub fn run(self) -> Result<()> {
+        // Ctrl-C reaches the sweep as well, which stops its children.
+        ctrlc::set_handler(|| {}).map_err(|e| anyhow!("Ctrl-C cannot be caught: {e}"))?;
+        match pool::child(&self.out, self.label)? {
+            Ended::Done => Ok(()),
+            Ended::Elsewhere => Err(Elsewhere.into()),
+            Ended::Stopped(step) => {
+                let after = format!("after {step} steps; a checkpoint is saved");
+                Err(Stopped { after, command: "the sweep's own command".into() }.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Runs as a table on stdout.
+
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use train::run_dir::Summary;
+
+/// A row a run.
+pub fn summaries(summaries: &[Summary]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
+        "network",
+        "method",
+        "σ_max",
+        "val loss",
+        "accuracy",
+        "certified L ≤",
+        "found L ≥",
+    ]);
+    for s in summaries {
+        let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
+        let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
+        let (loss, accuracy) = (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
+        table.add_row([&s.label, &s.method, &sigma, &loss, &accuracy, &s.lipschitz.to_string(), &found]);
+    }
+    for column in 2..=6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}

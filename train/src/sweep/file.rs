@@ -1,0 +1,263 @@
+//! A sweep as a TOML file: a base, and what varies.
+//!
+//! ```toml
+//! preset = "gpt-shakespeare"            # or base = "config.toml", relative to this file
+//!
+//! [set]                                 # changes to the base
+//! data.path = "tinyshakespeare.txt"
+//!
+//! [[grid]]                              # all combinations; several blocks are put together
+//! lipschitz_target = [2, 10]
+//! train.seed = [0, 1]
+//! constraint = [{ method = "spectral_soft_cap" }, { method = "spectral_normalize" }]
+//!
+//! [random]                              # every point of the grid with each of these draws
+//! count = 5
+//! seed = 0
+//! train.learning_rate = { log = [0.01, 1.0] }
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::random::{self, Random};
+use super::{Member, name};
+use crate::config::{self, Config};
+use crate::preset;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    preset: Option<String>,
+    base: Option<PathBuf>,
+    #[serde(default)]
+    set: Table,
+    #[serde(default)]
+    grid: Grid,
+    random: Option<Random>,
+}
+
+/// `[grid]` once, or `[[grid]]` several times.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Grid {
+    One(Table),
+    Several(Vec<Table>),
+}
+
+impl Default for Grid {
+    fn default() -> Self {
+        Self::One(Table::new())
+    }
+}
+
+/// Values for keys of a config, each key as its path.
+pub(super) type Changes = Vec<(String, Value)>;
+
+/// The runs that a sweep file asks for, in its order, each once; `settings` (`path.to.key=value`) hold for all of them.
+///
+/// # Errors
+/// One line that names the file and what is wrong with it, or the run whose config is.
+pub fn members(path: &Path, settings: &[String]) -> Result<Vec<Member>> {
+    let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+    let inside = path.parent().unwrap_or(Path::new(""));
+    parse(&text, inside, settings).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> {
+    let file: File = toml::from_str(text).map_err(|e| config::one_line(&e))?;
+    let mut base = base(&file, inside)?;
+    for (key, value) in flatten(file.set, &is_choice)? {
+        config::put(&mut base, &key, value)?;
+    }
+    let blocks = match file.grid {
+        Grid::One(block) => vec![block],
+        Grid::Several(blocks) => blocks,
+    };
+    let draws = file.random.map_or(Ok(vec![Changes::new()]), random::draws)?;
+    let mut points = Vec::new();
+    for block in blocks {
+        for point in product(block)? {
+            points.extend(draws.iter().map(|draw| [&point[..], draw].concat()));
+        }
+    }
+    if points.is_empty() {
+        bail!("asks for no runs")
+    }
+    let mut configs = Vec::new();
+    for point in &points {
+        let mut table = base.clone();
+        let told = || name::describe(point);
+        for (key, value) in point {
+            config::put(&mut table, key, value.clone()).with_context(told)?;
+        }
+        for setting in settings {
+            config::set(&mut table, setting)?;
+        }
+        configs.push(Config::from_table(table).with_context(told)?);
+    }
+    name::members(&points, configs)
+}
+
+/// The table that everything else changes.
+fn base(file: &File, inside: &Path) -> Result<Table> {
+    match (&file.preset, &file.base) {
+        (Some(name), None) => {
+            let text = preset::text(name)
+                .ok_or_else(|| anyhow!("there is no preset `{name}`; there are {}", preset::NAMES.join(", ")))?;
+            toml::from_str(text).map_err(|e| config::one_line(&e))
+        }
+        (None, Some(path)) => {
+            let path = inside.join(path);
+            let text = std::fs::read_to_string(&path).map_err(|e| lipschitz_nn::Error::io(&path, &e))?;
+            toml::from_str(&text).map_err(|e| config::one_line(&e)).with_context(|| path.display().to_string())
+        }
+        _ => bail!("name what the runs start from: either preset = \"NAME\" or base = \"CONFIG.toml\""),
+    }
+}
+
+/// A table as paths and values: `a.b = 1` and `"a.b" = 1` are the same. Tables that `whole` accepts are values.
+pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Result<Changes> {
+    let mut out = Changes::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) if !whole(&inner) => {
+                out.extend(flatten(inner, whole)?.into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
+            }
+            value => out.push((key, value)),
+        }
+    }
+    Ok(out)
+}
+
+/// A section that says which of several kinds it is replaces the base's; another changes the keys that it names.
+fn is_choice(table: &Table) -> bool {
+    ["kind", "method", "preset"].iter().any(|key| table.contains_key(*key))
+}
+
+/// All combinations of a block's values, the last key the fastest. A whole section comes before keys inside it, which its
+/// order of keys provides.
+fn product(block: Table) -> Result<Vec<Changes>> {
+    let mut points = vec![Changes::new()];
+    for (key, values) in flatten(block, &|_| false)? {
+        let Value::Array(values) = values else { bail!("grid: `{key}` is not a list of values") };
+        if values.is_empty() {
+            bail!("grid: `{key}` has no values")
+        }
+        let with = |point: &Changes, value: &Value| [&point[..], &[(key.clone(), value.clone())]].concat();
+        points = points.iter().flat_map(|point| values.iter().map(|value| with(point, value))).collect();
+    }
+    Ok(points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ok(text: &str) -> Vec<Member> {
+        parse(text, Path::new(""), &[]).unwrap()
+    }
+
+    fn names(members: &[Member]) -> Vec<String> {
+        members.iter().map(|m| m.label.clone()).collect()
+    }
+
+    const GRID: &str =
+        "preset = 'demo'\n[set]\ntrain.steps = 9\n[grid]\n'train.seed' = [0, 1]\nlipschitz_target = [2, 10]\n";
+
+    #[test]
+    fn a_grid_is_all_combinations_and_its_names_say_what_varies() {
+        let members = ok(GRID);
+        let expected = [(2.0, 0), (2.0, 1), (10.0, 0), (10.0, 1)];
+        let found: Vec<_> = members.iter().map(|m| (m.config.lipschitz_target.unwrap(), m.config.train.seed)).collect();
+        assert_eq!(found, expected);
+        assert!(members.iter().all(|m| m.config.train.steps == 9 && m.config.train.batch_size == 16));
+        assert_eq!(members[2].label, "lipschitz_target=10, seed=0");
+        assert!(members[2].name.starts_with("lipschitz_target=10-seed=0-"), "{}", members[2].name);
+        // The digest is of the content, so another file with the same run gives it the same end.
+        let alone = ok("preset = 'demo'\n[set]\ntrain.steps = 9\ntrain.seed = 0\nlipschitz_target = 10.0\n");
+        let digest = |m: &Member| m.name.rsplit('-').next().unwrap().to_string();
+        assert_eq!((alone.len(), digest(&alone[0])), (1, digest(&members[2])));
+        assert_eq!(alone[0].config, members[2].config);
+    }
+
+    #[test]
+    fn sections_vary_as_a_whole_and_blocks_are_united() {
+        let text = r#"
+            preset = "demo"
+            [set]
+            optimizer = { kind = "adamw" }
+            constraint.sigma_max = 3.0
+            [[grid]]
+            constraint = [{ method = "none" }, { method = "spectral_normalize", sigma_max = 4 }]
+            [[grid]]
+            constraint.sigma_max = [3, 5]
+            [[grid]]
+            constraint.sigma_max = [5.0]
+        "#;
+        let members = ok(text);
+        assert!(members.iter().all(|m| m.config.optimizer.name() == "AdamW"));
+        let found: Vec<_> =
+            members.iter().map(|m| (m.config.constraint.name(), m.config.constraint.sigma_max())).collect();
+        let expected = [
+            ("no constraint", None),
+            ("spectral normalize", Some(4.0)),
+            ("spectral soft cap", Some(3.0)),
+            ("spectral soft cap", Some(5.0)),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(names(&members), ["none", "spectral_normalize, sigma_max=4", "sigma_max=3", "sigma_max=5"]);
+        let settings = ["constraint.sigma_max=1".to_string()];
+        let one = parse("preset = 'demo'\n[grid]\nconstraint.sigma_max = [3, 5]\n", Path::new(""), &settings).unwrap();
+        assert_eq!(one.len(), 1, "a setting holds for all runs");
+    }
+
+    #[test]
+    fn draws_stay_when_the_sweep_grows() {
+        let text = |count: usize, more: &str| {
+            format!(
+                "preset = 'demo'\n[random]\ncount = {count}\nseed = 3\n'train.learning_rate' = {{ log = [0.01, 1] }}\n\
+                 train.batch_size = {{ integer = [2, 9] }}\noptimizer.nesterov = {{ choice = [true, false] }}\n{more}"
+            )
+        };
+        let few = ok(&text(4, ""));
+        let many = ok(&text(40, "[grid]\ntrain.seed = [0, 5]\n"));
+        assert_eq!((few.len(), many.len()), (4, 80));
+        for (i, member) in few.iter().enumerate() {
+            assert_eq!(member.config, many[i].config);
+            assert_eq!(member.config.train.learning_rate, many[40 + i].config.train.learning_rate);
+        }
+        let rates: Vec<f64> = many.iter().map(|m| m.config.train.learning_rate).collect();
+        assert!(rates.iter().all(|r| (0.01..=1.0).contains(r)) && rates.iter().any(|r| *r < 0.1));
+        let sizes: std::collections::BTreeSet<usize> = many.iter().map(|m| m.config.train.batch_size).collect();
+        assert_eq!(sizes, (2..=9).collect());
+    }
+
+    #[test]
+    fn mistakes_name_themselves() {
+        let cases = [
+            ("", "preset ="),
+            ("preset = 'demo'\nbase = 'x.toml'", "either preset"),
+            ("preset = 'demon'", "gpt-shakespeare"),
+            ("base = 'nowhere.toml'", "nowhere.toml"),
+            ("preset = 'demo'\n[girds]\n", "did you mean `grid`?"),
+            ("preset = 'demo'\n[grid]\ntrain.seed = 5", "`train.seed` is not a list"),
+            ("preset = 'demo'\n[grid]\ntrain.seed = []", "`train.seed` has no values"),
+            ("preset = 'demo'\n[grid]\ntrain.sed = [1]", "did you mean `seed`?"),
+            ("preset = 'demo'\n[grid]\ntrain.seed = [1, -1]", "seed=-1"),
+            ("preset = 'demo'\n[grid]\ntrain.steps = [1, 0]", "train.steps is 0"),
+            ("preset = 'demo'\n[random]\ntrain.seed = { choice = [1] }", "count"),
+            ("preset = 'demo'\n[random]\ncount = 2\ntrain.seed = 3", "`train.seed`"),
+            ("preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { log = [0, 1] }", "above 0"),
+            ("preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { uniform = [2, 1] }", "[low, high]"),
+            ("preset = 'demo'\n[random]\ncount = 0\n", "count is 0"),
+        ];
+        for (text, expected) in cases {
+            let error = format!("{:#}", parse(text, Path::new(""), &[]).unwrap_err());
+            assert!(error.contains(expected) && !error.contains('\n'), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A sweep as it goes, on stderr: a table of the runs at work on a terminal, a line a finished run elsewhere.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::Member;
+use super::pool::Outcome;
+use crate::run_dir::Metrics;
+
+/// Shows how a sweep goes.
+pub struct Live {
+    total: usize,
+    ended: usize,
+    table: Option<Table>,
+    lines: bool,
+    looked: Instant,
+}
+
+struct Table {
+    all: MultiProgress,
+    total: ProgressBar,
+    /// A row for each run at work.
+    rows: BTreeMap<usize, ProgressBar>,
+}
+
+/// How often the table is brought up to date.
+const REFRESH: Duration = Duration::from_millis(500);
+
+impl Live {
+    /// For these runs; silent if `quiet`.
+    pub fn new(members: &[Member], quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let table = (terminal && !quiet).then(|| {
+            let all = MultiProgress::new();
+            let total = all.add(ProgressBar::new(members.len() as u64));
+            total.set_style(style("{bar:30} {pos}/{len} runs  {msg}  {elapsed} spent"));
+            Table { all, total, rows: BTreeMap::new() }
+        });
+        Self { total: members.len(), ended: 0, table, lines: !terminal && !quiet, looked: Instant::now() }
+    }
+
+    /// A run has been started.
+    pub fn start(&mut self, member: usize, label: &str, steps: u64) {
+        let Some(table) = &mut self.table else { return };
+        let bar = table.all.insert_before(&table.total, ProgressBar::new(steps));
+        bar.set_style(style("{bar:20} {pos}/{len}  {prefix}  {msg}  {eta} left"));
+        bar.set_prefix(label.to_string());
+        table.rows.insert(member, bar);
+    }
+
+    /// Another process is at work on a run.
+    pub fn elsewhere(&mut self, member: usize) {
+        self.leave(member);
+        if let Some(table) = &self.table {
+            table.total.set_message("waiting for a run of another sweep");
+        }
+    }
+
+    /// Reads how far the runs at work have come.
+    pub fn update(&mut self, places: &[PathBuf]) {
+        let Some(table) = self.table.as_ref().filter(|_| self.looked.elapsed() >= REFRESH) else { return };
+        self.looked = Instant::now();
+        for (member, bar) in &table.rows {
+            let text = std::fs::read_to_string(places[*member].join("metrics.jsonl")).unwrap_or_default();
+            let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Metrics>(line).ok());
+            let Some(last) = lines.next() else { continue };
+            bar.set_position(last.step);
+            let loss = last.train_loss.unwrap_or(f64::NAN);
+            let bound = last.lipschitz.map_or("none".into(), |log| format!("10^{log:.2}"));
+            let evaluated = last.val_loss.or_else(|| lines.find_map(|m| m.val_loss));
+            let evaluated = evaluated.map(|loss| format!("  val {loss:.4}")).unwrap_or_default();
+            bar.set_message(format!("loss {loss:.4}{evaluated}  L {bound}"));
+        }
+        table.total.tick();
+    }
+
+    /// A run has ended, or was found to have ended `before`.
+    pub fn end(&mut self, member: usize, label: &str, outcome: &Outcome, before: bool) {
+        self.leave(member);
+        let what = match outcome {
+            Outcome::Finished(s) => format!(
+                "val loss {:.4}, accuracy {:.1} %, L ≤ {}{}",
+                s.val_loss,
+                100.0 * s.val_accuracy,
+                s.lipschitz,
+                if before { " (finished before)" } else { "" }
+            ),
+            Outcome::Failed(said) if before => format!("failed before: {said} (--retry-failed makes it again)"),
+            Outcome::Failed(said) => format!("failed: {said}"),
+            Outcome::Killed(how) => format!("ended from outside ({how}); the same command continues it"),
+            Outcome::Stopped => return,
+        };
+        self.ended += 1;
+        let line = format!("[{}/{}] {label}: {what}", self.ended, self.total);
+        if let Some(table) = &self.table {
+            table.total.set_position(self.ended as u64);
+            table.total.set_message("");
+            // The terminal may be gone; the runs go on.
+            let _ = table.all.println(line);
+        } else if self.lines {
+            eprintln!("{line}");
+        }
+    }
+
+    /// All runs have been told to stop.
+    pub fn stopping(&mut self) {
+        if let Some(table) = &self.table {
+            table.total.set_message("stopping: runs save their checkpoints");
+        }
+    }
+
+    /// Takes the table off the screen.
+    pub fn finish(&mut self) {
+        if let Some(table) = &self.table {
+            let _ = table.all.clear();
+        }
+    }
+
+    fn leave(&mut self, member: usize) {
+        if let Some(bar) = self.table.as_mut().and_then(|table| table.rows.remove(&member)) {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

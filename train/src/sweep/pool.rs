@@ -1,0 +1,262 @@
+//! Makes the runs of a sweep, several at once, each in a process of its own.
+//!
+//! A run belongs to the process that holds the lock on the file `.lock` in its directory. The system lets go of a lock when
+//! its process ends, however it ends, so two sweeps share a directory without making a run twice, and nothing has to be
+//! cleaned up after a crash. A child reads its config from its standard input and stops, with a checkpoint, when that input
+//! ends: so children do not outlive a sweep that is killed.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, TryLockError};
+use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use lipschitz_nn::{Error, checkpoint};
+
+use super::live::Live;
+use super::{Member, finished, places};
+use crate::config::Config;
+use crate::run_dir::Summary;
+use crate::trainer::{self, End, Options};
+
+/// How the runs are to be made.
+pub struct Plan<'a> {
+    /// The runs.
+    pub members: &'a [Member],
+    /// The directory of their directories.
+    pub out: &'a Path,
+    /// How many at once.
+    pub jobs: usize,
+    /// Threads of all of them together.
+    pub threads: usize,
+    /// Make runs again that failed before.
+    pub retry_failed: bool,
+    /// Raised to stop all runs at their next step.
+    pub stop: Arc<AtomicBool>,
+    /// Show nothing.
+    pub quiet: bool,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is finished.
+    Finished(Box<Summary>),
+    /// It ended with this message, which `failed.txt` keeps.
+    Failed(String),
+    /// Something ended its process from outside; the next sweep goes on from its checkpoint.
+    Killed(String),
+    /// It is still to be made or to be finished.
+    Stopped,
+}
+
+/// Exit code of a child that found another process at work on its run.
+pub const ELSEWHERE: u8 = 75;
+
+/// Where a failed run keeps what it said.
+const FAILED: &str = "failed.txt";
+
+/// How long until a run that another process holds is looked at again.
+const LATER: Duration = Duration::from_millis(300);
+
+/// Makes all runs that are not finished; one outcome a member, with its directory. Waits for runs that another sweep is
+/// making.
+///
+/// # Errors
+/// If the directory cannot be read or written. A run that fails is no error here.
+pub fn run(plan: &Plan) -> Result<Vec<(PathBuf, Outcome)>> {
+    fs::create_dir_all(plan.out).map_err(|e| Error::io(plan.out, &e))?;
+    let places = places(plan.out, plan.members)?;
+    let mut pool = Pool {
+        plan,
+        live: Live::new(plan.members, plan.quiet),
+        waiting: (0..places.len()).map(|i| (i, None)).collect(),
+        running: Vec::new(),
+        outcomes: vec![None; places.len()],
+        places,
+    };
+    while pool.turn()? {
+        thread::sleep(Duration::from_millis(20));
+    }
+    pool.live.finish();
+    Ok(pool.places.into_iter().zip(pool.outcomes.into_iter().map(|o| o.unwrap_or(Outcome::Stopped))).collect())
+}
+
+struct Pool<'a> {
+    plan: &'a Plan<'a>,
+    places: Vec<PathBuf>,
+    live: Live,
+    /// Members to come; those that another process holds not before a time.
+    waiting: VecDeque<(usize, Option<Instant>)>,
+    running: Vec<Running>,
+    outcomes: Vec<Option<Outcome>>,
+}
+
+struct Running {
+    member: usize,
+    child: Child,
+    /// Dropped to stop it.
+    input: Option<ChildStdin>,
+    said: JoinHandle<String>,
+}
+
+impl Pool<'_> {
+    /// Looks at all runs once; false when there is nothing left to wait for.
+    fn turn(&mut self) -> Result<bool> {
+        for running in std::mem::take(&mut self.running) {
+            self.reap(running)?;
+        }
+        if self.plan.stop.load(Ordering::Relaxed) {
+            self.running.iter_mut().for_each(|r| r.input = None);
+            self.live.stopping();
+            return Ok(!self.running.is_empty());
+        }
+        for _ in 0..self.waiting.len() {
+            if self.running.len() >= self.plan.jobs.max(1) {
+                break;
+            }
+            let Some((member, not_before)) = self.waiting.pop_front() else { break };
+            if not_before.is_some_and(|time| time > Instant::now()) {
+                self.waiting.push_back((member, not_before));
+                continue;
+            }
+            self.start(member)?;
+        }
+        self.live.update(&self.places);
+        Ok(!self.running.is_empty() || !self.waiting.is_empty())
+    }
+
+    fn start(&mut self, member: usize) -> Result<()> {
+        let (directory, Member { config, label, .. }) = (&self.places[member], &self.plan.members[member]);
+        if let Some(summary) = finished(directory, config) {
+            self.end(member, Outcome::Finished(Box::new(summary)), true);
+            return Ok(());
+        }
+        let failed = directory.join(FAILED);
+        if failed.exists() && !self.plan.retry_failed {
+            let said = fs::read_to_string(&failed).map_err(|e| Error::io(&failed, &e))?;
+            self.end(member, Outcome::Failed(said.trim().to_string()), true);
+            return Ok(());
+        }
+        let threads = (self.plan.threads / self.plan.jobs.max(1)).max(1).to_string();
+        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+        command.args(["--quiet", "--threads", &threads, "sweep-member", "--label", label, "--out"]).arg(directory);
+        for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+            if std::env::var_os(variable).is_none() {
+                command.env(variable, &threads);
+            }
+        }
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("a process for a run")?;
+        let (mut input, error) = (child.stdin.take(), child.stderr.take());
+        let said = thread::spawn(move || {
+            let mut text = String::new();
+            // What is no text is not shown; the child is read to its end all the same.
+            let _ = error.map(|mut error| error.read_to_string(&mut text));
+            text
+        });
+        if let Some(input) = &mut input {
+            // A child that has ended already is found out by its exit code.
+            let _ = writeln!(input, "{}", serde_json::to_string(config)?);
+        }
+        self.live.start(member, label, config.train.steps);
+        self.running.push(Running { member, child, input, said });
+        Ok(())
+    }
+
+    /// Takes note of a run that has ended, or puts it back.
+    fn reap(&mut self, mut running: Running) -> Result<()> {
+        let Some(status) = running.child.try_wait().context("the process of a run")? else {
+            self.running.push(running);
+            return Ok(());
+        };
+        let Running { member, said, .. } = running;
+        let said = said.join().unwrap_or_default();
+        let (directory, config) = (&self.places[member], &self.plan.members[member].config);
+        let failed = directory.join(FAILED);
+        let outcome = match (status.code(), finished(directory, config)) {
+            (Some(0), Some(summary)) => {
+                let _ = fs::remove_file(&failed);
+                Outcome::Finished(Box::new(summary))
+            }
+            (Some(code), _) if code == i32::from(ELSEWHERE) => {
+                self.live.elsewhere(member);
+                self.waiting.push_back((member, Some(Instant::now() + LATER)));
+                return Ok(());
+            }
+            (Some(130), _) => Outcome::Stopped,
+            (Some(_), _) => {
+                let message = message(&said, status);
+                fs::create_dir_all(directory).map_err(|e| Error::io(directory, &e))?;
+                checkpoint::write(&failed, format!("{message}\n").as_bytes())?;
+                Outcome::Failed(message)
+            }
+            // Killed from outside, as for want of memory: no fault of the run's own that is known.
+            (None, _) => Outcome::Killed(status.to_string()),
+        };
+        self.end(member, outcome, false);
+        Ok(())
+    }
+
+    fn end(&mut self, member: usize, outcome: Outcome, before: bool) {
+        self.live.end(member, &self.plan.members[member].label, &outcome, before);
+        self.outcomes[member] = Some(outcome);
+    }
+}
+
+/// The line that a program which failed said.
+fn message(said: &str, status: ExitStatus) -> String {
+    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines().find_map(|line| line.strip_prefix("error: "));
+    error.or_else(|| lines().next_back()).map_or_else(|| status.to_string(), str::to_string)
+}
+
+/// What [`child`] came to.
+#[derive(Debug)]
+pub enum Ended {
+    /// The run is finished.
+    Done,
+    /// Its sweep stopped it, after this many steps.
+    Stopped(u64),
+    /// Another process is at work on it.
+    Elsewhere,
+}
+
+/// Makes one run for a sweep, which gives the config as a line of JSON on standard input and stops the run by closing it.
+///
+/// # Errors
+/// As [`trainer::run`].
+pub fn child(out: &Path, label: String) -> Result<Ended> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("the config of a run")?;
+    let config: Config = serde_json::from_str(&line).context("the config of a run")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        flag.store(true, Ordering::Relaxed);
+    });
+    fs::create_dir_all(out).map_err(|e| Error::io(out, &e))?;
+    let path = out.join(".lock");
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, &e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Ended::Elsewhere),
+        Err(TryLockError::Error(e)) => return Err(Error::io(&path, &e).into()),
+    }
+    // Another sweep may have finished it between the look at its files and the lock.
+    if finished(out, &config).is_some() {
+        return Ok(Ended::Done);
+    }
+    let resume = out.join("config.toml").exists();
+    Ok(match trainer::run(&config, &Options { out, resume, stop, quiet: true, label })? {
+        End::Done(_) => Ended::Done,
+        End::Stopped(step) => Ended::Stopped(step),
+    })
+}

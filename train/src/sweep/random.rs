@@ -1,0 +1,92 @@
+//! Random values for keys. Draw number i of a key depends on seed, key and i alone, so a sweep that grows keeps its runs.
+
+use anyhow::{Context, Result, anyhow, bail};
+use certify::data::order;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use toml::{Table, Value};
+
+use super::file::{Changes, flatten};
+use crate::config;
+
+/// The section `[random]`.
+#[derive(Deserialize)]
+pub struct Random {
+    count: usize,
+    #[serde(default)]
+    seed: u64,
+    #[serde(flatten)]
+    keys: Table,
+}
+
+/// How a key is drawn.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Range {
+    /// Uniform.
+    Uniform([f64; 2]),
+    /// Uniform in the logarithm.
+    Log([f64; 2]),
+    /// A whole number, both ends included.
+    Integer([i64; 2]),
+    /// One of these.
+    Choice(Vec<Value>),
+}
+
+/// The draws, each a value for every key.
+pub fn draws(random: Random) -> Result<Vec<Changes>> {
+    if random.count == 0 {
+        bail!("random: count is 0; it must be at least 1")
+    }
+    let kinds = ["uniform", "log", "integer", "choice"];
+    let keys = flatten(random.keys, &|table| kinds.iter().any(|kind| table.contains_key(*kind)))?;
+    let mut ranges = Vec::new();
+    for (key, value) in keys {
+        let told = || format!("random: `{key}`");
+        let Value::Table(table) = value else {
+            bail!("{}: write it as {{ uniform = [a, b] }}, log, integer or choice", told())
+        };
+        let range: Range = table.try_into().map_err(|e| config::one_line(&e)).with_context(told)?;
+        range.check().with_context(told)?;
+        ranges.push((key, range));
+    }
+    let draw = |i: u64| ranges.iter().map(|(key, range)| (key.clone(), range.draw(random.seed, key, i))).collect();
+    Ok((0..random.count as u64).map(draw).collect())
+}
+
+impl Range {
+    fn check(&self) -> Result<()> {
+        let ordered = match self {
+            Self::Uniform([a, b]) | Self::Log([a, b]) => a.is_finite() && b.is_finite() && a <= b,
+            Self::Integer([a, b]) => a <= b,
+            Self::Choice(values) => {
+                return if values.is_empty() { Err(anyhow!("has no values to choose from")) } else { Ok(()) };
+            }
+        };
+        if !ordered {
+            bail!("give its range as [low, high]")
+        }
+        match self {
+            Self::Log([a, _]) if *a <= 0.0 => bail!("the range of a logarithm must be above 0"),
+            _ => Ok(()),
+        }
+    }
+
+    fn draw(&self, seed: u64, key: &str, i: u64) -> Value {
+        let digest = Sha256::digest(key).iter().take(12).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let mut rng = order::random(seed, &digest, i);
+        let steps = 1 << 53;
+        let share = order::below(&mut rng, steps) as f64 / steps as f64;
+        match self {
+            Self::Uniform([a, b]) => Value::Float(short(a + share * (b - a)).clamp(*a, *b)),
+            Self::Log([a, b]) => Value::Float(short(a * (b / a).powf(share)).clamp(*a, *b)),
+            Self::Integer([a, b]) => Value::Integer(a + order::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64),
+            Self::Choice(values) => values[order::below(&mut rng, values.len())].clone(),
+        }
+    }
+}
+
+/// Four significant digits: what a name can say in full.
+fn short(x: f64) -> f64 {
+    format!("{x:.3e}").parse().unwrap_or(x)
+}
