@@ -91,7 +91,9 @@ fn plays(steps: u64) {
 fn pixels(steps: u64) {
     let Some(path) = certify::data::shared("cifar10") else { return };
     let mut small: Vec<String> =
-        ["model.hidden=[32,16]", "data.limit_train=400", "data.limit_test=50", "train.batch_size=50"].map(String::from).into();
+        ["model.hidden=[32,16]", "data.limit_train=400", "data.limit_test=50", "train.batch_size=50"]
+            .map(String::from)
+            .into();
     small.push(format!("data.path={}", path.display()));
     all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, &small);
 }
@@ -103,7 +105,7 @@ fn every_pair_learns_plays_and_keeps_its_promise() {
 
 #[test]
 fn every_pair_learns_pixels_and_keeps_its_promise() {
-    pixels(30);
+    pixels(60);
 }
 
 #[test]

@@ -28,7 +28,9 @@ fn main() {
 fn graph(dim: usize, layers: usize) -> lipschitz_nn::Graph {
     let (heads, context) = (dim / 64, 256);
     let (logit_scale, output_scale, final_scale) = (1.0 / 64.0, 1.0 / 3.0, 1.0);
-    Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale }.graph().expect("it fits")
+    Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale }
+        .graph()
+        .expect("it fits")
 }
 
 /// Median times of the parts of a step.
@@ -66,10 +68,8 @@ fn measure(dim: usize, layers: usize, recipe: &Recipe) -> Times {
 fn table(dim: usize, layers: usize) {
     let muon = |newton_schulz| OptimizerConfig::Muon(MuonConfig { newton_schulz, ..MuonConfig::default() });
     let none = ConstraintConfig::default;
-    let mut rows: Vec<(String, Recipe)> = NewtonSchulz::ALL
-        .into_iter()
-        .map(|set| (format!("Muon, {set:?}"), Recipe::new(muon(set), none())))
-        .collect();
+    let mut rows: Vec<(String, Recipe)> =
+        NewtonSchulz::ALL.into_iter().map(|set| (format!("Muon, {set:?}"), Recipe::new(muon(set), none()))).collect();
     rows.push(("AdamW".into(), Recipe::new(OptimizerConfig::Adamw(AdamWConfig::default()), none())));
     rows.push(("SGD".into(), Recipe::new(OptimizerConfig::Sgd(SgdConfig::default()), none())));
     for method in Method::ALL.into_iter().filter(|m| *m != Method::None) {
@@ -86,7 +86,8 @@ fn table(dim: usize, layers: usize) {
                 configs.push(("spectral normalize, power".into(), power));
             }
             Method::SpectralHardCap => {
-                configs.push(("spectral hard cap, sign".into(), ConstraintConfig { form: Some(HardCap::Sign), ..base() }));
+                configs
+                    .push(("spectral hard cap, sign".into(), ConstraintConfig { form: Some(HardCap::Sign), ..base() }));
             }
             _ => {}
         }
@@ -95,8 +96,13 @@ fn table(dim: usize, layers: usize) {
     }
     let measured: Vec<(String, Times)> = rows.iter().map(|(name, r)| (name.clone(), measure(dim, layers, r))).collect();
     let svd = measured.last().map_or(f64::NAN, |(_, times)| times.constraint);
-    println!("width {dim}, {layers} layers, 4 × 256 tokens; medians of {STEPS} steps, ms; constraints under Muon, SixStep");
-    println!("{:28} {:>9} {:>9} {:>9} {:>11} {:>10} {:>9}", "", "forward", "backward", "update", "constraint", "share", "of SVD");
+    println!(
+        "width {dim}, {layers} layers, 4 × 256 tokens; medians of {STEPS} steps, ms; constraints under Muon, SixStep"
+    );
+    println!(
+        "{:28} {:>9} {:>9} {:>9} {:>11} {:>10} {:>9}",
+        "", "forward", "backward", "update", "constraint", "share", "of SVD"
+    );
     for (name, t) in &measured {
         let ms = |x: f64| format!("{:.1}", 1000.0 * x);
         // The share of what the row is about.

@@ -246,9 +246,9 @@ fn copies(training: &Training) -> Result<Vec<Tensor>> {
 /// Whether the constant that was asked for holds.
 fn check_target(config: &Config, l: Upper) -> Result<()> {
     match config.lipschitz_target {
-        Some(target) if l > Upper::from_f64(target) => bail!(certify::Error::Violated(format!(
-            "the certified constant {l} is above lipschitz_target {target}"
-        ))),
+        Some(target) if l > Upper::from_f64(target) => {
+            bail!(certify::Error::Violated(format!("the certified constant {l} is above lipschitz_target {target}")))
+        }
         _ => Ok(()),
     }
 }
