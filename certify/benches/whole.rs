@@ -48,20 +48,13 @@ fn all(shape: &str, against: bool) {
 
 fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {
     let head_dim = dim / heads;
-    let rotary = rotary.then_some(Rotary { base: 10000.0, pairing: Pairing::Half });
+    let rotary = rotary.then_some(Rotary::new(10000.0, Pairing::Half));
     Attention {
-        dim,
-        heads,
         key_value_heads,
-        head_dim,
-        logit_scale: 1.0 / (head_dim as f64).sqrt(),
-        output_scale: 1.0,
-        causal: true,
         bias: rotary.is_none(),
         output_bias: rotary.is_none(),
         rotary,
-        query_key_norm: None,
-        logit_cap: None,
+        ..Attention::new(dim, heads, head_dim)
     }
 }
 
@@ -94,7 +87,7 @@ fn llama() -> Graph {
     for i in 0..22 {
         let mixer = Node::new("attention", Op::Attention(attention(dim, 32, 4, true)));
         nodes.push(residual(format!("a{i}"), vec![norm("norm"), mixer]));
-        let mlp = Node::new("mlp", Op::GatedMlp { dim, hidden, function: Function::Silu });
+        let mlp = Node::new("mlp", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
         nodes.push(residual(format!("m{i}"), vec![norm("norm"), mlp]));
     }
     nodes.push(norm("norm"));

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use candle_core::DType;
+use lipschitz_nn::checkpoint::Origin;
 use lipschitz_nn::graph::{Graph, Input, join};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct Certificate {
     pub weights_sha256: String,
     /// The network.
     pub graph: Graph,
+    /// For an imported network: whose it was, whose function it is, and what was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Which formula the bound comes from.
     pub formula: Formula,
     /// How spectral norms were bounded.
@@ -208,6 +212,7 @@ pub(crate) fn document(
         version: env!("CARGO_PKG_VERSION").to_string(),
         weights_sha256: digest(source)?,
         graph: source.graph().clone(),
+        origin: source.origin().cloned(),
         formula,
         method,
         proven: formula == Formula::Sound && method.is_bound(),

@@ -16,4 +16,4 @@ pub mod upper;
 pub mod verify;
 
 pub use error::Error;
-pub use open::{checkpoint_path, open, read};
+pub use open::{Opened, checkpoint_path, open, read};

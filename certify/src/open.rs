@@ -1,12 +1,14 @@
-//! MODEL on the command line: a run directory or a checkpoint.
+//! MODEL on the command line: a run directory, a checkpoint, or a model of somebody else's.
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use lipschitz_nn::Model;
-use lipschitz_nn::checkpoint::{self, Meta, Reader};
+use candle_core::{Device, Tensor};
+use lipschitz_nn::checkpoint::{self, Meta, Origin, Reader};
+use lipschitz_nn::import::{self, Imported, Options};
+use lipschitz_nn::{Graph, Model};
 
 use crate::Error;
+use crate::source::Source;
 
 /// The checkpoint that `path` means: itself, or the `model.safetensors` of a run directory.
 ///
@@ -18,28 +20,76 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
     }
     let file = path.join("model.safetensors");
     if !file.exists() {
-        let what = if path.join("config.json").exists() {
-            "is a Hugging Face model; this version reads checkpoints of this project alone"
-        } else {
-            "holds no model.safetensors; give a run directory that trained to its end, or a checkpoint"
-        };
+        let what = "holds no model.safetensors; give a run directory that trained to its end, a checkpoint, or a \
+                    directory with a config.json";
         return Err(lipschitz_nn::Error::file(path, what).into());
     }
     Ok(file)
 }
 
-/// Reads the model that `path` means.
+/// Reads the model that `path` means; one of somebody else's is imported, with the options' defaults.
 ///
 /// # Errors
-/// As [`checkpoint::load`].
+/// As [`checkpoint::load`] and [`import::import`].
 pub fn open(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
+    if import::is_foreign(path) {
+        let Imported { model, meta, .. } = import::import(path, &Options::default())?;
+        let dtype = model.dtype();
+        return Ok((model.to(device, dtype)?, meta));
+    }
     Ok(checkpoint::load(&checkpoint_path(path)?, device)?)
 }
 
-/// Opens the checkpoint that `path` means, to read it a tensor at a time.
+/// A model whose weights are asked for one at a time.
+#[derive(Debug)]
+pub enum Opened {
+    /// A checkpoint of ours, which stays on disk.
+    Checkpoint(Reader),
+    /// An imported model, in memory.
+    Imported(Box<(Model, Meta)>),
+}
+
+/// Opens the model that `path` means, to read it a tensor at a time.
 ///
 /// # Errors
-/// As [`Reader::open`].
-pub fn read(path: &Path) -> Result<Reader, Error> {
-    Ok(Reader::open(&checkpoint_path(path)?)?)
+/// As [`Reader::open`] and [`import::import`].
+pub fn read(path: &Path) -> Result<Opened, Error> {
+    if import::is_foreign(path) {
+        return Ok(Opened::Imported(Box::new(open(path, &Device::Cpu)?)));
+    }
+    Ok(Opened::Checkpoint(Reader::open(&checkpoint_path(path)?)?))
+}
+
+impl Opened {
+    /// What there is beside the weights.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::Checkpoint(reader) => reader.meta(),
+            Self::Imported(both) => &both.1,
+        }
+    }
+}
+
+impl Source for Opened {
+    fn graph(&self) -> &Graph {
+        &self.meta().graph
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Checkpoint(reader) => Source::names(reader),
+            Self::Imported(both) => Source::names(&both.0),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        match self {
+            Self::Checkpoint(reader) => Source::tensor(reader, name),
+            Self::Imported(both) => Source::tensor(&both.0, name),
+        }
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.meta().provenance.origin.as_ref()
+    }
 }

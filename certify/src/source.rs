@@ -1,7 +1,7 @@
 //! Where a proof takes its weights from: a model in memory, or a checkpoint on disk, a tensor at a time.
 
 use candle_core::Tensor;
-use lipschitz_nn::checkpoint::Reader;
+use lipschitz_nn::checkpoint::{Origin, Reader};
 use lipschitz_nn::{Graph, Model};
 
 use crate::Error;
@@ -19,6 +19,11 @@ pub trait Source {
     /// # Errors
     /// [`Error::Unknown`] if there is none of this name; [`Error::Network`] if it cannot be read.
     fn tensor(&self, name: &str) -> Result<Tensor, Error>;
+
+    /// Where an imported network comes from; none is known of a model in memory.
+    fn origin(&self) -> Option<&Origin> {
+        None
+    }
 }
 
 impl Source for Model {
@@ -47,5 +52,9 @@ impl Source for Reader {
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         Ok(Reader::tensor(self, name)?)
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.meta().provenance.origin.as_ref()
     }
 }

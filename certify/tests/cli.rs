@@ -234,3 +234,47 @@ fn bad_input_gets_one_line() {
     let exponent: i64 = bound.trim().rsplit('e').next().unwrap().parse().unwrap();
     assert!(exponent > 308, "{bound}");
 }
+
+/// A model of another library: imported, or given to a command as it is, it is the same model.
+#[test]
+fn foreign_models_are_models() {
+    let w = Workshop::new();
+    let golden = |name: &str| format!("{}/../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (dir, file, json) = (golden("qwen3"), w.string("imported.safetensors"), w.string("imported.json"));
+    let text = ok(&["import", &dir, "-o", &file, "--report"]);
+    assert!(text.contains("applied: embedding.weight = model.embed_tokens.weight"), "{text}");
+    assert!(text.contains("imported: qwen3, as the library that it comes from computes it"), "{text}");
+    let text = ok(&["bound", &file, "--json", &json]);
+    assert!(text.contains("imported: qwen3") && text.contains("certified"), "{text}");
+    assert!(ok(&["verify", &json, &dir]).contains("holds"));
+    let document: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(document["origin"]["dialect"], "original");
+    // The forward pass from the directory is what the library computed.
+    let (expected, out) = (format!("{dir}/expected.safetensors"), w.string("out.safetensors"));
+    ok(&["run", &dir, "--input", &expected, "--output", &out, "--double"]);
+    let read = |path: &str, name: &str| -> Vec<f64> {
+        let tensors = checkpoint::load_tensors(std::path::Path::new(path), &Device::Cpu).unwrap().0;
+        tensors[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let off =
+        read(&out, "output").iter().zip(read(&expected, "output")).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off < 1e-5, "{off}");
+    // Half precision computes in f32.
+    ok(&[
+        "run",
+        &golden("bigcode"),
+        "--input",
+        &format!("{}/expected.safetensors", golden("bigcode")),
+        "--output",
+        &out,
+    ]);
+    assert!(ok(&["probe", &dir, "--seconds", "0.2"]).contains("≤ true ≤ certified"));
+    ok(&["graph", &golden("t5"), "-o", &w.string("t5.svg")]);
+    ok(&["plot", "layers", &golden("vit"), "-o", &w.string("vit.svg")]);
+    assert!(std::fs::read_to_string(w.path("t5.svg")).unwrap().contains("position bias"));
+    assert!(
+        refused(&["import", &golden("gpt2"), "-o", &file, "--function", "candle"]).contains("candle has no model of")
+    );
+    assert!(refused(&["import", &golden("none"), "-o", &file]).contains("no such file"));
+    assert!(refused(&["bound", &golden(".")]).contains("config.json"));
+}

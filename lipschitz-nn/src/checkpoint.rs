@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fits;
@@ -64,6 +65,34 @@ pub struct Provenance {
     pub data_digest: Option<String>,
     /// Steps trained.
     pub step: Option<u64>,
+    /// For an imported model: which one it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// Whose function an imported model computes, where candle and the library it comes from differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// That of the library it comes from.
+    #[default]
+    Original,
+    /// That of candle's model of the family.
+    Candle,
+}
+
+/// Where an imported model comes from, and what is to be known about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The family, as its config spells it.
+    pub family: String,
+    /// Whose function it is.
+    pub dialect: Dialect,
+    /// What the function leaves out or takes for granted, in words.
+    pub notes: Vec<String>,
+    /// Tensors that nothing is known about, which were left out because it was asked for.
+    pub unused: Vec<String>,
 }
 
 /// Writes a checkpoint; a file already at `path` is replaced in one step, when the new one is complete on disk.

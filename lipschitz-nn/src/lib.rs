@@ -7,6 +7,7 @@
 pub mod checkpoint;
 mod error;
 pub mod graph;
+pub mod import;
 pub mod init;
 mod model;
 pub mod norm;

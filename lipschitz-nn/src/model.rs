@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use crate::graph::{Attention, Graph, Input, Node, Op, Parameter, join};
+use crate::graph::{Attention, Graph, Input, Node, Op, Parameter, Span, join};
 use crate::{Error, ops};
 
 /// Weights by their path through the graph.
@@ -255,11 +255,11 @@ impl Model {
                 let bias = bias.then(|| self.weight(&path, "bias"));
                 ops::layer_norm(&x, self.weight(&path, "weight"), bias, *eps)?
             }
-            Op::GatedMlp { function, .. } => {
-                let gate = self.linear(&x, &join(&path, "gate"), false)?;
-                let up = self.linear(&x, &join(&path, "up"), false)?;
+            Op::GatedMlp { function, bias, .. } => {
+                let gate = self.linear(&x, &join(&path, "gate"), *bias)?;
+                let up = self.linear(&x, &join(&path, "up"), *bias)?;
                 let product = (ops::activation(&gate, *function, 1.0)? * up)?;
-                self.linear(&product, &join(&path, "down"), false)?
+                self.linear(&product, &join(&path, "down"), *bias)?
             }
             Op::Flatten => x.flatten_from(1)?,
             Op::Patches { size } => {
@@ -269,28 +269,48 @@ impl Model {
                 squares.contiguous()?.reshape((b, rows * columns, c * size * size))?
             }
             Op::MeanPool => x.mean(1)?,
+            Op::ClassToken { dim } => {
+                let token = self.weight(&path, "weight").reshape((1, 1, *dim))?;
+                Tensor::cat(&[token.broadcast_as((x.dim(0)?, 1, *dim))?.contiguous()?, x], 1)?
+            }
+            Op::FirstToken => x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            Op::FirstAndMean => {
+                let (first, others) = (x.narrow(1, 0, 1)?, x.narrow(1, 1, x.dim(1)? - 1)?);
+                Tensor::cat(&[first.squeeze(1)?, others.mean(1)?], 1)?
+            }
         })
     }
 
     fn attention(&self, a: &Attention, path: &str, x: &Tensor) -> Result<Tensor, Error> {
         let (batch, tokens, _) = x.dims3()?;
         let project = |name: &str, heads: usize| -> Result<Tensor, Error> {
-            let y = self.linear(x, &join(path, name), a.bias)?.reshape((batch, tokens, heads, a.head_dim))?;
+            let shape = (batch, tokens, heads, a.head_dim);
+            let y = self.linear(x, &join(path, name), a.bias)?;
             let y = match a.query_key_norm {
                 Some(eps) if name != "value" => {
+                    let y = if a.query_key_span == Span::Head { y.reshape(shape)? } else { y };
                     ops::rms_norm(&y, self.weight(path, &format!("{name}_norm.weight")), eps)?
                 }
                 _ => y,
             };
-            match a.rotary {
+            let y = y.reshape(shape)?;
+            match &a.rotary {
                 Some(rotary) if name != "value" => Ok(ops::rotary(&y, rotary)?),
                 _ => Ok(y),
             }
         };
         let (query, key) = (project("query", a.heads)?, project("key", a.key_value_heads)?);
         let value = project("value", a.key_value_heads)?;
-        let mask = if a.causal { ops::Mask::Causal } else { ops::Mask::None };
-        let mixed = ops::attention(&query, &key, &value, a.logit_scale, a.logit_cap, mask)?;
+        let mask = match (a.causal, a.window) {
+            (true, None) => ops::Mask::Causal,
+            (false, None) => ops::Mask::None,
+            (causal, Some(window)) => ops::Mask::Near { window, causal },
+        };
+        let bias = match a.position_bias {
+            Some(bias) => Some(ops::position_bias(self.weight(path, "position_bias.weight"), bias, tokens)?),
+            None => None,
+        };
+        let mixed = ops::attention(&query, &key, &value, a.logit_scale, a.logit_cap, mask, bias.as_ref())?;
         let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
         let y = self.linear(&mixed, &join(path, "output"), a.output_bias)?;
         // The bias is inside the scale: `output_scale · (W_O o + b_O)`.

@@ -1,7 +1,7 @@
 //! Every gradient against central finite differences in f64, and every fused operation against its composed twin.
 
 use candle_core::{DType, Device, Tensor, Var};
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
 use lipschitz_nn::{Model, Weights, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -67,11 +67,12 @@ fn attention(heads: usize, key_value_heads: usize, rotary: Option<Pairing>, bias
         logit_scale: 0.7,
         output_scale: 0.5,
         causal: bias,
-        rotary: rotary.map(|pairing| Rotary { base: 100.0, pairing }),
+        rotary: rotary.map(|pairing| Rotary::new(100.0, pairing)),
         bias,
         output_bias: bias,
         query_key_norm: norm.then_some(0.1),
         logit_cap: rotary.map(|_| 0.8),
+        ..Attention::new(6, heads, 4)
     }
 }
 
@@ -92,11 +93,24 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("rms norm", Op::RmsNorm { dim: 6, eps: 0.01 });
     on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true });
     on_tokens("mean pool", Op::MeanPool);
+    on_tokens("first token", Op::FirstToken);
+    let near = |causal| Attention { window: Some(2), causal, ..Attention::new(6, 2, 4) };
+    on_tokens("window", Op::Attention(near(false)));
+    on_tokens("causal window", Op::Attention(near(true)));
+    let stacked = Attention {
+        query_key_norm: Some(0.1),
+        query_key_span: Span::Heads,
+        key_value_heads: 1,
+        ..Attention::new(6, 2, 4)
+    };
+    on_tokens("norm over all heads", Op::Attention(stacked));
+    let position_bias = Some(PositionBias { buckets: 4, max_distance: 3 });
+    on_tokens("position bias", Op::Attention(Attention { causal: false, position_bias, ..Attention::new(6, 2, 4) }));
     for function in
         [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
     {
         on_tokens(&format!("{function:?}"), Op::Activation { function, scale: 0.8 });
-        on_tokens(&format!("gated {function:?}"), Op::GatedMlp { dim: 6, hidden: 7, function });
+        on_tokens(&format!("gated {function:?}"), Op::GatedMlp { dim: 6, hidden: 7, function, bias: true });
     }
     for (heads, kv, rotary, bias, norm) in [
         (1, 1, None, false, false),
@@ -151,10 +165,12 @@ fn fused_operations_equal_their_twins() {
         }
         for pairing in [Pairing::Half, Pairing::Interleaved] {
             let x = var(&[2, 9, 3, 8], 1.0, &mut rng);
-            let rotary = Rotary { base: 50.0, pairing };
-            let fused = ops::rotary(x.as_tensor(), rotary).unwrap();
-            let composed = ops::composed::rotary(x.as_tensor(), rotary).unwrap();
-            same(&format!("{pairing:?}"), &[&x], &fused, &composed, tolerance);
+            for frequencies in [None, Some(vec![0.9, 0.1, 0.02, 0.01]), Some(vec![0.5, 0.2, 0.1])] {
+                let rotary = Rotary { frequencies, ..Rotary::new(50.0, pairing) };
+                let fused = ops::rotary(x.as_tensor(), &rotary).unwrap();
+                let composed = ops::composed::rotary(x.as_tensor(), &rotary).unwrap();
+                same(&format!("{rotary:?}"), &[&x], &fused, &composed, tolerance);
+            }
         }
         for (tokens, heads, groups, mask) in [
             (1, 1, 1, ops::Mask::Causal),
@@ -164,8 +180,8 @@ fn fused_operations_equal_their_twins() {
         ] {
             let q = var(&[2, tokens, heads, 6], 2.0, &mut rng);
             let (k, v) = (var(&[2, tokens, groups, 6], 2.0, &mut rng), var(&[2, tokens, groups, 6], 1.0, &mut rng));
-            let fused = ops::attention(&q, &k, &v, 0.4, None, mask).unwrap();
-            let composed = ops::composed::attention(&q, &k, &v, 0.4, None, mask).unwrap();
+            let fused = ops::attention(&q, &k, &v, 0.4, None, mask, None).unwrap();
+            let composed = ops::composed::attention(&q, &k, &v, 0.4, None, mask, None).unwrap();
             same(&format!("attention {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
         }
     }

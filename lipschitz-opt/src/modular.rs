@@ -145,18 +145,20 @@ impl Split<'_> {
             Op::Scale { factor } => Part::plain(path, factor.abs()),
             Op::Attention(a) => attention(a, path),
             // Two factors of norm 1, each moved by the input.
-            Op::GatedMlp { function, .. } => Part::sequence(
-                path,
-                vec![
-                    Part::weights(
-                        path,
-                        vec![weight("gate.weight"), weight("up.weight")],
-                        2.0 * slope(*function).max(1.0),
-                    ),
-                    Part::weights(path, vec![weight("down.weight")], 1.0),
-                ],
-            ),
-            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => {
+            Op::GatedMlp { function, bias, .. } => {
+                let mut names = vec![weight("gate.weight"), weight("up.weight")];
+                let mut down = vec![weight("down.weight")];
+                if *bias {
+                    names.extend([weight("gate.bias"), weight("up.bias")]);
+                    down.push(weight("down.bias"));
+                }
+                let product = Part::weights(path, names, 2.0 * slope(*function).max(1.0));
+                Part::sequence(path, vec![product, Part::weights(path, down, 1.0)])
+            }
+            Op::ClassToken { .. } => Part::weights(path, vec![weight("weight")], 1.0),
+            // Two parts of norm at most that of the largest token.
+            Op::FirstAndMean => Part::plain(path, 2f64.sqrt()),
+            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool | Op::FirstToken => {
                 Part::plain(path, 1.0)
             }
         };
@@ -180,6 +182,7 @@ fn attention(a: &Attention, path: &str) -> Part {
     if a.query_key_norm.is_some() {
         names.extend(["query", "key"].map(|name| weight(&format!("{name}_norm.weight"))));
     }
+    names.extend(a.position_bias.map(|_| weight("position_bias.weight")));
     let mut output = vec![weight("output.weight")];
     output.extend(a.output_bias.then(|| weight("output.bias")));
     let parts = vec![

@@ -1,7 +1,9 @@
 //! What the whole-workspace tests share: seeded random networks.
 
+pub mod foreign;
+
 use candle_core::{Device, Tensor};
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
 use lipschitz_nn::{Model, Weights};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -45,11 +47,18 @@ impl Dice {
 const FUNCTIONS: [Function; 6] =
     [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid];
 
+/// Rotary positions: the usual frequencies, or given ones for all or the first coordinates.
+fn rotary(head_dim: usize, dice: &mut Dice) -> Rotary {
+    let given = dice.coin().then(|| (0..1 + dice.below(head_dim / 2)).map(|_| dice.unit()).collect());
+    Rotary { frequencies: given, ..Rotary::new(20.0, dice.pick(&[Pairing::Half, Pairing::Interleaved])) }
+}
+
 fn attention(dim: usize, dice: &mut Dice) -> Op {
     let heads: usize = dice.pick(&[1, 2, 3, 4, 8]);
+    let causal = dice.coin();
     let divisors: Vec<usize> = (1..=heads).filter(|k| heads.is_multiple_of(*k)).collect();
     let head_dim = dice.pick(&[2, 4]);
-    let rotary = dice.coin().then(|| Rotary { base: 20.0, pairing: dice.pick(&[Pairing::Half, Pairing::Interleaved]) });
+    let rotary = dice.coin().then(|| rotary(head_dim, dice));
     Op::Attention(Attention {
         dim,
         heads,
@@ -57,12 +66,15 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
         head_dim,
         logit_scale: dice.pick(&[1.0 / head_dim as f64, 1.0 / (head_dim as f64).sqrt(), 1.0 / dim as f64, -1.0]),
         output_scale: dice.pick(&[1.0, 1.0 / 3.0]),
-        causal: dice.coin(),
+        causal,
         rotary,
         bias: dice.below(3) == 0,
         output_bias: dice.below(3) == 0,
         query_key_norm: (dice.below(4) == 0).then(|| dice.pick(&[0.01, 0.5])),
+        query_key_span: dice.pick(&[Span::Head, Span::Heads]),
         logit_cap: (dice.below(4) == 0).then(|| dice.pick(&[0.3, 5.0])),
+        window: (dice.below(4) == 0).then(|| 1 + dice.below(3)),
+        position_bias: (!causal && dice.coin()).then_some(PositionBias { buckets: 4, max_distance: 3 }),
     })
 }
 
@@ -79,7 +91,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 if dice.below(4) == 0 => Op::Clip { limit: dice.pick(&[0.1, 1.0]) },
-            6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS) },
+            6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS), bias: dice.coin() },
             7 => Op::Sequential { body: body(dim, depth + 1, dice) },
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();
@@ -133,10 +145,15 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
         }
         nodes.push(Node::new("", Op::Patches { size: 2 }));
         nodes.push(linear("embedding", 8, 6, dice));
-        nodes.push(Node::new("positions", Op::Positions { length: 4, dim: 6 }));
+        let class = dice.coin();
+        if class {
+            nodes.push(Node::new("class", Op::ClassToken { dim: 6 }));
+        }
+        nodes.push(Node::new("positions", Op::Positions { length: 5, dim: 6 }));
         nodes.extend(body(6, 0, dice));
-        nodes.push(Node::new("", Op::MeanPool));
-        nodes.push(linear("head", 6, classes, dice));
+        let pool = dice.below(if class { 3 } else { 2 });
+        nodes.push(Node::new("", [Op::MeanPool, Op::FirstToken, Op::FirstAndMean][pool].clone()));
+        nodes.push(linear("head", if pool == 2 { 12 } else { 6 }, classes, dice));
     }
     Graph::new(pixels, nodes).expect("random graphs fit together")
 }
@@ -152,3 +169,8 @@ pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide.md")]
 pub struct Guide;
+
+/// The code for candle programs, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/import/candle.md")]
+pub struct CandlePrograms;

@@ -153,6 +153,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             seed: Some(config.train.seed),
             data_digest: Some(task.digest()),
             step: Some(step),
+            origin: None,
         },
     };
     let t = &config.train;

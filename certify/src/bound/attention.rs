@@ -5,7 +5,7 @@
 //! same in all logits of a row (a key bias, where the logits are plain products) changes nothing. A soft cap on the
 //! logits has slope at most 1.
 
-use lipschitz_nn::graph::{Attention, join};
+use lipschitz_nn::graph::{Attention, Span, join};
 
 use super::{Block, Norm, Norms, Part, State, Step, abs, count};
 use crate::Error;
@@ -40,15 +40,23 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> 
         Some(_) => (Some(norms.largest(&weight("query_norm"))?), Some(norms.largest(&weight("key_norm"))?)),
         None => (None, None),
     };
-    let root = count(a.head_dim).sqrt();
-    // Slope of a query or key, and its largest norm, from the norm of the map and of its offset.
-    let through = |map: Upper, offset: Upper, gain: Option<Upper>| match (gain, a.query_key_norm) {
-        (Some(gain), Some(eps)) => {
-            let slope = gain.over(eps.sqrt().next_down());
-            (slope * map, (root * gain).min(slope * (map * r + offset)))
-        }
-        _ => (map, map * r + offset),
+    // A norm over all heads makes each depend on the others, so its slope is that of the whole map.
+    let span = |heads: usize| if a.query_key_span == Span::Heads { heads } else { 1 };
+    let mixing = |name: &str, map: Upper| match (a.query_key_norm, a.query_key_span) {
+        (Some(_), Span::Heads) => norms.matrix(&block(name, Part::ALL)),
+        _ => Ok(map),
     };
+    // Slope of a query or key, and its largest norm, from the norm of the map and of its offset; `mixed` is the norm of the
+    // map that the norm is taken over, of `heads` heads.
+    let through =
+        |map: Upper, mixed: Upper, offset: Upper, gain: Option<Upper>, heads: usize| match (gain, a.query_key_norm) {
+            (Some(gain), Some(eps)) => {
+                let slope = gain.over(eps.sqrt().next_down());
+                let root = count(span(heads) * a.head_dim).sqrt();
+                (slope * mixed, (root * gain).min(slope * (map * r + offset)))
+            }
+            _ => (map, map * r + offset),
+        };
     let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
 
     let output_block = Block::whole(weight("output"));
@@ -61,8 +69,8 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> 
         let value = norms.matrix(&block("value", shared))?;
         let query_offset = offset("query", mine)?;
         let key_offset = if plain { Upper::ZERO } else { offset("key", shared)? };
-        let (query_slope, query_size) = through(query, query_offset, query_gain);
-        let (key_slope, key_size) = through(key, key_offset, key_gain);
+        let (query_slope, query_size) = through(query, mixing("query", query)?, query_offset, query_gain, a.heads);
+        let (key_slope, key_size) = through(key, mixing("key", key)?, key_offset, key_gain, a.key_value_heads);
         let mut logit_slope = query_slope * key_size + query_size * key_slope;
         if plain {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
@@ -92,7 +100,7 @@ pub(super) fn bound(a: &Attention, path: &str, norms: &dyn Norms, x: &State) -> 
     let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
             let slope = gain.over(eps.sqrt().next_down());
-            (slope * query, slope * (query * r + query_offset))
+            (slope * query, (count(a.heads * a.head_dim).sqrt() * gain).min(slope * (query * r + query_offset)))
         }
         _ => (query, query * r + query_offset),
     };

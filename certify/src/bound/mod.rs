@@ -317,16 +317,18 @@ impl Walker<'_> {
                 }
                 step(whole, outer, x.width, "max |γ| / √ε")
             }
-            Op::GatedMlp { function, .. } => {
+            Op::GatedMlp { function, bias, .. } => {
                 let (gate, up) = (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
                 let down = self.norms.matrix(&Block::whole(join(path, "down.weight")))?;
-                let (gate_offset, up_offset) = (offset("gate", None)?, offset("up", None)?);
+                let bias = |name: &str| bias.then(|| join(path, &join(name, "bias")));
+                let (gate_offset, up_offset) = (offset("gate", bias("gate"))?, offset("up", bias("up"))?);
+                let down_offset = bias("down").map_or(Ok(Upper::ZERO), |name| self.norms.vector(&name))?;
                 let largest_gate =
                     pointwise::value(*function, self.norms.row(&block("gate"))? * x.radius + gate_offset);
                 let largest_up = self.norms.row(&block("up"))? * x.radius + up_offset;
                 // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu, each factor without δ bounded by its largest element.
                 let product = pointwise::slope(*function) * gate * largest_up + up * largest_gate;
-                let radius = down * largest_gate * (up * x.radius + up_offset);
+                let radius = down * largest_gate * (up * x.radius + up_offset) + down_offset;
                 step(down * product, radius, x.width, "product rule on row norms")
             }
             Op::Flatten => step(Upper::ONE, x.radius, x.width, "an isometry"),
@@ -336,6 +338,17 @@ impl Walker<'_> {
                 step(Upper::ONE, x.radius.min(x.largest * count(width).sqrt()), width, "parts of the image")
             }
             Op::MeanPool => step(Upper::ONE, x.radius, x.width, "a mean"),
+            // One more token, the same for all inputs.
+            Op::ClassToken { .. } => {
+                let token = self.norms.vector(&join(path, "weight"))?;
+                step(Upper::ONE, x.radius.max(token), x.width, "one token more")
+            }
+            Op::FirstToken => step(Upper::ONE, x.radius, x.width, "one token"),
+            // Two vectors beside each other, each at most the largest token.
+            Op::FirstAndMean => {
+                let root = count(2).sqrt();
+                step(root, root * x.radius, 2 * x.width, "√2: two parts")
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use certify::Opened;
 use certify::bound::savings::{self, Tightening};
 use certify::bound::{Row, WeightNorms};
 use certify::certificate::{self, Certificate, Formula};
@@ -10,12 +11,12 @@ use certify::upper::Upper;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use lipschitz_nn::checkpoint::Reader;
+use lipschitz_nn::checkpoint::{Dialect, Origin};
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
 pub struct Bound {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Write the certificate to this file.
     #[arg(long, value_name = "FILE")]
@@ -122,13 +123,27 @@ fn print(c: &Certificate) {
     if let Some(diameter) = c.domain.diameter {
         println!("        two embedding rows are at most {diameter} apart");
     }
+    c.origin.iter().for_each(origin);
     c.assumptions.iter().for_each(|text| println!("assumes: {text}"));
     println!("weights: sha256 {}", c.weights_sha256);
     c.warnings.iter().for_each(|text| println!("warning: {text}"));
 }
 
+/// Whose function it is.
+pub fn origin(origin: &Origin) {
+    let whose = match origin.dialect {
+        Dialect::Original => "as the library that it comes from computes it",
+        Dialect::Candle => "as candle's model of the family computes it",
+    };
+    println!("imported: {}, {whose}", origin.family);
+    origin.notes.iter().for_each(|note| println!("imported: {note}"));
+    if !origin.unused.is_empty() {
+        println!("imported: left out, unknown: {}", origin.unused.join(", "));
+    }
+}
+
 /// A row a tightening.
-fn savings(source: &Reader, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
+fn savings(source: &Opened, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
     let norms = WeightNorms::new(source, method, &|_| {});
     let mut table = table(["without", "L, RMS → RMS", "times"]);
     for tightening in Tightening::ALL {

@@ -8,7 +8,7 @@ use clap::Args;
 /// Draw the architecture with each node's bound.
 #[derive(Args)]
 pub struct GraphCommand {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Where to: .svg, .dot or .json.
     #[arg(short, long, value_name = "FILE")]

@@ -2,6 +2,7 @@
 
 mod bound;
 mod graph;
+mod import;
 mod plan;
 mod plot;
 mod probe;
@@ -15,7 +16,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
 ///
-/// MODEL is a run directory or a .safetensors checkpoint. Exit code 0: fine; 1: a check failed; 2: bad input.
+/// MODEL is a run directory, a .safetensors checkpoint, or a model of another library: a directory with a config.json, a .bin
+/// of llama2.c, or a .pt or .npz of one matrix. Exit code 0: fine; 1: a check failed; 2: bad input.
 #[derive(Parser)]
 #[command(name = "certify", version)]
 struct Cli {
@@ -35,6 +37,7 @@ enum Command {
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
     Run(run::Run),
+    Import(import::Import),
     /// The JSON schema of a certificate, on stdout.
     Schema,
     /// Shell completions, on stdout.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),
+        Command::Import(command) => command.run(),
         Command::Schema => {
             print!("{}", certify::certificate::schema());
             Ok(())

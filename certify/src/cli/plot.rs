@@ -38,7 +38,7 @@ enum Picture {
     },
     /// Where the bound of one network comes from, a bar a node.
     Layers {
-        /// A run directory or a checkpoint.
+        /// A run directory, a checkpoint, or a model of another library.
         model: PathBuf,
         /// Where to: .svg or .png.
         #[arg(short, long, value_name = "FILE")]

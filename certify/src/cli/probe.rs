@@ -22,7 +22,7 @@ use serde::Serialize;
 /// Search for the steepest pair of inputs, and set it beside the certified constant.
 #[derive(Args)]
 pub struct Probe {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Where real inputs come from: a text file, or a CIFAR-10 directory. Without it, random tokens or pixels.
     #[arg(long, value_name = "PATH")]

@@ -8,7 +8,7 @@ use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 /// Run the forward pass on tensors from a file, for comparison with any other program.
 #[derive(Args)]
 pub struct Run {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c, h, w] or `vectors` [batch, d].
     #[arg(long, value_name = "FILE")]
@@ -16,7 +16,7 @@ pub struct Run {
     /// Where `output` goes.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Compute in f64 instead of the weights' type.
+    /// Compute in f64 instead of the weights' type (f32 for weights of half precision).
     #[arg(long)]
     double: bool,
 }
@@ -24,7 +24,12 @@ pub struct Run {
 impl Run {
     pub fn run(self) -> Result<()> {
         let (model, _) = certify::open(&self.model, &Device::Cpu)?;
-        let model = if self.double { model.to(&Device::Cpu, DType::F64)? } else { model };
+        let dtype = match (self.double, model.dtype()) {
+            (true, _) => DType::F64,
+            (false, DType::BF16 | DType::F16) => DType::F32,
+            (false, dtype) => dtype,
+        };
+        let model = model.to(&Device::Cpu, dtype)?;
         let (tensors, _) = load_tensors(&self.input, &Device::Cpu)?;
         let known = ["tokens", "embeddings", "pixels", "vectors"];
         let mut found = known.iter().filter_map(|name| tensors.get(*name).map(|t| (*name, t)));

@@ -10,7 +10,7 @@ use clap::Args;
 pub struct Verify {
     /// The certificate, as `bound --json` writes one.
     certificate: PathBuf,
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
 }
 

@@ -63,7 +63,7 @@ impl Workshop {
             graph: model.graph().clone(),
             config: serde_json::Value::Null,
             tokenizer: None,
-            provenance: Provenance { version: "0".into(), seed: None, data_digest: None, step: None },
+            provenance: Provenance { version: "0".into(), seed: None, data_digest: None, step: None, origin: None },
         };
         checkpoint::save(&self.path(name), &model, &meta).unwrap();
         self.string(name)
@@ -80,11 +80,12 @@ pub fn normalised() -> Model {
         logit_scale: 0.5,
         output_scale: 1.0,
         causal: true,
-        rotary: Some(Rotary { base: 100.0, pairing: Pairing::Half }),
+        rotary: Some(Rotary::new(100.0, Pairing::Half)),
         bias: true,
         output_bias: true,
         query_key_norm: Some(0.01),
         logit_cap: Some(5.0),
+        ..Attention::new(8, 4, 4)
     };
     let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
     let nodes = vec![
@@ -101,7 +102,7 @@ pub fn normalised() -> Model {
             "b",
             vec![
                 Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }),
-                Node::new("mlp", Op::GatedMlp { dim: 8, hidden: 6, function: Function::Silu }),
+                Node::new("mlp", Op::GatedMlp { dim: 8, hidden: 6, function: Function::Silu, bias: true }),
             ],
         ),
         residual(

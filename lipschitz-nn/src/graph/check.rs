@@ -156,9 +156,24 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
             Shape::Image(c, h, w) if *side > 0 && h % side == 0 && w % side == 0 => Ok(Shape::Tokens(c * side * side)),
             _ => Err(wrong(format!("an image whose sides are multiples of {side}"))),
         },
-        Op::MeanPool => match shape {
+        Op::ClassToken { dim } => {
+            size(path, "dim", *dim)?;
+            if graph.context().is_some() {
+                return Err(Error::graph(path, "(class_token) is for images; a sequence of token ids has its own"));
+            }
+            tokens(*dim)?;
+            Ok(shape)
+        }
+        Op::MeanPool | Op::FirstToken => match shape {
             Shape::Tokens(d) => Ok(Shape::Vector(d)),
             _ => Err(wrong("tokens".into())),
+        },
+        // One token alone has no others to take the mean of, so this needs a class token in front.
+        Op::FirstAndMean => match shape {
+            Shape::Tokens(d) if graph.nodes.iter().any(|n| matches!(n.op, Op::ClassToken { .. })) => {
+                Ok(Shape::Vector(2 * d))
+            }
+            _ => Err(wrong("tokens behind a class token".into())),
         },
     }
 }
@@ -177,10 +192,32 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     if a.heads.saturating_mul(a.head_dim) > MAX_SIZE {
         return Err(Error::graph(path, "heads · head_dim is too large"));
     }
-    if let Some(rotary) = a.rotary {
+    if let Some(rotary) = &a.rotary {
         positive(path, "rotary base", rotary.base)?;
-        if !a.head_dim.is_multiple_of(2) {
-            return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
+        let half = a.head_dim / 2;
+        match &rotary.frequencies {
+            Some(frequencies) if frequencies.is_empty() || frequencies.len() > half => {
+                let n = frequencies.len();
+                return Err(Error::graph(path, format!("has {n} rotary frequencies, outside 1…{half}")));
+            }
+            Some(frequencies) => frequencies.iter().try_for_each(|f| finite(path, "rotary frequency", *f))?,
+            None if !a.head_dim.is_multiple_of(2) => {
+                return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
+            }
+            None => {}
+        }
+    }
+    if let Some(window) = a.window {
+        size(path, "window", window)?;
+    }
+    if let Some(bias) = a.position_bias {
+        if a.causal {
+            return Err(Error::graph(path, "has a position bias, which causal attention cannot have"));
+        }
+        size(path, "buckets", bias.buckets)?;
+        size(path, "max_distance", bias.max_distance)?;
+        if bias.buckets < 4 || bias.max_distance <= bias.buckets / 4 {
+            return Err(Error::graph(path, "needs at least 4 buckets, and max_distance above a quarter of them"));
         }
     }
     for (what, value) in [("query_key_norm", a.query_key_norm), ("logit_cap", a.logit_cap)] {

@@ -4,10 +4,14 @@
 //! it, training takes its parameters and their geometry from it, a certificate is proven from it, a checkpoint stores
 //! it. A new layer kind is a new [`Op`]; the compiler then names each interpreter that lacks an arm.
 
+mod attention;
+mod builder;
 mod check;
 mod parameter;
 mod picture;
 
+pub use attention::{Attention, Pairing, PositionBias, Rotary, Span};
+pub use builder::Builder;
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
 
 use schemars::JsonSchema;
@@ -82,58 +86,6 @@ pub enum Function {
     Tanh,
     /// 1/(1+e⁻ˣ)
     Sigmoid,
-}
-
-/// Which coordinates a rotary position embedding pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Pairing {
-    /// Coordinate i with i + d/2.
-    Half,
-    /// Coordinate 2i with 2i + 1.
-    Interleaved,
-}
-
-/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Rotary {
-    /// Base of the frequencies, 10000 in the literature.
-    pub base: f64,
-    /// Which coordinates are paired.
-    pub pairing: Pairing,
-}
-
-/// Multi-head attention over `[batch, tokens, dim]`:
-/// `output_scale · W_O · concat_h softmax(logit_scale · q_h k_hᵀ + mask) v_h`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Attention {
-    /// Width of the stream.
-    pub dim: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads` (grouped queries).
-    pub key_value_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on the logits: 1/head_dim in the method, 1/√head_dim elsewhere.
-    pub logit_scale: f64,
-    /// Factor on the output.
-    pub output_scale: f64,
-    /// Whether a token sees only itself and earlier tokens.
-    pub causal: bool,
-    /// Rotary positions, if any.
-    pub rotary: Option<Rotary>,
-    /// Whether query, key and value have a bias.
-    pub bias: bool,
-    /// Whether the output projection has a bias.
-    pub output_bias: bool,
-    /// ε of an RMS norm with gain on each query and key head, if any.
-    pub query_key_norm: Option<f64>,
-    /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
-    #[serde(default)]
-    pub logit_cap: Option<f64>,
 }
 
 /// What a node computes.
@@ -217,7 +169,7 @@ pub enum Op {
         /// Whether there is a β.
         bias: bool,
     },
-    /// `W_down (φ(W_gate x) ∘ W_up x)`.
+    /// `W_down (φ(W_gate x + b_gate) ∘ (W_up x + b_up)) + b_down`.
     GatedMlp {
         /// Width in and out.
         dim: usize,
@@ -225,7 +177,19 @@ pub enum Op {
         hidden: usize,
         /// φ
         function: Function,
+        /// Whether the three maps have a bias.
+        #[serde(default)]
+        bias: bool,
     },
+    /// Puts a learned token in front of the others.
+    ClassToken {
+        /// Width.
+        dim: usize,
+    },
+    /// `[batch, tokens, dim]` to the first token `[batch, dim]`.
+    FirstToken,
+    /// `[batch, tokens, dim]` to the first token beside the mean of the others, `[batch, 2·dim]`.
+    FirstAndMean,
     /// `[batch, …]` to `[batch, product]`.
     Flatten,
     /// Images to `[batch, tokens, channels·size²]`, non-overlapping squares, row by row.
@@ -293,6 +257,9 @@ impl Op {
             Op::Flatten => "flatten",
             Op::Patches { .. } => "patches",
             Op::MeanPool => "mean_pool",
+            Op::ClassToken { .. } => "class_token",
+            Op::FirstToken => "first_token",
+            Op::FirstAndMean => "first_and_mean",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint work in.
 
-use super::{Attention, Graph, Node, Op, join};
+use super::{Attention, Graph, Node, Op, Span, join};
 
 /// The norm that a weight is measured, updated and constrained in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +82,8 @@ fn vector(path: &str, name: &str, dim: usize, init: Init) -> Parameter {
     Parameter { name: join(path, name), shape: vec![dim], geometry: Geometry::Vector, heads: None, init }
 }
 
-fn table(path: &str, shape: [usize; 2], init: Init) -> Parameter {
-    let name = join(path, "weight");
+fn table(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
+    let name = join(path, &join(name, "weight"));
     Parameter { name, shape: shape.to_vec(), geometry: Geometry::Table, heads: None, init }
 }
 
@@ -105,8 +105,8 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
                 out.push(vector(&path, "bias", *outputs, Init::Zero));
             }
         }
-        Op::Embedding { vocabulary, dim } => out.push(table(&path, [*vocabulary, *dim], Init::Rows)),
-        Op::Positions { length, dim } => out.push(table(&path, [*length, *dim], Init::Zero)),
+        Op::Embedding { vocabulary, dim } => out.push(table(&path, "", [*vocabulary, *dim], Init::Rows)),
+        Op::Positions { length, dim } => out.push(table(&path, "", [*length, *dim], Init::Zero)),
         Op::Attention(a) => attention(&path, a, out),
         Op::RmsNorm { dim, .. } => out.push(vector(&path, "weight", *dim, Init::One)),
         Op::LayerNorm { dim, bias, .. } => {
@@ -115,18 +115,24 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
                 out.push(vector(&path, "bias", *dim, Init::Zero));
             }
         }
-        Op::GatedMlp { dim, hidden, .. } => {
-            out.push(matrix(&path, "gate", [*hidden, *dim], Init::Orthogonal));
-            out.push(matrix(&path, "up", [*hidden, *dim], Init::Orthogonal));
-            out.push(matrix(&path, "down", [*dim, *hidden], Init::Orthogonal));
+        Op::GatedMlp { dim, hidden, bias, .. } => {
+            for (name, outputs, inputs) in [("gate", *hidden, *dim), ("up", *hidden, *dim), ("down", *dim, *hidden)] {
+                out.push(matrix(&path, name, [outputs, inputs], Init::Orthogonal));
+                if *bias {
+                    out.push(vector(&path, &join(name, "bias"), outputs, Init::Zero));
+                }
+            }
         }
+        Op::ClassToken { dim } => out.push(vector(&path, "weight", *dim, Init::Zero)),
         Op::Activation { .. }
         | Op::Scale { .. }
         | Op::SoftCap { .. }
         | Op::Clip { .. }
         | Op::Flatten
         | Op::Patches { .. }
-        | Op::MeanPool => {}
+        | Op::MeanPool
+        | Op::FirstToken
+        | Op::FirstAndMean => {}
     }
 }
 
@@ -140,7 +146,8 @@ fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
             out.push(vector(path, &join(name, "bias"), width, Init::Zero));
         }
         if a.query_key_norm.is_some() && name != "value" {
-            out.push(vector(path, &format!("{name}_norm.weight"), a.head_dim, Init::One));
+            let span = if a.query_key_span == Span::Heads { width } else { a.head_dim };
+            out.push(vector(path, &format!("{name}_norm.weight"), span, Init::One));
         }
     }
     let mut output = matrix(path, "output", [a.dim, a.heads * a.head_dim], Init::Orthogonal);
@@ -148,5 +155,8 @@ fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
     out.push(output);
     if a.output_bias {
         out.push(vector(path, "output.bias", a.dim, Init::Zero));
+    }
+    if let Some(bias) = a.position_bias {
+        out.push(table(path, "position_bias", [bias.buckets, a.heads], Init::Zero));
     }
 }

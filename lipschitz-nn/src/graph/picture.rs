@@ -30,21 +30,27 @@ fn title(op: &Op) -> String {
         Op::Clip { limit } => format!("clip to ±{}", short(*limit)),
         Op::Attention(a) => {
             let kv = if a.key_value_heads == a.heads { String::new() } else { format!(" ({} kv)", a.key_value_heads) };
-            let rotary = match a.rotary.map(|r| r.pairing) {
+            let rotary = match a.rotary.as_ref().map(|r| r.pairing) {
                 None => "",
                 Some(Pairing::Half) => ", rotary",
                 Some(Pairing::Interleaved) => ", rotary interleaved",
             };
-            format!("attention {} heads{kv} × {}{rotary}", a.heads, a.head_dim)
+            let window = a.window.map_or(String::new(), |w| format!(", window {w}"));
+            let bias = if a.position_bias.is_some() { ", position bias" } else { "" };
+            let norm = if a.query_key_norm.is_some() { ", query-key norm" } else { "" };
+            format!("attention {} heads{kv} × {}{rotary}{window}{bias}{norm}", a.heads, a.head_dim)
         }
         Op::RmsNorm { dim, .. } => format!("rms norm {dim}"),
         Op::LayerNorm { dim, .. } => format!("layer norm {dim}"),
-        Op::GatedMlp { dim, hidden, function } => {
+        Op::GatedMlp { dim, hidden, function, .. } => {
             format!("gated mlp {dim} → {hidden} → {dim}, {function:?}").to_lowercase()
         }
         Op::Flatten => "flatten".into(),
         Op::Patches { size } => format!("patches {size} × {size}"),
         Op::MeanPool => "mean over tokens".into(),
+        Op::ClassToken { .. } => "class token in front".into(),
+        Op::FirstToken => "first token".into(),
+        Op::FirstAndMean => "first token and mean of the others".into(),
     }
 }
 

@@ -14,20 +14,46 @@ pub enum Mask {
     None,
     /// Its own position and earlier ones.
     Causal,
+    /// Those less than `window` positions away, on both sides or behind it.
+    Near {
+        /// Distances below this are seen.
+        window: usize,
+        /// Whether later positions are hidden.
+        causal: bool,
+    },
 }
 
-/// `softmax(cap(scale · q kᵀ) + mask) v`, head by head, where `cap` is [`super::soft_cap`] or nothing.
+impl Mask {
+    fn hides(self, query: usize, key: usize) -> bool {
+        match self {
+            Self::None => false,
+            Self::Causal => key > query,
+            Self::Near { window, causal } => query.abs_diff(key) >= window || causal && key > query,
+        }
+    }
+}
+
+/// `softmax(cap(scale · q kᵀ) + bias + mask) v`, head by head, where `cap` is [`super::soft_cap`] or nothing, and `bias` is
+/// `[heads, tokens, tokens]`.
 ///
 /// `q` is `[batch, tokens, heads, head_dim]`, `k` and `v` are `[batch, tokens, key_value_heads, head_dim]` and each
 /// serves `heads / key_value_heads` neighbouring query heads; the result has the shape of `q`.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>, mask: Mask) -> Result<Tensor> {
-    if fused(q) && cap.is_none() {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    cap: Option<f64>,
+    mask: Mask,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    if fused(q) && cap.is_none() && bias.is_none() && !matches!(mask, Mask::Near { .. }) {
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { scale, mask })
     } else {
-        composed(q, k, v, scale, cap, mask)
+        composed(q, k, v, scale, cap, mask, bias)
     }
 }
 
@@ -35,7 +61,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>, mask: Mask) -> Result<Tensor> {
+pub fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    cap: Option<f64>,
+    mask: Mask,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let dims = Dims::of(q.shape(), k.shape(), v.shape())?;
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
@@ -49,9 +83,13 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>
     if let Some(cap) = cap {
         logits = super::soft_cap(&logits, cap)?;
     }
-    if mask == Mask::Causal {
+    if let Some(bias) = bias {
+        logits = logits.broadcast_add(bias)?;
+    }
+    if mask != Mask::None {
         let t = dims.tokens;
-        let rows = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect::<Vec<_>>();
+        let hidden = |i| if mask.hides(i / t, i % t) { f32::NEG_INFINITY } else { 0.0 };
+        let rows = (0..t * t).map(hidden).collect::<Vec<_>>();
         logits = logits.broadcast_add(&Tensor::from_vec(rows, (t, t), q.device())?.to_dtype(q.dtype())?)?;
     }
     candle_nn::ops::softmax(&logits, D::Minus1)?.matmul(&v)?.transpose(1, 2)?.contiguous()

@@ -8,6 +8,7 @@ mod attention;
 mod gemm;
 mod linear;
 mod norm;
+mod position;
 mod real;
 mod rotary;
 
@@ -16,6 +17,7 @@ pub use attention::{Mask, attention};
 pub use gemm::{Strided, gemm};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
+pub use position::position_bias;
 pub use rotary::rotary;
 
 /// The forms composed of candle's operations, for comparison.

@@ -7,19 +7,27 @@ use super::real::Real;
 use super::{fused, slice, with_slices};
 use crate::graph::{Pairing, Rotary};
 
-/// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle `t·base^(−2i/head_dim)`.
+/// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle `t·base^(−2i/head_dim)`, or t times
+/// frequency i where frequencies are given.
 ///
 /// Source: Su et al., *RoFormer*, eq. 15. A rotation, so it changes no norm.
 ///
 /// # Errors
 /// Candle's own, such as an odd `head_dim`.
-pub fn rotary(x: &Tensor, rotary: Rotary) -> Result<Tensor> {
-    if fused(x) { x.contiguous()?.apply_op1(Turn { rotary, sign: 1.0 }) } else { composed(x, rotary) }
+pub fn rotary(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    if fused(x) { x.contiguous()?.apply_op1(Turn { rotary: rotary.clone(), sign: 1.0 }) } else { composed(x, rotary) }
 }
 
-fn angles(rotary: Rotary, tokens: usize, half: usize) -> Vec<f64> {
-    let frequency = |i: usize| rotary.base.powf(-(i as f64) / half as f64);
-    let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+/// The angle a token of each pair of `head_dim` coordinates.
+fn frequencies(rotary: &Rotary, head_dim: usize) -> Vec<f64> {
+    let half = head_dim / 2;
+    match &rotary.frequencies {
+        Some(frequencies) => frequencies.clone(),
+        None => (0..half).map(|i| rotary.base.powf(-(i as f64) / half as f64)).collect(),
+    }
+}
+
+fn angles(frequencies: &[f64], tokens: usize) -> Vec<f64> {
     (0..tokens).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f)).collect()
 }
 
@@ -27,10 +35,17 @@ fn angles(rotary: Rotary, tokens: usize, half: usize) -> Vec<f64> {
 ///
 /// # Errors
 /// Candle's own, such as an odd `head_dim`.
-pub fn composed(x: &Tensor, rotary: Rotary) -> Result<Tensor> {
-    let (batch, tokens, heads, dim) = x.dims4()?;
-    let half = dim / 2;
-    let angles = angles(rotary, tokens, half);
+pub fn composed(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    let (batch, tokens, heads, width) = x.dims4()?;
+    let frequencies = frequencies(rotary, width);
+    let half = frequencies.len();
+    let dim = 2 * half;
+    if dim < width {
+        let turned = Rotary { frequencies: Some(frequencies), ..rotary.clone() };
+        let turned = composed(&x.narrow(D::Minus1, 0, dim)?.contiguous()?, &turned)?;
+        return Tensor::cat(&[turned, x.narrow(D::Minus1, dim, width - dim)?], D::Minus1);
+    }
+    let angles = angles(&frequencies, tokens);
     let table = |f: fn(f64) -> f64, shape: &[usize]| {
         Tensor::from_vec(angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), shape, x.device())?.to_dtype(x.dtype())
     };
@@ -61,12 +76,12 @@ struct Turn {
 
 impl Turn {
     fn apply<T: Real>(&self, x: &[T], tokens: usize, heads: usize, dim: usize) -> Vec<T> {
-        let half = dim / 2;
-        let turns: Vec<(T, T)> = angles(self.rotary, tokens, half)
-            .into_iter()
-            .map(|a| (T::of(a.cos()), T::of(self.sign * a.sin())))
-            .collect();
-        let mut out = vec![T::of(0.0); x.len()];
+        let frequencies = frequencies(&self.rotary, dim);
+        let half = frequencies.len();
+        let turns: Vec<(T, T)> =
+            angles(&frequencies, tokens).into_iter().map(|a| (T::of(a.cos()), T::of(self.sign * a.sin()))).collect();
+        // Coordinates that are not turned stay as they are.
+        let mut out = x.to_vec();
         let row = heads * dim;
         out.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().for_each(|(i, (out, x))| {
             let turns = &turns[(i % tokens) * half..][..half];
@@ -92,8 +107,8 @@ impl CustomOp1 for Turn {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, tokens, heads, dim) = layout.shape().dims4()?;
-        if dim % 2 != 0 {
-            bail!("rotary positions need an even head_dim, not {dim}")
+        if self.rotary.frequencies.as_ref().map_or(dim % 2 != 0, |f| 2 * f.len() > dim) {
+            bail!("rotary positions do not fit a head_dim of {dim}")
         }
         let out = match storage {
             CpuStorage::F32(_) => CpuStorage::F32(self.apply(slice(storage, layout)?, tokens, heads, dim)),
@@ -106,7 +121,7 @@ impl CustomOp1 for Turn {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (_, tokens, heads, dim) = x.dims4()?;
         let grad = grad.contiguous()?;
-        let back = Turn { rotary: self.rotary, sign: -self.sign };
+        let back = Turn { rotary: self.rotary.clone(), sign: -self.sign };
         let out = match x.dtype() {
             DType::F32 => {
                 let out = with_slices::<f32, _>(&[&grad], |s| back.apply(s[0], tokens, heads, dim))?;

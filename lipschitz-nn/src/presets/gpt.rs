@@ -34,7 +34,7 @@ impl Gpt {
     /// [`Error::Graph`] if a size is zero or `heads` does not divide `dim` into even parts.
     pub fn graph(&self) -> Result<Graph, Error> {
         let Self { vocabulary, context, dim, layers, heads, logit_scale, output_scale, .. } = *self;
-        let rotary = Some(Rotary { base: 10000.0, pairing: Pairing::Half });
+        let rotary = Some(Rotary::new(10000.0, Pairing::Half));
         let block = Block { dim, heads, logit_scale, output_scale, causal: true, rotary };
         let mut nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary, dim }),
@@ -70,7 +70,7 @@ pub struct Block {
 /// # Errors
 /// [`Error::Graph`] if there are no layers, or `heads` does not divide the width.
 pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
-    let &Block { dim, heads, logit_scale, output_scale, causal, rotary } = block;
+    let &Block { dim, heads, logit_scale, output_scale, causal, ref rotary } = block;
     if heads == 0 || dim % heads != 0 {
         return Err(Error::graph("", format!("has width {dim}, which {heads} heads do not divide")));
     }
@@ -81,18 +81,11 @@ pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
     let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
     let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
     let attention = Op::Attention(Attention {
-        dim,
-        heads,
-        key_value_heads: heads,
-        head_dim: dim / heads,
         logit_scale,
         output_scale,
         causal,
-        rotary,
-        bias: false,
-        output_bias: false,
-        query_key_norm: None,
-        logit_cap: None,
+        rotary: rotary.clone(),
+        ..Attention::new(dim, heads, dim / heads)
     });
     let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
     let one = |i: usize| {

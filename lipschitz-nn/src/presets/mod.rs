@@ -6,6 +6,6 @@ mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
-pub use gpt::{Block, Gpt};
+pub use gpt::{Block, GELU_SCALE, Gpt};
 pub use mlp::Mlp;
 pub use vit::Vit;

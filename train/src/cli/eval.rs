@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 /// Loss and accuracy of a model.
 #[derive(Args)]
 pub struct Eval {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// A text file, or a CIFAR-10 directory.
     #[arg(long, value_name = "PATH")]

@@ -8,7 +8,7 @@ use train::sample::{Sampling, sample};
 /// Write text with a language model.
 #[derive(Args)]
 pub struct Sample {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// How the text begins.
     #[arg(long, default_value = "\n")]

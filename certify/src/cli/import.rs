@@ -1,0 +1,64 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use lipschitz_nn::checkpoint::{self, Dialect};
+use lipschitz_nn::import::{self, Imported, Options, Report};
+
+/// Make a checkpoint of somebody else's model.
+///
+/// Fails unless every tensor is accounted for, and every option of its config is known.
+#[derive(Args)]
+pub struct Import {
+    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a file of matrices.
+    path: PathBuf,
+    /// The checkpoint to write.
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    output: PathBuf,
+    /// Whose function, where candle computes another one than the library that the model comes from.
+    #[arg(long, value_enum, default_value_t = Whose::Original)]
+    function: Whose,
+    /// Leave out tensors that nothing is known about; the certificate names them.
+    #[arg(long)]
+    allow_unused: bool,
+    /// For a file of matrices alone: the elementwise function between them, such as relu.
+    #[arg(long, value_name = "NAME")]
+    activation: Option<String>,
+    /// List what became of every tensor.
+    #[arg(long)]
+    report: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Whose {
+    /// The library's that the model comes from.
+    Original,
+    /// That of candle's model of the family.
+    Candle,
+}
+
+impl Import {
+    pub fn run(self) -> Result<()> {
+        let dialect = match self.function {
+            Whose::Original => Dialect::Original,
+            Whose::Candle => Dialect::Candle,
+        };
+        let options = Options { dialect, allow_unused: self.allow_unused, activation: self.activation };
+        let Imported { model, meta, report } = import::import(&self.path, &options)?;
+        checkpoint::save(&self.output, &model, &meta)?;
+        if self.report {
+            list(&report);
+        }
+        meta.provenance.origin.iter().for_each(super::bound::origin);
+        let (count, dtype) = (model.parameter_count(), model.dtype().as_str());
+        let (weights, aside) = (report.applied.len(), report.aside.len());
+        println!("{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside", self.output.display());
+        Ok(())
+    }
+}
+
+fn list(report: &Report) {
+    report.applied.iter().for_each(|(to, from)| println!("applied: {to} = {}", from.join(", ")));
+    report.aside.iter().for_each(|(name, why)| println!("set aside: {name}: {why}"));
+    report.unused.iter().for_each(|name| println!("unused: {name}"));
+}

@@ -1,0 +1,121 @@
+//! Multi-head attention as data: heads, positions, norms and masks.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which coordinates a rotary position embedding pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    /// Coordinate i with i + d/2.
+    Half,
+    /// Coordinate 2i with 2i + 1.
+    Interleaved,
+}
+
+/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rotary {
+    /// Base of the frequencies, 10000 in the literature.
+    pub base: f64,
+    /// Which coordinates are paired.
+    pub pairing: Pairing,
+    /// Angle a token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies. Fewer than head_dim/2 of them turn
+    /// the first coordinates and leave the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequencies: Option<Vec<f64>>,
+}
+
+impl Rotary {
+    /// The usual frequencies.
+    pub fn new(base: f64, pairing: Pairing) -> Self {
+        Self { base, pairing, frequencies: None }
+    }
+}
+
+/// What a norm of queries and keys takes the mean over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Span {
+    /// Each head, with one gain of a head's width for all.
+    #[default]
+    Head,
+    /// All heads together, with a gain of their whole width.
+    Heads,
+}
+
+/// A number added to each logit, learned for buckets of the distance between query and key; near distances have buckets of
+/// their own, far ones share (Raffel et al., *Exploring the Limits of Transfer Learning*, section 2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PositionBias {
+    /// How many; half of them for keys behind the query.
+    pub buckets: usize,
+    /// Distances from here on share one.
+    pub max_distance: usize,
+}
+
+/// Multi-head attention over `[batch, tokens, dim]`:
+/// `output_scale · W_O · concat_h softmax(logit_scale · q_h k_hᵀ + mask) v_h`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// Width of the stream.
+    pub dim: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads` (grouped queries).
+    pub key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the logits: 1/head_dim in the method, 1/√head_dim elsewhere.
+    pub logit_scale: f64,
+    /// Factor on the output.
+    pub output_scale: f64,
+    /// Whether a token sees only itself and earlier tokens.
+    pub causal: bool,
+    /// Rotary positions, if any.
+    pub rotary: Option<Rotary>,
+    /// Whether query, key and value have a bias.
+    pub bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+    /// ε of an RMS norm with gain on each query and key head, if any.
+    pub query_key_norm: Option<f64>,
+    /// What that norm takes the mean over.
+    #[serde(default)]
+    pub query_key_span: Span,
+    /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
+    #[serde(default)]
+    pub logit_cap: Option<f64>,
+    /// A token sees only tokens less than this many positions away, if given.
+    #[serde(default)]
+    pub window: Option<usize>,
+    /// Numbers added to the logits by distance, if any; not for causal attention.
+    #[serde(default)]
+    pub position_bias: Option<PositionBias>,
+}
+
+impl Attention {
+    /// Causal attention with logits over √head_dim, and nothing else.
+    pub fn new(dim: usize, heads: usize, head_dim: usize) -> Self {
+        Self {
+            dim,
+            heads,
+            key_value_heads: heads,
+            head_dim,
+            logit_scale: (head_dim as f64).sqrt().recip(),
+            output_scale: 1.0,
+            causal: true,
+            rotary: None,
+            bias: false,
+            output_bias: false,
+            query_key_norm: None,
+            query_key_span: Span::Head,
+            logit_cap: None,
+            window: None,
+            position_bias: None,
+        }
+    }
+}

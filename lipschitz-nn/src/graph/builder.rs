@@ -1,0 +1,147 @@
+//! A graph in a few lines: each node takes its width from the one before.
+
+use super::{Attention, Function, Graph, Input, Node, Op};
+use crate::Error;
+
+/// Collects nodes; [`Builder::build`] checks what was collected. Names are those of the weights: a node `fc1` has the weights
+/// `fc1.weight` and `fc1.bias`, and inside a node `block` they are `block.fc1.weight` and so on.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    input: Input,
+    nodes: Vec<Node>,
+    /// Numbers in a token, or in all.
+    width: usize,
+}
+
+impl Graph {
+    /// Starts a graph.
+    pub fn builder(input: Input) -> Builder {
+        let width = match input {
+            Input::Tokens { .. } => 0,
+            Input::Pixels { channels, height, width } => channels.saturating_mul(height).saturating_mul(width),
+            Input::Vector { dim } => dim,
+        };
+        Builder { input, nodes: Vec::new(), width }
+    }
+}
+
+impl Builder {
+    fn push(mut self, name: &str, op: Op) -> Self {
+        self.nodes.push(Node::new(name, op));
+        self
+    }
+
+    /// Token ids to vectors of length `dim`.
+    pub fn embedding(mut self, name: &str, vocabulary: usize, dim: usize) -> Self {
+        self.width = dim;
+        self.push(name, Op::Embedding { vocabulary, dim })
+    }
+
+    /// Learned positions.
+    pub fn positions(self, name: &str, length: usize) -> Self {
+        let dim = self.width;
+        self.push(name, Op::Positions { length, dim })
+    }
+
+    /// `W x + b`.
+    pub fn linear(self, name: &str, outputs: usize) -> Self {
+        self.affine(name, outputs, true)
+    }
+
+    /// `W x`.
+    pub fn linear_no_bias(self, name: &str, outputs: usize) -> Self {
+        self.affine(name, outputs, false)
+    }
+
+    fn affine(mut self, name: &str, outputs: usize, bias: bool) -> Self {
+        let inputs = std::mem::replace(&mut self.width, outputs);
+        self.push(name, Op::Linear { inputs, outputs, bias })
+    }
+
+    /// An elementwise function.
+    pub fn activation(self, function: Function) -> Self {
+        self.push("", Op::Activation { function, scale: 1.0 })
+    }
+
+    /// `factor·x`.
+    pub fn scale(self, factor: f64) -> Self {
+        self.push("", Op::Scale { factor })
+    }
+
+    /// An RMS norm with gain.
+    pub fn rms_norm(self, name: &str, eps: f64) -> Self {
+        let dim = self.width;
+        self.push(name, Op::RmsNorm { dim, eps })
+    }
+
+    /// A layer norm with gain and shift.
+    pub fn layer_norm(self, name: &str, eps: f64) -> Self {
+        let dim = self.width;
+        self.push(name, Op::LayerNorm { dim, eps, bias: true })
+    }
+
+    /// Multi-head attention.
+    pub fn attention(self, name: &str, attention: Attention) -> Self {
+        self.push(name, Op::Attention(attention))
+    }
+
+    /// `W_down (φ(W_gate x) ∘ W_up x)`.
+    pub fn gated_mlp(self, name: &str, hidden: usize, function: Function) -> Self {
+        let dim = self.width;
+        self.push(name, Op::GatedMlp { dim, hidden, function, bias: false })
+    }
+
+    /// `x + body(x)`.
+    pub fn residual(self, name: &str, body: impl FnOnce(Self) -> Self) -> Self {
+        let body = self.body(body);
+        self.push(name, Op::Residual { skip: 1.0, branch: 1.0, body })
+    }
+
+    /// Nodes under a common name.
+    pub fn sequential(mut self, name: &str, body: impl FnOnce(Self) -> Self) -> Self {
+        let inner = body(Self { input: self.input, nodes: Vec::new(), width: self.width });
+        self.width = inner.width;
+        self.push(name, Op::Sequential { body: inner.nodes })
+    }
+
+    fn body(&self, body: impl FnOnce(Self) -> Self) -> Vec<Node> {
+        body(Self { input: self.input, nodes: Vec::new(), width: self.width }).nodes
+    }
+
+    /// An image as one vector.
+    pub fn flatten(self) -> Self {
+        self.push("", Op::Flatten)
+    }
+
+    /// An image as tokens, one for each square of `size` × `size` pixels.
+    pub fn patches(mut self, size: usize) -> Self {
+        if let Input::Pixels { channels, .. } = self.input {
+            self.width = channels.saturating_mul(size).saturating_mul(size);
+        }
+        self.push("", Op::Patches { size })
+    }
+
+    /// A learned token in front.
+    pub fn class_token(self, name: &str) -> Self {
+        let dim = self.width;
+        self.push(name, Op::ClassToken { dim })
+    }
+
+    /// The first token alone.
+    pub fn first_token(self) -> Self {
+        self.push("", Op::FirstToken)
+    }
+
+    /// The mean of all tokens.
+    pub fn mean_pool(self) -> Self {
+        self.push("", Op::MeanPool)
+    }
+
+    /// The graph.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] names the first node that does not fit.
+    pub fn build(self) -> Result<Graph, Error> {
+        Graph::new(self.input, self.nodes)
+    }
+}

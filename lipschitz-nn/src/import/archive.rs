@@ -1,0 +1,96 @@
+//! Zip archives whose members are stored as they are: PyTorch's, and numpy's `.npz`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use candle_core::DType;
+use zip::{CompressionMethod, ZipArchive};
+
+use super::files::Entry;
+use crate::Error;
+
+/// Where the bytes of a member lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// The members of an archive by name. Compressed ones are refused: they could be any size once unpacked.
+pub(super) fn members(path: &Path) -> Result<BTreeMap<String, Member>, Error> {
+    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
+    let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
+    let mut out = BTreeMap::new();
+    for i in 0..archive.len() {
+        let member = archive.by_index_raw(i).map_err(|e| damaged(&e))?;
+        let name = member.name().map_err(|e| damaged(&e))?.into_owned();
+        if member.compression() != CompressionMethod::Stored || member.encrypted() {
+            let what = format!("has the compressed member `{name}`; save it uncompressed (numpy.savez, torch.save)");
+            return Err(Error::file(path, what));
+        }
+        let offset = member.data_start().ok_or_else(|| damaged(&format!("nothing is known of `{name}`")))?;
+        out.insert(name, Member { offset, bytes: member.size() });
+    }
+    Ok(out)
+}
+
+/// The bytes of a member.
+pub(super) fn read(path: &Path, member: Member) -> Result<Vec<u8>, Error> {
+    let io = |e: std::io::Error| Error::io(path, &e);
+    let mut file = File::open(path).map_err(io)?;
+    if member.bytes > file.metadata().map_err(io)?.len() {
+        return Err(Error::file(path, "has a member that is larger than the file"));
+    }
+    file.seek(SeekFrom::Start(member.offset)).map_err(io)?;
+    let mut bytes = vec![0; member.bytes as usize];
+    file.read_exact(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+/// The longest header of an array that is read.
+const LONGEST: u64 = 1 << 16;
+
+/// The arrays of a `.npz`.
+pub(super) fn arrays(path: &Path) -> Result<Vec<Entry>, Error> {
+    let mut out = Vec::new();
+    for (name, member) in members(path)? {
+        let start = read(path, Member { bytes: member.bytes.min(LONGEST), ..member })?;
+        let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
+        let (header, size) = header(&start).ok_or_else(|| {
+            Error::file(path, format!("has the member `{name}`, which is no array of numbers in C order"))
+        })?;
+        let (offset, bytes) = (member.offset + size, member.bytes.saturating_sub(size));
+        out.push(Entry { name, shape: header.1, dtype: header.0, offset, bytes });
+    }
+    Ok(out)
+}
+
+/// Type and shape of an array, and the size of its header in bytes.
+fn header(bytes: &[u8]) -> Option<((Option<DType>, Vec<usize>), u64)> {
+    let rest = bytes.strip_prefix(b"\x93NUMPY")?;
+    let (size, start) = match *rest.first()? {
+        1 => (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 10),
+        2 | 3 => (u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?) as usize, 12),
+        _ => return None,
+    };
+    let end = start + size;
+    let text = std::str::from_utf8(bytes.get(start..end)?).ok()?;
+    let after = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
+    if !after("fortran_order")?.starts_with("False") {
+        return None;
+    }
+    let dtype = match after("descr")?.strip_prefix('\'')?.split('\'').next()? {
+        "<f2" => Some(DType::F16),
+        "<f4" => Some(DType::F32),
+        "<f8" => Some(DType::F64),
+        "<i8" => Some(DType::I64),
+        "|u1" => Some(DType::U8),
+        _ => return None,
+    };
+    let shape = after("shape")?.strip_prefix('(')?.split_once(')')?.0;
+    let sizes = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
+    Some(((dtype, sizes.map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>()?), end as u64))
+}

@@ -1,0 +1,223 @@
+//! Other people's models: a foreign checkpoint becomes a graph and its weights.
+//!
+//! A family (one file each) turns a `config.json` into a graph and says for each weight which tensor it is and what is done with
+//! it; everything else is shared. An import is complete or it fails: every weight is found in the shape that the config
+//! implies, every tensor is used or known not to matter, every option is read or known to leave the function as it is.
+
+mod archive;
+mod bert;
+mod candle;
+mod config;
+mod files;
+mod gpt2;
+mod llama;
+mod llama2c;
+mod mlp;
+mod modernbert;
+mod modula;
+mod pickle;
+mod plan;
+mod report;
+mod rope;
+mod t5;
+mod vit;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+use crate::checkpoint::{self, Meta, Provenance, Tokenizer};
+use crate::{Error, Model, Weights};
+use config::Config;
+use files::Files;
+use plan::Plan;
+
+pub use crate::checkpoint::{Dialect, Origin};
+pub use candle::{Agreement, compare, from_var_map};
+pub use report::{Misshapen, Report};
+
+/// How to import.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whose function it is to be, where candle computes another one than the library that the model comes from.
+    pub dialect: Dialect,
+    /// Whether tensors that nothing is known about may be left out; they are named in the origin.
+    pub allow_unused: bool,
+    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch, such as `relu`.
+    pub activation: Option<String>,
+}
+
+/// A foreign model as one of ours.
+#[derive(Debug)]
+pub struct Imported {
+    /// The network, on the CPU.
+    pub model: Model,
+    /// What a checkpoint of it holds beside the weights.
+    pub meta: Meta,
+    /// What became of each tensor.
+    pub report: Report,
+}
+
+/// The families that can be imported, by the `model_type` of a config.
+pub const FAMILIES: &[&str] = &[
+    "bert",
+    "dinov2",
+    "distilbert",
+    "gemma",
+    "gemma2",
+    "gpt2",
+    "gpt_bigcode",
+    "llama",
+    "mistral",
+    "modernbert",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "t5",
+    "vit",
+    "xlm-roberta",
+];
+
+/// Whether `path` is a model of somebody else's: a directory with a `config.json`, or a file of a foreign format.
+pub fn is_foreign(path: &Path) -> bool {
+    if path.is_dir() {
+        return path.join("config.json").exists();
+    }
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ["bin", "pt", "pth", "npz"].contains(&e))
+}
+
+/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of llama2.c; a `.npz` of the
+/// method's JAX code with its config beside it; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
+/// perceptron.
+///
+/// The weights keep their float type where all have one and none is computed with; else they become f32 (f64 where there is
+/// some). Each file is mapped tensor by tensor, so that memory stays within the size of the weights and of the largest tensor.
+///
+/// # Errors
+/// [`Error::File`] names the file, and the option or tensor that is missing, unknown or does not fit.
+pub fn import(path: &Path, options: &Options) -> Result<Imported, Error> {
+    if !path.is_dir() {
+        return import_file(path, options);
+    }
+    let config = Config::open(&path.join("config.json"))?;
+    let files = Files::of_directory(path)?;
+    let (family, plan) = plan(&config, &files, options.dialect)?;
+    let tokenizer = tokenizer(path)?;
+    complete(path, family, plan, &files, tokenizer, options)
+}
+
+fn import_file(path: &Path, options: &Options) -> Result<Imported, Error> {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start)).map_err(|e| Error::io(path, &e))?;
+    let bin = path.extension().is_some_and(|e| e == "bin");
+    if bin && &start[..read] != b"PK\x03\x04" {
+        let (plan, files) = llama2c::open(path)?;
+        return complete(path, "llama2.c".into(), plan, &files, None, options);
+    }
+    let files = Files::of_file(path)?;
+    if path.extension().is_some_and(|e| e == "npz")
+        && let Some(plan) = modula::modula(path, &files)?
+    {
+        return complete(path, "modula".into(), plan, &files, None, options);
+    }
+    let plan = mlp::mlp(path, &files, options.activation.as_deref())?;
+    complete(path, "mlp".into(), plan, &files, None, options)
+}
+
+/// The tensors that a model directory's `config.json` asks for, by name and shape; reads no weights.
+///
+/// # Errors
+/// As [`import`].
+pub fn wanted(path: &Path, options: &Options) -> Result<Vec<(String, Vec<usize>)>, Error> {
+    let config = Config::open(&path.join("config.json"))?;
+    let (_, plan) = plan(&config, &Files::of_directory(path)?, options.dialect)?;
+    let mut out: Vec<(String, Vec<usize>)> =
+        plan.takes.iter().flat_map(|(_, take)| take.sources()).map(|(n, s)| (n.to_string(), s.to_vec())).collect();
+    out.sort();
+    out.dedup();
+    Ok(out)
+}
+
+fn plan(config: &Config, files: &Files, dialect: Dialect) -> Result<(String, Plan), Error> {
+    let Some(family) = config.text("model_type")?.map(str::to_string) else {
+        return Err(config.wrong("model_type", "is missing"));
+    };
+    let plan = match family.as_str() {
+        "bert" | "roberta" | "xlm-roberta" => bert::bert(config, files, &family)?,
+        "distilbert" => bert::distilbert(config, files, dialect)?,
+        "modernbert" => modernbert::modernbert(config, files, dialect)?,
+        "vit" => vit::vit(config, files)?,
+        "dinov2" => vit::dinov2(config, files, dialect)?,
+        "t5" => t5::t5(config, files, dialect)?,
+        "gpt2" => gpt2::gpt2(config, files, dialect)?,
+        "gpt_bigcode" => gpt2::bigcode(config, files, dialect)?,
+        "gemma" | "gemma2" | "llama" | "mistral" | "olmo2" | "phi3" | "qwen2" | "qwen3" => {
+            llama::llama(config, files, dialect, &family)?
+        }
+        "mixtral" | "qwen2_moe" | "qwen3_moe" | "deepseek_v2" | "deepseek_v3" | "phimoe" | "olmoe" | "jamba"
+        | "dbrx" | "granitemoe" | "gpt_oss" => {
+            let what = "sends tokens to the top experts, so its function jumps and has no finite Lipschitz constant";
+            return Err(config.wrong("model_type", format!("is `{family}`: it {what}")));
+        }
+        _ => {
+            let known = FAMILIES.join(", ");
+            return Err(
+                config.wrong("model_type", format!("is `{family}`, which is not supported; supported are {known}"))
+            );
+        }
+    };
+    config.finish()?;
+    Ok((family, plan))
+}
+
+/// Loads what a plan asks for, if every tensor is accounted for.
+fn complete(
+    path: &Path,
+    family: String,
+    plan: Plan,
+    files: &Files,
+    tokenizer: Option<Tokenizer>,
+    options: &Options,
+) -> Result<Imported, Error> {
+    let report = Report::new(&plan, files);
+    if let Some(what) = report.failure(options.allow_unused) {
+        return Err(Error::file(path, what));
+    }
+    let sources = || plan.takes.iter().flat_map(|(_, take)| take.sources());
+    let types: Vec<DType> = sources().filter_map(|(name, _)| files.get(name)?.dtype).collect();
+    let computed = plan.takes.iter().any(|(_, take)| take.computes());
+    let dtype = match types.first() {
+        Some(first) if !computed && types.iter().all(|t| t == first) => *first,
+        _ if types.contains(&DType::F64) => DType::F64,
+        _ => DType::F32,
+    };
+    let mut weights = Weights::new();
+    for (name, take) in &plan.takes {
+        let weight = take.read(files, dtype).map_err(|e| Error::file(path, e))?;
+        weights.insert(name.clone(), weight);
+    }
+    let model = Model::new(plan.graph.clone(), weights).map_err(|e| Error::file(path, e))?;
+    model.check_finite().map_err(|e| Error::file(path, e))?;
+    let mut notes = plan.notes;
+    notes.extend(report.set_aside());
+    let origin = Origin { family, dialect: options.dialect, notes, unused: report.unused.clone() };
+    let provenance =
+        Provenance { version: env!("CARGO_PKG_VERSION").into(), origin: Some(origin), ..Provenance::default() };
+    let config = serde_json::Value::Null;
+    let meta = Meta { format: checkpoint::FORMAT, graph: plan.graph, config, tokenizer, provenance };
+    Ok(Imported { model, meta, report })
+}
+
+/// The tokenizer beside a model, if there is one.
+fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
+    let path: PathBuf = directory.join("tokenizer.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
+    let json = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
+    Ok(Some(Tokenizer::Json { json }))
+}

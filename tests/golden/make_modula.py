@@ -1,0 +1,41 @@
+"""Writes the golden checkpoints of the method's own JAX code: small random ones with the outputs it computes.
+
+Needs jax and numpy from PyPI, safetensors, and a clone of the code published with the paper (its `modula` package):
+
+    PYTHONPATH=path/to/lipschitz-transformers python tests/golden/make_modula.py tests/golden/modula
+"""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+from modula.compound import GPT, MLP
+from safetensors.numpy import save_file
+
+jax.config.update("jax_enable_x64", True)
+
+
+def write(name, model, config, inputs, wrap):
+    weights = model.initialize(jax.random.PRNGKey(3))
+    # Larger than they start, so that attention is not flat; stored in f32, run in f64.
+    weights = [np.asarray(2.0 * w, dtype=np.float32) for w in weights]
+    path = os.path.join(out, name)
+    np.savez(path + ".npz", *weights)
+    with open(path + ".json", "w") as f:
+        json.dump(dict(parameters=config, results={}) if wrap else config, f)
+    output = model.forward(next(iter(inputs.values())), [jax.numpy.asarray(w, dtype="float64") for w in weights])
+    save_file(dict(**inputs, output=np.asarray(output, dtype=np.float32)), path + ".expected.safetensors")
+    print(name, output.shape)
+
+
+out = sys.argv[1]
+os.makedirs(out, exist_ok=True)
+rng = np.random.default_rng(0)
+gpt = dict(vocab_size=7, num_heads=2, d_embed=8, num_blocks=2, softmax_scale=3.0, final_scale=2.0, residual_scale=1.5)
+tokens = dict(tokens=rng.integers(0, 7, (2, 5)))
+write("gpt", GPT(**gpt, use_unembed=False), dict(gpt, data="shakespeare", seq_len=6, lr=0.1), tokens, True)
+mlp = dict(d_embed=2, num_blocks=3, final_scale=0.5)
+pixels = dict(vectors=rng.standard_normal((1, 3072)).astype(np.float32))
+write("mlp", MLP(output_dim=10, input_dim=3072, **mlp), dict(mlp, data="cifar"), pixels, False)

@@ -1,0 +1,95 @@
+//! Models saved by Hugging Face transformers itself (`tests/golden/make.py`): our outputs are the library's.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use certify::certificate::{Certificate, Formula, certify};
+use certify::spectral::Method;
+use lipschitz_nn::checkpoint::load_tensors;
+use lipschitz_nn::import::{Dialect, Options, import};
+use lipschitz_tests::foreign::{distance, flat, ours};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+fn models() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path());
+    let mut models: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
+    models.sort();
+    models
+}
+
+#[test]
+fn outputs_are_those_of_the_library() {
+    let mut report = Vec::new();
+    let mut wrong = Vec::new();
+    for dir in models() {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let (expected, _) = load_tensors(&dir.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let model = ours(&dir, Dialect::Original);
+        let input = expected.get("tokens").unwrap_or_else(|| &expected["pixels"]);
+        let output = model.forward(input).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(output.dims(), expected["output"].dims(), "{name}");
+        let (found, wanted) = (flat(&output), flat(&expected["output"]));
+        let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let off = distance(&found, &wanted) / size;
+        report.push(format!("{name} {off:.1e}"));
+        if off > 1e-5 {
+            wrong.push(format!("{name}: {off:.2e} of {size:.2} apart"));
+        }
+    }
+    assert!(report.len() >= 25, "{report:?}");
+    println!("{}", report.join(", "));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Every family has a finite constant on its natural domain, and the certificate says whose function it is.
+#[test]
+fn certificates_are_finite_and_name_the_origin() {
+    for dir in models() {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let opened = certify::read(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let certificate: Certificate = certify(&opened, Method::Proven, Formula::Sound, None).unwrap();
+        assert!(certificate.proven && certificate.l2.is_finite(), "{name}");
+        let origin = certificate.origin.clone().unwrap();
+        assert!(name.starts_with(&origin.family.replace("gpt_", "")), "{name}: {}", origin.family);
+        assert_eq!((origin.dialect, origin.unused.len()), (Dialect::Original, 0));
+        certify::verify::verify(&certificate, &opened).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// Checkpoints of the method's own code (`tests/golden/make_modula.py`): a list of matrices beside its config.
+#[test]
+fn the_methods_checkpoints_are_those_of_its_code() {
+    for (name, family) in [("gpt", "tokens"), ("mlp", "vectors")] {
+        let path = golden().join("modula").join(format!("{name}.npz"));
+        let (expected, _) = load_tensors(&path.with_extension("expected.safetensors"), &Device::Cpu).unwrap();
+        let model = ours(&path, Dialect::Original);
+        let (found, wanted) = (flat(&model.forward(&expected[family]).unwrap()), flat(&expected["output"]));
+        let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let off = distance(&found, &wanted) / size;
+        assert!(size > 0.1 && off < 1e-6, "{name}: {off:.2e} of {size:.2} apart");
+        let certificate = certify(&certify::read(&path).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+        assert!(certificate.l2.is_finite());
+        assert_eq!(certificate.origin.unwrap().family, "modula");
+    }
+}
+
+/// Candle's function is another one where the two differ, and the origin says which was taken.
+#[test]
+fn dialects_differ_where_candle_does() {
+    for (name, differs) in
+        [("gemma2", true), ("mistral", true), ("distilbert", true), ("dinov2", true), ("olmo2", false)]
+    {
+        let dir = golden().join(name);
+        let (expected, _) = load_tensors(&dir.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let input = expected.get("tokens").unwrap_or_else(|| &expected["pixels"]);
+        let out = |dialect| flat(&ours(&dir, dialect).forward(input).unwrap());
+        let off = distance(&out(Dialect::Original), &out(Dialect::Candle));
+        assert_eq!(off > 1e-6, differs, "{name}: {off}");
+        let options = Options { dialect: Dialect::Candle, ..Options::default() };
+        let meta = import(&dir, &options).unwrap().meta;
+        assert_eq!(meta.provenance.origin.unwrap().dialect, Dialect::Candle);
+    }
+}
