@@ -8,7 +8,7 @@ use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::modular::RatesConfig;
-use lipschitz_opt::{Group, Heads, OptimizerConfig, Recipe};
+use lipschitz_opt::{Group, Heads, OptimizerConfig, Recipe, SgdConfig};
 use serde::{Deserialize, Serialize};
 
 /// Before training: the bound at given caps, or the caps for a wanted bound.
@@ -38,10 +38,16 @@ pub struct Plan {
 #[derive(Deserialize)]
 struct Planned {
     model: ModelConfig,
+    /// Without one, nothing is known of updates; only weight decay's promise depends on it.
+    #[serde(default = "unknown")]
     optimizer: OptimizerConfig,
     #[serde(default)]
     groups: Vec<Group>,
     constraint: ConstraintConfig,
+}
+
+fn unknown() -> OptimizerConfig {
+    OptimizerConfig::Sgd(SgdConfig::default())
 }
 
 #[derive(Serialize)]

@@ -52,6 +52,15 @@ fn perceptron(config: &Config, files: &Files) -> Result<Plan, Error> {
     Plan::new(Input::Vector { dim: INPUTS }, nodes, takes)
 }
 
+/// The code takes sines for cosines and the other way round, so that each pair is mirrored by an angle in place of turned. Between a
+/// query and a key two mirrors make a turn, the other way.
+fn turned_back(head_dim: usize) -> Rotary {
+    const BASE: f64 = 10000.0;
+    let half = head_dim / 2;
+    let frequencies = (0..half).map(|i| -BASE.powf(-(i as f64) / half as f64)).collect();
+    Rotary { frequencies: Some(frequencies), ..Rotary::new(BASE, Pairing::Half) }
+}
+
 fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
     let (dim, heads, vocabulary) = (config.size("d_embed")?, config.size("num_heads")?, config.size("vocab_size")?);
     if !dim.is_multiple_of(heads) {
@@ -67,8 +76,7 @@ fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
     let mixer = Attention {
         logit_scale: config.number_or("softmax_scale", 1.0)? / head_dim as f64,
         output_scale: 1.0 / 3.0,
-        // Its halves are swapped, in queries and keys alike, so their products are the same.
-        rotary: Some(Rotary::new(10000.0, Pairing::Half)),
+        rotary: Some(turned_back(head_dim)),
         ..Attention::new(dim, heads, head_dim)
     };
     let mut takes = Takes::default();
