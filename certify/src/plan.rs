@@ -8,6 +8,7 @@ use crate::upper::Upper;
 use anyhow::{Result, bail};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
+use lipschitz_opt::constraint::Method;
 use lipschitz_opt::{Recipe, role, scale};
 
 /// What a constraint promises about every weight of a graph.
@@ -130,10 +131,12 @@ pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
 
 /// What is told when nothing can be solved for.
 fn capless(recipe: &Recipe) -> anyhow::Error {
+    let method = recipe.constraint.method;
+    let promises = if method == Method::WeightDecay { "a norm under Muon alone" } else { "no norm" };
     anyhow::anyhow!(
-        "a target needs a constraint that promises a cap, and {} does not: set constraint.method to spectral_soft_cap, \
-         spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
-        recipe.name()
+        "constraint.method `{}` promises {promises}, and a target needs one: choose one that keeps sigma_max, such as \
+         spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
+        method.key()
     )
 }
 
@@ -201,7 +204,7 @@ pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Para
 #[cfg(test)]
 mod tests {
     use lipschitz_nn::presets::{Block, Gpt, Vit};
-    use lipschitz_opt::constraint::{ConstraintConfig, Method};
+    use lipschitz_opt::constraint::ConstraintConfig;
     use lipschitz_opt::{Heads, MuonConfig, OptimizerConfig};
 
     use super::*;
@@ -247,7 +250,7 @@ mod tests {
         let said = |r: Result<Recipe>| r.unwrap_err().to_string();
         for method in [Method::None, Method::SpectralHammer, Method::SpectralWeightDecay] {
             let said = said(solve(&graph(), &recipe(method, Heads::default()), 10.0));
-            assert!(said.contains("promises a cap"), "{said}");
+            assert!(said.contains("promises no norm"), "{said}");
         }
         assert!(said(solve(&graph(), &constraint(false), 1e-9)).contains("cannot be met"));
         let mut odd = constraint(false);
