@@ -130,7 +130,7 @@ pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
 }
 
 /// What is told when nothing can be solved for.
-fn capless(recipe: &Recipe) -> anyhow::Error {
+pub fn capless(recipe: &Recipe) -> anyhow::Error {
     let method = recipe.constraint.method;
     let promises = if method == Method::WeightDecay { "a norm under Muon alone" } else { "no norm" };
     anyhow::anyhow!(

@@ -81,9 +81,7 @@ impl Plan {
             (Some(target), _) => caps(&graph, &recipe, target),
             (None, Some(sigma)) => match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
                 Some(recipe) => bound(&graph, &recipe, known),
-                None => bail!(
-                    "{} promises no cap; choose a constraint.method that has sigma_max and keeps it",
-                    recipe.name()
+                None => Err(plan::capless(&recipe)),
                 ),
             },
             (None, None) => Ok(()),
