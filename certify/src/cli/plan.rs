@@ -82,7 +82,6 @@ impl Plan {
             (None, Some(sigma)) => match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
                 Some(recipe) => bound(&graph, &recipe, known),
                 None => Err(plan::capless(&recipe)),
-                ),
             },
             (None, None) => Ok(()),
         }
