@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use candle_core::{DType, Device, Var};
 use certify::certificate::{Certificate, Formula, certify};
 use certify::probe;
+use certify::robust;
 use certify::spectral::{Matrix, Method, spectral_norm};
 use certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
@@ -326,6 +327,10 @@ fn finish(
     let summary = Summary {
         label: options.label.clone(),
         method: format!("{} + {}", config.optimizer.name(), constraint.name()),
+        optimizer: config.optimizer.name().into(),
+        constraint: constraint.name().into(),
+        seed: config.train.seed,
+        learning_rate: config.train.learning_rate,
         target: config.lipschitz_target,
         sigma_max: constraint.sigma_max(),
         steps: config.train.steps,
@@ -336,6 +341,12 @@ fn finish(
         lipschitz: certificate.rms,
         lipschitz_log10: log10(certificate.rms),
         found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10()).filter(|x| x.is_finite()),
+        median_margin: Some(result.margin).filter(|x| x.is_finite()),
+        margin_normalized_log10: log10(certificate.margin.l2.over(result.margin)),
+        certified_accuracy: match task {
+            Task::Images(data) => Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?),
+            Task::Text(_) => None,
+        },
     };
     dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
     Ok(summary)

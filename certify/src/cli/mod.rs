@@ -5,6 +5,7 @@ mod graph;
 mod plan;
 mod plot;
 mod probe;
+mod robust;
 mod run;
 mod verify;
 
@@ -31,6 +32,7 @@ enum Command {
     Bound(bound::Bound),
     Verify(verify::Verify),
     Probe(probe::Probe),
+    Robust(robust::Robust),
     Plan(plan::Plan),
     Plot(plot::Plot),
     Graph(graph::GraphCommand),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Bound(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Probe(command) => command.run(),
+        Command::Robust(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Graph(command) => command.run(),
