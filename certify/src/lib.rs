@@ -8,6 +8,7 @@ mod open;
 pub mod plan;
 pub mod plot;
 pub mod probe;
+pub mod report;
 pub mod robust;
 pub mod source;
 pub mod spectral;

@@ -5,6 +5,7 @@ mod graph;
 mod plan;
 mod plot;
 mod probe;
+mod report;
 mod robust;
 mod run;
 mod verify;
@@ -35,6 +36,7 @@ enum Command {
     Robust(robust::Robust),
     Plan(plan::Plan),
     Plot(plot::Plot),
+    Report(report::Report),
     Graph(graph::GraphCommand),
     Run(run::Run),
     /// The JSON schema of a certificate, on stdout.
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Robust(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Schema => {

@@ -258,6 +258,10 @@ fn marks(scene: &mut Scene, mark: Mark, color: usize, points: &[(f32, f32)], tit
 
 fn obstacles(labels: &mut Labels, frame: &Frame, series: &Series) {
     let points: Vec<(f32, f32)> = series.points.iter().map(|p| frame.at(*p)).collect();
+    for ((x, y), spread) in points.iter().zip(&series.spread) {
+        labels.avoid_line((frame.x(spread.x.0), *y), (frame.x(spread.x.1), *y));
+        labels.avoid_line((*x, frame.y(spread.y.0)), (*x, frame.y(spread.y.1)));
+    }
     match series.mark {
         Mark::Bar | Mark::Band => {}
         Mark::Filled(_) | Mark::Open(_) => points.iter().for_each(|p| labels.avoid(*p, POINT + 1.0)),

@@ -47,7 +47,7 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
 }
 
