@@ -8,8 +8,7 @@ use crate::upper::Upper;
 use anyhow::{Result, bail};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
-use lipschitz_nn::norm::rms_to_rms;
-use lipschitz_opt::constraint::{ConstraintConfig, role};
+use lipschitz_opt::{Recipe, role, scale};
 
 /// What a constraint promises about every weight of a graph.
 struct Caps {
@@ -20,8 +19,10 @@ struct Cap {
     parameter: Parameter,
     /// ℓ2, of the whole.
     whole: Upper,
-    /// ℓ2, of each head's block of rows.
+    /// ℓ2, of each head's block.
     head: Option<Upper>,
+    /// ℓ2, of each row.
+    row: Upper,
 }
 
 impl Caps {
@@ -37,21 +38,28 @@ impl Caps {
         }
         let cap = self.get(&block.weight)?;
         // A cap a head bounds every block that lies inside a head; blocks asked for are heads.
-        let blocks = cap.parameter.heads.is_some_and(|h| h.axis == Axis::Rows && h.count == block.rows.count);
+        let part = |axis| if axis == Axis::Rows { block.rows.count } else { block.columns.count };
+        let blocks = cap.parameter.heads.is_some_and(|h| h.count == part(h.axis));
         Ok(if blocks { cap.head.unwrap_or(cap.whole).min(cap.whole) } else { cap.whole })
+    }
+
+    fn row(&self, block: &Block) -> Result<Upper, Error> {
+        Ok(self.matrix(block)?.min(self.get(&block.weight)?.row))
     }
 }
 
 impl Norms for Caps {
     fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
         match norm {
-            Norm::Matrix(block) | Norm::Row(block) => self.matrix(block),
+            Norm::Matrix(block) => self.matrix(block),
+            Norm::Row(block) => self.row(block),
             Norm::Product(a, b) | Norm::TransposedProduct(a, b) => Ok(self.matrix(a)? * self.matrix(b)?),
             // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped one by one.
             Norm::RowDifference(block) => {
                 let two = Upper::from_f64(2.0);
                 let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
-                Ok(self.matrix(block)? * if table { two } else { two.sqrt() })
+                let rows = self.row(block)? * two;
+                Ok(if table { rows } else { rows.min(self.matrix(block)? * two.sqrt()) })
             }
             Norm::Affine(_, vector, _) | Norm::Largest(vector) => Err(unknown(vector)),
             Norm::Vector(block) => Err(unknown(&block.weight)),
@@ -67,25 +75,25 @@ fn unknown(vector: &str) -> Error {
 ///
 /// # Errors
 /// If the constraint promises nothing about a weight, or has a factor for no weight.
-pub fn plan(graph: &Graph, constraint: &ConstraintConfig) -> Result<Walk> {
-    let parameters = graph.parameters();
-    constraint.check_factors(parameters.iter())?;
+pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
+    recipe.check_for(graph)?;
     let mut weights = HashMap::new();
-    for parameter in parameters {
-        let Some(promise) = constraint.cap(&parameter) else { continue };
+    for parameter in graph.parameters() {
+        let Some(promise) = recipe.promise(&parameter) else { continue };
         let sigma = Upper::from_f64(promise.sigma_max);
-        let shape = &parameter.shape;
-        let scale = |rows: usize| sigma.over(rms_to_rms(rows, shape[1]).next_down());
-        let (whole, head) = match (parameter.geometry, parameter.heads) {
-            (Geometry::Matrix, Some(heads)) if promise.per_head => {
-                let head = scale(shape[0] / heads.count);
+        // Two square roots and a product round; a step down each.
+        let factor = |heads| scale(&parameter, heads) * (1.0 - 4.0 * f64::EPSILON);
+        let (whole, head) = match (parameter.geometry, promise.heads) {
+            (Geometry::Matrix, Some(heads)) => {
+                let head = sigma.over(factor(Some(heads)));
                 (head * Upper::from_f64(heads.count as f64).sqrt(), Some(head))
             }
-            (Geometry::Matrix, _) => (scale(shape[0]), None),
-            (Geometry::Table, _) => (sigma * Upper::from_f64(shape[1] as f64).sqrt(), None),
+            (Geometry::Matrix, None) => (sigma.over(factor(None)), None),
+            (Geometry::Table, _) => (sigma * Upper::from_f64(parameter.shape[1] as f64).sqrt(), None),
             (Geometry::Vector, _) => continue,
         };
-        weights.insert(parameter.name.clone(), Cap { parameter, whole, head });
+        let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row.next_up()));
+        weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
     }
     Ok(walk(graph, &Caps { weights }, None)?)
 }
@@ -94,26 +102,21 @@ pub fn plan(graph: &Graph, constraint: &ConstraintConfig) -> Result<Walk> {
 ///
 /// # Errors
 /// As [`plan`].
-pub fn bound(graph: &Graph, constraint: &ConstraintConfig) -> Result<Upper> {
-    Ok(plan(graph, constraint)?.rms())
+pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
+    Ok(plan(graph, recipe)?.rms())
 }
 
 /// The largest cap, with the constraint's own factors, under which the constant is at most `target`.
 ///
 /// # Errors
 /// If the constraint has no cap to choose, or no cap in 10⁻⁶…10⁶ will do.
-pub fn solve(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Result<ConstraintConfig> {
+pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
     let goal = Upper::from_f64(target);
-    let with = |log: f64| constraint.with_sigma_max(10f64.powf(log));
-    if with(0.0).is_none() {
-        bail!("a target needs a constraint with a cap: set constraint.method to one that has sigma_max")
+    let with = |log: f64| recipe.with_sigma_max(10f64.powf(log)).ok_or_else(|| capless(recipe));
+    if !with(0.0)?.promises_all(graph) {
+        return Err(capless(recipe));
     }
-    let fits = |log: f64| -> Result<bool> {
-        Ok(match with(log) {
-            Some(constraint) => bound(graph, &constraint)? <= goal,
-            None => false,
-        })
-    };
+    let fits = |log: f64| -> Result<bool> { Ok(bound(graph, &with(log)?)? <= goal) };
     let (mut low, mut high) = (-6.0, 6.0);
     if !fits(low)? {
         bail!("a constant of {target} cannot be met: even caps of 1e-6 allow more")
@@ -122,7 +125,16 @@ pub fn solve(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Resul
         let middle = 0.5 * (low + high);
         if fits(middle)? { low = middle } else { high = middle }
     }
-    with(low).ok_or_else(|| anyhow::anyhow!("the constraint lost its cap"))
+    with(low)
+}
+
+/// What is told when nothing can be solved for.
+fn capless(recipe: &Recipe) -> anyhow::Error {
+    anyhow::anyhow!(
+        "a target needs a constraint that promises a cap, and {} does not: set constraint.method to spectral_soft_cap, \
+         spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
+        recipe.name()
+    )
 }
 
 /// Factors stay within this of 1, so that no matrix is starved.
@@ -136,26 +148,28 @@ const FACTOR: f64 = 8.0;
 ///
 /// # Errors
 /// As [`solve`].
-pub fn spend(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Result<ConstraintConfig> {
+pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
     const ROUNDS: usize = 60;
     let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let names: BTreeSet<String> = matrices.iter().map(|p| role(&p.name).to_string()).collect();
     let share = |name: &str| matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64;
-    let capless =
-        || anyhow::anyhow!("a target needs a constraint with a cap: set constraint.method to one that has sigma_max");
+    if recipe.constraint.sigma_max().is_none() {
+        return Err(capless(recipe));
+    }
     let given = |logs: &BTreeMap<String, f64>| {
-        let factors = logs.iter().map(|(name, log)| (name.clone(), log.exp())).collect();
-        constraint.with_factors(factors).ok_or_else(capless)
+        let mut out = recipe.clone();
+        out.constraint.factors = logs.iter().map(|(name, log)| (name.clone(), log.exp())).collect();
+        out
     };
     let log_bound = |logs: &BTreeMap<String, f64>, cap: f64| -> Result<f64> {
-        Ok(bound(graph, &given(logs)?.with_sigma_max(cap).ok_or_else(capless)?)?.log10())
+        Ok(bound(graph, &given(logs).with_sigma_max(cap).ok_or_else(|| capless(recipe))?)?.log10())
     };
     let mut logs: BTreeMap<String, f64> = names.iter().map(|name| (name.clone(), 0.0)).collect();
-    let mut best = solve(graph, &given(&logs)?, target)?;
+    let mut best = solve(graph, &given(&logs), target)?;
     for round in 0..ROUNDS {
         // Elasticity of the constant in each cap, over the number of matrices of that name.
-        let here = solve(graph, &given(&logs)?, target)?;
-        let cap = here.sigma_max().ok_or_else(capless)?;
+        let here = solve(graph, &given(&logs), target)?;
+        let cap = here.constraint.sigma_max().ok_or_else(|| capless(recipe))?;
         if mean_cap(&here, &matrices) > mean_cap(&best, &matrices) {
             best = here;
         }
@@ -178,15 +192,17 @@ pub fn spend(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Resul
 }
 
 /// The geometric mean of the caps of all matrices.
-pub fn mean_cap<'a>(constraint: &ConstraintConfig, matrices: impl IntoIterator<Item = &'a Parameter>) -> f64 {
-    let caps = matrices.into_iter().filter_map(|p| constraint.cap(p)).map(|promise| promise.sigma_max.ln());
+pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Parameter>) -> f64 {
+    let caps = matrices.into_iter().filter_map(|p| recipe.promise(p)).map(|promise| promise.sigma_max.ln());
     let (sum, count) = caps.fold((0.0, 0.0), |(sum, count), log| (sum + log, count + 1.0));
     f64::exp(sum / f64::max(count, 1.0))
 }
 
 #[cfg(test)]
 mod tests {
-    use lipschitz_nn::presets::Gpt;
+    use lipschitz_nn::presets::{Block, Gpt, Vit};
+    use lipschitz_opt::constraint::{ConstraintConfig, Method};
+    use lipschitz_opt::{Heads, MuonConfig, OptimizerConfig};
 
     use super::*;
 
@@ -198,8 +214,14 @@ mod tests {
             .unwrap()
     }
 
-    fn constraint(per_head: bool) -> ConstraintConfig {
-        ConstraintConfig::SpectralNormalize { sigma_max: 1.0, per_head, factors: BTreeMap::new() }
+    fn recipe(method: Method, per_head: Heads) -> Recipe {
+        let decay = (method == Method::WeightDecay).then_some(0.1);
+        let constraint = ConstraintConfig { per_head, decay, ..ConstraintConfig::new(method) };
+        Recipe::new(OptimizerConfig::Muon(MuonConfig::default()), constraint)
+    }
+
+    fn constraint(per_head: bool) -> Recipe {
+        recipe(Method::SpectralNormalize, Heads::All(per_head))
     }
 
     #[test]
@@ -222,10 +244,44 @@ mod tests {
 
     #[test]
     fn what_cannot_be_planned_is_said() {
-        let said = |r: Result<ConstraintConfig>| r.unwrap_err().to_string();
-        assert!(said(solve(&graph(), &ConstraintConfig::None, 10.0)).contains("sigma_max"));
+        let said = |r: Result<Recipe>| r.unwrap_err().to_string();
+        for method in [Method::None, Method::SpectralHammer, Method::SpectralWeightDecay] {
+            let said = said(solve(&graph(), &recipe(method, Heads::default()), 10.0));
+            assert!(said.contains("promises a cap"), "{said}");
+        }
         assert!(said(solve(&graph(), &constraint(false), 1e-9)).contains("cannot be met"));
-        let odd = constraint(false).with_factors(BTreeMap::from([("qurey".to_string(), 2.0)])).unwrap();
+        let mut odd = constraint(false);
+        odd.constraint.factors.insert("qurey".to_string(), 2.0);
         assert!(said(solve(&graph(), &odd, 10.0)).contains("query"));
+    }
+
+    /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just below the target.
+    #[test]
+    fn every_promise_is_solved_for() {
+        let block =
+            Block { dim: 32, heads: 4, logit_scale: 1.0 / 32.0, output_scale: 1.0 / 3.0, causal: false, rotary: None };
+        let vit =
+            Vit { image: [3, 32, 32], patch: 8, outputs: 10, block, layers: 2, final_scale: 2.0 }.graph().unwrap();
+        let names = Heads::Of(["query", "key", "output"].map(String::from).into());
+        for graph in [graph(), vit] {
+            for method in Method::ALL {
+                for heads in [Heads::All(false), Heads::All(true), names.clone()] {
+                    let mut recipe = recipe(method, if method == Method::None { Heads::default() } else { heads });
+                    let capped = recipe.with_sigma_max(1.0).is_some_and(|r| r.promises_all(&graph));
+                    let solved = solve(&graph, &recipe, 7.0);
+                    assert_eq!(solved.is_ok(), capped, "{method:?}");
+                    if !capped {
+                        continue;
+                    }
+                    let l = bound(&graph, &solved.unwrap()).unwrap().to_f64();
+                    assert!(l <= 7.0 && l > 0.999 * 7.0, "{method:?}: {l}");
+                    if method.capped() {
+                        recipe.constraint.row_caps.insert("head".to_string());
+                        let l = bound(&graph, &solve(&graph, &recipe, 7.0).unwrap()).unwrap().to_f64();
+                        assert!(l <= 7.0 && l > 0.999 * 7.0, "{method:?}: {l}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,9 @@ use crate::{Error, ops};
 /// Weights by their path through the graph.
 pub type Weights = BTreeMap<String, Tensor>;
 
+/// Hears the path of each node and its output.
+type Watch<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<(), Error>;
+
 /// A network that runs: a [`Graph`] and its weights, all on one device and of one float type.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -112,12 +115,24 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+        self.forward_watched(x, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Model::forward`]; `watch` hears the path of each node and its output.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and what `watch` gives.
+    pub fn forward_watched(
+        &self,
+        x: &Tensor,
+        watch: &mut dyn FnMut(&str, &Tensor) -> Result<(), Error>,
+    ) -> Result<Tensor, Error> {
         self.check_input(x)?;
         let x = match self.graph.input {
             Input::Tokens { .. } => x.clone(),
             _ => x.to_dtype(self.dtype())?,
         };
-        self.sequence(&self.graph.nodes, "", x)
+        self.sequence(&self.graph.nodes, "", x, watch)
     }
 
     /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that a certificate of a
@@ -129,7 +144,7 @@ impl Model {
         match (self.graph.input, self.graph.nodes.first()) {
             (Input::Tokens { .. }, Some(node)) => {
                 self.check_input(tokens)?;
-                self.node(node, "", tokens.clone())
+                self.node(node, "", tokens.clone(), &mut |_, _| Ok(()))
             }
             _ => Err(Error::Input("this network has no embedding; it reads numbers".into())),
         }
@@ -151,7 +166,7 @@ impl Model {
                 return Err(Error::Input(format!("embeddings are {found:?}, wanted [batch, 1…{context}, {dim}]")));
             }
         }
-        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?)
+        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?, &mut |_, _| Ok(()))
     }
 
     fn check_input(&self, x: &Tensor) -> Result<(), Error> {
@@ -194,8 +209,12 @@ impl Model {
         }
     }
 
-    fn sequence(&self, nodes: &[Node], prefix: &str, x: Tensor) -> Result<Tensor, Error> {
-        nodes.iter().try_fold(x, |x, node| self.node(node, prefix, x))
+    fn sequence(&self, nodes: &[Node], prefix: &str, mut x: Tensor, watch: Watch) -> Result<Tensor, Error> {
+        for node in nodes {
+            x = self.node(node, prefix, x, watch)?;
+            watch(&node.path(prefix), &x)?;
+        }
+        Ok(x)
     }
 
     fn weight(&self, path: &str, name: &str) -> &Tensor {
@@ -208,12 +227,12 @@ impl Model {
         Ok(ops::linear(x, self.weight(path, "weight"), bias)?)
     }
 
-    fn node(&self, node: &Node, prefix: &str, x: Tensor) -> Result<Tensor, Error> {
+    fn node(&self, node: &Node, prefix: &str, x: Tensor, watch: Watch) -> Result<Tensor, Error> {
         let path = node.path(prefix);
         Ok(match &node.op {
-            Op::Sequential { body } => self.sequence(body, &path, x)?,
+            Op::Sequential { body } => self.sequence(body, &path, x, watch)?,
             Op::Residual { skip, branch, body } => {
-                let y = self.sequence(body, &path, x.clone())?;
+                let y = self.sequence(body, &path, x.clone(), watch)?;
                 ((x * *skip)? + (y * *branch)?)?
             }
             Op::Linear { bias, .. } => self.linear(&x, &path, *bias)?,
@@ -229,6 +248,7 @@ impl Model {
             Op::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
             Op::Scale { factor } => (x * *factor)?,
             Op::SoftCap { cap } => ops::soft_cap(&x, *cap)?,
+            Op::Clip { limit } => x.clamp(-*limit, *limit)?,
             Op::Attention(a) => self.attention(a, &path, &x)?,
             Op::RmsNorm { eps, .. } => ops::rms_norm(&x, self.weight(&path, "weight"), *eps)?,
             Op::LayerNorm { eps, bias, .. } => {

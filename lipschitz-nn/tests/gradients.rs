@@ -88,6 +88,7 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("positions", Op::Positions { length: 3, dim: 6 });
     on_tokens("scale", Op::Scale { factor: -1.5 });
     on_tokens("soft cap", Op::SoftCap { cap: 0.6 });
+    on_tokens("clip", Op::Clip { limit: 0.4 });
     on_tokens("rms norm", Op::RmsNorm { dim: 6, eps: 0.01 });
     on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true });
     on_tokens("mean pool", Op::MeanPool);

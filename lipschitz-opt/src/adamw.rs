@@ -4,18 +4,53 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Optimizer, Variables, gradient, saved};
+use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor};
 
-/// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−ηλ)W − η m/(√v + ε)` (Loshchilov and Hutter, 2019).
+/// AdamW's constants: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−d)W − η m/(√v + ε)` (Loshchilov and Hutter, 2019).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// β₁, the share of the old mean.
+    pub beta1: f64,
+    /// β₂, the share of the old mean square.
+    pub beta2: f64,
+    /// ε, added to the root of the mean square.
+    pub eps: f64,
+    /// Whether the means are corrected for their start at zero.
+    pub bias_correction: bool,
+    /// λ of the weight decay d.
+    pub weight_decay: f64,
+    /// `d = λ·(schedule's factor)`, apart from the learning rate, as its authors have it; else `d = ηλ`, as PyTorch and the method
+    /// have it.
+    pub decoupled: bool,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, bias_correction: false, weight_decay: 0.0, decoupled: false }
+    }
+}
+
+impl AdamWConfig {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        share("beta1", self.beta1)?;
+        share("beta2", self.beta2)?;
+        share("weight_decay", self.weight_decay)?;
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return Err(Error::Config(format!("optimizer.eps is {}; it must be above 0", self.eps)));
+        }
+        Ok(())
+    }
+}
+
+/// The optimizer: [`AdamWConfig`] with its means.
 pub struct AdamW {
     variables: Variables,
     mean: Vec<Tensor>,
     square: Vec<Tensor>,
-    betas: (f64, f64),
-    eps: f64,
-    bias_correction: bool,
-    weight_decay: f64,
+    config: AdamWConfig,
     steps: u32,
 }
 
@@ -25,33 +60,30 @@ impl AdamW {
     /// For these variables.
     ///
     /// # Errors
-    /// Candle's own.
-    pub fn new(
-        variables: Variables,
-        betas: (f64, f64),
-        eps: f64,
-        bias_correction: bool,
-        weight_decay: f64,
-    ) -> Result<Self, Error> {
-        let zeros = || variables.iter().map(|(_, v)| v.zeros_like()).collect::<Result<Vec<_>, _>>();
+    /// [`Error::Config`] names a constant out of range; candle's own.
+    pub fn new(variables: Variables, config: AdamWConfig) -> Result<Self, Error> {
+        config.check()?;
+        let zeros = || variables.iter().map(|v| v.var.zeros_like()).collect::<Result<Vec<_>, _>>();
         let (mean, square) = (zeros()?, zeros()?);
-        Ok(Self { variables, mean, square, betas, eps, bias_correction, weight_decay, steps: 0 })
+        Ok(Self { variables, mean, square, config, steps: 0 })
     }
 }
 
 impl Optimizer for AdamW {
-    fn step(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<(), Error> {
+    fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error> {
         self.steps += 1;
-        let (beta1, beta2) = self.betas;
-        let correct = |beta: f64| if self.bias_correction { 1.0 - beta.powf(f64::from(self.steps)) } else { 1.0 };
+        let AdamWConfig { beta1, beta2, eps, bias_correction, weight_decay, decoupled } = self.config;
+        let correct = |beta: f64| if bias_correction { 1.0 - beta.powf(f64::from(self.steps)) } else { 1.0 };
         let (first, second) = (correct(beta1), correct(beta2));
-        for (i, (parameter, variable)) in self.variables.iter().enumerate() {
-            let g = gradient(gradients, parameter, variable)?;
+        for (i, variable) in self.variables.iter().enumerate() {
+            let g = gradient(gradients, variable)?;
             let m = ((&self.mean[i] * beta1)? + (&g * (1.0 - beta1))?)?;
             let v = ((&self.square[i] * beta2)? + (g.sqr()? * (1.0 - beta2))?)?;
-            let direction = ((&m / first)? / ((&v / second)?.sqrt()? + self.eps)?)?;
-            let kept = (variable.as_tensor().detach() * (1.0 - learning_rate * self.weight_decay))?;
-            variable.set(&(kept - (direction * learning_rate)?)?)?;
+            let direction = ((&m / first)? / ((&v / second)?.sqrt()? + eps)?)?;
+            let learning_rate = rate.now() * variable.rate;
+            let decay = weight_decay * if decoupled { rate.factor } else { learning_rate };
+            let kept = (variable.var.as_tensor().detach() * (1.0 - decay))?;
+            variable.var.set(&(kept - (direction * learning_rate)?)?)?;
             self.mean[i] = m;
             self.square[i] = v;
         }
@@ -59,23 +91,21 @@ impl Optimizer for AdamW {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
-        let mut out = BTreeMap::from([(STEPS.to_string(), Tensor::new(&[self.steps], &Device::Cpu)?)]);
-        for (i, (p, _)) in self.variables.iter().enumerate() {
-            out.insert(format!("adamw.mean.{}", p.name), self.mean[i].clone());
-            out.insert(format!("adamw.square.{}", p.name), self.square[i].clone());
+        let mut out = BTreeMap::from([(STEPS.to_string(), steps_tensor(self.steps, &Device::Cpu)?)]);
+        for (i, v) in self.variables.iter().enumerate() {
+            out.insert(format!("adamw.mean.{}", v.parameter.name), self.mean[i].clone());
+            out.insert(format!("adamw.square.{}", v.parameter.name), self.square[i].clone());
         }
         Ok(out)
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-        let steps = state.get(STEPS).ok_or_else(|| Error::State(format!("`{STEPS}` is missing")))?;
+        let steps = steps_of(state, STEPS)?;
         let load = |kind: &str| -> Result<Vec<Tensor>, Error> {
-            self.variables.iter().map(|(p, v)| saved(state, &format!("adamw.{kind}.{}", p.name), v)).collect()
+            self.variables.iter().map(|v| saved(state, &format!("adamw.{kind}.{}", v.parameter.name), &v.var)).collect()
         };
-        let (mean, square) = (load("mean")?, load("square")?);
-        let counts = steps.flatten_all()?.to_vec1::<u32>()?;
-        self.steps = *counts.first().ok_or_else(|| Error::State(format!("`{STEPS}` is empty")))?;
-        (self.mean, self.square) = (mean, square);
+        (self.mean, self.square) = (load("mean")?, load("square")?);
+        self.steps = steps;
         Ok(())
     }
 }

@@ -13,6 +13,9 @@ pub enum Error {
     /// A constant out of range.
     #[error("{0}")]
     Config(String),
+    /// A singular value decomposition that did not converge.
+    #[error("a singular value decomposition failed ({0}): training diverged; lower train.learning_rate")]
+    Svd(String),
     /// An error from candle.
     #[error("{0}")]
     Candle(#[from] candle_core::Error),

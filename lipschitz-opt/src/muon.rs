@@ -3,61 +3,205 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{D, Tensor};
-use lipschitz_nn::graph::{Axis, Geometry, Parameter};
+use candle_core::{D, DType, Device, Tensor};
+use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
+use serde::{Deserialize, Serialize};
 
+use crate::blocks::{Heads, batched, merge, split};
 use crate::polynomial::{NewtonSchulz, orthogonalise};
-use crate::{Error, Optimizer, Variables, gradient, saved};
+use crate::{Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor};
 
 /// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated further.
 const INFLATION: f64 = 16.0;
 
-/// `m ← βm + (1−β)g`, then `W ← W − η √(out/in) · orthogonalise(m)` (Jordan et al., *Muon*, 2024; scaled as in Bernstein,
-/// *Deriving Muon*). Rows of tables and vectors move by η in RMS norm.
+/// What rounding in `f32` adds to an orthogonalised matrix, at most.
+const ROUNDING: f64 = 5e-4;
+
+/// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al., *Muon*, 2024; the scale s as in
+/// Bernstein, *Deriving Muon*). Rows of tables and vectors move by η in RMS norm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonConfig {
+    /// β, the share of the old momentum.
+    pub beta: f64,
+    /// Looks one step ahead: orthogonalises `βm + (1−β)g`.
+    pub nesterov: bool,
+    /// β grows from here over the first steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<Warmup>,
+    /// λ of the weight decay.
+    pub weight_decay: f64,
+    /// s
+    pub update_scale: UpdateScale,
+    /// Orthogonalises each head by itself.
+    pub per_head: Heads,
+    /// The polynomials.
+    pub newton_schulz: NewtonSchulz,
+    /// What the polynomials are worked out in.
+    pub precision: Precision,
+}
+
+impl Default for MuonConfig {
+    fn default() -> Self {
+        Self {
+            beta: 0.95,
+            nesterov: false,
+            warmup: None,
+            weight_decay: 0.0,
+            update_scale: UpdateScale::default(),
+            per_head: Heads::default(),
+            newton_schulz: NewtonSchulz::default(),
+            precision: Precision::default(),
+        }
+    }
+}
+
+/// A momentum that grows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warmup {
+    /// β at the first step.
+    pub from: f64,
+    /// Steps until β is full, in a straight line.
+    pub steps: u32,
+}
+
+/// What an orthogonalised `[out, in]` matrix is multiplied by, beside the learning rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateScale {
+    /// √(out/in): the update has RMS→RMS norm 1.
+    #[default]
+    RmsToRms,
+    /// 1: the update has spectral norm 1.
+    Spectral,
+    /// √max(1, out/in), of the first Muon.
+    Jordan,
+    /// 0.2·√max(out, in): elements as large as AdamW's (Liu et al., *Muon is scalable for LLM training*, 2025).
+    Adam,
+}
+
+impl UpdateScale {
+    /// The factor for a matrix of this shape.
+    pub fn factor(self, outputs: usize, inputs: usize) -> f64 {
+        let ratio = rms_to_rms(outputs, inputs).recip();
+        match self {
+            Self::RmsToRms => ratio,
+            Self::Spectral => 1.0,
+            Self::Jordan => ratio.max(1.0),
+            Self::Adam => 0.2 * (outputs.max(inputs) as f64).sqrt(),
+        }
+    }
+}
+
+/// What polynomials are worked out in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// The weights' own.
+    #[default]
+    F32,
+    /// Half the memory traffic, on hardware that has it; what an update can be is then not known well enough to cap by.
+    Bf16,
+}
+
+impl MuonConfig {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        share("beta", self.beta)?;
+        share("weight_decay", self.weight_decay)?;
+        if let Some(warmup) = self.warmup {
+            share("warmup.from", warmup.from)?;
+        }
+        Ok(())
+    }
+
+    /// How large an update of learning rate 1 can be, without weight decay; unknown in bf16.
+    pub(crate) fn update_bound(&self, parameter: &Parameter) -> Option<UpdateBound> {
+        if parameter.geometry != Geometry::Matrix {
+            return Some(UpdateBound { whole: 1.0 + 1e-5, block: 1.0 + 1e-5 });
+        }
+        if self.precision == Precision::Bf16 {
+            return None;
+        }
+        let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
+        let scale = self.update_scale.factor(rows, columns) * rms_to_rms(rows, columns);
+        let whole = self.newton_schulz.maximum() * scale * (1.0 + ROUNDING);
+        // A whole update can put all of itself into one head's block, whose norm counts it √count times.
+        let spread = match (self.per_head.of(parameter), parameter.heads) {
+            (None, Some(heads)) => (heads.count as f64).sqrt(),
+            _ => 1.0,
+        };
+        Some(UpdateBound { whole, block: whole * spread })
+    }
+
+    fn beta_at(&self, step: u32) -> f64 {
+        match self.warmup {
+            Some(Warmup { from, steps }) if step < steps => {
+                from + (self.beta - from) * f64::from(step) / f64::from(steps)
+            }
+            _ => self.beta,
+        }
+    }
+}
+
+/// The optimizer: [`MuonConfig`] with its momentum.
 pub struct Muon {
     variables: Variables,
     momentum: Vec<Tensor>,
-    beta: f64,
-    nesterov: bool,
-    per_head: bool,
-    set: NewtonSchulz,
+    config: MuonConfig,
+    steps: u32,
 }
+
+const STEPS: &str = "muon.steps";
 
 impl Muon {
     /// For these variables.
     ///
     /// # Errors
-    /// Candle's own.
-    pub fn new(
-        variables: Variables,
-        beta: f64,
-        nesterov: bool,
-        per_head: bool,
-        set: NewtonSchulz,
-    ) -> Result<Self, Error> {
-        let momentum = variables.iter().map(|(_, v)| v.zeros_like()).collect::<Result<_, _>>()?;
-        Ok(Self { variables, momentum, beta, nesterov, per_head, set })
+    /// [`Error::Config`] names a constant out of range; candle's own.
+    pub fn new(variables: Variables, config: MuonConfig) -> Result<Self, Error> {
+        config.check()?;
+        let momentum = variables.iter().map(|v| v.var.zeros_like()).collect::<Result<_, _>>()?;
+        Ok(Self { variables, momentum, config, steps: 0 })
     }
 
-    /// The direction of a step: of norm at most 1 (by [`NewtonSchulz::bounded_by_one`]) in the parameter's norm.
-    fn direction(&self, parameter: &Parameter, m: &Tensor) -> Result<Tensor, Error> {
+    /// The directions of a step: of norm at most 1, up to the polynomials' maximum, in each parameter's norm.
+    fn directions(&self, momentum: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let tiny = f64::from(f32::MIN_POSITIVE);
-        Ok(match parameter.geometry {
-            Geometry::Matrix => {
-                let (rows, columns) = m.dims2()?;
-                let heads = parameter.heads.filter(|h| self.per_head && h.axis == Axis::Rows).map_or(1, |h| h.count);
-                let blocks = m.reshape((heads, rows / heads, columns))?;
-                let scale = rms_to_rms(rows / heads, columns).recip();
-                (orthogonalise(&blocks, self.set)?.reshape((rows, columns))? * scale)?
-            }
-            Geometry::Table => {
-                let norms = m.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
-                let floor = (norms.max_keepdim(0)? / INFLATION)?;
-                m.broadcast_div(&(norms.broadcast_maximum(&floor)? + tiny)?)?
-            }
-            Geometry::Vector => m.broadcast_div(&(m.sqr()?.mean_all()?.sqrt()? + tiny)?)?,
-        })
+        let (mut matrices, mut stacks) = (Vec::new(), Vec::new());
+        let mut out = Vec::with_capacity(momentum.len());
+        for (i, (v, m)) in self.variables.iter().zip(momentum).enumerate() {
+            out.push(match v.parameter.geometry {
+                Geometry::Matrix => {
+                    matrices.push(i);
+                    stacks.push(((), split(m, self.config.per_head.of(&v.parameter))?));
+                    m.clone()
+                }
+                Geometry::Table => {
+                    let norms = m.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+                    let floor = (norms.max_keepdim(0)? / INFLATION)?;
+                    m.broadcast_div(&(norms.broadcast_maximum(&floor)? + tiny)?)?
+                }
+                Geometry::Vector => m.broadcast_div(&(m.sqr()?.mean_all()?.sqrt()? + tiny)?)?,
+            });
+        }
+        let orthogonal = batched(&stacks, |(), m| -> Result<Tensor, Error> {
+            Ok(match self.config.precision {
+                Precision::F32 => orthogonalise(&m, self.config.newton_schulz)?,
+                Precision::Bf16 => {
+                    orthogonalise(&m.to_dtype(DType::BF16)?, self.config.newton_schulz)?.to_dtype(m.dtype())?
+                }
+            })
+        })?;
+        for (i, blocks) in matrices.into_iter().zip(orthogonal) {
+            let parameter = &self.variables[i].parameter;
+            let heads = self.config.per_head.of(parameter);
+            let count = heads.map_or(1.0, |heads| heads.count as f64);
+            let factor = self.config.update_scale.factor(parameter.shape[0], parameter.shape[1]) / count.sqrt();
+            out[i] = (merge(&blocks, heads)? * factor)?;
+        }
+        Ok(out)
     }
 }
 
@@ -66,26 +210,40 @@ fn key(parameter: &Parameter) -> String {
 }
 
 impl Optimizer for Muon {
-    fn step(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<(), Error> {
-        for i in 0..self.variables.len() {
-            let (parameter, variable) = &self.variables[i];
-            let g = gradient(gradients, parameter, variable)?;
-            let mix = |m: &Tensor| (m * self.beta)? + (&g * (1.0 - self.beta))?;
-            let m = mix(&self.momentum[i])?;
-            let ahead = if self.nesterov { mix(&m)? } else { m.clone() };
-            let update = (self.direction(parameter, &ahead)? * learning_rate)?;
-            variable.set(&(variable.as_tensor().detach() - update)?)?;
-            self.momentum[i] = m;
+    fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error> {
+        let beta = self.config.beta_at(self.steps);
+        let mut ahead = Vec::with_capacity(self.variables.len());
+        for (v, momentum) in self.variables.iter().zip(&mut self.momentum) {
+            let g = gradient(gradients, v)?;
+            let mix = |m: &Tensor| (m * beta)? + (&g * (1.0 - beta))?;
+            *momentum = mix(momentum)?;
+            ahead.push(if self.config.nesterov { mix(momentum)? } else { momentum.clone() });
         }
+        for (v, direction) in self.variables.iter().zip(self.directions(&ahead)?) {
+            let learning_rate = rate.now() * v.rate;
+            let w = v.var.as_tensor().detach();
+            let w = match self.config.weight_decay {
+                0.0 => w,
+                decay => (w * (1.0 - learning_rate * decay))?,
+            };
+            v.var.set(&(w - (direction * learning_rate)?)?)?;
+        }
+        self.steps += 1;
         Ok(())
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
-        Ok(self.variables.iter().zip(&self.momentum).map(|((p, _), m)| (key(p), m.clone())).collect())
+        let momentum = self.variables.iter().zip(&self.momentum);
+        let mut out: BTreeMap<_, _> = momentum.map(|(v, m)| (key(&v.parameter), m.clone())).collect();
+        out.insert(STEPS.into(), steps_tensor(self.steps, &Device::Cpu)?);
+        Ok(out)
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-        self.momentum = self.variables.iter().map(|(p, v)| saved(state, &key(p), v)).collect::<Result<_, _>>()?;
+        let steps = steps_of(state, STEPS)?;
+        self.momentum =
+            self.variables.iter().map(|v| saved(state, &key(&v.parameter), &v.var)).collect::<Result<_, _>>()?;
+        self.steps = steps;
         Ok(())
     }
 }

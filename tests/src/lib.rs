@@ -78,6 +78,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
             5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
+            6 if dice.below(4) == 0 => Op::Clip { limit: dice.pick(&[0.1, 1.0]) },
             6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS) },
             7 => Op::Sequential { body: body(dim, depth + 1, dice) },
             _ => {
@@ -125,6 +126,11 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
         }
         nodes.push(linear("head", width, classes, dice));
     } else {
+        // What is clipped and scaled is known element by element, which patches make use of.
+        if dice.coin() {
+            nodes.push(Node::new("", Op::Clip { limit: dice.pick(&[0.2, 1.0]) }));
+            nodes.push(Node::new("", Op::Scale { factor: dice.pick(&[0.5, -3.0]) }));
+        }
         nodes.push(Node::new("", Op::Patches { size: 2 }));
         nodes.push(linear("embedding", 8, 6, dice));
         nodes.push(Node::new("positions", Op::Positions { length: 4, dim: 6 }));

@@ -9,9 +9,10 @@ use certify::task::Task;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::presets::ModelConfig;
-use lipschitz_opt::OptimizerConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
+use lipschitz_opt::modular::RatesConfig;
 use lipschitz_opt::schedule::ScheduleConfig;
+use lipschitz_opt::{Group, OptimizerConfig, Recipe};
 use serde::{Deserialize, Serialize};
 
 /// Everything about a run.
@@ -27,6 +28,12 @@ pub struct Config {
     pub data: DataConfig,
     /// How its weights move.
     pub optimizer: OptimizerConfig,
+    /// Weights that move in a way of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// How the learning rate is split over the weights.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rates: RatesConfig,
     /// What keeps them small.
     pub constraint: ConstraintConfig,
     /// How long, how fast, how often.
@@ -78,6 +85,10 @@ impl DataConfig {
             }
         })
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn play_characters() -> usize {
@@ -185,6 +196,16 @@ impl Config {
             bail!("lipschitz_target is {target}; it must be above 0")
         }
         Ok(())
+    }
+
+    /// What moves the weights and what keeps them small.
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            optimizer: self.optimizer.clone(),
+            groups: self.groups.clone(),
+            rates: self.rates.clone(),
+            constraint: self.constraint.clone(),
+        }
     }
 
     /// The network's graph for data of this vocabulary (or number of classes).

@@ -1,10 +1,12 @@
 //! Trains networks under an enforced Lipschitz constant.
 
 pub mod config;
+pub mod dynamics;
 pub mod events;
 pub mod preset;
 mod progress;
 pub mod run_dir;
 pub mod sample;
+pub mod step;
 pub mod sweep;
 pub mod trainer;

@@ -13,6 +13,8 @@ use lipschitz_nn::{Error, Model};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::dynamics::MatrixMetrics;
+use crate::step::{Times, Training};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,10 +35,16 @@ pub struct Metrics {
     pub lipschitz: Option<f64>,
     /// ℓ2 norm of the gradient.
     pub grad_norm: Option<f64>,
-    /// Largest absolute logit on the step's batch.
+    /// Largest absolute value of any node's output on the step's batch, after the step.
     pub activation_max: Option<f64>,
     /// The step's learning rate.
     pub learning_rate: f64,
+    /// Seconds in the parts of the steps since the last line.
+    #[serde(default)]
+    pub times: Option<Times>,
+    /// Each matrix, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub matrices: BTreeMap<String, MatrixMetrics>,
 }
 
 /// What a run came to: `summary.json`.
@@ -100,7 +108,7 @@ pub struct RunDir {
 pub struct Saved {
     /// The weights.
     pub model: Model,
-    /// The optimizer's state.
+    /// The state of optimizer and constraint.
     pub optimizer: BTreeMap<String, Tensor>,
     /// Updates made.
     pub step: u64,
@@ -186,22 +194,17 @@ impl RunDir {
     ///
     /// # Errors
     /// If the disk is full, for example; the old checkpoint is untouched then.
-    pub fn save(
-        &self,
-        model: &Model,
-        meta: &Meta,
-        optimizer: &BTreeMap<String, Tensor>,
-        step: u64,
-        seconds: f64,
-    ) -> Result<()> {
+    pub fn save(&self, training: &Training, meta: &Meta, step: u64, seconds: f64) -> Result<()> {
         let [current, fresh, old] = ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
         let remove =
             |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
         remove(&fresh)?;
         fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
-        checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
+        checkpoint::save(&fresh.join("model.safetensors"), &training.model, meta)?;
         let position = serde_json::to_string(&Position { step, seconds })?;
-        let state = optimizer.iter().map(|(name, t)| (name.as_str(), t.clone()));
+        let mut state = training.optimizer.state()?;
+        state.extend(training.constraint.state());
+        let state = state.iter().map(|(name, t)| (name.as_str(), t.clone()));
         let metadata = [(POSITION.to_string(), position)].into();
         checkpoint::save_tensors(&fresh.join("optimizer.safetensors"), state, Some(metadata))?;
         // After a crash between the two renames below, the old one is all there is.

@@ -6,26 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use candle_core::{DType, Device, Var};
-use certify::certificate::{Certificate, Formula, certify};
+use candle_core::{DType, Device, Tensor};
+use certify::certificate::{Formula, certify};
+use certify::plan;
 use certify::probe;
 use certify::robust;
-use certify::spectral::{Matrix, Method, spectral_norm};
+use certify::spectral::Method;
+use certify::task::{Protocol, Task};
 use certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
-use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::Optimizer;
-use lipschitz_opt::constraint::{Constraint, ConstraintConfig};
+use lipschitz_opt::constraint::Constraint;
+use lipschitz_opt::{Heads, Rate, Recipe};
 
 use crate::config::Config;
+use crate::dynamics::{check_caps, largest_activation, matrices};
 use crate::events::EventWriter;
 use crate::progress::Progress;
-use crate::run_dir::{Metrics, RunDir, Summary};
-use certify::plan;
-use certify::task::{Protocol, Task};
+use crate::run_dir::{Metrics, RunDir, Saved, Summary};
+use crate::step::{Times, Training};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -35,9 +36,6 @@ pub enum End {
     /// Stopped by a signal, after this many steps; a checkpoint is saved.
     Stopped(u64),
 }
-
-/// Relative excess of a proven norm over its cap that rounding in `f32` explains; more is an error.
-pub const CAP_TOLERANCE: f64 = 1e-3;
 
 /// Where a run is to be made, and how it is shown.
 pub struct Options<'a> {
@@ -77,10 +75,8 @@ pub fn device(name: &str) -> Result<Device> {
 pub struct Checked {
     /// The network.
     pub graph: Graph,
-    /// The constraint, its cap solved from the target if there is one.
-    pub constraint: ConstraintConfig,
-    /// The same, ready to be applied.
-    pub enforced: Constraint,
+    /// What moves and what keeps its weights, the cap solved from the target if there is one.
+    pub recipe: Recipe,
 }
 
 /// Finds what is wrong with a config, without writing anything.
@@ -92,13 +88,38 @@ pub fn check(config: &Config, task: &Task) -> Result<Checked> {
     if let Some(context) = graph.context() {
         task.check_context(context)?;
     }
-    let constraint = match config.lipschitz_target {
-        Some(target) => plan::solve(&graph, &config.constraint, target)?,
-        None => config.constraint.clone(),
+    let mut recipe = config.recipe();
+    recipe.check_for(&graph)?;
+    recipe.rates.shares(&graph)?;
+    if let Some(target) = config.lipschitz_target {
+        recipe = plan::solve(&graph, &recipe, target)?;
+    }
+    Ok(Checked { graph, recipe })
+}
+
+/// A fresh network, or the saved one, with what trains it.
+fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &Device) -> Result<Training> {
+    let Checked { graph, recipe } = checked;
+    let model = match saved {
+        Some(saved) => saved.model.clone(),
+        None => {
+            let heads = recipe.constraint.per_head == Heads::All(true);
+            let blocks = if heads { Blocks::PerHead } else { Blocks::Whole };
+            Model::new(graph.clone(), init::weights(graph, config.train.seed, blocks, device, DType::F32)?)?
+        }
     };
-    let enforced = Constraint::new(&constraint, &config.optimizer)?;
-    config.optimizer.build(Vec::new())?;
-    Ok(Checked { graph, constraint, enforced })
+    let (model, vars) = model.trainable()?;
+    let variables = recipe.variables(graph, vars, config.train.learning_rate)?;
+    let mut optimizer = recipe.build(&variables)?;
+    let mut constraint = Constraint::new(recipe)?;
+    match saved {
+        Some(saved) => {
+            optimizer.load_state(&saved.optimizer)?;
+            constraint.load_state(&saved.optimizer, &variables)?;
+        }
+        None => constraint.project(&variables)?,
+    }
+    Ok(Training { model, variables, optimizer, constraint })
 }
 
 /// Trains as `config` says.
@@ -110,31 +131,19 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let device = device(&config.train.device)?;
     let task = config.data.load()?;
     // What can be wrong with the config is found before anything is written.
-    let Checked { graph, constraint, enforced } = check(config, &task)?;
+    let checked = check(config, &task)?;
     let (mut dir, saved) = if options.resume {
         RunDir::resume(options.out, config, &device)?
     } else {
         (RunDir::create(options.out, config)?, None)
     };
-    let seed = config.train.seed;
     let fresh = saved.is_none();
     let (start, before) = saved.as_ref().map_or((0, 0.0), |s| (s.step, s.seconds));
-    let model = match &saved {
-        Some(saved) if *saved.model.graph() == graph => saved.model.clone(),
-        Some(_) => bail!("{}: its checkpoint has another architecture than its config", options.out.display()),
-        None => {
-            let blocks = if constraint.per_head() { Blocks::PerHead } else { Blocks::Whole };
-            Model::new(graph.clone(), init::weights(&graph, seed, blocks, &device, DType::F32)?)?
-        }
-    };
-    let (model, variables) = model.trainable()?;
-    let mut optimizer = config.optimizer.build(variables.clone())?;
-    if let Some(saved) = &saved {
-        optimizer.load_state(&saved.optimizer)?;
+    if saved.as_ref().is_some_and(|saved| *saved.model.graph() != checked.graph) {
+        bail!("{}: its checkpoint has another architecture than its config", options.out.display())
     }
-    if fresh {
-        enforced.project(&variables)?;
-    }
+    let mut training = training(config, &checked, saved.as_ref(), &device)?;
+    let Checked { graph, recipe } = checked;
     let meta = |step: u64| Meta {
         format: checkpoint::FORMAT,
         graph: graph.clone(),
@@ -142,7 +151,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         tokenizer: task.tokenizer(),
         provenance: Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
-            seed: Some(seed),
+            seed: Some(config.train.seed),
             data_digest: Some(task.digest()),
             step: Some(step),
         },
@@ -152,39 +161,46 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let mut progress = Progress::new(t.steps, start, options.quiet);
     let clock = Instant::now();
     let seconds = |clock: &Instant| before + clock.elapsed().as_secs_f64();
-    let mut order = task.order(seed);
+    let mut order = task.order(t.seed);
+    let mut times = Times::default();
     for step in start..t.steps {
         if options.stop.load(Ordering::Relaxed) {
-            dir.save(&model, &meta(step), &optimizer.state()?, step, seconds(&clock))?;
+            dir.save(&training, &meta(step), step, seconds(&clock))?;
             progress.finish();
             return Ok(End::Stopped(step));
         }
-        let learning_rate = t.learning_rate * t.schedule.factor(step, t.steps);
+        let rate = Rate { peak: t.learning_rate, factor: t.schedule.factor(step, t.steps) };
         let (x, y) = order.batch(&task, step, t.batch_size, graph.context(), &device)?;
-        let outcome = update(&model, &variables, &mut *optimizer, &enforced, (&x, &y), learning_rate)?;
         let done = step + 1;
+        let evaluates = done % t.eval_every == 0 || done == t.steps;
+        let logs = done % t.log_every == 0 || evaluates || done == 1;
+        let old = if logs { copies(&training)? } else { Vec::new() };
+        let outcome = training.step(&x, &y, rate, &mut times)?;
         if !outcome.loss.is_finite() {
             bail!("the loss is {} at step {done}: training diverged; lower train.learning_rate", outcome.loss)
         }
-        let evaluates = done % t.eval_every == 0 || done == t.steps;
-        if done % t.log_every != 0 && !evaluates && done != 1 {
+        if !logs {
             continue;
         }
-        let certificate = certify(&model.detached(), Method::Proven, Formula::Sound, None)?;
-        check_caps(&certificate, &variables, &enforced)?;
+        let model = training.model.detached();
+        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
+        check_caps(&certificate, &training.variables, &training.constraint)?;
+        check_target(config, certificate.rms)?;
         let mut line = Metrics {
             step: done,
             // Tokens, or images.
             tokens: done * t.batch_size as u64 * graph.context().map_or(1, |context| context as u64),
             train_loss: Some(outcome.loss),
             grad_norm: Some(outcome.grad_norm),
-            activation_max: Some(outcome.activation_max),
+            activation_max: Some(largest_activation(&model, &x)?),
             lipschitz: log10(certificate.rms),
-            learning_rate,
+            learning_rate: rate.now(),
+            times: Some(std::mem::take(&mut times)),
+            matrices: matrices(&certificate, &training.variables, &old)?,
             ..Metrics::default()
         };
         if evaluates {
-            let result = task.evaluate(&model.detached(), Protocol::Full, t.batch_size, &device)?;
+            let result = task.evaluate(&model, Protocol::Full, t.batch_size, &device)?;
             line.val_loss = Some(result.loss);
             line.val_accuracy = Some(result.accuracy);
         }
@@ -194,11 +210,16 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             ("accuracy/val", line.val_accuracy),
             ("lipschitz/log10", line.lipschitz),
             ("gradient/norm", line.grad_norm),
-            ("logit/max", line.activation_max),
-            ("learning_rate", Some(learning_rate)),
+            ("activation/max", line.activation_max),
+            ("learning_rate", Some(line.learning_rate)),
         ] {
             if let Some(value) = value {
                 events.scalar(tag, done, value as f32)?;
+            }
+        }
+        for (name, m) in &line.matrices {
+            for (what, value) in [("norm", m.norm), ("stable_rank", m.stable_rank), ("update", m.update)] {
+                events.scalar(&format!("{what}/{name}"), done, value as f32)?;
             }
         }
         events.flush()?;
@@ -206,82 +227,30 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         dir.log(&line)?;
         progress.show(&line, certificate.rms);
         if evaluates && done != t.steps {
-            dir.save(&model, &meta(done), &optimizer.state()?, done, seconds(&clock))?;
+            dir.save(&training, &meta(done), done, seconds(&clock))?;
         }
     }
     progress.finish();
     let spent = seconds(&clock);
-    dir.save(&model, &meta(t.steps), &optimizer.state()?, t.steps, spent)?;
-    let summary = finish(config, options, &mut dir, &task, &model.detached(), &meta(t.steps), &constraint, spent)?;
+    dir.save(&training, &meta(t.steps), t.steps, spent)?;
+    let model = training.model.detached();
+    let summary = finish(config, options, &mut dir, &task, &model, &meta(t.steps), &recipe, spent)?;
     Ok(End::Done(Box::new(summary)))
 }
 
-struct Outcome {
-    loss: f64,
-    grad_norm: f64,
-    activation_max: f64,
+/// The weights as they are, for comparison with what a step makes of them.
+fn copies(training: &Training) -> Result<Vec<Tensor>> {
+    Ok(training.variables.iter().map(|v| v.var.as_tensor().detach().copy()).collect::<Result<_, _>>()?)
 }
 
-fn update(
-    model: &Model,
-    variables: &[(Parameter, Var)],
-    optimizer: &mut dyn Optimizer,
-    constraint: &Constraint,
-    (x, y): (&candle_core::Tensor, &candle_core::Tensor),
-    learning_rate: f64,
-) -> Result<Outcome> {
-    let logits = model.forward(x)?;
-    let flat = logits.reshape(((), logits.dim(candle_core::D::Minus1)?))?;
-    let loss = candle_nn::loss::cross_entropy(&flat, &y.flatten_all()?)?;
-    let gradients = loss.backward()?;
-    let mut squares = 0.0;
-    for (_, variable) in variables {
-        if let Some(g) = gradients.get(variable.as_tensor()) {
-            squares += f64::from(g.detach().sqr()?.sum_all()?.to_scalar::<f32>()?);
+/// Whether the constant that was asked for holds.
+fn check_target(config: &Config, l: Upper) -> Result<()> {
+    match config.lipschitz_target {
+        Some(target) if l > Upper::from_f64(target) => {
+            bail!(certify::Error::Violated(format!("the certified constant {l} is above lipschitz_target {target}")))
         }
+        _ => Ok(()),
     }
-    let outcome = Outcome {
-        loss: f64::from(loss.to_scalar::<f32>()?),
-        grad_norm: squares.sqrt(),
-        activation_max: f64::from(flat.detach().abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?),
-    };
-    if outcome.loss.is_finite() {
-        optimizer.step(&gradients, learning_rate)?;
-        constraint.apply(variables, learning_rate)?;
-    }
-    Ok(outcome)
-}
-
-/// Every cap that the constraint promises, against norms that are proven.
-fn check_caps(certificate: &Certificate, variables: &[(Parameter, Var)], constraint: &Constraint) -> Result<()> {
-    for (parameter, variable) in variables {
-        let Some(promise) = constraint.cap(parameter) else { continue };
-        if parameter.geometry != Geometry::Matrix {
-            continue;
-        }
-        let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
-        let count = parameter.heads.filter(|_| promise.per_head).map_or(1, |h| h.count);
-        let cap = promise.sigma_max * (1.0 + CAP_TOLERANCE) / rms_to_rms(rows / count, columns);
-        let whole = parameter.name.clone();
-        let name = |i: usize| if count == 1 { whole.clone() } else { format!("{whole} rows {}/{count}", i + 1) };
-        for i in 0..count {
-            // The walk asks for other norms where a gain is folded in; then the cap's own is proven here.
-            let upper = match certificate.weights.iter().find(|m| m.name == name(i)) {
-                Some(row) => row.upper,
-                None => {
-                    let w = Matrix::from_tensor(&whole, variable.as_tensor())?;
-                    spectral_norm(&w.row_block(i, count), Method::Proven).upper
-                }
-            };
-            if upper > Upper::from_f64(cap) {
-                bail!(certify::Error::Violated(format!(
-                    "`{}` has norm {upper} above its cap {cap:.6}: the constraint does not hold",
-                    name(i)
-                )))
-            }
-        }
-    }
-    Ok(())
 }
 
 /// log10 of a finite bound.
@@ -297,7 +266,7 @@ fn finish(
     task: &Task,
     model: &Model,
     meta: &Meta,
-    constraint: &ConstraintConfig,
+    recipe: &Recipe,
     seconds: f64,
 ) -> Result<Summary> {
     checkpoint::save(&dir.path().join("model.safetensors"), model, meta)?;
@@ -312,27 +281,24 @@ fn finish(
             found.sensitivity, certificate.l2
         )))
     }
-    if let Some(target) = config.lipschitz_target
-        && certificate.rms > Upper::from_f64(target)
-    {
-        let l = certificate.rms;
-        bail!(certify::Error::Violated(format!("the certified constant {l} is above lipschitz_target {target}")))
-    }
+    check_target(config, certificate.rms)?;
     let first = certificate.graph.nodes.first();
     let inputs = match first.map(|n| &n.op) {
         Some(lipschitz_nn::graph::Op::Embedding { dim, .. }) => *dim,
         _ => found.pair.0.elem_count(),
     };
     let outputs = task.outputs()?;
+    let method = recipe.name();
+    let (optimizer, constraint) = method.split_once(" + ").unwrap_or((&method, ""));
     let summary = Summary {
         label: options.label.clone(),
-        method: format!("{} + {}", config.optimizer.name(), constraint.name()),
-        optimizer: config.optimizer.name().into(),
-        constraint: constraint.name().into(),
+        optimizer: optimizer.into(),
+        constraint: constraint.into(),
+        method: method.clone(),
         seed: config.train.seed,
         learning_rate: config.train.learning_rate,
         target: config.lipschitz_target,
-        sigma_max: constraint.sigma_max(),
+        sigma_max: recipe.constraint.sigma_max(),
         steps: config.train.steps,
         seconds,
         parameters: model.parameter_count(),

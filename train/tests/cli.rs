@@ -85,12 +85,13 @@ fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The lines of a run's metrics, without the clock.
+/// The lines of a run's metrics, without the clocks.
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
         value["seconds"] = 0.into();
+        value["times"] = 0.into();
         value
     };
     text.lines().map(line).collect()
@@ -153,7 +154,7 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
 /// Ctrl-C saves; resuming ends with the same bytes and the same log as a run that was never stopped.
 #[test]
 fn an_interrupted_run_ends_as_if_it_had_not_been() {
-    let optimizers: [&[&str]; 2] = [
+    let optimizers: [&[&str]; 3] = [
         &["train.steps=90", "train.log_every=1", "train.eval_every=20"],
         &[
             "train.steps=90",
@@ -162,6 +163,16 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             "optimizer={ kind = \"adamw\", weight_decay = 0.1 }",
             "constraint={ method = \"spectral_normalize\" }",
             "train.learning_rate=0.01",
+        ],
+        // Everything that is kept from step to step: vectors of power iteration, a momentum that grows, two optimizers.
+        &[
+            "train.steps=90",
+            "train.log_every=1",
+            "train.eval_every=20",
+            "optimizer={ kind = \"muon\", warmup = { from = 0.5, steps = 40 }, newton_schulz = \"polar_express\" }",
+            "groups=[{ pattern = \"*embedding*\", learning_rate = 0.02, optimizer = { kind = \"sgd\" } }]",
+            "rates={ kind = \"modular\", residual = \"unit\", masses = { blocks = 32 } }",
+            "constraint={ method = \"spectral_hammer\", sigma_max = 1.5, per_head = [\"query\"] }",
         ],
     ];
     for settings in optimizers {
@@ -209,6 +220,24 @@ fn bad_input_gets_one_line() {
     assert!(w.refused("a", &["lipschitz_target=0"], &[]).contains("lipschitz_target is 0"));
     assert!(w.refused("a", &["lipschitz_target=5", "constraint={ method = \"none\" }"], &[]).contains("cap"));
     assert!(w.refused("a", &["model.heads=3"], &[]).contains("head"));
+    let refused_for = |setting: &str, wanted: &str| {
+        let message = w.refused("a", &[setting], &[]);
+        assert!(message.contains(wanted), "{message}");
+    };
+    refused_for("constraint={ method = \"spectral_softcap\" }", "did you mean `spectral_soft_cap`?");
+    refused_for(
+        "constraint={ method = \"weight_decay\", sigma_max = 2.0 }",
+        "sigma_max is no constant of `weight_decay`",
+    );
+    refused_for("constraint={ method = \"stiefel\", per_head = [\"up\"] }", "there are key, output, query, value");
+    refused_for("constraint={ method = \"svd_clip\", row_caps = [\"haed\"] }", "`haed`");
+    refused_for(
+        "optimizer={ kind = \"muon\", per_head = [\"keys\"] }",
+        "optimizer.per_head: no such matrix is named `keys`",
+    );
+    refused_for("optimizer={ kind = \"muon\", momentum = 0.9 }", "momentum");
+    refused_for("groups=[{ pattern = \"nothing*\" }]", "no weight is named `nothing*`");
+    refused_for("rates={ kind = \"modular\", masses = { block = 3.0 } }", "rates.masses.block");
     assert!(w.refused("a", &[], &["--resume"]).contains("no run to resume"));
     assert!(w.refused("a", &[], &["--device", "tpu"]).contains("tpu"));
     assert!(w.refused("a", &["data={ kind = \"cifar10\", path = \"x\" }"], &[]).contains('x'));

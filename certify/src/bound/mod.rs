@@ -106,6 +106,8 @@ fn abs(x: f64) -> Upper {
 struct State {
     /// Bound on the ℓ2 norm of a token x.
     radius: Upper,
+    /// Bound on the absolute value of an element of x, where an image was clipped; else infinite.
+    largest: Upper,
     /// Numbers in a token.
     width: usize,
     /// The name of γ.
@@ -116,7 +118,7 @@ struct State {
 
 impl State {
     fn new(radius: Upper, width: usize) -> Self {
-        Self { radius, width, gain: None, shift: None }
+        Self { radius, largest: Upper::INFINITY, width, gain: None, shift: None }
     }
 }
 
@@ -296,10 +298,21 @@ impl Walker<'_> {
                 let radius = scale * pointwise::norm(*function, x.radius, x.width);
                 step(scale * pointwise::slope(*function), radius, x.width, "largest slope")
             }
-            Op::Scale { factor } => step(abs(*factor), abs(*factor) * x.radius, x.width, "|c|"),
+            Op::Scale { factor } => {
+                let c = abs(*factor);
+                let out = State { largest: c * x.largest, ..State::new(c * x.radius, x.width) };
+                Ok(Step { lipschitz: c, out, rule: "|c|".into(), whole: None })
+            }
             // |c tanh(x/c)| is at most |x| and c, and its slope at most 1.
             Op::SoftCap { cap } => {
                 step(Upper::ONE, x.radius.min(abs(*cap) * count(x.width).sqrt()), x.width, "largest slope")
+            }
+            // A clip brings every pair of elements together or leaves it.
+            Op::Clip { limit } => {
+                let largest = abs(*limit).min(x.largest);
+                let radius = x.radius.min(largest * count(x.width).sqrt());
+                let out = State { largest, ..State::new(radius, x.width) };
+                Ok(Step { lipschitz: Upper::ONE, out, rule: "largest slope".into(), whole: None })
             }
             Op::Attention(a) => attention::bound(a, path, self.norms, x),
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
@@ -312,7 +325,7 @@ impl Walker<'_> {
                 let offset = shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
                 let (whole, outer) = (largest * slope, largest * radius + offset);
                 if fold {
-                    let out = State { radius, width: x.width, gain: Some(gain), shift };
+                    let out = State { gain: Some(gain), shift, ..State::new(radius, x.width) };
                     let rule = "max |γ| / √ε; γ goes into the next".into();
                     return Ok(Step { lipschitz: slope, out, rule, whole: Some((whole, outer)) });
                 }
@@ -331,8 +344,11 @@ impl Walker<'_> {
                 step(down * product, radius, x.width, "product rule on row norms")
             }
             Op::Flatten => step(Upper::ONE, x.radius, x.width, "an isometry"),
-            // A token is a part of the image, so its norm and its change are at most the image's.
-            Op::Patches { size } => step(Upper::ONE, x.radius, self.channels * size * size, "parts of the image"),
+            // A token is a part of the image, so its norm and its change are at most the image's; and of `width` elements.
+            Op::Patches { size } => {
+                let width = self.channels * size * size;
+                step(Upper::ONE, x.radius.min(x.largest * count(width).sqrt()), width, "parts of the image")
+            }
             Op::MeanPool => step(Upper::ONE, x.radius, x.width, "a mean"),
         }
     }

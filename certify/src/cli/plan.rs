@@ -7,6 +7,8 @@ use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
+use lipschitz_opt::modular::RatesConfig;
+use lipschitz_opt::{Group, Heads, OptimizerConfig, Recipe};
 use serde::{Deserialize, Serialize};
 
 /// Before training: the bound at given caps, or the caps for a wanted bound.
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
 pub struct Plan {
-    /// The config of a run; its sections [model] and [constraint] are read.
+    /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are read.
     config: PathBuf,
     /// The constant to end below, RMS → RMS: prints caps.
     #[arg(long, value_name = "L", group = "wanted")]
@@ -36,6 +38,9 @@ pub struct Plan {
 #[derive(Deserialize)]
 struct Planned {
     model: ModelConfig,
+    optimizer: OptimizerConfig,
+    #[serde(default)]
+    groups: Vec<Group>,
     constraint: ConstraintConfig,
 }
 
@@ -61,23 +66,27 @@ impl Plan {
         // The bound from RMS norm to RMS norm is the same for any number of outputs.
         let graph = config.model.graph(self.outputs.unwrap_or(1000)).with_context(|| path.display().to_string())?;
         let known = self.outputs.is_some() || matches!(config.model, ModelConfig::Graph { .. });
-        let mut constraint = config.constraint;
+        let Planned { optimizer, groups, constraint, .. } = config;
+        let mut recipe = Recipe { optimizer, groups, rates: RatesConfig::default(), constraint };
         if self.per_head {
-            constraint = constraint.with_per_head(true).unwrap_or(constraint);
+            recipe.constraint.per_head = Heads::All(true);
         }
         match (self.target, self.sigma_max) {
-            (Some(target), _) => caps(&graph, &constraint, target),
-            (None, Some(sigma)) => match constraint.with_sigma_max(sigma) {
-                Some(constraint) => bound(&graph, &constraint, known),
-                None => bail!("constraint.method `{}` has no cap; choose one with sigma_max", constraint.name()),
+            (Some(target), _) => caps(&graph, &recipe, target),
+            (None, Some(sigma)) => match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
+                Some(recipe) => bound(&graph, &recipe, known),
+                None => bail!(
+                    "{} promises no cap; choose a constraint.method that has sigma_max and keeps it",
+                    recipe.name()
+                ),
             },
             (None, None) => Ok(()),
         }
     }
 }
 
-fn bound(graph: &Graph, constraint: &ConstraintConfig, known: bool) -> Result<()> {
-    let walk = plan::plan(graph, constraint)?;
+fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
+    let walk = plan::plan(graph, recipe)?;
     if known {
         println!("{}\n", super::bound::nodes(&walk.rows));
     }
@@ -90,14 +99,17 @@ fn bound(graph: &Graph, constraint: &ConstraintConfig, known: bool) -> Result<()
     Ok(())
 }
 
-fn caps(graph: &Graph, constraint: &ConstraintConfig, target: f64) -> Result<()> {
-    let uniform = plan::solve(graph, constraint, target)?;
-    let show = |title: &str, planned: &ConstraintConfig| -> Result<()> {
-        println!("# {title}: L ≤ {}  RMS → RMS\n{}", plan::bound(graph, planned)?, section(planned)?);
+fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
+    let uniform = plan::solve(graph, recipe, target)?;
+    let show = |title: &str, planned: &Recipe| -> Result<()> {
+        println!("# {title}: L ≤ {}  RMS → RMS\n{}", plan::bound(graph, planned)?, section(&planned.constraint)?);
         Ok(())
     };
     show("One cap for all", &uniform)?;
-    let spent = plan::spend(graph, constraint, target)?;
+    if recipe.constraint.sigma_max().is_none() {
+        return Ok(());
+    }
+    let spent = plan::spend(graph, recipe, target)?;
     let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let gain = plan::mean_cap(&spent, &matrices) / plan::mean_cap(&uniform, &matrices) - 1.0;
     if gain < 0.01 {

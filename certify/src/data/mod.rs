@@ -18,9 +18,9 @@ pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A file of the data kept beside the repository, or `None`, said loudly, where there is none.
-#[cfg(test)]
-pub(crate) fn shared(name: &str) -> Option<std::path::PathBuf> {
+/// For tests: a file of the data kept beside the repository, or `None`, said loudly, where there is none.
+#[doc(hidden)]
+pub fn shared(name: &str) -> Option<std::path::PathBuf> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(name);
     if path.exists() {
         return Some(path);

@@ -73,9 +73,10 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
     Ok(all.into_iter().filter(|chart| !chart.is_empty()).collect())
 }
 
-/// The largest of the norms that a line holds by the names of their matrices.
+/// The largest of the norms of matrices that a line holds.
 fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
-    line.get("norms")?.as_object()?.values().filter_map(Value::as_f64).reduce(f64::max)
+    let norms = line.get("matrices")?.as_object()?.values().filter_map(|matrix| matrix.get("norm")?.as_f64());
+    norms.reduce(f64::max)
 }
 
 /// What a run is called: in its summary, or else its directory.
@@ -95,8 +96,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("metrics.jsonl");
         let lines = [
-            r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"norms":{"a":1.0,"b":2.0}}"#,
-            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"norms":{"a":4.0,"b":2.0}}"#,
+            r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"matrices":{"a":{"norm":1.0},"b":{"norm":2.0}}}"#,
+            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"matrices":{"a":{"norm":4.0},"b":{"norm":2.0}}}"#,
         ];
         std::fs::write(&file, lines.join("\n")).unwrap();
         let charts = charts(&[dir.path().to_path_buf()]).unwrap();

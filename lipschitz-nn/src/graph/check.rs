@@ -118,8 +118,8 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
                 _ => Ok(shape),
             }
         }
-        Op::SoftCap { cap } => {
-            positive(path, "cap", *cap)?;
+        Op::SoftCap { cap: limit } | Op::Clip { limit } => {
+            positive(path, "limit", *limit)?;
             match shape {
                 Shape::Ids => Err(wrong("numbers".into())),
                 _ => Ok(shape),

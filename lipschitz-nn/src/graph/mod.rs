@@ -194,6 +194,11 @@ pub enum Op {
         /// What the result stays below.
         cap: f64,
     },
+    /// Each element brought into [-limit, limit]: makes the values of pixels known to what follows.
+    Clip {
+        /// The largest absolute value that passes.
+        limit: f64,
+    },
     /// Multi-head attention.
     Attention(Attention),
     /// `γ ∘ x / √(mean x² + ε)`.
@@ -280,6 +285,7 @@ impl Op {
             Op::Activation { .. } => "activation",
             Op::Scale { .. } => "scale",
             Op::SoftCap { .. } => "soft_cap",
+            Op::Clip { .. } => "clip",
             Op::Attention(_) => "attention",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",

@@ -123,6 +123,7 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
         Op::Activation { .. }
         | Op::Scale { .. }
         | Op::SoftCap { .. }
+        | Op::Clip { .. }
         | Op::Flatten
         | Op::Patches { .. }
         | Op::MeanPool => {}

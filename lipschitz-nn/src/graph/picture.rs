@@ -27,6 +27,7 @@ fn title(op: &Op) -> String {
         }
         Op::Scale { factor } => format!("× {}", short(*factor)),
         Op::SoftCap { cap } => format!("soft cap {}", short(*cap)),
+        Op::Clip { limit } => format!("clip to ±{}", short(*limit)),
         Op::Attention(a) => {
             let kv = if a.key_value_heads == a.heads { String::new() } else { format!(" ({} kv)", a.key_value_heads) };
             let rotary = match a.rotary.map(|r| r.pairing) {

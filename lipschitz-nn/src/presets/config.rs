@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gpt, Mlp};
+use super::{Block, Gpt, Mlp, Vit};
 use crate::graph::Input;
 use crate::{Error, Graph};
 
@@ -22,6 +22,26 @@ pub enum ModelConfig {
         heads: usize,
         /// Longest sequence, in tokens.
         context: usize,
+        /// What attention logits are divided by.
+        #[serde(default)]
+        logit_scale: LogitScale,
+        /// Factor on the attention output.
+        #[serde(default = "third")]
+        output_scale: f64,
+        /// Factor on the network's logits.
+        #[serde(default = "one")]
+        final_scale: f64,
+    },
+    /// The constrained vision transformer, for images of 3 × 32 × 32.
+    Vit {
+        /// Width of the stream.
+        dim: usize,
+        /// Blocks.
+        layers: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Side of a patch, in pixels.
+        patch: usize,
         /// What attention logits are divided by.
         #[serde(default)]
         logit_scale: LogitScale,
@@ -68,6 +88,18 @@ pub enum LogitScale {
     Dim,
 }
 
+impl LogitScale {
+    /// The factor on the logits.
+    fn factor(self, dim: usize, heads: usize) -> f64 {
+        let head_dim = dim as f64 / heads.max(1) as f64;
+        match self {
+            Self::HeadDim => head_dim.recip(),
+            Self::SqrtHeadDim => head_dim.sqrt().recip(),
+            Self::Dim => (dim as f64).recip(),
+        }
+    }
+}
+
 impl ModelConfig {
     /// The graph for this vocabulary (or number of classes).
     ///
@@ -76,24 +108,17 @@ impl ModelConfig {
     pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
         match self {
             ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale } => {
-                let divisor = match logit_scale {
-                    LogitScale::HeadDim => *dim as f64 / (*heads).max(1) as f64,
-                    LogitScale::SqrtHeadDim => (*dim as f64 / (*heads).max(1) as f64).sqrt(),
-                    LogitScale::Dim => *dim as f64,
-                };
                 let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
                 let (output_scale, final_scale) = (*output_scale, *final_scale);
-                Gpt {
-                    vocabulary: outputs,
-                    context,
-                    dim,
-                    layers,
-                    heads,
-                    logit_scale: 1.0 / divisor,
-                    output_scale,
-                    final_scale,
-                }
-                .graph()
+                let logit_scale = logit_scale.factor(dim, heads);
+                Gpt { vocabulary: outputs, context, dim, layers, heads, logit_scale, output_scale, final_scale }.graph()
+            }
+            ModelConfig::Vit { dim, layers, heads, patch, logit_scale, output_scale, final_scale } => {
+                let (dim, heads, output_scale) = (*dim, *heads, *output_scale);
+                let logit_scale = logit_scale.factor(dim, heads);
+                let block = Block { dim, heads, logit_scale, output_scale, causal: false, rotary: None };
+                let (patch, layers, final_scale) = (*patch, *layers, *final_scale);
+                Vit { image: [3, 32, 32], patch, outputs, block, layers, final_scale }.graph()
             }
             ModelConfig::Mlp { hidden, final_scale } => {
                 let input = Input::Pixels { channels: 3, height: 32, width: 32 };

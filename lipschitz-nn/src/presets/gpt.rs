@@ -33,44 +33,72 @@ impl Gpt {
     /// # Errors
     /// [`Error::Graph`] if a size is zero or `heads` does not divide `dim` into even parts.
     pub fn graph(&self) -> Result<Graph, Error> {
-        let Self { vocabulary, context, dim, layers, heads, .. } = *self;
-        if heads == 0 || dim % heads != 0 {
-            return Err(Error::graph("", format!("has width {dim}, which {heads} heads do not divide")));
-        }
-        if layers == 0 {
-            return Err(Error::graph("", "has no layers"));
-        }
-        let alpha = 1.0 / (2.0 * layers as f64);
-        let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
-        let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
-        let attention = Op::Attention(Attention {
-            dim,
-            heads,
-            key_value_heads: heads,
-            head_dim: dim / heads,
-            logit_scale: self.logit_scale,
-            output_scale: self.output_scale,
-            causal: true,
-            rotary: Some(Rotary { base: 10000.0, pairing: Pairing::Half }),
-            bias: false,
-            output_bias: false,
-            query_key_norm: None,
-            logit_cap: None,
-        });
-        let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
-        let block = |i: usize| {
-            let mlp = vec![linear("up", dim, 4 * dim), Node::new("", gelu.clone()), linear("down", 4 * dim, dim)];
-            let body = vec![residual("attention", vec![Node::new("", attention.clone())]), residual("mlp", mlp)];
-            Node::new(i.to_string(), Op::Sequential { body })
-        };
+        let Self { vocabulary, context, dim, layers, heads, logit_scale, output_scale, .. } = *self;
+        let rotary = Some(Rotary { base: 10000.0, pairing: Pairing::Half });
+        let block = Block { dim, heads, logit_scale, output_scale, causal: true, rotary };
         let mut nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary, dim }),
-            Node::new("blocks", Op::Sequential { body: (0..layers).map(block).collect() }),
-            linear("head", dim, vocabulary),
+            blocks(&block, layers)?,
+            Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }),
         ];
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
         }
         Graph::new(Input::Tokens { context }, nodes)
     }
+}
+
+/// One block: attention, then a perceptron four times as wide.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// Width of the stream.
+    pub dim: usize,
+    /// Attention heads; divides `dim`.
+    pub heads: usize,
+    /// Factor on the attention logits.
+    pub logit_scale: f64,
+    /// Factor on the attention output.
+    pub output_scale: f64,
+    /// Whether a token sees only itself and earlier tokens.
+    pub causal: bool,
+    /// Rotary positions, if any.
+    pub rotary: Option<Rotary>,
+}
+
+/// The node `blocks`: `(1−α)x + α·attention(x)` and `(1−α)x + α·mlp(x)` in turn, α = 1/(2·layers).
+///
+/// # Errors
+/// [`Error::Graph`] if there are no layers, or `heads` does not divide the width.
+pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
+    let &Block { dim, heads, logit_scale, output_scale, causal, rotary } = block;
+    if heads == 0 || dim % heads != 0 {
+        return Err(Error::graph("", format!("has width {dim}, which {heads} heads do not divide")));
+    }
+    if layers == 0 {
+        return Err(Error::graph("", "has no layers"));
+    }
+    let alpha = 1.0 / (2.0 * layers as f64);
+    let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
+    let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
+    let attention = Op::Attention(Attention {
+        dim,
+        heads,
+        key_value_heads: heads,
+        head_dim: dim / heads,
+        logit_scale,
+        output_scale,
+        causal,
+        rotary,
+        bias: false,
+        output_bias: false,
+        query_key_norm: None,
+        logit_cap: None,
+    });
+    let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
+    let one = |i: usize| {
+        let mlp = vec![linear("up", dim, 4 * dim), Node::new("", gelu.clone()), linear("down", 4 * dim, dim)];
+        let body = vec![residual("attention", vec![Node::new("", attention.clone())]), residual("mlp", mlp)];
+        Node::new(i.to_string(), Op::Sequential { body })
+    };
+    Ok(Node::new("blocks", Op::Sequential { body: (0..layers).map(one).collect() }))
 }

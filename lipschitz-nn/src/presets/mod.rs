@@ -3,7 +3,9 @@
 mod config;
 mod gpt;
 mod mlp;
+mod vit;
 
 pub use config::{LogitScale, ModelConfig};
-pub use gpt::Gpt;
+pub use gpt::{Block, Gpt};
 pub use mlp::Mlp;
+pub use vit::Vit;

@@ -1,0 +1,311 @@
+//! The modular norm: how the learning rate is split over the weights of a network (Large et al., *Scalable Optimization in the
+//! Modular Norm*, 2024).
+//!
+//! Every part of a network has a mass, its share of what is learnt, and a sensitivity, what its output moves by when its input
+//! moves by 1 and its weights have norm 1. Parts in turn: masses add, sensitivities multiply. An update of modular norm η then moves
+//! weight w by `η · mass(w)/mass(all) / (sensitivity of all that follows)`, and the output by at most η.
+
+use std::collections::BTreeMap;
+
+use lipschitz_nn::graph::{Attention, Function, Graph, Node, Op, join};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// How the learning rate is split.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RatesConfig {
+    /// Every weight has all of it.
+    #[default]
+    Equal,
+    /// By the modular norm.
+    Modular {
+        /// What the factors of a residual count for.
+        #[serde(default)]
+        residual: Residual,
+        /// Mass of everything below a node, by its path, such as `blocks = 32`; every weight has mass 1 where none is given.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        masses: BTreeMap<String, f64>,
+    },
+}
+
+/// The sensitivity of the factors a and b in `a x + b f(x)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Residual {
+    /// |a| and |b|, as they are: convex combinations have sensitivity 1.
+    #[default]
+    Scaled,
+    /// 1, as the published code has it: each residual doubles the sensitivity, so the rate halves a residual going back.
+    Unit,
+}
+
+impl RatesConfig {
+    /// Each weight's factor on the learning rate, by its name; empty if all are 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names a mass that is out of range or belongs to no node, or a node that nothing passes through.
+    pub fn shares(&self, graph: &Graph) -> Result<BTreeMap<String, f64>, Error> {
+        let Self::Modular { residual, masses } = self else { return Ok(BTreeMap::new()) };
+        if let Some((path, mass)) = masses.iter().find(|(_, mass)| !(mass.is_finite() && **mass > 0.0)) {
+            return Err(Error::Config(format!("rates.masses.{path} is {mass}; it must be above 0")));
+        }
+        let split = Split { residual: *residual, masses };
+        let parts = split.parts(&graph.nodes, "");
+        if let Some(path) = masses.keys().find(|path| !parts.iter().any(|part| part.has(path))) {
+            return Err(Error::Config(format!(
+                "rates.masses.{path}: the network has no node of this path with weights"
+            )));
+        }
+        let mut out = BTreeMap::new();
+        let mass = parts.iter().map(|part| part.mass).sum();
+        allot(&parts, mass, 1.0, &mut out);
+        match out.iter().find(|(_, rate)| !f64::is_finite(**rate)) {
+            Some((name, _)) => Err(Error::Config(format!(
+                "rates: `{name}` moves nothing, a scale after it is 0; choose kind = \"equal\""
+            ))),
+            None => Ok(out),
+        }
+    }
+}
+
+/// A part of a network: one weight, or parts in turn inside.
+struct Part {
+    path: String,
+    mass: f64,
+    sensitivity: f64,
+    /// What the parts inside are multiplied by on the way to this part's output.
+    factor: f64,
+    inside: Inside,
+}
+
+enum Inside {
+    Nothing,
+    /// Weights that move the output side by side.
+    Weights(Vec<String>),
+    Parts(Vec<Part>),
+}
+
+impl Part {
+    fn plain(path: &str, sensitivity: f64) -> Self {
+        Self { path: path.into(), mass: 0.0, sensitivity, factor: 1.0, inside: Inside::Nothing }
+    }
+
+    fn weights(path: &str, names: Vec<String>, sensitivity: f64) -> Self {
+        Self { path: path.into(), mass: names.len() as f64, sensitivity, factor: 1.0, inside: Inside::Weights(names) }
+    }
+
+    fn sequence(path: &str, parts: Vec<Part>) -> Self {
+        let mass = parts.iter().map(|part| part.mass).sum();
+        let sensitivity = parts.iter().map(|part| part.sensitivity).product();
+        Self { path: path.into(), mass, sensitivity, factor: 1.0, inside: Inside::Parts(parts) }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.mass > 0.0 && self.path == path
+            || matches!(&self.inside, Inside::Parts(parts) if parts.iter().any(|part| part.has(path)))
+    }
+}
+
+struct Split<'a> {
+    residual: Residual,
+    masses: &'a BTreeMap<String, f64>,
+}
+
+impl Split<'_> {
+    fn parts(&self, nodes: &[Node], prefix: &str) -> Vec<Part> {
+        nodes.iter().map(|node| self.part(node, prefix)).collect()
+    }
+
+    fn part(&self, node: &Node, prefix: &str) -> Part {
+        let path = node.path(prefix);
+        let path = path.as_str();
+        let weight = |name: &str| join(path, name);
+        let with_bias = |bias: bool| {
+            let mut names = vec![weight("weight")];
+            names.extend(bias.then(|| weight("bias")));
+            names
+        };
+        let mut part = match &node.op {
+            Op::Sequential { body } => Part::sequence(path, self.parts(body, path)),
+            Op::Residual { skip, branch, body } => {
+                let inner = Part::sequence(path, self.parts(body, path));
+                let (a, b) = match self.residual {
+                    Residual::Scaled => (skip.abs(), branch.abs()),
+                    Residual::Unit => (1.0, 1.0),
+                };
+                Part { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
+            }
+            Op::Linear { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
+            Op::Embedding { .. } | Op::Positions { .. } => Part::weights(path, vec![weight("weight")], 1.0),
+            Op::RmsNorm { .. } => Part::weights(path, vec![weight("weight")], 1.0),
+            Op::LayerNorm { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
+            Op::Activation { function, scale } => Part::plain(path, scale.abs() * slope(*function)),
+            Op::Scale { factor } => Part::plain(path, factor.abs()),
+            Op::Attention(a) => attention(a, path),
+            // Two factors of norm 1, each moved by the input.
+            Op::GatedMlp { function, .. } => Part::sequence(
+                path,
+                vec![
+                    Part::weights(
+                        path,
+                        vec![weight("gate.weight"), weight("up.weight")],
+                        2.0 * slope(*function).max(1.0),
+                    ),
+                    Part::weights(path, vec![weight("down.weight")], 1.0),
+                ],
+            ),
+            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool => {
+                Part::plain(path, 1.0)
+            }
+        };
+        if let Some(mass) = self.masses.get(path)
+            && part.mass > 0.0
+        {
+            tare(&mut part, *mass);
+        }
+        part
+    }
+}
+
+/// Queries, keys and values side by side, then the mixing, then the output: sensitivity 3 for three copies of the input, which the
+/// method's output scale of ⅓ makes up for.
+fn attention(a: &Attention, path: &str) -> Part {
+    let weight = |name: &str| join(path, name);
+    let mut names: Vec<String> = ["query", "key", "value"].map(|name| weight(&format!("{name}.weight"))).to_vec();
+    if a.bias {
+        names.extend(["query", "key", "value"].map(|name| weight(&format!("{name}.bias"))));
+    }
+    if a.query_key_norm.is_some() {
+        names.extend(["query", "key"].map(|name| weight(&format!("{name}_norm.weight"))));
+    }
+    let mut output = vec![weight("output.weight")];
+    output.extend(a.output_bias.then(|| weight("output.bias")));
+    let parts = vec![
+        Part::weights(path, names, 3.0),
+        Part::weights(path, output, 1.0),
+        Part::plain(path, a.output_scale.abs()),
+    ];
+    Part::sequence(path, parts)
+}
+
+/// The slope that the modular norm counts an activation with: its largest.
+fn slope(function: Function) -> f64 {
+    match function {
+        Function::Relu | Function::Tanh => 1.0,
+        Function::GeluErf | Function::GeluTanh => 1.129,
+        Function::Silu => 1.1,
+        Function::Sigmoid => 0.25,
+    }
+}
+
+/// Scales all masses inside so that they add up to `mass`.
+fn tare(part: &mut Part, mass: f64) {
+    let factor = mass / part.mass;
+    scale_mass(part, factor);
+}
+
+fn scale_mass(part: &mut Part, factor: f64) {
+    part.mass *= factor;
+    if let Inside::Parts(parts) = &mut part.inside {
+        parts.iter_mut().for_each(|part| scale_mass(part, factor));
+    }
+}
+
+/// Gives parts in turn their shares of `rate`, of which all masses together are `mass`.
+fn allot(parts: &[Part], mass: f64, rate: f64, out: &mut BTreeMap<String, f64>) {
+    let mut after = 1.0;
+    for part in parts.iter().rev() {
+        let rate = rate / after / part.factor;
+        match &part.inside {
+            Inside::Nothing => {}
+            Inside::Weights(names) => {
+                let share = part.mass / names.len() as f64 / mass;
+                out.extend(names.iter().map(|name| (name.clone(), rate * share)));
+            }
+            Inside::Parts(parts) => allot(parts, mass, rate, out),
+        }
+        after *= part.sensitivity;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lipschitz_nn::graph::Input;
+    use lipschitz_nn::presets::{Gpt, Mlp};
+
+    fn modular(residual: Residual, masses: &[(&str, f64)]) -> RatesConfig {
+        RatesConfig::Modular { residual, masses: masses.iter().map(|(k, v)| (k.to_string(), *v)).collect() }
+    }
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-6 * b.abs(), "{a} {b}");
+    }
+
+    #[test]
+    fn a_perceptron_of_three_layers_gets_thirds() {
+        let mlp = Mlp { input: Input::Vector { dim: 8 }, hidden: vec![4, 4], outputs: 2, final_scale: 1.0 };
+        let shares = modular(Residual::Scaled, &[]).shares(&mlp.graph().unwrap()).unwrap();
+        assert_eq!(shares.len(), 3);
+        shares.values().for_each(|share| near(*share, 1.0 / 3.0));
+        // A scaled head moves everything before it more.
+        let shares = modular(Residual::Scaled, &[]).shares(&Mlp { final_scale: 8.0, ..mlp }.graph().unwrap()).unwrap();
+        shares.values().for_each(|share| near(*share, 1.0 / 24.0));
+    }
+
+    fn gpt(layers: usize) -> Graph {
+        let gpt = Gpt {
+            vocabulary: 10,
+            context: 8,
+            dim: 8,
+            layers,
+            heads: 2,
+            logit_scale: 0.25,
+            output_scale: 1.0 / 3.0,
+            final_scale: 1.0,
+        };
+        gpt.graph().unwrap()
+    }
+
+    /// The published numbers: masses 1, 32, 1, and half the rate with each residual going back.
+    #[test]
+    fn the_published_split_of_a_transformer() {
+        let shares = modular(Residual::Unit, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
+        near(shares["head.weight"], 1.0 / 34.0);
+        let atom = 32.0 / 12.0 / 34.0;
+        // Sensitivities inside a block: attention 1 (3 · ⅓), the perceptron 1.129/1.1289.
+        let gelu = 1.129 / 1.1289;
+        near(shares["blocks.1.mlp.down.weight"], atom);
+        near(shares["blocks.1.mlp.up.weight"], atom / gelu);
+        near(shares["blocks.1.attention.output.weight"], 3.0 * atom / (1.0 + gelu));
+        near(shares["blocks.1.attention.query.weight"], 3.0 * atom / (1.0 + gelu));
+        let block = 2.0 * (1.0 + gelu);
+        near(shares["blocks.0.mlp.down.weight"], atom / block);
+        near(shares["embedding.weight"], 1.0 / 34.0 / block.powi(2));
+    }
+
+    /// With the factors counted, convex combinations leave the sensitivity at 1, and what is behind a small branch moves more.
+    #[test]
+    fn the_true_split_of_a_transformer() {
+        let shares = modular(Residual::Scaled, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
+        let atom = 32.0 / 12.0 / 34.0;
+        near(shares["blocks.1.mlp.down.weight"], atom / 0.25);
+        assert!((shares["embedding.weight"] * 34.0 - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn every_weight_has_a_share_and_masses_that_fit_nothing_are_named() {
+        let said = |masses: &[(&str, f64)]| modular(Residual::Scaled, masses).shares(&gpt(1)).unwrap_err().to_string();
+        assert!(said(&[("block", 32.0)]).contains("rates.masses.block:"));
+        assert!(said(&[("blocks", -1.0)]).contains("must be above 0"));
+        let names: Vec<String> = gpt(2).parameters().into_iter().map(|p| p.name).collect();
+        let shares = modular(Residual::Unit, &[]).shares(&gpt(2)).unwrap();
+        let mut found: Vec<String> = shares.into_keys().collect();
+        let mut wanted = names;
+        found.sort();
+        wanted.sort();
+        assert_eq!(found, wanted);
+    }
+}

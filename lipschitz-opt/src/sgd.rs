@@ -1,0 +1,82 @@
+//! Stochastic gradient descent with momentum.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share};
+
+/// SGD's constants: `m ← μm + g`, `W ← (1−ηλ)W − ηm`, or `− η(g + μm)` with Nesterov's step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SgdConfig {
+    /// μ
+    pub momentum: f64,
+    /// Looks one step ahead.
+    pub nesterov: bool,
+    /// λ of the weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for SgdConfig {
+    fn default() -> Self {
+        Self { momentum: 0.9, nesterov: false, weight_decay: 0.0 }
+    }
+}
+
+impl SgdConfig {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        share("momentum", self.momentum)?;
+        share("weight_decay", self.weight_decay)
+    }
+}
+
+/// The optimizer: [`SgdConfig`] with its momentum.
+pub struct Sgd {
+    variables: Variables,
+    momentum: Vec<Tensor>,
+    config: SgdConfig,
+}
+
+impl Sgd {
+    /// For these variables.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names a constant out of range; candle's own.
+    pub fn new(variables: Variables, config: SgdConfig) -> Result<Self, Error> {
+        config.check()?;
+        let momentum = variables.iter().map(|v| v.var.zeros_like()).collect::<Result<_, _>>()?;
+        Ok(Self { variables, momentum, config })
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("sgd.momentum.{name}")
+}
+
+impl Optimizer for Sgd {
+    fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error> {
+        let SgdConfig { momentum, nesterov, weight_decay } = self.config;
+        for (v, m) in self.variables.iter().zip(&mut self.momentum) {
+            let g = gradient(gradients, v)?;
+            *m = ((&*m * momentum)? + &g)?;
+            let direction = if nesterov { (g + (&*m * momentum)?)? } else { m.clone() };
+            let learning_rate = rate.now() * v.rate;
+            let kept = (v.var.as_tensor().detach() * (1.0 - learning_rate * weight_decay))?;
+            v.var.set(&(kept - (direction * learning_rate)?)?)?;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
+        Ok(self.variables.iter().zip(&self.momentum).map(|(v, m)| (key(&v.parameter.name), m.clone())).collect())
+    }
+
+    fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+        let load = |v: &crate::Variable| saved(state, &key(&v.parameter.name), &v.var);
+        self.momentum = self.variables.iter().map(load).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+}

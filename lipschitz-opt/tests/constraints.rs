@@ -1,0 +1,308 @@
+//! What each constraint guarantees, at every step and under every optimizer, by SVD; and where a method guarantees nothing,
+//! an example in which it fails.
+
+mod workshop;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Tensor;
+use lipschitz_nn::graph::Geometry;
+use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
+use lipschitz_opt::{
+    Heads, MuonConfig, NewtonSchulz, OptimizerConfig, Precision, Rate, Recipe, UpdateScale, Variable, Variables,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use workshop::{adamw, all, muon, norm, random, sgd, step, top, variables};
+
+fn optimizers() -> Vec<OptimizerConfig> {
+    let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
+    [
+        MuonConfig { ..muon() },
+        MuonConfig { per_head: Heads::All(true), newton_schulz: NewtonSchulz::PolarExpress, ..muon() },
+        MuonConfig { per_head: heads(&["query", "output"]), newton_schulz: NewtonSchulz::Jordan, ..muon() },
+        MuonConfig { update_scale: UpdateScale::Adam, weight_decay: 0.1, ..muon() },
+        MuonConfig { precision: Precision::Bf16, ..muon() },
+    ]
+    .into_iter()
+    .map(OptimizerConfig::Muon)
+    .chain([OptimizerConfig::Adamw(adamw()), OptimizerConfig::Sgd(sgd())])
+    .collect()
+}
+
+/// Every constraint that promises a cap, with every option that changes it.
+fn constraints() -> Vec<ConstraintConfig> {
+    let mut out = Vec::new();
+    let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
+    for per_head in [Heads::All(false), Heads::All(true), heads(&["key", "output"])] {
+        for (sigma_max, factors) in
+            [(0.3, BTreeMap::new()), (4.0, BTreeMap::from([("query".to_string(), 0.5), ("head".into(), 2.0)]))]
+        {
+            let base = |method| ConstraintConfig {
+                per_head: per_head.clone(),
+                factors: factors.clone(),
+                ..ConstraintConfig::capped(method, sigma_max)
+            };
+            out.extend([
+                base(Method::SpectralNormalize),
+                base(Method::Stiefel),
+                base(Method::SpectralSoftCap),
+                ConstraintConfig { decay: Some(0.05), ..base(Method::SpectralSoftCap) },
+                base(Method::SpectralHardCap),
+                ConstraintConfig { form: Some(HardCap::Sign), ..base(Method::SpectralHardCap) },
+                base(Method::SvdClip),
+            ]);
+        }
+    }
+    let names = |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
+    out.push(ConstraintConfig {
+        row_caps: names(&["head", "query"]),
+        column_caps: names(&["up"]),
+        ..ConstraintConfig::capped(Method::SpectralSoftCap, 0.7)
+    });
+    out.extend([Heads::All(false), Heads::All(true)].map(|per_head| ConstraintConfig {
+        decay: Some(0.5),
+        per_head,
+        ..ConstraintConfig::new(Method::WeightDecay)
+    }));
+    out
+}
+
+/// How much of what was promised is used, at most, over all weights, and over matrices under singular-value caps.
+fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
+    let (mut largest, mut reached) = (0f64, 0f64);
+    for v in variables {
+        let Some(promise) = constraint.promise(&v.parameter) else { continue };
+        let w = v.var.as_tensor();
+        if v.parameter.geometry == Geometry::Table {
+            let rows = w.sqr().unwrap().mean(1).unwrap().sqrt().unwrap();
+            largest = largest.max(f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap()) / promise.sigma_max);
+            continue;
+        }
+        let share = norm(w, &v.parameter, promise.heads) / promise.sigma_max;
+        largest = largest.max(share);
+        reached = reached.max(share);
+        if let Some(row) = promise.row {
+            let rows = w.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+            let share = f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap()) / row;
+            assert!((0.5..=1.0).contains(&share), "{}: a row has {share} of its cap", v.parameter.name);
+        }
+    }
+    (largest, reached)
+}
+
+/// Every promise holds after every step, with gradients that push where it hurts: along the first singular vectors, along all of
+/// them, at random, and with steps too large for a coupling.
+#[test]
+fn promises_hold_at_every_step() {
+    let mut promised = BTreeSet::new();
+    for optimizer in &optimizers() {
+        for config in &constraints() {
+            let mut rng = ChaCha8Rng::seed_from_u64(3);
+            let mut variables = variables(&mut rng);
+            // One weight learns faster than the rest.
+            variables[3].rate = 1.7;
+            let recipe = Recipe::new(optimizer.clone(), config.clone());
+            let mut constraint = Constraint::new(&recipe).unwrap();
+            let mut moves = recipe.build(&variables).unwrap();
+            // Tables alone are not what a method is about.
+            let promises =
+                |v: &Variable| v.parameter.geometry == Geometry::Matrix && constraint.promise(&v.parameter).is_some();
+            if !variables.iter().any(promises) {
+                continue;
+            }
+            promised.insert((optimizer.name(), config.method.key()));
+            constraint.project(&variables).unwrap();
+            assert!(used(&constraint, &variables).0 <= 1.0, "{optimizer:?} {config:?}: before the first step");
+            let (mut largest, mut reached) = (0f64, 0f64);
+            for i in 0..14 {
+                let rate = Rate::constant(if i < 11 { 0.08 } else { 3.0 });
+                let gradients: Vec<Tensor> = variables
+                    .iter()
+                    .map(|v| match (v.parameter.geometry, i % 3) {
+                        (Geometry::Matrix, 1) => top(v.var.as_tensor()).neg().unwrap(),
+                        (Geometry::Matrix, 2) => all(v.var.as_tensor()).neg().unwrap(),
+                        _ => random(&v.parameter.shape, 1.0, &mut rng),
+                    })
+                    .collect();
+                step(&mut *moves, &variables, &gradients, rate);
+                constraint.apply(&variables, rate).unwrap();
+                let (l, r) = used(&constraint, &variables);
+                (largest, reached) = (largest.max(l), reached.max(r));
+            }
+            assert!(largest <= 1.0, "{optimizer:?} {config:?}: {largest} of what is promised");
+            // A constraint that crushes every weight would hold as well. Weight decay comes near its limit after 1/(ηλ) steps.
+            let enough = if config.method == Method::WeightDecay { 0.3 } else { 0.9 };
+            assert!(reached > enough, "{optimizer:?} {config:?}: only {reached} of what is promised is used");
+        }
+    }
+    let missing: Vec<_> = Method::ALL
+        .iter()
+        .flat_map(|m| ["Muon", "AdamW", "SGD"].map(|o| (o, m.key())))
+        .filter(|pair| !promised.contains(pair))
+        .collect();
+    let expected = [
+        ("Muon", "none"),
+        ("AdamW", "none"),
+        ("SGD", "none"),
+        ("AdamW", "weight_decay"),
+        ("SGD", "weight_decay"),
+        ("Muon", "spectral_weight_decay"),
+        ("AdamW", "spectral_weight_decay"),
+        ("SGD", "spectral_weight_decay"),
+        ("Muon", "spectral_hammer"),
+        ("AdamW", "spectral_hammer"),
+        ("SGD", "spectral_hammer"),
+    ];
+    assert_eq!(missing, expected, "pairs without a promise");
+}
+
+/// The norm of `up` over steps that make every singular value grow.
+fn grown(config: &ConstraintConfig, optimizer: OptimizerConfig, steps: usize, learning_rate: f64) -> f64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let variables: Variables = variables(&mut rng).into_iter().filter(|v| v.parameter.name == "up").collect();
+    let recipe = Recipe::new(optimizer, config.clone());
+    let mut constraint = Constraint::new(&recipe).unwrap();
+    let mut moves = recipe.build(&variables).unwrap();
+    for _ in 0..steps {
+        let gradients: Vec<Tensor> = variables.iter().map(|v| all(v.var.as_tensor()).neg().unwrap()).collect();
+        step(&mut *moves, &variables, &gradients, Rate::constant(learning_rate));
+        constraint.apply(&variables, Rate::constant(learning_rate)).unwrap();
+    }
+    norm(variables[0].var.as_tensor(), &variables[0].parameter, None)
+}
+
+/// The methods that promise nothing, and why.
+#[test]
+fn methods_without_a_promise_fail_somewhere() {
+    let muon = || OptimizerConfig::Muon(muon());
+    // The hammer sets the first singular value, and the second is above the cap.
+    let hammer = ConstraintConfig::capped(Method::SpectralHammer, 1.0);
+    assert!(grown(&hammer, muon(), 20, 0.2) > 1.2);
+    // Spectral weight decay of λ: with weight decay's coupling the norm would stay below η/λ.
+    let decay = ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(Method::SpectralWeightDecay) };
+    assert!(grown(&decay, muon(), 60, 0.1) > 1.5 * 0.1 / 0.1);
+    // Power iteration estimates from below, so what it leaves may be above the cap.
+    let power =
+        ConstraintConfig { norm: Some(Estimate::Power), ..ConstraintConfig::capped(Method::SpectralNormalize, 1.0) };
+    let most = [1, 2, 3, 5].map(|steps| grown(&power, muon(), steps, 2.0)).into_iter().fold(0.0, f64::max);
+    assert!(most > 1.0 + 1e-6, "{most}");
+    // Under AdamW a weight decay bounds no norm by 1/λ: an update of one element of learning-rate size has any norm.
+    let decay = ConstraintConfig { decay: Some(0.5), ..ConstraintConfig::new(Method::WeightDecay) };
+    assert!(grown(&decay, OptimizerConfig::Adamw(adamw()), 400, 0.05) > 1.0 / 0.5);
+    // They do act: without any of them the norm grows by the learning rate a step.
+    assert!(grown(&ConstraintConfig::new(Method::None), muon(), 60, 0.1) > 5.0);
+    assert!(grown(&hammer, muon(), 60, 0.1) < 5.0);
+}
+
+/// What is kept from step to step is part of the state.
+#[test]
+fn kept_vectors_are_saved() {
+    for method in [Method::SpectralHammer, Method::SpectralWeightDecay, Method::SpectralNormalize] {
+        let config = match method {
+            Method::SpectralWeightDecay => ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(method) },
+            Method::SpectralNormalize => {
+                ConstraintConfig { norm: Some(Estimate::Power), ..ConstraintConfig::capped(method, 1.0) }
+            }
+            _ => ConstraintConfig { per_head: Heads::All(true), ..ConstraintConfig::capped(method, 1.0) },
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        let first = variables(&mut rng);
+        let recipe = Recipe::new(OptimizerConfig::Sgd(sgd()), config);
+        let mut constraint = Constraint::new(&recipe).unwrap();
+        constraint.apply(&first, Rate::constant(0.1)).unwrap();
+        let second = workshop::copy(&first);
+        let mut resumed = Constraint::new(&recipe).unwrap();
+        let state = constraint.state();
+        assert!(!state.is_empty());
+        resumed.load_state(&state, &second).unwrap();
+        constraint.apply(&first, Rate::constant(0.1)).unwrap();
+        resumed.apply(&second, Rate::constant(0.1)).unwrap();
+        assert_eq!(workshop::bits(&first), workshop::bits(&second), "{method:?}");
+        let broken =
+            state.into_iter().map(|(name, v)| (name, v.narrow(0, 0, 1).unwrap().flatten_all().unwrap())).collect();
+        assert!(resumed.load_state(&broken, &second).unwrap_err().to_string().contains("has shape"));
+    }
+}
+
+/// The update of one group does not touch another, and each has its own rate.
+#[test]
+fn groups_move_by_their_own() {
+    use lipschitz_opt::Group;
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let variables_ = variables(&mut rng);
+    let group = |pattern: &str, learning_rate, optimizer| Group { pattern: pattern.into(), learning_rate, optimizer };
+    let recipe = Recipe {
+        groups: vec![
+            group("table", Some(0.0), None),
+            group("*e*", None, Some(OptimizerConfig::Sgd(sgd()))),
+            group("output", Some(0.3), None),
+        ],
+        ..Recipe::new(OptimizerConfig::Muon(muon()), ConstraintConfig::default())
+    };
+    let graph = lipschitz_nn::Graph::new(
+        lipschitz_nn::graph::Input::Vector { dim: 2 },
+        vec![lipschitz_nn::graph::Node::new(
+            "x",
+            lipschitz_nn::graph::Op::Linear { inputs: 2, outputs: 2, bias: false },
+        )],
+    )
+    .unwrap();
+    let vars = variables_.iter().map(|v| (v.parameter.clone(), v.var.clone())).collect();
+    let grouped = recipe.variables(&graph, vars, 0.1).unwrap();
+    let rates: BTreeMap<&str, f64> = grouped.iter().map(|v| (v.parameter.name.as_str(), v.rate)).collect();
+    assert_eq!((rates["table"], rates["query"], rates["output"]), (0.0, 1.0, 0.3 / 0.1));
+    let before = workshop::copy(&grouped);
+    let gradients: Vec<Tensor> = grouped.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
+    step(&mut *recipe.build(&grouped).unwrap(), &grouped, &gradients, Rate::constant(0.1));
+    for ((v, before), g) in grouped.iter().zip(&before).zip(&gradients) {
+        let moved = (before.var.as_tensor() - v.var.as_tensor()).unwrap();
+        let size = |t: &Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+        match v.parameter.name.as_str() {
+            "table" => assert_eq!(size(&moved), 0.0),
+            "output" => assert!((norm(&moved, &v.parameter, None) / 0.3 - 1.0).abs() < 0.05),
+            "query" | "key" | "vector" | "head" => {
+                let decay = (before.var.as_tensor() * (0.1 * 0.2)).unwrap();
+                let plain = ((g * 0.1).unwrap() + decay).unwrap();
+                assert!(size(&(moved - plain).unwrap()) < 1e-5, "{}", v.parameter.name);
+            }
+            _ => assert!((norm(&moved, &v.parameter, None) / 0.1 - 1.0).abs() < 0.05, "{}", v.parameter.name),
+        }
+    }
+    let stray = Recipe { groups: vec![group("nothing*", None, None)], ..recipe };
+    assert!(stray.check_for(&graph).unwrap_err().to_string().contains("`nothing*`"));
+}
+
+#[test]
+fn constants_that_do_not_fit_are_named() {
+    let said = |config: ConstraintConfig| config.check().unwrap_err().to_string();
+    let capped = |method| ConstraintConfig::capped(method, 1.0);
+    let cases = [
+        (ConstraintConfig::capped(Method::SpectralNormalize, f64::NAN), "constraint.sigma_max is NaN"),
+        (capped(Method::WeightDecay), "constraint.sigma_max is no constant of `weight_decay`"),
+        (ConstraintConfig::new(Method::WeightDecay), "constraint.decay is missing"),
+        (
+            ConstraintConfig { decay: Some(0.1), ..capped(Method::Stiefel) },
+            "constraint.decay is no constant of `stiefel`",
+        ),
+        (ConstraintConfig { decay: Some(-0.1), ..capped(Method::SpectralSoftCap) }, "constraint.decay is -0.1"),
+        (ConstraintConfig { form: Some(HardCap::Sign), ..capped(Method::SvdClip) }, "constraint.form"),
+        (ConstraintConfig { norm: Some(Estimate::Power), ..capped(Method::SvdClip) }, "constraint.norm"),
+        (
+            ConstraintConfig { factors: [("head".to_string(), 0.0)].into(), ..capped(Method::SvdClip) },
+            "constraint.factors.head is 0",
+        ),
+        (
+            ConstraintConfig {
+                row_caps: ["head".to_string()].into(),
+                column_caps: ["head".to_string()].into(),
+                ..capped(Method::SvdClip)
+            },
+            "choose one",
+        ),
+    ];
+    for (config, wanted) in cases {
+        let said = said(config);
+        assert!(said.contains(wanted), "{said}");
+    }
+}

@@ -1,0 +1,116 @@
+//! Every optimizer with every constraint, trained for real: the loss falls, and what the pair promises holds at every step, with
+//! norms that are proven (the trainer checks them at every line it logs, and here it logs every step).
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use lipschitz_opt::constraint::Method;
+use train::config::Config;
+use train::run_dir::Metrics;
+use train::trainer::{self, End, Options};
+
+const OPTIMIZERS: [(&str, f64); 3] = [
+    ("{ kind = \"muon\", nesterov = true, newton_schulz = \"polar_express\" }", 0.1),
+    ("{ kind = \"adamw\", bias_correction = true }", 0.01),
+    ("{ kind = \"sgd\", momentum = 0.9 }", 0.3),
+];
+
+/// Every method, with the options that make it another one.
+fn constraints() -> Vec<String> {
+    let mut out = Vec::new();
+    for method in Method::ALL {
+        let key = method.key();
+        let more: &[&str] = match method {
+            Method::None => &[""],
+            Method::WeightDecay => &["decay = 0.03"],
+            Method::SpectralWeightDecay => &["decay = 0.05"],
+            Method::SpectralNormalize => &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, norm = \"power\""],
+            Method::SpectralHardCap => &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, form = \"sign\""],
+            Method::Stiefel | Method::SpectralHammer | Method::SvdClip => &["sigma_max = 1.5"],
+            Method::SpectralSoftCap => &["sigma_max = 1.5, per_head = [\"query\", \"output\"], row_caps = [\"head\"]"],
+        };
+        for more in more {
+            let comma = if more.is_empty() { "" } else { ", " };
+            out.push(format!("{{ method = \"{key}\"{comma}{more} }}"));
+        }
+    }
+    out
+}
+
+/// What needs attention heads is left out for a perceptron.
+fn headless(constraint: &str) -> String {
+    constraint.replace(", per_head = true", "").replace(", per_head = [\"query\", \"output\"]", "")
+}
+
+/// Mean loss of the first and last eighth of a run.
+fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
+    let config = Config::parse(base, settings).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let options = Options { out, resume: false, stop, quiet: true, label: String::new() };
+    match trainer::run(&config, &options) {
+        Ok(End::Done(_)) => {}
+        other => panic!("{settings:?}: {other:?}"),
+    }
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let losses: Vec<f64> =
+        text.lines().map(|line| serde_json::from_str::<Metrics>(line).unwrap().train_loss.unwrap()).collect();
+    assert_eq!(losses.len() as u64, config.train.steps, "a step was not logged, so its caps were not proven");
+    let part = (losses.len() / 8).max(1);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    (mean(&losses[..part]), mean(&losses[losses.len() - part..]))
+}
+
+fn all_pairs(base: &str, heads: bool, steps: u64, common: &[String]) {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, (optimizer, rate)) in OPTIMIZERS.iter().enumerate() {
+        for (j, constraint) in constraints().iter().enumerate() {
+            let constraint = if heads { constraint.clone() } else { headless(constraint) };
+            let mut settings = vec![
+                format!("optimizer={optimizer}"),
+                format!("constraint={constraint}"),
+                format!("train.learning_rate={rate}"),
+                format!("train.steps={steps}"),
+                "train.log_every=1".to_string(),
+                format!("train.eval_every={steps}"),
+            ];
+            settings.extend_from_slice(common);
+            let (first, last) = train_pair(base, &settings, &dir.path().join(format!("{i}-{j}")));
+            println!("{optimizer} {constraint}: loss {first:.3} to {last:.3}");
+            assert!(last < first - 0.02, "{optimizer} {constraint}: loss {first} to {last}");
+        }
+    }
+}
+
+fn plays(steps: u64) {
+    let small = ["model.dim=16", "model.layers=1", "model.context=16", "data.characters=20000", "train.batch_size=8"];
+    all_pairs(train::preset::text("demo").unwrap(), true, steps, &small.map(String::from));
+}
+
+fn pixels(steps: u64) {
+    let Some(path) = certify::data::shared("cifar10") else { return };
+    let mut small: Vec<String> =
+        ["model.hidden=[32,16]", "data.limit_train=400", "data.limit_test=50", "train.batch_size=50"]
+            .map(String::from)
+            .into();
+    small.push(format!("data.path={}", path.display()));
+    all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, &small);
+}
+
+#[test]
+fn every_pair_learns_plays_and_keeps_its_promise() {
+    plays(40);
+}
+
+#[test]
+fn every_pair_learns_pixels_and_keeps_its_promise() {
+    pixels(60);
+}
+
+#[test]
+#[ignore = "the same at ten seconds a pair, ten minutes in all: cargo test --test pairs -- --ignored"]
+fn every_pair_for_longer() {
+    plays(600);
+    pixels(200);
+}

@@ -1,0 +1,135 @@
+//! What training does to the weights: norms that are proven, and whether what is promised of them holds.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use candle_core::Tensor;
+use certify::certificate::Certificate;
+use certify::spectral::{Matrix, Method, max_row_norm, spectral_norm};
+use certify::upper::Upper;
+use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Axis, Geometry, Parameter};
+use lipschitz_opt::constraint::{Constraint, Promise};
+use lipschitz_opt::{Variables, scale};
+use serde::{Deserialize, Serialize};
+
+/// Relative excess of a proven norm over its cap that rounding in `f32` explains; more is an error.
+pub const CAP_TOLERANCE: f64 = 1e-3;
+
+/// One matrix at one step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MatrixMetrics {
+    /// RMS→RMS norm, proven: not below the truth.
+    pub norm: f64,
+    /// `‖W‖_F² / σ_max²`: how many singular values are as large as the first.
+    pub stable_rank: f64,
+    /// RMS→RMS norm of what the step changed, constraint and all, by power iteration.
+    pub update: f64,
+}
+
+/// Every matrix, after a step from the values `before`.
+///
+/// # Errors
+/// NaN or infinity in a weight, by its name.
+pub fn matrices(
+    certificate: &Certificate,
+    variables: &Variables,
+    before: &[Tensor],
+) -> Result<BTreeMap<String, MatrixMetrics>> {
+    let mut out = BTreeMap::new();
+    for (v, before) in variables.iter().zip(before) {
+        let p = &v.parameter;
+        if p.geometry != Geometry::Matrix {
+            continue;
+        }
+        let w = Matrix::from_tensor(&p.name, v.var.as_tensor())?;
+        let sigma = known(certificate, &p.name).unwrap_or_else(|| spectral_norm(&w, Method::Proven).upper).to_f64();
+        let frobenius = w.data.iter().map(|x| x * x).sum::<f64>();
+        let moved = Matrix::from_tensor(&p.name, &(v.var.as_tensor().detach() - before)?)?;
+        let factor = scale(p, None);
+        let update = factor * spectral_norm(&moved, Method::Power).upper.to_f64();
+        let stable_rank = if sigma > 0.0 { frobenius / (sigma * sigma) } else { 0.0 };
+        out.insert(p.name.clone(), MatrixMetrics { norm: factor * sigma, stable_rank, update });
+    }
+    Ok(out)
+}
+
+/// The largest absolute value of any node's output.
+///
+/// # Errors
+/// As [`Model::forward`].
+pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64> {
+    let mut largest = 0f64;
+    model.forward_watched(x, &mut |_, y| {
+        if y.dtype().is_float() {
+            largest = largest.max(f64::from(y.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?));
+        }
+        Ok(())
+    })?;
+    Ok(largest)
+}
+
+/// Every cap that the constraint promises, against norms that are proven.
+///
+/// # Errors
+/// [`certify::Error::Violated`] names the weight that is above its cap.
+pub fn check_caps(certificate: &Certificate, variables: &Variables, constraint: &Constraint) -> Result<()> {
+    for v in variables {
+        let p = &v.parameter;
+        let Some(promise) = constraint.promise(p) else { continue };
+        for (what, norm, cap) in promised(certificate, p, v.var.as_tensor(), &promise)? {
+            if norm > Upper::from_f64(cap * (1.0 + CAP_TOLERANCE)) {
+                bail!(certify::Error::Violated(format!(
+                    "`{what}` has norm {norm} above its cap {cap:.6}: the constraint does not hold"
+                )))
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ℓ2 norms that a promise speaks of, each with its name and its cap.
+fn promised(
+    certificate: &Certificate,
+    p: &Parameter,
+    w: &Tensor,
+    promise: &Promise,
+) -> Result<Vec<(String, Upper, f64)>> {
+    let matrix = || Matrix::from_tensor(&p.name, w);
+    let mut out = Vec::new();
+    if let Some(row) = promise.row {
+        out.push((format!("largest row of {}", p.name), max_row_norm(&matrix()?), row));
+    }
+    match p.geometry {
+        Geometry::Vector => {}
+        Geometry::Table => {
+            let cap = promise.sigma_max * (p.shape[1] as f64).sqrt();
+            out.push((format!("largest row of {}", p.name), max_row_norm(&matrix()?), cap));
+        }
+        Geometry::Matrix => {
+            let cap = promise.sigma_max / scale(p, promise.heads);
+            let count = promise.heads.map_or(1, |heads| heads.count);
+            let rows = promise.heads.is_none_or(|heads| heads.axis == Axis::Rows);
+            for i in 0..count {
+                let side = if rows { "rows" } else { "columns" };
+                let name = if count == 1 { p.name.clone() } else { format!("{} {side} {}/{count}", p.name, i + 1) };
+                // The walk asks for other norms where a gain is folded in; then the cap's own is proven here.
+                let upper = match known(certificate, &name) {
+                    Some(upper) => upper,
+                    None => {
+                        let w = matrix()?;
+                        let block = if rows { w.row_block(i, count) } else { w.column_block(i, count) };
+                        spectral_norm(&block, Method::Proven).upper
+                    }
+                };
+                out.push((name, upper, cap));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The proven norm of this name.
+fn known(certificate: &Certificate, name: &str) -> Option<Upper> {
+    certificate.weights.iter().find(|row| row.name == name).map(|row| row.upper)
+}

@@ -1,0 +1,100 @@
+//! One step: forward, backward, update, constraint, and the time each takes.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::{D, Device, Tensor};
+use lipschitz_nn::Model;
+use lipschitz_opt::constraint::Constraint;
+use lipschitz_opt::{Optimizer, Rate, Variables};
+use serde::{Deserialize, Serialize};
+
+/// What trains: a model on variables, what moves them and what keeps them small.
+pub struct Training {
+    /// The network, on the variables.
+    pub model: Model,
+    /// Its weights.
+    pub variables: Variables,
+    /// Moves them.
+    pub optimizer: Box<dyn Optimizer>,
+    /// Keeps them small.
+    pub constraint: Constraint,
+}
+
+/// What a step came to.
+pub struct Outcome {
+    /// Mean cross-entropy of the batch, before the step.
+    pub loss: f64,
+    /// ℓ2 norm of the gradient.
+    pub grad_norm: f64,
+}
+
+/// Seconds spent in the parts of steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// The loss of a batch.
+    pub forward: f64,
+    /// Its gradient.
+    pub backward: f64,
+    /// The optimizer.
+    pub update: f64,
+    /// The constraint.
+    pub constraint: f64,
+}
+
+impl Times {
+    /// Of all parts.
+    pub fn total(&self) -> f64 {
+        self.forward + self.backward + self.update + self.constraint
+    }
+}
+
+impl Training {
+    /// One step on a batch; adds to `times`. A loss that is not finite moves nothing.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn step(&mut self, x: &Tensor, y: &Tensor, rate: Rate, times: &mut Times) -> Result<Outcome> {
+        let device = self.model.device();
+        let mut clock = Clock::new(&device);
+        let logits = self.model.forward(x)?;
+        let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
+        let loss = candle_nn::loss::cross_entropy(&flat, &y.flatten_all()?)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        times.forward += clock.lap()?;
+        let gradients = loss.backward()?;
+        let mut squares = 0.0;
+        for v in &self.variables {
+            if let Some(g) = gradients.get(v.var.as_tensor()) {
+                squares += f64::from(g.detach().sqr()?.sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        times.backward += clock.lap()?;
+        if value.is_finite() {
+            self.optimizer.step(&gradients, rate)?;
+            times.update += clock.lap()?;
+            self.constraint.apply(&self.variables, rate)?;
+            times.constraint += clock.lap()?;
+        }
+        Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
+    }
+}
+
+/// Time since the last look, with the device's queue empty.
+struct Clock<'a> {
+    device: &'a Device,
+    last: Instant,
+}
+
+impl<'a> Clock<'a> {
+    fn new(device: &'a Device) -> Self {
+        Self { device, last: Instant::now() }
+    }
+
+    fn lap(&mut self) -> Result<f64> {
+        self.device.synchronize()?;
+        let spent = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        Ok(spent)
+    }
+}
