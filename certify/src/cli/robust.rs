@@ -55,7 +55,7 @@ const PIXELS: [f64; 10] =
     [0.0, 9.0 / 255.0, 18.0 / 255.0, 36.0 / 255.0, 72.0 / 255.0, 108.0 / 255.0, 0.8, 1.6, 2.4, 3.2];
 
 /// Radii for embedding vectors, as shares of the longest.
-const SHARES: [f64; 8] = [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0];
+const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 
 impl Robust {
     pub fn run(self) -> Result<()> {

@@ -70,10 +70,10 @@ fn draw(scene: &mut Scene, chart: &Chart, top: f32, height: f32) {
     let bars = bars(chart) > 0;
     let mut line = top + 32.0;
     let (left, right) = (if bars { 28.0 } else { 88.0 }, WIDTH - 28.0);
-    scene.text(&chart.title, (left, line), Anchor::Start, TITLE);
+    scene.text(&fit(&chart.title, right - left, TITLE), (left, line), Anchor::Start, TITLE);
     if !chart.note.is_empty() {
         line += 22.0;
-        scene.text(&chart.note, (left, line), Anchor::Start, NOTE);
+        scene.text(&fit(&chart.note, right - left, NOTE), (left, line), Anchor::Start, NOTE);
     }
     line = legend(scene, chart, left, line + 12.0, right);
     let area = Area(left, line + 12.0, right, top + height - 66.0);
@@ -89,9 +89,19 @@ fn draw(scene: &mut Scene, chart: &Chart, top: f32, height: f32) {
     }
     for series in chart.series.iter().filter(|s| s.mark != Mark::Bar) {
         for (point, text) in series.points.iter().zip(&series.labels).filter(|(_, text)| !text.is_empty()) {
-            put(scene, &mut labels, text, &[frame.at(*point)], LABEL);
+            put(scene, &mut labels, &fit(text, 0.4 * WIDTH, LABEL), &[frame.at(*point)], LABEL);
         }
     }
+}
+
+/// The text, or as much of its beginning as there is room for.
+fn fit(text: &str, width: f32, style: Style) -> String {
+    if style.width(text) <= width {
+        return text.into();
+    }
+    let mut short: String = text.into();
+    while short.pop().is_some() && style.width(&short) + style.width("…") > width {}
+    short + "…"
 }
 
 fn horizontal(chart: &Chart, bars: bool, width: f32) -> Scale {
@@ -175,7 +185,8 @@ fn legend(scene: &mut Scene, chart: &Chart, left: f32, top: f32, right: f32) -> 
     let (mut x, mut y) = (left, top + 10.0);
     let mut any = false;
     for series in chart.series.iter().filter(|s| !s.name.is_empty()) {
-        let width = 30.0 + LEGEND.width(&series.name) + 24.0;
+        let name = fit(&series.name, right - left - 30.0, LEGEND);
+        let width = 30.0 + LEGEND.width(&name) + 24.0;
         if x + width > right + 24.0 && x > left {
             (x, y) = (left, y + 22.0);
         }
@@ -187,7 +198,7 @@ fn legend(scene: &mut Scene, chart: &Chart, left: f32, top: f32, right: f32) -> 
             Mark::Bar => scene.rectangle([x, y - 10.0, 22.0, 10.0], Some(Color::Data(series.color).into()), None),
             mark => marks(scene, mark, series.color, &sample, &[]),
         }
-        scene.text(&series.name, (x + 30.0, y), Anchor::Start, LEGEND);
+        scene.text(&name, (x + 30.0, y), Anchor::Start, LEGEND);
         (x, any) = (x + width, true);
     }
     if any { y + 4.0 } else { top - 8.0 }
@@ -277,7 +288,8 @@ fn name_of(scene: &mut Scene, labels: &mut Labels, frame: &Frame, series: &Serie
     const CANDIDATES: usize = 14;
     let step = series.points.len().div_ceil(CANDIDATES);
     let points: Vec<(f32, f32)> = series.points.iter().rev().step_by(step).map(|p| frame.at(*p)).collect();
-    put(scene, labels, &series.label, &points, LABEL.bold().color(Color::Data(series.color)));
+    let label = fit(&series.label, 0.4 * WIDTH, LABEL.bold());
+    put(scene, labels, &label, &points, LABEL.bold().color(Color::Data(series.color)));
 }
 
 fn put(scene: &mut Scene, labels: &mut Labels, text: &str, points: &[(f32, f32)], style: Style) {

@@ -52,10 +52,8 @@ fn draw(reports: &[Report]) -> Chart {
         series.push(Series { label, ..plain(Mark::Open(Marker::Disc), attacked) });
         series.push(plain(Mark::Filled(Marker::Square), certified));
     }
-    let title = match reports {
-        [one] => format!("{}: {} within a radius", one.label, shares.to_lowercase()),
-        _ => format!("{shares} within a radius"),
-    };
+    let title = format!("{shares} within a radius");
+    let of = if let [one] = reports { format!("{}; ", one.label) } else { String::new() };
     if reports.iter().any(|r| r.rows.iter().any(|row| row.attacked_one.is_some())) {
         series.push(entry("attacked, one token", Mark::Open(Marker::Triangle)));
         series.push(entry("attacked, all tokens", Mark::Open(Marker::Disc)));
@@ -65,7 +63,7 @@ fn draw(reports: &[Report]) -> Chart {
     series.push(entry("certified", Mark::Filled(Marker::Square)));
     let y = Axis { label: shares.into(), include: vec![0.0], ..Axis::default() };
     let x = Axis { label: format!("Radius, {unit}"), include: vec![0.0], ..Axis::default() };
-    Chart { title, note: "the truth lies between the two, in the shaded band".into(), x, y, series }
+    Chart { title, note: format!("{of}the truth lies between the two, in the shaded band"), x, y, series }
 }
 
 #[cfg(test)]
