@@ -1,5 +1,10 @@
 //! Axes: where a value lies, and which values are named.
 
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{BoldPoints, KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
+
 /// An axis.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
@@ -29,14 +34,8 @@ const KNEE: f64 = 6.0;
 /// Decades from which an axis is compressed.
 const MANY: f64 = 24.0;
 
-/// A place on an axis with its name, or without one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tick {
-    /// The value.
-    pub value: f64,
-    /// Its text; empty for a mark alone.
-    pub text: String,
-}
+/// The share of an axis that names are apart at least.
+const GAP: f64 = 0.055;
 
 impl Scale {
     /// Over the values and what the axis includes, with some room at the ends; `room` is a share of the axis.
@@ -73,61 +72,77 @@ impl Scale {
         if !self.compressed || x.abs() <= KNEE { x } else { x.signum() * KNEE * (x.abs() / KNEE - 1.0).exp() }
     }
 
-    /// Values to name, about `count` of them, and between them values to mark.
-    pub fn ticks(&self, count: usize) -> Vec<Tick> {
-        let inside = |x: &f64| (-1e-9..=1.0 + 1e-9).contains(&self.at(*x));
+    /// Values to name, at most about `count` of them, and values to mark between them.
+    fn ticks(&self, count: usize) -> (Vec<f64>, Vec<f64>) {
+        let even = |low: f64, high: f64| {
+            let zero = move |x: f64| if x.abs() < 1e-9 * (high - low) { 0.0 } else { x };
+            RangedCoordf64::from(low..high).key_points(BoldPoints(count)).into_iter().map(zero)
+        };
         let span = self.high - self.low;
-        if self.compressed {
-            let far = [10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 1e4, 1e5, 1e6];
-            let near = [0.0, 2.0, 4.0, 6.0];
-            let mut all: Vec<f64> = near.iter().chain(&far).flat_map(|x| [-x, *x]).filter(inside).collect();
-            all.sort_by(f64::total_cmp);
-            all.dedup();
-            return all.into_iter().map(|value| Tick { value, text: power(value) }).collect();
-        }
-        if self.log10 && span < 1.2 {
+        let (names, marks): (Vec<f64>, Vec<f64>) = if self.compressed {
+            let names = [0.0, 6.0, 100.0, 1000.0, 10.0, 3.0, 1e4, 1e5, 1e6, 20.0, 50.0, 200.0, 500.0, 2000.0, 5000.0];
+            let both = |ticks: &[f64]| ticks.iter().flat_map(|x| [*x, -x]).collect();
+            (both(&names), both(&[1.0, 2.0, 4.0, 5.0]))
+        } else if !self.log10 {
+            (even(self.low, self.high).collect(), Vec::new())
+        } else if span < 1.2 {
             // Within a decade or so, numbers themselves.
-            return even(10f64.powf(self.low), 10f64.powf(self.high), count)
-                .into_iter()
-                .filter(|x| *x > 0.0)
-                .map(|x| Tick { value: x.log10(), text: plain(x) })
-                .filter(|tick| inside(&tick.value))
-                .collect();
-        }
-        if self.log10 {
-            let step = (span / count as f64).round().max(1.0);
-            let step = [1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0].into_iter().find(|s| *s >= step).unwrap_or(step);
-            let first = (self.low / step).ceil() as i64;
-            let decades: Vec<f64> = (first..).map(|i| i as f64 * step).take_while(|x| *x <= self.high + 1e-9).collect();
-            let small = decades.iter().all(|x| (-3.0..=4.0).contains(x));
-            let text = |x: f64| if small { plain(10f64.powf(x)) } else { power(x) };
-            let mut ticks: Vec<Tick> = decades.iter().map(|x| Tick { value: *x, text: text(*x) }).collect();
-            if step == 1.0 {
-                // 2 to 9 of each decade; with few decades some of them by name.
-                for decade in (self.low.floor() as i64)..=(self.high.floor() as i64) {
-                    for digit in 2..10 {
-                        let value = decade as f64 + f64::from(digit).log10();
-                        let named = small && ((span < 2.2 && [2, 3, 5].contains(&digit)) || (span < 3.4 && digit == 3));
-                        let text = if named { plain(10f64.powf(value)) } else { String::new() };
-                        ticks.push(Tick { value, text });
-                    }
-                }
+            (even(10f64.powf(self.low), 10f64.powf(self.high)).map(f64::log10).collect(), Vec::new())
+        } else {
+            let mut names: Vec<f64> = even(self.low, self.high).filter(|x| (x - x.round()).abs() < 1e-9).collect();
+            // With few decades, numbers in between.
+            let digits = |digits: &[f64]| -> Vec<f64> {
+                let decades = self.low.floor() as i64..=self.high.floor() as i64;
+                decades.flat_map(|decade| digits.iter().map(move |digit| decade as f64 + digit.log10())).collect()
+            };
+            if span < 3.4 && self.small() {
+                names.append(&mut digits(if span < 2.2 { &[2.0, 5.0] } else { &[3.0] }));
             }
-            ticks.retain(|tick| inside(&tick.value));
-            return ticks;
+            let every = span < count as f64;
+            (names, if every { digits(&[2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]) } else { Vec::new() })
+        };
+        let inside = |x: &f64| (-1e-9..=1.0 + 1e-9).contains(&self.at(*x));
+        let (mut named, mut marked): (Vec<f64>, Vec<f64>) = (Vec::new(), marks.into_iter().filter(inside).collect());
+        for x in names.into_iter().filter(inside) {
+            // The earlier ones matter more.
+            let free = named.iter().all(|other| (self.at(x) - self.at(*other)).abs() > GAP);
+            if free { named.push(x) } else { marked.push(x) }
         }
-        even(self.low, self.high, count).into_iter().map(|value| Tick { value, text: plain(value) }).collect()
+        (named, marked)
+    }
+
+    /// Whether powers of ten read best written out.
+    fn small(&self) -> bool {
+        self.low > -4.0 && self.high < 5.0
     }
 }
 
-/// About `count` round numbers from `low` to `high`.
-fn even(low: f64, high: f64, count: usize) -> Vec<f64> {
-    let raw = (high - low) / count.max(1) as f64;
-    let size = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|s| s * size).find(|s| *s >= raw * 0.999).unwrap_or(raw);
-    let first = (low / step - 1e-9).ceil() as i64;
-    // Divided, so that 3 · 0.1 is 0.3; and no -0.
-    (first..).map(|i| i as f64 * step + 0.0).take_while(|x| *x <= high + 1e-9 * step).take(100).collect()
+impl Ranged for Scale {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        limit.0 + (self.at(*value) * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        let (named, marked) = self.ticks(hint.bold_points());
+        if hint.weight().allow_light_points() { marked } else { named }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl ValueFormatter<f64> for Scale {
+    fn format_ext(&self, value: &f64) -> String {
+        match self.log10 {
+            false => plain(*value),
+            true if self.small() => plain(10f64.powf(*value)),
+            true => power(*value),
+        }
+    }
 }
 
 fn power(exponent: f64) -> String {
@@ -167,8 +182,9 @@ mod tests {
     use super::*;
 
     fn texts(scale: &Scale) -> Vec<String> {
-        let named = |t: Tick| Some(t.text).filter(|text| !text.is_empty());
-        scale.ticks(7).into_iter().filter_map(named).collect()
+        let mut named = scale.key_points(BoldPoints(9));
+        named.sort_by(f64::total_cmp);
+        named.iter().map(|x| scale.format_ext(x)).collect()
     }
 
     fn log10(values: &[f64]) -> Scale {
@@ -179,12 +195,12 @@ mod tests {
     #[test]
     fn ticks_read_as_numbers() {
         let linear = Scale::new([0.0, 1500.0].into_iter(), &Axis::default(), 0.05);
-        assert_eq!(texts(&linear), ["0", "250", "500", "750", "1000", "1250", "1500"]);
+        assert_eq!(texts(&linear), ["0", "200", "400", "600", "800", "1000", "1200", "1400"]);
         let shares = Axis { include: vec![0.0, 1.0], ..Axis::default() };
         let shares = Scale::new([0.3].into_iter(), &shares, 0.05);
         assert_eq!((shares.at(0.0), shares.at(1.0)), (0.0, 1.0));
         assert_eq!(texts(&shares), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
-        assert_eq!(texts(&log10(&[0.0, 0.9])), ["2", "4", "6", "8"]);
+        assert_eq!(texts(&log10(&[0.0, 0.9])), ["1", "2", "3", "4", "5", "6", "7", "8"]);
         assert_eq!(texts(&log10(&[-1.0, 3.0])), ["0.1", "1", "10", "100", "1000"]);
         assert_eq!(texts(&log10(&[1.0, 8.0])), ["10¹", "10²", "10³", "10⁴", "10⁵", "10⁶", "10⁷", "10⁸"]);
         assert_eq!(texts(&log10(&[12.0, 23.0])), ["10¹²", "10¹⁴", "10¹⁶", "10¹⁸", "10²⁰", "10²²"]);

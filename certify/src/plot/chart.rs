@@ -83,8 +83,11 @@ impl Chart {
 }
 
 /// The charts below one another as one picture.
-pub fn scene(charts: &[Chart]) -> Scene {
-    frame::scene(charts)
+///
+/// # Errors
+/// [`Error::Picture`], if plotters gives up.
+pub fn scene(charts: &[Chart]) -> Result<Scene, Error> {
+    frame::scene(charts).map_err(|e| Error::Picture(e.to_string()))
 }
 
 /// Writes charts below one another, as the extension of `path` says: `.svg` or `.png`.
@@ -97,8 +100,8 @@ pub fn write(path: &Path, charts: &[Chart]) -> Result<(), Error> {
         return Err(problem("there is nothing to draw: no run has both values".into()));
     }
     let bytes = match path.extension().and_then(|e| e.to_str()) {
-        Some("svg") => svg::document(&scene(charts)).into_bytes(),
-        Some("png") => png::write(&scene(charts)).map_err(problem)?,
+        Some("svg") => svg::document(&scene(charts)?).into_bytes(),
+        Some("png") => png::write(&scene(charts)?).map_err(problem)?,
         _ => return Err(problem("name the output .svg or .png".into())),
     };
     Ok(checkpoint::write(path, &bytes)?)
@@ -117,6 +120,7 @@ mod tests {
             mark,
             points: points.clone(),
             labels: vec!["a".into(), "b".into()],
+            titles: vec!["told".into()],
             spread: vec![Spread { x: (0.0, 5.0), y: (0.9, 1.1) }],
             ..Series::default()
         };
@@ -132,12 +136,14 @@ mod tests {
         write(&svg, &[chart()]).unwrap();
         write(&png, &[chart(), chart()]).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
-        for expected in ["aria-label=\"10¹⁰⁰⁰\"", "&lt;runs&gt; &amp; &quot;more&quot;", "stroke-dasharray"] {
+        for expected in
+            ["aria-label=\"10¹⁰⁰⁰\"", "&lt;runs&gt; &amp; &quot;more&quot;", "stroke-dasharray", "<title>told"]
+        {
             assert!(text.contains(expected), "{expected}");
         }
         // Text is outlines, so that no font is asked for.
         assert!(!text.contains("<text") && !text.contains("font-family"));
-        let one = scene(&[chart()]);
+        let one = scene(&[chart()]).unwrap();
         let pixels = image::open(&png).unwrap().to_rgb8();
         let size = |x: f32| (x * super::png::SCALE) as u32;
         assert_eq!(pixels.dimensions(), (size(one.width), 2 * size(one.height)));

@@ -1,14 +1,33 @@
-//! Draws charts: title, legend, axes, series, texts beside points.
+//! Draws charts with plotters: title, legend, axes, series, texts beside points.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::iter::once;
+use std::rc::Rc;
+
+use plotters::chart::{ChartBuilder, ChartContext};
+use plotters::coord::Shift;
+use plotters::coord::cartesian::Cartesian2d;
+use plotters::drawing::DrawingArea;
+use plotters::element::{EmptyElement, ErrorBar, IntoDynElement, PathElement, Polygon, Rectangle, Text};
+use plotters::series::LineSeries;
+use plotters::style::Color as _;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::axis::Scale;
-use super::chart::{Chart, Mark, Marker, Series};
+use super::canvas::{Canvas, Pen, With, font, pixels, units};
+use super::chart::{Chart, Mark, Series};
 use super::labels::{Area, Labels};
-use super::scene::{Anchor, Color, Paint, Scene, Stroke, Style, outline};
+use super::scene::{Color, Scene, Style};
 
 const WIDTH: f32 = 960.0;
 const HEIGHT: f32 = 560.0;
 /// Height of a bar with its gap.
 const BAR: f32 = 21.0;
+/// Height of a row above the axes.
+const ROW: f32 = 23.0;
+/// From the axes to the right end.
+const RIGHT: f32 = 28.0;
 
 const TITLE: Style = Style::new(19.0).bold();
 const NOTE: Style = Style::new(13.5).color(Color::Muted);
@@ -20,18 +39,28 @@ const LABEL: Style = Style::new(13.0);
 /// Radius of a point.
 const POINT: f32 = 4.6;
 
+/// A part of the picture.
+type Part = DrawingArea<Canvas, Shift>;
+/// What is between the axes.
+type Plot<'a> = ChartContext<'a, Canvas, Cartesian2d<Scale, Scale>>;
+type Drawn<T = ()> = Result<T, Box<dyn Error>>;
+
 /// The charts below one another.
-pub fn scene(charts: &[Chart]) -> Scene {
+///
+/// # Errors
+/// What plotters could not draw.
+pub fn scene(charts: &[Chart]) -> Drawn<Scene> {
     let heights: Vec<f32> = charts.iter().map(height).collect();
     let title = charts.iter().map(|c| c.title.as_str()).collect::<Vec<_>>().join("; ");
-    let mut scene = Scene::new(WIDTH, heights.iter().sum(), &title);
-    scene.rectangle([0.0, 0.0, scene.width, scene.height], Some(Color::Paper.into()), None);
-    let mut top = 0.0;
+    let canvas = Rc::new(RefCell::new(Canvas::new(Scene::new(WIDTH, heights.iter().sum(), &title))));
+    let mut rest = Part::from(&canvas);
+    rest.fill(&Color::Paper)?;
     for (chart, height) in charts.iter().zip(heights) {
-        draw(&mut scene, chart, top, height);
-        top += height;
+        let (part, below) = rest.split_vertically(units(height));
+        draw(&part, chart)?;
+        rest = below;
     }
-    scene
+    Ok(canvas.take().scene)
 }
 
 fn bars(chart: &Chart) -> usize {
@@ -45,53 +74,54 @@ fn height(chart: &Chart) -> f32 {
     }
 }
 
-/// The part of a picture between the axes, and what lies where in it.
-struct Frame {
-    area: Area,
-    x: Scale,
-    y: Scale,
-}
-
-impl Frame {
-    fn x(&self, value: f64) -> f32 {
-        self.area.0 + self.x.at(value) as f32 * (self.area.2 - self.area.0)
-    }
-
-    fn y(&self, value: f64) -> f32 {
-        self.area.3 - self.y.at(value) as f32 * (self.area.3 - self.area.1)
-    }
-
-    fn at(&self, point: (f64, f64)) -> (f32, f32) {
-        (self.x(point.0), self.y(point.1))
-    }
-}
-
-fn draw(scene: &mut Scene, chart: &Chart, top: f32, height: f32) {
+fn draw(part: &Part, chart: &Chart) -> Drawn {
     let bars = bars(chart) > 0;
-    let mut line = top + 32.0;
-    let (left, right) = (if bars { 28.0 } else { 88.0 }, WIDTH - 28.0);
-    scene.text(&fit(&chart.title, right - left, TITLE), (left, line), Anchor::Start, TITLE);
+    // Beside the vertical axis its label and numbers.
+    let (left, beside) = if bars { (28.0, 0.0) } else { (14.0, 74.0) };
+    let width = WIDTH - left - beside - RIGHT;
+    let (x, mut y) = (left + beside, 25.0);
+    text(part, &fit(&chart.title, width, TITLE), (x, y), TITLE)?;
     if !chart.note.is_empty() {
-        line += 22.0;
-        scene.text(&fit(&chart.note, right - left, NOTE), (left, line), Anchor::Start, NOTE);
+        y += ROW;
+        text(part, &fit(&chart.note, width, NOTE), (x, y), NOTE)?;
     }
-    line = legend(scene, chart, left, line + 12.0, right);
-    let area = Area(left, line + 12.0, right, top + height - 66.0);
-    let frame = Frame { area, x: horizontal(chart, bars, area.2 - area.0), y: vertical(chart, bars) };
-    axes(scene, chart, &frame, bars);
-    let mut labels = Labels::new(Area(area.0 + 3.0, area.1, area.2 + 12.0, area.3 - 2.0));
+    y = legend(part, chart, x, y)?;
+    let (across, upwards) = scales(chart, bars, width);
+    let mut label = chart.x.label.clone();
+    if across.compressed() {
+        label += " (exponents beyond 6 are compressed)";
+    }
+    let mut plot = ChartBuilder::on(part)
+        .margin_top(units(y + 21.0))
+        .margin_right(units(RIGHT))
+        .margin_bottom(units(14.0))
+        .margin_left(units(left))
+        .x_label_area_size(units(52.0))
+        .y_label_area_size(units(beside))
+        .build_cartesian_2d(across, upwards)?;
+    let axis = Color::Ink.stroke_width(units(1.2) as u32);
+    let mut mesh = plot.configure_mesh();
+    mesh.x_labels(9).y_labels(8).x_desc(label).y_desc(&chart.y.label);
+    mesh.label_style(font(TICK)).axis_desc_style(font(AXIS)).axis_style(axis);
+    mesh.bold_line_style(Color::Grid.stroke_width(units(1.0) as u32));
+    mesh.light_line_style(Color::Grid.mix(0.6).stroke_width(units(0.6) as u32)).set_all_tick_mark_size(units(5.0));
+    if bars {
+        mesh.disable_y_mesh().disable_y_axis();
+    }
+    mesh.draw()?;
+    if bars {
+        let ends = plot.y_range();
+        plot.draw_series(once(PathElement::new(vec![(0.0, ends.start), (0.0, ends.end)], axis)))?;
+    }
     for series in &chart.series {
-        series_marks(scene, &frame, series);
-        obstacles(&mut labels, &frame, series);
+        draw_series(&mut plot, series)?;
     }
-    for series in &chart.series {
-        name_of(scene, &mut labels, &frame, series);
-    }
-    for series in chart.series.iter().filter(|s| s.mark != Mark::Bar) {
-        for (point, text) in series.points.iter().zip(&series.labels).filter(|(_, text)| !text.is_empty()) {
-            put(scene, &mut labels, &fit(text, 0.4 * WIDTH, LABEL), &[frame.at(*point)], LABEL);
-        }
-    }
+    names(part, &plot, chart)
+}
+
+/// A text from its left end, centred at a height.
+fn text(part: &Part, text: &str, (x, y): (f32, f32), style: Style) -> Drawn {
+    Ok(part.draw_text(text, &font(style).pos(Pos::new(HPos::Left, VPos::Center)), (units(x), units(y)))?)
 }
 
 /// The text, or as much of its beginning as there is room for.
@@ -104,137 +134,72 @@ fn fit(text: &str, width: f32, style: Style) -> String {
     short + "…"
 }
 
-fn horizontal(chart: &Chart, bars: bool, width: f32) -> Scale {
-    let xs = || {
-        let spread = |s: &Series| s.spread.iter().flat_map(|s| [s.x.0, s.x.1]).collect::<Vec<_>>();
-        chart.series.iter().flat_map(move |s| s.points.iter().map(|p| p.0).chain(spread(s)))
-    };
+/// The named series in rows; the height of the last row.
+fn legend(part: &Part, chart: &Chart, left: f32, above: f32) -> Drawn<f32> {
+    let (mut x, mut y) = (left, above);
+    for series in chart.series.iter().filter(|s| !s.name.is_empty()) {
+        let name = fit(&series.name, WIDTH - RIGHT - left - 30.0, LEGEND);
+        let width = 30.0 + LEGEND.width(&name) + 24.0;
+        if y == above || x + width > WIDTH - RIGHT + 24.0 {
+            (x, y) = (left, y + ROW);
+        }
+        let at = |dx: f32, dy: f32| (units(x + dx), units(y + dy));
+        match series.mark {
+            Mark::Bar => {
+                part.draw(&Rectangle::new([at(0.0, -5.0), at(22.0, 5.0)], Color::Data(series.color).filled()))?
+            }
+            mark => {
+                let point = matches!(mark, Mark::Filled(_) | Mark::Open(_));
+                let sample = if point { vec![at(11.0, 0.0)] } else { vec![at(0.0, 0.0), at(24.0, 0.0)] };
+                elements(series, sample).iter().try_for_each(|element| part.draw(element))?;
+            }
+        }
+        text(part, &name, (x + 30.0, y), LEGEND)?;
+        x += width;
+    }
+    Ok(y)
+}
+
+fn scales(chart: &Chart, bars: bool, width: f32) -> (Scale, Scale) {
+    let all = || chart.series.iter();
+    let xs = || all().flat_map(|s| s.points.iter().map(|p| p.0).chain(s.spread.iter().flat_map(|s| [s.x.0, s.x.1])));
+    let ys = || all().flat_map(|s| s.points.iter().map(|p| p.1).chain(s.spread.iter().flat_map(|s| [s.y.0, s.y.1])));
     if !bars {
-        return Scale::new(xs(), &chart.x, 0.04);
+        return (Scale::new(xs(), &chart.x, 0.04), Scale::new(ys(), &chart.y, 0.06));
     }
     // Room behind the longest bar for the longest text.
-    let text = chart.series.iter().flat_map(|s| &s.labels).map(|text| LABEL.width(text)).fold(0.0, f32::max);
-    let high = xs().fold(0.0, f64::max);
-    let low = xs().fold(0.0, f64::min);
+    let text = all().flat_map(|s| &s.labels).map(|text| LABEL.width(text)).fold(0.0, f32::max);
+    let (low, high) = (xs().fold(0.0, f64::min), xs().fold(0.0, f64::max));
     let share = f64::from((text + 20.0) / width).min(0.7);
     let room = (high - low).max(0.1) / (1.0 - share);
-    Scale::new([low, low + room].into_iter(), &chart.x, 0.0)
+    let upwards = Scale::new(ys().flat_map(|y| [y - 0.6, y + 0.6]), &chart.y, 0.0);
+    (Scale::new([low, low + room].into_iter(), &chart.x, 0.0), upwards)
 }
 
-fn vertical(chart: &Chart, bars: bool) -> Scale {
-    let spread = |s: &Series| s.spread.iter().flat_map(|s| [s.y.0, s.y.1]).collect::<Vec<_>>();
-    let ys = chart.series.iter().flat_map(|s| s.points.iter().map(|p| p.1).chain(spread(s)));
-    if !bars {
-        return Scale::new(ys, &chart.y, 0.06);
-    }
-    let (low, high) = ys.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), y| (l.min(y), h.max(y)));
-    Scale::new([low - 0.6, high + 0.6].into_iter(), &chart.y, 0.0)
-}
-
-fn axes(scene: &mut Scene, chart: &Chart, frame: &Frame, bars: bool) {
-    let Area(left, top, right, bottom) = frame.area;
-    let grid = Stroke::new(Color::Grid, 1.0);
-    let axis = Stroke::new(Color::Ink, 1.2);
-    let mut end = f32::NEG_INFINITY;
-    for tick in frame.x.ticks(9) {
-        let x = frame.x(tick.value);
-        if tick.text.is_empty() {
-            scene.line(&[(x, bottom), (x, bottom + 3.0)], axis);
-            continue;
-        }
-        scene.line(&[(x, top), (x, bottom)], grid);
-        scene.line(&[(x, bottom), (x, bottom + 6.0)], axis);
-        let half = TICK.width(&tick.text) / 2.0;
-        // Crowded ones keep their mark alone.
-        if x - half > end + 8.0 {
-            scene.text(&tick.text, (x, bottom + 22.0), Anchor::Middle, TICK);
-            end = x + half;
-        }
-    }
-    let label = match frame.x.compressed() {
-        true => format!("{} (exponents beyond 6 are compressed)", chart.x.label),
-        false => chart.x.label.clone(),
-    };
-    scene.text(&label, ((left + right) / 2.0, bottom + 48.0), Anchor::Middle, AXIS);
-    scene.line(&[(left, bottom), (right, bottom)], axis);
-    if bars {
-        let zero = frame.x(0.0);
-        scene.line(&[(zero, top), (zero, bottom)], axis);
-        return;
-    }
-    let mut last = f32::INFINITY;
-    for tick in frame.y.ticks(7) {
-        let y = frame.y(tick.value);
-        if tick.text.is_empty() {
-            scene.line(&[(left - 3.0, y), (left, y)], axis);
-            continue;
-        }
-        scene.line(&[(left, y), (right, y)], grid);
-        scene.line(&[(left - 6.0, y), (left, y)], axis);
-        if y + 16.0 < last {
-            scene.text(&tick.text, (left - 10.0, y + 5.0), Anchor::End, TICK);
-            last = y;
-        }
-    }
-    scene.line(&[(left, top), (left, bottom)], axis);
-    scene.text_upwards(&chart.y.label, (left - 64.0, (top + bottom) / 2.0), Anchor::Middle, AXIS);
-}
-
-/// The named series in rows; the height below them.
-fn legend(scene: &mut Scene, chart: &Chart, left: f32, top: f32, right: f32) -> f32 {
-    let (mut x, mut y) = (left, top + 10.0);
-    let mut any = false;
-    for series in chart.series.iter().filter(|s| !s.name.is_empty()) {
-        let name = fit(&series.name, right - left - 30.0, LEGEND);
-        let width = 30.0 + LEGEND.width(&name) + 24.0;
-        if x + width > right + 24.0 && x > left {
-            (x, y) = (left, y + 22.0);
-        }
-        let sample = match series.mark {
-            Mark::Filled(_) | Mark::Open(_) => vec![(x + 11.0, y - 5.0)],
-            _ => vec![(x, y - 5.0), (x + 24.0, y - 5.0)],
-        };
-        match series.mark {
-            Mark::Bar => scene.rectangle([x, y - 10.0, 22.0, 10.0], Some(Color::Data(series.color).into()), None),
-            mark => marks(scene, mark, series.color, &sample, &[]),
-        }
-        scene.text(&name, (x + 30.0, y), Anchor::Start, LEGEND);
-        (x, any) = (x + width, true);
-    }
-    if any { y + 4.0 } else { top - 8.0 }
-}
-
-fn series_marks(scene: &mut Scene, frame: &Frame, series: &Series) {
+fn draw_series(plot: &mut Plot, series: &Series) -> Drawn {
     let color = Color::Data(series.color);
     if series.mark == Mark::Bar {
-        for (i, point) in series.points.iter().enumerate() {
-            let (zero, (x, y)) = (frame.x(0.0), frame.at(*point));
-            let half = 0.36 * BAR;
-            scene.rectangle([zero.min(x), y - half, (x - zero).abs(), 2.0 * half], Some(color.into()), None);
-            let text = series.labels.get(i).map_or("", String::as_str);
-            scene.text(text, (x.max(zero) + 7.0, y + 4.5), Anchor::Start, LABEL);
-        }
-        return;
+        let bar = |&(x, y): &(f64, f64)| Rectangle::new([(0.0, y - 0.36), (x, y + 0.36)], color.filled());
+        plot.draw_series(series.points.iter().map(bar))?;
+        let style = font(LABEL).pos(Pos::new(HPos::Left, VPos::Center));
+        let behind = |((x, y), text): (&(f64, f64), &String)| {
+            EmptyElement::at((x.max(0.0), *y)) + Text::new(text.clone(), (units(7.0), 0), style.clone())
+        };
+        plot.draw_series(series.points.iter().zip(&series.labels).map(behind))?;
+        return Ok(());
     }
-    let bar = Stroke::new(color, 1.3);
-    for (point, spread) in series.points.iter().zip(&series.spread) {
-        let (x, y) = frame.at(*point);
-        let ((x0, x1), (y0, y1)) =
-            ((frame.x(spread.x.0), frame.x(spread.x.1)), (frame.y(spread.y.0), frame.y(spread.y.1)));
-        if x1 - x0 > 1.0 {
-            scene.line(&[(x0, y), (x1, y)], bar);
-            [x0, x1].into_iter().for_each(|x| scene.line(&[(x, y - 3.0), (x, y + 3.0)], bar));
-        }
-        if y0 - y1 > 1.0 {
-            scene.line(&[(x, y0), (x, y1)], bar);
-            [y0, y1].into_iter().for_each(|y| scene.line(&[(x - 3.0, y), (x + 3.0, y)], bar));
-        }
-    }
-    let points: Vec<(f32, f32)> = series.points.iter().map(|p| frame.at(*p)).collect();
-    marks(scene, series.mark, series.color, &points, &series.titles);
+    let (style, width) = (color.stroke_width(units(1.3) as u32), units(5.0) as u32);
+    let spread = || series.points.iter().zip(&series.spread);
+    let across = spread().filter(|(_, s)| s.x.0 < s.x.1);
+    plot.draw_series(across.map(|(p, s)| ErrorBar::new_horizontal(p.1, s.x.0, p.0, s.x.1, style, width)))?;
+    let upwards = spread().filter(|(_, s)| s.y.0 < s.y.1);
+    plot.draw_series(upwards.map(|(p, s)| ErrorBar::new_vertical(p.0, s.y.0, p.1, s.y.1, style, width)))?;
+    plot.draw_series(elements(series, series.points.clone()))?;
+    Ok(())
 }
 
-fn marks(scene: &mut Scene, mark: Mark, color: usize, points: &[(f32, f32)], titles: &[String]) {
+/// What a series draws at points.
+fn elements<C: Clone + 'static>(series: &Series, points: Vec<C>) -> Vec<With<C>> {
     /// Patterns of gaps, so that lines differ in grey as well.
     const DASHES: [&[f32]; 8] = [
         &[],
@@ -246,56 +211,72 @@ fn marks(scene: &mut Scene, mark: Mark, color: usize, points: &[(f32, f32)], tit
         &[10.0, 3.0, 2.5, 3.0, 2.5, 3.0],
         &[1.5, 5.0],
     ];
-    let ink = Color::Data(color);
-    let line = |width, opacity, dash| Stroke { paint: Paint { color: ink, opacity }, width, dash };
-    let each = |scene: &mut Scene, marker: Marker, fill, stroke: Option<Stroke>| {
-        for (i, point) in points.iter().enumerate() {
-            let title = titles.get(i).map_or("", String::as_str);
-            scene.shape(marker.path(*point, POINT), fill, stroke, title);
-        }
+    let color = Color::Data(series.color);
+    let width = |width: f32| units(width) as u32;
+    let line = |points, opacity, pixels, dash: &'static [f32]| {
+        let line = LineSeries::new(points, color.mix(opacity).stroke_width(width(pixels)));
+        line.map(|line| With(Pen { dash, ..Pen::default() }, line)).collect()
     };
-    match mark {
-        Mark::Line => scene.line(points, line(2.0, 1.0, &[])),
-        Mark::Dashed => scene.line(points, line(1.8, 1.0, DASHES[color % DASHES.len()])),
-        Mark::Thin => scene.line(points, line(1.0, 0.5, &[])),
-        Mark::Filled(marker) => {
-            each(scene, marker, Some(ink.into()), Some(Stroke::new(Color::Paper, 0.9)));
-        }
-        Mark::Open(marker) => each(scene, marker, Some(Color::Paper.into()), Some(line(1.5, 1.0, &[]))),
-        Mark::Band => scene.shape(outline(points, true), Some(Paint { color: ink, opacity: 0.12 }), None, ""),
-        Mark::Bar => {}
-    }
-}
-
-fn obstacles(labels: &mut Labels, frame: &Frame, series: &Series) {
-    let points: Vec<(f32, f32)> = series.points.iter().map(|p| frame.at(*p)).collect();
-    for ((x, y), spread) in points.iter().zip(&series.spread) {
-        labels.avoid_line((frame.x(spread.x.0), *y), (frame.x(spread.x.1), *y));
-        labels.avoid_line((*x, frame.y(spread.y.0)), (*x, frame.y(spread.y.1)));
-    }
+    let each = |points: Vec<C>, marker: super::marker::Marker, fill: Color, edge| {
+        let title = |i: usize| series.titles.get(i).cloned().unwrap_or_default();
+        let element = |(i, at): (usize, C)| {
+            With(Pen { title: title(i), ..Pen::default() }, marker.element(at, POINT, fill.filled(), edge))
+        };
+        points.into_iter().enumerate().map(element).collect()
+    };
     match series.mark {
-        Mark::Bar | Mark::Band => {}
-        Mark::Filled(_) | Mark::Open(_) => points.iter().for_each(|p| labels.avoid(*p, POINT + 1.0)),
-        _ => points.windows(2).for_each(|ends| labels.avoid_line(ends[0], ends[1])),
+        Mark::Line => line(points, 1.0, 2.0, &[]),
+        Mark::Dashed => line(points, 1.0, 1.8, DASHES[series.color % DASHES.len()]),
+        Mark::Thin => line(points, 0.5, 1.0, &[]),
+        Mark::Filled(marker) => each(points, marker, color, Color::Paper.stroke_width(width(0.9))),
+        Mark::Open(marker) => each(points, marker, Color::Paper, color.stroke_width(width(1.5))),
+        Mark::Band => vec![With(Pen::default(), Polygon::new(points, color.mix(0.12)).into_dyn())],
+        Mark::Bar => Vec::new(),
     }
 }
 
-/// The series' own name, beside one of its points: of a line, rather near its end.
-fn name_of(scene: &mut Scene, labels: &mut Labels, frame: &Frame, series: &Series) {
-    if series.label.is_empty() || series.points.is_empty() {
-        return;
+/// The names of series and points beside them.
+fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
+    // Of the whole picture, as what plotters gives back is.
+    let (across, upwards) = plot.plotting_area().get_pixel_range();
+    let ((left, top), (right, bottom)) = (pixels((across.start, upwards.start)), pixels((across.end, upwards.end)));
+    let mut labels = Labels::new(Area(left + 3.0, top, right + 12.0, bottom - 2.0));
+    let at = |x, y| pixels(plot.backend_coord(&(x, y)));
+    let all = |series: &Series| -> Vec<(f32, f32)> { series.points.iter().map(|p| at(p.0, p.1)).collect() };
+    for series in &chart.series {
+        for ((x, y), spread) in series.points.iter().zip(&series.spread) {
+            labels.avoid_line(at(spread.x.0, *y), at(spread.x.1, *y));
+            labels.avoid_line(at(*x, spread.y.0), at(*x, spread.y.1));
+        }
+        match series.mark {
+            Mark::Bar | Mark::Band => {}
+            Mark::Filled(_) | Mark::Open(_) => all(series).into_iter().for_each(|p| labels.avoid(p, POINT + 1.0)),
+            _ => all(series).windows(2).for_each(|ends| labels.avoid_line(ends[0], ends[1])),
+        }
     }
-    const CANDIDATES: usize = 14;
-    let step = series.points.len().div_ceil(CANDIDATES);
-    let points: Vec<(f32, f32)> = series.points.iter().rev().step_by(step).map(|p| frame.at(*p)).collect();
-    let label = fit(&series.label, 0.4 * WIDTH, LABEL.bold());
-    put(scene, labels, &label, &points, LABEL.bold().color(Color::Data(series.color)));
-}
-
-fn put(scene: &mut Scene, labels: &mut Labels, text: &str, points: &[(f32, f32)], style: Style) {
-    let Some(placed) = labels.place(text, points, style) else { return };
-    if let Some([from, to]) = placed.leader {
-        scene.line(&[from, to], Stroke { paint: Paint { color: style.color, opacity: 0.6 }, width: 0.8, dash: &[] });
+    let (_, base) = part.get_base_pixel();
+    let mut put = |text: &str, points: &[(f32, f32)], style: Style| -> Drawn {
+        let text = fit(text, 0.4 * WIDTH, style);
+        let Some(placed) = labels.place(&text, points, style) else { return Ok(()) };
+        let local = |(x, y): (f32, f32)| (units(x), units(y) - base);
+        if let Some(ends) = placed.leader {
+            let line = style.color.mix(0.6).stroke_width(units(0.8) as u32);
+            part.draw(&PathElement::new(ends.map(local).to_vec(), line))?;
+        }
+        let style_ = font(style).pos(Pos::new(HPos::Left, VPos::Bottom));
+        Ok(part.draw_text(&text, &style_, local((placed.at.0, placed.at.1 + style.below())))?)
+    };
+    for series in chart.series.iter().filter(|s| !s.label.is_empty() && !s.points.is_empty()) {
+        // Of a line, rather near its end.
+        const CANDIDATES: usize = 14;
+        let step = series.points.len().div_ceil(CANDIDATES);
+        let points: Vec<(f32, f32)> = all(series).into_iter().rev().step_by(step).collect();
+        put(&series.label, &points, LABEL.bold().color(Color::Data(series.color)))?;
     }
-    scene.text(text, placed.at, Anchor::Start, style);
+    for series in chart.series.iter().filter(|s| s.mark != Mark::Bar) {
+        for (point, text) in all(series).into_iter().zip(&series.labels).filter(|(_, text)| !text.is_empty()) {
+            put(text, &[point], LABEL)?;
+        }
+    }
+    Ok(())
 }

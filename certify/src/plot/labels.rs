@@ -64,7 +64,7 @@ impl Labels {
 
     /// A place for a text beside one of the points, the earlier ones rather; none if every one would cover another text.
     pub fn place(&mut self, text: &str, points: &[(f32, f32)], style: Style) -> Option<Placed> {
-        let (width, up, down) = (style.width(text), 0.74 * style.size, 0.22 * style.size);
+        let (width, up, down) = (style.width(text), style.above(), style.below());
         let mut best: Option<(f32, Placed, Area)> = None;
         for (rank, point) in points.iter().enumerate() {
             for distance in DISTANCES {

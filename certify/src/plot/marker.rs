@@ -1,8 +1,9 @@
 //! Shapes of points, which can be told apart without colour.
 
-use tiny_skia::{Path, PathBuilder};
+use plotters::element::{Circle, DynElement, EmptyElement, IntoDynElement, PathElement, Polygon};
+use plotters::style::ShapeStyle;
 
-use super::scene::outline;
+use super::canvas::{Canvas, units};
 
 /// The shape of a point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,18 +27,26 @@ impl Marker {
         [Self::Disc, Self::Square, Self::Triangle, Self::Diamond, Self::Down][i % 5]
     }
 
-    /// Its outline around a point; all have about the same area.
-    pub fn path(self, (x, y): (f32, f32), radius: f32) -> Option<Path> {
-        let r = radius;
-        let around = |points: &[(f32, f32)]| {
-            outline(&points.iter().map(|(dx, dy)| (x + r * dx, y + r * dy)).collect::<Vec<_>>(), true)
+    /// The shape at a point, its edge on top; all have about the same area. `radius` is in pixels.
+    pub fn element<C: Clone + 'static>(
+        self,
+        at: C,
+        radius: f32,
+        fill: ShapeStyle,
+        edge: ShapeStyle,
+    ) -> DynElement<'static, Canvas, C> {
+        let corners: &[(f32, f32)] = match self {
+            Self::Disc => {
+                let disc = |style| Circle::new((0, 0), units(radius), style);
+                return (EmptyElement::at(at) + disc(fill) + disc(edge)).into_dyn();
+            }
+            Self::Square => &[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+            Self::Triangle => &[(0.0, -1.3), (1.2, 0.8), (-1.2, 0.8)],
+            Self::Diamond => &[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)],
+            Self::Down => &[(0.0, 1.3), (1.2, -0.8), (-1.2, -0.8)],
         };
-        match self {
-            Self::Disc => PathBuilder::from_circle(x, y, r),
-            Self::Square => around(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
-            Self::Triangle => around(&[(0.0, -1.3), (1.2, 0.8), (-1.2, 0.8)]),
-            Self::Diamond => around(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
-            Self::Down => around(&[(0.0, 1.3), (1.2, -0.8), (-1.2, -0.8)]),
-        }
+        let around = corners.iter().chain(&corners[..1]);
+        let around: Vec<(i32, i32)> = around.map(|(x, y)| (units(radius * x), units(radius * y))).collect();
+        (EmptyElement::at(at) + Polygon::new(around.clone(), fill) + PathElement::new(around, edge)).into_dyn()
     }
 }

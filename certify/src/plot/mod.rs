@@ -1,6 +1,7 @@
 //! Pictures of runs, from the files that a run directory holds.
 
 mod axis;
+mod canvas;
 pub mod chart;
 mod font;
 mod frame;

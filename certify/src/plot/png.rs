@@ -1,9 +1,9 @@
 //! A scene as PNG, two pixels of the picture to one of the scene.
 
-use tiny_skia::{Color as Raw, FillRule, LineCap, LineJoin, Pixmap, StrokeDash, Transform};
+use tiny_skia::{Color as Raw, FillRule, LineCap, LineJoin, Pixmap, Stroke, StrokeDash, Transform};
 
 use super::font;
-use super::scene::{Item, Paint, Scene, Stroke};
+use super::scene::{Item, Line, Paint, Scene};
 
 /// Pixels of the picture to one of the scene.
 pub const SCALE: f32 = 2.0;
@@ -20,21 +20,14 @@ pub fn write(scene: &Scene) -> Result<Vec<u8>, String> {
     let zoom = Transform::from_scale(SCALE, SCALE);
     for item in &scene.items {
         match item {
-            Item::Shape { path, fill, stroke, .. } => {
-                if let Some(fill) = fill {
-                    pixels.fill_path(path, &paint(*fill), FillRule::Winding, zoom, None);
-                }
-                if let Some(Stroke { paint: color, width, dash }) = stroke {
-                    let dash = StrokeDash::new(dash.to_vec(), 0.0);
-                    let line = tiny_skia::Stroke {
-                        width: *width,
-                        dash,
-                        line_cap: LineCap::Butt,
-                        line_join: LineJoin::Round,
-                        ..tiny_skia::Stroke::default()
-                    };
-                    pixels.stroke_path(path, &paint(*color), &line, zoom, None);
-                }
+            Item::Shape { path, paint: p, line: None, .. } => {
+                pixels.fill_path(path, &paint(*p), FillRule::Winding, zoom, None);
+            }
+            Item::Shape { path, paint: p, line: Some(Line { width, dash }), .. } => {
+                let dash = StrokeDash::new(dash.to_vec(), 0.0);
+                let (line_cap, line_join) = (LineCap::Butt, LineJoin::Round);
+                let line = Stroke { width: *width, dash, line_cap, line_join, ..Stroke::default() };
+                pixels.stroke_path(path, &paint(*p), &line, zoom, None);
             }
             Item::Text { text, x, y, style, upwards } => {
                 for (glyph, at) in font::glyphs(text, style.bold) {
@@ -54,7 +47,7 @@ pub fn write(scene: &Scene) -> Result<Vec<u8>, String> {
 }
 
 fn paint(p: Paint) -> tiny_skia::Paint<'static> {
-    let [_, r, g, b] = p.color.rgb().to_be_bytes();
+    let [_, r, g, b] = p.color.hex().to_be_bytes();
     let mut paint = tiny_skia::Paint { anti_alias: true, ..tiny_skia::Paint::default() };
     paint.set_color_rgba8(r, g, b, (p.opacity * 255.0).round() as u8);
     paint

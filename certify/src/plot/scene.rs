@@ -1,6 +1,8 @@
 //! A picture as a list of shapes. Both writers, SVG and PNG, draw the same list, so they show the same.
 
-use tiny_skia::{Path, PathBuilder, Rect};
+use plotters::style::Color as _;
+use plotters_backend::BackendColor;
+use tiny_skia::Path;
 
 use super::font;
 
@@ -27,7 +29,7 @@ const PALETTE: [u32; 8] = [0x0072b2, 0xd55e00, 0x009e73, 0xcc79a7, 0x56b4e9, 0xe
 
 impl Color {
     /// Red, green and blue on white paper.
-    pub fn rgb(self) -> u32 {
+    pub fn hex(self) -> u32 {
         match self {
             Self::Paper => 0xffffff,
             Self::Ink => 0x222222,
@@ -35,6 +37,16 @@ impl Color {
             Self::Grid => 0xe4e4e4,
             Self::Data(i) => PALETTE[i % COLORS],
         }
+    }
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Paper, Self::Ink, Self::Muted, Self::Grid].into_iter().chain((0..COLORS).map(Self::Data))
+    }
+
+    /// The colour that is this on white paper; ink for one that is not in use.
+    pub fn of(rgb: (u8, u8, u8)) -> Self {
+        Self::all().find(|color| color.rgb() == rgb).unwrap_or(Self::Ink)
     }
 
     /// Its name where a style sheet chooses the colours.
@@ -46,6 +58,13 @@ impl Color {
             Self::Grid => "--grid".into(),
             Self::Data(i) => format!("--data{}", i % COLORS),
         }
+    }
+}
+
+impl plotters::style::Color for Color {
+    fn to_backend_color(&self) -> BackendColor {
+        let [_, r, g, b] = self.hex().to_be_bytes();
+        BackendColor { alpha: 1.0, rgb: (r, g, b) }
     }
 }
 
@@ -64,33 +83,13 @@ impl From<Color> for Paint {
     }
 }
 
-/// A line.
+/// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stroke {
-    /// Its colour.
-    pub paint: Paint,
+pub struct Line {
     /// Its width in pixels.
     pub width: f32,
-    /// Lengths on and off in turn; empty for a line without gaps.
+    /// Lengths on and off in turn, in pixels; empty for a line without gaps.
     pub dash: &'static [f32],
-}
-
-impl Stroke {
-    /// A line without gaps.
-    pub fn new(color: Color, width: f32) -> Self {
-        Self { paint: color.into(), width, dash: &[] }
-    }
-}
-
-/// Where a text is tied to its point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Anchor {
-    /// It begins there.
-    Start,
-    /// It is centred there.
-    Middle,
-    /// It ends there.
-    End,
 }
 
 /// A text on a line.
@@ -120,6 +119,16 @@ impl Style {
         Self { bold: true, ..self }
     }
 
+    /// How far letters reach above the base line, in pixels.
+    pub fn above(self) -> f32 {
+        0.74 * self.size
+    }
+
+    /// How far they reach below it.
+    pub fn below(self) -> f32 {
+        0.22 * self.size
+    }
+
     /// The width of a text, in pixels.
     pub fn width(self, text: &str) -> f32 {
         font::width(text, self)
@@ -133,10 +142,10 @@ pub enum Item {
     Shape {
         /// In pixels from the upper left corner.
         path: Path,
-        /// Inside.
-        fill: Option<Paint>,
-        /// Along the outline.
-        stroke: Option<Stroke>,
+        /// What it is painted with.
+        paint: Paint,
+        /// Along the outline; else inside of it.
+        line: Option<Line>,
         /// What a pointer that rests on it is told; may be empty.
         title: String,
     },
@@ -173,53 +182,16 @@ impl Scene {
     pub fn new(width: f32, height: f32, title: &str) -> Self {
         Self { width, height, title: title.into(), items: Vec::new() }
     }
+}
 
-    /// A line through points.
-    pub fn line(&mut self, points: &[(f32, f32)], stroke: Stroke) {
-        self.shape(outline(points, false), None, Some(stroke), "");
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// A rectangle.
-    pub fn rectangle(&mut self, [x, y, width, height]: [f32; 4], fill: Option<Paint>, stroke: Option<Stroke>) {
-        self.shape(Rect::from_xywh(x, y, width, height).map(PathBuilder::from_rect), fill, stroke, "");
-    }
-
-    /// An outline, if it is one.
-    pub fn shape(&mut self, path: Option<Path>, fill: Option<Paint>, stroke: Option<Stroke>, title: &str) {
-        if let Some(path) = path {
-            self.items.push(Item::Shape { path, fill, stroke, title: title.into() });
+    #[test]
+    fn a_colour_is_known_by_its_mixture() {
+        for color in Color::all() {
+            assert_eq!(Color::of(color.rgb()), color);
         }
     }
-
-    /// A text whose base line is at `y`.
-    pub fn text(&mut self, text: &str, (x, y): (f32, f32), anchor: Anchor, style: Style) {
-        let x = x - shift(text, anchor, style);
-        self.items.push(Item::Text { text: text.into(), x, y, style, upwards: false });
-    }
-
-    /// A text that runs upwards, its base line at `x`.
-    pub fn text_upwards(&mut self, text: &str, (x, y): (f32, f32), anchor: Anchor, style: Style) {
-        let y = y + shift(text, anchor, style);
-        self.items.push(Item::Text { text: text.into(), x, y, style, upwards: true });
-    }
-}
-
-fn shift(text: &str, anchor: Anchor, style: Style) -> f32 {
-    match anchor {
-        Anchor::Start => 0.0,
-        Anchor::Middle => style.width(text) / 2.0,
-        Anchor::End => style.width(text),
-    }
-}
-
-/// The outline through points; none without two of them.
-pub fn outline(points: &[(f32, f32)], closed: bool) -> Option<Path> {
-    let mut builder = PathBuilder::new();
-    for (i, (x, y)) in points.iter().enumerate() {
-        if i == 0 { builder.move_to(*x, *y) } else { builder.line_to(*x, *y) }
-    }
-    if closed {
-        builder.close();
-    }
-    builder.finish()
 }

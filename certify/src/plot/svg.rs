@@ -7,7 +7,7 @@ use tiny_skia::{Path, PathSegment};
 use ttf_parser::GlyphId;
 
 use super::font;
-use super::scene::{Color, Item, Paint, Scene, Stroke};
+use super::scene::{Color, Item, Line, Paint, Scene};
 
 /// Glyphs that pictures use: weight and number.
 pub type Glyphs = BTreeMap<(bool, u16), ()>;
@@ -15,7 +15,7 @@ pub type Glyphs = BTreeMap<(bool, u16), ()>;
 /// A document of its own.
 pub fn document(scene: &Scene) -> String {
     let mut glyphs = Glyphs::new();
-    let body = body(scene, &mut glyphs, &|color| format!("#{:06x}", color.rgb()));
+    let body = body(scene, &mut glyphs, &|color| format!("#{:06x}", color.hex()));
     let Scene { width, height, .. } = scene;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" {}>\n<defs>\n{}</defs>\n{body}</svg>\n",
@@ -54,8 +54,8 @@ fn body(scene: &Scene, glyphs: &mut Glyphs, color: &dyn Fn(Color) -> String) -> 
     let mut text = String::new();
     for item in &scene.items {
         match item {
-            Item::Shape { path, fill, stroke, title } => {
-                let look = format!("{}{}", filled(*fill, color), stroked(*stroke, color));
+            Item::Shape { path, paint, line, title } => {
+                let look = line.map_or_else(|| filled(*paint, color), |line| stroked(*paint, line, color));
                 let d = data(path);
                 let _ = match title.is_empty() {
                     true => writeln!(text, "<path d=\"{d}\" style=\"{look}\"/>"),
@@ -66,7 +66,7 @@ fn body(scene: &Scene, glyphs: &mut Glyphs, color: &dyn Fn(Color) -> String) -> 
                 let place = font::place(*style, (*x, *y), 0, *upwards);
                 let matrix = [place.sx, place.ky, place.kx, place.sy].map(|x| format!("{x:.6}")).join(" ");
                 let (place, words_) = (format!("{matrix} {} {}", short(*x), short(*y)), escape(words));
-                let look = filled(Some(style.color.into()), color);
+                let look = filled(style.color.into(), color);
                 let _ = write!(text, "<g aria-label=\"{words_}\" transform=\"matrix({place})\" style=\"{look}\">");
                 for (glyph, at) in font::glyphs(words, style.bold) {
                     if font::outline(glyph, style.bold).is_none() {
@@ -82,17 +82,16 @@ fn body(scene: &Scene, glyphs: &mut Glyphs, color: &dyn Fn(Color) -> String) -> 
     text
 }
 
-fn filled(fill: Option<Paint>, color: &dyn Fn(Color) -> String) -> String {
-    match fill {
-        None => "fill:none".into(),
-        Some(p) if p.opacity < 1.0 => format!("fill:{};fill-opacity:{}", color(p.color), p.opacity),
-        Some(p) => format!("fill:{}", color(p.color)),
+fn filled(paint: Paint, color: &dyn Fn(Color) -> String) -> String {
+    match paint.opacity {
+        1.0 => format!("fill:{}", color(paint.color)),
+        part => format!("fill:{};fill-opacity:{part}", color(paint.color)),
     }
 }
 
-fn stroked(stroke: Option<Stroke>, color: &dyn Fn(Color) -> String) -> String {
-    let Some(Stroke { paint, width, dash }) = stroke else { return String::new() };
-    let mut text = format!(";stroke:{};stroke-width:{width};stroke-linejoin:round", color(paint.color));
+fn stroked(paint: Paint, Line { width, dash }: Line, color: &dyn Fn(Color) -> String) -> String {
+    let color = color(paint.color);
+    let mut text = format!("fill:none;stroke:{color};stroke-width:{width};stroke-linejoin:round");
     if paint.opacity < 1.0 {
         let _ = write!(text, ";stroke-opacity:{}", paint.opacity);
     }

@@ -6,9 +6,9 @@ mod table;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::Error;
 use serde_json::{Map, Value};
 
+use crate::Error;
 use crate::certificate::Certificate;
 use crate::plot::chart::{self, Chart};
 use crate::plot::svg::{self, Glyphs, escape};
@@ -30,7 +30,7 @@ impl Run {
         let file = path.join("certificate.json");
         let certificate = match file.is_file() {
             true => serde_json::from_str(&plot::read(&file)?)
-                .map_err(|e| Error::file(&file, format!("is no certificate: {e}")))?,
+                .map_err(|e| lipschitz_nn::Error::file(&file, format!("is no certificate: {e}")))?,
             false => None,
         };
         let label = summary.get("label").and_then(Value::as_str).map(str::to_string);
@@ -46,7 +46,7 @@ impl Run {
 /// The page for runs, or for the runs inside a directory.
 ///
 /// # Errors
-/// [`Error::File`] names a directory without finished runs, or a file of a run that cannot be read.
+/// [`Error::Network`] names a directory without finished runs, or a file of a run that cannot be read.
 pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
     let found = plot::runs(paths, "summary.json")?;
     let runs: Vec<Run> = found.iter().map(|path| Run::read(path)).collect::<Result<_, _>>()?;
@@ -60,7 +60,7 @@ pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
             let _ = write!(
                 body,
                 "<h2>{heading} against the certified constant</h2>\n{}",
-                draw(&[tradeoff.chart()], &mut glyphs)
+                draw(&[tradeoff.chart()], &mut glyphs)?
             );
             if y == "val_loss" && !tradeoff.left_out.is_empty() {
                 let count = tradeoff.left_out.len();
@@ -91,12 +91,12 @@ pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
 }
 
 /// Charts as a picture, or a line that says that there is none.
-fn draw(charts: &[Chart], glyphs: &mut Glyphs) -> String {
+fn draw(charts: &[Chart], glyphs: &mut Glyphs) -> Result<String, Error> {
     let charts: Vec<Chart> = charts.iter().filter(|chart| !chart.is_empty()).cloned().collect();
     if charts.is_empty() {
-        "<p class=\"note\">There is nothing to draw.</p>\n".into()
+        Ok("<p class=\"note\">There is nothing to draw.</p>\n".into())
     } else {
-        svg::part(&chart::scene(&charts), glyphs)
+        Ok(svg::part(&chart::scene(&charts)?, glyphs))
     }
 }
 
@@ -117,14 +117,14 @@ fn one(i: usize, run: &Run, glyphs: &mut Glyphs) -> Result<String, Error> {
             for warning in &certificate.warnings {
                 let _ = writeln!(text, "<p class=\"note\">Warning: {}</p>", escape(warning));
             }
-            text += &draw(&[layers::chart(certificate)], glyphs);
+            text += &draw(&[layers::chart(certificate)], glyphs)?;
             text += &table::nodes(certificate);
         }
         None => text.push_str("<p class=\"note\">There is no certificate.json.</p>\n"),
     }
     if run.path.join("metrics.jsonl").is_file() {
         let charts = training::charts(std::slice::from_ref(&run.path))?;
-        let _ = write!(text, "<h3>Training</h3>\n{}", draw(&charts, glyphs));
+        let _ = write!(text, "<h3>Training</h3>\n{}", draw(&charts, glyphs)?);
     }
     text.push_str("</details>\n");
     Ok(text)
