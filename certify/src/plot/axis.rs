@@ -34,8 +34,8 @@ const KNEE: f64 = 6.0;
 /// Decades from which an axis is compressed.
 const MANY: f64 = 24.0;
 
-/// The share of an axis that names are apart at least.
-const GAP: f64 = 0.055;
+/// The share of an axis that names are apart at least, and for each of their characters.
+const GAP: (f64, f64) = (0.045, 0.014);
 
 impl Scale {
     /// Over the values and what the axis includes, with some room at the ends; `room` is a share of the axis.
@@ -105,7 +105,8 @@ impl Scale {
         let (mut named, mut marked): (Vec<f64>, Vec<f64>) = (Vec::new(), marks.into_iter().filter(inside).collect());
         for x in names.into_iter().filter(inside) {
             // The earlier ones matter more.
-            let free = named.iter().all(|other| (self.at(x) - self.at(*other)).abs() > GAP);
+            let gap = GAP.0.max(GAP.1 * self.format_ext(&x).chars().count() as f64);
+            let free = named.iter().all(|other| (self.at(x) - self.at(*other)).abs() > gap);
             if free { named.push(x) } else { marked.push(x) }
         }
         (named, marked)
