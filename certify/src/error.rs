@@ -10,6 +10,9 @@ pub enum Error {
     /// Something that nothing is proven about.
     #[error("nothing is known about {0}; no bound is given")]
     Unknown(String),
+    /// A picture that the library which draws it gave up on.
+    #[error("the picture cannot be drawn: {0}")]
+    Picture(String),
     /// A claim that does not hold: a found sensitivity above a certified one, or a number of a certificate that cannot be
     /// proven again.
     #[error("{0}")]

@@ -8,6 +8,8 @@ mod open;
 pub mod plan;
 pub mod plot;
 pub mod probe;
+pub mod report;
+pub mod robust;
 pub mod source;
 pub mod spectral;
 pub mod task;

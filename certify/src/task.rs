@@ -39,6 +39,8 @@ pub struct Evaluation {
     pub accuracy: f64,
     /// How many predictions.
     pub count: usize,
+    /// Median over predictions of the largest logit less the next.
+    pub margin: f64,
 }
 
 /// The order of the training data; keeps what makes it quick, never what decides it.
@@ -214,6 +216,7 @@ struct Total {
     loss: f64,
     right: f64,
     count: usize,
+    margins: Vec<f32>,
 }
 
 impl Total {
@@ -226,14 +229,35 @@ impl Total {
         self.loss += loss * n as f64;
         self.right += right.sum_all()?.to_scalar::<f64>()?;
         self.count += n;
+        self.margins.extend(margins(&flat)?);
         Ok(())
     }
 
-    fn mean(self) -> Result<Evaluation> {
+    fn mean(mut self) -> Result<Evaluation> {
         if self.count == 0 {
             bail!("the held-out split is empty; give more data")
         }
         let n = self.count as f64;
-        Ok(Evaluation { loss: self.loss / n, accuracy: self.right / n, count: self.count })
+        let middle = self.count / 2;
+        let margin = f64::from(*self.margins.select_nth_unstable_by(middle, f32::total_cmp).1);
+        Ok(Evaluation { loss: self.loss / n, accuracy: self.right / n, count: self.count, margin })
     }
+}
+
+/// The largest logit less the next, of each prediction `[n, outputs]`.
+fn margins(logits: &Tensor) -> Result<Vec<f32>> {
+    let outputs = logits.dim(D::Minus1)?;
+    let all = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let margin = |row: &[f32]| {
+        let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for z in row {
+            if *z > first {
+                (first, second) = (*z, first);
+            } else if *z > second {
+                second = *z;
+            }
+        }
+        first - second
+    };
+    Ok(all.chunks(outputs.max(1)).map(margin).collect())
 }

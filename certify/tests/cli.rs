@@ -225,6 +225,11 @@ fn bad_input_gets_one_line() {
         refused(&["plot", "tradeoff", &w.string("empty"), "-o", &w.string("p.svg")]).contains("holds no summary.json")
     );
     assert!(refused(&["plot", "training", &w.string("none"), "-o", &w.string("p.svg")]).contains("none"));
+    assert!(refused(&["plot", "robust", &w.string("none"), "-o", &w.string("p.svg")]).contains("none"));
+    assert!(refused(&["report", &w.string("empty"), "-o", &w.string("p.html")]).contains("holds no summary.json"));
+    assert!(refused(&["robust", &model, "--data", &w.string("none")]).contains("tokenizer"));
+    assert!(refused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
+    assert!(refused(&["robust", &model, "--data", "x", "--restarts", "0"]).contains("at least 1"));
     // Weights too large for their bound to be a double still have one; it is printed as a power of ten.
     let large = w.save("large.safetensors", |weights| {
         weights.values_mut().for_each(|w| *w = (&*w * 1e30).unwrap());

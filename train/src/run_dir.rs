@@ -54,6 +54,18 @@ pub struct Summary {
     pub label: String,
     /// Optimizer and constraint.
     pub method: String,
+    /// The optimizer.
+    #[serde(default)]
+    pub optimizer: String,
+    /// The constraint.
+    #[serde(default)]
+    pub constraint: String,
+    /// Drove initialisation and data order.
+    #[serde(default)]
+    pub seed: u64,
+    /// Peak learning rate.
+    #[serde(default)]
+    pub learning_rate: f64,
     /// The Lipschitz constant asked for.
     pub target: Option<f64>,
     /// The cap on every matrix.
@@ -74,6 +86,16 @@ pub struct Summary {
     pub lipschitz_log10: Option<f64>,
     /// log10 of the largest sensitivity found, RMS → RMS.
     pub found_log10: Option<f64>,
+    /// Median over held-out predictions of the largest logit less the next.
+    #[serde(default)]
+    pub median_margin: Option<f64>,
+    /// log10 of the certified constant of margins, from ℓ2, over the median margin: one over the ℓ2 distance within which the
+    /// median prediction is proven to stay. Scaling the logits does not change it; null if it is not finite.
+    #[serde(default)]
+    pub margin_normalized_log10: Option<f64>,
+    /// For pictures: the share that is right and proven to stay so within an ℓ2 distance of 36/255, pixels in \[0, 1\].
+    #[serde(default)]
+    pub certified_accuracy: Option<f64>,
 }
 
 /// The directory of one run.

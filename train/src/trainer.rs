@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use certify::certificate::{Formula, certify};
 use certify::plan;
 use certify::probe;
+use certify::robust;
 use certify::spectral::Method;
 use certify::task::{Protocol, Task};
 use certify::upper::Upper;
@@ -288,9 +289,15 @@ fn finish(
         _ => found.pair.0.elem_count(),
     };
     let outputs = task.outputs()?;
+    let method = recipe.name();
+    let (optimizer, constraint) = method.split_once(" + ").unwrap_or((&method, ""));
     let summary = Summary {
         label: options.label.clone(),
-        method: recipe.name(),
+        optimizer: optimizer.into(),
+        constraint: constraint.into(),
+        method: method.clone(),
+        seed: config.train.seed,
+        learning_rate: config.train.learning_rate,
         target: config.lipschitz_target,
         sigma_max: recipe.constraint.sigma_max(),
         steps: config.train.steps,
@@ -301,6 +308,12 @@ fn finish(
         lipschitz: certificate.rms,
         lipschitz_log10: log10(certificate.rms),
         found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10()).filter(|x| x.is_finite()),
+        median_margin: Some(result.margin).filter(|x| x.is_finite()),
+        margin_normalized_log10: log10(certificate.margin.l2.over(result.margin)),
+        certified_accuracy: match task {
+            Task::Images(data) => Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?),
+            Task::Text(_) => None,
+        },
     };
     dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
     Ok(summary)

@@ -12,6 +12,7 @@ pub mod savings;
 mod weights;
 
 pub use norms::{Block, Norm, Norms, Part};
+pub(crate) use weights::PAIRS;
 pub use weights::{SLACK, Watch, WeightNorms};
 
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
@@ -51,6 +52,8 @@ pub struct Walk {
     pub logit: Upper,
     /// The constant of the difference of two output numbers, ℓ2 → absolute value.
     pub margin: Upper,
+    /// The linear map that the network ends in, if it does.
+    pub head: Option<Head>,
     /// A bound on the ℓ2 norm of each token of the output.
     pub radius: Upper,
     /// Numbers in one token of the input.
@@ -59,6 +62,15 @@ pub struct Walk {
     pub outputs: usize,
     /// A row a node, in the order of the forward pass.
     pub rows: Vec<Row>,
+}
+
+/// The linear map that a network ends in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// Its weight.
+    pub block: Block,
+    /// The constant of all else: what comes before it, and scales behind it.
+    pub rest: Upper,
 }
 
 impl Walk {
@@ -159,25 +171,27 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
     let (domain, inputs) = (start.radius, start.width);
     let (trail, out) = walker.sequence(nodes, "", start, Upper::ONE)?;
     let lipschitz = last(&trail);
-    let (logit, margin) = outputs(nodes, &trail, norms)?;
+    let (logit, margin, head) = outputs(nodes, &trail, norms)?;
     let rows = walker.rows;
-    Ok(Walk { lipschitz, domain, logit, margin, radius: out.radius, inputs, outputs: out.width, rows })
+    Ok(Walk { lipschitz, domain, logit, margin, head, radius: out.radius, inputs, outputs: out.width, rows })
 }
 
 /// The constants of one output and of the difference of two. Where the network ends in a linear map, they are those of
 /// a row and of a difference of two rows; in any case at most that of all outputs, and √2 times it.
-fn outputs(nodes: &[Node], trail: &[Upper], norms: &dyn Norms) -> Result<(Upper, Upper), Error> {
+fn outputs(nodes: &[Node], trail: &[Upper], norms: &dyn Norms) -> Result<(Upper, Upper, Option<Head>), Error> {
     let lipschitz = last(trail);
     let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
     let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
     let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end])) else {
-        return Ok((logit, margin));
+        return Ok((logit, margin, None));
     };
     let gain = nodes[..end].last().filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
     let block = Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
     let scale = |c: Upper, node: &Node| if let Op::Scale { factor } = node.op { c * abs(factor) } else { c };
     let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
-    Ok((logit.min(before * norms.row(&block)?), margin.min(before * norms.norm(&Norm::RowDifference(block))?)))
+    let logit = logit.min(before * norms.row(&block)?);
+    let margin = margin.min(before * norms.norm(&Norm::RowDifference(block.clone()))?);
+    Ok((logit, margin, Some(Head { block, rest: before })))
 }
 
 fn last(trail: &[Upper]) -> Upper {

@@ -9,7 +9,8 @@ use crate::Error;
 use crate::certificate::WeightRow;
 use crate::source::Source;
 use crate::spectral::{
-    Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm, spectral_norm, vector_norm,
+    Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm, row_differences,
+    spectral_norm, vector_norm,
 };
 use crate::upper::Upper;
 
@@ -32,7 +33,7 @@ pub struct WeightNorms<'a> {
 }
 
 /// Rows up to which all pairs are compared; beyond, two rows differ by at most twice the largest.
-const PAIRS: usize = 1024;
+pub(crate) const PAIRS: usize = 1024;
 
 /// Matrices kept at a time: query, key, value and output of one attention. One that is larger is kept alone.
 const KEPT: (usize, usize) = (4, 1 << 23);
@@ -95,6 +96,16 @@ impl<'a> WeightNorms<'a> {
         let v = &self.load(name)?.data;
         let size = v.len() / rows.count;
         Ok(v[rows.index * size..(rows.index + 1) * size].to_vec())
+    }
+
+    /// Not below the distance of each two rows of a block: that of rows i > j at `i(i−1)/2 + j`.
+    pub(crate) fn row_differences(&self, block: &Block) -> Result<Vec<Upper>, Error> {
+        let (m, gain) = (self.block(block)?, block.gain.is_some());
+        let published = |upper| {
+            let found = Interval { lower: 0.0, upper, method: Method::Direct };
+            folded(found, &m, gain).upper * Upper::from_f64(1.0 + SLACK)
+        };
+        Ok(row_differences(&m).map(published).collect())
     }
 
     fn find(&self, norm: &Norm) -> Result<Interval, Error> {

@@ -6,6 +6,8 @@ mod import;
 mod plan;
 mod plot;
 mod probe;
+mod report;
+mod robust;
 mod run;
 mod verify;
 
@@ -33,8 +35,10 @@ enum Command {
     Bound(bound::Bound),
     Verify(verify::Verify),
     Probe(probe::Probe),
+    Robust(robust::Robust),
     Plan(plan::Plan),
     Plot(plot::Plot),
+    Report(report::Report),
     Graph(graph::GraphCommand),
     Run(run::Run),
     Import(import::Import),
@@ -61,8 +65,10 @@ pub fn main() -> ExitCode {
         Command::Bound(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Probe(command) => command.run(),
+        Command::Robust(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Import(command) => command.run(),

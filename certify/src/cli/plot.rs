@@ -3,8 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use certify::certificate::{Formula, certify};
 use certify::plot::tradeoff::Tradeoff;
-use certify::plot::training;
-use certify::plot::{chart, layers};
+use certify::plot::{chart, layers, robust, training};
 use certify::spectral::Method;
 use clap::{Args, Subcommand};
 use lipschitz_nn::checkpoint;
@@ -47,7 +46,16 @@ enum Picture {
         #[arg(long, allow_negative_numbers = true)]
         radius: Option<f64>,
     },
-    /// Losses and the certified constant over the steps.
+    /// Certified, attacked and clean accuracy over the radius.
+    Robust {
+        /// Files that `certify robust --json` wrote.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        /// Where to: .svg or .png.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Losses, the certified constant and norms over the steps.
     Training {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
@@ -76,6 +84,7 @@ impl Plot {
                 let certificate = certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)?;
                 chart::write(&output, &[layers::chart(&certificate)])?;
             }
+            Picture::Robust { results, output } => chart::write(&output, &[robust::chart(&results)?])?,
             Picture::Training { runs, output } => chart::write(&output, &training::charts(&runs)?)?,
         }
         Ok(())

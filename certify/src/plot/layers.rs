@@ -63,13 +63,13 @@ pub fn chart(certificate: &Certificate) -> Chart {
     }
     let series = |name: &str, color, bars: Vec<((f64, f64), String)>| {
         let (points, labels) = bars.into_iter().unzip();
-        Series { name: name.into(), color, mark: Mark::Bar, points, labels }
+        Series { name: name.into(), color, mark: Mark::Bar, points, labels, ..Series::default() }
     };
     Chart {
         title: format!("Where L ≤ {} (RMS → RMS) comes from", certificate.rms),
-        x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true },
-        y: Axis::default(),
-        series: vec![series("factor of L", 0, factors), series("inside a branch", 5, parts)],
+        x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true, ..Axis::default() },
+        series: vec![series("factor of L", 0, factors), series("inside a branch", 4, parts)],
+        ..Chart::default()
     }
 }
 

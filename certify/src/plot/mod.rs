@@ -1,13 +1,26 @@
 //! Pictures of runs, from the files that a run directory holds.
 
+mod axis;
+mod canvas;
 pub mod chart;
+mod font;
+mod frame;
+mod labels;
 pub mod layers;
+mod marker;
+mod png;
+pub mod robust;
+pub mod scene;
+pub mod svg;
 pub mod tradeoff;
 pub mod training;
 
 use std::path::{Path, PathBuf};
 
 use lipschitz_nn::Error;
+use serde_json::{Map, Value};
+
+pub use axis::plain;
 
 /// Each path that holds `file`, and for a directory that does not, those of its children that do; sorted.
 ///
@@ -35,6 +48,23 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
+}
+
+/// The `summary.json` of a run.
+///
+/// # Errors
+/// [`Error::File`] names it.
+pub fn summary(run: &Path) -> Result<Map<String, Value>, Error> {
+    let file = run.join("summary.json");
+    serde_json::from_str(&read(&file)?).map_err(|e| Error::file(&file, format!("is no summary: {e}")))
+}
+
+/// Optimizer and constraint of a run; older summaries have them in one text.
+pub fn method(summary: &Map<String, Value>) -> (String, String) {
+    let text = |key: &str| summary.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let both = text("method").unwrap_or("unknown");
+    let (optimizer, constraint) = both.split_once(" + ").unwrap_or((both, both));
+    (text("optimizer").unwrap_or(optimizer).into(), text("constraint").unwrap_or(constraint).into())
 }

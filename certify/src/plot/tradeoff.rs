@@ -1,11 +1,12 @@
-//! What a bound costs: runs as points, with the Pareto front.
+//! What a bound costs: runs as points, with a Pareto front a method.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use lipschitz_nn::Error;
 use serde_json::{Map, Value};
 
-use super::chart::{Axis, Chart, Mark, Series};
+use super::chart::{Axis, Chart, Mark, Marker, Series, Spread};
 
 /// Runs with two of the figures of their `summary.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,30 +15,49 @@ pub struct Tradeoff {
     pub x: String,
     /// Key of the vertical figure.
     pub y: String,
-    /// The runs that have both.
+    /// The runs that have both; those that differ in their seed alone are one point.
     pub points: Vec<Point>,
     /// Directories of runs that lack one, as a run without a finite bound does.
     pub left_out: Vec<PathBuf>,
 }
 
-/// A run.
+/// A run, or several that differ in their seed alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Its name.
+    /// Its name, that of the first run.
     pub label: String,
-    /// Optimizer and constraint.
-    pub method: String,
-    /// Horizontal figure.
+    /// The optimizer.
+    pub optimizer: String,
+    /// The constraint.
+    pub constraint: String,
+    /// Horizontal figure, the mean over the runs.
     pub x: f64,
-    /// Vertical figure.
+    /// Vertical figure, the mean over the runs.
     pub y: f64,
-    /// log10 of the largest sensitivity found.
+    /// Lowest and highest of both.
+    pub spread: Spread,
+    /// How many runs.
+    pub runs: usize,
+    /// log10 of the largest sensitivity found, the mean over the runs.
     pub found: Option<f64>,
-    /// Whether no other run is at least as good in both and better in one.
+    /// Whether no other point of its constraint is at least as good in both and better in one.
     pub front: bool,
 }
 
 const CERTIFIED: &str = "lipschitz_log10";
+
+/// Points up to which each has its name beside it.
+const FEW: usize = 12;
+
+/// One run, as it was read.
+struct Run {
+    group: String,
+    label: String,
+    optimizer: String,
+    constraint: String,
+    figures: (f64, f64),
+    found: Option<f64>,
+}
 
 impl Tradeoff {
     /// Reads `summary.json` of runs, or of the runs inside a directory.
@@ -45,29 +65,32 @@ impl Tradeoff {
     /// # Errors
     /// [`Error::File`] names a directory without runs, a file that is no summary, or a key that no run has.
     pub fn read(paths: &[PathBuf], x: &str, y: &str) -> Result<Self, Error> {
-        let (mut points, mut left_out) = (Vec::new(), Vec::new());
-        for run in super::runs(paths, "summary.json")? {
-            let file = run.join("summary.json");
-            let summary: Map<String, Value> = serde_json::from_str(&super::read(&file)?)
-                .map_err(|e| Error::file(&file, format!("is no summary: {e}")))?;
-            for key in [x, y] {
-                if !summary.contains_key(key) {
-                    let known: Vec<&str> = summary.keys().map(String::as_str).collect();
-                    return Err(Error::file(&file, format!("has no figure `{key}`; it has {}", known.join(", "))));
-                }
+        let (mut runs, mut left_out, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut having = [false; 2];
+        let found = super::runs(paths, "summary.json")?;
+        for path in &found {
+            let summary = super::summary(path)?;
+            for (key, having) in [x, y].iter().zip(&mut having) {
+                *having |= summary.contains_key(*key);
             }
-            let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-            let number = |key: &str| summary.get(key).and_then(Value::as_f64);
-            match (number(x), number(y)) {
-                (Some(x), Some(y)) => {
-                    let (label, method, found) = (text("label"), text("method"), number("found_log10"));
-                    points.push(Point { label, method, x, y, found, front: false });
-                }
-                _ => left_out.push(run),
+            match run(path, &summary, x, y) {
+                Some(run) => runs.push(run),
+                None => left_out.push(path.clone()),
+            }
+            known.extend(summary.into_iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key));
+        }
+        for (key, having) in [x, y].iter().zip(having) {
+            if !having {
+                let known = known.into_iter().collect::<Vec<_>>().join(", ");
+                let file = found.first().map_or_else(PathBuf::new, |path| path.join("summary.json"));
+                return Err(Error::file(
+                    &file,
+                    format!("has no figure `{key}`, nor have other runs; there are {known}"),
+                ));
             }
         }
-        let mut tradeoff = Self { x: x.into(), y: y.into(), points, left_out };
-        tradeoff.mark_front();
+        let mut tradeoff = Self { x: x.into(), y: y.into(), points: points(runs), left_out };
+        tradeoff.mark_fronts();
         Ok(tradeoff)
     }
 
@@ -76,66 +99,149 @@ impl Tradeoff {
         if key.contains("accuracy") { -value } else { value }
     }
 
-    fn mark_front(&mut self) {
-        let costs: Vec<(f64, f64)> =
-            self.points.iter().map(|p| (Self::cost(&self.x, p.x), Self::cost(&self.y, p.y))).collect();
-        for (point, (x, y)) in self.points.iter_mut().zip(&costs) {
-            point.front = !costs.iter().any(|(a, b)| a <= x && b <= y && (a < x || b < y));
+    fn mark_fronts(&mut self) {
+        let costs: Vec<(String, f64, f64)> = self
+            .points
+            .iter()
+            .map(|p| (p.constraint.clone(), Self::cost(&self.x, p.x), Self::cost(&self.y, p.y)))
+            .collect();
+        for (point, (own, x, y)) in self.points.iter_mut().zip(&costs) {
+            let better = |(other, a, b): &(String, f64, f64)| other == own && a <= x && b <= y && (a < x || b < y);
+            point.front = !costs.iter().any(better);
         }
     }
 
-    /// The picture: a colour a method, the front as a line, and from each certified constant a thin line to the largest
-    /// sensitivity found.
+    /// The picture: a colour a constraint, a shape an optimizer, the front of each constraint as a line. With few points
+    /// their names, and from each certified constant a thin line to the largest sensitivity found.
     pub fn chart(&self) -> Chart {
-        let mut methods: Vec<&str> = self.points.iter().map(|p| p.method.as_str()).collect();
-        methods.sort_unstable();
-        methods.dedup();
-        let mut front: Vec<(f64, f64)> = self.points.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
-        front.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let grey = 6;
-        let mut series = Vec::new();
-        if front.len() > 1 {
-            series.push(Series {
-                name: "Pareto front".into(),
-                color: grey,
-                mark: Mark::Thin,
-                points: front,
-                ..Series::default()
-            });
-        }
-        let mut found = Vec::new();
-        for (color, method) in methods.iter().enumerate() {
-            let own = || self.points.iter().filter(|p| p.method == *method);
-            for point in own().filter(|_| self.x == CERTIFIED) {
+        let names = |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
+        let (constraints, optimizers) = (names(|p| &p.constraint), names(|p| &p.optimizer));
+        let few = self.points.len() <= FEW;
+        // Points have names of their own then, so the constraints go to the legend.
+        let listed = few || constraints.len() == 1;
+        let grey = 7;
+        let (mut lines, mut marks, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        for (color, constraint) in constraints.iter().enumerate() {
+            let own: Vec<&Point> = self.points.iter().filter(|p| p.constraint == **constraint).collect();
+            let mut front: Vec<(f64, f64)> = own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
+            front.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let name = if listed { constraint.to_string() } else { String::new() };
+            let label = if listed { String::new() } else { constraint.to_string() };
+            lines.push(Series { name, label, color, mark: Mark::Dashed, points: front, ..Series::default() });
+            for point in own.iter().filter(|_| few && self.x == CERTIFIED) {
                 let Some(lower) = point.found else { continue };
                 found.push((lower, point.y));
                 let points = vec![(lower, point.y), (point.x, point.y)];
-                series.push(Series { color, points, ..Series::default() });
+                lines.push(Series { color, points, mark: Mark::Thin, ..Series::default() });
             }
-            series.push(Series {
-                name: (*method).into(),
-                color,
-                mark: Mark::Disc,
-                points: own().map(|p| (p.x, p.y)).collect(),
-                labels: own().map(|p| p.label.clone()).collect(),
-            });
+            for (shape, optimizer) in optimizers.iter().enumerate() {
+                let own = || own.iter().filter(|p| p.optimizer == **optimizer);
+                let labels = own().map(|p| if few { p.label.clone() } else { String::new() });
+                marks.push(Series {
+                    color,
+                    mark: Mark::Filled(Marker::number(shape)),
+                    points: own().map(|p| (p.x, p.y)).collect(),
+                    labels: labels.collect(),
+                    titles: own().map(|p| self.title(p)).collect(),
+                    spread: own().map(|p| p.spread).collect(),
+                    ..Series::default()
+                });
+            }
         }
         if !found.is_empty() {
             let name = "largest sensitivity found".into();
-            series.push(Series { name, color: grey, mark: Mark::Ring, points: found, labels: Vec::new() });
+            let mark = Mark::Open(Marker::Disc);
+            marks.push(Series { name, color: grey, mark, points: found, ..Series::default() });
         }
+        let shapes = optimizers.iter().enumerate().filter(|_| optimizers.len() > 1);
+        // An entry of the legend alone.
+        let shapes = shapes.map(|(shape, optimizer)| Series {
+            name: optimizer.to_string(),
+            color: grey,
+            mark: Mark::Filled(Marker::number(shape)),
+            ..Series::default()
+        });
+        let shapes: Vec<Series> = shapes.collect();
         let title = format!("{} against {}", phrase(&self.y), phrase(&self.x));
-        Chart { title: capital(&title), x: axis(&self.x), y: axis(&self.y), series }
+        let mut note = vec!["line: Pareto front of a method".to_string()];
+        if optimizers.len() == 1 {
+            note.insert(0, optimizers.iter().map(|name| format!("optimizer: {name}")).collect());
+        }
+        if self.points.iter().any(|p| p.runs > 1) {
+            note.push("points: means over seeds; bars: their range".into());
+        }
+        let series = lines.into_iter().chain(marks).chain(shapes).collect();
+        Chart { title: capital(&title), note: note.join("; "), x: axis(&self.x), y: axis(&self.y), series }
     }
 
-    /// The points as CSV (RFC 4180).
+    fn title(&self, p: &Point) -> String {
+        let seeds = if p.runs > 1 { format!(", mean of {} seeds", p.runs) } else { String::new() };
+        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y)
+    }
+
+    /// The points as CSV (RFC 4180), a line a point: means, and lowest and highest over seeds.
     pub fn csv(&self) -> String {
-        let mut text = format!("label,method,{},{},pareto\n", self.x, self.y);
+        let (x, y) = (&self.x, &self.y);
+        let mut text = format!("label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
         for p in &self.points {
-            text += &format!("{},{},{},{},{}\n", field(&p.label), field(&p.method), p.x, p.y, p.front);
+            let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");
+            let (a, b) = (p.spread.x, p.spread.y);
+            text += &format!("{names},{},{},{},{},{},{},{},{}\n", p.runs, p.x, a.0, a.1, p.y, b.0, b.1, p.front);
         }
         text
     }
+}
+
+/// A run with both figures.
+fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Run> {
+    let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+    let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
+    let figures = (number(x)?, number(y)?);
+    let (optimizer, constraint) = super::method(summary);
+    let group = without_seed(path).unwrap_or_else(|| path.display().to_string());
+    Some(Run { group, label: text("label"), optimizer, constraint, figures, found: number("found_log10") })
+}
+
+/// The config of a run without what differs from seed to seed.
+fn without_seed(path: &Path) -> Option<String> {
+    let mut config: toml::Table = toml::from_str(&std::fs::read_to_string(path.join("config.toml")).ok()?).ok()?;
+    let train = config.get_mut("train")?.as_table_mut()?;
+    ["seed", "device"].iter().for_each(|key| drop(train.remove(*key)));
+    toml::to_string(&config).ok()
+}
+
+/// Runs of the same config put together, in the order of the first of each.
+fn points(runs: Vec<Run>) -> Vec<Point> {
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut groups: Vec<Vec<Run>> = Vec::new();
+    for run in runs {
+        let place = *places.entry(run.group.clone()).or_insert(groups.len());
+        if place == groups.len() {
+            groups.push(Vec::new());
+        }
+        groups[place].push(run);
+    }
+    let point = |group: Vec<Run>| {
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let range =
+            |values: &[f64]| values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(*x), h.max(*x)));
+        let xs: Vec<f64> = group.iter().map(|run| run.figures.0).collect();
+        let ys: Vec<f64> = group.iter().map(|run| run.figures.1).collect();
+        let found: Vec<f64> = group.iter().filter_map(|run| run.found).collect();
+        let first = group.into_iter().next()?;
+        Some(Point {
+            label: first.label,
+            optimizer: first.optimizer,
+            constraint: first.constraint,
+            x: mean(&xs),
+            y: mean(&ys),
+            spread: Spread { x: range(&xs), y: range(&ys) },
+            runs: xs.len(),
+            found: Some(mean(&found)).filter(|x| x.is_finite()),
+            front: false,
+        })
+    };
+    groups.into_iter().filter_map(point).collect()
 }
 
 fn field(text: &str) -> String {
@@ -143,12 +249,14 @@ fn field(text: &str) -> String {
 }
 
 /// What a key of `summary.json` means, in words.
-fn phrase(key: &str) -> String {
+pub(super) fn phrase(key: &str) -> String {
     match key {
         "lipschitz_log10" => "certified Lipschitz constant",
         "found_log10" => "largest sensitivity found",
+        "margin_normalized_log10" => "certified constant of margins over the median margin",
         "val_loss" => "validation loss",
         "val_accuracy" => "validation accuracy",
+        "certified_accuracy" => "certified accuracy at ε = 36/255",
         "sigma_max" => "cap on every matrix",
         "target" => "Lipschitz constant asked for",
         other => return other.replace('_', " "),
@@ -158,11 +266,14 @@ fn phrase(key: &str) -> String {
 
 fn axis(key: &str) -> Axis {
     let unit = match key {
-        "lipschitz_log10" | "found_log10" | "target" | "sigma_max" => ", RMS → RMS",
+        "lipschitz_log10" => " L, RMS → RMS",
+        "found_log10" | "target" | "sigma_max" => ", RMS → RMS",
+        "margin_normalized_log10" => ", 1/ℓ2",
         "val_loss" => ", nats",
         _ => "",
     };
-    Axis { label: format!("{}{unit}", capital(&phrase(key))), log10: key.ends_with("_log10") }
+    let label = format!("{}{unit}", capital(&phrase(key)));
+    Axis { label, log10: key.ends_with("_log10"), include: Vec::new() }
 }
 
 fn capital(text: &str) -> String {
@@ -174,44 +285,61 @@ fn capital(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn write(dir: &std::path::Path, name: &str, l: Value, loss: f64) {
+    fn write(dir: &Path, name: &str, l: Value, loss: f64, constraint: &str) {
         std::fs::create_dir(dir.join(name)).unwrap();
         let summary = serde_json::json!({
-            "label": name, "method": if name < "c" { "one, \"two\"" } else { "three" },
-            "lipschitz_log10": l, "found_log10": 0.1, "val_loss": loss, "val_accuracy": 1.0 - loss / 10.0,
+            "label": name, "method": format!("Muon + {constraint}"), "lipschitz_log10": l, "found_log10": 0.1,
+            "val_loss": loss, "val_accuracy": 1.0 - loss / 10.0,
         });
         std::fs::write(dir.join(name).join("summary.json"), summary.to_string()).unwrap();
     }
 
     #[test]
-    fn the_front_and_what_is_left_out() {
+    fn a_front_for_each_method_and_what_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
-        let runs: [(&str, Value, f64); 5] = [
-            ("a", 1.0.into(), 3.0),
-            ("b", 2.0.into(), 2.0),
-            ("c", 2.5.into(), 2.5),
-            ("d", 40.0.into(), 1.0),
-            ("e", Value::Null, 0.5),
+        let runs: [(&str, Value, f64, &str); 6] = [
+            ("a", 1.0.into(), 3.0, "one, \"two\""),
+            ("b", 2.0.into(), 2.0, "one, \"two\""),
+            ("c", 2.5.into(), 2.5, "one, \"two\""),
+            ("d", 40.0.into(), 1.0, "one, \"two\""),
+            ("e", Value::Null, 0.5, "three"),
+            ("f", 3.0.into(), 2.9, "three"),
         ];
-        runs.into_iter().for_each(|(name, l, loss)| write(dir.path(), name, l, loss));
+        runs.into_iter().for_each(|(name, l, loss, constraint)| write(dir.path(), name, l, loss, constraint));
         let paths = [dir.path().to_path_buf()];
         for y in ["val_loss", "val_accuracy"] {
             let t = Tradeoff::read(&paths, "lipschitz_log10", y).unwrap();
-            assert_eq!(t.points.iter().map(|p| p.front).collect::<Vec<_>>(), [true, true, false, true], "{y}");
+            let fronts: Vec<bool> = t.points.iter().map(|p| p.front).collect();
+            assert_eq!(fronts, [true, true, false, true, true], "{y}");
             assert_eq!(t.left_out, [dir.path().join("e")]);
         }
         let t = Tradeoff::read(&paths, "lipschitz_log10", "val_loss").unwrap();
         let csv = t.csv();
-        assert!(
-            csv.starts_with("label,method,lipschitz_log10,val_loss,pareto\na,\"one, \"\"two\"\"\",1,3,true\n"),
-            "{csv}"
-        );
+        let first = csv.lines().nth(1).unwrap();
+        assert_eq!(first, "a,Muon,\"one, \"\"two\"\"\",1,1,1,1,3,3,3,true", "{csv}");
         let chart = t.chart();
         assert_eq!(chart.series[0].points, [(1.0, 3.0), (2.0, 2.0), (40.0, 1.0)]);
         super::super::chart::write(&dir.path().join("p.png"), &[chart]).unwrap();
         let error = Tradeoff::read(&paths, "lipschitz", "val_loss").unwrap_err().to_string();
-        assert!(error.contains("no figure `lipschitz`; it has") && error.contains("lipschitz_log10"), "{error}");
+        assert!(error.contains("no figure `lipschitz`") && error.contains("lipschitz_log10"), "{error}");
         let error = Tradeoff::read(&[dir.path().join("a").join("x")], "a", "b").unwrap_err().to_string();
         assert!(error.contains("/x"), "{error}");
+    }
+
+    #[test]
+    fn runs_that_differ_in_their_seed_alone_are_one_point() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, l, loss, seed, rate) in
+            [("a", 1.0, 3.0, 0, 0.1), ("b", 2.0, 2.0, 1, 0.1), ("c", 1.5, 2.2, 2, 0.1), ("d", 1.5, 2.2, 0, 0.2)]
+        {
+            write(dir.path(), name, l.into(), loss, "soft cap");
+            let config = format!("[train]\nseed = {seed}\nlearning_rate = {rate}\ndevice = \"cpu\"\n");
+            std::fs::write(dir.path().join(name).join("config.toml"), config).unwrap();
+        }
+        let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss").unwrap();
+        assert_eq!(t.points.iter().map(|p| p.runs).collect::<Vec<_>>(), [3, 1]);
+        let p = &t.points[0];
+        assert_eq!((p.x, p.spread.x, p.spread.y), (1.5, (1.0, 2.0), (2.0, 3.0)));
+        assert!((p.y - 2.4).abs() < 1e-12 && t.points[1].front && !p.front);
     }
 }

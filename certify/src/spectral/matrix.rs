@@ -156,17 +156,19 @@ pub fn affine_norm(w: &Matrix, beta: &[f64], bias: Option<&[f64]>) -> Upper {
     vector_norm(&y) + g * vector_norm(&size) + Upper::from_f64((w.columns + 1) as f64 * f64::MIN_POSITIVE)
 }
 
+/// Not below the ℓ2 distance of each two rows, in the order (1, 0), (2, 0), (2, 1), ….
+pub fn row_differences(m: &Matrix) -> impl Iterator<Item = Upper> {
+    let row = |i: usize| &m.data[i * m.columns..(i + 1) * m.columns];
+    let mut difference = vec![0.0; m.columns];
+    let mut distance = move |i: usize, j: usize| {
+        difference.iter_mut().zip(row(i).iter().zip(row(j))).for_each(|(d, (a, b))| *d = a - b);
+        // Each difference is rounded once, relatively (subtraction does not underflow).
+        vector_norm(&difference) * (Upper::ONE + gamma(1))
+    };
+    (0..m.rows).flat_map(|i| (0..i).map(move |j| (i, j))).map(move |(i, j)| distance(i, j))
+}
+
 /// Not below the largest ℓ2 distance of two rows.
 pub fn max_row_difference(m: &Matrix) -> Upper {
-    let rows: Vec<&[f64]> = m.data.chunks(m.columns.max(1)).collect();
-    let mut max = Upper::ZERO;
-    let mut difference = vec![0.0; m.columns];
-    for (i, a) in rows.iter().enumerate() {
-        for b in &rows[..i] {
-            difference.iter_mut().zip(a.iter().zip(*b)).for_each(|(d, (a, b))| *d = a - b);
-            max = max.max(vector_norm(&difference));
-        }
-    }
-    // Each difference is rounded once, relatively (subtraction does not underflow).
-    max * (Upper::ONE + gamma(1))
+    row_differences(m).fold(Upper::ZERO, Upper::max)
 }

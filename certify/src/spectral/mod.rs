@@ -6,7 +6,7 @@ mod lanczos;
 mod matrix;
 mod proof;
 
-pub use matrix::{Matrix, affine_norm, max_row_difference, max_row_norm, vector_norm};
+pub use matrix::{Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm};
 pub use proof::{product_norm, spectral_norm, top_right_singular_vector};
 
 use std::fmt;

@@ -236,6 +236,31 @@ mod tests {
         assert_eq!(sizes, (2..=9).collect());
     }
 
+    /// Those of `docs/reproduction`: each can be made, and its README says how many runs it has.
+    #[test]
+    fn the_sweeps_of_the_reproduction_are_read() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reproduction");
+        let readme = std::fs::read_to_string(directory.join("README.md")).unwrap();
+        let mut count = 0;
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|e| e != "toml") {
+                continue;
+            }
+            let members = members(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
+            for member in &members {
+                let graph = member.config.graph(10).unwrap();
+                member.config.recipe().check_for(&graph).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            }
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let line = readme.lines().find(|line| line.contains(&format!("({name})")));
+            let line = line.unwrap_or_else(|| panic!("{name} is not in the README"));
+            assert!(line.ends_with(&format!("| {} |", members.len())), "{name} has {} runs: {line}", members.len());
+            count += 1;
+        }
+        assert_eq!(count, 9);
+    }
+
     #[test]
     fn mistakes_name_themselves() {
         let cases = [

@@ -1,0 +1,25 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use certify::report;
+use clap::Args;
+use lipschitz_nn::checkpoint;
+
+/// One page for many runs: trade-off, sortable table, certificates by layer, training curves.
+///
+/// It opens from disk, needs no network, and is light or dark as the reader's system is.
+#[derive(Args)]
+pub struct Report {
+    /// Run directories, or directories of runs.
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Where to.
+    #[arg(short, long, value_name = "FILE.html")]
+    output: PathBuf,
+}
+
+impl Report {
+    pub fn run(self) -> Result<()> {
+        Ok(checkpoint::write(&self.output, report::page(&self.runs)?.as_bytes())?)
+    }
+}

@@ -1,0 +1,140 @@
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+use certify::robust::{self, Effort, Report, Settings, Share};
+use certify::task::Task;
+use clap::Args;
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint;
+use lipschitz_nn::graph::{Input, Op, join};
+
+/// How many predictions an attack changes, and how many are proven to stay, for each radius.
+///
+/// Pictures: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0, 1], as 36/255 in the
+/// literature. Language models: how often the next token stays the same when embedding vectors move, of one token or of
+/// all; a radius is an ℓ2 distance of a vector.
+#[derive(Args)]
+pub struct Robust {
+    /// A run directory or a checkpoint.
+    model: PathBuf,
+    /// A CIFAR-10 directory, or a text file.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Radii, such as 0,36/255,0.5 [default: some that suit the model].
+    #[arg(long, value_delimiter = ',', value_parser = radius, allow_negative_numbers = true)]
+    eps: Vec<f64>,
+    /// Write the result to this file, for `certify plot robust`.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Inputs to look at, from the first of the held-out split [default: 2000 pictures, or 64 windows of text].
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Steps of each attack.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Attacks an input; the first begins at the input, others at random around it.
+    #[arg(long, default_value_t = 2)]
+    restarts: usize,
+}
+
+/// A number, or a fraction.
+fn radius(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let value = match text.split_once('/') {
+        Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
+        None => number(text),
+    };
+    value.filter(|x| x.is_finite() && *x >= 0.0).ok_or_else(|| format!("`{text}` is not a number of 0 or above"))
+}
+
+/// Radii for pictures, up to the largest of the published figure.
+const PIXELS: [f64; 10] =
+    [0.0, 9.0 / 255.0, 18.0 / 255.0, 36.0 / 255.0, 72.0 / 255.0, 108.0 / 255.0, 0.8, 1.6, 2.4, 3.2];
+
+/// Radii for embedding vectors, as shares of the longest.
+const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
+
+impl Robust {
+    pub fn run(self) -> Result<()> {
+        if self.steps == 0 || self.restarts == 0 || self.limit == Some(0) {
+            bail!("--steps, --restarts and --limit must be at least 1")
+        }
+        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let task = Task::for_model(&self.data, &meta)?;
+        let effort = Effort { steps: self.steps, restarts: self.restarts };
+        let loud = std::io::stderr().is_terminal();
+        let watch = |eps: f64| {
+            if loud {
+                eprint!("\rradius {eps:.4} …    ");
+            }
+        };
+        let settings = |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
+        let given = |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
+        let mut report = match &task {
+            Task::Images(data) => robust::images(&model, &data.test, &settings(given(PIXELS.to_vec()), 2000), &watch)?,
+            Task::Text(data) => {
+                let longest = longest_row(&model)?;
+                let shares = SHARES.iter().map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s)).collect();
+                robust::tokens(&model, data, &settings(given(shares), 64), &watch)?
+            }
+        };
+        if loud {
+            eprintln!();
+        }
+        let name = self.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        report.label = name.unwrap_or_else(|| self.model.display().to_string());
+        if let Some(path) = &self.json {
+            checkpoint::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+        }
+        print(&report);
+        Ok(())
+    }
+}
+
+/// The ℓ2 norm of the longest embedding row, to choose radii by.
+fn longest_row(model: &Model) -> Result<f64> {
+    let (Input::Tokens { .. }, Some(node)) = (model.graph().input, model.graph().nodes.first()) else {
+        bail!("the model reads no tokens")
+    };
+    let Op::Embedding { .. } = node.op else { bail!("the network has no embedding") };
+    let table = &model.weights()[&join(&node.name, "weight")];
+    let rows = table.to_dtype(candle_core::DType::F64)?.sqr()?.sum(1)?.sqrt()?;
+    Ok(rows.max(0)?.to_scalar::<f64>()?)
+}
+
+fn print(report: &Report) {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let text = report.of == Share::Stability;
+    let mut header = vec!["radius", "clean"];
+    header.extend(if text { &["attacked, one token", "attacked, all tokens"][..] } else { &["attacked"][..] });
+    header.push("certified");
+    table.set_header(&header);
+    for row in &report.rows {
+        let mut cells = vec![certify::plot::plain(row.eps), percent(row.clean)];
+        cells.extend(row.attacked_one.map(percent));
+        cells.extend([percent(row.attacked), percent(row.certified)]);
+        table.add_row(cells);
+    }
+    for column in 0..header.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    let of = match report.of {
+        Share::Accuracy => "share of pictures whose class is right",
+        Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
+    };
+    println!("{of}; the first {} of {} inputs", report.inputs, report.available);
+    println!("radius: {}; attack: {} searches of {} steps", report.unit, report.restarts, report.steps);
+    if let Some(diameter) = report.diameter {
+        println!("for scale: embedding vectors have ℓ2 norm up to {}, two differ by up to {diameter}", report.domain);
+        println!("the certified share holds for a change of one token as of all: the norm is the largest of a token");
+    }
+    println!("certified ≤ true ≤ attacked ≤ clean, for every input; L ≤ {} ℓ2 → ℓ2", report.lipschitz);
+}

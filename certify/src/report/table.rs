@@ -1,0 +1,109 @@
+//! The tables of a page.
+
+use std::fmt::Write;
+
+use super::Run;
+use crate::certificate::Certificate;
+use crate::plot::svg::escape;
+use crate::plot::{method, plain};
+use crate::upper::Upper;
+
+/// A cell: what it says, and what it is sorted by; numbers stand to the right.
+struct Cell {
+    text: String,
+    value: String,
+}
+
+/// A column: its head, whether it holds numbers, and its cell for a run.
+type Column = (&'static str, bool, fn(&Run) -> Cell);
+
+fn words(text: String) -> Cell {
+    Cell { value: text.clone(), text }
+}
+
+fn number(value: Option<f64>, show: impl Fn(f64) -> String) -> Cell {
+    match value {
+        Some(x) => Cell { text: show(x), value: format!("{x:e}") },
+        None => Cell { text: "–".into(), value: String::new() },
+    }
+}
+
+/// A number whose log10 the summary holds.
+fn power(log: f64) -> String {
+    if log.abs() < 6.0 { plain(10f64.powf(log)) } else { format!("10^{log:.1}") }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+const COLUMNS: [Column; 14] = [
+    ("run", false, |run| words(run.label.clone())),
+    ("optimizer", false, |run| words(method(&run.summary).0)),
+    ("constraint", false, |run| words(method(&run.summary).1)),
+    ("target", true, |run| number(run.number("target"), plain)),
+    ("σ_max", true, |run| number(run.number("sigma_max"), plain)),
+    ("rate", true, |run| number(run.number("learning_rate"), plain)),
+    ("seed", true, |run| number(run.number("seed"), |x| x.to_string())),
+    ("steps", true, |run| number(run.number("steps"), |x| x.to_string())),
+    ("loss", true, |run| number(run.number("val_loss"), |x| format!("{x:.4}"))),
+    ("accuracy", true, |run| number(run.number("val_accuracy"), percent)),
+    ("certified at 36/255", true, |run| number(run.number("certified_accuracy"), percent)),
+    ("L ≤", true, certified),
+    ("found L ≥", true, |run| number(run.number("found_log10"), power)),
+    ("L over margin", true, |run| number(run.number("margin_normalized_log10"), power)),
+];
+
+/// The certified constant as it is stored, which shows no less than is proven.
+fn certified(run: &Run) -> Cell {
+    let stored = run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
+    match (stored, run.number("lipschitz_log10")) {
+        (Some(l), Some(log)) => Cell { text: l.to_string(), value: format!("{log:e}") },
+        (_, log) => number(log, power),
+    }
+}
+
+/// All runs, sortable; columns in which nothing is known are left out.
+pub fn runs(runs: &[Run]) -> String {
+    let known = |(_, _, cell): &&Column| runs.iter().any(|run| !cell(run).value.is_empty());
+    let columns: Vec<&Column> = COLUMNS.iter().filter(known).collect();
+    let class = |number: bool| if number { " class=\"number\"" } else { "" };
+    let mut text = String::from("<h2>Runs</h2>\n<div class=\"wide\"><table id=\"runs\">\n<thead><tr>");
+    for (head, number, _) in &columns {
+        let _ = write!(text, "<th scope=\"col\"{}><button>{head}</button></th>", class(*number));
+    }
+    text.push_str("</tr></thead>\n<tbody>\n");
+    for (i, run) in runs.iter().enumerate() {
+        text.push_str("<tr>");
+        for (c, (_, number, cell)) in columns.iter().enumerate() {
+            let Cell { text: shown, value } = cell(run);
+            let (shown, value) = (escape(&shown), escape(&value));
+            // The run's name leads to its part of the page.
+            let shown = if c == 0 { format!("<a href=\"#run{i}\">{shown}</a>") } else { shown };
+            let _ = write!(text, "<td{} data-value=\"{value}\">{shown}</td>", class(*number));
+        }
+        text.push_str("</tr>\n");
+    }
+    text.push_str("</tbody></table></div>\n");
+    text
+}
+
+/// A certificate, a row a node.
+pub fn nodes(certificate: &Certificate) -> String {
+    let mut text = String::from(
+        "<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">node</th><th scope=\"col\">kind</th>\
+         <th scope=\"col\" class=\"number\">its L ≤</th><th scope=\"col\" class=\"number\">up to here ≤</th>\
+         <th scope=\"col\" class=\"number\">‖output‖₂ ≤</th><th scope=\"col\">rule</th></tr></thead>\n<tbody>\n",
+    );
+    for row in &certificate.nodes {
+        let [path, kind, rule] = [&row.path, &row.kind, &row.rule].map(|text| escape(text));
+        let _ = writeln!(
+            text,
+            "<tr><td>{path}</td><td>{kind}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
+             <td class=\"number\">{}</td><td>{rule}</td></tr>",
+            row.lipschitz, row.cumulative, row.radius
+        );
+    }
+    text.push_str("</tbody></table></div>\n");
+    text
+}

@@ -1,0 +1,104 @@
+//! Language models: next tokens under a change of embedding vectors.
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Op, join};
+
+use super::attack::{Attack, Reach, beaten};
+use super::margins::{Margins, largest};
+use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted};
+use crate::Error;
+use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
+use crate::data::text::TextData;
+use crate::spectral::Method;
+use crate::upper::Upper;
+
+/// Windows worked on at once.
+const BATCH: usize = 50;
+
+/// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at most r, those of all tokens
+/// or of one alone. The certificate's norm is the largest of a token, so its share holds for both. One prediction a window,
+/// behind its last token; `watch` hears the radius at work.
+///
+/// # Errors
+/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data does not fit the model.
+pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn Fn(f64)) -> Result<Report> {
+    /// Longest window.
+    const WINDOW: usize = 64;
+    let model = model.to(&Device::Cpu, DType::F64)?;
+    let (Some(context), Some(Op::Embedding { .. })) =
+        (model.graph().context(), model.graph().nodes.first().map(|n| &n.op))
+    else {
+        bail!("the model reads no tokens")
+    };
+    let table = Block::whole(join(&model.graph().nodes[0].name, "weight"));
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    let (domain, diameter) = (norms.norm(&Norm::Row(table.clone()))?, norms.norm(&Norm::RowDifference(table))?);
+    let network = |x: &Tensor| -> Result<Tensor, Error> {
+        let y = model.forward_embeddings(x)?;
+        Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
+    };
+    // The windows of the held-out split that are whole, each up to WINDOW tokens, and what is predicted behind each.
+    let length = context.min(WINDOW);
+    let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
+    for batch in data.full(BATCH, length, &Device::Cpu) {
+        let (x, _) = batch?;
+        if x.dim(1)? != length {
+            continue;
+        }
+        let take = x.dim(0)?.min(settings.limit.saturating_sub(logits.len()));
+        available += x.dim(0)?;
+        if take == 0 {
+            continue;
+        }
+        let x = model.embed(&x.narrow(0, 0, take)?)?.detach();
+        let z = network(&x)?.to_vec2::<f64>()?;
+        let classes = z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
+        logits.extend(z);
+        inputs.push((x, classes));
+    }
+    let classes: Vec<usize> = inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
+    if classes.is_empty() {
+        bail!("{}: the held-out split holds no window of {length} tokens; give more text", data.name)
+    }
+    let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>)> {
+        let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
+        let margins = Margins::new(&walk, &norms)?;
+        let radii = logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
+        Ok((walk, radii))
+    };
+    let start: Vec<bool> = logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
+    let (clean, mut one, mut all) = (share(&start), start.clone(), start);
+    let (mut rows, mut lipschitz) = (Vec::new(), None);
+    for eps in sorted(&settings.eps) {
+        watch(eps);
+        let (walk, radii) = radii_at(eps)?;
+        lipschitz.get_or_insert(walk.lipschitz);
+        let mut attack = Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
+        attack_left(&attack, &inputs, eps, &mut one)?;
+        // What moves one token is allowed to move all.
+        all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);
+        attack.reach = Reach::All;
+        attack_left(&attack, &inputs, eps, &mut all)?;
+        check(&all, &radii, eps)?;
+        let attacked_one = Some(share(&one));
+        rows.push(Row { eps, clean, attacked_one, attacked: share(&all), certified: above(&radii, eps) });
+    }
+    ordered(&rows)?;
+    let curve = curve(&rows, |eps| Ok(above(&radii_at(eps)?.1, eps)))?;
+    Ok(Report {
+        label: String::new(),
+        of: Share::Stability,
+        unit: "ℓ2 distance of an embedding vector".into(),
+        inputs: classes.len(),
+        available,
+        lipschitz: lipschitz.unwrap_or(Upper::INFINITY),
+        domain,
+        diameter: Some(diameter),
+        steps: settings.effort.steps,
+        restarts: settings.effort.restarts,
+        curve,
+        rows,
+    })
+}

@@ -1,0 +1,76 @@
+//! The page: all runs and certificates are on it, nothing from a file becomes markup, and it asks for nothing outside.
+
+mod workshop;
+
+use std::path::{Path, PathBuf};
+
+use certify::certificate::{Formula, certify};
+use certify::plot::scene;
+use certify::report;
+use certify::spectral::Method;
+use serde_json::json;
+use workshop::Workshop;
+
+const LABEL: &str = "</title><script>alert('1')</script>\" onclick=\"x & é";
+
+fn run(out: &Path, name: &str, log10: Option<f64>, certificate: bool) -> PathBuf {
+    let dir = out.join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let summary = json!({
+        "label": format!("{LABEL}{name}"), "method": "Muon + <b>cap</b>", "lipschitz_log10": log10, "found_log10": 0.1,
+        "val_loss": 1.5, "val_accuracy": 0.5, "seed": 3, "sigma_max": 2.0,
+    });
+    std::fs::write(dir.join("summary.json"), summary.to_string()).unwrap();
+    let line = r#"{"step":1,"train_loss":3.0,"val_loss":2.0,"lipschitz":0.5}"#;
+    std::fs::write(dir.join("metrics.jsonl"), format!("{line}\n{}\n", line.replace("\"step\":1", "\"step\":9")))
+        .unwrap();
+    if certificate {
+        let model = Workshop::model();
+        let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+        std::fs::write(dir.join("certificate.json"), serde_json::to_string(&certificate).unwrap()).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn a_page_holds_all_runs_and_no_markup_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "a", Some(1.0), true);
+    run(dir.path(), "b", Some(300.0), false);
+    run(dir.path(), "c", None, false);
+    let page = report::page(&[dir.path().to_path_buf()]).unwrap();
+    assert_eq!(page.matches("<details").count(), 3);
+    assert!(
+        page.contains("&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot; onclick=&quot;x &amp; éa")
+    );
+    // The page's own script alone, and no markup of the labels or methods.
+    assert_eq!(page.matches("<script").count(), 1);
+    assert!(!page.contains("<b>") && !page.contains("alert('1')") && !page.contains("onclick=\""));
+    assert!(page.contains("blocks.0.attention") && page.contains("There is no certificate.json"));
+    assert!(page.contains("1 of the runs, which have no finite bound"));
+    for outside in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    // Every glyph that a text uses is defined once, every colour has a variable in light and in dark.
+    let uses: std::collections::BTreeSet<&str> =
+        page.split("href=\"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(uses.len() > 30);
+    for id in uses {
+        assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
+    }
+    for color in (0..scene::COLORS).map(scene::Color::Data).chain([scene::Color::Ink, scene::Color::Paper]) {
+        assert_eq!(page.matches(&format!("{}:", color.variable())).count(), 2, "{color:?}");
+    }
+}
+
+#[test]
+fn damaged_files_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = run(dir.path(), "a", Some(1.0), true);
+    std::fs::write(one.join("certificate.json"), "{").unwrap();
+    let error = report::page(std::slice::from_ref(&one)).unwrap_err().to_string();
+    assert!(error.contains("certificate.json"), "{error}");
+    std::fs::write(one.join("summary.json"), "[]").unwrap();
+    assert!(report::page(&[one]).unwrap_err().to_string().contains("summary.json"));
+    assert!(report::page(&[dir.path().join("none")]).unwrap_err().to_string().contains("none"));
+}

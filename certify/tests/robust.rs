@@ -1,0 +1,146 @@
+//! Certified ≤ attacked ≤ clean, against networks whose true accuracy within a radius is known.
+
+use candle_core::{DType, Device, Tensor};
+use certify::data::cifar10::{PIXELS, Split};
+use certify::data::order;
+use certify::data::play;
+use certify::data::text::TextData;
+use certify::robust::{self, Effort, Settings};
+use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
+use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::presets::Gpt;
+
+/// Uniform in [-1, 1].
+fn noise(label: &str, shape: &[usize]) -> Tensor {
+    let mut rng = order::random(5, label, 0);
+    let one = |_| order::below(&mut rng, 1 << 30) as f64 / f64::from(1 << 29) - 1.0;
+    Tensor::from_vec((0..shape.iter().product()).map(one).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+}
+
+/// Pictures far from black and white, so that the cube of pictures does not stop an attack.
+fn pictures(count: usize) -> Split {
+    let mut rng = order::random(3, "pictures", 0);
+    let pixels = (0..count * PIXELS).map(|_| 90 + order::below(&mut rng, 76) as u8).collect();
+    let labels = (0..count).map(|i| (i % 10) as u8).collect();
+    Split { pixels, labels }
+}
+
+fn settings(eps: &[f64], limit: usize) -> Settings {
+    Settings { eps: eps.to_vec(), effort: Effort { steps: 20, restarts: 2 }, limit }
+}
+
+fn image_model(nodes: Vec<Node>, weights: &[(&str, Tensor)]) -> Model {
+    let graph = Graph::new(Input::Pixels { channels: 3, height: 32, width: 32 }, nodes).unwrap();
+    Model::new(graph, weights.iter().map(|(name, w)| (name.to_string(), w.clone())).collect()).unwrap()
+}
+
+fn linear(inputs: usize, outputs: usize) -> Op {
+    Op::Linear { inputs, outputs, bias: false }
+}
+
+/// For a linear classifier the radius of a picture is the least `(z_y − z_j) / ‖w_y − w_j‖`: what is certified is exact, and
+/// the attack finds nearly all that there is.
+#[test]
+fn a_linear_classifier_is_certified_exactly() {
+    let count = 200;
+    let test = pictures(count);
+    let (x, y) = test.batch(&(0..count).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    // Each class looks for the mean of its pictures, so that many are right.
+    let x = x.reshape((count, PIXELS)).unwrap().to_dtype(DType::F64).unwrap();
+    let rows: Vec<Tensor> = (0..10)
+        .map(|class| {
+            let own: Vec<u32> = (0..count as u32).filter(|i| i % 10 == class).collect();
+            let mean = x.index_select(&Tensor::new(own, &Device::Cpu).unwrap(), 0).unwrap().mean(0).unwrap();
+            (mean - x.mean(0).unwrap()).unwrap()
+        })
+        .collect();
+    let w = Tensor::stack(&rows, 0).unwrap();
+    let nodes = vec![
+        Node::new("", Op::Flatten),
+        Node::new("head", linear(PIXELS, 10)),
+        Node::new("", Op::Scale { factor: 7.0 }),
+    ];
+    let model = image_model(nodes, &[("head.weight", w.clone())]);
+
+    let (w, z) = (w.to_vec2::<f64>().unwrap(), x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f64>().unwrap());
+    let radius = |z: &Vec<f64>, y: usize| {
+        let distance = |j: usize| w[y].iter().zip(&w[j]).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+        (0..10).filter(|j| *j != y).map(|j| (z[y] - z[j]) / distance(j)).fold(f64::INFINITY, f64::min)
+    };
+    let labels = y.to_vec1::<u32>().unwrap();
+    let exact: Vec<f64> = z.iter().zip(&labels).map(|(z, y)| radius(z, *y as usize)).collect();
+    let mut sorted: Vec<f64> = exact.iter().copied().filter(|r| *r > 0.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    assert!(sorted.len() > count / 2, "{}", sorted.len());
+    // Between the radii of pictures.
+    let between = |share: f64| {
+        let i = (share * sorted.len() as f64) as usize;
+        (sorted[i] + sorted[i + 1]) / 2.0
+    };
+    let eps = [0.0, between(0.2), between(0.5), between(0.9)];
+    let report = robust::images(&model, &test, &settings(&eps, usize::MAX), &|_| {}).unwrap();
+    for (row, eps) in report.rows.iter().zip(eps) {
+        let share = exact.iter().filter(|r| **r > eps).count() as f64 / count as f64;
+        assert_eq!(row.certified, share, "{row:?}");
+        assert_eq!(row.clean, exact.iter().filter(|r| **r > 0.0).count() as f64 / count as f64);
+        assert!(row.attacked - share <= 0.01, "the attack is weak: {row:?}, exact {share}");
+    }
+    assert_eq!(robust::certified_accuracy(&model, &test, eps[2]).unwrap(), report.rows[2].certified);
+}
+
+/// Scaling the logits changes the constant and nothing that is certified.
+#[test]
+fn shares_do_not_depend_on_the_scale_of_logits() {
+    let test = pictures(60);
+    let hidden = (noise("first", &[24, PIXELS]) * 0.05).unwrap();
+    let head = noise("head", &[10, 24]);
+    let report = |factor: f64| {
+        let nodes = vec![
+            Node::new("", Op::Flatten),
+            Node::new("first", linear(PIXELS, 24)),
+            Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }),
+            Node::new("head", linear(24, 10)),
+            Node::new("", Op::Scale { factor }),
+        ];
+        let model = image_model(nodes, &[("first.weight", hidden.clone()), ("head.weight", head.clone())]);
+        robust::images(&model, &test, &settings(&[0.01, 0.0, 0.3, 5.0], 50), &|_| {}).unwrap()
+    };
+    let (one, many) = (report(1.0), report(64.0));
+    assert_eq!((one.inputs, one.rows.len()), (50, 4));
+    for (a, b) in one.rows.iter().zip(&many.rows) {
+        assert_eq!((a.clean, a.certified, a.attacked), (b.clean, b.certified, b.attacked));
+    }
+    assert!(one.rows[0].certified > 0.0 && one.rows[3].attacked < one.rows[0].attacked, "{:?}", one.rows);
+    assert!(one.curve.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 >= w[1].1));
+}
+
+#[test]
+fn next_tokens_are_certified_and_attacked() {
+    let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
+    let vocabulary = data.vocabulary().unwrap();
+    let gpt = Gpt {
+        vocabulary,
+        context: 12,
+        dim: 16,
+        layers: 1,
+        heads: 2,
+        logit_scale: 0.125,
+        output_scale: 1.0,
+        final_scale: 1.0,
+    };
+    let graph = gpt.graph().unwrap();
+    let mut weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
+    // What starts at zero would make everything zero.
+    for (i, w) in weights.values_mut().enumerate() {
+        *w = (&*w + (noise(&format!("w{i}"), w.dims()) * 0.2).unwrap()).unwrap();
+    }
+    let model = Model::new(graph, weights).unwrap();
+    let report = robust::tokens(&model, &data, &settings(&[0.0, 1e-4, 1e-3, 0.3, 3.0], 20), &|_| {}).unwrap();
+    assert_eq!((report.inputs, report.rows.len()), (20, 5));
+    let (near, far) = (&report.rows[1], &report.rows[4]);
+    assert!(near.clean == 1.0 && near.certified > 0.0, "{:?}", report.rows);
+    assert!(far.certified == 0.0 && far.attacked < 0.5, "{:?}", report.rows);
+    assert!(report.rows.iter().all(|r| r.attacked <= r.attacked_one.unwrap()));
+    assert!(far.attacked_one.unwrap() < 1.0, "{:?}", report.rows);
+}
