@@ -99,7 +99,8 @@ impl Attack<'_> {
             if step == self.effort.steps || found.iter().all(|f| *f) {
                 break;
             }
-            let goal = if restart % 2 == 0 { margin(&logits, classes)? } else { cross_entropy(&logits, classes)? };
+            let goal =
+                if restart.is_multiple_of(2) { margin(&logits, classes)? } else { cross_entropy(&logits, classes)? };
             let gradients = goal.sum_all()?.backward()?;
             let Some(gradient) = gradients.get(at.as_tensor()) else { break };
             let stride = STRIDE * radius / self.effort.steps as f64;
