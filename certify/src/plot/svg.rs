@@ -1,6 +1,6 @@
 //! A scene as SVG. Each glyph used is defined once, and texts put them in a row.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use tiny_skia::{Path, PathSegment};
@@ -10,7 +10,7 @@ use super::font;
 use super::scene::{Color, Item, Line, Paint, Scene};
 
 /// Glyphs that pictures use: weight and number.
-pub type Glyphs = BTreeMap<(bool, u16), ()>;
+pub type Glyphs = BTreeSet<(bool, u16)>;
 
 /// A document of its own.
 pub fn document(scene: &Scene) -> String {
@@ -34,7 +34,7 @@ pub fn part(scene: &Scene, glyphs: &mut Glyphs) -> String {
 /// What the glyphs look like, for the `<defs>` of a page.
 pub fn definitions(glyphs: &Glyphs) -> String {
     let mut text = String::new();
-    for &(bold, number) in glyphs.keys() {
+    for &(bold, number) in glyphs {
         if let Some(path) = font::outline(GlyphId(number), bold) {
             let _ = writeln!(text, "<path id=\"{}\" d=\"{}\"/>", name(bold, number), data(&path));
         }
@@ -65,14 +65,14 @@ fn body(scene: &Scene, glyphs: &mut Glyphs, color: &dyn Fn(Color) -> String) -> 
             Item::Text { text: words, x, y, style, upwards } => {
                 let place = font::place(*style, (*x, *y), 0, *upwards);
                 let matrix = [place.sx, place.ky, place.kx, place.sy].map(|x| format!("{x:.6}")).join(" ");
-                let (place, words_) = (format!("{matrix} {} {}", short(*x), short(*y)), escape(words));
+                let (place, said) = (format!("{matrix} {} {}", short(*x), short(*y)), escape(words));
                 let look = filled(style.color.into(), color);
-                let _ = write!(text, "<g aria-label=\"{words_}\" transform=\"matrix({place})\" style=\"{look}\">");
+                let _ = write!(text, "<g aria-label=\"{said}\" transform=\"matrix({place})\" style=\"{look}\">");
                 for (glyph, at) in font::glyphs(words, style.bold) {
                     if font::outline(glyph, style.bold).is_none() {
                         continue;
                     }
-                    glyphs.insert((style.bold, glyph.0), ());
+                    glyphs.insert((style.bold, glyph.0));
                     let _ = write!(text, "<use href=\"#{}\" x=\"{at}\"/>", name(style.bold, glyph.0));
                 }
                 text.push_str("</g>\n");
