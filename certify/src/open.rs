@@ -44,7 +44,7 @@ pub fn open(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
 #[derive(Debug)]
 pub enum Opened {
     /// A checkpoint of ours, which stays on disk.
-    Checkpoint(Reader),
+    Checkpoint(Box<Reader>),
     /// An imported model, in memory.
     Imported(Box<(Model, Meta)>),
 }
@@ -57,7 +57,7 @@ pub fn read(path: &Path) -> Result<Opened, Error> {
     if import::is_foreign(path) {
         return Ok(Opened::Imported(Box::new(open(path, &Device::Cpu)?)));
     }
-    Ok(Opened::Checkpoint(Reader::open(&checkpoint_path(path)?)?))
+    Ok(Opened::Checkpoint(Box::new(Reader::open(&checkpoint_path(path)?)?)))
 }
 
 impl Opened {
@@ -77,14 +77,14 @@ impl Source for Opened {
 
     fn names(&self) -> Vec<String> {
         match self {
-            Self::Checkpoint(reader) => Source::names(reader),
+            Self::Checkpoint(reader) => Source::names(&**reader),
             Self::Imported(both) => Source::names(&both.0),
         }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         match self {
-            Self::Checkpoint(reader) => Source::tensor(reader, name),
+            Self::Checkpoint(reader) => Source::tensor(&**reader, name),
             Self::Imported(both) => Source::tensor(&both.0, name),
         }
     }

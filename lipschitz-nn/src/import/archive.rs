@@ -59,17 +59,17 @@ pub(super) fn arrays(path: &Path) -> Result<Vec<Entry>, Error> {
     for (name, member) in members(path)? {
         let start = read(path, Member { bytes: member.bytes.min(LONGEST), ..member })?;
         let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
-        let (header, size) = header(&start).ok_or_else(|| {
+        let (dtype, shape, size) = header(&start).ok_or_else(|| {
             Error::file(path, format!("has the member `{name}`, which is no array of numbers in C order"))
         })?;
         let (offset, bytes) = (member.offset + size, member.bytes.saturating_sub(size));
-        out.push(Entry { name, shape: header.1, dtype: header.0, offset, bytes });
+        out.push(Entry { name, shape, dtype: Some(dtype), offset, bytes });
     }
     Ok(out)
 }
 
 /// Type and shape of an array, and the size of its header in bytes.
-fn header(bytes: &[u8]) -> Option<((Option<DType>, Vec<usize>), u64)> {
+fn header(bytes: &[u8]) -> Option<(DType, Vec<usize>, u64)> {
     let rest = bytes.strip_prefix(b"\x93NUMPY")?;
     let (size, start) = match *rest.first()? {
         1 => (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 10),
@@ -83,14 +83,14 @@ fn header(bytes: &[u8]) -> Option<((Option<DType>, Vec<usize>), u64)> {
         return None;
     }
     let dtype = match after("descr")?.strip_prefix('\'')?.split('\'').next()? {
-        "<f2" => Some(DType::F16),
-        "<f4" => Some(DType::F32),
-        "<f8" => Some(DType::F64),
-        "<i8" => Some(DType::I64),
-        "|u1" => Some(DType::U8),
+        "<f2" => DType::F16,
+        "<f4" => DType::F32,
+        "<f8" => DType::F64,
+        "<i8" => DType::I64,
+        "|u1" => DType::U8,
         _ => return None,
     };
     let shape = after("shape")?.strip_prefix('(')?.split_once(')')?.0;
     let sizes = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Some(((dtype, sizes.map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>()?), end as u64))
+    Some((dtype, sizes.map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>()?, end as u64))
 }

@@ -273,7 +273,7 @@ fn windows(config: &Config, family: &str, layers: usize, dialect: Dialect) -> Re
             };
         }
         Ok(match family {
-            "gemma2" => i % 2 == 0,
+            "gemma2" => i.is_multiple_of(2),
             "qwen2" | "qwen3" => used && i >= first,
             _ => true,
         })

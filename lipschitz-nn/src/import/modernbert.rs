@@ -37,7 +37,7 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     let local = config.size_or("local_attention", 128)?;
     let types = config.texts("layer_types")?;
     let is_local = |i: usize| match types.as_ref().map(|types| types.get(i).copied()) {
-        None => Ok(i % every != 0),
+        None => Ok(!i.is_multiple_of(every)),
         Some(Some("sliding_attention")) => Ok(true),
         Some(Some("full_attention")) => Ok(false),
         Some(other) => Err(config.wrong("layer_types", format!("has {other:?} for layer {i}, which is not supported"))),
@@ -122,7 +122,7 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
 
 /// Whether the layers' kinds are what their number alone says.
 fn uniform(types: &Option<Vec<&str>>, every: usize) -> bool {
-    let kind = |i: usize| if i % every == 0 { "full_attention" } else { "sliding_attention" };
+    let kind = |i: usize| if i.is_multiple_of(every) { "full_attention" } else { "sliding_attention" };
     types.as_ref().is_none_or(|types| types.iter().enumerate().all(|(i, t)| *t == kind(i)))
 }
 

@@ -1,4 +1,4 @@
-//! Many runs from one file: which there are ([`file`]), and making them, several at once, so that the whole can be killed
+//! Many runs from one file: which there are ([`mod@file`]), and making them, several at once, so that the whole can be killed
 //! at any moment and continued ([`pool`]).
 
 pub mod file;
