@@ -11,10 +11,11 @@ use train::config::Config;
 use train::run_dir::Metrics;
 use train::trainer::{self, End, Options};
 
-const OPTIMIZERS: [(&str, f64); 3] = [
-    ("{ kind = \"muon\", nesterov = true, newton_schulz = \"polar_express\" }", 0.1),
-    ("{ kind = \"adamw\", bias_correction = true }", 0.01),
-    ("{ kind = \"sgd\", momentum = 0.9 }", 0.3),
+/// Optimizers, each with its learning rates for plays and for pixels.
+const OPTIMIZERS: [(&str, [f64; 2]); 3] = [
+    ("{ kind = \"muon\", nesterov = true, newton_schulz = \"polar_express\" }", [0.1, 0.1]),
+    ("{ kind = \"adamw\", bias_correction = true }", [0.01, 0.01]),
+    ("{ kind = \"sgd\", momentum = 0.9 }", [0.3, 0.1]),
 ];
 
 /// Every method, with the options that make it another one.
@@ -64,13 +65,13 @@ fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
 
 fn all_pairs(base: &str, heads: bool, steps: u64, common: &[String]) {
     let dir = tempfile::tempdir().unwrap();
-    for (i, (optimizer, rate)) in OPTIMIZERS.iter().enumerate() {
+    for (i, (optimizer, rates)) in OPTIMIZERS.iter().enumerate() {
         for (j, constraint) in constraints().iter().enumerate() {
             let constraint = if heads { constraint.clone() } else { headless(constraint) };
             let mut settings = vec![
                 format!("optimizer={optimizer}"),
                 format!("constraint={constraint}"),
-                format!("train.learning_rate={rate}"),
+                format!("train.learning_rate={}", rates[usize::from(!heads)]),
                 format!("train.steps={steps}"),
                 "train.log_every=1".to_string(),
                 format!("train.eval_every={steps}"),
