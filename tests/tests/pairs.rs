@@ -11,11 +11,11 @@ use train::config::Config;
 use train::run_dir::Metrics;
 use train::trainer::{self, End, Options};
 
-/// Optimizers, each with its learning rates for plays and for pixels.
-const OPTIMIZERS: [(&str, [f64; 2]); 3] = [
-    ("{ kind = \"muon\", nesterov = true, newton_schulz = \"polar_express\" }", [0.1, 0.1]),
-    ("{ kind = \"adamw\", bias_correction = true }", [0.01, 0.01]),
-    ("{ kind = \"sgd\", momentum = 0.9 }", [0.3, 0.1]),
+/// Optimizers, each with its learning rate; that of SGD depends on what is learnt and for how long.
+const OPTIMIZERS: [(&str, Option<f64>); 3] = [
+    ("{ kind = \"muon\", nesterov = true, newton_schulz = \"polar_express\" }", Some(0.1)),
+    ("{ kind = \"adamw\", bias_correction = true }", Some(0.01)),
+    ("{ kind = \"sgd\", momentum = 0.9 }", None),
 ];
 
 /// Every method, with the options that make it another one.
@@ -63,15 +63,15 @@ fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
     (mean(&losses[..part]), mean(&losses[losses.len() - part..]))
 }
 
-fn all_pairs(base: &str, heads: bool, steps: u64, common: &[String]) {
+fn all_pairs(base: &str, heads: bool, steps: u64, sgd: f64, common: &[String]) {
     let dir = tempfile::tempdir().unwrap();
-    for (i, (optimizer, rates)) in OPTIMIZERS.iter().enumerate() {
+    for (i, (optimizer, rate)) in OPTIMIZERS.iter().enumerate() {
         for (j, constraint) in constraints().iter().enumerate() {
             let constraint = if heads { constraint.clone() } else { headless(constraint) };
             let mut settings = vec![
                 format!("optimizer={optimizer}"),
                 format!("constraint={constraint}"),
-                format!("train.learning_rate={}", rates[usize::from(!heads)]),
+                format!("train.learning_rate={}", rate.unwrap_or(sgd)),
                 format!("train.steps={steps}"),
                 "train.log_every=1".to_string(),
                 format!("train.eval_every={steps}"),
@@ -86,17 +86,17 @@ fn all_pairs(base: &str, heads: bool, steps: u64, common: &[String]) {
 
 fn plays(steps: u64) {
     let small = ["model.dim=16", "model.layers=1", "model.context=16", "data.characters=20000", "train.batch_size=8"];
-    all_pairs(train::preset::text("demo").unwrap(), true, steps, &small.map(String::from));
+    all_pairs(train::preset::text("demo").unwrap(), true, steps, 0.3, &small.map(String::from));
 }
 
-fn pixels(steps: u64) {
+fn pixels(steps: u64, sgd: f64) {
     let Some(path) = certify::data::shared("cifar10") else { return };
     let mut small: Vec<String> =
         ["model.hidden=[32,16]", "data.limit_train=400", "data.limit_test=50", "train.batch_size=50"]
             .map(String::from)
             .into();
     small.push(format!("data.path={}", path.display()));
-    all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, &small);
+    all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, sgd, &small);
 }
 
 #[test]
@@ -106,12 +106,13 @@ fn every_pair_learns_plays_and_keeps_its_promise() {
 
 #[test]
 fn every_pair_learns_pixels_and_keeps_its_promise() {
-    pixels(60);
+    pixels(60, 0.3);
 }
 
 #[test]
 #[ignore = "the same at ten seconds a pair, ten minutes in all: cargo test --test pairs -- --ignored"]
 fn every_pair_for_longer() {
     plays(600);
-    pixels(200);
+    // Faster, and without a constraint, it kills every ReLU after a while.
+    pixels(200, 0.1);
 }
