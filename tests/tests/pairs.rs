@@ -110,7 +110,7 @@ fn every_pair_learns_pixels_and_keeps_its_promise() {
 }
 
 #[test]
-#[ignore = "the same at ten seconds a pair, ten minutes in all: cargo test --test pairs -- --ignored"]
+#[ignore = "the same for longer, six seconds a pair, four minutes in all: cargo test --workspace --test pairs -- --ignored"]
 fn every_pair_for_longer() {
     plays(600);
     // Faster, and without a constraint, it kills every ReLU after a while.
