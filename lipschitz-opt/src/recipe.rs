@@ -131,11 +131,13 @@ impl Recipe {
     /// [`Error::Config`] if the split of the learning rate does not fit the graph.
     pub fn variables(&self, graph: &Graph, vars: Vec<(Parameter, Var)>, peak: f64) -> Result<Variables, Error> {
         let shares = self.rates.shares(graph)?;
-        let rate = |p: &Parameter| match self.group_of(p).and_then(|group| group.learning_rate) {
-            Some(rate) => rate / peak,
-            None => shares.get(&p.name).copied().unwrap_or(1.0),
+        let rate = |p: &Parameter| match (self.group_of(p).and_then(|group| group.learning_rate), shares.get(&p.name)) {
+            (Some(rate), _) => Ok(rate / peak),
+            (None, Some(share)) => Ok(*share),
+            (None, None) if self.rates == RatesConfig::Equal => Ok(1.0),
+            (None, None) => Err(Error::Config(format!("rates: `{}` has no share; it is not in the graph", p.name))),
         };
-        Ok(vars.into_iter().map(|(parameter, var)| Variable { rate: rate(&parameter), parameter, var }).collect())
+        vars.into_iter().map(|(parameter, var)| Ok(Variable { rate: rate(&parameter)?, parameter, var })).collect()
     }
 
     /// The optimizers for these variables, as one.
