@@ -123,6 +123,21 @@ fn every_node_kind_has_the_right_gradient() {
     let body = vec![Node::new("inner", Op::Linear { inputs: 6, outputs: 6, bias: false })];
     on_tokens("residual", Op::Residual { skip: 0.75, branch: 0.25, body: body.clone() });
     on_tokens("sequential", Op::Sequential { body });
+    // These run as one operation.
+    for function in [Function::GeluErf, Function::Silu] {
+        let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
+        let activation = Node::new("", Op::Activation { function, scale: 0.8 });
+        let body = vec![linear("up", 6, 7), activation, linear("down", 7, 6)];
+        on_tokens("perceptron block", Op::Residual { skip: 0.7, branch: -0.4, body });
+    }
+    for (heads, key_value_heads, causal, rotary) in
+        [(1, 1, true, None), (4, 2, false, Some(Pairing::Half)), (2, 2, true, Some(Pairing::Interleaved))]
+    {
+        let rotary = rotary.map(|pairing| Rotary::new(100.0, pairing));
+        let a = Attention { key_value_heads, causal, rotary, output_scale: 0.6, ..Attention::new(6, heads, 4) };
+        let body = vec![Node::new("", Op::Attention(a))];
+        on_tokens("attention block", Op::Residual { skip: 0.7, branch: 0.9, body });
+    }
     let image = random(&[2, 3, 4, 4], &mut rng);
     let pixels = Input::Pixels { channels: 3, height: 4, width: 4 };
     let head = |inputs| Node::new("head", Op::Linear { inputs, outputs: 3, bias: true });
@@ -132,43 +147,95 @@ fn every_node_kind_has_the_right_gradient() {
     check_graph("patches", Graph::new(pixels, patches).unwrap(), image, &mut rng);
 }
 
-/// Values and gradients of two functions of the same variables agree.
+/// Values and gradients of two functions of the same variables agree, relative to their largest elements.
 fn same(what: &str, variables: &[&Var], fused: &Tensor, composed: &Tensor, tolerance: f64) {
+    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
     let distance = |a: &Tensor, b: &Tensor| {
-        let d = (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap().abs().unwrap();
-        d.flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap()
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let [a, b] = [a, b].map(|x| x.detach().to_dtype(DType::F64).unwrap());
+        largest(&(&a - &b).unwrap()) / largest(&b).max(1e-3)
     };
-    assert_eq!(fused.dims(), composed.dims());
     assert!(distance(fused, composed) < tolerance, "{what}: values {}", distance(fused, composed));
-    let loss = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    // Weighted, so that no sum of gradients is zero for all inputs.
+    let weights: Vec<f64> = (0..fused.elem_count()).map(|i| ((i * 37 + 11) % 23) as f64 / 23.0 - 0.3).collect();
+    let weights = Tensor::from_vec(weights, fused.shape(), &Device::Cpu).unwrap().to_dtype(fused.dtype()).unwrap();
+    let loss = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     let (a, b) = (loss(fused), loss(composed));
     for (i, v) in variables.iter().enumerate() {
         let error = distance(a.get(v.as_tensor()).unwrap(), b.get(v.as_tensor()).unwrap());
-        assert!(error < 20.0 * tolerance, "{what}: gradient {i}: {error}");
+        assert!(error < tolerance, "{what}: gradient {i}: {error}");
     }
 }
+
+/// 1e-5 in f32, as a share of the largest element. In f64 what candle's own constants leave (its `gelu` has six digits).
+const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::F64, 2e-6)];
 
 #[test]
 fn fused_operations_equal_their_twins() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    for (dtype, tolerance) in [(DType::F32, 4e-6), (DType::F64, 2e-6)] {
+    for (dtype, tolerance) in TOLERANCES {
         let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
             Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap()).unwrap()
         };
+        let x = var(&[3, 7001], 6.0, &mut rng);
         for function in
             [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
         {
-            let x = var(&[3, 7001], 6.0, &mut rng);
-            let fused = ops::activation(x.as_tensor(), function, 0.9).unwrap();
-            let composed = ops::composed::activation(x.as_tensor(), function, 0.9).unwrap();
+            let fused = ops::activation(&x, function, 0.9).unwrap();
+            let composed = ops::composed::activation(&x, function, 0.9).unwrap();
             same(&format!("{function:?}"), &[&x], &fused, &composed, tolerance);
+        }
+        let (fused, composed) = (ops::soft_cap(&x, 1.7).unwrap(), ops::composed::soft_cap(&x, 1.7).unwrap());
+        same("soft cap", &[&x], &fused, &composed, tolerance);
+        let (fused, composed) = (ops::clip(&x, 1.7).unwrap(), ops::composed::clip(&x, 1.7).unwrap());
+        same("clip", &[&x], &fused, &composed, tolerance);
+        let y = var(&[3, 7001], 2.0, &mut rng);
+        let fused = ops::residual(&x, &y, 0.9, -0.2).unwrap();
+        same("residual", &[&x, &y], &fused, &ops::composed::residual(&x, &y, 0.9, -0.2).unwrap(), tolerance);
+        for (rows, dim) in [(1, 1), (5, 17), (300, 64), (130, 129)] {
+            let (x, gain, bias) = (var(&[rows, dim], 3.0, &mut rng), var(&[dim], 1.0, &mut rng), var(&[dim], 1.0, &mut rng));
+            let fused = ops::rms_norm(&x, &gain, 0.01).unwrap();
+            let composed = ops::composed::rms_norm(&x, &gain, 0.01).unwrap();
+            same(&format!("rms norm {rows} {dim}"), &[&x, &gain], &fused, &composed, tolerance);
+            for bias in [None, Some(&bias)] {
+                let fused = ops::layer_norm(&x, &gain, bias.map(Var::as_tensor), 0.01).unwrap();
+                let composed = ops::composed::layer_norm(&x, &gain, bias.map(Var::as_tensor), 0.01).unwrap();
+                let variables: Vec<_> = [&x, &gain].into_iter().chain(bias).collect();
+                same(&format!("layer norm {rows} {dim}"), &variables, &fused, &composed, tolerance);
+            }
+        }
+        for (n, classes) in [(1, 1), (3, 2), (257, 65), (130, 1000)] {
+            let logits = var(&[n, classes], 5.0, &mut rng);
+            let targets: Vec<u32> = (0..n).map(|i| (i * 31 % classes) as u32).collect();
+            let targets = Tensor::from_vec(targets, n, &Device::Cpu).unwrap();
+            let fused = ops::cross_entropy(&logits, &targets).unwrap();
+            let composed = ops::composed::cross_entropy(&logits, &targets).unwrap();
+            same(&format!("cross-entropy {n} {classes}"), &[&logits], &fused, &composed, tolerance);
+        }
+        for (vocabulary, dim, shape) in [(1, 1, vec![1, 1]), (65, 33, vec![3, 200]), (7, 8, vec![5])] {
+            let table = var(&[vocabulary, dim], 1.0, &mut rng);
+            let count: usize = shape.iter().product();
+            let ids: Vec<u32> = (0..count).map(|i| (i * i % vocabulary) as u32).collect();
+            let ids = Tensor::from_vec(ids, shape, &Device::Cpu).unwrap();
+            let fused = ops::embedding(&table, &ids).unwrap();
+            same("embedding", &[&table], &fused, &ops::composed::embedding(&table, &ids).unwrap(), tolerance);
+        }
+        for (dims, outputs) in [(vec![1, 1], 1), (vec![4, 1, 33], 7), (vec![2, 129, 40], 65), (vec![3, 5], 200)] {
+            let w = var(&[outputs, dims[dims.len() - 1]], 1.0, &mut rng);
+            let (x, b) = (var(&dims, 1.0, &mut rng), var(&[outputs], 1.0, &mut rng));
+            for bias in [None, Some(&b)] {
+                let fused = ops::linear(&x, &w, bias.map(Var::as_tensor)).unwrap();
+                let composed = ops::composed::linear(&x, &w, bias.map(Var::as_tensor)).unwrap();
+                let variables: Vec<_> = [&x, &w].into_iter().chain(bias).collect();
+                same(&format!("linear {dims:?} {outputs}"), &variables, &fused, &composed, tolerance);
+            }
         }
         for pairing in [Pairing::Half, Pairing::Interleaved] {
             let x = var(&[2, 9, 3, 8], 1.0, &mut rng);
             for frequencies in [None, Some(vec![0.9, 0.1, 0.02, 0.01]), Some(vec![0.5, 0.2, 0.1])] {
                 let rotary = Rotary { frequencies, ..Rotary::new(50.0, pairing) };
-                let fused = ops::rotary(x.as_tensor(), &rotary).unwrap();
-                let composed = ops::composed::rotary(x.as_tensor(), &rotary).unwrap();
+                let fused = ops::rotary(&x, &rotary).unwrap();
+                let composed = ops::composed::rotary(&x, &rotary).unwrap();
                 same(&format!("{rotary:?}"), &[&x], &fused, &composed, tolerance);
             }
         }
@@ -187,6 +254,64 @@ fn fused_operations_equal_their_twins() {
     }
 }
 
+#[test]
+fn fused_blocks_equal_their_twins() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for (dtype, tolerance) in TOLERANCES {
+        let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
+            Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap()).unwrap()
+        };
+        for (batch, tokens, dim, hidden) in [(1, 1, 1, 1), (2, 65, 12, 31), (3, 130, 33, 20)] {
+            let x = var(&[batch, tokens, dim], 1.0, &mut rng);
+            let (up, down) = (var(&[hidden, dim], 1.0, &mut rng), var(&[dim, hidden], 1.0, &mut rng));
+            for (function, keep) in [(Function::GeluErf, true), (Function::Silu, false)] {
+                let block = ops::MlpBlock { function, scale: 0.9, skip: 0.8, branch: 0.3 };
+                let fused = ops::mlp_block(block, &x, &up, &down, keep).unwrap();
+                let composed = ops::composed::mlp_block(block, &x, &up, &down).unwrap();
+                same(&format!("perceptron {batch} {tokens}"), &[&x, &up, &down], &fused, &composed, tolerance);
+            }
+        }
+        for (batch, tokens, dim, heads, groups, head, causal, rotary, keep) in [
+            (1, 1, 1, 1, 1, 1, true, None, true),
+            (2, 130, 12, 4, 2, 6, true, Some(Pairing::Half), false),
+            (3, 65, 9, 3, 3, 4, false, Some(Pairing::Interleaved), true),
+            (1, 64, 16, 6, 1, 8, true, Some(Pairing::Half), true),
+        ] {
+            let block = ops::AttentionBlock {
+                heads,
+                key_value_heads: groups,
+                logit_scale: 0.4,
+                causal,
+                rotary: rotary.map(|pairing| Rotary::new(100.0, pairing)),
+                skip: 0.8,
+                branch: 0.3,
+            };
+            let x = var(&[batch, tokens, dim], 1.0, &mut rng);
+            let w = var(&[(heads + 2 * groups) * head, dim], 1.0, &mut rng);
+            let output = var(&[dim, heads * head], 1.0, &mut rng);
+            let fused = ops::attention_block(&block, &x, &w, &output, keep).unwrap();
+            let composed = ops::composed::attention_block(&block, &x, &w, &output).unwrap();
+            same(&format!("{block:?}"), &[&x, &w, &output], &fused, &composed, tolerance);
+        }
+    }
+}
+
+/// A second call of `backward` on one graph, and inputs that need no gradient.
+#[test]
+fn blocks_can_be_differentiated_twice_and_in_part() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let [x, up, down] = [[4, 6], [5, 6], [6, 5]].map(|shape| Var::from_tensor(&random(&shape, &mut rng)).unwrap());
+    let block = ops::MlpBlock { function: Function::Silu, scale: 1.0, skip: 1.0, branch: 1.0 };
+    let y = ops::mlp_block(block, &x, &up, &down, true).unwrap().sum_all().unwrap();
+    let values = |g: &Tensor| g.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let gradient = |y: &Tensor| values(y.backward().unwrap().get(up.as_tensor()).unwrap());
+    assert_eq!(gradient(&y), gradient(&y));
+    let part = ops::mlp_block(block, &x.as_tensor().detach(), &up, &down.as_tensor().detach(), true).unwrap();
+    let part = part.sum_all().unwrap().backward().unwrap();
+    assert_eq!(values(part.get(up.as_tensor()).unwrap()), gradient(&y));
+    assert!(part.get(x.as_tensor()).is_none() && part.get(down.as_tensor()).is_none());
+}
+
 /// A view that candle's own linear layer gets wrong (a transposed, hence non-contiguous, 3-D input).
 #[test]
 fn linear_reads_views() {
@@ -195,5 +320,6 @@ fn linear_reads_views() {
     let view = x.transpose(1, 2).unwrap();
     let expected = view.contiguous().unwrap().reshape((8, 5)).unwrap().matmul(&w.t().unwrap()).unwrap();
     let y = ops::linear(&view, &w, None).unwrap().reshape((8, 3)).unwrap();
-    assert_eq!(y.to_vec2::<f64>().unwrap(), expected.to_vec2::<f64>().unwrap());
+    let error = (y - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+    assert!(error < 1e-14, "{error}");
 }

@@ -4,7 +4,7 @@
 //! Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
 //! Iteration* (2023).
 
-use lipschitz_nn::ops::{Strided, gemm};
+use lipschitz_nn::ops::{Strided, lower, product, symmetric};
 
 use super::lanczos::top_eigenvector;
 use super::matrix::{exponent, scaled, shift, vector_norm};
@@ -70,15 +70,9 @@ fn unit_norm(m: &Matrix, method: Method) -> Interval {
 /// WWᵀ or WᵀW, whichever is smaller, symmetric.
 fn gram(m: &Matrix) -> Vec<f64> {
     let n = m.rows.min(m.columns);
-    /// Strips of the lower triangle: nearly half of the products are not needed.
-    const STRIP: usize = 192;
     let mut g = vec![0.0; n * n];
     let wide = if m.rows <= m.columns { m.view() } else { m.view().t() };
-    for from in (0..n).step_by(STRIP) {
-        let to = (from + STRIP).min(n);
-        gemm(&mut g[from * n..], n, wide.part(from, to), wide.part(0, to).t(), 0.0, 1.0, true);
-    }
-    symmetric(&mut g, n);
+    symmetric(&mut g, wide, wide.t(), false, 1.0, true);
     g
 }
 
@@ -90,18 +84,9 @@ pub fn top_right_singular_vector(m: &Matrix) -> Vec<f64> {
     }
     // Wᵀ of the left singular vector.
     let mut y = vec![0.0; m.columns];
-    gemm(&mut y, 1, m.view().t(), Strided::rows(&v, m.rows, 1, 1), 0.0, 1.0, false);
+    product(&mut y, 1, m.view().t(), Strided::dense(&v, 1), false, 1.0, false);
     let norm = y.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     y.into_iter().map(|x| x / norm).collect()
-}
-
-/// The lower triangle on both sides.
-fn symmetric(g: &mut [f64], n: usize) {
-    for i in 0..n {
-        for j in 0..i {
-            g[j * n + i] = g[i * n + j];
-        }
-    }
 }
 
 /// Not above ‖Wv‖/‖v‖, or ‖Wᵀv‖/‖v‖ where [`gram`] is WWᵀ.
@@ -109,7 +94,7 @@ fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
     let (view, n) = (m.view(), v.len());
     let map = if m.rows <= m.columns { view.t() } else { view };
     let mut y = vec![0.0; map.rows];
-    gemm(&mut y, 1, map, Strided::rows(v, n, 1, 1), 0.0, 1.0, false);
+    product(&mut y, 1, map, Strided::dense(v, 1), false, 1.0, false);
     let size = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let above = vector_norm(v).to_f64();
     let error = (gamma(n + 2) * frobenius * Upper::from_f64(above) + Upper::from_f64(UNDERFLOW)).to_f64();
@@ -171,8 +156,8 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
         if rest > 0 {
             let width = to - from;
             let panel: Vec<f64> = (to..n).flat_map(|i| m[i * n + from..i * n + to].iter().copied()).collect();
-            let view = Strided::rows(&panel, rest, width, width);
-            gemm(&mut m[to * n + to..], n, view, view.t(), 1.0, -1.0, true);
+            let view = Strided::dense(&panel, width);
+            lower(&mut m[to * n + to..], n, view, view.t(), true, -1.0, true);
         }
     }
     let g = gamma(n + 4);
@@ -191,9 +176,8 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
         h.iter_mut().for_each(|x| *x = scaled(*x, -e));
         trail.push((e, vector_norm(&h)));
         let mut square = vec![0.0; n * n];
-        let view = Strided::rows(&h, n, n, n);
-        gemm(&mut square, n, view, view, 0.0, 1.0, true);
-        symmetric(&mut square, n);
+        let view = Strided::dense(&h, n);
+        symmetric(&mut square, view, view, false, 1.0, true);
         h = square;
     }
     let mut bound = vector_norm(&h);
@@ -244,10 +228,10 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
 
 /// ‖AB‖ for elements of at most 1, the product formed: `‖fl(AB) − AB‖ ≤ γ ‖A‖_F ‖B‖_F`.
 fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
-    let mut product = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
-    gemm(&mut product.data, b.columns, a, b, 0.0, 1.0, true);
-    let rounding = gamma(a.columns + 2) * vector_norm(a.data) * vector_norm(b.data) + Upper::from_f64(UNDERFLOW);
-    let found = spectral_norm(&product, method);
+    let mut ab = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
+    product(&mut ab.data, b.columns, a, b, false, 1.0, true);
+    let rounding = gamma(a.columns + 2) * vector_norm(a.data()) * vector_norm(b.data()) + Upper::from_f64(UNDERFLOW);
+    let found = spectral_norm(&ab, method);
     Interval { lower: (found.lower - rounding.to_f64()).next_down().max(0.0), upper: found.upper + rounding, ..found }
 }
 
@@ -255,8 +239,7 @@ fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
 fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
     let k = a.columns;
     let mut g = vec![0.0; k * k];
-    gemm(&mut g, k, a.view().t(), a.view(), 0.0, 1.0, false);
-    symmetric(&mut g, k);
+    symmetric(&mut g, a.view().t(), a.view(), false, 1.0, false);
     let frobenius = vector_norm(&a.data);
     let squares = (frobenius * frobenius).to_f64();
     // A small multiple of the identity makes a singular G factor; what is added can only help the inequality.

@@ -1,10 +1,11 @@
 //! Elementwise activations with their gradient in one pass each way.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::real::Real;
-use super::{fused, slice, with_slices};
+use super::kernel::{Array, Kernel, apply};
+use super::real::{Real, simd};
+use super::{CHUNK, fused};
 use crate::graph::Function;
 
 /// `scale·φ(x)` for a tensor of any shape.
@@ -12,7 +13,7 @@ use crate::graph::Function;
 /// # Errors
 /// Candle's own, such as a device out of memory.
 pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
-    if fused(x) { x.contiguous()?.apply_op1(Activation { function, scale }) } else { composed(x, function, scale) }
+    if fused(&[x]) { apply(Map::Activation(function, scale), &[x], true) } else { composed(x, function, scale) }
 }
 
 /// `cap·tanh(x/cap)`, elementwise.
@@ -20,10 +21,18 @@ pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> 
 /// # Errors
 /// Candle's own.
 pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
-    (x * cap.recip())?.tanh()? * cap
+    if fused(&[x]) { apply(Map::SoftCap(cap), &[x], true) } else { soft_cap_composed(x, cap) }
 }
 
-/// The same out of candle's operations.
+/// x between −limit and limit, elementwise; the gradient is 1 there and 0 beyond.
+///
+/// # Errors
+/// Candle's own.
+pub fn clip(x: &Tensor, limit: f64) -> Result<Tensor> {
+    if fused(&[x]) { apply(Map::Clip(limit), &[x], true) } else { clip_composed(x, limit) }
+}
+
+/// [`activation`] out of candle's operations.
 ///
 /// # Errors
 /// Candle's own, such as a device out of memory.
@@ -39,12 +48,28 @@ pub fn composed(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
     if scale == 1.0 { Ok(y) } else { y * scale }
 }
 
-struct Activation {
-    function: Function,
-    scale: f64,
+/// [`soft_cap`] out of candle's operations.
+///
+/// # Errors
+/// Candle's own.
+pub fn soft_cap_composed(x: &Tensor, cap: f64) -> Result<Tensor> {
+    (x * cap.recip())?.tanh()? * cap
 }
 
-const CHUNK: usize = 1 << 13;
+/// [`clip`] out of candle's operations.
+///
+/// # Errors
+/// Candle's own.
+pub fn clip_composed(x: &Tensor, limit: f64) -> Result<Tensor> {
+    x.clamp(-limit, limit)
+}
+
+/// A function of each element.
+enum Map {
+    Activation(Function, f64),
+    SoftCap(f64),
+    Clip(f64),
+}
 
 /// √(2/π) and the cubic coefficient of GELU's tanh approximation.
 const TANH_A: f64 = 0.797_884_560_802_865_4;
@@ -120,57 +145,100 @@ macro_rules! specialised {
     };
 }
 
-impl Activation {
-    fn forward<T: Real>(&self, x: &[T]) -> Vec<T> {
-        let scale = T::of(self.scale);
-        let mut y = vec![T::of(0.0); x.len()];
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            specialised!(self.function, F => y.iter_mut().zip(x).for_each(|(y, x)| *y = scale * both(F, *x).0))
+/// `y = scale·φ(x)`.
+pub(super) fn values<T: Real>(function: Function, scale: f64, x: &[T], y: &mut [T]) {
+    let scale = T::of(scale);
+    simd(|| {
+        specialised!(function, F => {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = scale * both(F, *x).0;
+            }
         });
-        y
+    });
+}
+
+/// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what a perceptron's gradient needs of its hidden layer.
+pub(super) fn gradients<T: Real>(function: Function, scale: f64, x: &mut [T], grad: &mut [T]) {
+    let scale = T::of(scale);
+    simd(|| {
+        specialised!(function, F => {
+            for (x, grad) in x.iter_mut().zip(grad.iter_mut()) {
+                let (value, slope) = both(F, *x);
+                *grad = scale * slope * *grad;
+                *x = scale * value;
+            }
+        });
+    });
+}
+
+/// `out = f(x, grad)`, elementwise and vectorised.
+#[inline(always)]
+fn zip<T: Real>(out: &mut [T], x: &[T], grad: &[T], f: impl Fn(T, T) -> T) {
+    simd(|| {
+        for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
+            *out = f(*x, *grad);
+        }
+    });
+}
+
+impl Map {
+    fn values<T: Real>(&self, x: &[T], y: &mut [T]) {
+        match *self {
+            Self::Activation(function, scale) => values(function, scale, x, y),
+            Self::SoftCap(cap) => {
+                let (cap, inverse) = (T::of(cap), T::of(cap.recip()));
+                zip(y, x, x, |x, _| cap * Real::tanh(x * inverse));
+            }
+            Self::Clip(limit) => {
+                let limit = T::of(limit);
+                // NaN stays NaN.
+                zip(y, x, x, |x, _| if x > limit { limit } else if x < -limit { -limit } else { x });
+            }
+        }
     }
 
-    fn backward<T: Real>(&self, x: &[T], grad: &[T]) -> Vec<T> {
-        let scale = T::of(self.scale);
-        let mut out = vec![T::of(0.0); x.len()];
-        let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK));
-        chunks.for_each(|((out, x), grad)| {
-            specialised!(self.function, F => {
-                for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
-                    *out = scale * *grad * both(F, *x).1;
-                }
-            })
-        });
-        out
+    fn gradients<T: Real>(&self, x: &[T], grad: &[T], out: &mut [T]) {
+        let (zero, one) = (T::of(0.0), T::of(1.0));
+        match *self {
+            Self::Activation(function, scale) => {
+                let scale = T::of(scale);
+                specialised!(function, F => zip(out, x, grad, |x, g| scale * g * both(F, x).1));
+            }
+            Self::SoftCap(cap) => {
+                let inverse = T::of(cap.recip());
+                zip(out, x, grad, |x, g| {
+                    let t = Real::tanh(x * inverse);
+                    g * (one - t * t)
+                });
+            }
+            Self::Clip(limit) => {
+                let limit = T::of(limit);
+                zip(out, x, grad, |x, g| if x > limit || x < -limit { zero } else { g });
+            }
+        }
     }
 }
 
-impl CustomOp1 for Activation {
-    fn name(&self) -> &'static str {
-        "activation"
+impl Kernel for Map {
+    const NAME: &'static str = "elementwise";
+    type Saved<T: Real> = ();
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        Ok(inputs[0].to_vec())
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = match storage {
-            CpuStorage::F32(_) => CpuStorage::F32(self.forward(slice(storage, layout)?)),
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(slice(storage, layout)?)),
-            _ => bail!("the fused activation runs in f32 and f64"),
-        };
-        Ok((out, layout.shape().clone()))
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
+        let x = inputs[0].data;
+        let mut y = vec![T::of(0.0); x.len()];
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| self.values(x, y));
+        (y, ())
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (x, grad) = (x.contiguous()?, grad.contiguous()?);
-        let out = match x.dtype() {
-            DType::F32 => {
-                let out = with_slices::<f32, _>(&[&x, &grad], |s| self.backward(s[0], s[1]))?;
-                Tensor::from_vec(out, x.shape(), x.device())?
-            }
-            _ => {
-                let out = with_slices::<f64, _>(&[&x, &grad], |s| self.backward(s[0], s[1]))?;
-                Tensor::from_vec(out, x.shape(), x.device())?
-            }
-        };
-        Ok(Some(out))
+    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+        let x = inputs[0].data;
+        let mut out = vec![T::of(0.0); x.len()];
+        let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK));
+        chunks.for_each(|((out, x), grad)| self.gradients(x, grad, out));
+        vec![out]
     }
 }

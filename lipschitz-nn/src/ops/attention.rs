@@ -1,11 +1,12 @@
 //! Softmax attention, a block of queries at a time, with the probabilities recomputed for the gradient.
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::gemm::{Strided, gemm};
-use super::real::Real;
-use super::{fused, slice, with_slices};
+use super::fused;
+use super::kernel::{Array, Kernel, apply};
+use super::product::{Strided, product};
+use super::real::{Real, largest, simd, sum};
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,8 @@ pub fn attention(
     mask: Mask,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    if fused(q) && cap.is_none() && bias.is_none() && !matches!(mask, Mask::Near { .. }) {
-        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { scale, mask })
+    if fused(&[q, k, v]) && cap.is_none() && bias.is_none() && !matches!(mask, Mask::Near { .. }) {
+        apply(Attention { scale, mask }, &[q, k, v], true)
     } else {
         composed(q, k, v, scale, cap, mask, bias)
     }
@@ -70,7 +71,7 @@ pub fn composed(
     mask: Mask,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let dims = Dims::of(q.shape(), k.shape(), v.shape())?;
+    let dims = Dims::of(q.dims(), k.dims(), v.dims())?;
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
         let x = heads_first(x)?;
@@ -104,9 +105,10 @@ struct Dims {
 }
 
 impl Dims {
-    fn of(q: &Shape, k: &Shape, v: &Shape) -> Result<Self> {
-        let (batch, tokens, heads, dim) = q.dims4()?;
-        let (key_batch, key_tokens, key_value_heads, key_dim) = k.dims4()?;
+    fn of(q: &[usize], k: &[usize], v: &[usize]) -> Result<Self> {
+        let (&[batch, tokens, heads, dim], &[key_batch, key_tokens, key_value_heads, key_dim]) = (q, k) else {
+            bail!("attention: queries {q:?} and keys {k:?} are [batch, tokens, heads, head_dim]")
+        };
         let fits = key_value_heads > 0 && heads % key_value_heads == 0;
         if k != v || (batch, tokens, dim) != (key_batch, key_tokens, key_dim) || !fits {
             bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit together")
@@ -124,153 +126,172 @@ impl Dims {
     }
 }
 
-struct Attention {
-    scale: f64,
-    mask: Mask,
+/// The logits' scale and the mask of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Attention {
+    pub scale: f64,
+    /// Not [`Mask::Near`].
+    pub mask: Mask,
 }
 
 /// Queries at a time: keeps a block of probabilities in cache, and skips most of what a causal mask hides.
 const BLOCK: usize = 64;
 
+/// Room for a block of probabilities and its gradient.
+pub(super) struct Scratch<T> {
+    p: Vec<T>,
+    ds: Vec<T>,
+}
+
+impl<T: Real> Scratch<T> {
+    pub fn new(tokens: usize) -> Self {
+        Self { p: vec![T::of(0.0); BLOCK * tokens], ds: vec![T::of(0.0); BLOCK * tokens] }
+    }
+}
+
+/// A row-major matrix to be written, its rows `row` elements apart.
+pub(super) struct Target<'a, T> {
+    pub data: &'a mut [T],
+    pub row: usize,
+}
+
 impl Attention {
-    /// Calls `visit(query head, key head, first query, queries, keys)` for each block.
-    fn blocks(&self, d: Dims, mut visit: impl FnMut(usize, usize, usize, usize, usize)) {
-        for head in 0..d.heads {
-            for first in (0..d.tokens).step_by(BLOCK) {
-                let rows = BLOCK.min(d.tokens - first);
-                let keys = if self.mask == Mask::Causal { first + rows } else { d.tokens };
-                visit(head, head / d.group(), first, rows, keys);
-            }
-        }
+    /// First query, queries and keys of each block.
+    fn blocks(self, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        (0..tokens).step_by(BLOCK).map(move |first| {
+            let rows = BLOCK.min(tokens - first);
+            (first, rows, if self.mask == Mask::Causal { first + rows } else { tokens })
+        })
     }
 
     /// The probabilities of one block, `[rows, keys]`.
-    fn probabilities<T: Real>(&self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
+    fn probabilities<T: Real>(self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
         let (keys, negligible) = (k.rows, T::of(1e-26));
-        gemm(p, keys, q, k.t(), 0.0, self.scale, false);
+        product(p, keys, q, k.t(), false, self.scale, false);
         for (i, row) in p.chunks_mut(keys).enumerate() {
             let seen = if self.mask == Mask::Causal { first + i + 1 } else { keys };
             let (row, hidden) = row.split_at_mut(seen);
-            // NaN logits give NaN probabilities: `max` would drop a NaN, the sum keeps it.
-            let max = row.iter().fold(row[0], |m, x| if *x > m { *x } else { m });
-            let mut sum = T::of(0.0);
-            for x in row.iter_mut() {
-                let e = (*x - max).exp();
-                // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
-                *x = if e < negligible { T::of(0.0) } else { e };
-            }
-            for x in row.iter() {
-                sum += *x;
-            }
-            let inverse = T::of(1.0) / sum;
-            row.iter_mut().for_each(|x| *x *= inverse);
+            simd(|| {
+                // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps it.
+                let max = largest(row);
+                for x in row.iter_mut() {
+                    let e = Real::exp(*x - max);
+                    // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
+                    *x = if e < negligible { T::of(0.0) } else { e };
+                }
+                let inverse = T::of(1.0) / sum(row.len(), |i| row[i]);
+                for x in row.iter_mut() {
+                    *x = *x * inverse;
+                }
+            });
             hidden.fill(T::of(0.0));
         }
     }
 
-    fn forward<T: Real>(&self, d: Dims, q: &[T], k: &[T], v: &[T]) -> Vec<T> {
-        let (queries, keys) = d.sizes();
-        let mut out = vec![T::of(0.0); q.len()];
-        out.par_chunks_mut(queries)
-            .zip(q.par_chunks(queries))
-            .zip(k.par_chunks(keys).zip(v.par_chunks(keys)))
-            .for_each(|((out, q), (k, v))| {
-                let mut p = vec![T::of(0.0); BLOCK * d.tokens];
-                let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
-                self.blocks(d, |head, group, first, rows, keys| {
-                    let p = &mut p[..rows * keys];
-                    let at = first * row + head * d.dim;
-                    let k = Strided::rows(&k[group * d.dim..], keys, d.dim, key_row);
-                    let v = Strided::rows(&v[group * d.dim..], keys, d.dim, key_row);
-                    self.probabilities(p, Strided::rows(&q[at..], rows, d.dim, row), k, first);
-                    gemm(&mut out[at..], row, Strided::rows(p, rows, keys, keys), v, 0.0, 1.0, false);
-                });
-            });
-        out
+    /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
+    pub fn head<T: Real>(
+        self,
+        out: Target<T>,
+        q: Strided<T>,
+        k: Strided<T>,
+        v: Strided<T>,
+        scratch: &mut Scratch<T>,
+    ) {
+        for (first, rows, keys) in self.blocks(q.rows) {
+            let p = &mut scratch.p[..rows * keys];
+            self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
+            let out_rows = &mut out.data[first * out.row..];
+            product(out_rows, out.row, Strided::dense(p, keys), v.part(0, keys), false, 1.0, false);
+        }
     }
 
-    /// With P the probabilities: `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`.
-    fn backward<T: Real>(&self, d: Dims, q: &[T], k: &[T], v: &[T], grad: &[T]) -> [Vec<T>; 3] {
-        let (queries, keys) = d.sizes();
-        let mut dq = vec![T::of(0.0); q.len()];
-        let mut dk = vec![T::of(0.0); k.len()];
-        let mut dv = vec![T::of(0.0); v.len()];
-        let out = dq.par_chunks_mut(queries).zip(dk.par_chunks_mut(keys)).zip(dv.par_chunks_mut(keys));
-        let input = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys)).zip(grad.par_chunks(queries));
-        out.zip(input).for_each(|(((dq, dk), dv), (((q, k), v), grad))| {
-            let mut p = vec![T::of(0.0); BLOCK * d.tokens];
-            let mut ds = p.clone();
-            let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
-            self.blocks(d, |head, group, first, rows, keys| {
-                let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
-                let (at, key_at) = (first * row + head * d.dim, group * d.dim);
-                let k = Strided::rows(&k[key_at..], keys, d.dim, key_row);
-                let v = Strided::rows(&v[key_at..], keys, d.dim, key_row);
-                let q = Strided::rows(&q[at..], rows, d.dim, row);
-                let grad = Strided::rows(&grad[at..], rows, d.dim, row);
-                self.probabilities(p, q, k, first);
-                gemm(&mut dv[key_at..], key_row, Strided::rows(p, rows, keys, keys).t(), grad, 1.0, 1.0, false);
-                gemm(ds, keys, grad, v.t(), 0.0, 1.0, false);
-                for (p, ds) in p.chunks(keys).zip(ds.chunks_mut(keys)) {
-                    let mut mean = T::of(0.0);
-                    for (p, ds) in p.iter().zip(ds.iter()) {
-                        mean += *p * *ds;
-                    }
+    /// Its gradient, where those of keys and values are added to what is there. With P the probabilities:
+    /// `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`.
+    pub fn head_gradient<T: Real>(
+        self,
+        [dq, dk, dv]: [Target<T>; 3],
+        [q, k, v]: [Strided<T>; 3],
+        grad: Strided<T>,
+        scratch: &mut Scratch<T>,
+    ) {
+        for (first, rows, keys) in self.blocks(q.rows) {
+            let (p, ds) = (&mut scratch.p[..rows * keys], &mut scratch.ds[..rows * keys]);
+            let (q, grad) = (q.part(first, first + rows), grad.part(first, first + rows));
+            let (k, v) = (k.part(0, keys), v.part(0, keys));
+            self.probabilities(p, q, k, first);
+            product(dv.data, dv.row, Strided::dense(p, keys).t(), grad, true, 1.0, false);
+            product(ds, keys, grad, v.t(), false, 1.0, false);
+            for (p, ds) in p.chunks(keys).zip(ds.chunks_mut(keys)) {
+                simd(|| {
+                    let mean = sum(keys, |i| p[i] * ds[i]);
                     for (p, ds) in p.iter().zip(ds.iter_mut()) {
                         *ds = *p * (*ds - mean);
                     }
+                });
+            }
+            let ds = Strided::dense(&*ds, keys);
+            product(&mut dq.data[first * dq.row..], dq.row, ds, k, false, self.scale, false);
+            product(dk.data, dk.row, ds.t(), q, true, self.scale, false);
+        }
+    }
+}
+
+impl Kernel for Attention {
+    const NAME: &'static str = "attention";
+    type Saved<T: Real> = ();
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        Dims::of(inputs[0], inputs[1], inputs[2])?;
+        Ok(inputs[0].to_vec())
+    }
+
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
+        let (d, [q, k, v]) = split(inputs);
+        let (queries, keys) = d.sizes();
+        let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
+        let mut out = vec![T::of(0.0); q.len()];
+        let sequences = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys));
+        out.par_chunks_mut(queries).zip(sequences).for_each_init(
+            || Scratch::new(d.tokens),
+            |scratch, (out, ((q, k), v))| {
+                for head in 0..d.heads {
+                    let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
+                    let q = Strided::rows(&q[at..], d.tokens, d.dim, row);
+                    let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
+                    self.head(Target { data: &mut out[at..], row }, q, k, v, scratch);
                 }
-                let ds = Strided::rows(&*ds, rows, keys, keys);
-                gemm(&mut dq[at..], row, ds, k, 0.0, self.scale, false);
-                gemm(&mut dk[key_at..], key_row, ds.t(), q, 1.0, self.scale, false);
-            });
-        });
-        [dq, dk, dv]
+            },
+        );
+        (out, ())
+    }
+
+    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+        let (d, [q, k, v]) = split(inputs);
+        let (queries, keys) = d.sizes();
+        let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::of(0.0); x.len()]);
+        let out = dq.par_chunks_mut(queries).zip(dk.par_chunks_mut(keys)).zip(dv.par_chunks_mut(keys));
+        let sequences = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys));
+        out.zip(sequences.zip(grad.par_chunks(queries))).for_each_init(
+            || Scratch::new(d.tokens),
+            |scratch, (((dq, dk), dv), (((q, k), v), grad))| {
+                for head in 0..d.heads {
+                    let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
+                    let [q, grad] = [q, grad].map(|x| Strided::rows(&x[at..], d.tokens, d.dim, row));
+                    let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
+                    let dq = Target { data: &mut dq[at..], row };
+                    let dk = Target { data: &mut dk[key_at..], row: key_row };
+                    let dv = Target { data: &mut dv[key_at..], row: key_row };
+                    self.head_gradient([dq, dk, dv], [q, k, v], grad, scratch);
+                }
+            },
+        );
+        vec![dq, dk, dv]
     }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        ql: &Layout,
-        k: &CpuStorage,
-        kl: &Layout,
-        v: &CpuStorage,
-        vl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let d = Dims::of(ql.shape(), kl.shape(), vl.shape())?;
-        let out = match q {
-            CpuStorage::F32(_) => CpuStorage::F32(self.forward(d, slice(q, ql)?, slice(k, kl)?, slice(v, vl)?)),
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(d, slice(q, ql)?, slice(k, kl)?, slice(v, vl)?)),
-            _ => bail!("the fused attention runs in f32 and f64"),
-        };
-        Ok((out, ql.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let d = Dims::of(q.shape(), k.shape(), v.shape())?;
-        let all = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, &grad.contiguous()?];
-        let [dq, dk, dv] = match q.dtype() {
-            DType::F32 => tensors(with_slices::<f32, _>(&all, |s| self.backward(d, s[0], s[1], s[2], s[3]))?, q, k)?,
-            _ => tensors(with_slices::<f64, _>(&all, |s| self.backward(d, s[0], s[1], s[2], s[3]))?, q, k)?,
-        };
-        Ok((Some(dq), Some(dk), Some(dv)))
-    }
-}
-
-fn tensors<T: Real>([dq, dk, dv]: [Vec<T>; 3], q: &Tensor, k: &Tensor) -> Result<[Tensor; 3]> {
-    let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
-    Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, k)?])
+fn split<'a, T: Real>(inputs: &[Array<'a, T>]) -> (Dims, [&'a [T]; 3]) {
+    let (q, k) = (inputs[0].dims, inputs[1].dims);
+    let d = Dims { tokens: q[1], heads: q[2], key_value_heads: k[2], dim: q[3] };
+    (d, [inputs[0].data, inputs[1].data, inputs[2].data])
 }

@@ -5,50 +5,59 @@
 
 mod activation;
 mod attention;
-mod gemm;
+mod attention_block;
+mod cross_entropy;
+mod embedding;
+mod kernel;
 mod linear;
+mod mlp_block;
 mod norm;
 mod position;
+mod product;
 mod real;
+mod residual;
 mod rotary;
 
-pub use activation::{activation, soft_cap};
+pub use activation::{activation, clip, soft_cap};
 pub use attention::{Mask, attention};
-pub use gemm::{Strided, gemm};
+pub use attention_block::{AttentionBlock, attention_block};
+pub use cross_entropy::cross_entropy;
+pub use embedding::embedding;
 pub use linear::linear;
+pub use mlp_block::{MlpBlock, mlp_block};
 pub use norm::{layer_norm, rms_norm};
 pub use position::position_bias;
+pub use product::{Strided, lower, product, symmetric};
+pub use real::Real;
+pub use residual::residual;
 pub use rotary::rotary;
 
 /// The forms composed of candle's operations, for comparison.
 pub mod composed {
-    pub use super::activation::composed as activation;
+    pub use super::activation::{clip_composed as clip, composed as activation, soft_cap_composed as soft_cap};
     pub use super::attention::composed as attention;
+    pub use super::attention_block::composed as attention_block;
+    pub use super::cross_entropy::composed as cross_entropy;
+    pub use super::embedding::composed as embedding;
+    pub use super::linear::composed as linear;
+    pub use super::mlp_block::composed as mlp_block;
+    pub use super::norm::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm};
+    pub use super::residual::composed as residual;
     pub use super::rotary::composed as rotary;
 }
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, WithDType};
+use candle_core::{DType, Device, Tensor};
 
-/// Whether the fused kernels cover this tensor.
-fn fused(x: &Tensor) -> bool {
-    matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F32 | DType::F64)
+/// Whether the fused kernels cover these tensors.
+fn fused(tensors: &[&Tensor]) -> bool {
+    let dtype = tensors.first().map(|t| t.dtype());
+    matches!(dtype, Some(DType::F32 | DType::F64))
+        && tensors.iter().all(|t| matches!(t.device(), Device::Cpu) && Some(t.dtype()) == dtype)
 }
 
-/// The elements of a contiguous CPU storage.
-fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let (from, to) = layout.contiguous_offsets().ok_or(candle_core::Error::Msg("a tensor is not contiguous".into()))?;
-    Ok(&storage.as_slice::<T>()?[from..to])
-}
+/// Rows that one task works on: few enough that what it makes stays in cache, and the same on every machine, so that results
+/// do not depend on the number of threads.
+const ROWS: usize = 128;
 
-/// Runs `f` on the elements of contiguous CPU tensors.
-fn with_slices<T: WithDType, R>(tensors: &[&Tensor], f: impl FnOnce(&[&[T]]) -> R) -> Result<R> {
-    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices = Vec::with_capacity(tensors.len());
-    for (storage, layout) in &guards {
-        match &**storage {
-            Storage::Cpu(storage) => slices.push(slice::<T>(storage, layout)?),
-            _ => candle_core::bail!("a tensor is not on the CPU"),
-        }
-    }
-    Ok(f(&slices))
-}
+/// Elements that one task of an elementwise operation works on.
+const CHUNK: usize = 1 << 14;

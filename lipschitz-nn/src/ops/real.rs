@@ -3,9 +3,56 @@
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use candle_core::WithDType;
+use faer::traits::ComplexField;
 
+/// Runs a loop with the widest vectors of the processor; what it calls must be inlined.
+#[inline(always)]
+pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// Accumulators side by side, so that a sum is not one long chain of additions.
+const LANES: usize = 16;
+
+/// Σ f(i) over `0..n`.
+#[inline(always)]
+pub(super) fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
+    let mut lanes = [T::of(0.0); LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (j, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + j);
+        }
+        i += LANES;
+    }
+    let mut total = T::of(0.0);
+    for lane in lanes {
+        total += lane;
+    }
+    for i in whole..n {
+        total += f(i);
+    }
+    total
+}
+
+/// The largest element; NaN may be passed over.
+#[inline(always)]
+pub(super) fn largest<T: Real>(x: &[T]) -> T {
+    let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.iter().chain(chunks.remainder()).fold(T::of(f64::NEG_INFINITY), |m, x| if *x > m { *x } else { m })
+}
+
+/// Floats that kernels are written for.
 pub trait Real:
     WithDType
+    + ComplexField
     + Copy
     + PartialOrd
     + Add<Output = Self>
@@ -24,6 +71,10 @@ pub trait Real:
     fn normal(self) -> (Self, Self);
     /// tanh(x)
     fn tanh(self) -> Self;
+    /// √x
+    fn sqrt(self) -> Self;
+    /// ln x
+    fn ln(self) -> Self;
 }
 
 impl Real for f64 {
@@ -46,6 +97,15 @@ impl Real for f64 {
     #[inline(always)]
     fn tanh(self) -> Self {
         f64::tanh(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+
+    fn ln(self) -> Self {
+        f64::ln(self)
     }
 }
 
@@ -88,5 +148,14 @@ impl Real for f32 {
     #[inline(always)]
     fn tanh(self) -> Self {
         1.0 - 2.0 / (Real::exp(2.0 * self) + 1.0)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
+    }
+
+    fn ln(self) -> Self {
+        f32::ln(self)
     }
 }

@@ -1,10 +1,11 @@
 //! Rotary positions: each pair of coordinates is turned by an angle proportional to the token's position.
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::real::Real;
-use super::{fused, slice, with_slices};
+use super::fused;
+use super::kernel::{Array, Kernel, apply};
+use super::real::{Real, simd};
 use crate::graph::{Pairing, Rotary};
 
 /// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle `t·base^(−2i/head_dim)`, or t times
@@ -15,7 +16,7 @@ use crate::graph::{Pairing, Rotary};
 /// # Errors
 /// Candle's own, such as an odd `head_dim`.
 pub fn rotary(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
-    if fused(x) { x.contiguous()?.apply_op1(Turn { rotary: rotary.clone(), sign: 1.0 }) } else { composed(x, rotary) }
+    if fused(&[x]) { apply(Turn { rotary: rotary.clone() }, &[x], true) } else { composed(x, rotary) }
 }
 
 /// The angle a token of each pair of `head_dim` coordinates.
@@ -68,70 +69,92 @@ pub fn composed(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     }
 }
 
+/// Cosines and sines for every token and pair.
+pub(super) struct Turns<T> {
+    pairing: Pairing,
+    half: usize,
+    cos: Vec<T>,
+    sin: Vec<T>,
+}
+
+impl<T: Real> Turns<T> {
+    pub fn new(rotary: &Rotary, tokens: usize, head_dim: usize) -> Self {
+        let frequencies = frequencies(rotary, head_dim);
+        let angles = angles(&frequencies, tokens);
+        Self {
+            pairing: rotary.pairing,
+            half: frequencies.len(),
+            cos: angles.iter().map(|a| T::of(a.cos())).collect(),
+            sin: angles.iter().map(|a| T::of(a.sin())).collect(),
+        }
+    }
+
+    /// Turns a head of a token in place; back if `sign` is −1, which is the gradient: a rotation's transpose is its inverse.
+    /// Coordinates beyond the pairs stay as they are.
+    #[inline(always)]
+    pub fn apply(&self, x: &mut [T], token: usize, sign: f64) {
+        let (half, sign) = (self.half, T::of(sign));
+        let cos = &self.cos[token * half..][..half];
+        let sin = &self.sin[token * half..][..half];
+        match self.pairing {
+            Pairing::Half => {
+                let (first, rest) = x.split_at_mut(half);
+                for (((a, b), cos), sin) in first.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin) {
+                    let sin = *sin * sign;
+                    (*a, *b) = (*a * *cos - *b * sin, *a * sin + *b * *cos);
+                }
+            }
+            Pairing::Interleaved => {
+                for ((pair, cos), sin) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+                    let (a, b, sin) = (pair[0], pair[1], *sin * sign);
+                    (pair[0], pair[1]) = (a * *cos - b * sin, a * sin + b * *cos);
+                }
+            }
+        }
+    }
+}
+
 struct Turn {
     rotary: Rotary,
-    /// −1 turns back, which is the gradient: a rotation's transpose is its inverse.
-    sign: f64,
 }
 
 impl Turn {
-    fn apply<T: Real>(&self, x: &[T], tokens: usize, heads: usize, dim: usize) -> Vec<T> {
-        let frequencies = frequencies(&self.rotary, dim);
-        let half = frequencies.len();
-        let turns: Vec<(T, T)> =
-            angles(&frequencies, tokens).into_iter().map(|a| (T::of(a.cos()), T::of(self.sign * a.sin()))).collect();
-        // Coordinates that are not turned stay as they are.
+    fn run<T: Real>(&self, x: &[T], dims: &[usize], sign: f64) -> Vec<T> {
+        let (tokens, heads, dim) = (dims[1], dims[2], dims[3]);
+        let turns = Turns::new(&self.rotary, tokens, dim);
         let mut out = x.to_vec();
-        let row = heads * dim;
-        out.par_chunks_mut(row).zip(x.par_chunks(row)).enumerate().for_each(|(i, (out, x))| {
-            let turns = &turns[(i % tokens) * half..][..half];
-            for (out, x) in out.chunks_mut(dim).zip(x.chunks(dim)) {
-                for (p, (cos, sin)) in turns.iter().enumerate() {
-                    let (i, j) = match self.rotary.pairing {
-                        Pairing::Half => (p, p + half),
-                        Pairing::Interleaved => (2 * p, 2 * p + 1),
-                    };
-                    out[i] = x[i] * *cos - x[j] * *sin;
-                    out[j] = x[i] * *sin + x[j] * *cos;
+        out.par_chunks_mut(heads * dim).enumerate().for_each(|(i, out)| {
+            simd(|| {
+                for head in out.chunks_mut(dim) {
+                    turns.apply(head, i % tokens, sign);
                 }
-            }
+            });
         });
         out
     }
 }
 
-impl CustomOp1 for Turn {
-    fn name(&self) -> &'static str {
-        "rotary"
-    }
+/// Whether a head can be turned so.
+pub(super) fn fits(rotary: &Rotary, dim: usize) -> bool {
+    rotary.frequencies.as_ref().map_or(dim % 2 == 0, |f| 2 * f.len() <= dim)
+}
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, tokens, heads, dim) = layout.shape().dims4()?;
-        if self.rotary.frequencies.as_ref().map_or(dim % 2 != 0, |f| 2 * f.len() > dim) {
-            bail!("rotary positions do not fit a head_dim of {dim}")
+impl Kernel for Turn {
+    const NAME: &'static str = "rotary positions";
+    type Saved<T: Real> = ();
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        match *inputs[0] {
+            [_, _, _, dim] if fits(&self.rotary, dim) => Ok(inputs[0].to_vec()),
+            ref found => bail!("rotary positions do not fit {found:?}"),
         }
-        let out = match storage {
-            CpuStorage::F32(_) => CpuStorage::F32(self.apply(slice(storage, layout)?, tokens, heads, dim)),
-            CpuStorage::F64(_) => CpuStorage::F64(self.apply(slice(storage, layout)?, tokens, heads, dim)),
-            _ => bail!("the fused rotary positions run in f32 and f64"),
-        };
-        Ok((out, layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, tokens, heads, dim) = x.dims4()?;
-        let grad = grad.contiguous()?;
-        let back = Turn { rotary: self.rotary.clone(), sign: -self.sign };
-        let out = match x.dtype() {
-            DType::F32 => {
-                let out = with_slices::<f32, _>(&[&grad], |s| back.apply(s[0], tokens, heads, dim))?;
-                Tensor::from_vec(out, x.shape(), x.device())?
-            }
-            _ => {
-                let out = with_slices::<f64, _>(&[&grad], |s| back.apply(s[0], tokens, heads, dim))?;
-                Tensor::from_vec(out, x.shape(), x.device())?
-            }
-        };
-        Ok(Some(out))
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
+        (self.run(inputs[0].data, inputs[0].dims, 1.0), ())
+    }
+
+    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+        vec![self.run(grad, inputs[0].dims, -1.0)]
     }
 }

@@ -1,0 +1,108 @@
+//! A residual perceptron as one operation: its hidden layer is made and used while it is in cache.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::activation::{gradients, values};
+use super::kernel::{Array, Kernel, apply};
+use super::product::{Strided, product};
+use super::real::Real;
+use super::residual::scaled;
+use super::{ROWS, fused};
+use crate::graph::Function;
+
+/// The constants of [`mlp_block`].
+#[derive(Clone, Copy, Debug)]
+pub struct MlpBlock {
+    /// φ
+    pub function: Function,
+    /// Factor on φ.
+    pub scale: f64,
+    /// Factor on the input.
+    pub skip: f64,
+    /// Factor on the perceptron.
+    pub branch: f64,
+}
+
+/// `skip·x + branch·(scale·φ(x Uᵀ)) Dᵀ` for `x` of shape `[…, dim]`, `U` of `[hidden, dim]` and `D` of `[dim, hidden]`.
+///
+/// `x Uᵀ` is kept for the gradient if `keep`, and worked out again otherwise.
+///
+/// # Errors
+/// Shapes that do not fit, and candle's own.
+pub fn mlp_block(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor, keep: bool) -> Result<Tensor> {
+    if fused(&[x, up, down]) { apply(block, &[x, up, down], keep) } else { composed(block, x, up, down) }
+}
+
+/// The same out of candle's operations.
+///
+/// # Errors
+/// Candle's own.
+pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
+    let hidden = super::composed::activation(&super::composed::linear(x, up, None)?, block.function, block.scale)?;
+    super::composed::residual(x, &super::composed::linear(&hidden, down, None)?, block.skip, block.branch)
+}
+
+impl Kernel for MlpBlock {
+    const NAME: &'static str = "perceptron block";
+    /// `x Uᵀ`
+    type Saved<T: Real> = Vec<T>;
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        match (inputs[0].last(), inputs[1], inputs[2]) {
+            (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => Ok(inputs[0].to_vec()),
+            _ => bail!("perceptron block: input {:?}, weights {:?} and {:?}", inputs[0], inputs[1], inputs[2]),
+        }
+    }
+
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Vec<T>) {
+        let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
+        let (dim, hidden) = (inputs[0].width(), inputs[2].width());
+        let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
+        let mut out = vec![T::of(0.0); x.len()];
+        let mut before = vec![T::of(0.0); x.len() / dim * hidden];
+        let chunks = out.par_chunks_mut(ROWS * dim).zip(before.par_chunks_mut(ROWS * hidden));
+        chunks.zip(x.par_chunks(ROWS * dim)).for_each_init(
+            || vec![T::of(0.0); ROWS * hidden],
+            |after, ((out, before), x)| {
+                let after = &mut after[..before.len()];
+                product(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
+                values(self.function, self.scale, before, after);
+                scaled(out, x, self.skip);
+                product(out, dim, Strided::dense(after, hidden), down.t(), true, self.branch, false);
+            },
+        );
+        (out, before)
+    }
+
+    /// With `h = x Uᵀ`, `a = scale·φ(h)`, `da = branch·grad D`, `dh = scale·φ'(h) ∘ da`: `dx = skip·grad + dh U`,
+    /// `dU = dhᵀ x`, `dD = branch·gradᵀ a`.
+    fn backward<T: Real>(&self, inputs: &[Array<T>], mut h: Vec<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+        let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
+        let (dim, hidden) = (inputs[0].width(), inputs[2].width());
+        let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
+        let mut dx = vec![T::of(0.0); x.len()];
+        let mut dh = vec![T::of(0.0); h.len()];
+        let chunks = dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks_mut(ROWS * hidden));
+        let inputs = h.par_chunks_mut(ROWS * hidden).zip(grad.par_chunks(ROWS * dim));
+        chunks.zip(inputs).for_each(|((dx, dh), (h, grad))| {
+            product(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, false);
+            // From here on, `h` holds a.
+            gradients(self.function, self.scale, h, dh);
+            if wanted[0] {
+                scaled(dx, grad, self.skip);
+                product(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
+            }
+        });
+        let weight = |wanted: bool, left: Strided<T>, right: Strided<T>, factor: f64| {
+            let mut out = vec![T::of(0.0); if wanted { left.columns * right.columns } else { 0 }];
+            if wanted {
+                product(&mut out, right.columns, left.t(), right, false, factor, true);
+            }
+            out
+        };
+        let dup = weight(wanted[1], Strided::dense(&dh, hidden), Strided::dense(x, dim), 1.0);
+        let ddown = weight(wanted[2], Strided::dense(grad, dim), Strided::dense(&h, hidden), self.branch);
+        vec![dx, dup, ddown]
+    }
+}

@@ -1,0 +1,192 @@
+"""This project beside eager PyTorch, on one machine in one run: `python train/benches/pytorch.py` (needs torch and cargo).
+
+Each program runs in a process of its own, one after the other, in turns. Prints a table: medians of the steps, and the
+largest resident memory of each process. `--cifar10 DIR` adds an epoch of the perceptron, on decoded images in memory.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+
+STEPS = [  # The six quintics of the default Muon, in 1/1024 (Cesista, You and Jordan, 2025).
+    (3955, -8306, 5008), (3735, -6681, 3463), (3799, -6499, 3211),
+    (4019, -6385, 2906), (2677, -3029, 1162), (2172, -1833, 682),
+]
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def orthogonalise(torch, m):
+    """UVᵀ of a stack [count, rows, columns], by the Gram form that needs the fewest products."""
+    tall = m.shape[1] > m.shape[2]
+    x = m.mT if tall else m
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-30)
+    for a, b, c in STEPS:
+        a, b, c = a / 1024, b / 1024, c / 1024
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def soft_cap(torch, w, alpha=0.005):
+    for sign in (-1, 1):
+        if w.shape[1] > w.shape[2]:
+            w = torch.baddbmm(w, w, w.mT @ w, alpha=sign * alpha)
+        else:
+            w = torch.baddbmm(w, w @ w.mT, w, alpha=sign * alpha)
+    return w
+
+
+class Update:
+    """Muon with the soft cap: matrices of one shape as one stack, rows of the embedding by themselves."""
+
+    def __init__(self, torch, matrices, tables):
+        self.torch, self.tables = torch, tables
+        self.groups = {}
+        for w in matrices:
+            self.groups.setdefault(tuple(w.shape), []).append(w)
+        self.momentum = {shape: torch.zeros(len(g), *shape) for shape, g in self.groups.items()}
+        self.table_momentum = [torch.zeros_like(t) for t in tables]
+
+    def step(self, rate=0.02, beta=0.95):
+        torch = self.torch
+        with torch.no_grad():
+            for shape, group in self.groups.items():
+                momentum = self.momentum[shape]
+                momentum.lerp_(torch.stack([w.grad for w in group]), 1 - beta)
+                factor = math.sqrt(shape[0] / shape[1])
+                stack = torch.stack([w.data for w in group])
+                stack = torch.add(stack, orthogonalise(torch, momentum), alpha=-rate * factor)
+                stack = soft_cap(torch, stack / factor) * factor
+                for w, new in zip(group, stack):
+                    w.copy_(new)
+            for t, m in zip(self.tables, self.table_momentum):
+                m.lerp_(t.grad, 1 - beta)
+                norms = m.square().mean(-1, keepdim=True).sqrt()
+                t.sub_(m / torch.maximum(norms, norms.max() / 16).add(1e-30), alpha=rate)
+                t.div_(t.square().mean(-1, keepdim=True).sqrt().clamp(min=1))
+
+
+def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, vocabulary=65):
+    from torch.nn import functional as F
+
+    alpha = 1 / (2 * layers)
+    matrix = lambda o, i: torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(o, i)))
+    blocks = [[matrix(dim, dim) for _ in range(4)] + [matrix(4 * dim, dim), matrix(dim, 4 * dim)] for _ in range(layers)]
+    head = matrix(vocabulary, dim)
+    table = torch.nn.Parameter(torch.randn(vocabulary, dim))
+    width = dim // heads
+    angles = torch.outer(torch.arange(tokens).float(), 10000 ** (-torch.arange(0, width, 2) / width))
+    cos, sin = angles.cos(), angles.sin()
+
+    def turn(x):
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def forward(ids):
+        x = F.embedding(ids, table)
+        for query, key, value, output, up, down in blocks:
+            split = lambda w: F.linear(x, w).view(batch, tokens, heads, width).transpose(1, 2)
+            q, k, v = turn(split(query)), turn(split(key)), split(value)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / width)
+            y = F.linear(y.transpose(1, 2).reshape(batch, tokens, dim), output)
+            x = (1 - alpha) * x + (alpha / 3) * y
+            y = F.linear(F.gelu(F.linear(x, up)) / 1.1289, down)
+            x = (1 - alpha) * x + alpha * y
+        return F.linear(x, head)
+
+    weights = [w for block in blocks for w in block] + [head]
+    update = Update(torch, weights, [table])
+    ids = torch.arange(batch * tokens).mul(2654435761).remainder(65).view(batch, tokens)
+    times = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
+        for w in weights + [table]:
+            w.grad = None
+        loss = F.cross_entropy(forward(ids).view(-1, vocabulary), ids.view(-1))
+        loss.backward()
+        norm = sum(w.grad.square().sum() for w in weights + [table]).sqrt().item()
+        middle = time.perf_counter()
+        update.step()
+        times.append((middle - start, time.perf_counter() - middle))
+    return times[3:], loss.item()
+
+
+def perceptron(torch, steps):
+    """Epochs of 98 batches of 512 CIFAR-10-shaped images, from bytes in memory."""
+    from torch.nn import functional as F
+
+    matrix = lambda o, i: torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(o, i)))
+    weights = [matrix(256, 3072), matrix(256, 256), matrix(10, 256)]
+    update = Update(torch, weights, [])
+    images = torch.randint(0, 256, (50000, 3072), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (50000,))
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        order = torch.randperm(50000)
+        for i in range(98):
+            chosen = order[i * 512 : (i + 1) * 512]
+            x, y = images[chosen].float().div_(127.5).sub_(1), labels[chosen]
+            for w in weights:
+                w.grad = None
+            for w in weights[:-1]:
+                x = F.relu(F.linear(x, w))
+            loss = F.cross_entropy(F.linear(x, weights[-1]), y)
+            loss.backward()
+            norm = sum(w.grad.square().sum() for w in weights).sqrt().item()
+            update.step()
+        times.append((time.perf_counter() - start, 0.0))
+    return times, loss.item()
+
+
+def child(kind, steps):
+    import torch
+
+    torch.manual_seed(0)
+    times, loss = perceptron(torch, steps) if kind == "mlp" else transformer(torch, int(kind), steps)
+    middle = lambda values: sorted(values)[len(values) // 2]
+    gradient, update = (middle([t[i] for t in times]) for i in (0, 1))
+    print(json.dumps({"gradient": gradient, "update": update, "peak": peak(), "loss": loss, "torch": torch.__version__}))
+
+
+def run(command):
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=15, help="steps measured, after three that are not")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each program; the median is shown")
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--cifar10", help="the directory of the images: adds the perceptron")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child, args.steps)
+    bench = ["cargo", "bench", "--quiet", "--workspace", "--bench", "step", "--"]
+    print("| | forward + backward | update + constraint | peak memory |\n|---|---|---|---|")
+    for kind in [str(b) for b in args.batches] + (["mlp"] if args.cifar10 else []):
+        steps = str(5 if kind == "mlp" else args.steps)
+        ours, theirs = [], []
+        for _ in range(args.rounds):
+            theirs.append(run([sys.executable, __file__, "--steps", steps, "--child", kind]))
+            data = [args.cifar10] if kind == "mlp" else []
+            ours.append(run(bench + ["json", kind, steps] + data))
+        middle = lambda runs, key: sorted(r[key] for r in runs)[len(runs) // 2]
+        name = "perceptron, an epoch" if kind == "mlp" else f"transformer, batch {kind}"
+        for who, runs in ((f"PyTorch {theirs[0]['torch']}", theirs), ("this project", ours)):
+            g, u, p = (middle(runs, key) for key in ("gradient", "update", "peak"))
+            print(f"| {name}: {who} | {g:.3f} s | {u:.3f} s | {p:.0f} MiB |")
+        ratio = lambda key: middle(ours, key) / (middle(theirs, key) or math.nan)
+        print(f"| ratio | {ratio('gradient'):.2f} | {ratio('update'):.2f} | {ratio('peak'):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
