@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{Meta, Tokenizer};
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{Model, ops};
 
 use crate::data::cifar10::{CLASSES, Cifar10, Limits};
 use crate::data::order::Shuffle;
@@ -224,10 +224,9 @@ impl Total {
         let targets = targets.flatten_all()?;
         let flat = logits.reshape((targets.dim(0)?, ()))?;
         let n = targets.dim(0)?;
-        let loss = candle_nn::loss::cross_entropy(&flat, &targets)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        let right = flat.argmax(D::Minus1)?.eq(&targets.to_dtype(DType::U32)?)?.to_dtype(DType::F64)?;
-        self.loss += loss * n as f64;
-        self.right += right.sum_all()?.to_scalar::<f64>()?;
+        let found = ops::cross_entropy(&flat, &targets)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        self.loss += found[0] * n as f64;
+        self.right += (found[1] * n as f64).round();
         self.count += n;
         self.margins.extend(margins(&flat)?);
         Ok(())

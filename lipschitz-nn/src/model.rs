@@ -301,8 +301,11 @@ impl Model {
     fn block(&self, skip: f64, branch: f64, body: &[Node], path: &str, x: &Tensor) -> Result<Option<Tensor>, Error> {
         let keep = !self.recompute;
         Ok(match body {
-            [Node { name: up, op: Op::Linear { bias: false, .. } }, Node { op: Op::Activation { function, scale }, .. }, Node { name: down, op: Op::Linear { bias: false, .. } }] =>
-            {
+            [
+                Node { name: up, op: Op::Linear { bias: false, .. } },
+                Node { op: Op::Activation { function, scale }, .. },
+                Node { name: down, op: Op::Linear { bias: false, .. } },
+            ] => {
                 let block = ops::MlpBlock { function: *function, scale: *scale, skip, branch };
                 let (up, down) = (self.weight(&join(path, up), "weight"), self.weight(&join(path, down), "weight"));
                 Some(ops::mlp_block(block, x, up, down, keep)?)

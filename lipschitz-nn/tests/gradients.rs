@@ -193,7 +193,8 @@ fn fused_operations_equal_their_twins() {
         let fused = ops::residual(&x, &y, 0.9, -0.2).unwrap();
         same("residual", &[&x, &y], &fused, &ops::composed::residual(&x, &y, 0.9, -0.2).unwrap(), tolerance);
         for (rows, dim) in [(1, 1), (5, 17), (300, 64), (130, 129)] {
-            let (x, gain, bias) = (var(&[rows, dim], 3.0, &mut rng), var(&[dim], 1.0, &mut rng), var(&[dim], 1.0, &mut rng));
+            let (x, gain, bias) =
+                (var(&[rows, dim], 3.0, &mut rng), var(&[dim], 1.0, &mut rng), var(&[dim], 1.0, &mut rng));
             let fused = ops::rms_norm(&x, &gain, 0.01).unwrap();
             let composed = ops::composed::rms_norm(&x, &gain, 0.01).unwrap();
             same(&format!("rms norm {rows} {dim}"), &[&x, &gain], &fused, &composed, tolerance);
@@ -320,6 +321,7 @@ fn linear_reads_views() {
     let view = x.transpose(1, 2).unwrap();
     let expected = view.contiguous().unwrap().reshape((8, 5)).unwrap().matmul(&w.t().unwrap()).unwrap();
     let y = ops::linear(&view, &w, None).unwrap().reshape((8, 3)).unwrap();
-    let error = (y - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+    let error =
+        (y - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
     assert!(error < 1e-14, "{error}");
 }

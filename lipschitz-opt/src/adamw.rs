@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
+use lipschitz_nn::ops::Adam;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor};
@@ -74,18 +75,13 @@ impl Optimizer for AdamW {
         self.steps += 1;
         let AdamWConfig { beta1, beta2, eps, bias_correction, weight_decay, decoupled } = self.config;
         let correct = |beta: f64| if bias_correction { 1.0 - beta.powf(f64::from(self.steps)) } else { 1.0 };
-        let (first, second) = (correct(beta1), correct(beta2));
-        for (i, variable) in self.variables.iter().enumerate() {
+        let corrections = (correct(beta1), correct(beta2));
+        for ((variable, m), v) in self.variables.iter().zip(&mut self.mean).zip(&mut self.square) {
             let g = gradient(gradients, variable)?;
-            let m = ((&self.mean[i] * beta1)? + (&g * (1.0 - beta1))?)?;
-            let v = ((&self.square[i] * beta2)? + (g.sqr()? * (1.0 - beta2))?)?;
-            let direction = ((&m / first)? / ((&v / second)?.sqrt()? + eps)?)?;
             let learning_rate = rate.now() * variable.rate;
             let decay = weight_decay * if decoupled { rate.factor } else { learning_rate };
-            let kept = (variable.var.as_tensor().detach() * (1.0 - decay))?;
-            variable.var.set(&(kept - (direction * learning_rate)?)?)?;
-            self.mean[i] = m;
-            self.square[i] = v;
+            let step = Adam { betas: (beta1, beta2), corrections, eps, keep: 1.0 - decay, rate: learning_rate };
+            step.step(&variable.var, m, v, &g)?;
         }
         Ok(())
     }
@@ -93,8 +89,8 @@ impl Optimizer for AdamW {
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut out = BTreeMap::from([(STEPS.to_string(), steps_tensor(self.steps, &Device::Cpu)?)]);
         for (i, v) in self.variables.iter().enumerate() {
-            out.insert(format!("adamw.mean.{}", v.parameter.name), self.mean[i].clone());
-            out.insert(format!("adamw.square.{}", v.parameter.name), self.square[i].clone());
+            out.insert(format!("adamw.mean.{}", v.parameter.name), self.mean[i].copy()?);
+            out.insert(format!("adamw.square.{}", v.parameter.name), self.square[i].copy()?);
         }
         Ok(out)
     }

@@ -6,6 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
+use lipschitz_nn::ops::{advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Heads, batched, merge, split};
@@ -166,13 +167,13 @@ impl Muon {
         Ok(Self { variables, momentum, config, steps: 0 })
     }
 
-    /// The directions of a step: of norm at most 1, up to the polynomials' maximum, in each parameter's norm.
-    fn directions(&self, momentum: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    /// The directions of a step, each with its factor: of norm at most 1, up to the polynomials' maximum, in each parameter's norm.
+    fn directions(&self, momentum: &[Tensor]) -> Result<Vec<(Tensor, f64)>, Error> {
         let tiny = f64::from(f32::MIN_POSITIVE);
         let (mut matrices, mut stacks) = (Vec::new(), Vec::new());
         let mut out = Vec::with_capacity(momentum.len());
         for (i, (v, m)) in self.variables.iter().zip(momentum).enumerate() {
-            out.push(match v.parameter.geometry {
+            let direction = match v.parameter.geometry {
                 Geometry::Matrix => {
                     matrices.push(i);
                     stacks.push(((), split(m, self.config.per_head.of(&v.parameter))?));
@@ -184,7 +185,8 @@ impl Muon {
                     m.broadcast_div(&(norms.broadcast_maximum(&floor)? + tiny)?)?
                 }
                 Geometry::Vector => m.broadcast_div(&(m.sqr()?.mean_all()?.sqrt()? + tiny)?)?,
-            });
+            };
+            out.push((direction, 1.0));
         }
         let orthogonal = batched(&stacks, |(), m| -> Result<Tensor, Error> {
             Ok(match self.config.precision {
@@ -199,7 +201,7 @@ impl Muon {
             let heads = self.config.per_head.of(parameter);
             let count = heads.map_or(1.0, |heads| heads.count as f64);
             let factor = self.config.update_scale.factor(parameter.shape[0], parameter.shape[1]) / count.sqrt();
-            out[i] = (merge(&blocks, heads)? * factor)?;
+            out[i] = (merge(&blocks, heads)?, factor);
         }
         Ok(out)
     }
@@ -215,18 +217,19 @@ impl Optimizer for Muon {
         let mut ahead = Vec::with_capacity(self.variables.len());
         for (v, momentum) in self.variables.iter().zip(&mut self.momentum) {
             let g = gradient(gradients, v)?;
-            let mix = |m: &Tensor| (m * beta)? + (&g * (1.0 - beta))?;
-            *momentum = mix(momentum)?;
-            ahead.push(if self.config.nesterov { mix(momentum)? } else { momentum.clone() });
+            mix(momentum, beta, &g, 1.0 - beta)?;
+            ahead.push(match self.config.nesterov {
+                true => {
+                    let mut m = momentum.copy()?;
+                    mix(&mut m, beta, &g, 1.0 - beta)?;
+                    m
+                }
+                false => momentum.clone(),
+            });
         }
-        for (v, direction) in self.variables.iter().zip(self.directions(&ahead)?) {
+        for (v, (direction, factor)) in self.variables.iter().zip(self.directions(&ahead)?) {
             let learning_rate = rate.now() * v.rate;
-            let w = v.var.as_tensor().detach();
-            let w = match self.config.weight_decay {
-                0.0 => w,
-                decay => (w * (1.0 - learning_rate * decay))?,
-            };
-            v.var.set(&(w - (direction * learning_rate)?)?)?;
+            advance(&v.var, 1.0 - learning_rate * self.config.weight_decay, &direction, -learning_rate * factor)?;
         }
         self.steps += 1;
         Ok(())
@@ -234,7 +237,8 @@ impl Optimizer for Muon {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let momentum = self.variables.iter().zip(&self.momentum);
-        let mut out: BTreeMap<_, _> = momentum.map(|(v, m)| (key(&v.parameter), m.clone())).collect();
+        let copied = |(v, m): (&crate::Variable, &Tensor)| Ok((key(&v.parameter), m.copy()?));
+        let mut out = momentum.map(copied).collect::<Result<BTreeMap<_, _>, Error>>()?;
         out.insert(STEPS.into(), steps_tensor(self.steps, &Device::Cpu)?);
         Ok(out)
     }

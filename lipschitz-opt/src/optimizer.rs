@@ -146,7 +146,8 @@ pub(crate) fn gradient(gradients: &GradStore, variable: &Variable) -> Result<Ten
 /// A saved tensor for a variable.
 pub(crate) fn saved(state: &BTreeMap<String, Tensor>, name: &str, like: &Tensor) -> Result<Tensor, Error> {
     match state.get(name) {
-        Some(t) if t.dims() == like.dims() => Ok(t.to_device(like.device())?.to_dtype(like.dtype())?),
+        // A copy: steps are made in place.
+        Some(t) if t.dims() == like.dims() => Ok(t.to_device(like.device())?.to_dtype(like.dtype())?.copy()?),
         Some(t) => Err(Error::State(format!("`{name}` has shape {:?}, wanted {:?}", t.dims(), like.dims()))),
         None => Err(Error::State(format!("`{name}` is missing"))),
     }

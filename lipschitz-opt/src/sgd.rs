@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use lipschitz_nn::ops::{advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share};
@@ -61,17 +62,22 @@ impl Optimizer for Sgd {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
         for (v, m) in self.variables.iter().zip(&mut self.momentum) {
             let g = gradient(gradients, v)?;
-            *m = ((&*m * momentum)? + &g)?;
-            let direction = if nesterov { (g + (&*m * momentum)?)? } else { m.clone() };
+            mix(m, momentum, &g, 1.0)?;
             let learning_rate = rate.now() * v.rate;
-            let kept = (v.var.as_tensor().detach() * (1.0 - learning_rate * weight_decay))?;
-            v.var.set(&(kept - (direction * learning_rate)?)?)?;
+            let keep = 1.0 - learning_rate * weight_decay;
+            if nesterov {
+                advance(&v.var, keep, &g, -learning_rate)?;
+                advance(&v.var, 1.0, m, -learning_rate * momentum)?;
+            } else {
+                advance(&v.var, keep, m, -learning_rate)?;
+            }
         }
         Ok(())
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
-        Ok(self.variables.iter().zip(&self.momentum).map(|(v, m)| (key(&v.parameter.name), m.clone())).collect())
+        let copied = |(v, m): (&crate::Variable, &Tensor)| Ok((key(&v.parameter.name), m.copy()?));
+        self.variables.iter().zip(&self.momentum).map(copied).collect()
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {

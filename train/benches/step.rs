@@ -1,5 +1,7 @@
-//! `cargo bench -p train --bench step -- 256` (or `768`): where a training step of the transformer goes, for every optimizer and
+//! `cargo bench --bench step -- 256` (or `768`): where a training step of the transformer goes, for every optimizer and
 //! every constraint; medians, in one run. Three layers at width 256, one at 768, batches of 4 × 256 tokens.
+
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
@@ -7,6 +9,8 @@ use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::presets::Gpt;
 use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig};
+use train::config::Config;
+use train::preset;
 use train::step::{Times, Training};
 
 /// As in the program.
@@ -20,54 +24,109 @@ fn main() {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["256"] => table(256, 3),
         ["768"] => table(768, 1),
-        [] => println!("name a width: cargo bench -p train --bench step -- 256, or 768"),
+        ["json", kind, steps, ref data @ ..] => {
+            json(kind, steps.parse().expect("a count of steps"), data.first().copied())
+        }
+        [] => println!("name a width: cargo bench --bench step -- 256, or 768"),
         ref other => panic!("unknown: {other:?}"),
     }
 }
 
-fn graph(dim: usize, layers: usize) -> lipschitz_nn::Graph {
-    let (heads, context) = (dim / 64, 256);
+fn graph(dim: usize, layers: usize, context: usize) -> lipschitz_nn::Graph {
+    let heads = dim / 64;
     let (logit_scale, output_scale, final_scale) = (1.0 / 64.0, 1.0 / 3.0, 1.0);
     Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale }
         .graph()
         .expect("it fits")
 }
 
-/// Median times of the parts of a step.
-fn measure(dim: usize, layers: usize, recipe: &Recipe) -> Times {
-    let graph = graph(dim, layers);
-    let weights = init::weights(&graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).expect("weights");
+/// A network on variables, with what trains it.
+fn training(graph: &lipschitz_nn::Graph, recipe: &Recipe) -> Training {
+    let weights = init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).expect("weights");
     let (model, vars) = Model::new(graph.clone(), weights).and_then(|m| m.trainable()).expect("a model");
-    let variables = recipe.variables(&graph, vars, 0.02).expect("variables");
+    let variables = recipe.variables(graph, vars, 0.02).expect("variables");
     let optimizer = recipe.build(&variables).expect("an optimizer");
     let constraint = Constraint::new(recipe).expect("a constraint");
-    let mut training = Training { model, variables, optimizer, constraint };
-    let tokens: Vec<u32> = (0..4 * 256u32).map(|i| i.wrapping_mul(2_654_435_761) % 65).collect();
-    let x = Tensor::from_vec(tokens, (4, 256), &Device::Cpu).expect("tokens");
+    Training { model, variables, optimizer, constraint }
+}
+
+fn tokens(batch: usize, tokens: usize) -> Tensor {
+    let ids: Vec<u32> = (0..(batch * tokens) as u32).map(|i| i.wrapping_mul(2_654_435_761) % 65).collect();
+    Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).expect("tokens")
+}
+
+/// Median times of the parts of a step, after two that are not counted.
+fn measure(training: &mut Training, x: &Tensor, y: &Tensor, steps: usize) -> Times {
     let mut all = Vec::new();
-    for i in 0..STEPS + 2 {
+    for i in 0..steps + 2 {
         let mut times = Times::default();
-        training.step(&x, &x, Rate::constant(0.02), &mut times).expect("a step");
+        training.step(x, y, Rate::constant(0.02), &mut times).expect("a step");
         if i >= 2 {
             all.push(times);
         }
     }
-    let median = |part: fn(&Times) -> f64| {
-        let mut values: Vec<f64> = all.iter().map(part).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let part = |part: fn(&Times) -> f64| median(all.iter().map(part).collect());
     Times {
-        forward: median(|t| t.forward),
-        backward: median(|t| t.backward),
-        update: median(|t| t.update),
-        constraint: median(|t| t.constraint),
+        forward: part(|t| t.forward),
+        backward: part(|t| t.backward),
+        update: part(|t| t.update),
+        constraint: part(|t| t.constraint),
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn usual() -> Recipe {
+    let muon = OptimizerConfig::Muon(MuonConfig::default());
+    Recipe::new(muon, ConstraintConfig::capped(Method::SpectralSoftCap, 1.0))
+}
+
+/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the perceptron on the images in a
+/// directory; seconds, and the largest resident memory in MiB.
+fn json(kind: &str, steps: usize, data: Option<&str>) {
+    let (gradient, update) = match data {
+        None => {
+            let x = tokens(kind.parse().expect("a batch size"), 256);
+            let t = measure(&mut training(&graph(256, 3, 256), &usual()), &x, &x, steps);
+            (t.forward + t.backward, t.update + t.constraint)
+        }
+        Some(path) => {
+            let config = Config::parse(preset::text("mlp-cifar10").expect("it"), &[format!("data.path={path:?}")]);
+            (epochs(&config.expect("a config"), steps), 0.0)
+        }
+    };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let line = serde_json::json!({ "gradient": gradient, "update": update, "peak": peak.map(|kib| kib / 1024.0) });
+    println!("{line}");
+}
+
+/// Median seconds of epochs of 98 batches of 512 images, their loading included.
+fn epochs(config: &Config, epochs: usize) -> f64 {
+    let task = config.data.load().expect("the images");
+    let graph = config.graph(10).expect("a graph");
+    let mut training = training(&graph, &usual());
+    let mut order = task.order(0);
+    let mut times = Vec::new();
+    for epoch in 0..epochs as u64 {
+        let start = Instant::now();
+        for step in 0..98 {
+            let (x, y) = order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
+            training.step(&x, &y, Rate::constant(0.02), &mut Times::default()).expect("a step");
+        }
+        times.push(start.elapsed().as_secs_f64());
+    }
+    median(times)
 }
 
 fn table(dim: usize, layers: usize) {
     let muon = |newton_schulz| OptimizerConfig::Muon(MuonConfig { newton_schulz, ..MuonConfig::default() });
     let none = ConstraintConfig::default;
+    let x = tokens(4, 256);
     let mut rows: Vec<(String, Recipe)> =
         NewtonSchulz::ALL.into_iter().map(|set| (format!("Muon, {set:?}"), Recipe::new(muon(set), none()))).collect();
     rows.push(("AdamW".into(), Recipe::new(OptimizerConfig::Adamw(AdamWConfig::default()), none())));
@@ -94,7 +153,10 @@ fn table(dim: usize, layers: usize) {
         let recipe = |constraint| Recipe::new(muon(NewtonSchulz::SixStep), constraint);
         rows.extend(configs.into_iter().map(|(name, config)| (name, recipe(config))));
     }
-    let measured: Vec<(String, Times)> = rows.iter().map(|(name, r)| (name.clone(), measure(dim, layers, r))).collect();
+    let measured: Vec<(String, Times)> = rows
+        .iter()
+        .map(|(name, r)| (name.clone(), measure(&mut training(&graph(dim, layers, 256), r), &x, &x, STEPS)))
+        .collect();
     let svd = measured.last().map_or(f64::NAN, |(_, times)| times.constraint);
     println!(
         "width {dim}, {layers} layers, 4 × 256 tokens; medians of {STEPS} steps, ms; constraints under Muon, SixStep"

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{D, Device, Tensor};
-use lipschitz_nn::Model;
+use lipschitz_nn::{Model, ops};
 use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Variables};
 use serde::{Deserialize, Serialize};
@@ -59,14 +59,14 @@ impl Training {
         let mut clock = Clock::new(&device);
         let logits = self.model.forward(x)?;
         let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
-        let loss = candle_nn::loss::cross_entropy(&flat, &y.flatten_all()?)?;
+        let loss = ops::cross_entropy(&flat, &y.flatten_all()?)?.get(0)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         times.forward += clock.lap()?;
         let gradients = loss.backward()?;
         let mut squares = 0.0;
         for v in &self.variables {
             if let Some(g) = gradients.get(v.var.as_tensor()) {
-                squares += f64::from(g.detach().sqr()?.sum_all()?.to_scalar::<f32>()?);
+                squares += ops::sum_of_squares(g)?;
             }
         }
         times.backward += clock.lap()?;

@@ -117,8 +117,12 @@ impl Split {
         if let Some(image) = images.iter().find(|image| **image >= self.len()) {
             return Err(Error::Input(format!("there is no image {image}: the split has {}", self.len())));
         }
-        let planes = images.iter().flat_map(|i| &self.pixels[i * PIXELS..(i + 1) * PIXELS]);
-        let pixels: Vec<f32> = planes.map(|byte| f32::from(*byte) / 255.0).collect();
+        let mut pixels = vec![0f32; images.len() * PIXELS];
+        pixels.par_chunks_mut(PIXELS).zip(images).for_each(|(out, i)| {
+            for (out, byte) in out.iter_mut().zip(&self.pixels[i * PIXELS..(i + 1) * PIXELS]) {
+                *out = f32::from(*byte) / 255.0;
+            }
+        });
         let labels: Vec<u32> = images.iter().map(|i| u32::from(self.labels[*i])).collect();
         let pixels = Tensor::from_vec(pixels, (images.len(), 3, SIDE, SIDE), device)?;
         Ok((pixels, Tensor::from_vec(labels, images.len(), device)?))

@@ -148,37 +148,46 @@ macro_rules! specialised {
 /// `y = scale·φ(x)`.
 pub(super) fn values<T: Real>(function: Function, scale: f64, x: &[T], y: &mut [T]) {
     let scale = T::of(scale);
-    simd(|| {
-        specialised!(function, F => {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = scale * both(F, *x).0;
-            }
-        });
-    });
+    simd(
+        #[inline(always)]
+        || {
+            specialised!(function, F => {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = scale * both(F, *x).0;
+                }
+            });
+        },
+    );
 }
 
 /// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what a perceptron's gradient needs of its hidden layer.
 pub(super) fn gradients<T: Real>(function: Function, scale: f64, x: &mut [T], grad: &mut [T]) {
     let scale = T::of(scale);
-    simd(|| {
-        specialised!(function, F => {
-            for (x, grad) in x.iter_mut().zip(grad.iter_mut()) {
-                let (value, slope) = both(F, *x);
-                *grad = scale * slope * *grad;
-                *x = scale * value;
-            }
-        });
-    });
+    simd(
+        #[inline(always)]
+        || {
+            specialised!(function, F => {
+                for (x, grad) in x.iter_mut().zip(grad.iter_mut()) {
+                    let (value, slope) = both(F, *x);
+                    *grad = scale * slope * *grad;
+                    *x = scale * value;
+                }
+            });
+        },
+    );
 }
 
 /// `out = f(x, grad)`, elementwise and vectorised.
 #[inline(always)]
 fn zip<T: Real>(out: &mut [T], x: &[T], grad: &[T], f: impl Fn(T, T) -> T) {
-    simd(|| {
-        for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
-            *out = f(*x, *grad);
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
+                *out = f(*x, *grad);
+            }
+        },
+    );
 }
 
 impl Map {
@@ -187,12 +196,32 @@ impl Map {
             Self::Activation(function, scale) => values(function, scale, x, y),
             Self::SoftCap(cap) => {
                 let (cap, inverse) = (T::of(cap), T::of(cap.recip()));
-                zip(y, x, x, |x, _| cap * Real::tanh(x * inverse));
+                zip(
+                    y,
+                    x,
+                    x,
+                    #[inline(always)]
+                    |x, _| cap * Real::tanh(x * inverse),
+                );
             }
             Self::Clip(limit) => {
                 let limit = T::of(limit);
                 // NaN stays NaN.
-                zip(y, x, x, |x, _| if x > limit { limit } else if x < -limit { -limit } else { x });
+                zip(
+                    y,
+                    x,
+                    x,
+                    #[inline(always)]
+                    |x, _| {
+                        if x > limit {
+                            limit
+                        } else if x < -limit {
+                            -limit
+                        } else {
+                            x
+                        }
+                    },
+                );
             }
         }
     }
@@ -202,18 +231,30 @@ impl Map {
         match *self {
             Self::Activation(function, scale) => {
                 let scale = T::of(scale);
-                specialised!(function, F => zip(out, x, grad, |x, g| scale * g * both(F, x).1));
+                specialised!(function, F => zip(out, x, grad, #[inline(always)] |x, g| scale * g * both(F, x).1));
             }
             Self::SoftCap(cap) => {
                 let inverse = T::of(cap.recip());
-                zip(out, x, grad, |x, g| {
-                    let t = Real::tanh(x * inverse);
-                    g * (one - t * t)
-                });
+                zip(
+                    out,
+                    x,
+                    grad,
+                    #[inline(always)]
+                    |x, g| {
+                        let t = Real::tanh(x * inverse);
+                        g * (one - t * t)
+                    },
+                );
             }
             Self::Clip(limit) => {
                 let limit = T::of(limit);
-                zip(out, x, grad, |x, g| if x > limit || x < -limit { zero } else { g });
+                zip(
+                    out,
+                    x,
+                    grad,
+                    #[inline(always)]
+                    |x, g| if x > limit || x < -limit { zero } else { g },
+                );
             }
         }
     }

@@ -171,32 +171,28 @@ impl Attention {
         for (i, row) in p.chunks_mut(keys).enumerate() {
             let seen = if self.mask == Mask::Causal { first + i + 1 } else { keys };
             let (row, hidden) = row.split_at_mut(seen);
-            simd(|| {
-                // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps it.
-                let max = largest(row);
-                for x in row.iter_mut() {
-                    let e = Real::exp(*x - max);
-                    // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
-                    *x = if e < negligible { T::of(0.0) } else { e };
-                }
-                let inverse = T::of(1.0) / sum(row.len(), |i| row[i]);
-                for x in row.iter_mut() {
-                    *x = *x * inverse;
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps it.
+                    let max = largest(row);
+                    for x in row.iter_mut() {
+                        let e = Real::exp(*x - max);
+                        // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
+                        *x = if e < negligible { T::of(0.0) } else { e };
+                    }
+                    let inverse = T::of(1.0) / sum(row.len(), |i| row[i]);
+                    for x in row.iter_mut() {
+                        *x = *x * inverse;
+                    }
+                },
+            );
             hidden.fill(T::of(0.0));
         }
     }
 
     /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
-    pub fn head<T: Real>(
-        self,
-        out: Target<T>,
-        q: Strided<T>,
-        k: Strided<T>,
-        v: Strided<T>,
-        scratch: &mut Scratch<T>,
-    ) {
+    pub fn head<T: Real>(self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
         for (first, rows, keys) in self.blocks(q.rows) {
             let p = &mut scratch.p[..rows * keys];
             self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
@@ -222,12 +218,15 @@ impl Attention {
             product(dv.data, dv.row, Strided::dense(p, keys).t(), grad, true, 1.0, false);
             product(ds, keys, grad, v.t(), false, 1.0, false);
             for (p, ds) in p.chunks(keys).zip(ds.chunks_mut(keys)) {
-                simd(|| {
-                    let mean = sum(keys, |i| p[i] * ds[i]);
-                    for (p, ds) in p.iter().zip(ds.iter_mut()) {
-                        *ds = *p * (*ds - mean);
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        let mean = sum(keys, |i| p[i] * ds[i]);
+                        for (p, ds) in p.iter().zip(ds.iter_mut()) {
+                            *ds = *p * (*ds - mean);
+                        }
+                    },
+                );
             }
             let ds = Strided::dense(&*ds, keys);
             product(&mut dq.data[first * dq.row..], dq.row, ds, k, false, self.scale, false);

@@ -102,12 +102,7 @@ impl Sizes {
     /// Where the rows of the j-th member of group g, its queries first, then its key and its value, lie in `projections`.
     fn rows(self, g: usize, j: usize) -> usize {
         let heads = self.group * self.groups;
-        self.head
-            * if j < self.group {
-                g * self.group + j
-            } else {
-                heads + g + (j - self.group) * self.groups
-            }
+        self.head * if j < self.group { g * self.group + j } else { heads + g + (j - self.group) * self.groups }
     }
 
     /// The head that the h-th row block of `projections` is: its group and its place there.
@@ -141,13 +136,16 @@ impl AttentionBlock {
     /// Turns queries and keys of a group, or turns their gradients back.
     fn turn<T: Real>(turns: Option<&Turns<T>>, projected: &mut [T], s: Sizes, sign: f64) {
         let Some(turns) = turns else { return };
-        simd(|| {
-            for head in projected.chunks_mut(s.one()).take(s.group + 1) {
-                for (token, x) in head.chunks_mut(s.head).enumerate() {
-                    turns.apply(x, token, sign);
+        simd(
+            #[inline(always)]
+            || {
+                for head in projected.chunks_mut(s.one()).take(s.group + 1) {
+                    for (token, x) in head.chunks_mut(s.head).enumerate() {
+                        turns.apply(x, token, sign);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }
 

@@ -38,10 +38,13 @@ struct CrossEntropy {
 /// `log Σ e^x` of a row.
 #[inline(always)]
 fn log_sum_exp<T: Real>(row: &[T]) -> T {
-    simd(|| {
-        let max = largest(row);
-        max + Real::ln(sum(row.len(), |i| Real::exp(row[i] - max)))
-    })
+    simd(
+        #[inline(always)]
+        || {
+            let max = largest(row);
+            max + Real::ln(sum(row.len(), |i| Real::exp(row[i] - max)))
+        },
+    )
 }
 
 impl Kernel for CrossEntropy {
@@ -71,7 +74,8 @@ impl Kernel for CrossEntropy {
                 *sum = log_sum_exp(row);
                 loss += (*sum - row[target]).to_f64();
                 // The first of equals, as `argmax` has it.
-                let wins = row[..target].iter().all(|x| *x < row[target]) && row[target..].iter().all(|x| *x <= row[target]);
+                let wins =
+                    row[..target].iter().all(|x| *x < row[target]) && row[target..].iter().all(|x| *x <= row[target]);
                 hits += u32::from(wins);
             }
             (loss, hits)
@@ -91,11 +95,14 @@ impl Kernel for CrossEntropy {
         let chunks = out.par_chunks_mut(ROWS * classes).zip(x.par_chunks(ROWS * classes));
         chunks.zip(sums.par_chunks(ROWS)).zip(self.targets.par_chunks(ROWS)).for_each(|(((out, x), sums), targets)| {
             for (((out, x), sum), target) in out.chunks_mut(classes).zip(x.chunks(classes)).zip(sums).zip(targets) {
-                simd(|| {
-                    for (out, x) in out.iter_mut().zip(x) {
-                        *out = factor * Real::exp(*x - *sum);
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (out, x) in out.iter_mut().zip(x) {
+                            *out = factor * Real::exp(*x - *sum);
+                        }
+                    },
+                );
                 out[*target as usize] = out[*target as usize] - factor;
             }
         });

@@ -37,13 +37,8 @@ pub(super) trait Kernel: Send + Sync + 'static {
     fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Self::Saved<T>);
 
     /// The gradient of each input that is wanted; of the others, anything of any length.
-    fn backward<T: Real>(
-        &self,
-        inputs: &[Array<T>],
-        saved: Self::Saved<T>,
-        grad: &[T],
-        wanted: &[bool],
-    ) -> Vec<Vec<T>>;
+    fn backward<T: Real>(&self, inputs: &[Array<T>], saved: Self::Saved<T>, grad: &[T], wanted: &[bool])
+    -> Vec<Vec<T>>;
 }
 
 /// Applies a kernel to CPU tensors of one float type. With `keep`, what the gradient needs is kept until then; otherwise the
@@ -70,7 +65,7 @@ struct Fused<K> {
 }
 
 /// The elements of a contiguous CPU storage.
-fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+pub(super) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&storage.as_slice::<T>()?[from..to]),
         None => bail!("a tensor is not contiguous"),

@@ -83,5 +83,11 @@ impl Kernel for Linear {
 fn views<'a, T: Real>(arrays: &[Array<'a, T>]) -> (usize, usize, usize, &'a [T], Strided<'a, T>) {
     let (x, w) = (arrays[0], arrays[1]);
     let (outputs, inputs) = (w.dims[0], w.dims[1]);
-    (x.dims[..x.dims.len() - 1].iter().product(), inputs, outputs, x.data, Strided::rows(w.data, outputs, inputs, inputs))
+    (
+        x.dims[..x.dims.len() - 1].iter().product(),
+        inputs,
+        outputs,
+        x.data,
+        Strided::rows(w.data, outputs, inputs, inputs),
+    )
 }

@@ -50,7 +50,9 @@ impl Kernel for MlpBlock {
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
         match (inputs[0].last(), inputs[1], inputs[2]) {
-            (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => Ok(inputs[0].to_vec()),
+            (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => {
+                Ok(inputs[0].to_vec())
+            }
             _ => bail!("perceptron block: input {:?}, weights {:?} and {:?}", inputs[0], inputs[1], inputs[2]),
         }
     }

@@ -1,9 +1,11 @@
 //! Differentiable operations that candle lacks, gets wrong or is slow at.
 //!
 //! On CPU, in `f32` and `f64`, each is one fused kernel with its own gradient; elsewhere it is composed of candle's
-//! differentiable operations. The composed form is also the oracle of the tests.
+//! differentiable operations. The composed form is also the oracle of the tests. A kernel's result does not depend on the
+//! number of threads, bit for bit: work is cut up by size alone, and sums are added in order.
 
 mod activation;
+mod arrays;
 mod attention;
 mod attention_block;
 mod cross_entropy;
@@ -19,6 +21,7 @@ mod residual;
 mod rotary;
 
 pub use activation::{activation, clip, soft_cap};
+pub use arrays::{Adam, MatrixMap, advance, each_matrix, mix, sum_of_squares};
 pub use attention::{Mask, attention};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use cross_entropy::cross_entropy;

@@ -91,15 +91,18 @@ impl Kernel for Norm {
         let mut out = vec![T::of(0.0); x.len()];
         out.par_chunks_mut(ROWS * dim).zip(x.par_chunks(ROWS * dim)).for_each(|(out, x)| {
             for (out, x) in out.chunks_mut(dim).zip(x.chunks(dim)) {
-                simd(|| {
-                    let (mean, r) = self.statistics(x);
-                    for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
-                        *out = (*x - mean) * r * *gain;
-                    }
-                    for (out, bias) in out.iter_mut().zip(bias.unwrap_or_default()) {
-                        *out += *bias;
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        let (mean, r) = self.statistics(x);
+                        for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
+                            *out = (*x - mean) * r * *gain;
+                        }
+                        for (out, bias) in out.iter_mut().zip(bias.unwrap_or_default()) {
+                            *out += *bias;
+                        }
+                    },
+                );
             }
         });
         (out, ())
@@ -115,19 +118,22 @@ impl Kernel for Norm {
             .map(|((dx, x), grad)| {
                 let (mut dgain, mut dbias) = (vec![T::of(0.0); dim], vec![T::of(0.0); dim]);
                 for ((dx, x), grad) in dx.chunks_mut(dim).zip(x.chunks(dim)).zip(grad.chunks(dim)) {
-                    simd(|| {
-                        let (mean, r) = self.statistics(x);
-                        let (x, grad, gain) = (&x[..dim], &grad[..dim], &gain[..dim]);
-                        let along = sum(dim, |i| gain[i] * grad[i] * (x[i] - mean) * r) * inverse;
-                        let constant =
-                            if self.centred { sum(dim, |i| gain[i] * grad[i]) * inverse } else { T::of(0.0) };
-                        for i in 0..dim {
-                            let n = (x[i] - mean) * r;
-                            dx[i] = r * (gain[i] * grad[i] - constant - n * along);
-                            dgain[i] += grad[i] * n;
-                            dbias[i] += grad[i];
-                        }
-                    });
+                    simd(
+                        #[inline(always)]
+                        || {
+                            let (mean, r) = self.statistics(x);
+                            let (x, grad, gain) = (&x[..dim], &grad[..dim], &gain[..dim]);
+                            let along = sum(dim, |i| gain[i] * grad[i] * (x[i] - mean) * r) * inverse;
+                            let constant =
+                                if self.centred { sum(dim, |i| gain[i] * grad[i]) * inverse } else { T::of(0.0) };
+                            for i in 0..dim {
+                                let n = (x[i] - mean) * r;
+                                dx[i] = r * (gain[i] * grad[i] - constant - n * along);
+                                dgain[i] += grad[i] * n;
+                                dbias[i] += grad[i];
+                            }
+                        },
+                    );
                 }
                 (dgain, dbias)
             })

@@ -2,10 +2,11 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use candle_core::WithDType;
+use candle_core::{CpuStorage, WithDType};
 use faer::traits::ComplexField;
 
-/// Runs a loop with the widest vectors of the processor; what it calls must be inlined.
+/// Runs a loop with the widest vectors of the processor; it and what it calls must be inlined, so mark the closure
+/// `#[inline(always)]`.
 #[inline(always)]
 pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -75,6 +76,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// ln x
     fn ln(self) -> Self;
+    /// The elements of a storage of this type.
+    fn of_storage(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
 impl Real for f64 {
@@ -106,6 +109,13 @@ impl Real for f64 {
 
     fn ln(self) -> Self {
         f64::ln(self)
+    }
+
+    fn of_storage(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(data) => Some(data),
+            _ => None,
+        }
     }
 }
 
@@ -157,5 +167,12 @@ impl Real for f32 {
 
     fn ln(self) -> Self {
         f32::ln(self)
+    }
+
+    fn of_storage(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(data) => Some(data),
+            _ => None,
+        }
     }
 }

@@ -31,11 +31,14 @@ struct Residual {
 /// `out = factor·x`.
 pub(super) fn scaled<T: Real>(out: &mut [T], x: &[T], factor: f64) {
     let factor = T::of(factor);
-    simd(|| {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = *x * factor;
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = *x * factor;
+            }
+        },
+    );
 }
 
 impl Kernel for Residual {
@@ -55,11 +58,14 @@ impl Kernel for Residual {
         let mut out = vec![T::of(0.0); x.len()];
         let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK));
         chunks.for_each(|((out, x), y)| {
-            simd(|| {
-                for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                    *out = *x * skip + *y * branch;
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                        *out = *x * skip + *y * branch;
+                    }
+                },
+            );
         });
         (out, ())
     }

@@ -124,11 +124,14 @@ impl Turn {
         let turns = Turns::new(&self.rotary, tokens, dim);
         let mut out = x.to_vec();
         out.par_chunks_mut(heads * dim).enumerate().for_each(|(i, out)| {
-            simd(|| {
-                for head in out.chunks_mut(dim) {
-                    turns.apply(head, i % tokens, sign);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for head in out.chunks_mut(dim) {
+                        turns.apply(head, i % tokens, sign);
+                    }
+                },
+            );
         });
         out
     }

@@ -13,7 +13,7 @@ use lipschitz_nn::graph::{Geometry, HeadBlocks, Parameter};
 
 use crate::blocks::{batched, merge, role, scale, split};
 use crate::optimizer::{Rate, UpdateBound, Variable, saved};
-use crate::polynomial::{add_cube, hard_cap_quintic, hard_cap_sign, polar, soft_cap_strength};
+use crate::polynomial::{hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_strength};
 use crate::{Error, Recipe};
 use norms::{Top, gram, power, start};
 
@@ -134,7 +134,7 @@ impl Job {
             Self::Stiefel { cap } => Ok((polar(&x)? * cap)?),
             Self::Soft { keep, alpha, cap, bounded } => {
                 let x = if keep == 1.0 { x } else { (x * keep)? };
-                let x = add_cube(&add_cube(&x, -alpha)?, alpha)?;
+                let x = soft_cap(&x, alpha)?;
                 if bounded { Ok(x) } else { normalize(&x, cap) }
             }
             Self::Hard { form, cap, bounded } => {
@@ -209,8 +209,10 @@ impl Constraint {
                         continue;
                     }
                     let heads = config.per_head.of(p);
-                    let x = (split(&w, heads)? * scale(p, heads))?;
-                    let cap = self.cap(p);
+                    let x = split(&w, heads)?;
+                    let scale = scale(p, heads);
+                    // Of singular values, which is what the jobs work on.
+                    let cap = self.cap(p) / scale;
                     let job = match method {
                         Method::None | Method::WeightDecay => continue,
                         Method::SpectralWeightDecay | Method::SpectralHammer => None,
@@ -219,9 +221,9 @@ impl Constraint {
                             Some(Estimate::Proven) | None => Some(Job::Normalize { cap }),
                         },
                         Method::Stiefel => Some(Job::Stiefel { cap: cap * (1.0 - MARGIN) }),
-                        Method::SpectralSoftCap => Some(self.soft(p, cap, learning_rate)),
+                        Method::SpectralSoftCap => Some(self.soft(p, cap, learning_rate / scale)),
                         Method::SpectralHardCap => {
-                            let bounded = self.grown(p, cap, learning_rate).is_some_and(|k| k <= DOMAIN * cap);
+                            let bounded = self.grown(p, cap, learning_rate / scale).is_some_and(|k| k <= DOMAIN * cap);
                             let form = config.form.unwrap_or_default();
                             Some(Job::Hard { form, cap: cap * (1.0 - MARGIN), bounded })
                         }
@@ -272,7 +274,8 @@ impl Constraint {
         config.sigma_max().map_or(f64::INFINITY, |sigma| sigma * config.factor(parameter))
     }
 
-    /// What a norm at its cap can have grown to by a step, where that is known: `(1−d)σ + ηu`, with d the optimizer's own decay.
+    /// What a singular value at its cap can have grown to by a step, where that is known: `(1−d)σ + ηu`, with d the optimizer's own
+    /// decay, and η over the scale of the norm.
     fn grown(&self, parameter: &Parameter, cap: f64, learning_rate: f64) -> Option<f64> {
         let bound = self.recipe.optimizer_of(parameter).update_bound(parameter)?;
         let update = if self.recipe.constraint.per_head.of(parameter).is_some() { bound.block } else { bound.whole };
@@ -322,7 +325,7 @@ fn key(name: &str) -> String {
 }
 
 fn set(v: &Variable, heads: Option<HeadBlocks>, x: &Tensor) -> Result<(), Error> {
-    Ok(v.var.set(&(merge(x, heads)? / scale(&v.parameter, heads))?)?)
+    Ok(v.var.set(&merge(x, heads)?)?)
 }
 
 /// Each matrix of `[count, rows, columns]` over the larger of 1 and its norm over the cap, with the norm from above.

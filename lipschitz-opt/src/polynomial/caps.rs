@@ -2,14 +2,33 @@
 
 use candle_core::{D, Result, Tensor};
 
+use lipschitz_nn::ops::each_matrix;
+
+use super::kernel::SoftCap;
 use super::newton_schulz::{Steps, at, maximum};
 use super::orthogonal::{apply, polar, product, sign, wide};
 
-/// `x + factor·x³` on the singular values of `[…, rows, columns]`.
+/// `y = x − αx³`, then `y + αy³`, on the singular values of `[…, rows, columns]`.
 ///
 /// # Errors
 /// Candle's own.
-pub fn add_cube(x: &Tensor, factor: f64) -> Result<Tensor> {
+pub fn soft_cap(x: &Tensor, alpha: f64) -> Result<Tensor> {
+    match each_matrix(x, &SoftCap { alpha })? {
+        Some(y) => Ok(y),
+        None => soft_cap_composed(x, alpha),
+    }
+}
+
+/// The same out of tensors, for other devices and float types.
+///
+/// # Errors
+/// Candle's own.
+pub fn soft_cap_composed(x: &Tensor, alpha: f64) -> Result<Tensor> {
+    add_cube(&add_cube(x, -alpha)?, alpha)
+}
+
+/// `x + factor·x³` on the singular values of `[…, rows, columns]`.
+fn add_cube(x: &Tensor, factor: f64) -> Result<Tensor> {
     let t = x.transpose(D::Minus2, D::Minus1)?;
     let cube = if x.dim(D::Minus2)? <= x.dim(D::Minus1)? {
         product(&product(x, &t)?, x)?

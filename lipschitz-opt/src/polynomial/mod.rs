@@ -1,13 +1,20 @@
 //! Odd polynomials on the singular values of a matrix.
 
 mod caps;
+mod kernel;
 mod newton_schulz;
 mod orthogonal;
 mod polar_express;
 
 pub use caps::{
-    HARD_CAP_END, add_cube, hard_cap_maximum, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, hard_cap_steps,
+    HARD_CAP_END, hard_cap_maximum, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, hard_cap_steps, soft_cap,
     soft_cap_strength,
 };
 pub use newton_schulz::{NewtonSchulz, Steps, at, maximum};
 pub use orthogonal::{apply, orthogonalise, polar};
+
+/// The forms composed of tensors, for comparison.
+pub mod composed {
+    pub use super::caps::soft_cap_composed as soft_cap;
+    pub use super::orthogonal::composed as orthogonalise;
+}

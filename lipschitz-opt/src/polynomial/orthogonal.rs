@@ -2,6 +2,9 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use lipschitz_nn::ops::each_matrix;
+
+use super::kernel::Quintics;
 use super::newton_schulz::{NewtonSchulz, Steps};
 
 /// Long side over short side from which the Gram form needs fewer products.
@@ -15,6 +18,19 @@ const GRAM: usize = 2;
 /// # Errors
 /// Candle's own.
 pub fn orthogonalise(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
+    let sides = (m.dim(D::Minus2)?, m.dim(D::Minus1)?);
+    let gram = sides.0.max(sides.1) >= GRAM * sides.0.min(sides.1);
+    if let Some(y) = each_matrix(m, &Quintics { steps: &set.steps(), unit: true, gram })? {
+        return Ok(y);
+    }
+    composed(m, set)
+}
+
+/// The same out of tensors, for other devices and bf16.
+///
+/// # Errors
+/// Candle's own.
+pub fn composed(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
     wide(m, |x| {
         let x = unit(&x)?;
         let (rows, columns) = (x.dim(D::Minus2)?, x.dim(D::Minus1)?);
@@ -52,7 +68,10 @@ pub(super) fn sign(s: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Candle's own.
 pub fn apply(x: &Tensor, steps: &Steps) -> Result<Tensor> {
-    wide(x, |x| plain(x, steps))
+    match each_matrix(x, &Quintics { steps, unit: false, gram: false })? {
+        Some(y) => Ok(y),
+        None => wide(x, |x| plain(x, steps)),
+    }
 }
 
 /// Runs `f` on matrices with no more rows than columns.
@@ -75,6 +94,9 @@ fn unit(x: &Tensor) -> Result<Tensor> {
 
 /// `x ← (a + b G + c G²) x` with `G = x xᵀ`.
 fn plain(mut x: Tensor, steps: &Steps) -> Result<Tensor> {
+    if let Some(y) = each_matrix(&x, &Quintics { steps, unit: false, gram: false })? {
+        return Ok(y);
+    }
     for &[a, b, c] in steps {
         let gram = product(&x, &x.transpose(D::Minus2, D::Minus1)?)?;
         let mix = match c {
