@@ -20,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const STEPS: usize = 7;
 
 fn main() {
+    train::runtime::prepare();
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["256"] => table(256, 3),
@@ -87,40 +88,42 @@ fn usual() -> Recipe {
 /// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the perceptron on the images in a
 /// directory; seconds, and the largest resident memory in MiB.
 fn json(kind: &str, steps: usize, data: Option<&str>) {
-    let (gradient, update) = match data {
+    let (gradient, update, parts) = match data {
         None => {
             let x = tokens(kind.parse().expect("a batch size"), 256);
             let t = measure(&mut training(&graph(256, 3, 256), &usual()), &x, &x, steps);
-            (t.forward + t.backward, t.update + t.constraint)
+            (t.forward + t.backward, t.update + t.constraint, t)
         }
         Some(path) => {
             let config = Config::parse(preset::text("mlp-cifar10").expect("it"), &[format!("data.path={path:?}")]);
-            (epochs(&config.expect("a config"), steps), 0.0)
+            let (epoch, t) = epochs(&config.expect("a config"), steps);
+            (epoch, 0.0, t)
         }
     };
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
-    let line = serde_json::json!({ "gradient": gradient, "update": update, "peak": peak.map(|kib| kib / 1024.0) });
+    let line = serde_json::json!({ "gradient": gradient, "update": update, "peak": peak.map(|kib| kib / 1024.0), "parts": parts });
     println!("{line}");
 }
 
-/// Median seconds of epochs of 98 batches of 512 images, their loading included.
-fn epochs(config: &Config, epochs: usize) -> f64 {
+/// Median seconds of epochs of 98 batches of 512 images, their loading included; and the parts of the last.
+fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
     let task = config.data.load().expect("the images");
     let graph = config.graph(10).expect("a graph");
     let mut training = training(&graph, &usual());
     let mut order = task.order(0);
-    let mut times = Vec::new();
+    let (mut times, mut parts) = (Vec::new(), Times::default());
     for epoch in 0..epochs as u64 {
+        parts = Times::default();
         let start = Instant::now();
         for step in 0..98 {
             let (x, y) = order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
-            training.step(&x, &y, Rate::constant(0.02), &mut Times::default()).expect("a step");
+            training.step(&x, &y, Rate::constant(0.02), &mut parts).expect("a step");
         }
         times.push(start.elapsed().as_secs_f64());
     }
-    median(times)
+    (median(times), parts)
 }
 
 fn table(dim: usize, layers: usize) {

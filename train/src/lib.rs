@@ -6,6 +6,7 @@ pub mod events;
 pub mod preset;
 mod progress;
 pub mod run_dir;
+pub mod runtime;
 pub mod sample;
 pub mod step;
 pub mod sweep;

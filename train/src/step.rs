@@ -66,7 +66,7 @@ impl Training {
         let mut squares = 0.0;
         for v in &self.variables {
             if let Some(g) = gradients.get(v.var.as_tensor()) {
-                squares += ops::sum_of_squares(g)?;
+                squares += ops::norm(g)?.powi(2);
             }
         }
         times.backward += clock.lap()?;

@@ -13,7 +13,7 @@ mod embedding;
 mod kernel;
 mod linear;
 mod mlp_block;
-mod norm;
+mod normalise;
 mod position;
 mod product;
 mod real;
@@ -21,14 +21,14 @@ mod residual;
 mod rotary;
 
 pub use activation::{activation, clip, soft_cap};
-pub use arrays::{Adam, MatrixMap, advance, each_matrix, mix, sum_of_squares};
+pub use arrays::{Adam, MatrixMap, advance, each_matrix, mix, norm, sum_of_squares};
 pub use attention::{Mask, attention};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use cross_entropy::cross_entropy;
 pub use embedding::embedding;
 pub use linear::linear;
 pub use mlp_block::{MlpBlock, mlp_block};
-pub use norm::{layer_norm, rms_norm};
+pub use normalise::{layer_norm, rms_norm};
 pub use position::position_bias;
 pub use product::{Strided, lower, product, symmetric};
 pub use real::Real;
@@ -44,7 +44,7 @@ pub mod composed {
     pub use super::embedding::composed as embedding;
     pub use super::linear::composed as linear;
     pub use super::mlp_block::composed as mlp_block;
-    pub use super::norm::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm};
+    pub use super::normalise::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm};
     pub use super::residual::composed as residual;
     pub use super::rotary::composed as rotary;
 }

@@ -12,7 +12,7 @@ const GRAM: usize = 2;
 
 /// `UVᵀ` of `m = UΣVᵀ`, nearly: singular values over the Frobenius norm go through [`NewtonSchulz::at`]. `m` is
 /// `[…, rows, columns]`, each matrix by itself, in f32, f64 or bf16; zero stays zero. In f32 every element
-/// is within 2·10⁻³ of the polynomial's exact value (10⁻⁴ but for rectangular matrices with singular values near 10⁻³ of the
+/// is within 3·10⁻³ of the polynomial's exact value (10⁻⁴ but for rectangular matrices with singular values near 10⁻³ of the
 /// norm, whose squares a Gram matrix rounds), in bf16 within 0.2.
 ///
 /// # Errors
