@@ -10,7 +10,7 @@ use lipschitz_nn::ops::{advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Heads, batched, merge, split};
-use crate::polynomial::{NewtonSchulz, orthogonalise};
+use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each};
 use crate::{Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor};
 
 /// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated further.
@@ -176,7 +176,7 @@ impl Muon {
             let direction = match v.parameter.geometry {
                 Geometry::Matrix => {
                     matrices.push(i);
-                    stacks.push(((), split(m, self.config.per_head.of(&v.parameter))?));
+                    stacks.push(split(m, self.config.per_head.of(&v.parameter))?);
                     m.clone()
                 }
                 Geometry::Table => {
@@ -188,14 +188,14 @@ impl Muon {
             };
             out.push((direction, 1.0));
         }
-        let orthogonal = batched(&stacks, |(), m| -> Result<Tensor, Error> {
-            Ok(match self.config.precision {
-                Precision::F32 => orthogonalise(&m, self.config.newton_schulz)?,
-                Precision::Bf16 => {
-                    orthogonalise(&m.to_dtype(DType::BF16)?, self.config.newton_schulz)?.to_dtype(m.dtype())?
-                }
-            })
-        })?;
+        let orthogonal = match self.config.precision {
+            Precision::F32 => orthogonalise_each(&stacks, self.config.newton_schulz)?,
+            Precision::Bf16 => None,
+        };
+        let orthogonal = match orthogonal {
+            Some(all) => all,
+            None => self.orthogonalise_batched(stacks)?,
+        };
         for (i, blocks) in matrices.into_iter().zip(orthogonal) {
             let parameter = &self.variables[i].parameter;
             let heads = self.config.per_head.of(parameter);
@@ -204,6 +204,20 @@ impl Muon {
             out[i] = (merge(&blocks, heads)?, factor);
         }
         Ok(out)
+    }
+}
+
+impl Muon {
+    /// Stacks of one shape together, as a device wants them.
+    fn orthogonalise_batched(&self, stacks: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        let set = self.config.newton_schulz;
+        let stacks: Vec<((), Tensor)> = stacks.into_iter().map(|m| ((), m)).collect();
+        batched(&stacks, |(), m| {
+            Ok(match self.config.precision {
+                Precision::F32 => orthogonalise(&m, set)?,
+                Precision::Bf16 => orthogonalise(&m.to_dtype(DType::BF16)?, set)?.to_dtype(m.dtype())?,
+            })
+        })
     }
 }
 

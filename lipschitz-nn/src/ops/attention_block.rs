@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::attention::{Attention, Mask, Scratch, Target};
+use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
 use super::product::{Strided, product};
 use super::real::{Real, simd};
@@ -117,9 +118,9 @@ impl Sizes {
 
 /// Queries, keys and values group by group, `[batch, groups, group + 2, tokens, head]`, turned; and what they mix to,
 /// `[batch, groups, group, tokens, head]`.
-pub(super) struct Kept<T> {
-    projected: Vec<T>,
-    mixed: Vec<T>,
+pub(super) struct Kept<T: Real> {
+    projected: Buffer<T>,
+    mixed: Buffer<T>,
 }
 
 impl AttentionBlock {
@@ -172,8 +173,7 @@ impl Kernel for AttentionBlock {
         let (x, w, output) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (per_group, per_mix) = s.of_group();
         let tasks = inputs[0].dims[0] * s.groups;
-        let mut kept =
-            Kept { projected: vec![T::of(0.0); tasks * per_group], mixed: vec![T::of(0.0); tasks * per_mix] };
+        let mut kept = Kept { projected: Buffer::take(tasks * per_group), mixed: Buffer::take(tasks * per_mix) };
         let turns = self.rotary.as_ref().map(|r| Turns::new(r, s.tokens, s.head));
         let groups = kept.projected.par_chunks_mut(per_group).zip(kept.mixed.par_chunks_mut(per_mix));
         groups.enumerate().for_each_init(
@@ -193,9 +193,8 @@ impl Kernel for AttentionBlock {
                 }
             },
         );
-        let mut out = vec![T::of(0.0); x.len()];
+        let mut out = scaled(x, self.skip);
         each_rows(&mut out, s, |sequence, from, rows, out| {
-            scaled(out, &x[(sequence * s.tokens + from) * s.dim..][..rows * s.dim], self.skip);
             for h in 0..s.group * s.groups {
                 let mixed = Strided::dense(&kept.mixed[(sequence * self.heads + h) * s.one()..][..s.one()], s.head);
                 let w = Strided::rows(&output[h * s.head..], s.dim, s.head, self.heads * s.head);
@@ -217,7 +216,7 @@ impl Kernel for AttentionBlock {
         };
         let rows_of = |i: usize| Strided::dense(&grad[sequence_of(grad, i)], s.dim);
         // The gradients of queries, keys and values, as they were before they were turned.
-        let mut dp = vec![T::of(0.0); kept.projected.len()];
+        let mut dp = Buffer::take(kept.projected.len());
         let groups = dp.par_chunks_mut(per_group).zip(kept.projected.par_chunks(per_group));
         groups.enumerate().for_each_init(
             || (Scratch::new(s.tokens), vec![T::of(0.0); s.one()]),
@@ -225,6 +224,7 @@ impl Kernel for AttentionBlock {
                 let (sequence, g) = (task / s.groups, task % s.groups);
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
                 let (dq, dkv) = dp.split_at_mut(per_mix);
+                dkv.fill(T::of(0.0));
                 let (dk, dv) = dkv.split_at_mut(s.one());
                 for (j, dq) in dq.chunks_mut(s.one()).enumerate() {
                     let column = (g * s.group + j) * s.head;
@@ -241,9 +241,8 @@ impl Kernel for AttentionBlock {
                 Self::turn(turns.as_ref(), dp, s, -1.0);
             },
         );
-        let mut dx = vec![T::of(0.0); if wanted[0] { x.len() } else { 0 }];
+        let mut dx = if wanted[0] { scaled(grad, self.skip) } else { Vec::new() };
         each_rows(&mut dx, s, |sequence, from, rows, dx| {
-            scaled(dx, &grad[(sequence * s.tokens + from) * s.dim..][..rows * s.dim], self.skip);
             for g in 0..s.groups {
                 let group = &dp[(sequence * s.groups + g) * per_group..][..per_group];
                 for (j, head) in group.chunks(s.one()).enumerate() {

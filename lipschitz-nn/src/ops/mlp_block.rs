@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::{gradients, values};
+use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
 use super::product::{Strided, product};
 use super::real::Real;
@@ -46,7 +47,7 @@ pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Resu
 impl Kernel for MlpBlock {
     const NAME: &'static str = "perceptron block";
     /// `x Uᵀ`
-    type Saved<T: Real> = Vec<T>;
+    type Saved<T: Real> = Buffer<T>;
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
         match (inputs[0].last(), inputs[1], inputs[2]) {
@@ -57,12 +58,12 @@ impl Kernel for MlpBlock {
         }
     }
 
-    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Vec<T>) {
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Buffer<T>) {
         let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (dim, hidden) = (inputs[0].width(), inputs[2].width());
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
-        let mut out = vec![T::of(0.0); x.len()];
-        let mut before = vec![T::of(0.0); x.len() / dim * hidden];
+        let mut out = scaled(x, self.skip);
+        let mut before = Buffer::take(x.len() / dim * hidden);
         let chunks = out.par_chunks_mut(ROWS * dim).zip(before.par_chunks_mut(ROWS * hidden));
         chunks.zip(x.par_chunks(ROWS * dim)).for_each_init(
             || vec![T::of(0.0); ROWS * hidden],
@@ -70,7 +71,6 @@ impl Kernel for MlpBlock {
                 let after = &mut after[..before.len()];
                 product(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
                 values(self.function, self.scale, before, after);
-                scaled(out, x, self.skip);
                 product(out, dim, Strided::dense(after, hidden), down.t(), true, self.branch, false);
             },
         );
@@ -79,12 +79,12 @@ impl Kernel for MlpBlock {
 
     /// With `h = x Uᵀ`, `a = scale·φ(h)`, `da = branch·grad D`, `dh = scale·φ'(h) ∘ da`: `dx = skip·grad + dh U`,
     /// `dU = dhᵀ x`, `dD = branch·gradᵀ a`.
-    fn backward<T: Real>(&self, inputs: &[Array<T>], mut h: Vec<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(&self, inputs: &[Array<T>], mut h: Buffer<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
         let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (dim, hidden) = (inputs[0].width(), inputs[2].width());
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
-        let mut dx = vec![T::of(0.0); x.len()];
-        let mut dh = vec![T::of(0.0); h.len()];
+        let mut dx = scaled(grad, self.skip);
+        let mut dh = Buffer::take(h.len());
         let chunks = dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks_mut(ROWS * hidden));
         let inputs = h.par_chunks_mut(ROWS * hidden).zip(grad.par_chunks(ROWS * dim));
         chunks.zip(inputs).for_each(|((dx, dh), (h, grad))| {
@@ -92,7 +92,6 @@ impl Kernel for MlpBlock {
             // From here on, `h` holds a.
             gradients(self.function, self.scale, h, dh);
             if wanted[0] {
-                scaled(dx, grad, self.skip);
                 product(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
             }
         });

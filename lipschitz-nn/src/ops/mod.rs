@@ -8,6 +8,7 @@ mod activation;
 mod arrays;
 mod attention;
 mod attention_block;
+mod buffer;
 mod cross_entropy;
 mod embedding;
 mod kernel;

@@ -1,9 +1,12 @@
 //! `f32` and `f64` with the special functions that the kernels need, written so that loops over them vectorise.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::sync::Mutex;
 
 use candle_core::{CpuStorage, WithDType};
 use faer::traits::ComplexField;
+
+use super::buffer::Pool;
 
 /// Runs a loop with the widest vectors of the processor; it and what it calls must be inlined, so mark the closure
 /// `#[inline(always)]`.
@@ -78,6 +81,8 @@ pub trait Real:
     fn ln(self) -> Self;
     /// The elements of a storage of this type.
     fn of_storage(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// Memory that is not in use.
+    fn pool() -> &'static Mutex<Pool<Self>>;
 }
 
 impl Real for f64 {
@@ -116,6 +121,11 @@ impl Real for f64 {
             CpuStorage::F64(data) => Some(data),
             _ => None,
         }
+    }
+
+    fn pool() -> &'static Mutex<Pool<Self>> {
+        static POOL: Mutex<Pool<f64>> = Pool::new();
+        &POOL
     }
 }
 
@@ -174,5 +184,10 @@ impl Real for f32 {
             CpuStorage::F32(data) => Some(data),
             _ => None,
         }
+    }
+
+    fn pool() -> &'static Mutex<Pool<Self>> {
+        static POOL: Mutex<Pool<f32>> = Pool::new();
+        &POOL
     }
 }

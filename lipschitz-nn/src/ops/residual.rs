@@ -28,17 +28,10 @@ struct Residual {
     branch: f64,
 }
 
-/// `out = factor·x`.
-pub(super) fn scaled<T: Real>(out: &mut [T], x: &[T], factor: f64) {
+/// `factor·x`, written once.
+pub(super) fn scaled<T: Real>(x: &[T], factor: f64) -> Vec<T> {
     let factor = T::of(factor);
-    simd(
-        #[inline(always)]
-        || {
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = *x * factor;
-            }
-        },
-    );
+    x.par_iter().with_min_len(CHUNK).map(|x| *x * factor).collect()
 }
 
 impl Kernel for Residual {
@@ -71,11 +64,7 @@ impl Kernel for Residual {
     }
 
     fn backward<T: Real>(&self, _: &[Array<T>], (): (), grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
-        let times = |factor: f64, wanted: bool| {
-            let mut out = vec![T::of(0.0); if wanted { grad.len() } else { 0 }];
-            out.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).for_each(|(out, g)| scaled(out, g, factor));
-            out
-        };
+        let times = |factor: f64, wanted: bool| if wanted { scaled(grad, factor) } else { Vec::new() };
         vec![times(self.skip, wanted[0]), times(self.branch, wanted[1])]
     }
 }

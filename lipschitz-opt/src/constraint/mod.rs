@@ -13,7 +13,7 @@ use lipschitz_nn::graph::{Geometry, HeadBlocks, Parameter};
 
 use crate::blocks::{batched, merge, role, scale, split};
 use crate::optimizer::{Rate, UpdateBound, Variable, saved};
-use crate::polynomial::{hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_strength};
+use crate::polynomial::{hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_each, soft_cap_strength};
 use crate::{Error, Recipe};
 use norms::{Top, gram, power, start};
 
@@ -149,6 +149,18 @@ impl Job {
     }
 }
 
+/// The usual case: soft caps that need nothing after them, where their kernel runs.
+fn all_at_once(stacks: &[(Job, Tensor)]) -> Result<Option<Vec<Tensor>>, Error> {
+    let soft = |(job, x): &(Job, Tensor)| match *job {
+        Job::Soft { keep, alpha, bounded: true, .. } => Some((keep, alpha, x.clone())),
+        _ => None,
+    };
+    match stacks.iter().map(soft).collect::<Option<Vec<_>>>() {
+        Some(soft) => Ok(soft_cap_each(&soft)?),
+        None => Ok(None),
+    }
+}
+
 /// What a norm may have grown to over its cap for both forms of the hard cap to hold.
 const DOMAIN: f64 = 2.0;
 
@@ -242,7 +254,11 @@ impl Constraint {
                 }
             }
         }
-        for ((v, heads), x) in members.into_iter().zip(batched(&stacks, Job::run)?) {
+        let done = match all_at_once(&stacks)? {
+            Some(done) => done,
+            None => batched(&stacks, Job::run)?,
+        };
+        for ((v, heads), x) in members.into_iter().zip(done) {
             set(v, heads, &x)?;
         }
         Ok(())

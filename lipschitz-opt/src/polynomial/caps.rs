@@ -13,10 +13,16 @@ use super::orthogonal::{apply, polar, product, sign, wide};
 /// # Errors
 /// Candle's own.
 pub fn soft_cap(x: &Tensor, alpha: f64) -> Result<Tensor> {
-    match each_matrix(x, &SoftCap { alpha })? {
-        Some(y) => Ok(y),
+    match soft_cap_each(&[(1.0, alpha, x.clone())])? {
+        Some(mut all) => Ok(all.remove(0)),
         None => soft_cap_composed(x, alpha),
     }
+}
+
+/// [`soft_cap`] of each of these, times a factor before, with an α of its own, at once; none where its kernel does not run.
+pub(crate) fn soft_cap_each(stacks: &[(f64, f64, Tensor)]) -> Result<Option<Vec<Tensor>>> {
+    let job = |(keep, alpha, x): &(f64, f64, Tensor)| (SoftCap { keep: *keep, alpha: *alpha }, x.clone());
+    each_matrix(&stacks.iter().map(job).collect::<Vec<_>>())
 }
 
 /// The same out of tensors, for other devices and float types.

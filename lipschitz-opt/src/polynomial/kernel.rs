@@ -128,8 +128,9 @@ impl Quintics<'_> {
     }
 }
 
-/// `y = x − αx³`, then `y + αy³`. With `A = αG` that is `(I − A) + (A − A²)(I − 2A + A²)` times x.
+/// `y = x − αx³`, then `y + αy³`, from `keep` times the matrix. With `A = αG` that is `(I − A) + (A − A²)(I − 2A + A²)` times x.
 pub(super) struct SoftCap {
+    pub keep: f64,
     pub alpha: f64,
 }
 
@@ -137,7 +138,7 @@ impl MatrixMap for SoftCap {
     fn run<T: Real>(&self, x: &[T], out: &mut [T], rows: usize, columns: usize, parallel: bool) {
         let short = Short::new(x, rows, columns, parallel);
         let [mut a, mut square, mut left, mut right] = std::array::from_fn(|_| short.square());
-        short.gram(&mut a, self.alpha);
+        short.gram(&mut a, self.alpha * self.keep * self.keep);
         short.commuting(&mut square, &a, &a, false, 1.0);
         for (((left, right), a), square) in left.iter_mut().zip(&mut right).zip(&a).zip(&square) {
             *left = *a - *square;
@@ -150,6 +151,6 @@ impl MatrixMap for SoftCap {
         }
         add_diagonal(q, short.n, 1.0);
         short.commuting(q, &left, &right, true, 1.0);
-        short.times(q, out, false, 1.0);
+        short.times(q, out, false, self.keep);
     }
 }

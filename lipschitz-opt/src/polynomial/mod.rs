@@ -6,11 +6,13 @@ mod newton_schulz;
 mod orthogonal;
 mod polar_express;
 
+pub(crate) use caps::soft_cap_each;
 pub use caps::{
     HARD_CAP_END, hard_cap_maximum, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, hard_cap_steps, soft_cap,
     soft_cap_strength,
 };
 pub use newton_schulz::{NewtonSchulz, Steps, at, maximum};
+pub(crate) use orthogonal::orthogonalise_each;
 pub use orthogonal::{apply, orthogonalise, polar};
 
 /// The forms composed of tensors, for comparison.

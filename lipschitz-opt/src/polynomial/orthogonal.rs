@@ -18,12 +18,21 @@ const GRAM: usize = 2;
 /// # Errors
 /// Candle's own.
 pub fn orthogonalise(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
-    let sides = (m.dim(D::Minus2)?, m.dim(D::Minus1)?);
-    let gram = sides.0.max(sides.1) >= GRAM * sides.0.min(sides.1);
-    if let Some(y) = each_matrix(m, &Quintics { steps: &set.steps(), unit: true, gram })? {
-        return Ok(y);
+    match orthogonalise_each(std::slice::from_ref(m), set)? {
+        Some(mut all) => Ok(all.remove(0)),
+        None => composed(m, set),
     }
-    composed(m, set)
+}
+
+/// [`orthogonalise`] of all of these at once; none where its kernel does not run.
+pub(crate) fn orthogonalise_each(stacks: &[Tensor], set: NewtonSchulz) -> Result<Option<Vec<Tensor>>> {
+    let steps = set.steps();
+    let job = |m: &Tensor| {
+        let (rows, columns) = (m.dim(D::Minus2)?, m.dim(D::Minus1)?);
+        let gram = rows.max(columns) >= GRAM * rows.min(columns);
+        Ok((Quintics { steps: &steps, unit: true, gram }, m.clone()))
+    };
+    each_matrix(&stacks.iter().map(job).collect::<Result<Vec<_>>>()?)
 }
 
 /// The same out of tensors, for other devices and bf16.
@@ -68,8 +77,8 @@ pub(super) fn sign(s: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Candle's own.
 pub fn apply(x: &Tensor, steps: &Steps) -> Result<Tensor> {
-    match each_matrix(x, &Quintics { steps, unit: false, gram: false })? {
-        Some(y) => Ok(y),
+    match each_matrix(&[(Quintics { steps, unit: false, gram: false }, x.clone())])? {
+        Some(mut all) => Ok(all.remove(0)),
         None => wide(x, |x| plain(x, steps)),
     }
 }
@@ -94,8 +103,8 @@ fn unit(x: &Tensor) -> Result<Tensor> {
 
 /// `x ← (a + b G + c G²) x` with `G = x xᵀ`.
 fn plain(mut x: Tensor, steps: &Steps) -> Result<Tensor> {
-    if let Some(y) = each_matrix(&x, &Quintics { steps, unit: false, gram: false })? {
-        return Ok(y);
+    if let Some(mut all) = each_matrix(&[(Quintics { steps, unit: false, gram: false }, x.clone())])? {
+        return Ok(all.remove(0));
     }
     for &[a, b, c] in steps {
         let gram = product(&x, &x.transpose(D::Minus2, D::Minus1)?)?;
