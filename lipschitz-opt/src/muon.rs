@@ -4,20 +4,17 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_nn::graph::{Geometry, Parameter};
+use lipschitz_nn::graph::{Axis, Geometry, HeadBlocks, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::{advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Heads, batched, merge, split};
-use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each};
+use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each, rounding};
 use crate::{Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor};
 
 /// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated further.
 const INFLATION: f64 = 16.0;
-
-/// What rounding in `f32` adds to an orthogonalised matrix, at most.
-const ROUNDING: f64 = 5e-4;
 
 /// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al., *Muon*, 2024; the scale s as in
 /// Bernstein, *Deriving Muon*). Rows of tables and vectors move by η in RMS norm.
@@ -127,7 +124,12 @@ impl MuonConfig {
         }
         let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
         let scale = self.update_scale.factor(rows, columns) * rms_to_rms(rows, columns);
-        let whole = self.newton_schulz.maximum() * scale * (1.0 + ROUNDING);
+        let block = match self.per_head.of(parameter) {
+            Some(HeadBlocks { count, axis: Axis::Rows }) => (rows / count, columns),
+            Some(HeadBlocks { count, axis: Axis::Columns }) => (rows, columns / count),
+            None => (rows, columns),
+        };
+        let whole = self.newton_schulz.maximum() * scale * (1.0 + rounding(block.0, block.1));
         // A whole update can put all of itself into one head's block, whose norm counts it √count times.
         let spread = match (self.per_head.of(parameter), parameter.heads) {
             (None, Some(heads)) => (heads.count as f64).sqrt(),

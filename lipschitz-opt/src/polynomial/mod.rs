@@ -13,7 +13,7 @@ pub use caps::{
 };
 pub use newton_schulz::{NewtonSchulz, Steps, at, maximum};
 pub(crate) use orthogonal::orthogonalise_each;
-pub use orthogonal::{apply, orthogonalise, polar};
+pub use orthogonal::{apply, orthogonalise, polar, rounding};
 
 /// The forms composed of tensors, for comparison.
 pub mod composed {
