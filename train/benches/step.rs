@@ -1,11 +1,13 @@
 //! `cargo bench --bench step -- 256` (or `768`): where a training step of the transformer goes, for every optimizer and
-//! every constraint; medians, in one run. Three layers at width 256, one at 768, batches of 4 × 256 tokens.
+//! every constraint; medians, in one run. Three layers at width 256, one at 768, batches of 4 × 256 tokens. `-- scaling`: how a
+//! step grows with width, tokens, batch and depth, and how much of it is matrix products.
 
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::ops::{Strided, product};
 use lipschitz_nn::presets::Gpt;
 use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig};
@@ -25,10 +27,11 @@ fn main() {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["256"] => table(256, 3),
         ["768"] => table(768, 1),
+        ["scaling"] => scaling(),
         ["json", kind, steps, ref data @ ..] => {
             json(kind, steps.parse().expect("a count of steps"), data.first().copied())
         }
-        [] => println!("name a width: cargo bench --bench step -- 256, or 768"),
+        [] => println!("say what: cargo bench --bench step -- 256, 768 or scaling"),
         ref other => panic!("unknown: {other:?}"),
     }
 }
@@ -61,7 +64,7 @@ fn measure(training: &mut Training, x: &Tensor, y: &Tensor, steps: usize) -> Tim
     let mut all = Vec::new();
     for i in 0..steps + 2 {
         let mut times = Times::default();
-        training.step(x, y, Rate::constant(0.02), &mut times).expect("a step");
+        training.step(x, y, 1, Rate::constant(0.02), &mut times).expect("a step");
         if i >= 2 {
             all.push(times);
         }
@@ -83,6 +86,65 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn usual() -> Recipe {
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     Recipe::new(muon, ConstraintConfig::capped(Method::SpectralSoftCap, 1.0))
+}
+
+/// How a step's time goes with each size, from the usual one; GFLOP/s of the products, and the time that they would take at the
+/// rate of one large product as a share of the step.
+fn scaling() {
+    let usual = (256, 3, 256, 16);
+    let sizes = [
+        [128, 256, 512, 1024].map(|dim| (dim, 3, 256, 4)).to_vec(),
+        [64, 128, 256, 512, 1024].map(|tokens| (256, 3, tokens, 4096 / tokens)).to_vec(),
+        [4, 16, 64].map(|batch| (256, 3, 256, batch)).to_vec(),
+        [1, 3, 6, 12].map(|layers| (256, layers, 256, 4)).to_vec(),
+    ];
+    let peak = peak();
+    println!("one product of 4096 × 256 × 1024: {:.0} GFLOP/s; medians of {STEPS} steps", peak / 1e9);
+    println!(
+        "{:>5} {:>6} {:>6} {:>5} {:>12} {:>12} {:>9} {:>9}",
+        "width", "layers", "tokens", "batch", "gradient, ms", "update, ms", "GFLOP/s", "products"
+    );
+    for (dim, layers, context, batch) in sizes.concat().into_iter().chain([usual]) {
+        let x = tokens(batch, context);
+        let t = measure(&mut training(&graph(dim, layers, context), &self::usual()), &x, &x, STEPS);
+        let gradient = t.forward + t.backward;
+        let rate = flops(dim, layers, context, batch) / gradient;
+        println!(
+            "{dim:>5} {layers:>6} {context:>6} {batch:>5} {:>12.1} {:>12.1} {:>9.0} {:>7.0} %",
+            1000.0 * gradient,
+            1000.0 * (t.update + t.constraint),
+            rate / 1e9,
+            100.0 * rate / peak
+        );
+    }
+}
+
+/// Operations of the products of a forward and a backward pass.
+fn flops(dim: usize, layers: usize, context: usize, batch: usize) -> f64 {
+    let rows = (batch * context) as f64;
+    let weights = (layers * 12 * dim * dim + 65 * dim) as f64;
+    // Queries 64 at a time meet the keys up to the last of them; two products forward, and five back, one of which is made again.
+    let pairs: usize = (0..context)
+        .step_by(64)
+        .map(|first| {
+            let end = (first + 64).min(context);
+            (end - first) * end
+        })
+        .sum();
+    6.0 * rows * weights + 7.0 * 2.0 * (batch * layers * dim * pairs) as f64
+}
+
+/// Operations a second of one large product.
+fn peak() -> f64 {
+    let (m, n, k) = (4096, 256, 1024);
+    let (a, b) = (vec![0.5f32; m * k], vec![0.25f32; k * n]);
+    let mut out = vec![0f32; m * n];
+    let mut once = || {
+        let start = Instant::now();
+        product(&mut out, n, Strided::dense(&a, k), Strided::dense(&b, n), false, 1.0, true);
+        start.elapsed().as_secs_f64()
+    };
+    2.0 * (m * n * k) as f64 / median((0..15).map(|_| once()).collect())
 }
 
 /// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the perceptron on the images in a
@@ -119,7 +181,7 @@ fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
         let start = Instant::now();
         for step in 0..98 {
             let (x, y) = order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
-            training.step(&x, &y, Rate::constant(0.02), &mut parts).expect("a step");
+            training.step(&x, &y, 1, Rate::constant(0.02), &mut parts).expect("a step");
         }
         times.push(start.elapsed().as_secs_f64());
     }

@@ -103,6 +103,14 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Sequences or images an update.
     pub batch_size: usize,
+    /// Parts that a batch is taken in, one after the other, with their gradients added: a part's activations are in memory at a
+    /// time.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Works a block's activations out again for the gradient instead of keeping them: a third more work, and memory for the
+    /// blocks' outputs alone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub recompute: bool,
     /// Drives initialisation and data order.
     #[serde(default)]
     pub seed: u64,
@@ -120,6 +128,14 @@ pub struct TrainConfig {
     /// `cpu` or `cuda:N`.
     #[serde(default = "cpu")]
     pub device: String,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn ten() -> u64 {
@@ -179,6 +195,7 @@ impl Config {
         let counts = [
             ("steps", t.steps),
             ("batch_size", t.batch_size as u64),
+            ("accumulate", t.accumulate as u64),
             ("log_every", t.log_every),
             ("eval_every", t.eval_every),
         ];

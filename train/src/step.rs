@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor};
 use lipschitz_nn::{Model, ops};
 use lipschitz_opt::constraint::Constraint;
@@ -50,19 +51,33 @@ impl Times {
 }
 
 impl Training {
-    /// One step on a batch; adds to `times`. A loss that is not finite moves nothing.
+    /// One step on a batch, taken in `parts` one after the other; adds to `times`. A loss that is not finite moves nothing.
     ///
     /// # Errors
     /// Candle's own.
-    pub fn step(&mut self, x: &Tensor, y: &Tensor, rate: Rate, times: &mut Times) -> Result<Outcome> {
+    pub fn step(&mut self, x: &Tensor, y: &Tensor, parts: usize, rate: Rate, times: &mut Times) -> Result<Outcome> {
         let device = self.model.device();
         let mut clock = Clock::new(&device);
-        let logits = self.model.forward(x)?;
-        let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
-        let loss = ops::cross_entropy(&flat, &y.flatten_all()?)?.get(0)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        times.forward += clock.lap()?;
-        let gradients = loss.backward()?;
+        let size = x.dim(0)?;
+        let rows = size.div_ceil(parts.clamp(1, size.max(1)));
+        let (mut value, mut total) = (0.0, None);
+        for from in (0..size).step_by(rows) {
+            let count = rows.min(size - from);
+            let share = count as f64 / size as f64;
+            let logits = self.model.forward(&x.narrow(0, from, count)?)?;
+            let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
+            let targets = y.narrow(0, from, count)?.flatten_all()?;
+            let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
+            value += f64::from(loss.to_scalar::<f32>()?);
+            times.forward += clock.lap()?;
+            let gradients = loss.backward()?;
+            match &mut total {
+                None => total = Some(gradients),
+                Some(total) => self.add(total, &gradients)?,
+            }
+            times.backward += clock.lap()?;
+        }
+        let Some(gradients) = total else { bail!("an empty batch") };
         let mut squares = 0.0;
         for v in &self.variables {
             if let Some(g) = gradients.get(v.var.as_tensor()) {
@@ -77,6 +92,24 @@ impl Training {
             times.constraint += clock.lap()?;
         }
         Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
+    }
+
+    fn add(&self, total: &mut GradStore, more: &GradStore) -> Result<()> {
+        for v in &self.variables {
+            let w = v.var.as_tensor();
+            if let Some(more) = more.get(w) {
+                let sum = match total.get(w) {
+                    Some(sum) => {
+                        let mut sum = sum.clone();
+                        ops::mix(&mut sum, 1.0, more, 1.0)?;
+                        sum
+                    }
+                    None => more.clone(),
+                };
+                total.insert(w, sum);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -108,7 +108,7 @@ fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &
             Model::new(graph.clone(), init::weights(graph, config.train.seed, blocks, device, DType::F32)?)?
         }
     };
-    let (model, vars) = model.trainable()?;
+    let (model, vars) = model.recomputing(config.train.recompute).trainable()?;
     let variables = recipe.variables(graph, vars, config.train.learning_rate)?;
     let mut optimizer = recipe.build(&variables)?;
     let mut constraint = Constraint::new(recipe)?;
@@ -176,7 +176,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         let evaluates = done % t.eval_every == 0 || done == t.steps;
         let logs = done % t.log_every == 0 || evaluates || done == 1;
         let old = if logs { copies(&training)? } else { Vec::new() };
-        let outcome = training.step(&x, &y, rate, &mut times)?;
+        let outcome = training.step(&x, &y, t.accumulate, rate, &mut times)?;
         if !outcome.loss.is_finite() {
             bail!("the loss is {} at step {done}: training diverged; lower train.learning_rate", outcome.loss)
         }
