@@ -225,13 +225,25 @@ impl Model {
     }
 
     fn sequence(&self, nodes: &[Node], prefix: &str, mut x: Tensor, watch: Watch) -> Result<Tensor, Error> {
+        let mut chain = Vec::new();
         for node in nodes {
+            // What is listened to runs node by node.
+            let before = chain.len();
+            if watch.is_none() && self.link(node, prefix, &mut chain) {
+                continue;
+            }
+            chain.truncate(before);
+            x = self.run_chain(x, &mut chain)?;
             x = self.node(node, prefix, x, watch)?;
             if let Some(watch) = watch {
                 watch(&node.path(prefix), &x)?;
             }
         }
-        Ok(x)
+        self.run_chain(x, &mut chain)
+    }
+
+    fn run_chain(&self, x: Tensor, chain: &mut Vec<ops::Block>) -> Result<Tensor, Error> {
+        if chain.is_empty() { Ok(x) } else { Ok(ops::chain(&x, &std::mem::take(chain), !self.recompute)?) }
     }
 
     fn weight(&self, path: &str, name: &str) -> &Tensor {
@@ -249,11 +261,7 @@ impl Model {
         Ok(match &node.op {
             Op::Sequential { body } => self.sequence(body, &path, x, watch)?,
             Op::Residual { skip, branch, body } => {
-                let whole = if watch.is_none() { self.block(*skip, *branch, body, &path, &x)? } else { None };
-                match whole {
-                    Some(y) => y,
-                    None => ops::residual(&x, &self.sequence(body, &path, x.clone(), watch)?, *skip, *branch)?,
-                }
+                ops::residual(&x, &self.sequence(body, &path, x.clone(), watch)?, *skip, *branch)?
             }
             Op::Linear { bias, .. } => self.linear(&x, &path, *bias)?,
             Op::Embedding { .. } => ops::embedding(self.weight(&path, "weight"), &x)?,
@@ -297,36 +305,43 @@ impl Model {
         })
     }
 
-    /// A residual block as one operation, if there is one for it.
-    fn block(&self, skip: f64, branch: f64, body: &[Node], path: &str, x: &Tensor) -> Result<Option<Tensor>, Error> {
-        let keep = !self.recompute;
-        Ok(match body {
-            [
-                Node { name: up, op: Op::Linear { bias: false, .. } },
-                Node { op: Op::Activation { function, scale }, .. },
-                Node { name: down, op: Op::Linear { bias: false, .. } },
-            ] => {
-                let block = ops::MlpBlock { function: *function, scale: *scale, skip, branch };
-                let (up, down) = (self.weight(&join(path, up), "weight"), self.weight(&join(path, down), "weight"));
-                Some(ops::mlp_block(block, x, up, down, keep)?)
+    /// Adds a node's residual blocks to a chain, if it consists of blocks for which there is one operation.
+    fn link(&self, node: &Node, prefix: &str, chain: &mut Vec<ops::Block>) -> bool {
+        let path = node.path(prefix);
+        let weight = |path: &str, name: &str| self.weight(&join(path, name), "weight").clone();
+        match &node.op {
+            Op::Sequential { body } => body.iter().all(|node| self.link(node, &path, chain)),
+            Op::Residual { skip, branch, body } => {
+                let (skip, branch) = (*skip, *branch);
+                chain.push(match &body[..] {
+                    [
+                        Node { name: up, op: Op::Linear { bias: false, .. } },
+                        Node { op: Op::Activation { function, scale }, .. },
+                        Node { name: down, op: Op::Linear { bias: false, .. } },
+                    ] => {
+                        let block = ops::MlpBlock { function: *function, scale: *scale, skip, branch };
+                        ops::Block::Perceptron(block, [up, down].map(|name| weight(&path, name)))
+                    }
+                    [Node { name, op: Op::Attention(a) }] if plain(a) => {
+                        let path = join(&path, name);
+                        let block = ops::AttentionBlock {
+                            heads: a.heads,
+                            key_value_heads: a.key_value_heads,
+                            logit_scale: a.logit_scale,
+                            causal: a.causal,
+                            rotary: a.rotary.clone(),
+                            skip,
+                            branch: branch * a.output_scale,
+                        };
+                        let names = ["query", "key", "value", "output"];
+                        ops::Block::Attention(block, names.map(|name| weight(&path, name)))
+                    }
+                    _ => return false,
+                });
+                true
             }
-            [Node { name, op: Op::Attention(a) }] if plain(a) => {
-                let path = join(path, name);
-                let weight = |name: &str| self.weight(&join(&path, name), "weight");
-                let block = ops::AttentionBlock {
-                    heads: a.heads,
-                    key_value_heads: a.key_value_heads,
-                    logit_scale: a.logit_scale,
-                    causal: a.causal,
-                    rotary: a.rotary.clone(),
-                    skip,
-                    branch: branch * a.output_scale,
-                };
-                let projections = Tensor::cat(&["query", "key", "value"].map(weight), 0)?;
-                Some(ops::attention_block(&block, x, &projections, weight("output"), keep)?)
-            }
-            _ => None,
-        })
+            _ => false,
+        }
     }
 
     fn attention(&self, a: &Attention, path: &str, x: &Tensor) -> Result<Tensor, Error> {

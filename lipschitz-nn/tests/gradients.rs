@@ -293,6 +293,18 @@ fn fused_blocks_equal_their_twins() {
             let fused = ops::attention_block(&block, &x, &w, &output, keep).unwrap();
             let composed = ops::composed::attention_block(&block, &x, &w, &output).unwrap();
             same(&format!("{block:?}"), &[&x, &w, &output], &fused, &composed, tolerance);
+            // The same, between two perceptrons.
+            let mlp = ops::MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.6, branch: 0.5 };
+            let [query, key, value] = [heads, groups, groups].map(|n| var(&[n * head, dim], 1.0, &mut rng));
+            let [up, down] = [[5, dim], [dim, 5]].map(|shape| var(&shape, 1.0, &mut rng));
+            let tensors = |vars: &[&Var]| vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
+            let weights = tensors(&[&query, &key, &value, &output]).try_into().unwrap();
+            let perceptron = || ops::Block::Perceptron(mlp, tensors(&[&up, &down]).try_into().unwrap());
+            let blocks = [perceptron(), ops::Block::Attention(block.clone(), weights), perceptron()];
+            let fused = ops::chain(&x, &blocks, keep).unwrap();
+            let composed = ops::composed::chain(&x, &blocks).unwrap();
+            let all = [&x, &query, &key, &value, &output, &up, &down];
+            same(&format!("chain around {block:?}"), &all, &fused, &composed, tolerance);
         }
     }
 }

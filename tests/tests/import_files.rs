@@ -106,12 +106,17 @@ fn llama2c_files_are_those_of_candle() {
 
 /// A zip archive of stored members, as PyTorch and numpy write them.
 fn zip(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    archive(0, members)
+}
+
+/// A zip archive whose members are what a method of compression makes of them: 0 for none, 8 for deflate.
+fn archive(method: u16, members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in members {
         let crc = crc32(data);
         let start = out.len() as u32;
         let sizes = [crc, data.len() as u32, data.len() as u32];
-        let middle: Vec<u8> = [0u16, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let middle: Vec<u8> = [0, method, 0, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
         let sizes: Vec<u8> = sizes.iter().flat_map(|n| n.to_le_bytes()).collect();
         let lengths = [(name.len() as u16).to_le_bytes(), 0u16.to_le_bytes()].concat();
         out.extend([b"PK\x03\x04\x14\x00", &middle[..], &sizes, &lengths, name.as_bytes(), data].concat());
@@ -125,6 +130,34 @@ fn zip(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     out.extend([b"PK\x05\x06\0\0\0\0", &count[..], &count, &size, &at, &[0, 0]].concat());
     out
 }
+
+/// Deflated zeros, 258 in 13 bits: one, then repetitions of it.
+fn zeros(runs: usize) -> Vec<u8> {
+    // Bits in the order of the stream: last block, fixed codes, the number 0, (length 258, distance 1) again and again, the end.
+    let mut bits = vec![true, true, false];
+    let mut code = |text: &str| bits.extend(text.bytes().map(|b| b == b'1'));
+    code("00110000");
+    (0..runs).for_each(|_| code("1100010100000"));
+    code("0000000");
+    bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(i, bit)| u8::from(*bit) << i).sum()).collect()
+}
+
+/// An array of a Python object, as numpy writes it, around the pickle of one.
+fn object(of: &[u8]) -> Vec<u8> {
+    let header = "{'descr': '|O', 'fortran_order': False, 'shape': (), }\n";
+    let start =
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00b\x87R(K\x01)NN]";
+    let length = (header.len() as u16).to_le_bytes();
+    [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), start, of, b"atb."].concat()
+}
+
+/// An archive of a run: its config and its matrices.
+fn run(args: &[u8], weights: &[u8]) -> Vec<u8> {
+    zip(&[("args.npy", object(args)), ("weights_checkpoint_0.npy", object(weights))])
+}
+
+/// `{"data": "cifar", "d_embed": 2, "num_blocks": 2}`
+const ARGS: &[u8] = b"}(X\x04\x00\x00\x00dataX\x05\x00\x00\x00cifarX\x07\x00\x00\x00d_embedK\x02X\x0a\x00\x00\x00num_blocksK\x02u";
 
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, byte| {
@@ -253,6 +286,32 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
                 b"\x93NUMPY\x01\x00\x3a\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }     \n".to_vec(),
             )]),
             "arr_0",
+        ),
+        ("call.npz", run(b"cposix\nsystem\n(X\x04\x00\x00\x00trueR", b"}"), "posix.system"),
+        ("args.npz", run(b"]", b"}"), "no dictionary of options"),
+        ("none.npz", run(ARGS, b"}"), "arr_0"),
+        ("rows.npz", run(ARGS, b"}K\x00](]G\x00\x00\x00\x00\x00\x00\x00\x00a]es"), "no list of rows"),
+        // A float that is remembered before it is appended, and called up again after.
+        ("again.npz", run(ARGS, b"}K\x00](]G\x00\x00\x00\x00\x00\x00\x00\x00q\x07ah\x07es"), "no list of rows"),
+        ("lost.npz", run(ARGS, b"}K\x00]h\x09as"), "never kept"),
+        ("cut.npz", run(ARGS, b"}K\x00](]G\x00"), "args"),
+        (
+            "doubled.npz",
+            run(
+                &[
+                    &b"}X\x01\x00\x00\x00a]q\x00"[..],
+                    &(0..60).flat_map(|i| [b'(', b'h', i, b'h', i, b't', b'q', i + 1]).collect::<Vec<u8>>(),
+                    b"s",
+                ]
+                .concat(),
+                b"}",
+            ),
+            "no dictionary of options",
+        ),
+        (
+            "bomb.npz",
+            archive(8, &[("args.npy", zeros(100_000)), ("weights_checkpoint_0.npy", zeros(1))]),
+            "unpacks to over 64 times",
         ),
         ("twice.npz", zip(&[("a.npy", npy("(1, 1)", &[1.0])), ("a", npy("(1, 1)", &[1.0]))]), "already"),
     ];

@@ -76,6 +76,20 @@ fn the_methods_checkpoints_are_those_of_its_code() {
     }
 }
 
+/// The archive that the method's training script writes, compressed Python objects: its last checkpoint.
+#[test]
+fn the_methods_run_archives_are_read() {
+    let path = golden().join("modula").join("gpt_run.npz");
+    let plain = ours(&golden().join("modula").join("gpt.npz"), Dialect::Original);
+    let run = ours(&path, Dialect::Original);
+    assert_eq!(run.graph(), plain.graph());
+    for (name, weight) in plain.weights() {
+        assert_eq!(flat(weight), flat(&run.weights()[name]), "{name}");
+    }
+    let origin = import(&path, &Options::default()).unwrap().meta.provenance.origin.unwrap();
+    assert_eq!(origin.family, "modula");
+}
+
 /// Candle's function is another one where the two differ, and the origin says which was taken.
 #[test]
 fn dialects_differ_where_candle_does() {

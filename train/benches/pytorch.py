@@ -170,7 +170,10 @@ def main():
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.steps)
-    bench = ["cargo", "bench", "--quiet", "--workspace", "--bench", "step", "--"]
+    build = ["cargo", "bench", "--workspace", "--bench", "step", "--no-run", "--message-format", "json"]
+    lines = subprocess.run(build, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    built = [m for m in map(json.loads, lines) if m.get("executable") and m["target"]["name"] == "step"]
+    bench = [built[-1]["executable"], "--bench"]
     print("| | forward + backward | update + constraint | peak memory |\n|---|---|---|---|")
     for kind in [str(b) for b in args.batches] + (["mlp"] if args.cifar10 else []):
         steps = str(5 if kind == "mlp" else args.steps)

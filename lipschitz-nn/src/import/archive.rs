@@ -1,4 +1,4 @@
-//! Zip archives whose members are stored as they are: PyTorch's, and numpy's `.npz`.
+//! Zip archives: PyTorch's, and numpy's `.npz`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,6 +50,35 @@ pub(super) fn read(path: &Path, member: Member) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// Whether there is a member of this name.
+pub(super) fn has(path: &Path, name: &str) -> Result<bool, Error> {
+    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
+    let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+    let archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
+    Ok(archive.index_for_name(name).is_some())
+}
+
+/// How much larger than its archive a member may be: what compresses better is no trained weight.
+const LARGEST_RATIO: u64 = 64;
+
+/// The bytes of a member that may be compressed.
+pub(super) fn unpack(path: &Path, name: &str) -> Result<Vec<u8>, Error> {
+    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot unpack `{name}`: {e}"));
+    let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+    let limit = LARGEST_RATIO * file.metadata().map_err(|e| Error::io(path, &e))?.len();
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
+    let member = archive.by_name(name).map_err(|e| damaged(&e))?;
+    let mut bytes = Vec::new();
+    member.take(limit + 1).read_to_end(&mut bytes).map_err(|e| damaged(&e))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::file(
+            path,
+            format!("has the member `{name}`, which unpacks to over {LARGEST_RATIO} times the file"),
+        ));
+    }
+    Ok(bytes)
+}
+
 /// The longest header of an array that is read.
 const LONGEST: u64 = 1 << 16;
 
@@ -68,16 +97,26 @@ pub(super) fn arrays(path: &Path) -> Result<Vec<Entry>, Error> {
     Ok(out)
 }
 
-/// Type and shape of an array, and the size of its header in bytes.
-fn header(bytes: &[u8]) -> Option<(DType, Vec<usize>, u64)> {
+/// The header of an array, and where it ends.
+fn header_text(bytes: &[u8]) -> Option<(&str, usize)> {
     let rest = bytes.strip_prefix(b"\x93NUMPY")?;
     let (size, start) = match *rest.first()? {
         1 => (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 10),
         2 | 3 => (u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?) as usize, 12),
         _ => return None,
     };
-    let end = start + size;
-    let text = std::str::from_utf8(bytes.get(start..end)?).ok()?;
+    Some((std::str::from_utf8(bytes.get(start..start + size)?).ok()?, start + size))
+}
+
+/// The pickle of an array of one Python object.
+pub(super) fn pickled(bytes: &[u8]) -> Option<&[u8]> {
+    let (text, end) = header_text(bytes)?;
+    text.contains("'|O'").then(|| &bytes[end..])
+}
+
+/// Type and shape of an array, and the size of its header in bytes.
+fn header(bytes: &[u8]) -> Option<(DType, Vec<usize>, u64)> {
+    let (text, end) = header_text(bytes)?;
     let after = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
     if !after("fortran_order")?.starts_with("False") {
         return None;

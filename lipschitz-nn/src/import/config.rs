@@ -85,7 +85,7 @@ impl Config {
         }
     }
 
-    fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
+    pub fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
         Self { path: path.to_path_buf(), within, options, read: RefCell::default() }
     }
 

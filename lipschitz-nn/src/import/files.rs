@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
 
-use super::{archive, pickle};
+use super::{archive, torch};
 use crate::Error;
 
 /// A tensor on disk.
@@ -21,9 +21,18 @@ pub(super) struct Info {
     pub shape: Vec<usize>,
     /// None for a type that no weight has, such as booleans.
     pub dtype: Option<DType>,
-    file: usize,
-    offset: u64,
-    bytes: u64,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    File {
+        file: usize,
+        offset: u64,
+        bytes: u64,
+    },
+    /// Unpacked already.
+    Memory(Tensor),
 }
 
 /// What an index says of one tensor.
@@ -69,6 +78,12 @@ impl Files {
         Ok(files)
     }
 
+    /// Tensors that are in memory.
+    pub fn of_tensors(tensors: Vec<(String, Tensor)>) -> Self {
+        let info = |t: Tensor| Info { shape: t.dims().to_vec(), dtype: Some(t.dtype()), place: Place::Memory(t) };
+        Self { paths: Vec::new(), tensors: tensors.into_iter().map(|(name, t)| (name, info(t))).collect() }
+    }
+
     fn of_shards(directory: &Path, index: &Path) -> Result<Self, Error> {
         #[derive(serde::Deserialize)]
         struct Index {
@@ -99,7 +114,7 @@ impl Files {
         let npz = path.extension().is_some_and(|e| e == "npz");
         let entries = match (&start, npz) {
             (b"PK\x03\x04", true) => archive::arrays(path)?,
-            (b"PK\x03\x04", false) => pickle::tensors(path)?,
+            (b"PK\x03\x04", false) => torch::tensors(path)?,
             (b"\x80\x02\x8a\x0a", _) => {
                 let what = "was saved by a PyTorch before 1.6; load it there and save it again with torch.save";
                 return Err(Error::file(path, what));
@@ -125,7 +140,7 @@ impl Files {
             }
             total = total.saturating_add(bytes);
             let name = legacy(name);
-            let info = Info { shape, dtype, file: self.paths.len(), offset, bytes };
+            let info = Info { shape, dtype, place: Place::File { file: self.paths.len(), offset, bytes } };
             if self.tensors.insert(name.clone(), info).is_some() {
                 return Err(Error::file(path, format!("has the tensor `{name}`, which there is already")));
             }
@@ -163,12 +178,16 @@ impl Files {
     /// Reads a tensor onto the CPU.
     pub fn read(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
-        let path = &self.paths[info.file];
+        let (file, offset, bytes) = match &info.place {
+            Place::Memory(tensor) => return Ok(tensor.clone()),
+            Place::File { file, offset, bytes } => (*file, *offset, *bytes),
+        };
+        let path = &self.paths[file];
         let dtype = info.dtype.ok_or_else(|| Error::weight(name, "has a type that no weight can have"))?;
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
-        file.seek(SeekFrom::Start(info.offset)).map_err(io)?;
-        let mut bytes = vec![0; info.bytes as usize];
+        file.seek(SeekFrom::Start(offset)).map_err(io)?;
+        let mut bytes = vec![0; bytes as usize];
         file.read_exact(&mut bytes).map_err(io)?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
     }

@@ -15,11 +15,13 @@ mod llama2c;
 mod mlp;
 mod modernbert;
 mod modula;
+mod modula_run;
 mod pickle;
 mod plan;
 mod report;
 mod rope;
 mod t5;
+mod torch;
 mod vit;
 
 use std::io::Read;
@@ -90,7 +92,7 @@ pub fn is_foreign(path: &Path) -> bool {
 }
 
 /// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of llama2.c; a `.npz` of the
-/// method's JAX code with its config beside it; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
+/// method's JAX code, an archive of a run or matrices with the config beside them; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
 /// perceptron.
 ///
 /// The weights keep their float type where all have one and none is computed with; else they become f32 (f64 where there is
@@ -116,6 +118,11 @@ fn import_file(path: &Path, options: &Options) -> Result<Imported, Error> {
     if bin && &start[..read] != b"PK\x03\x04" {
         let (plan, files) = llama2c::open(path)?;
         return complete(path, "llama2.c".into(), plan, &files, None, options);
+    }
+    if path.extension().is_some_and(|e| e == "npz")
+        && let Some((config, files)) = modula_run::open(path)?
+    {
+        return complete(path, "modula".into(), modula::plan(&config, &files)?, &files, None, options);
     }
     let files = Files::of_file(path)?;
     if path.extension().is_some_and(|e| e == "npz")

@@ -19,12 +19,16 @@ pub(super) fn modula(path: &Path, files: &Files) -> Result<Option<Plan>, Error> 
     let whole = Config::open(&beside)?;
     // A results file holds the config of its run; options that the model's constructor does not take are of training.
     let config = whole.inside("parameters")?.unwrap_or(whole);
-    let plan = match config.text("data")? {
-        Some("cifar") => perceptron(&config, files)?,
-        Some("shakespeare" | "fineweb") => transformer(&config, files)?,
-        other => return Err(config.wrong("data", format!("is {other:?}, wanted cifar, shakespeare or fineweb"))),
-    };
-    Ok(Some(plan))
+    Ok(Some(plan(&config, files)?))
+}
+
+/// The plan of a run's config.
+pub(super) fn plan(config: &Config, files: &Files) -> Result<Plan, Error> {
+    match config.text("data")? {
+        Some("cifar") => perceptron(config, files),
+        Some("shakespeare" | "fineweb") => transformer(config, files),
+        other => Err(config.wrong("data", format!("is {other:?}, wanted cifar, shakespeare or fineweb"))),
+    }
 }
 
 fn scaled(config: &Config, nodes: &mut Vec<Node>) -> Result<(), Error> {

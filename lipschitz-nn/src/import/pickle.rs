@@ -1,22 +1,19 @@
-//! The tensors that a `torch.save` file names. A pickle is a program; this machine knows the instructions that build
-//! dictionaries, lists and tensors, calls nothing, and stops at the first name of anything else.
+//! Pickles. A pickle is a program; this machine knows the instructions that build numbers, texts, lists and dictionaries, writes down
+//! calls in place of making them, and stops at the first name that its caller does not know.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::DType;
-
-use super::archive;
-use super::files::Entry;
-use crate::Error;
 
 /// A value, by its place in the machine's memory: values that contain each other need no care when they are dropped.
-type Id = usize;
+pub(super) type Id = usize;
 
 #[derive(Clone, Debug)]
-enum Object {
+pub(super) enum Object {
     None,
     Number(i64),
+    Flag(bool),
+    Float(f64),
+    /// A list of floats alone, kept as such: a matrix is one a row.
+    Floats(Vec<f64>),
     Text(String),
     Name(String),
     Tuple(Vec<Id>),
@@ -27,33 +24,35 @@ enum Object {
     /// A call that is written down and not made.
     Call(Id, Id),
     Mark,
-    /// A float, or the state of an object: nothing that a tensor is made of.
+    /// Bytes.
     Other,
 }
 
-/// What may be named: what PyTorch writes for a dictionary of tensors.
-fn known(name: &str) -> bool {
-    let storage = name.strip_prefix("torch.").is_some_and(|n| n.ends_with("Storage") && !n.contains('.'));
-    storage
-        || matches!(
-            name,
-            "collections.OrderedDict"
-                | "torch._utils._rebuild_tensor_v2"
-                | "torch._utils._rebuild_parameter"
-                | "torch._tensor._rebuild_from_type_v2"
-                | "torch.Tensor"
-                | "torch.nn.parameter.Parameter"
-        )
-}
-
-struct Machine<'a> {
+pub(super) struct Machine<'a> {
     code: &'a [u8],
-    memory: Vec<Object>,
+    known: fn(&str) -> bool,
+    pub memory: Vec<Object>,
     stack: Vec<Id>,
     memo: BTreeMap<u32, Id>,
+    /// The largest that the memo holds.
+    remembered: Id,
+    /// What was set on an object after it was made.
+    pub states: BTreeMap<Id, Id>,
 }
 
 impl<'a> Machine<'a> {
+    /// Runs a pickle to its end; what it leaves. `known` are the names that it may speak of.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn run(code: &'a [u8], known: fn(&str) -> bool) -> Result<(Self, Id), String> {
+        let (memory, stack, memo, states) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut machine = Self { code, known, memory, stack, memo, remembered: 0, states };
+        while !machine.step()? {}
+        let top = machine.pop()?;
+        Ok((machine, top))
+    }
+
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let (head, rest) = self.code.split_at_checked(count).ok_or("its pickle is truncated")?;
         self.code = rest;
@@ -118,6 +117,13 @@ impl<'a> Machine<'a> {
 
     fn append(&mut self, items: &[Id]) -> Result<(), String> {
         let list = self.top()?;
+        if let Some(floats) = self.floats(list, items) {
+            match &mut self.memory[list] {
+                Object::Floats(there) => there.extend(floats),
+                there => *there = Object::Floats(floats),
+            }
+            return Ok(());
+        }
         match &mut self.memory[list] {
             Object::List(there) => there.extend(items),
             _ => return Err("its pickle appends to what is no list".into()),
@@ -125,8 +131,34 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// The items that are appended to a list, if it and they are floats alone; they leave the memory, so that a float takes eight bytes.
+    fn floats(&mut self, list: Id, items: &[Id]) -> Option<Vec<f64>> {
+        let fits = match &self.memory[list] {
+            Object::List(there) => there.is_empty(),
+            Object::Floats(_) => true,
+            _ => false,
+        };
+        let first = *items.first()?;
+        // The last that were made, with nothing between, and nothing remembers them: then nothing else can speak of them.
+        let last = items.iter().enumerate().all(|(i, id)| *id == first + i) && first + items.len() == self.memory.len();
+        if !fits || !last || self.remembered >= first || list >= first {
+            return None;
+        }
+        let float = |id: &Id| if let Object::Float(x) = self.memory[*id] { Some(x) } else { None };
+        let floats = items.iter().map(float).collect::<Option<Vec<f64>>>()?;
+        self.memory.truncate(first);
+        Some(floats)
+    }
+
+    fn remember(&mut self, at: u32) -> Result<(), String> {
+        let id = self.top()?;
+        self.remembered = self.remembered.max(id);
+        self.memo.insert(at, id);
+        Ok(())
+    }
+
     fn name(&mut self, name: String) -> Result<(), String> {
-        if !known(&name) {
+        if !(self.known)(&name) {
             return Err(format!("its pickle names `{name}`, which is no part of a tensor; nothing was run"));
         }
         self.push(Object::Name(name));
@@ -142,8 +174,8 @@ impl<'a> Machine<'a> {
             b'.' => return Ok(true),
             b'(' => self.push(Object::Mark),
             b'N' => self.push(Object::None),
-            0x88 => self.push(Object::Number(1)),
-            0x89 => self.push(Object::Number(0)),
+            0x88 => self.push(Object::Flag(true)),
+            0x89 => self.push(Object::Flag(false)),
             b'K' => {
                 let n = self.byte()?;
                 self.push(Object::Number(n.into()));
@@ -167,7 +199,12 @@ impl<'a> Machine<'a> {
                 self.push(Object::Number(i64::from_le_bytes(full)));
             }
             b'G' => {
-                self.take(8)?;
+                let bits = self.take(8)?.iter().fold(0u64, |bits, b| bits << 8 | u64::from(*b));
+                self.push(Object::Float(f64::from_bits(bits)));
+            }
+            b'C' => {
+                let size = self.byte()?.into();
+                self.take(size)?;
                 self.push(Object::Other);
             }
             b'X' => {
@@ -229,19 +266,19 @@ impl<'a> Machine<'a> {
                 self.push(if ordered { Object::Dict(Vec::new()) } else { Object::Call(parts[0], parts[1]) });
             }
             // State of an object, such as the version numbers of a state dictionary.
-            b'b' => drop(self.pop()?),
+            b'b' => {
+                let (state, object) = (self.pop()?, self.top()?);
+                self.states.insert(object, state);
+            }
             b'q' => {
-                let (at, id) = (self.byte()?.into(), self.top()?);
-                self.memo.insert(at, id);
+                let at = self.byte()?.into();
+                self.remember(at)?;
             }
             b'r' => {
-                let (at, id) = (self.word()?, self.top()?);
-                self.memo.insert(at, id);
+                let at = self.word()?;
+                self.remember(at)?;
             }
-            0x94 => {
-                let (at, id) = (self.memo.len() as u32, self.top()?);
-                self.memo.insert(at, id);
-            }
+            0x94 => self.remember(self.memo.len() as u32)?,
             b'h' => {
                 let at = self.byte()?.into();
                 self.recall(at)?;
@@ -261,113 +298,18 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn tuple(&self, id: Id) -> Option<&[Id]> {
+    /// The items of a tuple.
+    pub fn tuple(&self, id: Id) -> Option<&[Id]> {
         if let Object::Tuple(items) = &self.memory[id] { Some(items) } else { None }
     }
 
-    fn number(&self, id: Id) -> Option<u64> {
+    /// A whole number that is not negative.
+    pub fn number(&self, id: Id) -> Option<u64> {
         if let Object::Number(n) = self.memory[id] { u64::try_from(n).ok() } else { None }
     }
 
-    fn said(&self, id: Id) -> Option<&str> {
+    /// A text or a name.
+    pub fn said(&self, id: Id) -> Option<&str> {
         if let Object::Text(text) | Object::Name(text) = &self.memory[id] { Some(text) } else { None }
     }
-
-    /// A tensor: its type, the member with its storage, where in it, and its shape.
-    fn tensor(&self, id: Id) -> Option<(Option<DType>, String, u64, Vec<usize>)> {
-        let Object::Call(name, arguments) = self.memory[id] else { return None };
-        let arguments = self.tuple(arguments)?;
-        match self.said(name)? {
-            "torch._utils._rebuild_parameter" => {
-                // A parameter holds a tensor, and no further one.
-                let inner = *arguments.first()?;
-                let Object::Call(name, _) = self.memory[inner] else { return None };
-                if self.said(name)? == "torch._utils._rebuild_tensor_v2" { self.tensor(inner) } else { None }
-            }
-            "torch._utils._rebuild_tensor_v2" => {
-                let [storage, offset, shape, stride, ..] = *arguments else { return None };
-                let Object::Storage(storage) = self.memory[storage] else { return None };
-                let [_, kind, key, ..] = *self.tuple(storage)? else { return None };
-                let dtype = match self.said(kind)?.strip_prefix("torch.")? {
-                    "FloatStorage" => Some(DType::F32),
-                    "DoubleStorage" => Some(DType::F64),
-                    "HalfStorage" => Some(DType::F16),
-                    "BFloat16Storage" => Some(DType::BF16),
-                    "LongStorage" => Some(DType::I64),
-                    "ByteStorage" => Some(DType::U8),
-                    "BoolStorage" => None,
-                    _ => return None,
-                };
-                let sizes = |id: Id| self.tuple(id)?.iter().map(|n| self.number(*n)).collect::<Option<Vec<u64>>>();
-                let (shape, stride) = (sizes(shape)?, sizes(stride)?);
-                let mut dense = 1u64;
-                for (size, stride) in shape.iter().zip(&stride).rev() {
-                    if *size != 1 && *stride != dense {
-                        return None;
-                    }
-                    dense = dense.checked_mul(*size)?;
-                }
-                let shape = shape.iter().map(|n| usize::try_from(*n).ok()).collect::<Option<_>>()?;
-                Some((dtype, self.said(key)?.to_string(), self.number(offset)?, shape))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The longest pickle that is read, in bytes: an index has a few hundred a tensor.
-const LONGEST: u64 = 1 << 24;
-
-/// Reads the index of tensors; a dictionary may hold them under `state_dict` or `model`.
-pub(super) fn tensors(path: &Path) -> Result<Vec<Entry>, Error> {
-    let members = archive::members(path)?;
-    let mut programs = members.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
-    let (Some(program), None) = (programs.next(), programs.next()) else {
-        return Err(Error::file(path, "is a zip archive without one data.pkl; torch.save writes one"));
-    };
-    let root = program.strip_suffix("data.pkl").unwrap_or_default();
-    if let Some(order) = members.get(&format!("{root}byteorder"))
-        && archive::read(path, *order)? != b"little"
-    {
-        return Err(Error::file(path, "holds big-endian numbers; save it on a little-endian machine"));
-    }
-    if members[program].bytes > LONGEST {
-        return Err(Error::file(path, format!("has a pickle of {} bytes, which is no index", members[program].bytes)));
-    }
-    let code = archive::read(path, members[program])?;
-    let mut machine = Machine { code: &code, memory: Vec::new(), stack: Vec::new(), memo: BTreeMap::new() };
-    let named = |what: String| Error::file(path, what);
-    while !machine.step().map_err(named)? {}
-    let top = machine.pop().map_err(named)?;
-    let Object::Dict(mut pairs) = machine.memory[top].clone() else {
-        return Err(named("its pickle holds no dictionary of tensors".into()));
-    };
-    let inner = |(key, value): &(Id, Id)| match &machine.memory[*value] {
-        Object::Dict(inner) if matches!(machine.said(*key), Some("state_dict" | "model")) => Some(inner.clone()),
-        _ => None,
-    };
-    if let Some(inner) = pairs.iter().find_map(inner) {
-        pairs = inner;
-    }
-    let mut out = Vec::new();
-    for (key, value) in pairs {
-        let name = machine.said(key).ok_or_else(|| named("its dictionary has a key that is no text".into()))?;
-        let (dtype, member, offset, shape) = machine.tensor(value).ok_or_else(|| {
-            named(format!("`{name}` is no contiguous tensor of a type that is known; save the state_dict alone"))
-        })?;
-        let storage = members
-            .get(&format!("{root}data/{member}"))
-            .ok_or_else(|| named(format!("lacks the numbers of `{name}`")))?;
-        let size = dtype.map_or(1, |d| d.size_in_bytes()) as u64;
-        let count = shape.iter().try_fold(size, |n, d| n.checked_mul(*d as u64));
-        let within = |bytes: u64| {
-            let from = offset.checked_mul(size)?;
-            (from.checked_add(bytes)? <= storage.bytes).then_some((storage.offset.checked_add(from)?, bytes))
-        };
-        let (offset, bytes) = count.and_then(within).ok_or_else(|| {
-            named(format!("has the tensor `{name}` of shape {shape:?}, which its storage does not hold"))
-        })?;
-        out.push(Entry { name: name.to_string(), shape, dtype, offset, bytes });
-    }
-    Ok(out)
 }

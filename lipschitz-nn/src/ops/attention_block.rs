@@ -148,27 +148,8 @@ impl AttentionBlock {
             },
         );
     }
-}
 
-impl Kernel for AttentionBlock {
-    const NAME: &'static str = "attention block";
-    type Saved<T: Real> = Kept<T>;
-
-    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
-        let (heads, shared) = (self.heads, self.key_value_heads);
-        let (&[_, tokens, dim], &[rows, columns], &[out, mixed]) = (inputs[0], inputs[1], inputs[2]) else {
-            bail!("attention block: {inputs:?} are not [batch, tokens, dim] and two matrices")
-        };
-        let divides = heads > 0 && shared > 0 && heads % shared == 0 && mixed % heads == 0 && mixed > 0 && tokens > 0;
-        let head = mixed / heads.max(1);
-        let turns = self.rotary.as_ref().is_none_or(|r| fits(r, head));
-        if !divides || !turns || rows != (heads + 2 * shared) * head || columns != dim || out != dim || dim == 0 {
-            bail!("attention block: {heads} and {shared} heads do not fit {inputs:?}")
-        }
-        Ok(inputs[0].to_vec())
-    }
-
-    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Kept<T>) {
+    pub(super) fn run<T: Real>(&self, inputs: &[Array<T>]) -> (Buffer<T>, Kept<T>) {
         let s = self.sizes(inputs);
         let (x, w, output) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (per_group, per_mix) = s.of_group();
@@ -204,7 +185,14 @@ impl Kernel for AttentionBlock {
         (out, kept)
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], kept: Kept<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    pub(super) fn gradient<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        kept: &Kept<T>,
+        grad: &[T],
+        wanted: bool,
+        weights: Option<[&mut [T]; 2]>,
+    ) -> Option<Buffer<T>> {
         let s = self.sizes(inputs);
         let (x, w, output) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (per_group, per_mix) = s.of_group();
@@ -241,8 +229,9 @@ impl Kernel for AttentionBlock {
                 Self::turn(turns.as_ref(), dp, s, -1.0);
             },
         );
-        let mut dx = if wanted[0] { scaled(grad, self.skip) } else { Vec::new() };
-        each_rows(&mut dx, s, |sequence, from, rows, dx| {
+        let mut dx = wanted.then(|| scaled(grad, self.skip));
+        let empty = &mut [][..];
+        each_rows(dx.as_deref_mut().unwrap_or(empty), s, |sequence, from, rows, dx| {
             for g in 0..s.groups {
                 let group = &dp[(sequence * s.groups + g) * per_group..][..per_group];
                 for (j, head) in group.chunks(s.one()).enumerate() {
@@ -251,23 +240,21 @@ impl Kernel for AttentionBlock {
                 }
             }
         });
-        // Sequence by sequence, in order, so that sums do not depend on the number of threads.
-        let mut dw = vec![T::of(0.0); if wanted[1] { w.len() } else { 0 }];
-        dw.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
-            let (g, j) = s.member(h);
-            for i in 0..batch {
-                let head = Strided::dense(&dp[(i * s.groups + g) * per_group + j * s.one()..][..s.one()], s.head);
-                let x = Strided::dense(&x[sequence_of(x, i)], s.dim);
-                product(dw, s.dim, head.t(), x, true, 1.0, false);
-            }
-        });
-        let mut doutput = vec![T::of(0.0); if wanted[2] { output.len() } else { 0 }];
-        if wanted[2] {
-            let mut transposed = vec![T::of(0.0); output.len()];
+        if let Some([dw, doutput]) = weights {
+            // Sequence by sequence, in order, so that sums do not depend on the number of threads.
+            dw.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
+                let (g, j) = s.member(h);
+                for i in 0..batch {
+                    let head = Strided::dense(&dp[(i * s.groups + g) * per_group + j * s.one()..][..s.one()], s.head);
+                    let x = Strided::dense(&x[sequence_of(x, i)], s.dim);
+                    product(dw, s.dim, head.t(), x, i > 0, 1.0, false);
+                }
+            });
+            let mut transposed = Buffer::take(output.len());
             transposed.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
                 for i in 0..batch {
                     let mixed = Strided::dense(&kept.mixed[(i * self.heads + h) * s.one()..][..s.one()], s.head);
-                    product(dw, s.dim, mixed.t(), rows_of(i), true, self.branch, false);
+                    product(dw, s.dim, mixed.t(), rows_of(i), i > 0, self.branch, false);
                 }
             });
             for (i, row) in transposed.chunks(s.dim).enumerate() {
@@ -276,7 +263,38 @@ impl Kernel for AttentionBlock {
                 }
             }
         }
-        vec![dx, dw, doutput]
+        dx
+    }
+}
+
+impl Kernel for AttentionBlock {
+    const NAME: &'static str = "attention block";
+    type Saved<T: Real> = Kept<T>;
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        let (heads, shared) = (self.heads, self.key_value_heads);
+        let (&[_, tokens, dim], &[rows, columns], &[out, mixed]) = (inputs[0], inputs[1], inputs[2]) else {
+            bail!("attention block: {inputs:?} are not [batch, tokens, dim] and two matrices")
+        };
+        let divides = heads > 0 && shared > 0 && heads % shared == 0 && mixed % heads == 0 && mixed > 0 && tokens > 0;
+        let head = mixed / heads.max(1);
+        let turns = self.rotary.as_ref().is_none_or(|r| fits(r, head));
+        if !divides || !turns || rows != (heads + 2 * shared) * head || columns != dim || out != dim || dim == 0 {
+            bail!("attention block: {heads} and {shared} heads do not fit {inputs:?}")
+        }
+        Ok(inputs[0].to_vec())
+    }
+
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Kept<T>) {
+        let (out, kept) = self.run(inputs);
+        (out.into_vec(), kept)
+    }
+
+    fn backward<T: Real>(&self, inputs: &[Array<T>], kept: Kept<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+        let [mut dw, mut doutput] = [1, 2].map(|i| vec![T::of(0.0); inputs[i].data.len()]);
+        let weights = (wanted[1] || wanted[2]).then_some([&mut dw[..], &mut doutput[..]]);
+        let dx = self.gradient(inputs, &kept, grad, wanted[0], weights);
+        vec![dx.map_or_else(Vec::new, Buffer::into_vec), dw, doutput]
     }
 }
 

@@ -39,11 +39,22 @@ impl<T: Real> Buffer<T> {
     }
 }
 
+impl<T: Real> Buffer<T> {
+    /// The array, which does not go back.
+    pub fn into_vec(mut self) -> Vec<T> {
+        let data = std::mem::take(&mut self.0);
+        T::pool().lock().unwrap_or_else(PoisonError::into_inner).used -= data.len();
+        data
+    }
+}
+
 impl<T: Real> Drop for Buffer<T> {
     fn drop(&mut self) {
         let mut pool = T::pool().lock().unwrap_or_else(PoisonError::into_inner);
         pool.used -= self.0.len();
-        pool.free.push(std::mem::take(&mut self.0));
+        if !self.0.is_empty() {
+            pool.free.push(std::mem::take(&mut self.0));
+        }
     }
 }
 

@@ -44,21 +44,9 @@ pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Resu
     super::composed::residual(x, &super::composed::linear(&hidden, down, None)?, block.skip, block.branch)
 }
 
-impl Kernel for MlpBlock {
-    const NAME: &'static str = "perceptron block";
-    /// `x Uᵀ`
-    type Saved<T: Real> = Buffer<T>;
-
-    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
-        match (inputs[0].last(), inputs[1], inputs[2]) {
-            (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => {
-                Ok(inputs[0].to_vec())
-            }
-            _ => bail!("perceptron block: input {:?}, weights {:?} and {:?}", inputs[0], inputs[1], inputs[2]),
-        }
-    }
-
-    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Buffer<T>) {
+impl MlpBlock {
+    /// The result, and `x Uᵀ`.
+    pub(super) fn run<T: Real>(&self, inputs: &[Array<T>]) -> (Buffer<T>, Buffer<T>) {
         let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (dim, hidden) = (inputs[0].width(), inputs[2].width());
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
@@ -79,31 +67,61 @@ impl Kernel for MlpBlock {
 
     /// With `h = x Uᵀ`, `a = scale·φ(h)`, `da = branch·grad D`, `dh = scale·φ'(h) ∘ da`: `dx = skip·grad + dh U`,
     /// `dU = dhᵀ x`, `dD = branch·gradᵀ a`.
-    fn backward<T: Real>(&self, inputs: &[Array<T>], mut h: Buffer<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    pub(super) fn gradient<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        mut h: Buffer<T>,
+        grad: &[T],
+        wanted: bool,
+        weights: Option<[&mut [T]; 2]>,
+    ) -> Option<Buffer<T>> {
         let (x, up, down) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (dim, hidden) = (inputs[0].width(), inputs[2].width());
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
-        let mut dx = scaled(grad, self.skip);
+        let mut dx = wanted.then(|| scaled(grad, self.skip));
         let mut dh = Buffer::take(h.len());
-        let chunks = dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks_mut(ROWS * hidden));
-        let inputs = h.par_chunks_mut(ROWS * hidden).zip(grad.par_chunks(ROWS * dim));
-        chunks.zip(inputs).for_each(|((dx, dh), (h, grad))| {
+        let chunks = dh.par_chunks_mut(ROWS * hidden).zip(h.par_chunks_mut(ROWS * hidden));
+        chunks.zip(grad.par_chunks(ROWS * dim)).for_each(|((dh, h), grad)| {
             product(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, false);
             // From here on, `h` holds a.
             gradients(self.function, self.scale, h, dh);
-            if wanted[0] {
-                product(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
-            }
         });
-        let weight = |wanted: bool, left: Strided<T>, right: Strided<T>, factor: f64| {
-            let mut out = vec![T::of(0.0); if wanted { left.columns * right.columns } else { 0 }];
-            if wanted {
-                product(&mut out, right.columns, left.t(), right, false, factor, true);
+        if let Some(dx) = &mut dx {
+            dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks(ROWS * hidden)).for_each(|(dx, dh)| {
+                product(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
+            });
+        }
+        if let Some([dup, ddown]) = weights {
+            product(dup, dim, Strided::dense(&dh, hidden).t(), Strided::dense(x, dim), false, 1.0, true);
+            product(ddown, hidden, Strided::dense(grad, dim).t(), Strided::dense(&h, hidden), false, self.branch, true);
+        }
+        dx
+    }
+}
+
+impl Kernel for MlpBlock {
+    const NAME: &'static str = "perceptron block";
+    /// `x Uᵀ`
+    type Saved<T: Real> = Buffer<T>;
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        match (inputs[0].last(), inputs[1], inputs[2]) {
+            (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => {
+                Ok(inputs[0].to_vec())
             }
-            out
-        };
-        let dup = weight(wanted[1], Strided::dense(&dh, hidden), Strided::dense(x, dim), 1.0);
-        let ddown = weight(wanted[2], Strided::dense(grad, dim), Strided::dense(&h, hidden), self.branch);
-        vec![dx, dup, ddown]
+            _ => bail!("perceptron block: input {:?}, weights {:?} and {:?}", inputs[0], inputs[1], inputs[2]),
+        }
+    }
+
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Buffer<T>) {
+        let (out, before) = self.run(inputs);
+        (out.into_vec(), before)
+    }
+
+    fn backward<T: Real>(&self, inputs: &[Array<T>], h: Buffer<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+        let [mut dup, mut ddown] = [1, 2].map(|i| vec![T::of(0.0); inputs[i].data.len()]);
+        let weights = (wanted[1] || wanted[2]).then_some([&mut dup[..], &mut ddown[..]]);
+        let dx = self.gradient(inputs, h, grad, wanted[0], weights);
+        vec![dx.map_or_else(Vec::new, Buffer::into_vec), dup, ddown]
     }
 }

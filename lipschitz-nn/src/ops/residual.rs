@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
 use super::real::{Real, simd};
 use super::{CHUNK, fused};
@@ -28,10 +29,21 @@ struct Residual {
     branch: f64,
 }
 
-/// `factor·x`, written once.
-pub(super) fn scaled<T: Real>(x: &[T], factor: f64) -> Vec<T> {
+/// `factor·x`
+pub(super) fn scaled<T: Real>(x: &[T], factor: f64) -> Buffer<T> {
+    let mut out = Buffer::take(x.len());
     let factor = T::of(factor);
-    x.par_iter().with_min_len(CHUNK).map(|x| *x * factor).collect()
+    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = *x * factor;
+                }
+            },
+        );
+    });
+    out
 }
 
 impl Kernel for Residual {
@@ -64,7 +76,7 @@ impl Kernel for Residual {
     }
 
     fn backward<T: Real>(&self, _: &[Array<T>], (): (), grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
-        let times = |factor: f64, wanted: bool| if wanted { scaled(grad, factor) } else { Vec::new() };
+        let times = |factor: f64, wanted: bool| if wanted { scaled(grad, factor).into_vec() } else { Vec::new() };
         vec![times(self.skip, wanted[0]), times(self.branch, wanted[1])]
     }
 }

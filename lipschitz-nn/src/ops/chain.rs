@@ -1,0 +1,226 @@
+//! Residual blocks one after the other as one operation: what one block leaves for the next never becomes a tensor, whose gradient would be
+//! cleared, added to and allocated anew at every step.
+
+use candle_core::{Result, Tensor};
+
+use super::attention_block::{AttentionBlock, Kept};
+use super::buffer::Buffer;
+use super::fused;
+use super::kernel::{Array, Kernel, apply};
+use super::mlp_block::MlpBlock;
+use super::real::Real;
+
+/// A residual block with its weights.
+#[derive(Clone, Debug)]
+pub enum Block {
+    /// [`super::mlp_block`] with U and D.
+    Perceptron(MlpBlock, [Tensor; 2]),
+    /// [`super::attention_block`] with Wq, Wk, Wv and Wo.
+    Attention(AttentionBlock, [Tensor; 4]),
+}
+
+/// The blocks in turn on `x`, `[…, dim]`; with `keep`, what they need for the gradient is kept, otherwise their inputs alone.
+///
+/// # Errors
+/// Shapes that do not fit, and candle's own.
+pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
+    let weights: Vec<&Tensor> = blocks.iter().flat_map(Block::weights).collect();
+    if weights.is_empty() || !weights.iter().all(|w| fused(&[x, w])) {
+        return composed(x, blocks);
+    }
+    let needed = x.track_op() || weights.iter().any(|w| w.track_op());
+    let keep = if !needed {
+        Keep::Nothing
+    } else if keep {
+        Keep::All
+    } else {
+        Keep::Inputs
+    };
+    let links = blocks.iter().map(Link::new).collect::<Result<_>>()?;
+    let flat = weights.into_iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    apply(Chain { links, keep }, &[x, &Tensor::cat(&flat, 0)?], true)
+}
+
+/// The same out of candle's operations.
+///
+/// # Errors
+/// Candle's own.
+pub fn composed(x: &Tensor, blocks: &[Block]) -> Result<Tensor> {
+    blocks.iter().try_fold(x.clone(), |x, block| match block {
+        Block::Perceptron(block, [up, down]) => super::composed::mlp_block(*block, &x, up, down),
+        Block::Attention(block, [query, key, value, output]) => {
+            super::composed::attention_block(block, &x, &Tensor::cat(&[query, key, value], 0)?, output)
+        }
+    })
+}
+
+impl Block {
+    fn weights(&self) -> &[Tensor] {
+        match self {
+            Self::Perceptron(_, weights) => weights,
+            Self::Attention(_, weights) => weights,
+        }
+    }
+}
+
+/// What is kept for the gradient.
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    Nothing,
+    Inputs,
+    All,
+}
+
+enum Kind {
+    Perceptron(MlpBlock),
+    Attention(AttentionBlock),
+}
+
+/// A block, and the shapes of its two matrices, which lie one after the other.
+struct Link {
+    kind: Kind,
+    shapes: [[usize; 2]; 2],
+}
+
+/// What a block needs for its gradient.
+enum LinkKept<T: Real> {
+    Perceptron(Buffer<T>),
+    Attention(Kept<T>),
+}
+
+impl Link {
+    fn new(block: &Block) -> Result<Self> {
+        let shape = |w: &Tensor| w.dims2().map(|(rows, columns)| [rows, columns]);
+        Ok(match block {
+            Block::Perceptron(block, [up, down]) => {
+                Self { kind: Kind::Perceptron(*block), shapes: [shape(up)?, shape(down)?] }
+            }
+            Block::Attention(block, [query, key, value, output]) => {
+                // Queries, keys and values are one matrix: their rows follow each other.
+                let rows = query.dim(0)? + key.dim(0)? + value.dim(0)?;
+                let projections = [rows, query.dim(1)?];
+                Self { kind: Kind::Attention(block.clone()), shapes: [projections, shape(output)?] }
+            }
+        })
+    }
+
+    fn sizes(&self) -> [usize; 2] {
+        self.shapes.map(|[rows, columns]| rows * columns)
+    }
+
+    fn dims(&self, x: &[usize]) -> Result<Vec<usize>> {
+        let inputs = [x, &self.shapes[0], &self.shapes[1]];
+        match &self.kind {
+            Kind::Perceptron(block) => block.dims(&inputs),
+            Kind::Attention(block) => block.dims(&inputs),
+        }
+    }
+
+    /// The input and the two matrices.
+    fn arrays<'a, T>(&'a self, x: Array<'a, T>, weights: &'a [T]) -> [Array<'a, T>; 3] {
+        let (first, second) = weights.split_at(self.sizes()[0]);
+        [x, Array { data: first, dims: &self.shapes[0] }, Array { data: second, dims: &self.shapes[1] }]
+    }
+
+    fn run<T: Real>(&self, inputs: &[Array<T>]) -> (Buffer<T>, LinkKept<T>) {
+        match &self.kind {
+            Kind::Perceptron(block) => {
+                let (out, kept) = block.run(inputs);
+                (out, LinkKept::Perceptron(kept))
+            }
+            Kind::Attention(block) => {
+                let (out, kept) = block.run(inputs);
+                (out, LinkKept::Attention(kept))
+            }
+        }
+    }
+
+    fn gradient<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        kept: LinkKept<T>,
+        grad: &[T],
+        wanted: bool,
+        weights: Option<[&mut [T]; 2]>,
+    ) -> Option<Buffer<T>> {
+        match (&self.kind, kept) {
+            (Kind::Perceptron(block), LinkKept::Perceptron(h)) => block.gradient(inputs, h, grad, wanted, weights),
+            (Kind::Attention(block), LinkKept::Attention(kept)) => block.gradient(inputs, &kept, grad, wanted, weights),
+            // A link is handed what it kept itself.
+            _ => None,
+        }
+    }
+}
+
+struct Chain {
+    links: Vec<Link>,
+    keep: Keep,
+}
+
+/// The input of a link, unless it is that of the chain, and what the link kept.
+struct Step<T: Real> {
+    input: Option<Buffer<T>>,
+    kept: Option<LinkKept<T>>,
+}
+
+impl Chain {
+    /// Each link with the place of its weights.
+    fn places(&self) -> impl DoubleEndedIterator<Item = (&Link, std::ops::Range<usize>)> {
+        let mut end = 0;
+        let places: Vec<_> = self
+            .links
+            .iter()
+            .map(|link| {
+                let start = end;
+                end += link.sizes().iter().sum::<usize>();
+                (link, start..end)
+            })
+            .collect();
+        places.into_iter()
+    }
+}
+
+impl Kernel for Chain {
+    const NAME: &'static str = "chain of blocks";
+    type Saved<T: Real> = Vec<Step<T>>;
+
+    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        for link in &self.links {
+            link.dims(inputs[0])?;
+        }
+        Ok(inputs[0].to_vec())
+    }
+
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Vec<Step<T>>) {
+        let (x, weights) = (inputs[0], inputs[1].data);
+        let mut current: Option<Buffer<T>> = None;
+        let mut steps = Vec::with_capacity(self.links.len());
+        for (link, place) in self.places() {
+            let input = Array { data: current.as_deref().unwrap_or(x.data), dims: x.dims };
+            let (out, kept) = link.run(&link.arrays(input, &weights[place]));
+            let input = current.replace(out);
+            if self.keep != Keep::Nothing {
+                steps.push(Step { input, kept: (self.keep == Keep::All).then_some(kept) });
+            }
+        }
+        (current.map_or_else(|| x.data.to_vec(), Buffer::into_vec), steps)
+    }
+
+    fn backward<T: Real>(&self, inputs: &[Array<T>], steps: Vec<Step<T>>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+        let (x, weights) = (inputs[0], inputs[1].data);
+        let mut dweights = vec![T::of(0.0); if wanted[1] { weights.len() } else { 0 }];
+        let mut current: Option<Buffer<T>> = None;
+        for ((i, (link, place)), step) in self.places().enumerate().collect::<Vec<_>>().into_iter().zip(steps).rev() {
+            let input = Array { data: step.input.as_deref().unwrap_or(x.data), dims: x.dims };
+            let arrays = link.arrays(input, &weights[place.clone()]);
+            let kept = step.kept.unwrap_or_else(|| link.run(&arrays).1);
+            let targets = wanted[1].then(|| {
+                let (first, second) = dweights[place].split_at_mut(link.sizes()[0]);
+                [first, second]
+            });
+            let dx = link.gradient(&arrays, kept, current.as_deref().unwrap_or(grad), i > 0 || wanted[0], targets);
+            current = dx;
+        }
+        vec![current.map_or_else(Vec::new, Buffer::into_vec), dweights]
+    }
+}
