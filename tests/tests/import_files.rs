@@ -157,7 +157,8 @@ fn run(args: &[u8], weights: &[u8]) -> Vec<u8> {
 }
 
 /// `{"data": "cifar", "d_embed": 2, "num_blocks": 2}`
-const ARGS: &[u8] = b"}(X\x04\x00\x00\x00dataX\x05\x00\x00\x00cifarX\x07\x00\x00\x00d_embedK\x02X\x0a\x00\x00\x00num_blocksK\x02u";
+const ARGS: &[u8] =
+    b"}(X\x04\x00\x00\x00dataX\x05\x00\x00\x00cifarX\x07\x00\x00\x00d_embedK\x02X\x0a\x00\x00\x00num_blocksK\x02u";
 
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, byte| {

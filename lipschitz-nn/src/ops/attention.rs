@@ -183,7 +183,7 @@ impl Attention {
                     }
                     let inverse = T::of(1.0) / sum(row.len(), |i| row[i]);
                     for x in row.iter_mut() {
-                        *x = *x * inverse;
+                        *x *= inverse;
                     }
                 },
             );

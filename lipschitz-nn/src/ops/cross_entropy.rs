@@ -103,7 +103,7 @@ impl Kernel for CrossEntropy {
                         }
                     },
                 );
-                out[*target as usize] = out[*target as usize] - factor;
+                out[*target as usize] += -factor;
             }
         });
         vec![out]

@@ -139,7 +139,7 @@ impl Turn {
 
 /// Whether a head can be turned so.
 pub(super) fn fits(rotary: &Rotary, dim: usize) -> bool {
-    rotary.frequencies.as_ref().map_or(dim % 2 == 0, |f| 2 * f.len() <= dim)
+    rotary.frequencies.as_ref().map_or(dim.is_multiple_of(2), |f| 2 * f.len() <= dim)
 }
 
 impl Kernel for Turn {
