@@ -12,7 +12,7 @@ use certify::plan;
 use certify::probe;
 use certify::robust;
 use certify::spectral::Method;
-use certify::task::{Protocol, Task};
+use certify::task::{Order, Protocol, Task};
 use certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::init::{self, Blocks};
@@ -163,6 +163,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let clock = Instant::now();
     let seconds = |clock: &Instant| before + clock.elapsed().as_secs_f64();
     let mut order = task.order(t.seed);
+    let batch = |order: &mut Order, step: u64| order.batch(&task, step, t.batch_size, graph.context(), &device);
+    let mut next = None;
     let mut times = Times::default();
     for step in start..t.steps {
         if options.stop.load(Ordering::Relaxed) {
@@ -171,12 +173,21 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             return Ok(End::Stopped(step));
         }
         let rate = Rate { peak: t.learning_rate, factor: t.schedule.factor(step, t.steps) };
-        let (x, y) = order.batch(&task, step, t.batch_size, graph.context(), &device)?;
+        let (x, y) = match next.take() {
+            Some(batch) => batch?,
+            None => batch(&mut order, step)?,
+        };
         let done = step + 1;
         let evaluates = done % t.eval_every == 0 || done == t.steps;
         let logs = done % t.log_every == 0 || evaluates || done == 1;
         let old = if logs { copies(&training)? } else { Vec::new() };
-        let outcome = training.step(&x, &y, t.accumulate, rate, &mut times)?;
+        // The next batch is put together while this one is worked on.
+        let outcome = std::thread::scope(|scope| {
+            let following = (done < t.steps).then(|| scope.spawn(|| batch(&mut order, done)));
+            let outcome = training.step(&x, &y, t.accumulate, rate, &mut times);
+            next = following.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            outcome
+        })?;
         if !outcome.loss.is_finite() {
             bail!("the loss is {} at step {done}: training diverged; lower train.learning_rate", outcome.loss)
         }

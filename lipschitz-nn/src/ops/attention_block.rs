@@ -199,7 +199,7 @@ impl AttentionBlock {
         let (batch, width) = (inputs[0].dims[0], self.heads * s.head);
         let turns = self.rotary.as_ref().map(|r| Turns::new(r, s.tokens, s.head));
         let sequence_of = |data: &'_ [T], i: usize| -> std::ops::Range<usize> {
-            let n = data.len() / batch;
+            let n = data.len() / batch.max(1);
             i * n..(i + 1) * n
         };
         let rows_of = |i: usize| Strided::dense(&grad[sequence_of(grad, i)], s.dim);
