@@ -325,6 +325,66 @@ fn blocks_can_be_differentiated_twice_and_in_part() {
     assert!(part.get(x.as_tensor()).is_none() && part.get(down.as_tensor()).is_none());
 }
 
+/// Transposed views, with gradients that go back through the transposition.
+#[test]
+fn fused_operations_read_views() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let mut var = |shape: &[usize]| Var::from_tensor(&random(shape, &mut rng)).unwrap();
+    let (x, y, gain) = (var(&[3, 7, 5]), var(&[3, 7, 5]), var(&[7]));
+    let (up, down) = (var(&[4, 7]), var(&[7, 4]));
+    // [3, 7, 5] and [7, 4], [4, 7] as [3, 5, 7], [4, 7] and [7, 4].
+    let (view, other) = (x.transpose(1, 2).unwrap(), y.transpose(1, 2).unwrap());
+    let (wide, tall) = (down.t().unwrap(), up.t().unwrap());
+    assert!(!view.is_contiguous() && !wide.is_contiguous());
+    let block = ops::MlpBlock { function: Function::Silu, scale: 1.0, skip: 0.5, branch: 0.5 };
+    let as_heads = |t: &Tensor| t.unsqueeze(2).unwrap();
+    let cases: Vec<(&str, Vec<&Var>, Tensor, Tensor)> = vec![
+        (
+            "activation",
+            vec![&x],
+            ops::activation(&view, Function::GeluErf, 1.0).unwrap(),
+            ops::composed::activation(&view, Function::GeluErf, 1.0).unwrap(),
+        ),
+        (
+            "residual",
+            vec![&x, &y],
+            ops::residual(&view, &other, 0.3, 0.7).unwrap(),
+            ops::composed::residual(&view, &other, 0.3, 0.7).unwrap(),
+        ),
+        (
+            "norm",
+            vec![&x, &gain],
+            ops::rms_norm(&view, &gain, 0.1).unwrap(),
+            ops::composed::rms_norm(&view, &gain, 0.1).unwrap(),
+        ),
+        (
+            "perceptron block",
+            vec![&x, &up, &down],
+            ops::mlp_block(block, &view, &wide, &tall, true).unwrap(),
+            ops::composed::mlp_block(block, &view, &wide, &tall).unwrap(),
+        ),
+        (
+            "attention",
+            vec![&x, &y],
+            ops::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), 0.4, None, ops::Mask::Causal, None)
+                .unwrap(),
+            ops::composed::attention(
+                &as_heads(&view),
+                &as_heads(&other),
+                &as_heads(&other),
+                0.4,
+                None,
+                ops::Mask::Causal,
+                None,
+            )
+            .unwrap(),
+        ),
+    ];
+    for (what, variables, fused, composed) in cases {
+        same(what, &variables, &fused, &composed, 2e-6);
+    }
+}
+
 /// A view that candle's own linear layer gets wrong (a transposed, hence non-contiguous, 3-D input).
 #[test]
 fn linear_reads_views() {
