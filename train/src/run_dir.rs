@@ -35,7 +35,7 @@ pub struct Metrics {
     pub lipschitz: Option<f64>,
     /// ℓ2 norm of the gradient.
     pub grad_norm: Option<f64>,
-    /// Largest absolute value of any node's output on the step's batch, after the step.
+    /// Largest absolute value of any node's output on up to eight of the step's inputs, after the step.
     pub activation_max: Option<f64>,
     /// The step's learning rate.
     pub learning_rate: f64,
