@@ -231,6 +231,34 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     assert!(refused(&path).contains("`arr_1` reads 2 numbers"));
 }
 
+/// The weights of a run are what the archive says, bit for bit: in f32 only if that rounds none.
+#[test]
+fn weights_of_runs_are_not_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.npz");
+    for (odd, dtype) in [(0.5, DType::F32), (0.1, DType::F64)] {
+        let mut weights = b"}(".to_vec();
+        for (i, (rows, columns)) in [(2, 3072), (10, 2)].into_iter().enumerate() {
+            weights.extend([b'K', i as u8, b']', b'(']);
+            for row in 0..rows {
+                weights.extend(b"](");
+                for column in 0..columns {
+                    let x: f64 = if (i, row, column) == (1, 3, 1) { odd } else { 0.25 };
+                    weights.push(b'G');
+                    weights.extend(x.to_be_bytes());
+                }
+                weights.push(b'e');
+            }
+            weights.push(b'e');
+        }
+        weights.push(b'u');
+        std::fs::write(&path, run(ARGS, &weights)).unwrap();
+        let model = imported(&path).model;
+        assert_eq!(model.dtype(), dtype);
+        assert_eq!(flat(&model.weights()["layer1.weight"])[7], odd);
+    }
+}
+
 #[test]
 fn harmful_files_are_one_line_and_nothing_is_run() {
     let dir = tempfile::tempdir().unwrap();

@@ -21,8 +21,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const STEPS: usize = 7;
 
+#[allow(unsafe_code)]
 fn main() {
-    train::runtime::prepare();
+    // SAFETY: the first statement of the program.
+    unsafe { train::runtime::prepare() };
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["256"] => table(256, 3),

@@ -5,7 +5,9 @@ mod cli;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+#[allow(unsafe_code)]
 fn main() -> std::process::ExitCode {
-    train::runtime::prepare();
+    // SAFETY: the first statement of the program.
+    unsafe { train::runtime::prepare() };
     cli::main()
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use super::archive;
@@ -64,7 +64,7 @@ fn object<T>(path: &Path, name: &str, read: impl FnOnce(&Machine, Id) -> Result<
     read(&machine, id).map_err(wrong)
 }
 
-/// A list of rows of one length, in f32, in which the method trains.
+/// A list of rows of one length; in f32, in which the method trains, unless that would round a weight.
 fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
     let Object::List(rows) = &machine.memory[id] else { return None };
     let row = |id: &Id| if let Object::Floats(row) = &machine.memory[*id] { Some(row) } else { None };
@@ -75,9 +75,11 @@ fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
         if row.len() != columns {
             return None;
         }
-        data.extend(row.iter().map(|x| *x as f32));
+        data.extend(row);
     }
-    Tensor::from_vec(data, (rows.len(), columns), &Device::Cpu).ok()
+    let exact = data.iter().all(|x: &f64| f64::from(*x as f32) == *x);
+    let matrix = Tensor::from_vec(data, (rows.len(), columns), &Device::Cpu).ok()?;
+    if exact { matrix.to_dtype(DType::F32).ok() } else { Some(matrix) }
 }
 
 /// Options as JSON, of no more than `room` values: what contains one list many times over could be larger than any memory.

@@ -30,6 +30,8 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
         Some(inner) => Some(inner),
         None => config.inside("rope_scaling")?,
     };
+    // What is not given is as the original library has it: base 10000, all coordinates turned. A turn changes no norm, so no bound
+    // rests on either.
     let Some(inner) = inner else {
         return plain(config, outer.unwrap_or(10000.0), outer_part.unwrap_or(1.0), head_dim, context);
     };

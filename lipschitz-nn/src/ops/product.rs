@@ -64,6 +64,14 @@ fn output<T>(out: &mut [T], rows: usize, columns: usize, row: usize) -> MatMut<'
 /// Below this many multiplications, starting threads costs more than they save.
 const PARALLEL: usize = 1 << 20;
 
+fn threads<T>(a: &Strided<T>, b: &Strided<T>, parallel: bool) -> Par {
+    if parallel && a.rows * b.columns * a.columns > PARALLEL { Par::rayon(0) } else { Par::Seq }
+}
+
+fn accum(keep: bool) -> Accum {
+    if keep { Accum::Add } else { Accum::Replace }
+}
+
 /// `out = keep·out + factor·(a b)` with `keep` 0 or 1, `out` row-major with rows `row` elements apart; on all cores if
 /// `parallel`.
 ///
@@ -78,9 +86,8 @@ pub fn product<T: Real>(
     factor: f64,
     parallel: bool,
 ) {
-    let parallel = if parallel && a.rows * b.columns * a.columns > PARALLEL { Par::rayon(0) } else { Par::Seq };
-    let accum = if keep { Accum::Add } else { Accum::Replace };
-    matmul(output(out, a.rows, b.columns, row), accum, a.view(), b.view(), T::of(factor), parallel);
+    let out = output(out, a.rows, b.columns, row);
+    matmul(out, accum(keep), a.view(), b.view(), T::of(factor), threads(&a, &b, parallel));
 }
 
 /// The lower triangle of `out = keep·out + factor·(a b)`, `[n, n]` with rows `row` elements apart, by little more than half the
@@ -97,11 +104,9 @@ pub fn lower<T: Real>(
     factor: f64,
     parallel: bool,
 ) {
-    let n = a.rows;
-    let parallel = if parallel && n * n * a.columns > PARALLEL { Par::rayon(0) } else { Par::Seq };
-    let accum = if keep { Accum::Add } else { Accum::Replace };
     let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
-    triangular::matmul(output(out, n, n, row), lower, accum, a.view(), full, b.view(), full, T::of(factor), parallel);
+    let (out, threads) = (output(out, a.rows, a.rows, row), threads(&a, &b, parallel));
+    triangular::matmul(out, lower, accum(keep), a.view(), full, b.view(), full, T::of(factor), threads);
 }
 
 /// [`lower`] of a product that is symmetric, on both sides; dense.

@@ -187,7 +187,7 @@ impl ConstraintConfig {
         self.method.name()
     }
 
-    /// The cap, if it has one.
+    /// The cap, if it has one; 1 unless it is given, and that cap is enforced and proven like any other.
     pub fn sigma_max(&self) -> Option<f64> {
         self.method.capped().then(|| self.sigma_max.unwrap_or(1.0))
     }
