@@ -76,7 +76,7 @@ fn gpt2() -> Graph {
     }
     nodes.push(norm("norm"));
     nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }));
-    Graph::new(Input::Tokens { context: length }, nodes).expect("it fits together")
+    Graph::new(Input::tokens(length), nodes).expect("it fits together")
 }
 
 fn llama() -> Graph {
@@ -92,7 +92,7 @@ fn llama() -> Graph {
     }
     nodes.push(norm("norm"));
     nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }));
-    Graph::new(Input::Tokens { context: 2048 }, nodes).expect("it fits together")
+    Graph::new(Input::tokens(2048), nodes).expect("it fits together")
 }
 
 fn make(shape: &str, file: &Path) {

@@ -212,9 +212,19 @@ mod tests {
     fn graph() -> Graph {
         let scales = (1.0 / 8.0, 1.0 / 3.0);
         let (logit_scale, output_scale) = scales;
-        Gpt { vocabulary: 30, context: 16, dim: 32, layers: 3, heads: 4, logit_scale, output_scale, final_scale: 1.0 }
-            .graph()
-            .unwrap()
+        Gpt {
+            vocabulary: 30,
+            context: 16,
+            dim: 32,
+            layers: 3,
+            heads: 4,
+            logit_scale,
+            output_scale,
+            final_scale: 1.0,
+            separator: None,
+        }
+        .graph()
+        .unwrap()
     }
 
     fn recipe(method: Method, per_head: Heads) -> Recipe {

@@ -128,6 +128,7 @@ fn next_tokens_are_certified_and_attacked() {
         logit_scale: 0.125,
         output_scale: 1.0,
         final_scale: 1.0,
+        separator: None,
     };
     let graph = gpt.graph().unwrap();
     let mut weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();

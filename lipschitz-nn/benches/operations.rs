@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
 use lipschitz_nn::graph::{Function, Pairing, Rotary};
-use lipschitz_nn::ops::{self, AttentionBlock, Mask, MlpBlock};
+use lipschitz_nn::ops::{self, AttentionBlock, Mask, MlpBlock, Precision, Scores};
 
 /// As in the programs.
 #[global_allocator]
@@ -69,8 +69,8 @@ compare!(
 compare!(
     linear,
     [var(&[ROWS, DIM]), var(&[4 * DIM, DIM])],
-    |v| ops::linear(&v[0], &v[1], None),
-    ops::composed::linear(&v[0], &v[1], None)
+    |v| ops::linear(&v[0], &v[1], None, Precision::F32),
+    ops::composed::linear(&v[0], &v[1], None, Precision::F32)
 );
 compare!(
     cross_entropy,
@@ -93,8 +93,8 @@ compare!(
 compare!(
     attention_core,
     [(); 3].map(|()| var(&[16, 256, 4, 64])),
-    |v| ops::attention(&v[0], &v[1], &v[2], 1.0 / 64.0, None, Mask::Causal, None),
-    ops::composed::attention(&v[0], &v[1], &v[2], 1.0 / 64.0, None, Mask::Causal, None)
+    |v| ops::attention(&v[0], &v[1], &v[2], &Scores::new(1.0 / 64.0, Mask::Causal)),
+    ops::composed::attention(&v[0], &v[1], &v[2], &Scores::new(1.0 / 64.0, Mask::Causal))
 );
 compare!(
     perceptron_block,
@@ -120,6 +120,7 @@ fn attention() -> AttentionBlock {
         rotary: Some(Rotary::new(10000.0, Pairing::Half)),
         skip: 0.8,
         branch: 0.2,
+        documents: None,
     }
 }
 

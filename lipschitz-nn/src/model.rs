@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 
 use crate::graph::{Attention, Graph, Input, Node, Op, Parameter, Span, join};
+use crate::ops::Precision;
 use crate::{Error, ops};
 
 /// Weights by their path through the graph.
@@ -14,8 +15,13 @@ pub type Weights = BTreeMap<String, Tensor>;
 /// Hears the path of each node and its output.
 type Listener<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<(), Error>;
 
-/// Without a listener, a residual block can run as one operation.
-type Watch<'a, 'b> = &'a mut Option<Listener<'b>>;
+/// What goes along with a forward pass.
+#[derive(Default)]
+struct Pass<'a> {
+    /// Without a listener, residual blocks can run as one operation.
+    watch: Option<Listener<'a>>,
+    documents: Option<ops::Documents>,
+}
 
 /// A network that runs: a [`Graph`] and its weights, all on one device and of one float type.
 #[derive(Clone, Debug)]
@@ -23,6 +29,7 @@ pub struct Model {
     graph: Graph,
     weights: Weights,
     recompute: bool,
+    precision: Precision,
 }
 
 impl Model {
@@ -34,7 +41,7 @@ impl Model {
     pub fn new(graph: Graph, weights: Weights) -> Result<Self, Error> {
         let found = weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();
         fits(&graph, &found)?;
-        Ok(Self { graph, weights, recompute: false })
+        Ok(Self { graph, weights, recompute: false, precision: Precision::F32 })
     }
 
     /// A graph with the weights that `vb` gives under the graph's names.
@@ -80,13 +87,13 @@ impl Model {
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self, Error> {
         let to = |(name, w): (&String, &Tensor)| Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?));
         let weights = self.weights.iter().map(to).collect::<Result<_, Error>>()?;
-        Ok(Self { graph: self.graph.clone(), weights, recompute: self.recompute })
+        Ok(Self { weights, ..self.clone() })
     }
 
     /// The same network on weights that record no gradient, for evaluation; shares their storage.
     pub fn detached(&self) -> Self {
         let weights = self.weights.iter().map(|(name, w)| (name.clone(), w.detach())).collect();
-        Self { graph: self.graph.clone(), weights, recompute: self.recompute }
+        Self { weights, ..self.clone() }
     }
 
     /// The same network on fresh variables, in the order of the graph's parameters: setting a variable changes the model.
@@ -101,13 +108,18 @@ impl Model {
             weights.insert(parameter.name.clone(), variable.as_tensor().clone());
             variables.push((parameter, variable));
         }
-        Ok((Self { graph: self.graph.clone(), weights, recompute: self.recompute }, variables))
+        Ok((Self { weights, ..self.clone() }, variables))
     }
 
     /// The same network, whose gradient works a block's activations out again instead of keeping them from the forward pass:
     /// a third more work for a fraction of the memory.
     pub fn recomputing(self, recompute: bool) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// The same network, whose products of activations with weights, and of queries, keys and values, are worked out in this.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Fails on the first weight that holds NaN or infinity.
@@ -126,7 +138,7 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
-        self.run(x, &mut None)
+        self.run(x, Pass::default())
     }
 
     /// As [`Model::forward`]; `watch` hears the path of each node and its output.
@@ -138,16 +150,19 @@ impl Model {
         x: &Tensor,
         watch: &mut dyn FnMut(&str, &Tensor) -> Result<(), Error>,
     ) -> Result<Tensor, Error> {
-        self.run(x, &mut Some(watch))
+        self.run(x, Pass { watch: Some(watch), documents: None })
     }
 
-    fn run(&self, x: &Tensor, watch: Watch) -> Result<Tensor, Error> {
+    fn run(&self, x: &Tensor, mut pass: Pass) -> Result<Tensor, Error> {
         self.check_input(x)?;
         let x = match self.graph.input {
-            Input::Tokens { .. } => x.clone(),
+            Input::Tokens { separator, .. } => {
+                pass.documents = separator.map(|id| ops::Documents::new(x, id)).transpose()?;
+                x.clone()
+            }
             _ => x.to_dtype(self.dtype())?,
         };
-        self.sequence(&self.graph.nodes, "", x, watch)
+        self.sequence(&self.graph.nodes, "", x, &mut pass)
     }
 
     /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that a certificate of a
@@ -159,18 +174,18 @@ impl Model {
         match (self.graph.input, self.graph.nodes.first()) {
             (Input::Tokens { .. }, Some(node)) => {
                 self.check_input(tokens)?;
-                self.node(node, "", tokens.clone(), &mut None)
+                self.node(node, "", tokens.clone(), &mut Pass::default())
             }
             _ => Err(Error::Input("this network has no embedding; it reads numbers".into())),
         }
     }
 
-    /// The output for embedding vectors `[batch, tokens, dim]` instead of token ids.
+    /// The output for embedding vectors `[batch, tokens, dim]` instead of token ids; each sequence is one document.
     ///
     /// # Errors
     /// [`Error::Input`] if the graph reads no tokens, or the shape does not fit.
     pub fn forward_embeddings(&self, x: &Tensor) -> Result<Tensor, Error> {
-        let (Input::Tokens { context }, Some(Op::Embedding { dim, .. })) =
+        let (Input::Tokens { context, .. }, Some(Op::Embedding { dim, .. })) =
             (self.graph.input, self.graph.nodes.first().map(|n| &n.op))
         else {
             return Err(Error::Input("this network has no embedding; it reads numbers".into()));
@@ -181,13 +196,13 @@ impl Model {
                 return Err(Error::Input(format!("embeddings are {found:?}, wanted [batch, 1…{context}, {dim}]")));
             }
         }
-        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?, &mut None)
+        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?, &mut Pass::default())
     }
 
     fn check_input(&self, x: &Tensor) -> Result<(), Error> {
         let found = x.dims();
         match self.graph.input {
-            Input::Tokens { context } => {
+            Input::Tokens { context, .. } => {
                 let [_, tokens] = *found else {
                     return Err(Error::Input(format!("token ids are {found:?}, wanted [batch, tokens]")));
                 };
@@ -224,18 +239,18 @@ impl Model {
         }
     }
 
-    fn sequence(&self, nodes: &[Node], prefix: &str, mut x: Tensor, watch: Watch) -> Result<Tensor, Error> {
+    fn sequence(&self, nodes: &[Node], prefix: &str, mut x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
         let mut chain = Vec::new();
         for node in nodes {
             // What is listened to runs node by node.
             let before = chain.len();
-            if watch.is_none() && self.link(node, prefix, &mut chain) {
+            if pass.watch.is_none() && self.link(node, prefix, pass, &mut chain) {
                 continue;
             }
             chain.truncate(before);
             x = self.run_chain(x, &mut chain)?;
-            x = self.node(node, prefix, x, watch)?;
-            if let Some(watch) = watch {
+            x = self.node(node, prefix, x, pass)?;
+            if let Some(watch) = &mut pass.watch {
                 watch(&node.path(prefix), &x)?;
             }
         }
@@ -253,15 +268,15 @@ impl Model {
 
     fn linear(&self, x: &Tensor, path: &str, bias: bool) -> Result<Tensor, Error> {
         let bias = bias.then(|| self.weight(path, "bias"));
-        Ok(ops::linear(x, self.weight(path, "weight"), bias)?)
+        Ok(ops::linear(x, self.weight(path, "weight"), bias, self.precision)?)
     }
 
-    fn node(&self, node: &Node, prefix: &str, x: Tensor, watch: Watch) -> Result<Tensor, Error> {
+    fn node(&self, node: &Node, prefix: &str, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
         let path = node.path(prefix);
         Ok(match &node.op {
-            Op::Sequential { body } => self.sequence(body, &path, x, watch)?,
+            Op::Sequential { body } => self.sequence(body, &path, x, pass)?,
             Op::Residual { skip, branch, body } => {
-                ops::residual(&x, &self.sequence(body, &path, x.clone(), watch)?, *skip, *branch)?
+                ops::residual(&x, &self.sequence(body, &path, x.clone(), pass)?, *skip, *branch)?
             }
             Op::Linear { bias, .. } => self.linear(&x, &path, *bias)?,
             Op::Embedding { .. } => ops::embedding(self.weight(&path, "weight"), &x)?,
@@ -273,7 +288,7 @@ impl Model {
             Op::Scale { factor } => (x * *factor)?,
             Op::SoftCap { cap } => ops::soft_cap(&x, *cap)?,
             Op::Clip { limit } => ops::clip(&x, *limit)?,
-            Op::Attention(a) => self.attention(a, &path, &x)?,
+            Op::Attention(a) => self.attention(a, &path, &x, pass.documents.as_ref())?,
             Op::RmsNorm { eps, .. } => ops::rms_norm(&x, self.weight(&path, "weight"), *eps)?,
             Op::LayerNorm { eps, bias, .. } => {
                 let bias = bias.then(|| self.weight(&path, "bias"));
@@ -306,11 +321,14 @@ impl Model {
     }
 
     /// Adds a node's residual blocks to a chain, if it consists of blocks for which there is one operation.
-    fn link(&self, node: &Node, prefix: &str, chain: &mut Vec<ops::Block>) -> bool {
+    fn link(&self, node: &Node, prefix: &str, pass: &Pass, chain: &mut Vec<ops::Block>) -> bool {
+        if self.precision != Precision::F32 {
+            return false;
+        }
         let path = node.path(prefix);
         let weight = |path: &str, name: &str| self.weight(&join(path, name), "weight").clone();
         match &node.op {
-            Op::Sequential { body } => body.iter().all(|node| self.link(node, &path, chain)),
+            Op::Sequential { body } => body.iter().all(|node| self.link(node, &path, pass, chain)),
             Op::Residual { skip, branch, body } => {
                 let (skip, branch) = (*skip, *branch);
                 chain.push(match &body[..] {
@@ -322,7 +340,7 @@ impl Model {
                         let block = ops::MlpBlock { function: *function, scale: *scale, skip, branch };
                         ops::Block::Perceptron(block, [up, down].map(|name| weight(&path, name)))
                     }
-                    [Node { name, op: Op::Attention(a) }] if plain(a) => {
+                    [Node { name, op: Op::Attention(a) }] if plain(a) && (a.causal || pass.documents.is_none()) => {
                         let path = join(&path, name);
                         let block = ops::AttentionBlock {
                             heads: a.heads,
@@ -332,6 +350,7 @@ impl Model {
                             rotary: a.rotary.clone(),
                             skip,
                             branch: branch * a.output_scale,
+                            documents: pass.documents.clone(),
                         };
                         let names = ["query", "key", "value", "output"];
                         ops::Block::Attention(block, names.map(|name| weight(&path, name)))
@@ -344,7 +363,13 @@ impl Model {
         }
     }
 
-    fn attention(&self, a: &Attention, path: &str, x: &Tensor) -> Result<Tensor, Error> {
+    fn attention(
+        &self,
+        a: &Attention,
+        path: &str,
+        x: &Tensor,
+        documents: Option<&ops::Documents>,
+    ) -> Result<Tensor, Error> {
         let (batch, tokens, _) = x.dims3()?;
         let project = |name: &str, heads: usize| -> Result<Tensor, Error> {
             let shape = (batch, tokens, heads, a.head_dim);
@@ -373,7 +398,9 @@ impl Model {
             Some(bias) => Some(ops::position_bias(self.weight(path, "position_bias.weight"), bias, tokens)?),
             None => None,
         };
-        let mixed = ops::attention(&query, &key, &value, a.logit_scale, a.logit_cap, mask, bias.as_ref())?;
+        let (scale, cap, bias, precision) = (a.logit_scale, a.logit_cap, bias.as_ref(), self.precision);
+        let scores = ops::Scores { scale, cap, bias, mask, documents, precision };
+        let mixed = ops::attention(&query, &key, &value, &scores)?;
         let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
         let y = self.linear(&mixed, &join(path, "output"), a.output_bias)?;
         // The bias is inside the scale: `output_scale · (W_O o + b_O)`.

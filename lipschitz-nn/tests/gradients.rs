@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
+use lipschitz_nn::ops::{Documents, Precision, Scores};
 use lipschitz_nn::{Model, Weights, ops};
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 fn random(shape: &[usize], rng: &mut ChaCha8Rng) -> Tensor {
@@ -83,7 +84,7 @@ fn every_node_kind_has_the_right_gradient() {
     let embedding = Node::new("embedding", Op::Embedding { vocabulary: 4, dim: 6 });
     let mut on_tokens = |what: &str, op: Op| {
         let nodes = vec![embedding.clone(), Node::new("node", op)];
-        check_graph(what, Graph::new(Input::Tokens { context: 3 }, nodes).unwrap(), tokens.clone(), &mut rng);
+        check_graph(what, Graph::new(Input::tokens(3), nodes).unwrap(), tokens.clone(), &mut rng);
     };
     on_tokens("linear", Op::Linear { inputs: 6, outputs: 5, bias: true });
     on_tokens("positions", Op::Positions { length: 3, dim: 6 });
@@ -167,6 +168,12 @@ fn same(what: &str, variables: &[&Var], fused: &Tensor, composed: &Tensor, toler
     }
 }
 
+/// Documents of about nine tokens.
+fn documents(batch: usize, tokens: usize, rng: &mut ChaCha8Rng) -> Documents {
+    let ids: Vec<u32> = (0..batch * tokens).map(|_| rng.random_range(0..9)).collect();
+    Documents::new(&Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).unwrap(), 3).unwrap()
+}
+
 /// 1e-5 in f32, as a share of the largest element. In f64 what candle's own constants leave (its `gelu` has six digits).
 const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::F64, 2e-6)];
 
@@ -225,8 +232,8 @@ fn fused_operations_equal_their_twins() {
             let w = var(&[outputs, dims[dims.len() - 1]], 1.0, &mut rng);
             let (x, b) = (var(&dims, 1.0, &mut rng), var(&[outputs], 1.0, &mut rng));
             for bias in [None, Some(&b)] {
-                let fused = ops::linear(&x, &w, bias.map(Var::as_tensor)).unwrap();
-                let composed = ops::composed::linear(&x, &w, bias.map(Var::as_tensor)).unwrap();
+                let fused = ops::linear(&x, &w, bias.map(Var::as_tensor), Precision::F32).unwrap();
+                let composed = ops::composed::linear(&x, &w, bias.map(Var::as_tensor), Precision::F32).unwrap();
                 let variables: Vec<_> = [&x, &w].into_iter().chain(bias).collect();
                 same(&format!("linear {dims:?} {outputs}"), &variables, &fused, &composed, tolerance);
             }
@@ -248,9 +255,14 @@ fn fused_operations_equal_their_twins() {
         ] {
             let q = var(&[2, tokens, heads, 6], 2.0, &mut rng);
             let (k, v) = (var(&[2, tokens, groups, 6], 2.0, &mut rng), var(&[2, tokens, groups, 6], 1.0, &mut rng));
-            let fused = ops::attention(&q, &k, &v, 0.4, None, mask, None).unwrap();
-            let composed = ops::composed::attention(&q, &k, &v, 0.4, None, mask, None).unwrap();
+            let fused = ops::attention(&q, &k, &v, &Scores::new(0.4, mask)).unwrap();
+            let composed = ops::composed::attention(&q, &k, &v, &Scores::new(0.4, mask)).unwrap();
             same(&format!("attention {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
+            let documents = documents(2, tokens, &mut rng);
+            let scores = Scores { documents: Some(&documents), ..Scores::new(0.4, mask) };
+            let fused = ops::attention(&q, &k, &v, &scores).unwrap();
+            let composed = ops::composed::attention(&q, &k, &v, &scores).unwrap();
+            same(&format!("documents {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
         }
     }
 }
@@ -286,6 +298,7 @@ fn fused_blocks_equal_their_twins() {
                 rotary: rotary.map(|pairing| Rotary::new(100.0, pairing)),
                 skip: 0.8,
                 branch: 0.3,
+                documents: causal.then(|| documents(batch, tokens, &mut rng)),
             };
             let x = var(&[batch, tokens, dim], 1.0, &mut rng);
             let w = var(&[(heads + 2 * groups) * head, dim], 1.0, &mut rng);
@@ -338,6 +351,7 @@ fn fused_operations_read_views() {
     assert!(!view.is_contiguous() && !wide.is_contiguous());
     let block = ops::MlpBlock { function: Function::Silu, scale: 1.0, skip: 0.5, branch: 0.5 };
     let as_heads = |t: &Tensor| t.unsqueeze(2).unwrap();
+    let causal = Scores::new(0.4, ops::Mask::Causal);
     let cases: Vec<(&str, Vec<&Var>, Tensor, Tensor)> = vec![
         (
             "activation",
@@ -366,18 +380,8 @@ fn fused_operations_read_views() {
         (
             "attention",
             vec![&x, &y],
-            ops::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), 0.4, None, ops::Mask::Causal, None)
-                .unwrap(),
-            ops::composed::attention(
-                &as_heads(&view),
-                &as_heads(&other),
-                &as_heads(&other),
-                0.4,
-                None,
-                ops::Mask::Causal,
-                None,
-            )
-            .unwrap(),
+            ops::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), &causal).unwrap(),
+            ops::composed::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), &causal).unwrap(),
         ),
     ];
     for (what, variables, fused, composed) in cases {
@@ -392,8 +396,48 @@ fn linear_reads_views() {
     let (x, w) = (random(&[2, 5, 4], &mut rng), random(&[3, 5], &mut rng));
     let view = x.transpose(1, 2).unwrap();
     let expected = view.contiguous().unwrap().reshape((8, 5)).unwrap().matmul(&w.t().unwrap()).unwrap();
-    let y = ops::linear(&view, &w, None).unwrap().reshape((8, 3)).unwrap();
+    let y = ops::linear(&view, &w, None, Precision::F32).unwrap().reshape((8, 3)).unwrap();
     let error =
         (y - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
     assert!(error < 1e-14, "{error}");
+}
+
+/// Rotary positions are relative, so a document reads the same behind another as alone, in every form of the forward pass.
+#[test]
+fn documents_in_one_sequence_do_not_see_each_other() {
+    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    for causal in [true, false] {
+        let attention = Attention {
+            causal,
+            rotary: Some(Rotary::new(100.0, Pairing::Half)),
+            logit_scale: 2.0,
+            ..Attention::new(8, 2, 4)
+        };
+        let residual = Op::Residual { skip: 0.5, branch: 0.5, body: vec![Node::new("", Op::Attention(attention))] };
+        let nodes = vec![
+            Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
+            Node::new("a", residual.clone()),
+            Node::new("b", residual),
+        ];
+        let graph = |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
+        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng);
+        let weights: Weights =
+            graph(None).parameters().iter().map(|p| (p.name.clone(), weight(&p.shape, &mut rng))).collect();
+        let [packed, open] = [Some(6), None].map(|s| Model::new(graph(s), weights.clone()).unwrap());
+        let ids = |ids: &[u32]| Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let both = ids(&[1, 2, 3, 6, 4, 5, 2, 6, 1]);
+        let alone = ids(&[6, 4, 5, 2]);
+        let distance =
+            |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+        let whole = packed.forward(&both).unwrap();
+        let part = whole.narrow(1, 3, 4).unwrap();
+        let own = packed.forward(&alone).unwrap();
+        assert!(distance(&part, &own) < 1e-12, "{}", distance(&part, &own));
+        let mut silent = |_: &str, _: &Tensor| Ok(());
+        assert!(distance(&whole, &packed.forward_watched(&both, &mut silent).unwrap()) < 1e-12);
+        assert!(distance(&part, &open.forward(&both).unwrap().narrow(1, 3, 4).unwrap()) > 1e-3);
+    }
+    let nodes = vec![Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 })];
+    let refused = Graph::new(Input::Tokens { context: 9, separator: Some(7) }, nodes).unwrap_err().to_string();
+    assert!(refused.contains("separator 7"), "{refused}");
 }

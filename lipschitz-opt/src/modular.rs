@@ -268,6 +268,7 @@ mod tests {
             logit_scale: 0.25,
             output_scale: 1.0 / 3.0,
             final_scale: 1.0,
+            separator: None,
         };
         gpt.graph().unwrap()
     }

@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Axis, Geometry, HeadBlocks, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
-use lipschitz_nn::ops::{advance, mix};
+use lipschitz_nn::ops::{Precision, advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Heads, batched, merge, split};
@@ -36,7 +36,7 @@ pub struct MuonConfig {
     pub per_head: Heads,
     /// The polynomials.
     pub newton_schulz: NewtonSchulz,
-    /// What the polynomials are worked out in.
+    /// What the polynomials are worked out in; in bf16, what an update can be is not known well enough to cap by.
     pub precision: Precision,
 }
 
@@ -91,17 +91,6 @@ impl UpdateScale {
             Self::Adam => 0.2 * (outputs.max(inputs) as f64).sqrt(),
         }
     }
-}
-
-/// What polynomials are worked out in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// The weights' own.
-    #[default]
-    F32,
-    /// Half the memory traffic, on hardware that has it; what an update can be is then not known well enough to cap by.
-    Bf16,
 }
 
 impl MuonConfig {

@@ -112,7 +112,7 @@ pub fn random_graph(dice: &mut Dice) -> Graph {
     }
     nodes.extend(body(dim, 0, dice));
     nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: 1 + dice.below(4), bias: dice.coin() }));
-    Graph::new(Input::Tokens { context }, nodes).expect("random graphs fit together")
+    Graph::new(Input::tokens(context), nodes).expect("random graphs fit together")
 }
 
 /// A random small network on images of 2 × 4 × 4: flattened, or as patches through any nodes on tokens.

@@ -180,7 +180,7 @@ fn identity_attention(heads: usize) -> Model {
         Node::new("embedding", Op::Embedding { vocabulary: dim, dim }),
         Node::new("attention", Op::Attention(attention)),
     ];
-    let graph = Graph::new(Input::Tokens { context: 8 }, nodes).unwrap();
+    let graph = Graph::new(Input::tokens(8), nodes).unwrap();
     let identity = Tensor::eye(dim, candle_core::DType::F64, &Device::Cpu).unwrap();
     let weight = |name: &str| {
         let scale = if name.starts_with("embedding") { (dim as f64).sqrt() } else { 1.0 };

@@ -41,7 +41,7 @@ fn main() {
 fn graph(dim: usize, layers: usize, context: usize) -> lipschitz_nn::Graph {
     let heads = dim / 64;
     let (logit_scale, output_scale, final_scale) = (1.0 / 64.0, 1.0 / 3.0, 1.0);
-    Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale }
+    Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale, separator: None }
         .graph()
         .expect("it fits")
 }

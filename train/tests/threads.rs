@@ -45,8 +45,17 @@ fn run(graph: &Graph, recipe: &Recipe, recompute: bool, parts: usize, threads: u
 
 fn cases() -> Vec<(&'static str, Graph, Recipe)> {
     let (logit_scale, output_scale, final_scale) = (1.0 / 32.0, 1.0 / 3.0, 2.0);
-    let gpt =
-        Gpt { vocabulary: 65, context: 130, dim: 64, layers: 2, heads: 2, logit_scale, output_scale, final_scale };
+    let gpt = Gpt {
+        vocabulary: 65,
+        context: 130,
+        dim: 64,
+        layers: 2,
+        heads: 2,
+        logit_scale,
+        output_scale,
+        final_scale,
+        separator: None,
+    };
     let mlp = Mlp { input: Input::Vector { dim: 48 }, hidden: vec![200, 90], outputs: 10, final_scale: 1.0 };
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     let adamw = OptimizerConfig::Adamw(AdamWConfig::default());

@@ -116,7 +116,7 @@ fn made_up(model: &Model) -> Result<Tensor> {
         Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
     };
     Ok(match model.graph().input {
-        Input::Tokens { context } => {
+        Input::Tokens { context, .. } => {
             let Some(Op::Embedding { vocabulary, .. }) = model.graph().nodes.first().map(|node| &node.op) else {
                 bail!("the network has no embedding")
             };

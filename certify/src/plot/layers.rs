@@ -87,8 +87,17 @@ mod tests {
     #[test]
     fn the_factors_multiply_to_the_constant() {
         let (logit_scale, output_scale) = (0.25, 1.0);
-        let gpt =
-            Gpt { vocabulary: 9, context: 4, dim: 8, layers: 2, heads: 2, logit_scale, output_scale, final_scale: 3.0 };
+        let gpt = Gpt {
+            vocabulary: 9,
+            context: 4,
+            dim: 8,
+            layers: 2,
+            heads: 2,
+            logit_scale,
+            output_scale,
+            final_scale: 3.0,
+            separator: None,
+        };
         let graph = gpt.graph().unwrap();
         let mut weights = init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
         // What starts at zero would make everything zero.

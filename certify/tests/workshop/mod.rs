@@ -33,6 +33,7 @@ impl Workshop {
             logit_scale: scales.0,
             output_scale: scales.1,
             final_scale: 1.0,
+            separator: None,
         };
         let graph = gpt.graph().unwrap();
         let mut weights = init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
@@ -118,7 +119,7 @@ pub fn normalised() -> Model {
         Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: false }),
         Node::new("", Op::SoftCap { cap: 30.0 }),
     ];
-    let graph = Graph::new(Input::Tokens { context: 5 }, nodes).unwrap();
+    let graph = Graph::new(Input::tokens(5), nodes).unwrap();
     let mut k = 0;
     let mut weight = |shape: &[usize]| {
         let values: Vec<f64> = (0..shape.iter().product())

@@ -16,10 +16,14 @@ pub(super) fn check(graph: &Graph) -> Result<Shape, Error> {
         return Err(Error::graph("", format!("has format {found}, this version reads {known}")));
     }
     let mut shape = match graph.input {
-        Input::Tokens { context } => {
+        Input::Tokens { context, separator } => {
             size("input", "context", context)?;
-            if !matches!(graph.nodes.first().map(|n| &n.op), Some(Op::Embedding { .. })) {
+            let Some(Op::Embedding { vocabulary, .. }) = graph.nodes.first().map(|n| &n.op) else {
                 return Err(Error::graph("input", "token ids need an embedding as the first node"));
+            };
+            if let Some(id) = separator.filter(|id| *id as usize >= *vocabulary) {
+                let what = format!("has the separator {id}, beyond the vocabulary of {vocabulary}");
+                return Err(Error::graph("input", what));
             }
             Shape::Ids
         }

@@ -42,6 +42,9 @@ pub enum Input {
     Tokens {
         /// Longest sequence.
         context: usize,
+        /// The token that begins a new document: attention stays within a document.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        separator: Option<u32>,
     },
     /// Images `[batch, channels, height, width]`.
     Pixels {
@@ -57,6 +60,13 @@ pub enum Input {
         /// Their length.
         dim: usize,
     },
+}
+
+impl Input {
+    /// Token ids, up to `context` of them, one document.
+    pub fn tokens(context: usize) -> Self {
+        Self::Tokens { context, separator: None }
+    }
 }
 
 /// One named node. Its name is one segment of the path of the weights below it; an empty name adds no segment.
@@ -332,7 +342,7 @@ impl Graph {
     /// The longest sequence the graph reads, for token input.
     pub fn context(&self) -> Option<usize> {
         match self.input {
-            Input::Tokens { context } => Some(context),
+            Input::Tokens { context, .. } => Some(context),
             _ => None,
         }
     }

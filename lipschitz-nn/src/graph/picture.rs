@@ -61,7 +61,10 @@ fn short(x: f64) -> String {
 
 fn input(graph: &Graph) -> String {
     match graph.input {
-        Input::Tokens { context } => format!("tokens, up to {context}"),
+        Input::Tokens { context, separator: None } => format!("tokens, up to {context}"),
+        Input::Tokens { context, separator: Some(id) } => {
+            format!("tokens, up to {context}, documents from token {id} on")
+        }
         Input::Pixels { channels, height, width } => format!("pixels {channels} × {height} × {width}"),
         Input::Vector { dim } => format!("vector {dim}"),
     }

@@ -205,7 +205,7 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
             nodes.push(linear("head", dim, classes, true));
         }
     }
-    let mut plan = Plan::new(Input::Tokens { context }, nodes, takes)?.note(ONE_SEGMENT);
+    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note(ONE_SEGMENT);
     plan.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
     Ok(plan)
 }
@@ -284,7 +284,7 @@ pub(super) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Re
             nodes.push(linear("head", dim, classes, true));
         }
     }
-    let mut plan = Plan::new(Input::Tokens { context }, nodes, takes)?.note("no token is padding");
+    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note("no token is padding");
     plan.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
     Ok(plan)
 }

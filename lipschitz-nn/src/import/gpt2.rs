@@ -172,6 +172,6 @@ fn decoder(
         let own = Take::new("lm_head.weight", &[vocabulary, dim]);
         takes.put("head.weight", if s.tied { embedding } else { own });
     }
-    let plan = Plan::new(Input::Tokens { context }, nodes, takes)?;
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?;
     Ok(if s.tied || !s.head { plan.aside("lm_head.weight", "the head is the embedding") } else { plan })
 }

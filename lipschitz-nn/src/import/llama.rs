@@ -206,7 +206,7 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
         takes.put("head.weight", if tied { embedding } else { own });
         nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
     }
-    let mut plan = Plan::new(Input::Tokens { context }, nodes, takes)?
+    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?
         .aside("rotary_emb.inv_freq", "rotary frequencies, which follow from the config");
     if tied || !head {
         plan = plan.aside("lm_head.weight", "the head is the embedding");

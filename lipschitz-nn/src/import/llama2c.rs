@@ -171,6 +171,6 @@ pub(super) fn open(path: &Path) -> Result<(Plan, Files), Error> {
         linear("head", dim, vocabulary, false),
     ];
     let why = "rotary angles, which follow from the header";
-    let plan = Plan::new(Input::Tokens { context }, nodes, takes)?.aside("freq_real", why).aside("freq_imag", why);
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?.aside("freq_real", why).aside("freq_imag", why);
     Ok((plan, files))
 }

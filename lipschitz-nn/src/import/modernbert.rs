@@ -115,7 +115,7 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
     }
     config.flag("tie_word_embeddings", true)?;
-    let mut plan = Plan::new(Input::Tokens { context }, nodes, takes)?.note("no token is padding");
+    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note("no token is padding");
     plan.aside.extend(plan_aside);
     Ok(plan)
 }

@@ -109,5 +109,5 @@ fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
     let embedding = Node::new("embedding", Op::Embedding { vocabulary, dim });
     let mut nodes = vec![embedding, blocks(bodies), linear("head", dim, vocabulary, false)];
     scaled(config, &mut nodes)?;
-    Plan::new(Input::Tokens { context }, nodes, takes)
+    Plan::new(Input::tokens(context), nodes, takes)
 }

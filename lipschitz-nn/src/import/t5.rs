@@ -90,7 +90,7 @@ pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
     takes.norm("norm", "encoder.final_layer_norm", dim, false);
     let nodes =
         vec![Node::new("embedding", Op::Embedding { vocabulary, dim }), blocks(bodies), rms_norm("norm", dim, eps)];
-    let plan = Plan::new(Input::Tokens { context }, nodes, takes)?.note("the encoder alone; no token is padding");
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?.note("the encoder alone; no token is padding");
     let why = "the encoder does not read it";
     Ok(plan
         .aside("decoder.*", why)

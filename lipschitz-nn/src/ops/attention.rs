@@ -3,8 +3,10 @@
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::documents::Documents;
 use super::fused;
 use super::kernel::{Array, Kernel, apply};
+use super::precision::Precision;
 use super::product::{Strided, product};
 use super::real::{Real, largest, simd, sum};
 
@@ -34,27 +36,49 @@ impl Mask {
     }
 }
 
-/// `softmax(cap(scale · q kᵀ) + bias + mask) v`, head by head, where `cap` is [`super::soft_cap`] or nothing, and `bias` is
-/// `[heads, tokens, tokens]`.
+/// What attention makes of `q kᵀ` before the softmax, and which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Factor on `q kᵀ`.
+    pub scale: f64,
+    /// Scores are then capped by [`super::soft_cap`].
+    pub cap: Option<f64>,
+    /// Added then, `[heads, tokens, tokens]`.
+    pub bias: Option<&'a Tensor>,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// A query sees keys of its own document alone.
+    pub documents: Option<&'a Documents>,
+    /// What the products are worked out in.
+    pub precision: Precision,
+}
+
+impl Scores<'_> {
+    /// Scaled and masked, no more.
+    pub fn new(scale: f64, mask: Mask) -> Self {
+        Self { scale, cap: None, bias: None, mask, documents: None, precision: Precision::F32 }
+    }
+}
+
+/// `softmax(cap(scale · q kᵀ) + bias + mask) v`, head by head; see [`Scores`].
 ///
 /// `q` is `[batch, tokens, heads, head_dim]`, `k` and `v` are `[batch, tokens, key_value_heads, head_dim]` and each
 /// serves `heads / key_value_heads` neighbouring query heads; the result has the shape of `q`.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    cap: Option<f64>,
-    mask: Mask,
-    bias: Option<&Tensor>,
-) -> Result<Tensor> {
-    if fused(&[q, k, v]) && cap.is_none() && bias.is_none() && !matches!(mask, Mask::Near { .. }) {
-        apply(Attention { scale, mask }, &[q, k, v], true)
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Tensor> {
+    let Scores { scale, cap, bias, mask, documents, precision } = *scores;
+    let plain = cap.is_none() && bias.is_none() && precision == Precision::F32;
+    let covered = match mask {
+        Mask::Causal => true,
+        Mask::None => documents.is_none(),
+        Mask::Near { .. } => false,
+    };
+    if fused(&[q, k, v]) && plain && covered {
+        apply(Attention { scale, mask, documents: documents.cloned() }, &[q, k, v], true)
     } else {
-        composed(q, k, v, scale, cap, mask, bias)
+        composed(q, k, v, scores)
     }
 }
 
@@ -62,15 +86,8 @@ pub fn attention(
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    cap: Option<f64>,
-    mask: Mask,
-    bias: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Tensor> {
+    let Scores { scale, cap, bias, mask, documents, precision } = *scores;
     let dims = Dims::of(q.dims(), k.dims(), v.dims())?;
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
@@ -80,7 +97,7 @@ pub fn composed(
         wide.reshape((b, dims.heads, t, d))
     };
     let (q, k, v) = (heads_first(q)?, repeat(k)?, repeat(v)?);
-    let mut logits = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
+    let mut logits = (precision.matmul(&q, &k.transpose(2, 3)?.contiguous()?)? * scale)?;
     if let Some(cap) = cap {
         logits = super::soft_cap(&logits, cap)?;
     }
@@ -93,7 +110,10 @@ pub fn composed(
         let rows = (0..t * t).map(hidden).collect::<Vec<_>>();
         logits = logits.broadcast_add(&Tensor::from_vec(rows, (t, t), q.device())?.to_dtype(q.dtype())?)?;
     }
-    candle_nn::ops::softmax(&logits, D::Minus1)?.matmul(&v)?.transpose(1, 2)?.contiguous()
+    if let Some(documents) = documents {
+        logits = logits.broadcast_add(&documents.mask(&logits)?)?;
+    }
+    precision.matmul(&candle_nn::ops::softmax(&logits, D::Minus1)?, &v)?.transpose(1, 2)?.contiguous()
 }
 
 #[derive(Clone, Copy)]
@@ -126,12 +146,23 @@ impl Dims {
     }
 }
 
-/// The logits' scale and the mask of one head.
-#[derive(Clone, Copy)]
+/// The logits' scale and the mask.
+#[derive(Clone)]
 pub(super) struct Attention {
     pub scale: f64,
     /// Not [`Mask::Near`].
     pub mask: Mask,
+    /// Under a causal mask alone.
+    pub documents: Option<Documents>,
+}
+
+/// One head's share of it, for one sequence.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    scale: f64,
+    causal: bool,
+    /// The first key that each query sees; 0 where there is none.
+    starts: &'a [u32],
 }
 
 /// Queries at a time: keeps a block of probabilities in cache, and skips most of what a causal mask hides.
@@ -156,11 +187,19 @@ pub(super) struct Target<'a, T> {
 }
 
 impl Attention {
+    /// For the heads of this sequence.
+    pub fn of_sequence(&self, sequence: usize) -> Head<'_> {
+        let starts = self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
+        Head { scale: self.scale, causal: self.mask == Mask::Causal, starts }
+    }
+}
+
+impl Head<'_> {
     /// First query, queries and keys of each block.
     fn blocks(self, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         (0..tokens).step_by(BLOCK).map(move |first| {
             let rows = BLOCK.min(tokens - first);
-            (first, rows, if self.mask == Mask::Causal { first + rows } else { tokens })
+            (first, rows, if self.causal { first + rows } else { tokens })
         })
     }
 
@@ -169,8 +208,10 @@ impl Attention {
         let (keys, negligible) = (k.rows, T::of(1e-26));
         product(p, keys, q, k.t(), false, self.scale, false);
         for (i, row) in p.chunks_mut(keys).enumerate() {
-            let seen = if self.mask == Mask::Causal { first + i + 1 } else { keys };
-            let (row, hidden) = row.split_at_mut(seen);
+            let end = if self.causal { first + i + 1 } else { keys };
+            let start = self.starts.get(first + i).map_or(0, |start| *start as usize);
+            let (row, later) = row.split_at_mut(end);
+            let (earlier, row) = row.split_at_mut(start);
             simd(
                 #[inline(always)]
                 || {
@@ -187,12 +228,13 @@ impl Attention {
                     }
                 },
             );
-            hidden.fill(T::of(0.0));
+            earlier.fill(T::of(0.0));
+            later.fill(T::of(0.0));
         }
     }
 
     /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
-    pub fn head<T: Real>(self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
+    pub fn mix<T: Real>(self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
         for (first, rows, keys) in self.blocks(q.rows) {
             let p = &mut scratch.p[..rows * keys];
             self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
@@ -203,7 +245,7 @@ impl Attention {
 
     /// Its gradient, where those of keys and values are added to what is there. With P the probabilities:
     /// `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`.
-    pub fn head_gradient<T: Real>(
+    pub fn gradient<T: Real>(
         self,
         [dq, dk, dv]: [Target<T>; 3],
         [q, k, v]: [Strided<T>; 3],
@@ -250,14 +292,14 @@ impl Kernel for Attention {
         let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
         let mut out = vec![T::of(0.0); q.len()];
         let sequences = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys));
-        out.par_chunks_mut(queries).zip(sequences).for_each_init(
+        out.par_chunks_mut(queries).zip(sequences).enumerate().for_each_init(
             || Scratch::new(d.tokens),
-            |scratch, (out, ((q, k), v))| {
+            |scratch, (sequence, (out, ((q, k), v)))| {
                 for head in 0..d.heads {
                     let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
                     let q = Strided::rows(&q[at..], d.tokens, d.dim, row);
                     let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
-                    self.head(Target { data: &mut out[at..], row }, q, k, v, scratch);
+                    self.of_sequence(sequence).mix(Target { data: &mut out[at..], row }, q, k, v, scratch);
                 }
             },
         );
@@ -271,9 +313,9 @@ impl Kernel for Attention {
         let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::of(0.0); x.len()]);
         let out = dq.par_chunks_mut(queries).zip(dk.par_chunks_mut(keys)).zip(dv.par_chunks_mut(keys));
         let sequences = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys));
-        out.zip(sequences.zip(grad.par_chunks(queries))).for_each_init(
+        out.zip(sequences.zip(grad.par_chunks(queries))).enumerate().for_each_init(
             || Scratch::new(d.tokens),
-            |scratch, (((dq, dk), dv), (((q, k), v), grad))| {
+            |scratch, (sequence, (((dq, dk), dv), (((q, k), v), grad)))| {
                 for head in 0..d.heads {
                     let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
                     let [q, grad] = [q, grad].map(|x| Strided::rows(&x[at..], d.tokens, d.dim, row));
@@ -281,7 +323,7 @@ impl Kernel for Attention {
                     let dq = Target { data: &mut dq[at..], row };
                     let dk = Target { data: &mut dk[key_at..], row: key_row };
                     let dv = Target { data: &mut dv[key_at..], row: key_row };
-                    self.head_gradient([dq, dk, dv], [q, k, v], grad, scratch);
+                    self.of_sequence(sequence).gradient([dq, dk, dv], [q, k, v], grad, scratch);
                 }
             },
         );

@@ -3,9 +3,11 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::attention::{Attention, Mask, Scratch, Target};
+use super::attention::{Attention, Mask, Scores, Scratch, Target};
 use super::buffer::Buffer;
+use super::documents::Documents;
 use super::kernel::{Array, Kernel, apply};
+use super::precision::Precision;
 use super::product::{Strided, product};
 use super::real::{Real, simd};
 use super::residual::scaled;
@@ -30,6 +32,8 @@ pub struct AttentionBlock {
     pub skip: f64,
     /// Factor on the attention.
     pub branch: f64,
+    /// A token sees its own document alone; under `causal` only.
+    pub documents: Option<Documents>,
 }
 
 /// `skip·x + branch·attention(x Wqᵀ, x Wkᵀ, x Wvᵀ) Woᵀ` for `x` of shape `[batch, tokens, dim]`; `projections` holds the rows of
@@ -48,7 +52,7 @@ pub fn attention_block(
     output: &Tensor,
     keep: bool,
 ) -> Result<Tensor> {
-    if fused(&[x, projections, output]) {
+    if fused(&[x, projections, output]) && (block.causal || block.documents.is_none()) {
         apply(block.clone(), &[x, projections, output], keep)
     } else {
         composed(block, x, projections, output)
@@ -61,12 +65,13 @@ pub fn attention_block(
 /// Candle's own.
 pub fn composed(block: &AttentionBlock, x: &Tensor, projections: &Tensor, output: &Tensor) -> Result<Tensor> {
     use super::composed::{attention, linear, residual, rotary};
+    let precision = Precision::F32;
     let (batch, tokens, _) = x.dims3()?;
     let (heads, shared) = (block.heads, block.key_value_heads);
     let dim = output.dim(1)? / heads;
     let part = |from: usize, count: usize, turned: bool| -> Result<Tensor> {
         let weight = projections.narrow(0, from * dim, count * dim)?;
-        let y = linear(x, &weight, None)?.reshape((batch, tokens, count, dim))?;
+        let y = linear(x, &weight, None, precision)?.reshape((batch, tokens, count, dim))?;
         match &block.rotary {
             Some(r) if turned => rotary(&y, r),
             _ => Ok(y),
@@ -74,8 +79,9 @@ pub fn composed(block: &AttentionBlock, x: &Tensor, projections: &Tensor, output
     };
     let (q, k, v) = (part(0, heads, true)?, part(heads, shared, true)?, part(heads + shared, shared, false)?);
     let mask = if block.causal { Mask::Causal } else { Mask::None };
-    let mixed = attention(&q, &k, &v, block.logit_scale, None, mask, None)?.reshape((batch, tokens, heads * dim))?;
-    residual(x, &linear(&mixed, output, None)?, block.skip, block.branch)
+    let scores = Scores { documents: block.documents.as_ref(), ..Scores::new(block.logit_scale, mask) };
+    let mixed = attention(&q, &k, &v, &scores)?.reshape((batch, tokens, heads * dim))?;
+    residual(x, &linear(&mixed, output, None, precision)?, block.skip, block.branch)
 }
 
 /// Sizes of one call.
@@ -131,7 +137,8 @@ impl AttentionBlock {
     }
 
     fn attention(&self) -> Attention {
-        Attention { scale: self.logit_scale, mask: if self.causal { Mask::Causal } else { Mask::None } }
+        let mask = if self.causal { Mask::Causal } else { Mask::None };
+        Attention { scale: self.logit_scale, mask, documents: self.documents.clone() }
     }
 
     /// Turns queries and keys of a group, or turns their gradients back.
@@ -156,6 +163,7 @@ impl AttentionBlock {
         let tasks = inputs[0].dims[0] * s.groups;
         let mut kept = Kept { projected: Buffer::take(tasks * per_group), mixed: Buffer::take(tasks * per_mix) };
         let turns = self.rotary.as_ref().map(|r| Turns::new(r, s.tokens, s.head));
+        let attention = self.attention();
         let groups = kept.projected.par_chunks_mut(per_group).zip(kept.mixed.par_chunks_mut(per_mix));
         groups.enumerate().for_each_init(
             || Scratch::new(s.tokens),
@@ -170,7 +178,7 @@ impl AttentionBlock {
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
                 for (j, out) in mixed.chunks_mut(s.one()).enumerate() {
                     let out = Target { data: out, row: s.head };
-                    self.attention().head(out, head(j), head(s.group), head(s.group + 1), scratch);
+                    attention.of_sequence(sequence).mix(out, head(j), head(s.group), head(s.group + 1), scratch);
                 }
             },
         );
@@ -198,6 +206,7 @@ impl AttentionBlock {
         let (per_group, per_mix) = s.of_group();
         let (batch, width) = (inputs[0].dims[0], self.heads * s.head);
         let turns = self.rotary.as_ref().map(|r| Turns::new(r, s.tokens, s.head));
+        let attention = self.attention();
         let sequence_of = |data: &'_ [T], i: usize| -> std::ops::Range<usize> {
             let n = data.len() / batch.max(1);
             i * n..(i + 1) * n
@@ -219,7 +228,7 @@ impl AttentionBlock {
                     let w = Strided::rows(&output[column..], s.dim, s.head, width);
                     product(dmixed, s.head, rows_of(sequence), w, false, self.branch, false);
                     let target = |data| Target { data, row: s.head };
-                    self.attention().head_gradient(
+                    attention.of_sequence(sequence).gradient(
                         [target(dq), target(&mut *dk), target(&mut *dv)],
                         [head(j), head(s.group), head(s.group + 1)],
                         Strided::dense(dmixed, s.head),

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::fused;
 use super::kernel::{Array, Kernel, apply};
+use super::precision::Precision;
 use super::product::{Strided, product};
 use super::real::Real;
 
@@ -11,9 +12,9 @@ use super::real::Real;
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    if !fused(&[x, weight]) {
-        return composed(x, weight, bias);
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
+    if precision != Precision::F32 || !fused(&[x, weight]) {
+        return composed(x, weight, bias, precision);
     }
     let y = apply(Linear, &[x, weight], true)?;
     match bias {
@@ -29,11 +30,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 ///
 /// # Errors
 /// Candle's own, such as shapes that do not fit.
-pub fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let Some(last) = dims.last_mut() else { bail!("a linear map needs at least one dimension") };
     let inputs = std::mem::replace(last, weight.dim(0)?);
-    let mut y = x.contiguous()?.reshape(((), inputs))?.matmul(&weight.t()?)?;
+    let mut y = precision.matmul(&x.contiguous()?.reshape(((), inputs))?, &weight.t()?)?;
     if let Some(bias) = bias {
         y = y.broadcast_add(bias)?;
     }

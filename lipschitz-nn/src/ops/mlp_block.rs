@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::activation::{gradients, values};
 use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
+use super::precision::Precision;
 use super::product::{Strided, product};
 use super::real::Real;
 use super::residual::scaled;
@@ -40,8 +41,9 @@ pub fn mlp_block(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor, keep: 
 /// # Errors
 /// Candle's own.
 pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
-    let hidden = super::composed::activation(&super::composed::linear(x, up, None)?, block.function, block.scale)?;
-    super::composed::residual(x, &super::composed::linear(&hidden, down, None)?, block.skip, block.branch)
+    let linear = |x: &Tensor, w: &Tensor| super::composed::linear(x, w, None, Precision::F32);
+    let hidden = super::composed::activation(&linear(x, up)?, block.function, block.scale)?;
+    super::composed::residual(x, &linear(&hidden, down)?, block.skip, block.branch)
 }
 
 impl MlpBlock {

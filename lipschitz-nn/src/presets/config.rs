@@ -31,6 +31,9 @@ pub enum ModelConfig {
         /// Factor on the network's logits.
         #[serde(default = "one")]
         final_scale: f64,
+        /// The token that begins a new document: attention stays within a document. All is one without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        separator: Option<u32>,
     },
     /// The constrained vision transformer, for images of 3 × 32 × 32.
     Vit {
@@ -107,11 +110,19 @@ impl ModelConfig {
     /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot be read.
     pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
         match self {
-            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale } => {
-                let (dim, layers, heads, context) = (*dim, *layers, *heads, *context);
-                let (output_scale, final_scale) = (*output_scale, *final_scale);
-                let logit_scale = logit_scale.factor(dim, heads);
-                Gpt { vocabulary: outputs, context, dim, layers, heads, logit_scale, output_scale, final_scale }.graph()
+            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale, separator } => {
+                let gpt = Gpt {
+                    vocabulary: outputs,
+                    context: *context,
+                    dim: *dim,
+                    layers: *layers,
+                    heads: *heads,
+                    logit_scale: logit_scale.factor(*dim, *heads),
+                    output_scale: *output_scale,
+                    final_scale: *final_scale,
+                    separator: *separator,
+                };
+                gpt.graph()
             }
             ModelConfig::Vit { dim, layers, heads, patch, logit_scale, output_scale, final_scale } => {
                 let (dim, heads, output_scale) = (*dim, *heads, *output_scale);

@@ -25,6 +25,8 @@ pub struct Gpt {
     pub output_scale: f64,
     /// Factor on the logits of the network.
     pub final_scale: f64,
+    /// The token that begins a new document, if attention is to stay within one.
+    pub separator: Option<u32>,
 }
 
 impl Gpt {
@@ -33,7 +35,7 @@ impl Gpt {
     /// # Errors
     /// [`Error::Graph`] if a size is zero or `heads` does not divide `dim` into even parts.
     pub fn graph(&self) -> Result<Graph, Error> {
-        let Self { vocabulary, context, dim, layers, heads, logit_scale, output_scale, .. } = *self;
+        let Self { vocabulary, context, dim, layers, heads, logit_scale, output_scale, separator, .. } = *self;
         let rotary = Some(Rotary::new(10000.0, Pairing::Half));
         let block = Block { dim, heads, logit_scale, output_scale, causal: true, rotary };
         let mut nodes = vec![
@@ -44,7 +46,7 @@ impl Gpt {
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
         }
-        Graph::new(Input::Tokens { context }, nodes)
+        Graph::new(Input::Tokens { context, separator }, nodes)
     }
 }
 
