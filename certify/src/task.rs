@@ -5,13 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::checkpoint::{Meta, Tokenizer};
-use lipschitz_nn::graph::Input;
+use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::{Model, ops};
 
 use crate::data::cifar10::{CLASSES, Cifar10, Limits};
 use crate::data::order::Shuffle;
-use crate::data::play;
 use crate::data::text::TextData;
+use crate::data::{play, shards};
 
 /// What a network learns.
 pub enum Task {
@@ -69,6 +69,13 @@ impl Task {
     /// One line that names the file and what is wrong with it.
     pub fn for_model(path: &Path, meta: &Meta) -> Result<Self> {
         match (meta.graph.input, &meta.tokenizer) {
+            (Input::Tokens { .. }, _) if path.is_dir() => {
+                let vocabulary = match meta.graph.nodes.first().map(|node| &node.op) {
+                    Some(Op::Embedding { vocabulary, .. }) => Some(*vocabulary),
+                    _ => None,
+                };
+                Ok(Self::Text(shards::load(path, vocabulary, None)?))
+            }
             (Input::Tokens { .. }, Some(tokenizer)) => {
                 let text = std::fs::read(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
                 let text = String::from_utf8(text)
@@ -76,7 +83,11 @@ impl Task {
                     .with_context(|| path.display().to_string())?;
                 Ok(Self::Text(TextData::from_text(&path.display().to_string(), &text, Some(tokenizer.clone()))?))
             }
-            (Input::Tokens { .. }, None) => bail!("the checkpoint holds no tokenizer, so text cannot be read for it"),
+            (Input::Tokens { .. }, None) => {
+                bail!(
+                    "the checkpoint holds no tokenizer, so text cannot be read for it; give a directory of token shards"
+                )
+            }
             (Input::Pixels { .. }, _) => {
                 Ok(Self::Images(Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)))
             }
@@ -85,20 +96,17 @@ impl Task {
     }
 
     /// Size of the vocabulary, or number of classes.
-    ///
-    /// # Errors
-    /// If the tokenizer cannot be read.
-    pub fn outputs(&self) -> Result<usize> {
+    pub fn outputs(&self) -> usize {
         match self {
-            Self::Text(data) => data.vocabulary(),
-            Self::Images(_) => Ok(CLASSES),
+            Self::Text(data) => data.vocabulary,
+            Self::Images(_) => CLASSES,
         }
     }
 
     /// How text becomes tokens, for text.
     pub fn tokenizer(&self) -> Option<Tokenizer> {
         match self {
-            Self::Text(data) => Some(data.tokenizer.clone()),
+            Self::Text(data) => data.tokenizer.clone(),
             Self::Images(_) => None,
         }
     }

@@ -118,7 +118,7 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
 #[test]
 fn next_tokens_are_certified_and_attacked() {
     let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
-    let vocabulary = data.vocabulary().unwrap();
+    let vocabulary = data.vocabulary;
     let gpt = Gpt {
         vocabulary,
         context: 12,

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use certify::data::cifar10::{Cifar10, Limits};
+use certify::data::shards;
 use certify::data::text::TextData;
 use certify::task::Task;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::ops::Precision;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::modular::RatesConfig;
@@ -58,6 +60,17 @@ pub enum DataConfig {
         #[serde(default = "play_characters")]
         characters: usize,
     },
+    /// Token shards as modded-nanogpt writes them, and `train shards` too: `*_train_*.bin` and `*_val_*.bin`.
+    Shards {
+        /// The directory; its `tokenizer.json`, if it has one, goes into the checkpoint.
+        path: PathBuf,
+        /// Rows of the embedding, above every token; as many as the tokenizer has without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vocabulary: Option<usize>,
+        /// Tokens to validate on; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit_val: Option<usize>,
+    },
     /// CIFAR-10: a Hugging Face parquet directory or the binary batches.
     Cifar10 {
         /// The directory.
@@ -80,6 +93,7 @@ impl DataConfig {
         Ok(match self {
             Self::Text { path, tokenizer } => Task::Text(TextData::load(path, tokenizer.as_deref())?),
             Self::Play { characters } => Task::play(*characters)?,
+            Self::Shards { path, vocabulary, limit_val } => Task::Text(shards::load(path, *vocabulary, *limit_val)?),
             Self::Cifar10 { path, limit_train, limit_test } => {
                 Task::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
             }
@@ -111,6 +125,9 @@ pub struct TrainConfig {
     /// blocks' outputs alone.
     #[serde(default, skip_serializing_if = "is_default")]
     pub recompute: bool,
+    /// What the products of forward and backward pass are worked out in: `f32` or `bf16`. Weights and what moves them stay in f32.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// Drives initialisation and data order.
     #[serde(default)]
     pub seed: u64,
@@ -310,7 +327,7 @@ mod tests {
         for name in crate::preset::NAMES {
             let config = Config::parse(crate::preset::text(name).unwrap(), &[]).unwrap();
             assert_eq!(Config::parse(&config.to_toml().unwrap(), &[]).unwrap(), config, "{name}");
-            config.graph(10).unwrap();
+            config.graph(60_000).unwrap();
         }
     }
 }

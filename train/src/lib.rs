@@ -8,6 +8,7 @@ mod progress;
 pub mod run_dir;
 pub mod runtime;
 pub mod sample;
+pub mod shards;
 pub mod step;
 pub mod sweep;
 pub mod trainer;

@@ -84,7 +84,7 @@ pub struct Checked {
 /// # Errors
 /// One line: sizes that do not fit, a target that no cap reaches, a constant out of range.
 pub fn check(config: &Config, task: &Task) -> Result<Checked> {
-    let graph = config.graph(task.outputs()?)?;
+    let graph = config.graph(task.outputs())?;
     if let Some(context) = graph.context() {
         task.check_context(context)?;
     }
@@ -99,17 +99,17 @@ pub fn check(config: &Config, task: &Task) -> Result<Checked> {
 
 /// A fresh network, or the saved one, with what trains it.
 fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &Device) -> Result<Training> {
-    let Checked { graph, recipe } = checked;
+    let (Checked { graph, recipe }, t) = (checked, &config.train);
     let model = match saved {
         Some(saved) => saved.model.clone(),
         None => {
             let heads = recipe.constraint.per_head == Heads::All(true);
             let blocks = if heads { Blocks::PerHead } else { Blocks::Whole };
-            Model::new(graph.clone(), init::weights(graph, config.train.seed, blocks, device, DType::F32)?)?
+            Model::new(graph.clone(), init::weights(graph, t.seed, blocks, device, DType::F32)?)?
         }
     };
-    let (model, vars) = model.recomputing(config.train.recompute).trainable()?;
-    let variables = recipe.variables(graph, vars, config.train.learning_rate)?;
+    let (model, vars) = model.recomputing(t.recompute).with_precision(t.precision).trainable()?;
+    let variables = recipe.variables(graph, vars, t.learning_rate)?;
     let mut optimizer = recipe.build(&variables)?;
     let mut constraint = Constraint::new(recipe)?;
     match saved {
@@ -299,7 +299,7 @@ fn finish(
         Some(lipschitz_nn::graph::Op::Embedding { dim, .. }) => *dim,
         _ => found.pair.0.elem_count(),
     };
-    let outputs = task.outputs()?;
+    let outputs = task.outputs();
     let method = recipe.name();
     let (optimizer, constraint) = method.split_once(" + ").unwrap_or((&method, ""));
     let summary = Summary {

@@ -7,7 +7,9 @@ mod caught;
 pub mod cifar10;
 pub mod order;
 pub mod play;
+pub mod shards;
 pub mod text;
+pub mod tokens;
 
 use sha2::{Digest, Sha256};
 
@@ -15,7 +17,11 @@ use sha2::{Digest, Sha256};
 pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     parts.into_iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// For tests: a file of the data kept beside the repository, or `None`, said loudly, where there is none.

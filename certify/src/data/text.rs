@@ -8,23 +8,26 @@ use candle_core::{Device, Tensor};
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::Tokenizer;
 
+use super::tokens::Tokens;
 use super::{digest, order};
 
 /// Windows of the published evaluation: 20 batches of 64, each window one token after the last.
 pub const PAPER_WINDOWS: usize = 20 * 64;
 
-/// A text in token ids, cut as nanoGPT cuts it: the first 90 % of the characters train, the rest validates.
+/// A text in token ids. One that is read here is cut as nanoGPT cuts it: the first 90 % of the characters train, the rest validates.
 #[derive(Clone, Debug)]
 pub struct TextData {
     /// The file or the generator, for messages.
     pub name: String,
-    /// How the text became ids.
-    pub tokenizer: Tokenizer,
-    /// Ids of the first nine tenths.
-    pub train: Vec<u32>,
-    /// Ids of the last tenth.
-    pub val: Vec<u32>,
-    /// SHA-256 of the text's UTF-8 bytes, in hexadecimal.
+    /// How the text became ids, where that is known.
+    pub tokenizer: Option<Tokenizer>,
+    /// All ids are below this.
+    pub vocabulary: usize,
+    /// What is trained on.
+    pub train: Tokens,
+    /// What is held out.
+    pub val: Tokens,
+    /// SHA-256 in hexadecimal: of the text's UTF-8 bytes, or of the SHA-256 of each shard.
     pub digest: String,
 }
 
@@ -65,15 +68,9 @@ impl TextData {
             train.len(),
             val.len()
         );
-        Ok(Self { name: name.to_string(), tokenizer, train, val, digest: digest([text.as_bytes()]) })
-    }
-
-    /// How many ids the tokenizer has.
-    ///
-    /// # Errors
-    /// As [`Codec::new`].
-    pub fn vocabulary(&self) -> Result<usize> {
-        Ok(Codec::new(&self.tokenizer)?.vocabulary())
+        let (name, vocabulary, digest) = (name.to_string(), codec.vocabulary(), digest([text.as_bytes()]));
+        let (train, val) = (Tokens::Memory(train), Tokens::Memory(val));
+        Ok(Self { name, tokenizer: Some(tokenizer), vocabulary, train, val, digest })
     }
 
     /// The training batch of `step`, as `(inputs, targets)`, u32 `[batch_size, context]` each, the targets one token
@@ -138,7 +135,7 @@ impl TextData {
 /// The batches of one evaluation, as `(inputs, targets)`, u32 `[windows, tokens]` each.
 #[derive(Clone, Debug)]
 pub struct Evaluation<'a> {
-    tokens: &'a [u32],
+    tokens: &'a Tokens,
     starts: std::collections::VecDeque<usize>,
     rest: Option<(usize, usize)>,
     batch_size: usize,
@@ -166,9 +163,10 @@ impl Iterator for Evaluation<'_> {
 }
 
 /// Windows of `length` tokens from `starts`, and the same one token later.
-fn windows(tokens: &[u32], starts: &[usize], length: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+fn windows(tokens: &Tokens, starts: &[usize], length: usize, device: &Device) -> Result<(Tensor, Tensor)> {
     let from = |shift: usize| {
-        let ids: Vec<u32> = starts.iter().flat_map(|s| &tokens[s + shift..s + shift + length]).copied().collect();
+        let mut ids = Vec::with_capacity(starts.len() * length);
+        starts.iter().for_each(|start| tokens.read(start + shift, length, &mut ids));
         Tensor::from_vec(ids, (starts.len(), length), device).map_err(Error::from)
     };
     Ok((from(0)?, from(1)?))
@@ -289,8 +287,9 @@ mod tests {
 
     fn numbered(n: u32) -> TextData {
         let tokenizer = Tokenizer::Characters { characters: String::new() };
-        let ids: Vec<u32> = (0..n).collect();
-        TextData { name: "numbers".into(), tokenizer, train: ids.clone(), val: ids, digest: String::new() }
+        let (ids, vocabulary) = (Tokens::Memory((0..n).collect()), n as usize);
+        let (name, tokenizer, digest) = ("numbers".into(), Some(tokenizer), String::new());
+        TextData { name, tokenizer, vocabulary, train: ids.clone(), val: ids, digest }
     }
 
     fn rows(tensor: &Tensor) -> Vec<Vec<u32>> {
@@ -315,11 +314,11 @@ mod tests {
         let text = "dämmerung, ab und zu.".repeat(10);
         let data = TextData::load(file(text.as_bytes()).path(), None).unwrap();
         assert_eq!((data.train.len(), data.val.len()), (189, 21));
-        let Tokenizer::Characters { characters } = &data.tokenizer else { panic!() };
+        let Some(tokenizer @ Tokenizer::Characters { characters }) = &data.tokenizer else { panic!() };
         assert_eq!(characters, " ,.abdegmnruzä");
-        let codec = Codec::new(&data.tokenizer).unwrap();
+        let codec = Codec::new(tokenizer).unwrap();
         assert_eq!(codec.vocabulary(), 14);
-        assert_eq!(codec.decode(&[data.train, data.val].concat()).unwrap(), text);
+        assert_eq!(codec.decode(&[data.train.to_vec(), data.val.to_vec()].concat()).unwrap(), text);
         assert_eq!(data.digest, digest([text.as_bytes()]));
     }
 
@@ -412,7 +411,7 @@ mod tests {
     fn tiny_shakespeare_has_its_known_numbers() {
         let Some(path) = crate::data::shared("tinyshakespeare.txt") else { return };
         let data = TextData::load(&path, None).unwrap();
-        assert_eq!((data.train.len(), data.val.len(), data.vocabulary().unwrap()), (1_003_854, 111_540, 65));
+        assert_eq!((data.train.len(), data.val.len(), data.vocabulary), (1_003_854, 111_540, 65));
     }
 
     #[test]
@@ -425,10 +424,10 @@ mod tests {
         let written = file(json.to_string().as_bytes());
         let text = "ab ba ".repeat(20);
         let data = TextData::load(file(text.as_bytes()).path(), Some(written.path())).unwrap();
-        assert_eq!(data.train[..5], [2, 3, 1, 0, 3]);
-        let codec = Codec::new(&data.tokenizer).unwrap();
+        assert_eq!(data.train.to_vec()[..5], [2, 3, 1, 0, 3]);
+        let codec = Codec::new(data.tokenizer.as_ref().unwrap()).unwrap();
         assert_eq!(codec.vocabulary(), 4);
-        assert_eq!(codec.decode(&[data.train, data.val].concat()).unwrap(), text);
+        assert_eq!(codec.decode(&[data.train.to_vec(), data.val.to_vec()].concat()).unwrap(), text);
         assert!(codec.decode(&[4]).is_err());
     }
 }

@@ -5,6 +5,7 @@ mod demo;
 mod eval;
 mod run;
 mod sample;
+mod shards;
 mod sweep;
 mod table;
 
@@ -40,6 +41,7 @@ enum Command {
     SweepMember(sweep::SweepMember),
     Eval(eval::Eval),
     Sample(sample::Sample),
+    Shards(shards::Shards),
     Config(config::ConfigCommand),
     /// Shell completions, on stdout.
     Completions {
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::SweepMember(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Sample(command) => command.run(),
+        Command::Shards(command) => command.run(quiet),
         Command::Config(command) => command.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "train", &mut std::io::stdout());
