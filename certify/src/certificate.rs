@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Row, Walk, Watch, WeightNorms, paper, walk};
-use crate::source::Source;
+use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -47,6 +47,9 @@ pub struct Certificate {
     pub weights_sha256: String,
     /// The network.
     pub graph: Graph,
+    /// What the stored weights were rounded to first, if they were: the network that inference in this type runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<Rounding>,
     /// For an imported network: whose it was, whose function it is, and what was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -212,6 +215,7 @@ pub(crate) fn document(
         version: env!("CARGO_PKG_VERSION").to_string(),
         weights_sha256: digest(source)?,
         graph: source.graph().clone(),
+        rounding: source.rounding(),
         origin: source.origin().cloned(),
         formula,
         method,
@@ -223,22 +227,34 @@ pub(crate) fn document(
         domain: Domain { text: text.into(), given, radius: walk.domain, diameter },
         nodes: walk.rows,
         weights,
-        assumptions: assumptions(tokens),
+        assumptions: assumptions(source.graph(), source.rounding()),
         warnings,
     })
 }
 
-fn assumptions(tokens: bool) -> Vec<String> {
+fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
+    let weights = match rounding {
+        None => "the stored weights, each taken exactly",
+        Some(Rounding::Bf16) => "the stored weights, each rounded to bf16 and then taken exactly",
+        Some(Rounding::F16) => "the stored weights, each rounded to f16 and then taken exactly",
+    };
     let mut out = vec![
-        "The function is the graph in real arithmetic with the stored weights, each taken exactly.".to_string(),
+        format!("The function is the graph in real arithmetic with {weights}."),
         "Rounding in a forward pass is not part of the function.".to_string(),
     ];
-    if tokens {
+    if let Input::Tokens { separator, .. } = graph.input {
         out.push(
             "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, not token ids."
                 .into(),
         );
-        out.push("Sequences of any length up to the context, two compared ones of equal length.".into());
+        out.push(match separator {
+            None => "Sequences of any length up to the context, two compared ones of equal length.".into(),
+            Some(_) => {
+                "Sequences of any length up to the context, two compared ones of equal length, with documents that \
+                        begin at the same places."
+                    .into()
+            }
+        });
     } else {
         out.push("The norm is that of the whole input and the whole output.".into());
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, Walk, walk};
+use crate::bound::{Block, Norm, Norms, Walk, paper, walk};
 use crate::upper::Upper;
 use anyhow::{Result, bail};
 use lipschitz_nn::Graph;
@@ -77,6 +77,18 @@ fn unknown(vector: &str) -> Error {
 /// # Errors
 /// If the constraint promises nothing about a weight, or has a factor for no weight.
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
+    Ok(walk(graph, &caps(graph, recipe)?, None)?)
+}
+
+/// What the published formula says of caps, RMS → RMS; see [`paper`].
+///
+/// # Errors
+/// As [`plan`], and for a node that the formula does not speak of.
+pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
+    Ok(paper::formula(graph, &caps(graph, recipe)?)?)
+}
+
+fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
     recipe.check_for(graph)?;
     let mut weights = HashMap::new();
     for parameter in graph.parameters() {
@@ -96,7 +108,7 @@ pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
         let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row.next_up()));
         weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
     }
-    Ok(walk(graph, &Caps { weights }, None)?)
+    Ok(Caps { weights })
 }
 
 /// The constant, RMS → RMS, that [`plan`] gives.

@@ -1,10 +1,32 @@
 //! Where a proof takes its weights from: a model in memory, or a checkpoint on disk, a tensor at a time.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use lipschitz_nn::checkpoint::{Origin, Reader};
 use lipschitz_nn::{Graph, Model};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
+
+/// A float type that weights are rounded to, to nearest, ties to even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// 8 bits of precision.
+    Bf16,
+    /// 11 bits, up to 65504.
+    F16,
+}
+
+impl Rounding {
+    /// Candle's name of the type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
 
 /// A network whose weights can be read one by one.
 pub trait Source {
@@ -20,9 +42,44 @@ pub trait Source {
     /// [`Error::Unknown`] if there is none of this name; [`Error::Network`] if it cannot be read.
     fn tensor(&self, name: &str) -> Result<Tensor, Error>;
 
+    /// What the weights of the checkpoint are rounded to on the way, if they are.
+    fn rounding(&self) -> Option<Rounding> {
+        None
+    }
+
     /// Where an imported network comes from; none is known of a model in memory.
     fn origin(&self) -> Option<&Origin> {
         None
+    }
+}
+
+/// The network that inference in a smaller float type runs: every weight rounded.
+pub struct Rounded<'a> {
+    /// The network as it is stored.
+    pub source: &'a dyn Source,
+    /// What its weights are rounded to.
+    pub to: Rounding,
+}
+
+impl Source for Rounded<'_> {
+    fn graph(&self) -> &Graph {
+        self.source.graph()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.source.names()
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        Ok(self.source.tensor(name)?.to_dtype(self.to.dtype())?)
+    }
+
+    fn rounding(&self) -> Option<Rounding> {
+        Some(self.to)
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.source.origin()
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::bound::{Norm, Norms, SLACK};
 use crate::certificate::{Certificate, FORMAT, WeightRow, certify, digest, document, theorem};
-use crate::source::Source;
+use crate::source::{Rounded, Source};
 use crate::upper::Upper;
 
 /// A published norm may be looser than needed by this share, and no more.
@@ -24,6 +24,8 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         let found = claim.format;
         return Err(violated(format!("format {found}: this version verifies format {FORMAT}; make a new certificate")));
     }
+    let rounded = claim.rounding.map(|to| Rounded { source, to });
+    let source = rounded.as_ref().map_or(source, |rounded| rounded as &dyn Source);
     if claim.graph != *source.graph() {
         return Err(violated("graph: is not that of the checkpoint".into()));
     }

@@ -4,6 +4,7 @@ mod workshop;
 
 use candle_core::Tensor;
 use certify::certificate::{Certificate, Formula, certify};
+use certify::source::{Rounded, Rounding};
 use certify::spectral::Method;
 use certify::verify::verify;
 use lipschitz_nn::Model;
@@ -131,4 +132,27 @@ fn huge_constants_survive() {
     assert_eq!(read, certificate);
     assert_eq!(serde_json::to_string(&read).unwrap(), text);
     verify(&read, &model).unwrap();
+}
+
+/// What inference in bf16 runs is another network: its certificate is that of the rounded weights, and says so.
+#[test]
+fn rounded_weights_have_a_certificate_of_their_own() {
+    let model = Workshop::model();
+    let stored = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    for to in [Rounding::Bf16, Rounding::F16] {
+        let rounded = certify(&Rounded { source: &model, to }, Method::Proven, Formula::Sound, None).unwrap();
+        assert_ne!(rounded.rms, stored.rms);
+        let cast = model.to(&candle_core::Device::Cpu, to.dtype()).unwrap();
+        let own = certify(&cast, Method::Proven, Formula::Sound, None).unwrap();
+        assert_eq!(
+            (own.rms, &own.weights, &own.weights_sha256),
+            (rounded.rms, &rounded.weights, &rounded.weights_sha256)
+        );
+        assert!(rounded.assumptions[0].contains("rounded"), "{:?}", rounded.assumptions);
+        verify(&rounded, &model).unwrap();
+        let plain = Certificate { rounding: None, ..rounded.clone() };
+        assert!(verify(&plain, &model).is_err() && verify(&plain, &cast).is_err());
+        let other = if to == Rounding::Bf16 { Rounding::F16 } else { Rounding::Bf16 };
+        assert!(verify(&Certificate { rounding: Some(other), ..rounded }, &model).is_err());
+    }
 }

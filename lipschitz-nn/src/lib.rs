@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod error;
+mod gradient;
 pub mod graph;
 pub mod import;
 pub mod init;

@@ -17,7 +17,7 @@ type Listener<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<(), Error>;
 
 /// What goes along with a forward pass.
 #[derive(Default)]
-struct Pass<'a> {
+pub(crate) struct Pass<'a> {
     /// Without a listener, residual blocks can run as one operation.
     watch: Option<Listener<'a>>,
     documents: Option<ops::Documents>,
@@ -138,7 +138,8 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
-        self.run(x, Pass::default())
+        let mut pass = self.pass(x)?;
+        self.sequence(&self.graph.nodes, "", self.input(x)?, &mut pass)
     }
 
     /// As [`Model::forward`]; `watch` hears the path of each node and its output.
@@ -150,19 +151,30 @@ impl Model {
         x: &Tensor,
         watch: &mut dyn FnMut(&str, &Tensor) -> Result<(), Error>,
     ) -> Result<Tensor, Error> {
-        self.run(x, Pass { watch: Some(watch), documents: None })
+        let mut pass = Pass { watch: Some(watch), ..self.pass(x)? };
+        self.sequence(&self.graph.nodes, "", self.input(x)?, &mut pass)
     }
 
-    fn run(&self, x: &Tensor, mut pass: Pass) -> Result<Tensor, Error> {
+    /// What goes along with a pass on `x`, which is checked.
+    pub(crate) fn pass<'a>(&self, x: &Tensor) -> Result<Pass<'a>, Error> {
         self.check_input(x)?;
-        let x = match self.graph.input {
-            Input::Tokens { separator, .. } => {
-                pass.documents = separator.map(|id| ops::Documents::new(x, id)).transpose()?;
-                x.clone()
-            }
-            _ => x.to_dtype(self.dtype())?,
+        let documents = match self.graph.input {
+            Input::Tokens { separator: Some(id), .. } => Some(ops::Documents::new(x, id)?),
+            _ => None,
         };
-        self.sequence(&self.graph.nodes, "", x, &mut pass)
+        Ok(Pass { watch: None, documents })
+    }
+
+    /// What the first node reads.
+    pub(crate) fn input(&self, x: &Tensor) -> Result<Tensor, Error> {
+        match self.graph.input {
+            Input::Tokens { .. } => Ok(x.clone()),
+            _ => Ok(x.to_dtype(self.dtype())?),
+        }
+    }
+
+    pub(crate) fn recomputes(&self) -> bool {
+        self.recompute
     }
 
     /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that a certificate of a
@@ -271,7 +283,8 @@ impl Model {
         Ok(ops::linear(x, self.weight(path, "weight"), bias, self.precision)?)
     }
 
-    fn node(&self, node: &Node, prefix: &str, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+    /// One node's output.
+    pub(crate) fn node(&self, node: &Node, prefix: &str, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
         let path = node.path(prefix);
         Ok(match &node.op {
             Op::Sequential { body } => self.sequence(body, &path, x, pass)?,
@@ -321,7 +334,7 @@ impl Model {
     }
 
     /// Adds a node's residual blocks to a chain, if it consists of blocks for which there is one operation.
-    fn link(&self, node: &Node, prefix: &str, pass: &Pass, chain: &mut Vec<ops::Block>) -> bool {
+    pub(crate) fn link(&self, node: &Node, prefix: &str, pass: &Pass, chain: &mut Vec<ops::Block>) -> bool {
         if self.precision != Precision::F32 {
             return false;
         }

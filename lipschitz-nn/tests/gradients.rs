@@ -441,3 +441,60 @@ fn documents_in_one_sequence_do_not_see_each_other() {
     let refused = Graph::new(Input::Tokens { context: 9, separator: Some(7) }, nodes).unwrap_err().to_string();
     assert!(refused.contains("separator 7"), "{refused}");
 }
+
+/// A loss and its gradient: with activations kept, and with those of each block worked out again. The same operations in the same
+/// order, so the same bits; in the chain of fused blocks, and node by node.
+#[test]
+fn recomputing_changes_no_bit_of_a_gradient() {
+    let mut rng = ChaCha8Rng::seed_from_u64(13);
+    let attention = Attention { causal: true, logit_scale: 2.0, ..Attention::new(8, 2, 4) };
+    let block = |name: &str, norm: bool| {
+        let mut body = vec![Node::new("attend", Op::Attention(attention.clone()))];
+        if norm {
+            body.insert(0, Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }));
+        }
+        Node::new(name, Op::Residual { skip: 0.5, branch: 0.5, body })
+    };
+    for (norm, precision) in [(false, Precision::F32), (true, Precision::F32), (true, Precision::Bf16)] {
+        let nodes = vec![
+            Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
+            Node::new("blocks", Op::Sequential { body: vec![block("0", norm), block("1", norm)] }),
+            Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: true }),
+        ];
+        let graph = Graph::new(Input::Tokens { context: 9, separator: Some(3) }, nodes).unwrap();
+        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng).to_dtype(DType::F32).unwrap();
+        let weights: Weights =
+            graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.shape, &mut rng))).collect();
+        let model = Model::new(graph, weights).unwrap().with_precision(precision);
+        let ids = Tensor::new(&[[1u32, 2, 3, 6, 4, 5, 3, 6, 1], [0, 0, 1, 2, 5, 6, 4, 3, 3]], &Device::Cpu).unwrap();
+        let gradient = |recompute: bool| {
+            let (model, vars) = model.clone().recomputing(recompute).trainable().unwrap();
+            let loss = |y: &Tensor| {
+                let flat = y.reshape(((), 7)).unwrap();
+                Ok::<_, lipschitz_nn::Error>(ops::cross_entropy(&flat, &ids.flatten_all()?)?.get(0)?)
+            };
+            let (value, gradients) = model.gradient(&ids, loss).unwrap();
+            let of = |v: &Var| gradients.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            (value.to_scalar::<f32>().unwrap(), vars.iter().map(|(_, v)| of(v)).collect::<Vec<_>>())
+        };
+        let (kept, again) = (gradient(false), gradient(true));
+        assert_eq!(kept.0, again.0);
+        assert!(kept.1.iter().flatten().any(|g| g.abs() > 1e-3));
+        assert_eq!(kept.1, again.1, "norm {norm}, {precision:?}");
+    }
+}
+
+/// What is worked out in bf16 is off by its rounding, and by no more.
+#[test]
+fn products_in_bf16_are_products_of_rounded_factors() {
+    let mut rng = ChaCha8Rng::seed_from_u64(14);
+    let [x, w] = [[3, 40], [5, 40]].map(|shape| random(&shape, &mut rng).to_dtype(DType::F32).unwrap());
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();
+    let y = ops::linear(&x, &w, None, Precision::Bf16).unwrap().to_dtype(DType::F64).unwrap();
+    let exact = rounded(&x).matmul(&rounded(&w).t().unwrap()).unwrap();
+    let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+    let error = largest(&(&y - &exact).unwrap());
+    // Half a unit in the last of 8 bits, and sums in f32.
+    assert!(error > 0.0 && error <= largest(&exact) * (1.0 / 256.0 + 1e-5), "{error}");
+    assert_eq!(largest(&(&y - rounded(&y)).unwrap()), 0.0);
+}

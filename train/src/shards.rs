@@ -9,9 +9,9 @@ use certify::data::shards::{MOST, Shard, files};
 use certify::data::text::{Codec, read_tokenizer};
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::AddedToken;
 
 /// GPT-2's token between documents.
 pub const SEPARATOR: &str = "<|endoftext|>";

@@ -64,13 +64,14 @@ impl Training {
         for from in (0..size).step_by(rows) {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
-            let logits = self.model.forward(&x.narrow(0, from, count)?)?;
-            let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
             let targets = y.narrow(0, from, count)?.flatten_all()?;
-            let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
-            value += f64::from(loss.to_scalar::<f32>()?);
-            times.forward += clock.lap()?;
-            let gradients = loss.backward()?;
+            let (_, gradients) = self.model.gradient(&x.narrow(0, from, count)?, |logits| -> Result<Tensor> {
+                let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
+                let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
+                value += f64::from(loss.to_scalar::<f32>()?);
+                times.forward += clock.lap()?;
+                Ok(loss)
+            })?;
             match &mut total {
                 None => total = Some(gradients),
                 Some(total) => self.add(total, &gradients)?,

@@ -1,11 +1,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::Opened;
 use certify::bound::savings::{self, Tightening};
 use certify::bound::{Row, WeightNorms};
 use certify::certificate::{self, Certificate, Formula};
-use certify::source::Source;
+use certify::source::{Rounded, Rounding, Source};
 use certify::spectral::Method;
 use certify::upper::Upper;
 use clap::{Args, ValueEnum};
@@ -27,6 +26,9 @@ pub struct Bound {
     /// Which formula to walk the graph with.
     #[arg(long, value_enum, default_value_t = FormulaName::Sound)]
     formula: FormulaName,
+    /// Round the weights first: the network that inference in this type runs.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    weights: Option<Weights>,
     /// ℓ2 radius of a token (or of the whole input) to speak of, instead of the natural domain.
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
@@ -36,6 +38,14 @@ pub struct Bound {
     /// Print the bound alone.
     #[arg(long, short)]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    /// 8 bits of precision.
+    Bf16,
+    /// 11 bits of precision.
+    F16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,7 +71,13 @@ enum FormulaName {
 impl Bound {
     pub fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
-        let model = certify::read(&self.model)?;
+        let stored = certify::read(&self.model)?;
+        let rounding = self.weights.map(|weights| match weights {
+            Weights::Bf16 => Rounding::Bf16,
+            Weights::F16 => Rounding::F16,
+        });
+        let rounded = rounding.map(|to| Rounded { source: &stored, to });
+        let model = rounded.as_ref().map_or(&stored as &dyn Source, |rounded| rounded);
         let method = match self.norms {
             Norms::Proven => Method::Proven,
             Norms::Gram => Method::Gram,
@@ -77,7 +93,7 @@ impl Bound {
             bar.set_message(name.to_string());
             bar.inc(1);
         };
-        let certificate = certificate::certify_watched(&model, method, formula, self.radius, &watch)?;
+        let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)?;
         bar.finish_and_clear();
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&certificate)?;
@@ -89,7 +105,7 @@ impl Bound {
             print(&certificate);
         }
         if self.savings {
-            println!("\n{}", savings(&model, method, &certificate, self.radius)?);
+            println!("\n{}", savings(model, method, &certificate, self.radius)?);
         }
         Ok(())
     }
@@ -143,7 +159,7 @@ pub fn origin(origin: &Origin) {
 }
 
 /// A row a tightening.
-fn savings(source: &Opened, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
+fn savings(source: &dyn Source, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
     let norms = WeightNorms::new(source, method, &|_| {});
     let mut table = table(["without", "L, RMS → RMS", "times"]);
     for tightening in Tightening::ALL {

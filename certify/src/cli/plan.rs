@@ -94,6 +94,9 @@ fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
         println!("{}\n", super::bound::nodes(&walk.rows));
     }
     println!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
+    if let Ok(formula) = plan::published(graph, recipe) {
+        println!("the published formula, no bound for more than one head, says {formula}");
+    }
     if known {
         println!("one output moves by at most {} times the RMS norm of a change", walk.from_rms(walk.logit));
     } else {
