@@ -1,7 +1,7 @@
 //! The gradient of a loss, with activations kept or worked out again.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use crate::graph::{Node, Op};
 use crate::model::Pass;
@@ -23,7 +23,7 @@ impl Model {
         let mut pass = self.pass(x)?;
         let segments = if self.recomputes() { self.segments() } else { Vec::new() };
         // Blocks that run as one operation do this themselves.
-        let fused = matches!(self.device(), Device::Cpu);
+        let fused = self.weights().values().next().is_some_and(|w| ops::fused(&[w]));
         let chained = |(node, prefix): &(&Node, String)| {
             !matches!(node.op, Op::Residual { .. }) || fused && self.link(node, prefix, &pass, &mut Vec::new())
         };

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::{Model, ops};
 use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Variables};
@@ -68,7 +68,7 @@ impl Training {
             let (_, gradients) = self.model.gradient(&x.narrow(0, from, count)?, |logits| -> Result<Tensor> {
                 let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
                 let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
-                value += f64::from(loss.to_scalar::<f32>()?);
+                value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 times.forward += clock.lap()?;
                 Ok(loss)
             })?;
