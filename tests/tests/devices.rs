@@ -4,6 +4,7 @@
 //! GPU where there is one: `cargo test --release --workspace --features cuda --test devices`.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::checkpoint;
@@ -12,7 +13,7 @@ use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::without_kernels;
 use lipschitz_nn::presets::{Gpt, Mlp};
 use lipschitz_nn::{Model, Weights, graph::Input};
-use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Method};
+use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, Heads, MuonConfig, OptimizerConfig, Rate, Recipe, SgdConfig};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 use train::step::{Times, Training};
@@ -136,8 +137,7 @@ fn training(graph: &Graph, recipe: &Recipe, weights: &Weights, place: &Place) ->
     let model = Model::new(graph.clone(), weights.clone()).unwrap().to(&place.device, place.dtype).unwrap();
     let (model, vars) = model.trainable().unwrap();
     let variables = recipe.variables(graph, vars, 0.02).unwrap();
-    let optimizer = recipe.build(&variables).unwrap();
-    Training { model, variables, optimizer, constraint: Constraint::new(recipe).unwrap() }
+    Training::new(model, variables, recipe, Rc::default()).unwrap()
 }
 
 /// A batch with something to learn: a token from the one before, or a class from one of the numbers.
@@ -275,8 +275,7 @@ fn a_run_moves_from_one_device_to_another() {
             for to in &places {
                 let mut first = training(&graph, &recipe, &start, from);
                 steps(&mut first, &graph, from, 0..10);
-                let mut state = first.optimizer.state().unwrap();
-                state.extend(first.constraint.state());
+                let state = first.state().unwrap();
                 let folder = tempfile::tempdir().unwrap();
                 let path = folder.path().join("state.safetensors");
                 let tensors = first.variables.iter().map(|v| (v.parameter.name.as_str(), v.var.as_tensor().clone()));
@@ -289,8 +288,7 @@ fn a_run_moves_from_one_device_to_another() {
                 let mut second = training(&graph, &recipe, &weights, to);
                 let state: BTreeMap<String, Tensor> =
                     read.into_iter().filter(|(name, _)| !start.contains_key(name)).collect();
-                second.optimizer.load_state(&state).unwrap();
-                second.constraint.load_state(&state, &second.variables).unwrap();
+                second.load_state(&state).unwrap();
                 let moved = steps(&mut second, &graph, to, 10..20);
                 let same = from.name == to.name;
                 for (a, b) in stayed.iter().zip(&moved) {

@@ -49,7 +49,8 @@ fn headless(constraint: &str) -> String {
 fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
     let config = Config::parse(base, settings).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let options = Options { out, resume: false, stop, quiet: true, label: String::new() };
+    let ranks = std::rc::Rc::default();
+    let options = Options { out, resume: false, stop, quiet: true, label: String::new(), ranks };
     match trainer::run(&config, &options) {
         Ok(End::Done(_)) => {}
         other => panic!("{settings:?}: {other:?}"),

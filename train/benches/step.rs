@@ -53,7 +53,7 @@ fn training(graph: &lipschitz_nn::Graph, recipe: &Recipe) -> Training {
     let variables = recipe.variables(graph, vars, 0.02).expect("variables");
     let optimizer = recipe.build(&variables).expect("an optimizer");
     let constraint = Constraint::new(recipe).expect("a constraint");
-    Training { model, variables, optimizer, constraint }
+    Training::new(model, variables, recipe, Rc::default()).expect("a training")
 }
 
 fn tokens(batch: usize, tokens: usize) -> Tensor {

@@ -5,6 +5,7 @@ pub mod dynamics;
 pub mod events;
 pub mod preset;
 mod progress;
+pub mod ranks;
 pub mod run_dir;
 pub mod runtime;
 pub mod sample;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::dynamics::MatrixMetrics;
-use crate::step::{Times, Training};
+use crate::step::Times;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,8 +108,8 @@ pub struct RunDir {
 pub struct Saved {
     /// The weights.
     pub model: Model,
-    /// The state of optimizer and constraint.
-    pub optimizer: BTreeMap<String, Tensor>,
+    /// That of optimizer and constraint.
+    pub state: BTreeMap<String, Tensor>,
     /// Updates made.
     pub step: u64,
     /// Seconds spent.
@@ -194,16 +194,21 @@ impl RunDir {
     ///
     /// # Errors
     /// If the disk is full, for example; the old checkpoint is untouched then.
-    pub fn save(&self, training: &Training, meta: &Meta, step: u64, seconds: f64) -> Result<()> {
+    pub fn save(
+        &self,
+        model: &Model,
+        state: &BTreeMap<String, Tensor>,
+        meta: &Meta,
+        step: u64,
+        seconds: f64,
+    ) -> Result<()> {
         let [current, fresh, old] = ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
         let remove =
             |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
         remove(&fresh)?;
         fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
-        checkpoint::save(&fresh.join("model.safetensors"), &training.model, meta)?;
+        checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
         let position = serde_json::to_string(&Position { step, seconds })?;
-        let mut state = training.optimizer.state()?;
-        state.extend(training.constraint.state());
         let state = state.iter().map(|(name, t)| (name.as_str(), t.clone()));
         let metadata = [(POSITION.to_string(), position)].into();
         checkpoint::save_tensors(&fresh.join("optimizer.safetensors"), state, Some(metadata))?;
@@ -225,15 +230,19 @@ impl RunDir {
     }
 }
 
-fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
+/// The last checkpoint of the run in a directory, if it has one.
+///
+/// # Errors
+/// If it is damaged.
+pub fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
     // A crash between the two renames of `save` leaves the old one alone.
     let Some(dir) = ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists()) else {
         return Ok(None);
     };
     let (model, _) = checkpoint::load(&dir.join("model.safetensors"), device)?;
     let file = dir.join("optimizer.safetensors");
-    let (optimizer, metadata) = checkpoint::load_tensors(&file, device)?;
+    let (state, metadata) = checkpoint::load_tensors(&file, device)?;
     let position = metadata.get(POSITION).ok_or_else(|| anyhow!("{}: holds no position", file.display()))?;
     let position: Position = serde_json::from_str(position).with_context(|| file.display().to_string())?;
-    Ok(Some(Saved { model, optimizer, step: position.step, seconds: position.seconds }))
+    Ok(Some(Saved { model, state, step: position.step, seconds: position.seconds }))
 }

@@ -1,14 +1,19 @@
 //! One step: forward, backward, update, constraint, and the time each takes.
 
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
+use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::{Model, ops};
 use lipschitz_opt::constraint::Constraint;
-use lipschitz_opt::{Optimizer, Rate, Variables};
+use lipschitz_opt::{Optimizer, Rate, Recipe, Variable, Variables};
 use serde::{Deserialize, Serialize};
+
+use crate::ranks::{Ranks, owners};
 
 /// What trains: a model on variables, what moves them and what keeps them small.
 pub struct Training {
@@ -16,10 +21,14 @@ pub struct Training {
     pub model: Model,
     /// Its weights.
     pub variables: Variables,
-    /// Moves them.
+    /// Moves those that are this process's own.
     pub optimizer: Box<dyn Optimizer>,
     /// Keeps them small.
     pub constraint: Constraint,
+    own: Variables,
+    /// Whose each variable is.
+    owners: Vec<usize>,
+    ranks: Rc<Ranks>,
 }
 
 /// What a step came to.
@@ -41,17 +50,88 @@ pub struct Times {
     pub update: f64,
     /// The constraint.
     pub constraint: f64,
+    /// Talk with the other processes of the run, and waiting for them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub exchange: f64,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 impl Times {
     /// Of all parts.
     pub fn total(&self) -> f64 {
-        self.forward + self.backward + self.update + self.constraint
+        self.forward + self.backward + self.update + self.constraint + self.exchange
     }
 }
 
 impl Training {
-    /// One step on a batch, taken in `parts` one after the other; adds to `times`. A loss that is not finite moves nothing.
+    /// A model made by [`Model::trainable`] with its variables, which the processes share out among them.
+    ///
+    /// # Errors
+    /// A constant of the recipe out of range; candle's own.
+    pub fn new(model: Model, variables: Variables, recipe: &Recipe, ranks: Rc<Ranks>) -> Result<Self> {
+        // An update of a matrix costs products; of anything else, a pass.
+        let work = |v: &Variable| match v.parameter.shape[..] {
+            [rows, columns] if v.parameter.geometry == Geometry::Matrix => rows * columns * rows.min(columns),
+            _ => v.var.elem_count(),
+        };
+        let work: Vec<u64> = variables.iter().map(|v| work(v) as u64).collect();
+        let owners = owners(&work, ranks.count());
+        let mine = variables.iter().zip(&owners).filter(|(_, owner)| **owner == ranks.rank());
+        let own: Variables = mine.map(|(v, _)| v.clone()).collect();
+        let optimizer = recipe.build(&own)?;
+        Ok(Self { model, variables, optimizer, constraint: Constraint::new(recipe)?, own, owners, ranks })
+    }
+
+    /// Brings fresh weights under their caps.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn project(&mut self) -> Result<()> {
+        self.constraint.project(&self.own)?;
+        self.share()
+    }
+
+    /// Everything a resumed run needs beside the weights, at the first process; a part of it elsewhere.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = self.optimizer.state()?;
+        state.extend(self.constraint.state());
+        if self.ranks.count() == 1 {
+            return Ok(state);
+        }
+        let bytes = safetensors::serialize(state.iter(), None)?;
+        for bytes in self.ranks.gather(bytes) {
+            state.extend(candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?);
+        }
+        Ok(state)
+    }
+
+    /// Restores what [`Training::state`] gave, whatever the number of processes was.
+    ///
+    /// # Errors
+    /// If something is missing, or of another shape.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.optimizer.load_state(state)?;
+        Ok(self.constraint.load_state(state, &self.own)?)
+    }
+
+    /// Gives everybody the weights as their owners have them.
+    fn share(&self) -> Result<()> {
+        if self.ranks.count() > 1 {
+            for (v, owner) in self.variables.iter().zip(&self.owners) {
+                v.var.set(&self.ranks.of(*owner, &v.var.as_tensor().detach())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One step on this process's part of a batch, taken in `parts` one after the other; adds to `times`. All processes' parts are of one
+    /// size. A loss that is not finite moves nothing.
     ///
     /// # Errors
     /// Candle's own.
@@ -78,7 +158,17 @@ impl Training {
             }
             times.backward += clock.lap()?;
         }
-        let Some(gradients) = total else { bail!("an empty batch") };
+        let Some(mut gradients) = total else { bail!("an empty batch") };
+        let count = self.ranks.count() as f64;
+        if count > 1.0 {
+            [value] = self.ranks.add([value / count]);
+            for v in &self.variables {
+                if let Some(g) = gradients.remove(v.var.as_tensor()) {
+                    gradients.insert(v.var.as_tensor(), (self.ranks.sum(&g.detach())? / count)?);
+                }
+            }
+            times.exchange += clock.lap()?;
+        }
         let mut squares = 0.0;
         for v in &self.variables {
             if let Some(g) = gradients.get(v.var.as_tensor()) {
@@ -89,8 +179,10 @@ impl Training {
         if value.is_finite() {
             self.optimizer.step(&gradients, rate)?;
             times.update += clock.lap()?;
-            self.constraint.apply(&self.variables, rate)?;
+            self.constraint.apply(&self.own, rate)?;
             times.constraint += clock.lap()?;
+            self.share()?;
+            times.exchange += clock.lap()?;
         }
         Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
     }

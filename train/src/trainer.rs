@@ -1,13 +1,14 @@
 //! One run: steps, log lines, evaluations, bounds, checkpoints.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::{Formula, certify};
+use certify::certificate::{Formula, certify, digest};
 use certify::plan;
 use certify::probe;
 use certify::robust;
@@ -18,21 +19,21 @@ use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Heads, Rate, Recipe};
 
 use crate::config::Config;
 use crate::dynamics::{check_caps, largest_activation, matrices};
 use crate::events::EventWriter;
 use crate::progress::Progress;
-use crate::run_dir::{Metrics, RunDir, Saved, Summary};
+use crate::ranks::{Ranks, local_rank};
+use crate::run_dir::{self, Metrics, RunDir, Saved, Summary};
 use crate::step::{Times, Training};
 
 /// How a run ended.
 #[derive(Debug)]
 pub enum End {
-    /// All steps are made.
-    Done(Box<Summary>),
+    /// All steps are made; what they came to, at the first of the processes.
+    Done(Option<Box<Summary>>),
     /// Stopped by a signal, after this many steps; a checkpoint is saved.
     Stopped(u64),
 }
@@ -49,9 +50,11 @@ pub struct Options<'a> {
     pub quiet: bool,
     /// Name in tables and pictures.
     pub label: String,
+    /// The processes that train together.
+    pub ranks: Rc<Ranks>,
 }
 
-/// `cpu` or `cuda:N`.
+/// `cpu` or `cuda:N`, the GPU of the first process of a machine; those that follow belong to the others.
 ///
 /// # Errors
 /// If there is no such device.
@@ -59,8 +62,8 @@ pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         Some(("cuda", ordinal)) => {
-            let ordinal = ordinal.parse().map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
-            Device::new_cuda(ordinal).map_err(|e| {
+            let ordinal: usize = ordinal.parse().map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
+            Device::new_cuda(ordinal + local_rank()).map_err(|e| {
                 anyhow!(
                     "device `{name}`: {}; build with --features cuda on a machine that has one",
                     lipschitz_nn::Error::from(e)
@@ -98,7 +101,13 @@ pub fn check(config: &Config, task: &Task) -> Result<Checked> {
 }
 
 /// A fresh network, or the saved one, with what trains it.
-fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &Device) -> Result<Training> {
+fn training(
+    config: &Config,
+    checked: &Checked,
+    saved: Option<&Saved>,
+    device: &Device,
+    ranks: &Rc<Ranks>,
+) -> Result<Training> {
     let (Checked { graph, recipe }, t) = (checked, &config.train);
     let model = match saved {
         Some(saved) => saved.model.clone(),
@@ -110,16 +119,12 @@ fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &
     };
     let (model, vars) = model.recomputing(t.recompute).with_precision(t.precision).trainable()?;
     let variables = recipe.variables(graph, vars, t.learning_rate)?;
-    let mut optimizer = recipe.build(&variables)?;
-    let mut constraint = Constraint::new(recipe)?;
+    let mut training = Training::new(model, variables, recipe, ranks.clone())?;
     match saved {
-        Some(saved) => {
-            optimizer.load_state(&saved.optimizer)?;
-            constraint.load_state(&saved.optimizer, &variables)?;
-        }
-        None => constraint.project(&variables)?,
+        Some(saved) => training.load_state(&saved.state)?,
+        None => training.project()?,
     }
-    Ok(Training { model, variables, optimizer, constraint })
+    Ok(training)
 }
 
 /// Trains as `config` says.
@@ -128,21 +133,34 @@ fn training(config: &Config, checked: &Checked, saved: Option<&Saved>, device: &
 /// Bad input, a diverging loss, a cap or a target that does not hold, a full disk: one line each. The last checkpoint
 /// stays as it is.
 pub fn run(config: &Config, options: &Options) -> Result<End> {
+    let ranks = &options.ranks;
     let device = device(&config.train.device)?;
+    ranks.connect(&device)?;
     let task = config.data.load()?;
     // What can be wrong with the config is found before anything is written.
     let checked = check(config, &task)?;
-    let (mut dir, saved) = if options.resume {
-        RunDir::resume(options.out, config, &device)?
-    } else {
-        (RunDir::create(options.out, config)?, None)
+    let part = config.train.batch_size / ranks.count();
+    if part * ranks.count() != config.train.batch_size {
+        let (size, count) = (config.train.batch_size, ranks.count());
+        bail!("train.batch_size is {size}, which {count} processes cannot share evenly; choose a multiple of {count}")
+    }
+    // The first alone writes; the others read what it has put in order.
+    let (mut dir, saved) = match (ranks.is_first(), options.resume) {
+        (true, true) => RunDir::resume(options.out, config, &device).map(|(dir, saved)| (Some(dir), saved))?,
+        (true, false) => (Some(RunDir::create(options.out, config)?), None),
+        (false, _) => (None, None),
+    };
+    ranks.wait();
+    let saved = match dir {
+        None if options.resume => run_dir::load(options.out, &device)?,
+        _ => saved,
     };
     let fresh = saved.is_none();
     let (start, before) = saved.as_ref().map_or((0, 0.0), |s| (s.step, s.seconds));
     if saved.as_ref().is_some_and(|saved| *saved.model.graph() != checked.graph) {
         bail!("{}: its checkpoint has another architecture than its config", options.out.display())
     }
-    let mut training = training(config, &checked, saved.as_ref(), &device)?;
+    let mut training = training(config, &checked, saved.as_ref(), &device, ranks)?;
     let Checked { graph, recipe } = checked;
     let meta = |step: u64| Meta {
         format: checkpoint::FORMAT,
@@ -158,17 +176,34 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         },
     };
     let t = &config.train;
-    let mut events = if fresh { EventWriter::create(dir.path())? } else { EventWriter::resume(dir.path(), start)? };
-    let mut progress = Progress::new(t.steps, start, options.quiet);
+    let mut events = match &dir {
+        Some(dir) if fresh => Some(EventWriter::create(dir.path())?),
+        Some(dir) => Some(EventWriter::resume(dir.path(), start)?),
+        None => None,
+    };
+    let mut progress = Progress::new(t.steps, start, options.quiet || !ranks.is_first());
     let clock = Instant::now();
     let seconds = |clock: &Instant| before + clock.elapsed().as_secs_f64();
     let mut order = task.order(t.seed);
-    let batch = |order: &mut Order, step: u64| order.batch(&task, step, t.batch_size, graph.context(), &device);
+    let (context, first_row) = (graph.context(), ranks.rank() * part);
+    let batch = |order: &mut Order, step: u64| -> Result<(Tensor, Tensor)> {
+        let (x, y) = order.batch(&task, step, t.batch_size, context, &Device::Cpu)?;
+        let own = |t: Tensor| t.narrow(0, first_row, part)?.to_device(&device);
+        Ok((own(x)?, own(y)?))
+    };
+    let keep = |training: &Training, dir: Option<&RunDir>, step: u64, seconds: f64| -> Result<()> {
+        if ranks.count() > 1 {
+            ranks.agree("the weights", &digest(&training.model)?)?;
+        }
+        let state = training.state()?;
+        dir.map_or(Ok(()), |dir| dir.save(&training.model, &state, &meta(step), step, seconds))
+    };
     let mut next = None;
     let mut times = Times::default();
     for step in start..t.steps {
-        if options.stop.load(Ordering::Relaxed) {
-            dir.save(&training, &meta(step), step, seconds(&clock))?;
+        let [stop] = ranks.add([f64::from(u8::from(options.stop.load(Ordering::Relaxed)))]);
+        if stop > 0.0 {
+            keep(&training, dir.as_ref(), step, seconds(&clock))?;
             progress.finish();
             return Ok(End::Stopped(step));
         }
@@ -179,7 +214,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         };
         let done = step + 1;
         let evaluates = done % t.eval_every == 0 || done == t.steps;
-        let logs = done % t.log_every == 0 || evaluates || done == 1;
+        let logs = ranks.is_first() && (done % t.log_every == 0 || evaluates || done == 1);
+        let saves = evaluates && done != t.steps;
         let old = if logs { copies(&training)? } else { Vec::new() };
         // The next batch is put together while this one is worked on.
         let outcome = std::thread::scope(|scope| {
@@ -191,9 +227,12 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         if !outcome.loss.is_finite() {
             bail!("the loss is {} at step {done}: training diverged; lower train.learning_rate", outcome.loss)
         }
-        if !logs {
+        let (Some(dir), Some(events), true) = (&mut dir, &mut events, logs) else {
+            if saves {
+                keep(&training, None, done, seconds(&clock))?;
+            }
             continue;
-        }
+        };
         let model = training.model.detached();
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &training.variables, &training.constraint)?;
@@ -238,16 +277,17 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         line.seconds = seconds(&clock);
         dir.log(&line)?;
         progress.show(&line, certificate.rms);
-        if evaluates && done != t.steps {
-            dir.save(&training, &meta(done), done, seconds(&clock))?;
+        if saves {
+            keep(&training, Some(dir), done, seconds(&clock))?;
         }
     }
     progress.finish();
     let spent = seconds(&clock);
-    dir.save(&training, &meta(t.steps), t.steps, spent)?;
+    keep(&training, dir.as_ref(), t.steps, spent)?;
+    let Some(mut dir) = dir else { return Ok(End::Done(None)) };
     let model = training.model.detached();
     let summary = finish(config, options, &mut dir, &task, &model, &meta(t.steps), &recipe, spent)?;
-    Ok(End::Done(Box::new(summary)))
+    Ok(End::Done(Some(Box::new(summary))))
 }
 
 /// The weights as they are, for comparison with what a step makes of them.

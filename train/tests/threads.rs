@@ -1,11 +1,13 @@
 //! A training run is the same, bit for bit, on any number of threads.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::presets::{Gpt, Mlp};
 use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Method};
+use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
 use train::step::{Times, Training};
 
@@ -13,9 +15,7 @@ fn training(graph: &Graph, recipe: &Recipe, recompute: bool) -> Training {
     let weights = init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
     let (model, vars) = Model::new(graph.clone(), weights).unwrap().recomputing(recompute).trainable().unwrap();
     let variables = recipe.variables(graph, vars, 0.02).unwrap();
-    let optimizer = recipe.build(&variables).unwrap();
-    let constraint = Constraint::new(recipe).unwrap();
-    Training { model, variables, optimizer, constraint }
+    Training::new(model, variables, recipe, Rc::default()).unwrap()
 }
 
 /// Losses and final weights of four steps, taken in parts.

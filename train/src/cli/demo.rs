@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -47,9 +48,16 @@ impl Demo {
                 eprintln!("{}/{}: {label}", i + 1, MEMBERS.len());
             }
             let resume = out.join("config.toml").exists();
-            let options = Options { out: &out, resume, stop: stop.clone(), quiet, label: label.to_string() };
+            let options = Options {
+                out: &out,
+                resume,
+                stop: stop.clone(),
+                quiet,
+                label: label.to_string(),
+                ranks: Rc::default(),
+            };
             match trainer::run(&config, &options)? {
-                End::Done(summary) => summaries.push(*summary),
+                End::Done(summary) => summaries.extend(summary.map(|summary| *summary)),
                 End::Stopped(step) => {
                     let command = format!("train demo --out {}", self.out.display());
                     let after = format!("after {step} steps; a checkpoint is saved");

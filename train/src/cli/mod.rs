@@ -96,9 +96,17 @@ pub fn main() -> ExitCode {
     if error.is::<sweep::Elsewhere>() {
         return ExitCode::from(train::sweep::pool::ELSEWHERE);
     }
-    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    eprintln!("error: {}", line(&error));
+    ExitCode::from(code(&error))
+}
+
+fn line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}
+
+fn code(error: &anyhow::Error) -> u8 {
     let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
-    ExitCode::from(if violated || error.is::<Failed>() { 1 } else { 2 })
+    if violated || error.is::<Failed>() { 1 } else { 2 }
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.

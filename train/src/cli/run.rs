@@ -1,8 +1,10 @@
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::Result;
 use clap::Args;
 use train::config::Config;
+use train::ranks::Ranks;
 use train::trainer::{self, End, Options};
 
 use super::{Stopped, stop_on_interrupt};
@@ -35,15 +37,24 @@ impl Run {
         let name = |path: &Path| path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned());
         let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
         let label = name(&out);
-        let options = Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, label };
-        match trainer::run(&config, &options)? {
+        let ranks = Rc::new(Ranks::join()?);
+        let options = Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, label, ranks };
+        let ranks = &options.ranks;
+        let end = trainer::run(&config, &options);
+        // What one process cannot go on after, the others would wait for without end.
+        if let (Err(error), 2..) = (&end, ranks.count()) {
+            eprintln!("error: rank {}: {}", ranks.rank(), super::line(error));
+            ranks.abort(super::code(error));
+        }
+        match end? {
+            End::Done(None) => Ok(()),
             End::Stopped(step) => {
                 let out = out.display();
                 let command = format!("train run {out}/config.toml --out {out} --resume");
                 let after = format!("after {step} steps; a checkpoint is saved");
                 Err(Stopped { after, command }.into())
             }
-            End::Done(summary) => {
+            End::Done(Some(summary)) => {
                 let accuracy = 100.0 * summary.val_accuracy;
                 println!(
                     "{}: val loss {:.4}, accuracy {accuracy:.2} %, L ≤ {}",

@@ -10,6 +10,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -255,7 +256,8 @@ pub fn child(out: &Path, label: String) -> Result<Ended> {
         return Ok(Ended::Done);
     }
     let resume = out.join("config.toml").exists();
-    Ok(match trainer::run(&config, &Options { out, resume, stop, quiet: true, label })? {
+    let options = Options { out, resume, stop, quiet: true, label, ranks: Rc::default() };
+    Ok(match trainer::run(&config, &options)? {
         End::Done(_) => Ended::Done,
         End::Stopped(step) => Ended::Stopped(step),
     })
