@@ -53,7 +53,7 @@ fn training(graph: &lipschitz_nn::Graph, recipe: &Recipe) -> Training {
     let variables = recipe.variables(graph, vars, 0.02).expect("variables");
     let optimizer = recipe.build(&variables).expect("an optimizer");
     let constraint = Constraint::new(recipe).expect("a constraint");
-    Training::new(model, variables, recipe, Rc::default()).expect("a training")
+    Training::new(model, variables, recipe, std::rc::Rc::default()).expect("a training")
 }
 
 fn tokens(batch: usize, tokens: usize) -> Tensor {
@@ -77,6 +77,7 @@ fn measure(training: &mut Training, x: &Tensor, y: &Tensor, steps: usize) -> Tim
         backward: part(|t| t.backward),
         update: part(|t| t.update),
         constraint: part(|t| t.constraint),
+        exchange: 0.0,
     }
 }
 

@@ -91,7 +91,7 @@ impl Training {
     /// Candle's own.
     pub fn project(&mut self) -> Result<()> {
         self.constraint.project(&self.own)?;
-        self.share()
+        if self.ranks.count() > 1 { self.share() } else { Ok(()) }
     }
 
     /// Everything a resumed run needs beside the weights, at the first process; a part of it elsewhere.
@@ -122,10 +122,8 @@ impl Training {
 
     /// Gives everybody the weights as their owners have them.
     fn share(&self) -> Result<()> {
-        if self.ranks.count() > 1 {
-            for (v, owner) in self.variables.iter().zip(&self.owners) {
-                v.var.set(&self.ranks.of(*owner, &v.var.as_tensor().detach())?)?;
-            }
+        for (v, owner) in self.variables.iter().zip(&self.owners) {
+            v.var.set(&self.ranks.of(*owner, &v.var.as_tensor().detach())?)?;
         }
         Ok(())
     }
@@ -181,8 +179,10 @@ impl Training {
             times.update += clock.lap()?;
             self.constraint.apply(&self.own, rate)?;
             times.constraint += clock.lap()?;
-            self.share()?;
-            times.exchange += clock.lap()?;
+            if count > 1.0 {
+                self.share()?;
+                times.exchange += clock.lap()?;
+            }
         }
         Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
     }
