@@ -9,7 +9,7 @@ use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::{Strided, product};
 use lipschitz_nn::presets::Gpt;
-use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
+use lipschitz_opt::constraint::{ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig};
 use train::config::Config;
 use train::preset;
@@ -51,8 +51,6 @@ fn training(graph: &lipschitz_nn::Graph, recipe: &Recipe) -> Training {
     let weights = init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).expect("weights");
     let (model, vars) = Model::new(graph.clone(), weights).and_then(|m| m.trainable()).expect("a model");
     let variables = recipe.variables(graph, vars, 0.02).expect("variables");
-    let optimizer = recipe.build(&variables).expect("an optimizer");
-    let constraint = Constraint::new(recipe).expect("a constraint");
     Training::new(model, variables, recipe, std::rc::Rc::default()).expect("a training")
 }
 
