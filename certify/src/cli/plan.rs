@@ -69,8 +69,8 @@ impl Plan {
         let config: Planned = toml::from_str(&text)
             .map_err(|e| anyhow::anyhow!(e.message().to_string()))
             .with_context(|| path.display().to_string())?;
-        // The bound from RMS norm to RMS norm is the same for any number of outputs.
-        let graph = config.model.graph(self.outputs.unwrap_or(1000)).with_context(|| path.display().to_string())?;
+        // The bound from RMS norm to RMS norm is the same for any number of outputs; a separator must be among them.
+        let graph = config.model.graph(self.outputs.unwrap_or(1 << 20)).with_context(|| path.display().to_string())?;
         let known = self.outputs.is_some() || matches!(config.model, ModelConfig::Graph { .. });
         let Planned { optimizer, groups, constraint, .. } = config;
         let mut recipe = Recipe { optimizer, groups, rates: RatesConfig::default(), constraint };

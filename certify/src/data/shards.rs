@@ -177,7 +177,7 @@ mod tests {
         let (_dir, path) = written(&[7, 50256, 65535], |_| {});
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), 1024 + 6);
-        assert_eq!(bytes[..12], [0x18, 0xdb, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(bytes[..12], [0x88, 0xd8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0]);
         assert_eq!(bytes[1024..], [7, 0, 0x50, 0xc4, 0xff, 0xff]);
         let shard = Shard::open(&path).unwrap();
         assert_eq!(shard.ids(0..3).collect::<Vec<_>>(), [7, 50256, 65535]);
