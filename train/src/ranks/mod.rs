@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn jobs_are_shared_out_evenly() {
-        assert_eq!(owners(&[5, 1, 4, 1, 3], 2), [0, 1, 1, 0, 1].map(|x| x)[..].to_vec());
+        assert_eq!(owners(&[5, 1, 4, 1, 3], 2), [0, 0, 1, 0, 1]);
         assert_eq!(owners(&[7, 7, 7], 1), [0, 0, 0]);
         assert!(owners(&[], 3).is_empty());
         for ranks in 1..6 {
