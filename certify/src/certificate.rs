@@ -1,7 +1,5 @@
 //! The certificate: a theorem about one checkpoint, as a document.
 
-use std::fmt::Write;
-
 use candle_core::DType;
 use lipschitz_nn::checkpoint::Origin;
 use lipschitz_nn::graph::{Graph, Input, join};
@@ -11,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Row, Walk, Watch, WeightNorms, paper, walk};
+use crate::data::hex;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::Upper;
@@ -304,11 +303,4 @@ fn values<T: Copy, const N: usize>(
         hash.update(&buffer);
     }
     Some(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::checkpoint::{Meta, Tokenizer};
 use lipschitz_nn::graph::{Input, Op};
@@ -10,7 +10,7 @@ use lipschitz_nn::{Model, ops};
 
 use crate::data::cifar10::{CLASSES, Cifar10, Limits};
 use crate::data::order::Shuffle;
-use crate::data::text::TextData;
+use crate::data::text::{TextData, read};
 use crate::data::{play, shards};
 
 /// What a network learns.
@@ -77,10 +77,7 @@ impl Task {
                 Ok(Self::Text(shards::load(path, vocabulary, None)?))
             }
             (Input::Tokens { .. }, Some(tokenizer)) => {
-                let text = std::fs::read(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
-                let text = String::from_utf8(text)
-                    .map_err(|e| anyhow::anyhow!("is not UTF-8 at byte {}; convert it", e.utf8_error().valid_up_to()))
-                    .with_context(|| path.display().to_string())?;
+                let text = read(path)?;
                 Ok(Self::Text(TextData::from_text(&path.display().to_string(), &text, Some(tokenizer.clone()))?))
             }
             (Input::Tokens { .. }, None) => {

@@ -29,7 +29,8 @@ impl Model {
         };
         let all_chained = segments.iter().all(chained);
         let Some((last, segments)) = segments.split_last().filter(|_| !all_chained) else {
-            let value = loss(&self.forward(x)?)?;
+            let y = self.sequence(&self.graph().nodes, "", self.input(x)?, &mut pass)?;
+            let value = loss(&y)?;
             let gradients = value.backward().map_err(Error::from)?;
             return Ok((value, gradients));
         };
@@ -52,7 +53,7 @@ impl Model {
             let Some(grad) = start.and_then(|var| total.remove(var.as_tensor())) else { break };
             let (y, var) = run(segment, input, &mut pass)?;
             let mut more = (y * grad.detach()).and_then(|y| y.sum_all()?.backward()).map_err(Error::from)?;
-            self.add(&mut total, &mut more)?;
+            self.add_gradients(&mut total, &mut more)?;
             if let Some(var) = &var
                 && let Some(grad) = more.remove(var.as_tensor())
             {
@@ -63,8 +64,11 @@ impl Model {
         Ok((value, total))
     }
 
-    /// Adds the gradients of the weights.
-    fn add(&self, total: &mut GradStore, more: &mut GradStore) -> Result<(), Error> {
+    /// Moves the gradients of the weights from one store to another, where they are added to what is there.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn add_gradients(&self, total: &mut GradStore, more: &mut GradStore) -> Result<(), Error> {
         for w in self.weights().values() {
             if let Some(more) = more.remove(w) {
                 let sum = match total.remove(w) {

@@ -80,14 +80,14 @@ impl Model {
         self.weights.values().next().map_or(DType::F32, Tensor::dtype)
     }
 
-    /// The same network elsewhere, or in another float type.
+    /// The same network elsewhere, or in another float type, products too.
     ///
     /// # Errors
     /// [`Error::Candle`], such as a device out of memory.
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self, Error> {
         let to = |(name, w): (&String, &Tensor)| Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?));
         let weights = self.weights.iter().map(to).collect::<Result<_, Error>>()?;
-        Ok(Self { weights, ..self.clone() })
+        Ok(Self { weights, precision: Precision::F32, ..self.clone() })
     }
 
     /// The same network on weights that record no gradient, for evaluation; shares their storage.
@@ -251,7 +251,13 @@ impl Model {
         }
     }
 
-    fn sequence(&self, nodes: &[Node], prefix: &str, mut x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+    pub(crate) fn sequence(
+        &self,
+        nodes: &[Node],
+        prefix: &str,
+        mut x: Tensor,
+        pass: &mut Pass,
+    ) -> Result<Tensor, Error> {
         let mut chain = Vec::new();
         for node in nodes {
             // What is listened to runs node by node.

@@ -1,12 +1,12 @@
 //! Text into token shards, document by document.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use certify::data::shards::{MOST, Shard, files};
-use certify::data::text::{Codec, read_tokenizer};
+use certify::data::text::{Codec, read, read_tokenizer};
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
 use tokenizers::AddedToken;
@@ -176,13 +176,6 @@ impl Part<'_> {
         }
         Ok(())
     }
-}
-
-fn read(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| Error::io(path, &e))?;
-    String::from_utf8(bytes)
-        .map_err(|e| anyhow!("{}: is not UTF-8 at byte {}; convert it", path.display(), e.utf8_error().valid_up_to()))
 }
 
 /// The tokenizer that the command line names.

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::{Model, ops};
@@ -143,7 +142,7 @@ impl Training {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
             let targets = y.narrow(0, from, count)?.flatten_all()?;
-            let (_, gradients) = self.model.gradient(&x.narrow(0, from, count)?, |logits| -> Result<Tensor> {
+            let (_, mut gradients) = self.model.gradient(&x.narrow(0, from, count)?, |logits| -> Result<Tensor> {
                 let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
                 let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
                 value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
@@ -152,7 +151,7 @@ impl Training {
             })?;
             match &mut total {
                 None => total = Some(gradients),
-                Some(total) => self.add(total, &gradients)?,
+                Some(total) => self.model.add_gradients(total, &mut gradients)?,
             }
             times.backward += clock.lap()?;
         }
@@ -185,24 +184,6 @@ impl Training {
             }
         }
         Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
-    }
-
-    fn add(&self, total: &mut GradStore, more: &GradStore) -> Result<()> {
-        for v in &self.variables {
-            let w = v.var.as_tensor();
-            if let Some(more) = more.get(w) {
-                let sum = match total.get(w) {
-                    Some(sum) => {
-                        let mut sum = sum.clone();
-                        ops::mix(&mut sum, 1.0, more, 1.0)?;
-                        sum
-                    }
-                    None => more.clone(),
-                };
-                total.insert(w, sum);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
+use lipschitz_nn::ops::Precision;
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::{Heads, Rate, Recipe};
 
@@ -285,7 +286,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let spent = seconds(&clock);
     keep(&training, dir.as_ref(), t.steps, spent)?;
     let Some(mut dir) = dir else { return Ok(End::Done(None)) };
-    let model = training.model.detached();
+    // What a run came to is what the checkpoint comes to, whatever products were worked out in on the way.
+    let model = training.model.detached().with_precision(Precision::F32);
     let summary = finish(config, options, &mut dir, &task, &model, &meta(t.steps), &recipe, spent)?;
     Ok(End::Done(Some(Box::new(summary))))
 }

@@ -38,13 +38,9 @@ impl TextData {
     /// One line that names the file: missing, not UTF-8 (with the byte's offset), too short, or a tokenizer that cannot be
     /// read.
     pub fn load(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            let at = e.valid_up_to();
-            Error::file(path, format!("is not UTF-8: byte {at} is 0x{:02x}; convert the file", bytes[at]))
-        })?;
+        let text = read(path)?;
         let tokenizer = tokenizer.map(read_tokenizer).transpose()?;
-        Self::from_text(&path.display().to_string(), text, tokenizer)
+        Self::from_text(&path.display().to_string(), &text, tokenizer)
     }
 
     /// The same for a text in memory; `name` stands for the file in messages.
@@ -170,6 +166,18 @@ fn windows(tokens: &Tokens, starts: &[usize], length: usize, device: &Device) ->
         Tensor::from_vec(ids, (starts.len(), length), device).map_err(Error::from)
     };
     Ok((from(0)?, from(1)?))
+}
+
+/// Reads a UTF-8 file.
+///
+/// # Errors
+/// One line that names the file, and the first byte that is none.
+pub fn read(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+    Ok(String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::file(path, format!("is not UTF-8: byte {at} is 0x{:02x}; convert the file", e.as_bytes()[at]))
+    })?)
 }
 
 /// Reads a `tokenizer.json`.
