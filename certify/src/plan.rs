@@ -168,7 +168,7 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
     let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let names: BTreeSet<String> = matrices.iter().map(|p| role(&p.name).to_string()).collect();
     let share = |name: &str| matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64;
-    if recipe.constraint.sigma_max().is_none() {
+    if !recipe.constraint.method.capped() {
         return Err(capless(recipe));
     }
     let given = |logs: &BTreeMap<String, f64>| {

@@ -98,6 +98,7 @@ pub fn check(config: &Config, task: &Task) -> Result<Checked> {
     if let Some(target) = config.lipschitz_target {
         recipe = plan::solve(&graph, &recipe, target)?;
     }
+    recipe.constraint.check_complete()?;
     Ok(Checked { graph, recipe })
 }
 

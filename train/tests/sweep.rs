@@ -105,7 +105,7 @@ fn end(mut child: Child, how: usize) -> bool {
 fn a_sweep_killed_ten_times_ends_as_one_left_alone() {
     let w = Workshop::new(
         "[[grid]]\ntrain.seed = [0, 1, 2, 3, 4]\nconstraint.sigma_max = [1, 2, 3, 4]\n\
-         [[grid]]\ntrain.seed = [0, 1, 2, 3, 4]\nconstraint = [{ method = 'none' }, { method = 'spectral_normalize' }]\n\
+         [[grid]]\ntrain.seed = [0, 1, 2, 3, 4]\nconstraint = [{ method = 'none' }, { method = 'spectral_normalize', sigma_max = 1 }]\n\
          [[grid]]\ntrain.seed = [0, 1, 2, 3, 4]\noptimizer = [{ kind = 'adamw' }]\nlipschitz_target = [1, 10, 100, 1000]\n",
     );
     w.done("alone", &["--jobs", "2"]);

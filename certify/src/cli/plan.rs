@@ -112,7 +112,7 @@ fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
         Ok(())
     };
     show("One cap for all", &uniform)?;
-    if recipe.constraint.sigma_max().is_none() {
+    if !recipe.constraint.method.capped() {
         return Ok(());
     }
     let spent = plan::spend(graph, recipe, target)?;

@@ -18,6 +18,14 @@ pub(super) struct Rope {
     pub note: Option<String>,
 }
 
+/// What configs that say no `rope_theta` mean: the default of the original library's config classes (Su et al., *RoFormer*, equation
+/// 15). Llama's first two generations are published without the key. A turn changes no norm, so no bound rests on it; that the function
+/// is the original's does, and parity tests hold it to that.
+const BASE: f64 = 10000.0;
+
+/// What configs that say no `partial_rotary_factor` mean: every coordinate is turned.
+const ALL: f64 = 1.0;
+
 /// Reads the rotary positions of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or `rope_parameters`.
 ///
 /// Sources: for `llama3` the code published with Llama 3.1; Peng et al., *YaRN*, sections 3.2 and 3.4; Ding et al., *LongRoPE*.
@@ -30,13 +38,11 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
         Some(inner) => Some(inner),
         None => config.inside("rope_scaling")?,
     };
-    // What is not given is as the original library has it: base 10000, all coordinates turned. A turn changes no norm, so no bound
-    // rests on either.
     let Some(inner) = inner else {
-        return plain(config, outer.unwrap_or(10000.0), outer_part.unwrap_or(1.0), head_dim, context);
+        return plain(config, outer.unwrap_or(BASE), outer_part.unwrap_or(ALL), head_dim, context);
     };
-    let theta = inner.number_if("rope_theta")?.or(outer).unwrap_or(10000.0);
-    let part = inner.number_if("partial_rotary_factor")?.or(outer_part).unwrap_or(1.0);
+    let theta = inner.number_if("rope_theta")?.or(outer).unwrap_or(BASE);
+    let part = inner.number_if("partial_rotary_factor")?.or(outer_part).unwrap_or(ALL);
     let kind = match (inner.text("rope_type")?, inner.text("type")?) {
         (Some(kind), _) | (None, Some(kind)) => kind.to_string(),
         (None, None) => "default".to_string(),

@@ -139,7 +139,7 @@ pub enum HardCap {
 pub struct ConstraintConfig {
     /// What is done to every matrix.
     pub method: Method,
-    /// The cap, for methods that have one; 1 if it is not given.
+    /// The cap, for methods that have one. Left out where it is solved from a constant to end below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
     /// λ of weight decay, spectral weight decay, or beside the soft cap.
@@ -187,9 +187,23 @@ impl ConstraintConfig {
         self.method.name()
     }
 
-    /// The cap, if it has one; 1 unless it is given, and that cap is enforced and proven like any other.
+    /// The cap, if it has one.
     pub fn sigma_max(&self) -> Option<f64> {
-        self.method.capped().then(|| self.sigma_max.unwrap_or(1.0))
+        self.sigma_max.filter(|_| self.method.capped())
+    }
+
+    /// Whether nothing is left to be solved for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the method needs a cap and has none.
+    pub fn check_complete(&self) -> Result<(), Error> {
+        if self.method.capped() && self.sigma_max.is_none() {
+            let key = self.method.key();
+            return Err(Error::Config(format!(
+                "constraint.sigma_max is missing; `{key}` needs it, or a lipschitz_target that it is solved from"
+            )));
+        }
+        Ok(())
     }
 
     /// λ, or 0.

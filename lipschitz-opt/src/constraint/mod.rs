@@ -171,6 +171,7 @@ impl Constraint {
     /// [`Error::Config`] names a constant out of range.
     pub fn new(recipe: &Recipe) -> Result<Self, Error> {
         recipe.check()?;
+        recipe.constraint.check_complete()?;
         Ok(Self { recipe: recipe.clone(), kept: BTreeMap::new() })
     }
 
