@@ -1,6 +1,6 @@
 //! Several documents in one sequence.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Result, Tensor};
 
@@ -9,6 +9,8 @@ use candle_core::{DType, Result, Tensor};
 pub struct Documents {
     starts: Arc<[u32]>,
     tokens: usize,
+    /// What the layers of a pass add to their logits, made by the first.
+    mask: Arc<OnceLock<Tensor>>,
 }
 
 impl Documents {
@@ -28,7 +30,7 @@ impl Documents {
                 start
             }));
         }
-        Ok(Self { starts: starts.into(), tokens })
+        Ok(Self { starts: starts.into(), tokens, mask: Arc::default() })
     }
 
     /// The beginnings for one sequence.
@@ -38,12 +40,19 @@ impl Documents {
 
     /// What is added to logits `[batch, heads, tokens, tokens]`: −∞ between documents, `[batch, 1, tokens, tokens]`.
     pub(super) fn mask(&self, logits: &Tensor) -> Result<Tensor> {
+        let fits = |mask: &&Tensor| mask.dtype() == logits.dtype() && mask.device().same_device(logits.device());
+        if let Some(mask) = self.mask.get().filter(fits) {
+            return Ok(mask.clone());
+        }
         let t = self.tokens;
         let one = |starts: &[u32]| {
             let hidden = |i: usize| if starts[i / t] == starts[i % t] { 0.0 } else { f32::NEG_INFINITY };
             (0..t * t).map(hidden).collect::<Vec<_>>()
         };
         let all: Vec<f32> = self.starts.chunks(t.max(1)).flat_map(one).collect();
-        Tensor::from_vec(all, (self.starts.len() / t.max(1), 1, t, t), logits.device())?.to_dtype(logits.dtype())
+        let shape = (self.starts.len() / t.max(1), 1, t, t);
+        let mask = Tensor::from_vec(all, shape, logits.device())?.to_dtype(logits.dtype())?;
+        let _ = self.mask.set(mask.clone());
+        Ok(mask)
     }
 }
