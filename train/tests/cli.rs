@@ -273,20 +273,18 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
     // A damaged shard stops a run before it begins.
     let shard = w.path("shards/text_train_000000.bin");
     let whole = std::fs::read(&shard).unwrap();
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 4] = [
-        ("not a token shard", &|b| b[0] ^= 1),
-        ("version 9", &|b| b[4] = 9),
-        ("damaged", &|b| b.truncate(1100)),
-        ("beyond the vocabulary of 4", &|b| b[1030] = 77),
-    ];
-    for (what, change) in damages {
+    let damaged = |what: &str, change: fn(&mut Vec<u8>)| {
         let mut bytes = whole.clone();
         change(&mut bytes);
         std::fs::write(&shard, bytes).unwrap();
         let said = refused(&run(&w.string("never")).iter().map(String::as_str).collect::<Vec<_>>());
         assert!(said.contains(what) && said.contains("text_train_000000.bin"), "{said}");
         assert!(!w.path("never").exists());
-    }
+    };
+    damaged("not a token shard", |bytes| bytes[0] ^= 1);
+    damaged("version 9", |bytes| bytes[4] = 9);
+    damaged("damaged", |bytes| bytes.truncate(1100));
+    damaged("beyond the vocabulary of 4", |bytes| bytes[1030] = 77);
 }
 
 #[test]
