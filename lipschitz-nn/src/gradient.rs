@@ -9,7 +9,7 @@ use crate::ops;
 use crate::{Error, Model};
 
 impl Model {
-    /// `loss` of the network's output for `x`, and its gradient with respect to the weights that record one.
+    /// `loss` of the network's output for `x`; its gradient with respect to the weights that record one is added to `total`.
     ///
     /// A model made by [`Model::recomputing`] keeps the input of each residual block alone, on any device.
     ///
@@ -18,8 +18,9 @@ impl Model {
     pub fn gradient<E: From<Error>>(
         &self,
         x: &Tensor,
+        total: &mut GradStore,
         loss: impl FnOnce(&Tensor) -> Result<Tensor, E>,
-    ) -> Result<(Tensor, GradStore), E> {
+    ) -> Result<Tensor, E> {
         let mut pass = self.pass(x)?;
         let segments = if self.recomputes() { self.segments() } else { Vec::new() };
         // Blocks that run as one operation do this themselves.
@@ -31,8 +32,8 @@ impl Model {
         let Some((last, segments)) = segments.split_last().filter(|_| !all_chained) else {
             let y = self.sequence(&self.graph().nodes, "", self.input(x)?, &mut pass)?;
             let value = loss(&y)?;
-            let gradients = value.backward().map_err(Error::from)?;
-            return Ok((value, gradients));
+            self.add(total, value.backward().map_err(Error::from)?)?;
+            return Ok(value.detach());
         };
         let mut inputs = vec![self.input(x)?];
         for (node, prefix) in segments {
@@ -47,36 +48,32 @@ impl Model {
         };
         let (y, mut start) = run(last, &inputs[segments.len()], &mut pass)?;
         let value = loss(&y)?;
-        let mut total = value.backward().map_err(Error::from)?;
+        let mut gradients = value.backward().map_err(Error::from)?;
+        let value = value.detach();
         drop(y);
         for (segment, input) in segments.iter().zip(&inputs).rev() {
-            let Some(grad) = start.and_then(|var| total.remove(var.as_tensor())) else { break };
+            let Some(grad) = start.and_then(|var| gradients.remove(var.as_tensor())) else { break };
+            let grad = grad.detach();
+            self.add(total, std::mem::take(&mut gradients))?;
             let (y, var) = run(segment, input, &mut pass)?;
-            let mut more = (y * grad.detach()).and_then(|y| y.sum_all()?.backward()).map_err(Error::from)?;
-            self.add_gradients(&mut total, &mut more)?;
-            if let Some(var) = &var
-                && let Some(grad) = more.remove(var.as_tensor())
-            {
-                total.insert(var.as_tensor(), grad);
-            }
+            gradients = (y * grad).and_then(|y| y.sum_all()?.backward()).map_err(Error::from)?;
             start = var;
         }
-        Ok((value, total))
+        self.add(total, gradients)?;
+        Ok(value)
     }
 
-    /// Moves the gradients of the weights from one store to another, where they are added to what is there.
-    ///
-    /// # Errors
-    /// Candle's own.
-    pub fn add_gradients(&self, total: &mut GradStore, more: &mut GradStore) -> Result<(), Error> {
+    /// Adds the gradients of the weights, and lets go of the rest: in candle's store each gradient holds on to the activations that it
+    /// was made of, and constants have one, too.
+    fn add(&self, total: &mut GradStore, mut more: GradStore) -> Result<(), Error> {
         for w in self.weights().values() {
             if let Some(more) = more.remove(w) {
                 let sum = match total.remove(w) {
                     Some(mut sum) => {
-                        ops::mix(&mut sum, 1.0, &more, 1.0)?;
+                        ops::mix(&mut sum, 1.0, &more.detach(), 1.0)?;
                         sum
                     }
-                    None => more,
+                    None => more.detach(),
                 };
                 total.insert(w, sum);
             }

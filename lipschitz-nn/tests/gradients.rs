@@ -1,5 +1,6 @@
 //! Every gradient against central finite differences in f64, and every fused operation against its composed twin.
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
 use lipschitz_nn::ops::{Documents, Precision, Scores};
@@ -473,7 +474,8 @@ fn recomputing_changes_no_bit_of_a_gradient() {
                 let flat = y.reshape(((), 7)).unwrap();
                 Ok::<_, lipschitz_nn::Error>(ops::cross_entropy(&flat, &ids.flatten_all()?)?.get(0)?)
             };
-            let (value, gradients) = model.gradient(&ids, loss).unwrap();
+            let mut gradients = GradStore::default();
+            let value = model.gradient(&ids, &mut gradients, loss).unwrap();
             let of = |v: &Var| gradients.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             (value.to_scalar::<f32>().unwrap(), vars.iter().map(|(_, v)| of(v)).collect::<Vec<_>>())
         };

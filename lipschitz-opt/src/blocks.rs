@@ -60,6 +60,16 @@ pub fn scale(parameter: &Parameter, heads: Option<HeadBlocks>) -> f64 {
     rms_to_rms(parameter.shape[0], parameter.shape[1]) * (count as f64).sqrt()
 }
 
+/// How many blocks a matrix has, and the rows and columns of one.
+pub(crate) fn block(parameter: &Parameter, heads: Option<HeadBlocks>) -> (usize, usize, usize) {
+    let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
+    match heads {
+        None => (1, rows, columns),
+        Some(HeadBlocks { count, axis: Axis::Rows }) => (count, rows / count, columns),
+        Some(HeadBlocks { count, axis: Axis::Columns }) => (count, rows, columns / count),
+    }
+}
+
 /// The blocks of a matrix, `[count, rows, columns]`.
 pub(crate) fn split(w: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor> {
     let (rows, columns) = w.dims2()?;
@@ -83,7 +93,10 @@ pub(crate) fn merge(blocks: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor
     }
 }
 
-/// `f` of each stack `[count, rows, columns]`, with all stacks of one block shape and one key put together first.
+/// Numbers that are put together at most: half a gigabyte of f32, and an update works with a few tensors of that size.
+pub const TOGETHER: usize = 1 << 27;
+
+/// `f` of each stack `[count, rows, columns]`, with stacks of one block shape and one key put together first.
 pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
     stacks: &[(K, Tensor)],
     f: impl Fn(K, Tensor) -> std::result::Result<Tensor, E>,
@@ -95,7 +108,9 @@ pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
         }
         let (key, first) = &stacks[i];
         let alike = |(k, x): &(K, Tensor)| k == key && x.dims()[1..] == first.dims()[1..];
-        let members: Vec<usize> = (i..stacks.len()).filter(|&j| out[j].is_none() && alike(&stacks[j])).collect();
+        let limit = (TOGETHER / first.elem_count().max(1)).max(1);
+        let members: Vec<usize> =
+            (i..stacks.len()).filter(|&j| out[j].is_none() && alike(&stacks[j])).take(limit).collect();
         let together = match members[..] {
             [_] => first.clone(),
             _ => Tensor::cat(&members.iter().map(|&j| &stacks[j].1).collect::<Vec<_>>(), 0)?,

@@ -12,9 +12,10 @@ pub mod polynomial;
 mod recipe;
 pub mod schedule;
 mod sgd;
+mod work;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub use blocks::{Heads, role, scale};
+pub use blocks::{Heads, TOGETHER, role, scale};
 pub use error::Error;
 pub use lipschitz_nn::ops::Precision;
 pub use muon::{Muon, MuonConfig, UpdateScale, Warmup};

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_nn::graph::{Axis, Geometry, HeadBlocks, Parameter};
+use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::{Precision, advance, mix};
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{Heads, batched, merge, split};
+use crate::blocks::{Heads, batched, block, merge, split};
 use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each, rounding};
 use crate::{Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor};
 
@@ -113,12 +113,8 @@ impl MuonConfig {
         }
         let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
         let scale = self.update_scale.factor(rows, columns) * rms_to_rms(rows, columns);
-        let block = match self.per_head.of(parameter) {
-            Some(HeadBlocks { count, axis: Axis::Rows }) => (rows / count, columns),
-            Some(HeadBlocks { count, axis: Axis::Columns }) => (rows, columns / count),
-            None => (rows, columns),
-        };
-        let whole = self.newton_schulz.maximum() * scale * (1.0 + rounding(block.0, block.1));
+        let (_, block_rows, block_columns) = block(parameter, self.per_head.of(parameter));
+        let whole = self.newton_schulz.maximum() * scale * (1.0 + rounding(block_rows, block_columns));
         // A whole update can put all of itself into one head's block, whose norm counts it √count times.
         let spread = match (self.per_head.of(parameter), parameter.heads) {
             (None, Some(heads)) => (heads.count as f64).sqrt(),

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod dynamics;
+pub mod estimate;
 pub mod events;
 pub mod preset;
 mod progress;

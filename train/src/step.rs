@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_nn::graph::Geometry;
+use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::{Model, ops};
 use lipschitz_opt::constraint::Constraint;
-use lipschitz_opt::{Optimizer, Rate, Recipe, Variable, Variables};
+use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
 use serde::{Deserialize, Serialize};
 
 use crate::ranks::{Ranks, owners};
@@ -28,6 +29,27 @@ pub struct Training {
     /// Whose each variable is.
     owners: Vec<usize>,
     ranks: Rc<Ranks>,
+}
+
+/// How an update of a weight compares with that of another: of a matrix it costs products, of anything else a pass.
+pub(crate) fn work(parameter: &Parameter) -> u64 {
+    match parameter.shape[..] {
+        [rows, columns] if parameter.geometry == Geometry::Matrix => (rows * columns * rows.min(columns)) as u64,
+        _ => parameter.shape.iter().product::<usize>() as u64,
+    }
+}
+
+/// A process's part of a batch.
+///
+/// # Errors
+/// If it is not a whole number.
+pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize> {
+    if processes == 0 || !batch_size.is_multiple_of(processes) {
+        bail!(
+            "train.batch_size is {batch_size}, which {processes} processes cannot share evenly; choose a multiple of {processes}"
+        )
+    }
+    Ok(batch_size / processes)
 }
 
 /// What a step came to.
@@ -71,12 +93,7 @@ impl Training {
     /// # Errors
     /// A constant of the recipe out of range; candle's own.
     pub fn new(model: Model, variables: Variables, recipe: &Recipe, ranks: Rc<Ranks>) -> Result<Self> {
-        // An update of a matrix costs products; of anything else, a pass.
-        let work = |v: &Variable| match v.parameter.shape[..] {
-            [rows, columns] if v.parameter.geometry == Geometry::Matrix => rows * columns * rows.min(columns),
-            _ => v.var.elem_count(),
-        };
-        let work: Vec<u64> = variables.iter().map(|v| work(v) as u64).collect();
+        let work: Vec<u64> = variables.iter().map(|v| work(&v.parameter)).collect();
         let owners = owners(&work, ranks.count());
         let mine = variables.iter().zip(&owners).filter(|(_, owner)| **owner == ranks.rank());
         let own: Variables = mine.map(|(v, _)| v.clone()).collect();
@@ -137,25 +154,20 @@ impl Training {
         let mut clock = Clock::new(&device);
         let size = x.dim(0)?;
         let rows = size.div_ceil(parts.clamp(1, size.max(1)));
-        let (mut value, mut total) = (0.0, None);
+        let (mut value, mut gradients) = (0.0, GradStore::default());
         for from in (0..size).step_by(rows) {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
             let targets = y.narrow(0, from, count)?.flatten_all()?;
-            let (_, mut gradients) = self.model.gradient(&x.narrow(0, from, count)?, |logits| -> Result<Tensor> {
+            self.model.gradient(&x.narrow(0, from, count)?, &mut gradients, |logits| -> Result<Tensor> {
                 let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
                 let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
                 value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 times.forward += clock.lap()?;
                 Ok(loss)
             })?;
-            match &mut total {
-                None => total = Some(gradients),
-                Some(total) => self.model.add_gradients(total, &mut gradients)?,
-            }
             times.backward += clock.lap()?;
         }
-        let Some(mut gradients) = total else { bail!("an empty batch") };
         let count = self.ranks.count() as f64;
         if count > 1.0 {
             [value] = self.ranks.add([value / count]);

@@ -28,7 +28,7 @@ use crate::events::EventWriter;
 use crate::progress::Progress;
 use crate::ranks::{Ranks, local_rank};
 use crate::run_dir::{self, Metrics, RunDir, Saved, Summary};
-use crate::step::{Times, Training};
+use crate::step::{self, Times, Training};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -141,11 +141,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let task = config.data.load()?;
     // What can be wrong with the config is found before anything is written.
     let checked = check(config, &task)?;
-    let part = config.train.batch_size / ranks.count();
-    if part * ranks.count() != config.train.batch_size {
-        let (size, count) = (config.train.batch_size, ranks.count());
-        bail!("train.batch_size is {size}, which {count} processes cannot share evenly; choose a multiple of {count}")
-    }
+    let part = step::share(config.train.batch_size, ranks.count())?;
     // The first alone writes; the others read what it has put in order.
     let (mut dir, saved) = match (ranks.is_first(), options.resume) {
         (true, true) => RunDir::resume(options.out, config, &device).map(|(dir, saved)| (Some(dir), saved))?,

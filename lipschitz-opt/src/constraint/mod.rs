@@ -5,6 +5,7 @@ mod norms;
 mod svd;
 
 pub use config::{ConstraintConfig, Estimate, HardCap, Method};
+pub(crate) use norms::SQUARINGS;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ use norms::{Top, gram, power, start};
 const MARGIN: f64 = 2e-4;
 
 /// Steps of power iteration, from nothing and from the vector of the step before.
-const ITERATIONS: (usize, usize) = (16, 2);
+pub(crate) const ITERATIONS: (usize, usize) = (16, 2);
 
 /// What a constraint promises about one weight, after every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +40,13 @@ pub struct Promise {
 enum Vectors {
     Rows,
     Columns,
+}
+
+impl ConstraintConfig {
+    /// Whether it caps rows or columns of a weight in place of its norm.
+    pub(crate) fn caps_vectors(&self, parameter: &Parameter) -> bool {
+        vectors(self, parameter).is_some()
+    }
 }
 
 fn vectors(config: &ConstraintConfig, parameter: &Parameter) -> Option<Vectors> {

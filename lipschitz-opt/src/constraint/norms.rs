@@ -8,7 +8,7 @@ use crate::Error;
 
 /// Squarings of the Gram matrix: for n equal singular values the bound is `n^(2^-(SQUARINGS+2))` times the norm, 0.3 % above it
 /// for 768.
-const SQUARINGS: i32 = 9;
+pub(crate) const SQUARINGS: i32 = 9;
 
 fn tiny() -> f64 {
     f64::from(f32::MIN_POSITIVE)

@@ -12,8 +12,8 @@ pub use caps::{
     soft_cap_strength,
 };
 pub use newton_schulz::{NewtonSchulz, Steps, at, maximum};
-pub(crate) use orthogonal::orthogonalise_each;
 pub use orthogonal::{apply, orthogonalise, polar, rounding};
+pub(crate) use orthogonal::{by_gram, orthogonalise_each};
 
 /// The forms composed of tensors, for comparison.
 pub mod composed {

@@ -16,7 +16,8 @@ pub fn rounding(rows: usize, columns: usize) -> f64 {
     if by_gram(rows, columns) { 0.04 } else { 5e-4 }
 }
 
-fn by_gram(rows: usize, columns: usize) -> bool {
+/// Whether the Gram form needs fewer products.
+pub(crate) fn by_gram(rows: usize, columns: usize) -> bool {
     rows.max(columns) >= GRAM * rows.min(columns)
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod estimate;
 mod eval;
 mod run;
 mod sample;
@@ -42,6 +43,7 @@ enum Command {
     Eval(eval::Eval),
     Sample(sample::Sample),
     Shards(shards::Shards),
+    Estimate(estimate::EstimateCommand),
     Config(config::ConfigCommand),
     /// Shell completions, on stdout.
     Completions {
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Eval(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::Shards(command) => command.run(quiet),
+        Command::Estimate(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "train", &mut std::io::stdout());

@@ -1,0 +1,152 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use train::config::{Config, DataConfig};
+use train::estimate::{Machine, estimate};
+
+/// Memory and time of a step before anything is run, on any number of GPUs, by arithmetic.
+///
+/// The speeds that stand here without being given are 40 % of what NVIDIA's data sheet says of an H100 SXM (989 Tflop/s in bf16, 67 in f32,
+/// 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
+#[derive(Args)]
+pub struct EstimateCommand {
+    /// The config of a run.
+    config: PathBuf,
+    /// Change a key of the config, as path.to.key=value.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Numbers of processes, one a GPU.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    processes: Vec<usize>,
+    /// Vocabulary or number of classes, in place of the data's.
+    #[arg(long, value_name = "N")]
+    outputs: Option<usize>,
+    /// Tflop/s that products in bf16 sustain.
+    #[arg(long, value_name = "TFLOPS", default_value_t = 396.0)]
+    bf16: f64,
+    /// Tflop/s that products in f32 sustain.
+    #[arg(long, value_name = "TFLOPS", default_value_t = 27.0)]
+    f32: f64,
+    /// GB/s to and from a device's memory.
+    #[arg(long, value_name = "GB/S", default_value_t = 1340.0)]
+    bandwidth: f64,
+    /// GB/s that a process sends to the others.
+    #[arg(long, value_name = "GB/S", default_value_t = 40.0)]
+    exchange: f64,
+}
+
+impl EstimateCommand {
+    pub fn run(self) -> Result<()> {
+        let speeds = [
+            ("--bf16", self.bf16),
+            ("--f32", self.f32),
+            ("--bandwidth", self.bandwidth),
+            ("--exchange", self.exchange),
+        ];
+        for (flag, value) in speeds {
+            if !(value.is_finite() && value > 0.0) {
+                bail!("{flag} {value}: must be a number above 0")
+            }
+        }
+        let config = Config::read(&self.config, &self.settings)?;
+        let outputs = match (self.outputs, &config.data) {
+            (Some(outputs), _) => outputs,
+            (None, DataConfig::Shards { vocabulary: Some(outputs), .. }) => *outputs,
+            (None, data) => data.load()?.outputs(),
+        };
+        let graph = config.graph(outputs)?;
+        config.recipe().check_for(&graph)?;
+        let products = match config.train.precision {
+            lipschitz_nn::ops::Precision::F32 => self.f32,
+            lipschitz_nn::ops::Precision::Bf16 => self.bf16,
+        };
+        let machine = Machine {
+            products: products * 1e12,
+            f32_products: self.f32 * 1e12,
+            memory: self.bandwidth * 1e9,
+            exchange: self.exchange * 1e9,
+        };
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
+            "processes",
+            "weights",
+            "gradients",
+            "optimizer",
+            "activations",
+            "update",
+            "peak",
+            "gradient",
+            "update",
+            "exchange",
+            "a step",
+            "a second",
+        ]);
+        let mut size = None;
+        for &processes in &self.processes {
+            if processes == 0 {
+                bail!("--processes 0: at least one process trains")
+            }
+            let e = estimate(&config, &graph, processes)?;
+            let m = &e.memory;
+            let mut row = vec![processes.to_string()];
+            row.extend([m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib));
+            match e.seconds(&machine) {
+                Some(parts) => {
+                    let total: f64 = parts.iter().sum();
+                    row.extend(parts.into_iter().chain([total]).map(seconds));
+                    row.push(significant(e.tokens as f64 / total));
+                }
+                None => row.extend(["?"; 5].map(String::from)),
+            }
+            table.add_row(row);
+            size = Some(e);
+        }
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let Some(e) = size else { bail!("--processes: give at least one number") };
+        let what = if graph.context().is_some() { "tokens" } else { "images" };
+        println!(
+            "{} weights; {} {what} a step in {} parts a process",
+            significant(e.weights as f64),
+            significant(e.tokens as f64),
+            config.train.accumulate
+        );
+        println!("{table}");
+        println!(
+            "memory in GiB a process, time in seconds, {what} a second of all; an estimate by arithmetic, not a measurement"
+        );
+        if e.update.is_none() {
+            println!("?: an SVD is done on the CPU, and its time is not known; another constraint does without");
+        }
+        Ok(())
+    }
+}
+
+fn gib(bytes: f64) -> String {
+    format!("{:.2}", bytes / f64::from(1 << 30))
+}
+
+fn seconds(s: f64) -> String {
+    if s < 10.0 { format!("{s:.3}") } else { significant(s) }
+}
+
+/// Three digits, with k, M or G.
+fn significant(x: f64) -> String {
+    let (x, unit) = match x {
+        1e9.. => (x / 1e9, " G"),
+        1e6.. => (x / 1e6, " M"),
+        1e3.. => (x / 1e3, " k"),
+        _ => (x, ""),
+    };
+    let digits = if x < 10.0 {
+        2
+    } else if x < 100.0 {
+        1
+    } else {
+        0
+    };
+    format!("{x:.digits$}{unit}")
+}
