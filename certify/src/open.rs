@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use lipschitz_nn::checkpoint::{self, Meta, Origin, Reader};
-use lipschitz_nn::import::{self, Imported, Options};
+use lipschitz_nn::import::{self, Foreign, Imported, Options};
 use lipschitz_nn::{Graph, Model};
 
 use crate::Error;
@@ -45,17 +45,17 @@ pub fn open(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
 pub enum Opened {
     /// A checkpoint of ours, which stays on disk.
     Checkpoint(Box<Reader>),
-    /// An imported model, in memory.
-    Imported(Box<(Model, Meta)>),
+    /// A foreign model, which does too.
+    Foreign(Box<Foreign>),
 }
 
 /// Opens the model that `path` means, to read it a tensor at a time.
 ///
 /// # Errors
-/// As [`Reader::open`] and [`import::import`].
+/// As [`Reader::open`] and [`Foreign::open`].
 pub fn read(path: &Path) -> Result<Opened, Error> {
     if import::is_foreign(path) {
-        return Ok(Opened::Imported(Box::new(open(path, &Device::Cpu)?)));
+        return Ok(Opened::Foreign(Box::new(Foreign::open(path, &Options::default())?)));
     }
     Ok(Opened::Checkpoint(Box::new(Reader::open(&checkpoint_path(path)?)?)))
 }
@@ -65,7 +65,7 @@ impl Opened {
     pub fn meta(&self) -> &Meta {
         match self {
             Self::Checkpoint(reader) => reader.meta(),
-            Self::Imported(both) => &both.1,
+            Self::Foreign(foreign) => foreign.meta(),
         }
     }
 }
@@ -78,14 +78,14 @@ impl Source for Opened {
     fn names(&self) -> Vec<String> {
         match self {
             Self::Checkpoint(reader) => Source::names(&**reader),
-            Self::Imported(both) => Source::names(&both.0),
+            Self::Foreign(foreign) => foreign.names(),
         }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         match self {
             Self::Checkpoint(reader) => Source::tensor(&**reader, name),
-            Self::Imported(both) => Source::tensor(&both.0, name),
+            Self::Foreign(foreign) => Ok(foreign.tensor(name)?),
         }
     }
 

@@ -27,7 +27,7 @@ const LOGITS_AT_WORK: f64 = 5.0;
 const SOFTMAX_AT_WORK: f64 = 12.0;
 
 /// Tensors that an update of a stack of matrices works with at a time.
-const STACK: f64 = 6.0;
+const STACK: f64 = 8.0;
 
 /// Times that an update and a constraint pass over weights, gradients and momentum.
 const UPDATE_PASSES: f64 = 12.0;
@@ -87,11 +87,12 @@ impl Memory {
 }
 
 impl Estimate {
-    /// Seconds of forward and backward pass, update and constraint, and exchange. None of them overlap.
-    pub fn seconds(&self, machine: &Machine) -> Option<[f64; 3]> {
-        let gradient = self.gradient / machine.products + self.moved.0 / machine.memory;
+    /// Seconds of the products of forward and backward pass, of what they move through memory, of update and constraint, and of exchange.
+    /// None of them overlap.
+    pub fn seconds(&self, machine: &Machine) -> Option<[f64; 4]> {
         let update = self.update? / machine.f32_products + self.moved.1 / machine.memory;
-        Some([gradient, update, self.sent / machine.exchange])
+        let exchange = self.sent / machine.exchange;
+        Some([self.gradient / machine.products, self.moved.0 / machine.memory, update, exchange])
     }
 }
 
@@ -187,8 +188,8 @@ struct Segment {
 /// Walks through a graph with the shape of one example.
 struct Walk {
     precision: Precision,
-    /// Separators make a second mask.
-    masks: f64,
+    /// Whether attention stays within documents.
+    separator: bool,
     tokens: f64,
     width: f64,
     out: Segment,
@@ -200,8 +201,7 @@ fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
         Input::Pixels { channels, height, width } => (1.0, (channels * height * width) as f64, false),
         Input::Vector { dim } => (1.0, dim as f64, false),
     };
-    let masks = if separator { 1.0 } else { 0.0 };
-    let mut walk = Walk { precision, masks, tokens, width, out: Segment::default() };
+    let mut walk = Walk { precision, separator, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
     let mut first = true;
     walk.top(&graph.nodes, &mut |node, segment| {
@@ -307,15 +307,15 @@ impl Walk {
                     let rotary = if a.rotary.is_some() && turned { 4.0 + 2.0 } else { 0.0 };
                     self.keep(norm + rotary, tokens * outputs);
                 }
-                // Heads before tokens; keys and values as often as there are queries; keys transposed.
-                self.keep(1.0 + 3.0, tokens * queries);
+                // Heads before tokens; keys and values as often as there are queries; keys transposed; the scale.
+                self.keep(1.0 + 4.0, tokens * queries);
                 self.product(heads, [tokens, head, tokens], false);
                 let cap = if a.logit_cap.is_some() { 3.0 } else { 0.0 };
                 let bias = if a.position_bias.is_some() { 1.0 } else { 0.0 };
-                let masks = self.masks + if a.causal || a.window.is_some() { 1.0 } else { 0.0 };
+                let mask = if a.causal || a.window.is_some() || self.separator { 2.0 } else { 0.0 };
                 let scores = heads * tokens * tokens;
-                // The scale; a mask and its gradient, too; the softmax keeps differences from the maximum, exponentials and shares.
-                self.keep(1.0 + cap + bias + 2.0 * masks + 3.0, scores);
+                // A mask has its own gradient; the softmax keeps differences from the maximum, exponentials and shares.
+                self.keep(cap + bias + mask + 3.0, scores);
                 self.out.at_work = self.out.at_work.max(SOFTMAX_AT_WORK * F32 * scores);
                 self.product(heads, [tokens, tokens, head], false);
                 self.keep(1.0, tokens * queries);

@@ -64,11 +64,16 @@ pub fn device(name: &str) -> Result<Device> {
         None if name == "cpu" => Ok(Device::Cpu),
         Some(("cuda", ordinal)) => {
             let ordinal: usize = ordinal.parse().map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
-            Device::new_cuda(ordinal + local_rank()).map_err(|e| {
-                anyhow!(
-                    "device `{name}`: {}; build with --features cuda on a machine that has one",
-                    lipschitz_nn::Error::from(e)
+            if !candle_core::utils::cuda_is_available() {
+                bail!(
+                    "device `{name}`: this program is built for CPUs alone; install NVIDIA's driver and the CUDA toolkit, and build it \
+                     with --features cuda"
                 )
+            }
+            let ordinal = ordinal + local_rank();
+            Device::new_cuda(ordinal).map_err(|e| {
+                let e = lipschitz_nn::Error::from(e);
+                anyhow!("device `{name}`: GPU {ordinal} cannot be used: {e}; nvidia-smi lists the GPUs, or says that the driver is missing")
             })
         }
         _ => bail!("device `{name}`: write it as cpu or cuda:N"),

@@ -25,7 +25,7 @@ const CASES: [(&str, &[&str], usize); 6] = [
     ("many tokens", &["model.context=512", "train.batch_size=8"], 64),
     ("many words", &["model.context=128", "train.batch_size=32"], 8192),
     ("recomputed", &["model.context=256", "model.layers=6", "train.batch_size=16", "train.recompute=true"], 64),
-    ("in parts", &["model.context=256", "train.batch_size=32", "train.accumulate=4"], 64),
+    ("in parts", &["model.context=512", "train.batch_size=8", "train.accumulate=2"], 64),
     ("bf16", &["model.context=256", "train.batch_size=16", "train.precision=bf16"], 64),
     ("many weights", &["model.context=16", "train.batch_size=1", "model.dim=512"], 64),
 ];

@@ -24,16 +24,18 @@ mod t5;
 mod torch;
 mod vit;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use crate::checkpoint::{self, Meta, Provenance, Tokenizer};
+use crate::model::check_finite;
 use crate::{Error, Model, Weights};
 use config::Config;
 use files::Files;
-use plan::Plan;
+use plan::{Plan, Take};
 
 pub use crate::checkpoint::{Dialect, Origin};
 pub use candle::{Agreement, compare, from_var_map};
@@ -59,6 +61,18 @@ pub struct Imported {
     pub meta: Meta,
     /// What became of each tensor.
     pub report: Report,
+}
+
+/// A foreign model that stays on disk, each weight until it is asked for.
+#[derive(Debug)]
+pub struct Foreign {
+    path: PathBuf,
+    files: Files,
+    takes: BTreeMap<String, Take>,
+    shapes: BTreeMap<String, Vec<usize>>,
+    dtype: DType,
+    meta: Meta,
+    report: Report,
 }
 
 /// The families that can be imported, by the `model_type` of a config.
@@ -96,42 +110,50 @@ pub fn is_foreign(path: &Path) -> bool {
 /// perceptron.
 ///
 /// The weights keep their float type where all have one and none is computed with; else they become f32 (f64 where there is
-/// some). Each file is mapped tensor by tensor, so that memory stays within the size of the weights and of the largest tensor.
+/// some). Each file is read tensor by tensor, so that memory stays within the size of the weights and of the largest tensor.
 ///
 /// # Errors
 /// [`Error::File`] names the file, and the option or tensor that is missing, unknown or does not fit.
 pub fn import(path: &Path, options: &Options) -> Result<Imported, Error> {
-    if !path.is_dir() {
-        return import_file(path, options);
-    }
+    let foreign = Foreign::open(path, options)?;
+    let weight = |name: &String| Ok((name.clone(), foreign.tensor(name)?));
+    let weights = foreign.takes.keys().map(weight).collect::<Result<Weights, Error>>()?;
+    let model = Model::new(foreign.meta.graph.clone(), weights).map_err(|e| Error::file(path, e))?;
+    Ok(Imported { model, meta: foreign.meta, report: foreign.report })
+}
+
+fn open_directory(path: &Path, options: &Options) -> Result<Foreign, Error> {
     let config = Config::open(&path.join("config.json"))?;
     let files = Files::of_directory(path)?;
     let (family, plan) = plan(&config, &files, options.dialect)?;
     let tokenizer = tokenizer(path)?;
-    complete(path, family, plan, &files, tokenizer, options)
+    complete(path, family, plan, files, tokenizer, options)
 }
 
-fn import_file(path: &Path, options: &Options) -> Result<Imported, Error> {
+fn open_file(path: &Path, options: &Options) -> Result<Foreign, Error> {
     let mut start = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start)).map_err(|e| Error::io(path, &e))?;
     let bin = path.extension().is_some_and(|e| e == "bin");
     if bin && &start[..read] != b"PK\x03\x04" {
         let (plan, files) = llama2c::open(path)?;
-        return complete(path, "llama2.c".into(), plan, &files, None, options);
+        return complete(path, "llama2.c".into(), plan, files, None, options);
     }
     if path.extension().is_some_and(|e| e == "npz")
         && let Some((config, files)) = modula_run::open(path)?
     {
-        return complete(path, "modula".into(), modula::plan(&config, &files)?, &files, None, options);
+        return {
+            let plan = modula::plan(&config, &files)?;
+            complete(path, "modula".into(), plan, files, None, options)
+        };
     }
     let files = Files::of_file(path)?;
     if path.extension().is_some_and(|e| e == "npz")
         && let Some(plan) = modula::modula(path, &files)?
     {
-        return complete(path, "modula".into(), plan, &files, None, options);
+        return complete(path, "modula".into(), plan, files, None, options);
     }
     let plan = mlp::mlp(path, &files, options.activation.as_deref())?;
-    complete(path, "mlp".into(), plan, &files, None, options)
+    complete(path, "mlp".into(), plan, files, None, options)
 }
 
 /// The tensors that a model directory's `config.json` asks for, by name and shape; reads no weights.
@@ -180,16 +202,16 @@ fn plan(config: &Config, files: &Files, dialect: Dialect) -> Result<(String, Pla
     Ok((family, plan))
 }
 
-/// Loads what a plan asks for, if every tensor is accounted for.
+/// What a plan asks for, if every tensor is accounted for.
 fn complete(
     path: &Path,
     family: String,
     plan: Plan,
-    files: &Files,
+    files: Files,
     tokenizer: Option<Tokenizer>,
     options: &Options,
-) -> Result<Imported, Error> {
-    let report = Report::new(&plan, files);
+) -> Result<Foreign, Error> {
+    let report = Report::new(&plan, &files);
     if let Some(what) = report.failure(options.allow_unused) {
         return Err(Error::file(path, what));
     }
@@ -201,13 +223,14 @@ fn complete(
         _ if types.contains(&DType::F64) => DType::F64,
         _ => DType::F32,
     };
-    let mut weights = Weights::new();
-    for (name, take) in &plan.takes {
-        let weight = take.read(files, dtype).map_err(|e| Error::file(path, e))?;
-        weights.insert(name.clone(), weight);
+    let shapes: BTreeMap<_, _> = plan.graph.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
+    let takes: BTreeMap<_, _> = plan.takes.into_iter().collect();
+    if let Some(name) = shapes.keys().find(|name| !takes.contains_key(*name)) {
+        return Err(Error::file(path, Error::weight(name, "is missing")));
     }
-    let model = Model::new(plan.graph.clone(), weights).map_err(|e| Error::file(path, e))?;
-    model.check_finite().map_err(|e| Error::file(path, e))?;
+    if let Some(name) = takes.keys().find(|name| !shapes.contains_key(*name)) {
+        return Err(Error::file(path, Error::weight(name, "is not in the graph")));
+    }
     let mut notes = plan.notes;
     notes.extend(report.set_aside());
     let origin = Origin { family, dialect: options.dialect, notes, unused: report.unused.clone() };
@@ -215,7 +238,46 @@ fn complete(
         Provenance { version: env!("CARGO_PKG_VERSION").into(), origin: Some(origin), ..Provenance::default() };
     let config = serde_json::Value::Null;
     let meta = Meta { format: checkpoint::FORMAT, graph: plan.graph, config, tokenizer, provenance };
-    Ok(Imported { model, meta, report })
+    Ok(Foreign { path: path.to_path_buf(), files, takes, shapes, dtype, meta, report })
+}
+
+impl Foreign {
+    /// Opens a model as [`import`] does; reads no weights.
+    ///
+    /// # Errors
+    /// As [`import`].
+    pub fn open(path: &Path, options: &Options) -> Result<Self, Error> {
+        if path.is_dir() { open_directory(path, options) } else { open_file(path, options) }
+    }
+
+    /// What a checkpoint of it holds beside the weights.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The names of all weights, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.takes.keys().cloned().collect()
+    }
+
+    /// Reads a weight, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is none of this name, it cannot be read, its shape is not the graph's, or a number is not finite.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let read = || {
+            let (Some(take), Some(shape)) = (self.takes.get(name), self.shapes.get(name)) else {
+                return Err(Error::weight(name, "is missing"));
+            };
+            let weight = take.read(&self.files, self.dtype)?;
+            if weight.dims() != shape {
+                return Err(Error::weight(name, format!("has shape {:?}, the graph wants {shape:?}", weight.dims())));
+            }
+            check_finite(name, &weight)?;
+            Ok(weight)
+        };
+        read().map_err(|e| Error::file(&self.path, e))
+    }
 }
 
 /// The tokenizer beside a model, if there is one.

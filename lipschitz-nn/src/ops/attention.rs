@@ -1,6 +1,6 @@
 //! Softmax attention, a block of queries at a time, with the probabilities recomputed for the gradient.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::documents::Documents;
@@ -27,12 +27,19 @@ pub enum Mask {
 }
 
 impl Mask {
-    fn hides(self, query: usize, key: usize) -> bool {
-        match self {
-            Self::None => false,
-            Self::Causal => key > query,
-            Self::Near { window, causal } => query.abs_diff(key) >= window || causal && key > query,
-        }
+    /// What is added to logits `[…, tokens, tokens]`: −∞ where a key is hidden, made on their device; nothing if none is.
+    fn added(self, tokens: usize, logits: &Tensor) -> Result<Option<Tensor>> {
+        let (device, tokens) = (logits.device(), tokens as u32);
+        let at = Tensor::arange(0, tokens, device)?.to_dtype(DType::F32)?;
+        let ahead = at.unsqueeze(0)?.broadcast_sub(&at.unsqueeze(1)?)?;
+        let hidden = match self {
+            Self::None => return Ok(None),
+            Self::Causal => ahead.gt(0f32)?,
+            Self::Near { window, causal: false } => ahead.abs()?.ge(window as f32)?,
+            Self::Near { window, causal: true } => ahead.gt(0f32)?.maximum(&ahead.le(-(window as f32))?)?,
+        };
+        let infinite = Tensor::full(f32::NEG_INFINITY, hidden.dims(), device)?;
+        Ok(Some(hidden.where_cond(&infinite, &infinite.zeros_like()?)?.to_dtype(logits.dtype())?))
     }
 }
 
@@ -97,22 +104,22 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         wide.reshape((b, dims.heads, t, d))
     };
     let (q, k, v) = (heads_first(q)?, repeat(k)?, repeat(v)?);
-    let mut logits = (precision.matmul(&q, &k.transpose(2, 3)?.contiguous()?)? * scale)?;
+    // The scale on queries: they are fewer numbers than logits.
+    let mut logits = precision.matmul(&(q * scale)?, &k.transpose(2, 3)?.contiguous()?)?;
     if let Some(cap) = cap {
         logits = super::soft_cap(&logits, cap)?;
     }
     if let Some(bias) = bias {
         logits = logits.broadcast_add(bias)?;
     }
-    if mask != Mask::None {
-        let t = dims.tokens;
-        let hidden = |i| if mask.hides(i / t, i % t) { f32::NEG_INFINITY } else { 0.0 };
-        let rows = (0..t * t).map(hidden).collect::<Vec<_>>();
-        logits = logits.broadcast_add(&Tensor::from_vec(rows, (t, t), q.device())?.to_dtype(q.dtype())?)?;
-    }
-    if let Some(documents) = documents {
-        logits = logits.broadcast_add(&documents.mask(&logits)?)?;
-    }
+    let near = mask.added(dims.tokens, &logits)?;
+    let within = documents.map(|documents| documents.mask(&logits)).transpose()?;
+    // One addition to the logits, of which the gradient keeps all.
+    logits = match (near, within) {
+        (Some(near), Some(within)) => logits.broadcast_add(&within.broadcast_add(&near)?)?,
+        (Some(mask), None) | (None, Some(mask)) => logits.broadcast_add(&mask)?,
+        (None, None) => logits,
+    };
     precision.matmul(&candle_nn::ops::softmax(&logits, D::Minus1)?, &v)?.transpose(1, 2)?.contiguous()
 }
 

@@ -68,61 +68,52 @@ impl EstimateCommand {
             memory: self.bandwidth * 1e9,
             exchange: self.exchange * 1e9,
         };
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
-            "processes",
-            "weights",
-            "gradients",
-            "optimizer",
-            "activations",
-            "update",
-            "peak",
-            "gradient",
-            "update",
-            "exchange",
-            "a step",
-            "a second",
-        ]);
-        let mut size = None;
+        let what = if graph.context().is_some() { "tokens" } else { "images" };
+        let mut memory = table(&["weights", "gradients", "optimizer", "activations", "update", "peak"]);
+        let mut time = table(&["products", "traffic", "update", "exchange", "a step", &format!("{what} a second")]);
+        let mut last = None;
         for &processes in &self.processes {
             if processes == 0 {
                 bail!("--processes 0: at least one process trains")
             }
             let e = estimate(&config, &graph, processes)?;
             let m = &e.memory;
-            let mut row = vec![processes.to_string()];
-            row.extend([m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib));
-            match e.seconds(&machine) {
+            let row = [m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib);
+            memory.add_row(std::iter::once(processes.to_string()).chain(row));
+            let row = match e.seconds(&machine) {
                 Some(parts) => {
                     let total: f64 = parts.iter().sum();
-                    row.extend(parts.into_iter().chain([total]).map(seconds));
-                    row.push(significant(e.tokens as f64 / total));
+                    let rate = significant(e.tokens as f64 / total);
+                    parts.into_iter().chain([total]).map(seconds).chain([rate]).collect()
                 }
-                None => row.extend(["?"; 5].map(String::from)),
-            }
-            table.add_row(row);
-            size = Some(e);
+                None => vec!["?".to_string(); 6],
+            };
+            time.add_row(std::iter::once(processes.to_string()).chain(row));
+            last = Some(e);
         }
-        for column in table.column_iter_mut() {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        let Some(e) = size else { bail!("--processes: give at least one number") };
-        let what = if graph.context().is_some() { "tokens" } else { "images" };
+        let Some(e) = last else { bail!("--processes: give at least one number") };
         println!(
-            "{} weights; {} {what} a step in {} parts a process",
+            "{} weights; {} {what} a step in {} parts a process. By arithmetic, not measured.",
             significant(e.weights as f64),
             significant(e.tokens as f64),
             config.train.accumulate
         );
-        println!("{table}");
-        println!(
-            "memory in GiB a process, time in seconds, {what} a second of all; an estimate by arithmetic, not a measurement"
-        );
+        println!("GiB of each process:\n{memory}\nseconds of a step:\n{time}");
         if e.update.is_none() {
             println!("?: an SVD is done on the CPU, and its time is not known; another constraint does without");
         }
         Ok(())
     }
+}
+
+fn table(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    table.set_header(std::iter::once("processes").chain(columns.iter().copied()));
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 fn gib(bytes: f64) -> String {
