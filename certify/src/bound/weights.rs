@@ -36,7 +36,7 @@ pub struct WeightNorms<'a> {
 pub(crate) const PAIRS: usize = 1024;
 
 /// Matrices kept at a time: query, key, value and output of one attention. One that is larger is kept alone.
-const KEPT: (usize, usize) = (4, 1 << 23);
+const KEPT: (usize, usize) = (4, 1 << 25);
 
 impl<'a> WeightNorms<'a> {
     /// Of the weights of `source`, each read when it is asked for.
