@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama2_c::{Cache, Config, Llama};
 use candle_transformers::models::llama2_c_weights::TransformerWeights;
-use lipschitz_nn::import::{Dialect, Imported, Options, import};
+use lipschitz_nn::import::{Dialect, Foreign, Imported, Options, import};
 use lipschitz_nn::{Model, graph::Op};
 use lipschitz_tests::Dice;
 use lipschitz_tests::foreign::{Tensors, distance, flat, ids, ours, seeded, write};
@@ -210,6 +210,14 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     let path = file("m.pt", torch(pickled(REBUILD, &[2, 2], 0)));
     let model = imported(&path).model;
     assert_eq!(flat(&model.forward(&Tensor::new(&[[1f32, 10.0]], &Device::Cpu).unwrap()).unwrap()), [21.0, 43.0]);
+    // What stays on disk must stay as it was opened: a proof of half of one file and half of another is none.
+    let opened = Foreign::open(&path, &Options::default()).unwrap();
+    assert_eq!(flat(&opened.tensor("layer0.weight").unwrap()), [1.0, 2.0, 3.0, 4.0]);
+    assert!(opened.tensor("layer1.weight").unwrap_err().to_string().contains("is missing"));
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+    let said = opened.tensor("layer0.weight").unwrap_err().to_string();
+    assert!(said.contains("m.pt") && said.contains("has changed since"), "{said}");
     // A view into its storage.
     let path = file("view.pt", torch(pickled(REBUILD, &[1, 2], 2)));
     assert_eq!(flat(&imported(&path).model.weights()["layer0.weight"]), [3.0, 4.0]);

@@ -35,14 +35,36 @@ const UPDATE_PASSES: f64 = 12.0;
 /// What a device sustains.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// Floating-point operations a second of products in the precision of the run.
-    pub products: f64,
-    /// The same in f32, in which Muon and the constraints work.
-    pub f32_products: f64,
+    /// Floating-point operations a second of products in f32.
+    pub f32: f64,
+    /// Of products in bf16.
+    pub bf16: f64,
     /// Bytes a second to and from its memory.
     pub memory: f64,
     /// Bytes a second that a process sends to the others.
     pub exchange: f64,
+}
+
+/// Floating-point operations of products, by what they are worked out in.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// In f32.
+    pub f32: f64,
+    /// In bf16.
+    pub bf16: f64,
+}
+
+impl Work {
+    fn of(precision: Precision, operations: f64) -> Self {
+        match precision {
+            Precision::F32 => Self { f32: operations, bf16: 0.0 },
+            Precision::Bf16 => Self { f32: 0.0, bf16: operations },
+        }
+    }
+
+    fn seconds(self, machine: &Machine) -> f64 {
+        self.f32 / machine.f32 + self.bf16 / machine.bf16
+    }
 }
 
 /// What a step needs of each process.
@@ -54,10 +76,10 @@ pub struct Estimate {
     pub tokens: u64,
     /// Bytes.
     pub memory: Memory,
-    /// Floating-point operations of products, forward and backward.
-    pub gradient: f64,
-    /// Those of the optimizer and the constraint, of the process that has most; none known for an SVD.
-    pub update: Option<f64>,
+    /// Of forward and backward pass.
+    pub gradient: Work,
+    /// Of the optimizer and the constraint, of the process that has most; none known for an SVD.
+    pub update: Option<Work>,
     /// Bytes that forward and backward pass move to and from memory, and the update.
     pub moved: (f64, f64),
     /// Bytes that a process sends.
@@ -90,9 +112,9 @@ impl Estimate {
     /// Seconds of the products of forward and backward pass, of what they move through memory, of update and constraint, and of exchange.
     /// None of them overlap.
     pub fn seconds(&self, machine: &Machine) -> Option<[f64; 4]> {
-        let update = self.update? / machine.f32_products + self.moved.1 / machine.memory;
+        let update = self.update?.seconds(machine) + self.moved.1 / machine.memory;
         let exchange = self.sent / machine.exchange;
-        Some([self.gradient / machine.products, self.moved.0 / machine.memory, update, exchange])
+        Some([self.gradient.seconds(machine), self.moved.0 / machine.memory, update, exchange])
     }
 }
 
@@ -111,6 +133,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
 
     let segments = segments(graph, train.precision);
     let forward: f64 = segments.iter().map(|s| s.products).sum();
+    let unneeded: f64 = segments.iter().map(|s| s.without_gradient).sum();
     let kept: f64 = segments.iter().map(|s| s.kept).sum();
     let again = if train.recompute { segments.iter().rev().skip(1).map(|s| s.products).sum() } else { 0.0 };
     let held = if train.recompute {
@@ -125,7 +148,6 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
         segments.iter().map(rounded).sum()
     };
     let at_work = segments.iter().map(|s| s.at_work).fold(0.0, f64::max);
-    let tokens = graph.context().unwrap_or(1) as u64 * train.batch_size as u64;
 
     let owners = owners(&parameters.iter().map(step::work).collect::<Vec<_>>(), processes);
     let of = |rank: usize| parameters.iter().zip(&owners).filter(move |(_, owner)| **owner == rank).map(|(p, _)| p);
@@ -139,7 +161,18 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
             }
     });
     let counted = parameters.iter().all(|p| recipe.constraint_work(p).is_some());
-    let update = most(&|p| recipe.update_work(p) + recipe.constraint_work(p).unwrap_or(0.0));
+    let in_bf16 = |p: &Parameter| match recipe.optimizer_of(p) {
+        OptimizerConfig::Muon(muon) => muon.precision == Precision::Bf16,
+        OptimizerConfig::Adamw(_) | OptimizerConfig::Sgd(_) => false,
+    };
+    let update = Work {
+        // An SVD, which has no count, takes the whole of it away below.
+        f32: most(&|p| {
+            let update = if in_bf16(p) { 0.0 } else { recipe.update_work(p) };
+            update + recipe.constraint_work(p).unwrap_or_default()
+        }),
+        bf16: most(&|p| if in_bf16(p) { recipe.update_work(p) } else { 0.0 }),
+    };
     // All matrices of one shape go through an update together, as far as they fit.
     let stack = parameters.iter().filter(|p| p.geometry == Geometry::Matrix).map(|p| {
         let alike: f64 = parameters.iter().filter(|other| other.shape == p.shape).map(numbers).sum();
@@ -150,7 +183,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     let others = (processes - 1) as f64 / processes as f64;
     Ok(Estimate {
         weights: weights as u64,
-        tokens,
+        tokens: graph.input.positions() as u64 * train.batch_size as u64,
         memory: Memory {
             weights: F32 * weights,
             // With several parts, the sum so far and the gradient of a part, which is added block by block where blocks are run again.
@@ -159,7 +192,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
             activations: (held + at_work) * part + rounded,
             update: F32 * (own + STACK * stack),
         },
-        gradient: examples * (3.0 * forward + again - segments.first().map_or(0.0, |s| s.without_gradient)),
+        gradient: Work::of(train.precision, examples * (3.0 * forward + again - unneeded)),
         update: counted.then_some(update),
         // Working something out again writes and reads it once more.
         moved: ((PASSES + if train.recompute { 2.0 } else { 0.0 }) * kept * examples, UPDATE_PASSES * F32 * own),
@@ -190,18 +223,21 @@ struct Walk {
     precision: Precision,
     /// Whether attention stays within documents.
     separator: bool,
+    /// Of pictures.
+    channels: f64,
     tokens: f64,
     width: f64,
     out: Segment,
 }
 
 fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
-    let (tokens, width, separator) = match graph.input {
-        Input::Tokens { context, separator } => (context as f64, 0.0, separator.is_some()),
-        Input::Pixels { channels, height, width } => (1.0, (channels * height * width) as f64, false),
-        Input::Vector { dim } => (1.0, dim as f64, false),
+    let (width, channels, separator) = match graph.input {
+        Input::Tokens { separator, .. } => (0.0, 0.0, separator.is_some()),
+        Input::Pixels { channels, height, width } => ((channels * height * width) as f64, channels as f64, false),
+        Input::Vector { dim } => (dim as f64, 0.0, false),
     };
-    let mut walk = Walk { precision, separator, tokens, width, out: Segment::default() };
+    let tokens = graph.input.positions() as f64;
+    let mut walk = Walk { precision, separator, channels, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
     let mut first = true;
     walk.top(&graph.nodes, &mut |node, segment| {
@@ -342,11 +378,61 @@ impl Walk {
                 self.tokens = 1.0;
             }
             Op::Patches { size } => {
-                // Pixels come as one row of three planes.
-                let patch = (3 * size * size) as f64;
+                let patch = self.channels * (size * size) as f64;
                 (self.tokens, self.width) = (here / patch, patch);
                 self.keep(1.0, here);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(preset: &str, settings: &[&str], outputs: usize) -> Estimate {
+        let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+        let config = Config::parse(crate::preset::text(preset).unwrap(), &settings).unwrap();
+        estimate(&config, &config.graph(outputs).unwrap(), 1).unwrap()
+    }
+
+    #[test]
+    fn products_are_counted() {
+        // The gradient with respect to pixels is not worked out.
+        let mlp = of("mlp-cifar10", &["train.batch_size=7"], 10);
+        let (first, others) = (3072 * 256, 256 * 256 + 256 * 10);
+        assert_eq!(mlp.gradient, Work { f32: (7 * 2 * (2 * first + 3 * others)) as f64, bf16: 0.0 });
+        assert_eq!(mlp.tokens, 7);
+
+        let settings = ["model.dim=64", "model.layers=2", "model.heads=2", "model.context=32", "train.batch_size=5"];
+        let gpt = of("gpt-shakespeare", &settings, 30);
+        // Four square matrices and two of 4 × 64 a layer, the head; scores and mixed values.
+        let forward = 2 * 32 * (2 * 12 * 64 * 64 + 64 * 30) + 2 * 2 * 2 * 32 * 32 * 64;
+        assert_eq!(gpt.gradient.f32, (5 * 3 * forward) as f64);
+        assert_eq!(gpt.tokens, 5 * 32);
+        let again =
+            of("gpt-shakespeare", &[&settings[..], &["train.recompute=true", "train.precision=bf16"]].concat(), 30);
+        assert_eq!(again.gradient, Work { f32: 0.0, bf16: (5 * (4 * forward - 2 * 32 * 64 * 30)) as f64 });
+
+        // Patches of 8 × 8 pixels: a token each.
+        let vit = of("vit-cifar10", &["model.patch=8", "train.batch_size=1"], 10);
+        assert!(vit.gradient.f32 > 0.0 && vit.tokens == 1);
+    }
+
+    #[test]
+    fn updates_are_counted() {
+        let one = |settings: &[&str]| {
+            of("mlp-cifar10", &[&["model.hidden=[512]", "constraint.sigma_max=4"], settings].concat(), 512).update
+        };
+        let (s, l) = (512f64, 3072f64);
+        // The square matrix by six quintics, the other by its Gram matrix.
+        let muon = 6.0 * 6.0 * s.powi(3) + (4.0 * s * s * l + 21.0 * 2.0 * s.powi(3));
+        let soft = 8.0 * s.powi(3) + 8.0 * s * s * l;
+        assert_eq!(one(&[]), Some(Work { f32: muon + soft, bf16: 0.0 }));
+        // In bf16 the Gram form is not used, and the cap is followed by a norm.
+        let plain = 6.0 * 6.0 * s.powi(3) + 6.0 * (4.0 * s * s * l + 2.0 * s.powi(3));
+        let norms = (2.0 + 18.0) * s.powi(3) + (2.0 * s * s * l + 18.0 * s.powi(3));
+        assert_eq!(one(&["optimizer.precision=bf16"]), Some(Work { f32: soft + norms, bf16: plain }));
+        assert_eq!(one(&["constraint.method=svd_clip"]), None);
     }
 }

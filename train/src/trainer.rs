@@ -243,7 +243,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         let mut line = Metrics {
             step: done,
             // Tokens, or images.
-            tokens: done * t.batch_size as u64 * graph.context().map_or(1, |context| context as u64),
+            tokens: done * t.batch_size as u64 * graph.input.positions() as u64,
             train_loss: Some(outcome.loss),
             grad_norm: Some(outcome.grad_norm),
             activation_max: Some(largest_activation(&model, &x)?),

@@ -67,6 +67,14 @@ impl Input {
     pub fn tokens(context: usize) -> Self {
         Self::Tokens { context, separator: None }
     }
+
+    /// What metrics count of one example: the tokens of a longest sequence; an image or a vector is one.
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::Tokens { context, .. } => *context,
+            Self::Pixels { .. } | Self::Vector { .. } => 1,
+        }
+    }
 }
 
 /// One named node. Its name is one segment of the path of the weights below it; an empty name adds no segment.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
@@ -48,7 +49,8 @@ pub(super) struct Entry {
 /// The tensors of one or several files, by name.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    paths: Vec<PathBuf>,
+    /// Each with the time of its last change: what is read later must be what was read before.
+    paths: Vec<(PathBuf, Option<SystemTime>)>,
     tensors: BTreeMap<String, Info>,
 }
 
@@ -149,7 +151,8 @@ impl Files {
         if total > length.saturating_mul(2) {
             return Err(Error::file(path, format!("has tensors of {total} bytes in a file of {length}")));
         }
-        self.paths.push(path.to_path_buf());
+        let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+        self.paths.push((path.to_path_buf(), changed));
         Ok(())
     }
 
@@ -182,10 +185,13 @@ impl Files {
             Place::Memory(tensor) => return Ok(tensor.clone()),
             Place::File { file, offset, bytes } => (*file, *offset, *bytes),
         };
-        let path = &self.paths[file];
+        let (path, changed) = &self.paths[file];
         let dtype = info.dtype.ok_or_else(|| Error::weight(name, "has a type that no weight can have"))?;
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
+        if file.metadata().and_then(|file| file.modified()).ok() != *changed {
+            return Err(Error::file(path, "has changed since it was opened; start again when nothing writes to it"));
+        }
         file.seek(SeekFrom::Start(offset)).map_err(io)?;
         let mut bytes = vec![0; bytes as usize];
         file.read_exact(&mut bytes).map_err(io)?;

@@ -141,10 +141,8 @@ fn open_file(path: &Path, options: &Options) -> Result<Foreign, Error> {
     if path.extension().is_some_and(|e| e == "npz")
         && let Some((config, files)) = modula_run::open(path)?
     {
-        return {
-            let plan = modula::plan(&config, &files)?;
-            complete(path, "modula".into(), plan, files, None, options)
-        };
+        let plan = modula::plan(&config, &files)?;
+        return complete(path, "modula".into(), plan, files, None, options);
     }
     let files = Files::of_file(path)?;
     if path.extension().is_some_and(|e| e == "npz")

@@ -58,13 +58,9 @@ impl EstimateCommand {
         };
         let graph = config.graph(outputs)?;
         config.recipe().check_for(&graph)?;
-        let products = match config.train.precision {
-            lipschitz_nn::ops::Precision::F32 => self.f32,
-            lipschitz_nn::ops::Precision::Bf16 => self.bf16,
-        };
         let machine = Machine {
-            products: products * 1e12,
-            f32_products: self.f32 * 1e12,
+            f32: self.f32 * 1e12,
+            bf16: self.bf16 * 1e12,
             memory: self.bandwidth * 1e9,
             exchange: self.exchange * 1e9,
         };
