@@ -222,21 +222,7 @@ mod tests {
     use super::*;
 
     fn graph() -> Graph {
-        let scales = (1.0 / 8.0, 1.0 / 3.0);
-        let (logit_scale, output_scale) = scales;
-        Gpt {
-            vocabulary: 30,
-            context: 16,
-            dim: 32,
-            layers: 3,
-            heads: 4,
-            logit_scale,
-            output_scale,
-            final_scale: 1.0,
-            separator: None,
-        }
-        .graph()
-        .unwrap()
+        Gpt::new(30, 16, 3, Block::new(32, 4)).graph().unwrap()
     }
 
     fn recipe(method: Method, per_head: Heads) -> Recipe {
@@ -283,8 +269,7 @@ mod tests {
     /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just below the target.
     #[test]
     fn every_promise_is_solved_for() {
-        let block =
-            Block { dim: 32, heads: 4, logit_scale: 1.0 / 32.0, output_scale: 1.0 / 3.0, causal: false, rotary: None };
+        let block = Block { logit_scale: 1.0 / 32.0, causal: false, positions: None, ..Block::new(32, 4) };
         let vit =
             Vit { image: [3, 32, 32], patch: 8, outputs: 10, block, layers: 2, final_scale: 2.0 }.graph().unwrap();
         let names = Heads::Of(["query", "key", "output"].map(String::from).into());

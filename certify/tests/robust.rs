@@ -9,7 +9,7 @@ use certify::robust::{self, Effort, Settings};
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::Gpt;
+use lipschitz_nn::presets::{Block, Gpt};
 
 /// Uniform in [-1, 1].
 fn noise(label: &str, shape: &[usize]) -> Tensor {
@@ -119,17 +119,7 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
 fn next_tokens_are_certified_and_attacked() {
     let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
     let vocabulary = data.vocabulary;
-    let gpt = Gpt {
-        vocabulary,
-        context: 12,
-        dim: 16,
-        layers: 1,
-        heads: 2,
-        logit_scale: 0.125,
-        output_scale: 1.0,
-        final_scale: 1.0,
-        separator: None,
-    };
+    let gpt = Gpt::new(vocabulary, 12, 1, Block { output_scale: 1.0, ..Block::new(16, 2) });
     let graph = gpt.graph().unwrap();
     let mut weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
     // What starts at zero would make everything zero.

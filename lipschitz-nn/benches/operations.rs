@@ -106,7 +106,7 @@ compare!(
     attention_block,
     (attention(), [var(&[16, 256, DIM]), var(&[3 * DIM, DIM]), var(&[DIM, DIM])]),
     |v| ops::attention_block(&v.0, &v.1[0], &v.1[1], &v.1[2], true),
-    ops::composed::attention_block(&v.0, &v.1[0], &v.1[1], &v.1[2])
+    ops::composed::attention_block(&v.0, &v.1[0], &v.1[1], &v.1[2], None)
 );
 
 const MLP: MlpBlock = MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.8, branch: 0.2 };

@@ -39,6 +39,12 @@ fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
     match p.init {
         Init::Zero => vec![0.0; count],
         Init::One => vec![1.0; count],
+        Init::Slopes { bias, causal } => {
+            let heads = p.shape[1];
+            let slope = |h: usize| 2f64.powf(-8.0 * (h + 1) as f64 / heads as f64);
+            let row = |distance: usize| (0..heads).map(move |h| -slope(h) * distance as f64);
+            bias.distances(causal).into_iter().flat_map(row).collect()
+        }
         Init::Rows => {
             let dim = p.shape[1];
             let mut table = gaussians(count, rng);

@@ -371,8 +371,9 @@ impl Model {
                             branch: branch * a.output_scale,
                             documents: pass.documents.clone(),
                         };
-                        let names = ["query", "key", "value", "output"];
-                        ops::Block::Attention(block, names.map(|name| weight(&path, name)))
+                        let weights = ["query", "key", "value", "output"].map(|name| weight(&path, name));
+                        let table = |bias| (bias, self.weight(&path, "position_bias.weight").clone());
+                        ops::Block::Attention(block, weights, a.position_bias.map(table))
                     }
                     _ => return false,
                 });
@@ -414,7 +415,7 @@ impl Model {
             (causal, Some(window)) => ops::Mask::Near { window, causal },
         };
         let bias = match a.position_bias {
-            Some(bias) => Some(ops::position_bias(self.weight(path, "position_bias.weight"), bias, tokens)?),
+            Some(bias) => Some(ops::position_bias(self.weight(path, "position_bias.weight"), bias, a.causal, tokens)?),
             None => None,
         };
         let (scale, cap, bias, precision) = (a.logit_scale, a.logit_cap, bias.as_ref(), self.precision);
@@ -429,12 +430,7 @@ impl Model {
 
 /// Whether attention has none of what [`ops::attention_block`] leaves out.
 fn plain(a: &Attention) -> bool {
-    !a.bias
-        && !a.output_bias
-        && a.query_key_norm.is_none()
-        && a.logit_cap.is_none()
-        && a.window.is_none()
-        && a.position_bias.is_none()
+    !a.bias && !a.output_bias && a.query_key_norm.is_none() && a.logit_cap.is_none() && a.window.is_none()
 }
 
 impl candle_nn::Module for Model {

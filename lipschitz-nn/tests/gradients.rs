@@ -107,10 +107,10 @@ fn every_node_kind_has_the_right_gradient() {
     };
     on_tokens("norm over all heads", Op::Attention(stacked));
     let position_bias = Some(PositionBias { buckets: 4, max_distance: 3 });
-    on_tokens("position bias", Op::Attention(Attention { causal: false, position_bias, ..Attention::new(6, 2, 4) }));
-    for function in
-        [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
-    {
+    for causal in [false, true] {
+        on_tokens("position bias", Op::Attention(Attention { causal, position_bias, ..Attention::new(6, 2, 4) }));
+    }
+    for function in Function::ALL {
         on_tokens(&format!("{function:?}"), Op::Activation { function, scale: 0.8 });
         on_tokens(&format!("gated {function:?}"), Op::GatedMlp { dim: 6, hidden: 7, function, bias: true });
     }
@@ -186,9 +186,7 @@ fn fused_operations_equal_their_twins() {
             Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap()).unwrap()
         };
         let x = var(&[3, 7001], 6.0, &mut rng);
-        for function in
-            [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
-        {
+        for function in Function::ALL {
             let fused = ops::activation(&x, function, 0.9).unwrap();
             let composed = ops::composed::activation(&x, function, 0.9).unwrap();
             same(&format!("{function:?}"), &[&x], &fused, &composed, tolerance);
@@ -305,20 +303,26 @@ fn fused_blocks_equal_their_twins() {
             let w = var(&[(heads + 2 * groups) * head, dim], 1.0, &mut rng);
             let output = var(&[dim, heads * head], 1.0, &mut rng);
             let fused = ops::attention_block(&block, &x, &w, &output, keep).unwrap();
-            let composed = ops::composed::attention_block(&block, &x, &w, &output).unwrap();
+            let composed = ops::composed::attention_block(&block, &x, &w, &output, None).unwrap();
             same(&format!("{block:?}"), &[&x, &w, &output], &fused, &composed, tolerance);
             // The same, between two perceptrons.
             let mlp = ops::MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.6, branch: 0.5 };
             let [query, key, value] = [heads, groups, groups].map(|n| var(&[n * head, dim], 1.0, &mut rng));
             let [up, down] = [[5, dim], [dim, 5]].map(|shape| var(&shape, 1.0, &mut rng));
             let tensors = |vars: &[&Var]| vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
-            let weights = tensors(&[&query, &key, &value, &output]).try_into().unwrap();
+            let weights: [Tensor; 4] = tensors(&[&query, &key, &value, &output]).try_into().unwrap();
+            let table = var(&[8, heads], 1.0, &mut rng);
+            let bias = Some((PositionBias { buckets: 8, max_distance: 40 }, table.as_tensor().clone()));
             let perceptron = || ops::Block::Perceptron(mlp, tensors(&[&up, &down]).try_into().unwrap());
-            let blocks = [perceptron(), ops::Block::Attention(block.clone(), weights), perceptron()];
-            let fused = ops::chain(&x, &blocks, keep).unwrap();
-            let composed = ops::composed::chain(&x, &blocks).unwrap();
-            let all = [&x, &query, &key, &value, &output, &up, &down];
-            same(&format!("chain around {block:?}"), &all, &fused, &composed, tolerance);
+            for bias in [None, bias] {
+                let weights = weights.clone();
+                let mut all = vec![&x, &query, &key, &value, &output, &up, &down];
+                all.extend(bias.is_some().then_some(&table));
+                let blocks = [perceptron(), ops::Block::Attention(block.clone(), weights, bias), perceptron()];
+                let fused = ops::chain(&x, &blocks, keep).unwrap();
+                let composed = ops::composed::chain(&x, &blocks).unwrap();
+                same(&format!("chain around {block:?}"), &all, &fused, &composed, tolerance);
+            }
         }
     }
 }

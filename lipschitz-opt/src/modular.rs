@@ -196,7 +196,7 @@ fn attention(a: &Attention, path: &str) -> Part {
 /// The slope that the modular norm counts an activation with: its largest.
 fn slope(function: Function) -> f64 {
     match function {
-        Function::Relu | Function::Tanh => 1.0,
+        Function::Relu | Function::Abs | Function::Tanh => 1.0,
         Function::GeluErf | Function::GeluTanh => 1.129,
         Function::Silu => 1.1,
         Function::Sigmoid => 0.25,
@@ -237,7 +237,7 @@ fn allot(parts: &[Part], mass: f64, rate: f64, out: &mut BTreeMap<String, f64>) 
 mod tests {
     use super::*;
     use lipschitz_nn::graph::Input;
-    use lipschitz_nn::presets::{Gpt, Mlp};
+    use lipschitz_nn::presets::{Block, Gpt, Mlp};
 
     fn modular(residual: Residual, masses: &[(&str, f64)]) -> RatesConfig {
         RatesConfig::Modular { residual, masses: masses.iter().map(|(k, v)| (k.to_string(), *v)).collect() }
@@ -259,18 +259,7 @@ mod tests {
     }
 
     fn gpt(layers: usize) -> Graph {
-        let gpt = Gpt {
-            vocabulary: 10,
-            context: 8,
-            dim: 8,
-            layers,
-            heads: 2,
-            logit_scale: 0.25,
-            output_scale: 1.0 / 3.0,
-            final_scale: 1.0,
-            separator: None,
-        };
-        gpt.graph().unwrap()
+        Gpt::new(10, 8, layers, Block::new(8, 2)).graph().unwrap()
     }
 
     /// The published numbers: masses 1, 32, 1, and half the rate with each residual going back.

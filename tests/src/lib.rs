@@ -44,9 +44,6 @@ impl Dice {
     }
 }
 
-const FUNCTIONS: [Function; 6] =
-    [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid];
-
 /// Rotary positions: the usual frequencies, or given ones for all or the first coordinates.
 fn rotary(head_dim: usize, dice: &mut Dice) -> Rotary {
     let given = dice.coin().then(|| (0..1 + dice.below(head_dim / 2)).map(|_| dice.unit()).collect());
@@ -74,7 +71,7 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
         query_key_span: dice.pick(&[Span::Head, Span::Heads]),
         logit_cap: (dice.below(4) == 0).then(|| dice.pick(&[0.3, 5.0])),
         window: (dice.below(4) == 0).then(|| 1 + dice.below(3)),
-        position_bias: (!causal && dice.coin()).then_some(PositionBias { buckets: 4, max_distance: 3 }),
+        position_bias: dice.coin().then_some(PositionBias { buckets: 4, max_distance: 3 }),
     })
 }
 
@@ -85,13 +82,15 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
         let op = match dice.below(if depth < 2 { 9 } else { 7 }) {
             0 | 1 => attention(dim, dice),
             2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
-            3 => Op::Activation { function: dice.pick(&FUNCTIONS), scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]) },
+            3 => Op::Activation { function: dice.pick(&Function::ALL), scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]) },
             4 => Op::Scale { factor: 1.5 * dice.unit() },
             5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 if dice.below(4) == 0 => Op::Clip { limit: dice.pick(&[0.1, 1.0]) },
-            6 => Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&FUNCTIONS), bias: dice.coin() },
+            6 => {
+                Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&Function::ALL), bias: dice.coin() }
+            }
             7 => Op::Sequential { body: body(dim, depth + 1, dice) },
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();
@@ -130,7 +129,7 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
             let next = 3 + dice.below(8);
             nodes.push(linear(&format!("l{i}"), width, next, dice));
             let scale = dice.pick(&[1.0, 1.0 / 1.1289, -1.5]);
-            nodes.push(Node::new("", Op::Activation { function: dice.pick(&FUNCTIONS), scale }));
+            nodes.push(Node::new("", Op::Activation { function: dice.pick(&Function::ALL), scale }));
             if dice.coin() {
                 nodes.push(Node::new("", Op::Scale { factor: 2.0 * dice.unit() }));
             }

@@ -11,7 +11,7 @@ use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Geometry, Graph};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::without_kernels;
-use lipschitz_nn::presets::{Gpt, Mlp};
+use lipschitz_nn::presets::{Block, Gpt, Mlp};
 use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, Heads, MuonConfig, OptimizerConfig, Rate, Recipe, SgdConfig};
@@ -110,17 +110,7 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
 }
 
 fn gpt() -> Graph {
-    let gpt = Gpt {
-        vocabulary: 31,
-        context: 24,
-        dim: 32,
-        layers: 2,
-        heads: 2,
-        logit_scale: 1.0 / 16.0,
-        output_scale: 1.0 / 3.0,
-        final_scale: 8.0,
-        separator: Some(5),
-    };
+    let gpt = Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 2, Block::new(32, 2)) };
     gpt.graph().unwrap()
 }
 

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::{Strided, product};
-use lipschitz_nn::presets::Gpt;
+use lipschitz_nn::presets::{Block, Gpt};
 use lipschitz_opt::constraint::{ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig};
 use train::config::Config;
@@ -39,11 +39,7 @@ fn main() {
 }
 
 fn graph(dim: usize, layers: usize, context: usize) -> lipschitz_nn::Graph {
-    let heads = dim / 64;
-    let (logit_scale, output_scale, final_scale) = (1.0 / 64.0, 1.0 / 3.0, 1.0);
-    Gpt { vocabulary: 65, context, dim, layers, heads, logit_scale, output_scale, final_scale, separator: None }
-        .graph()
-        .expect("it fits")
+    Gpt::new(65, context, layers, Block::new(dim, dim / 64)).graph().expect("it fits")
 }
 
 /// A network on variables, with what trains it.

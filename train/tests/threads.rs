@@ -5,7 +5,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::{Gpt, Mlp};
+use lipschitz_nn::presets::{Block, Gpt, Mlp};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
@@ -44,18 +44,7 @@ fn run(graph: &Graph, recipe: &Recipe, recompute: bool, parts: usize, threads: u
 }
 
 fn cases() -> Vec<(&'static str, Graph, Recipe)> {
-    let (logit_scale, output_scale, final_scale) = (1.0 / 32.0, 1.0 / 3.0, 2.0);
-    let gpt = Gpt {
-        vocabulary: 65,
-        context: 130,
-        dim: 64,
-        layers: 2,
-        heads: 2,
-        logit_scale,
-        output_scale,
-        final_scale,
-        separator: None,
-    };
+    let gpt = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 2, Block::new(64, 2)) };
     let mlp = Mlp { input: Input::Vector { dim: 48 }, hidden: vec![200, 90], outputs: 10, final_scale: 1.0 };
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     let adamw = OptimizerConfig::Adamw(AdamWConfig::default());

@@ -8,7 +8,7 @@ use crate::upper::Upper;
 /// `sup |φ'|`, rounded up.
 pub(super) fn slope(function: Function) -> Upper {
     Upper::from_f64(match function {
-        Function::Relu | Function::Tanh => 1.0,
+        Function::Relu | Function::Abs | Function::Tanh => 1.0,
         Function::GeluErf => 1.128_904_146,
         Function::GeluTanh => 1.128_993_069,
         Function::Silu => 1.099_839_321,
@@ -16,17 +16,21 @@ pub(super) fn slope(function: Function) -> Upper {
     })
 }
 
-/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0, 1/4]; those of GELU and SiLU
-/// at x and −x add up to 1.
+/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0, 1/4], |x| −1 and 1; those of GELU and
+/// SiLU at x and −x add up to 1.
 pub(super) fn slopes(function: Function) -> (f64, Upper) {
-    let centre = if function == Function::Sigmoid { 0.125 } else { 0.5 };
+    let centre = match function {
+        Function::Abs => 0.0,
+        Function::Sigmoid => 0.125,
+        Function::Relu | Function::GeluErf | Function::GeluTanh | Function::Silu | Function::Tanh => 0.5,
+    };
     (centre, Upper::from_f64((slope(function).to_f64() - centre).next_up()))
 }
 
-/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for GELU's and SiLU's sign.
+/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for GELU's and SiLU's sign; |x| is x or −x.
 pub(super) fn value(function: Function, r: Upper) -> Upper {
     match function {
-        Function::Relu | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
+        Function::Relu | Function::Abs | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
         Function::Tanh => r.min(Upper::ONE),
         Function::Sigmoid => Upper::ONE,
     }
@@ -35,7 +39,7 @@ pub(super) fn value(function: Function, r: Upper) -> Upper {
 /// A bound on ‖φ(x)‖₂ for ‖x‖₂ ≤ r in `width` dimensions.
 pub(super) fn norm(function: Function, r: Upper, width: usize) -> Upper {
     match function {
-        Function::Relu | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
+        Function::Relu | Function::Abs | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
         Function::Tanh => r.min(count(width).sqrt()),
         Function::Sigmoid => count(width).sqrt(),
     }
@@ -52,6 +56,7 @@ mod tests {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let derivative = |function, x: f64| match function {
             Function::Relu => f64::from(x > 0.0),
+            Function::Abs => x.signum(),
             Function::GeluErf => candle_core::cpu::erf::erfc_f64(-x / 2f64.sqrt()) / 2.0 + x * phi(x),
             Function::GeluTanh => {
                 let (a, b) = ((2.0 / std::f64::consts::PI).sqrt(), 0.044715);
@@ -62,9 +67,7 @@ mod tests {
             Function::Tanh => 1.0 - x.tanh().powi(2),
             Function::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         };
-        for function in
-            [Function::Relu, Function::GeluErf, Function::GeluTanh, Function::Silu, Function::Tanh, Function::Sigmoid]
-        {
+        for function in Function::ALL {
             let found = (-200_000..=200_000).map(|i| derivative(function, i as f64 * 5e-5).abs()).fold(0.0, f64::max);
             let claimed = slope(function).to_f64();
             assert!(found <= claimed && claimed - found < 1e-6, "{function:?}: {found} against {claimed}");

@@ -78,7 +78,7 @@ mod tests {
     use candle_core::{DType, Device};
     use lipschitz_nn::Model;
     use lipschitz_nn::init::{self, Blocks};
-    use lipschitz_nn::presets::Gpt;
+    use lipschitz_nn::presets::{Block, Gpt};
 
     use super::*;
     use crate::certificate::{Formula, certify};
@@ -86,18 +86,7 @@ mod tests {
 
     #[test]
     fn the_factors_multiply_to_the_constant() {
-        let (logit_scale, output_scale) = (0.25, 1.0);
-        let gpt = Gpt {
-            vocabulary: 9,
-            context: 4,
-            dim: 8,
-            layers: 2,
-            heads: 2,
-            logit_scale,
-            output_scale,
-            final_scale: 3.0,
-            separator: None,
-        };
+        let gpt = Gpt { final_scale: 3.0, ..Gpt::new(9, 4, 2, Block { output_scale: 1.0, ..Block::new(8, 2) }) };
         let graph = gpt.graph().unwrap();
         let mut weights = init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
         // What starts at zero would make everything zero.

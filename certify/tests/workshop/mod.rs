@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::Gpt;
+use lipschitz_nn::presets::{Block, Gpt};
 use lipschitz_nn::{Model, Weights};
 use tempfile::TempDir;
 
@@ -23,18 +23,7 @@ impl Workshop {
     }
 
     pub fn model() -> Model {
-        let scales = (1.0 / 4.0, 1.0 / 3.0);
-        let gpt = Gpt {
-            vocabulary: 11,
-            context: 6,
-            dim: 16,
-            layers: 2,
-            heads: 4,
-            logit_scale: scales.0,
-            output_scale: scales.1,
-            final_scale: 1.0,
-            separator: None,
-        };
+        let gpt = Gpt::new(11, 6, 2, Block::new(16, 4));
         let graph = gpt.graph().unwrap();
         let mut weights = init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
         for (name, w) in &mut weights {

@@ -46,14 +46,47 @@ pub enum Span {
 }
 
 /// A number added to each logit, learned for buckets of the distance between query and key; near distances have buckets of
-/// their own, far ones share (Raffel et al., *Exploring the Limits of Transfer Learning*, section 2.1).
+/// their own, far ones share (Raffel et al., *Exploring the Limits of Transfer Learning*, section 2.1). It depends on no input, so it
+/// costs nothing in a Lipschitz constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PositionBias {
-    /// How many; half of them for keys behind the query.
+    /// How many; where attention is not causal, half of them for keys behind the query.
     pub buckets: usize,
     /// Distances from here on share one.
     pub max_distance: usize,
+}
+
+impl PositionBias {
+    /// The buckets of one side, and how many of them are for one distance each.
+    pub(super) fn sides(self, causal: bool) -> (usize, usize) {
+        let side = if causal { self.buckets } else { self.buckets / 2 };
+        (side, side / 2)
+    }
+
+    /// The smallest distance of each bucket, or of the next where none falls into it; `max_distance` behind the last.
+    pub(crate) fn distances(self, causal: bool) -> Vec<usize> {
+        let (side, _) = self.sides(causal);
+        let least = |within: usize| {
+            (0..self.max_distance).find(|d| self.bucket(causal, -(*d as i64)) >= within).unwrap_or(self.max_distance)
+        };
+        (0..self.buckets).map(|bucket| least(bucket % side)).collect()
+    }
+
+    /// The bucket of key − query: half of a side's buckets for near distances, one each, and half for far ones, on a logarithmic
+    /// scale up to `max_distance`. Under a causal mask there is one side, and keys behind the query have any bucket.
+    pub(crate) fn bucket(self, causal: bool, offset: i64) -> usize {
+        let (side, near) = self.sides(causal);
+        let distance = if causal { offset.min(0).unsigned_abs() } else { offset.unsigned_abs() } as usize;
+        let within = if distance < near {
+            distance
+        } else {
+            // In f32, as in the code published with the paper: at exact powers the rounding decides the bucket.
+            let share = (distance as f32 / near as f32).ln() / (self.max_distance as f64 / near as f64).ln() as f32;
+            (near + (share * (side - near) as f32) as usize).min(side - 1)
+        };
+        if offset > 0 && !causal { side + within } else { within }
+    }
 }
 
 /// Multi-head attention over `[batch, tokens, dim]`:

@@ -215,13 +215,15 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
         size(path, "window", window)?;
     }
     if let Some(bias) = a.position_bias {
-        if a.causal {
-            return Err(Error::graph(path, "has a position bias, which causal attention cannot have"));
-        }
         size(path, "buckets", bias.buckets)?;
         size(path, "max_distance", bias.max_distance)?;
-        if bias.buckets < 4 || bias.max_distance <= bias.buckets / 4 {
-            return Err(Error::graph(path, "needs at least 4 buckets, and max_distance above a quarter of them"));
+        let (_, near) = bias.sides(a.causal);
+        if near == 0 || bias.max_distance <= near {
+            let (least, share) = if a.causal { (2, "half") } else { (4, "a quarter") };
+            let buckets = bias.buckets;
+            let what =
+                format!("has {buckets} buckets; it needs at least {least}, and max_distance above {share} of them");
+            return Err(Error::graph(path, what));
         }
     }
     for (what, value) in [("query_key_norm", a.query_key_norm), ("logit_cap", a.logit_cap)] {

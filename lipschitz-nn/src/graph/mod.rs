@@ -94,6 +94,9 @@ pub struct Node {
 pub enum Function {
     /// max(x, 0)
     Relu,
+    /// |x|: its slope is ±1 everywhere, so it passes on the whole norm of a gradient (Anil, Lucas and Grosse, *Sorting out Lipschitz
+    /// Function Approximation*, 2019).
+    Abs,
     /// x·Φ(x)
     GeluErf,
     /// GELU's tanh approximation.
@@ -104,6 +107,12 @@ pub enum Function {
     Tanh,
     /// 1/(1+e⁻ˣ)
     Sigmoid,
+}
+
+impl Function {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Relu, Self::Abs, Self::GeluErf, Self::GeluTanh, Self::Silu, Self::Tanh, Self::Sigmoid];
 }
 
 /// What a node computes.

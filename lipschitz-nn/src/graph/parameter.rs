@@ -1,6 +1,6 @@
 //! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint work in.
 
-use super::{Attention, Graph, Node, Op, Span, join};
+use super::{Attention, Graph, Node, Op, PositionBias, Span, join};
 
 /// The norm that a weight is measured, updated and constrained in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub enum Geometry {
     Matrix,
     /// A `[rows, dim]` table under the largest RMS norm of a row (ℓ1→RMS of its transpose).
     Table,
-    /// A gain or bias under its RMS norm.
+    /// A gain or bias under its RMS norm; the numbers of a position bias, all together.
     Vector,
 }
 
@@ -42,6 +42,14 @@ pub enum Init {
     Zero,
     /// One: gains.
     One,
+    /// `−slope · distance` for each bucket of a position bias, with slope `2^(−8h/heads)` for head h = 1, 2, … (Press et al., *Train
+    /// Short, Test Long*, 2022).
+    Slopes {
+        /// The buckets.
+        bias: PositionBias,
+        /// Whether there are none for keys behind the query.
+        causal: bool,
+    },
 }
 
 /// One weight of a graph.
@@ -49,7 +57,7 @@ pub enum Init {
 pub struct Parameter {
     /// Path through the graph, such as `blocks.0.attention.query.weight`.
     pub name: String,
-    /// `[out, in]`, `[rows, dim]` or `[dim]`.
+    /// `[out, in]`, `[rows, dim]`, `[dim]`, or `[buckets, heads]` for a position bias.
     pub shape: Vec<usize>,
     /// Its norm.
     pub geometry: Geometry,
@@ -91,11 +99,11 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
     let path = node.path(prefix);
     match &node.op {
         Op::Sequential { body } => body.iter().for_each(|n| collect(n, &path, out)),
-        Op::Residual { body, .. } => {
+        Op::Residual { skip, body, .. } => {
             let from = out.len();
             body.iter().for_each(|n| collect(n, &path, out));
-            // A branch starts at zero: its last matrix does.
-            if let Some(last) = out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix) {
+            // A branch starts at zero: its last matrix does, unless nothing would be left.
+            if let Some(last) = out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix && *skip != 0.0) {
                 last.init = Init::Zero;
             }
         }
@@ -157,6 +165,8 @@ fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
         out.push(vector(path, "output.bias", a.dim, Init::Zero));
     }
     if let Some(bias) = a.position_bias {
-        out.push(table(path, "position_bias", [bias.buckets, a.heads], Init::Zero));
+        let (name, shape) = (join(path, "position_bias.weight"), vec![bias.buckets, a.heads]);
+        let init = Init::Slopes { bias, causal: a.causal };
+        out.push(Parameter { name, shape, geometry: Geometry::Vector, heads: None, init });
     }
 }

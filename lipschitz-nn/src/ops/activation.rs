@@ -39,6 +39,7 @@ pub fn clip(x: &Tensor, limit: f64) -> Result<Tensor> {
 pub fn composed(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
     let y = match function {
         Function::Relu => x.relu()?,
+        Function::Abs => x.abs()?,
         Function::GeluErf => x.gelu_erf()?,
         Function::GeluTanh => x.gelu()?,
         Function::Silu => x.silu()?,
@@ -88,6 +89,13 @@ fn both<T: Real>(function: Function, x: T) -> (T, T) {
                 (if x <= zero { zero } else { x }, zero)
             }
         }
+        Function::Abs => {
+            if x < zero {
+                (-x, -one)
+            } else {
+                (x, one)
+            }
+        }
         Function::GeluErf => {
             let (distribution, density) = x.normal();
             (x * distribution, distribution + x * density)
@@ -119,6 +127,10 @@ macro_rules! specialised {
         match $function {
             Function::Relu => {
                 const $f: Function = Function::Relu;
+                $body
+            }
+            Function::Abs => {
+                const $f: Function = Function::Abs;
                 $body
             }
             Function::GeluErf => {

@@ -1,5 +1,7 @@
 //! Softmax attention, a block of queries at a time, with the probabilities recomputed for the gradient.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -50,7 +52,7 @@ pub struct Scores<'a> {
     pub scale: f64,
     /// Scores are then capped by [`super::soft_cap`].
     pub cap: Option<f64>,
-    /// Added then, `[heads, tokens, tokens]`.
+    /// Added then, as [`super::position_bias`] makes it.
     pub bias: Option<&'a Tensor>,
     /// Which keys a query sees.
     pub mask: Mask,
@@ -110,7 +112,7 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         logits = super::soft_cap(&logits, cap)?;
     }
     if let Some(bias) = bias {
-        logits = logits.broadcast_add(bias)?;
+        logits = logits.broadcast_add(&super::position::by_pair(bias, dims.tokens)?)?;
     }
     let near = mask.added(dims.tokens, &logits)?;
     let within = documents.map(|documents| documents.mask(&logits)).transpose()?;
@@ -164,12 +166,13 @@ pub(super) struct Attention {
 }
 
 /// One head's share of it, for one sequence.
-#[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
+pub(super) struct Head<'a, T> {
     scale: f64,
     causal: bool,
     /// The first key that each query sees; 0 where there is none.
     starts: &'a [u32],
+    /// Added to the logits by key − query, `[2·tokens − 1]`; empty where nothing is.
+    bias: &'a [T],
 }
 
 /// Queries at a time: keeps a block of probabilities in cache, and skips most of what a causal mask hides.
@@ -194,24 +197,25 @@ pub(super) struct Target<'a, T> {
 }
 
 impl Attention {
-    /// For the heads of this sequence.
-    pub fn of_sequence(&self, sequence: usize) -> Head<'_> {
+    /// For a head of this sequence, with what is added to its logits.
+    pub fn of_sequence<'a, T>(&'a self, sequence: usize, bias: &'a [T]) -> Head<'a, T> {
         let starts = self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
-        Head { scale: self.scale, causal: self.mask == Mask::Causal, starts }
+        Head { scale: self.scale, causal: self.mask == Mask::Causal, starts, bias }
     }
 }
 
-impl Head<'_> {
+impl<T: Real> Head<'_, T> {
     /// First query, queries and keys of each block.
-    fn blocks(self, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    fn blocks(&self, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> + use<T> {
+        let causal = self.causal;
         (0..tokens).step_by(BLOCK).map(move |first| {
             let rows = BLOCK.min(tokens - first);
-            (first, rows, if self.causal { first + rows } else { tokens })
+            (first, rows, if causal { first + rows } else { tokens })
         })
     }
 
     /// The probabilities of one block, `[rows, keys]`.
-    fn probabilities<T: Real>(self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
+    fn probabilities(&self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
         let (keys, negligible) = (k.rows, T::of(1e-26));
         product(p, keys, q, k.t(), false, self.scale, false);
         for (i, row) in p.chunks_mut(keys).enumerate() {
@@ -219,9 +223,13 @@ impl Head<'_> {
             let start = self.starts.get(first + i).map_or(0, |start| *start as usize);
             let (row, later) = row.split_at_mut(end);
             let (earlier, row) = row.split_at_mut(start);
+            let bias = &self.bias[self.columns(first + i, start..end)];
             simd(
                 #[inline(always)]
                 || {
+                    for (x, bias) in row.iter_mut().zip(bias) {
+                        *x += *bias;
+                    }
                     // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps it.
                     let max = largest(row);
                     for x in row.iter_mut() {
@@ -240,8 +248,17 @@ impl Head<'_> {
         }
     }
 
+    /// The columns of a position bias for these keys of a query; none without one.
+    fn columns(&self, query: usize, keys: Range<usize>) -> Range<usize> {
+        if self.bias.is_empty() {
+            return 0..0;
+        }
+        let zero = self.bias.len() / 2;
+        zero + keys.start - query..zero + keys.end - query
+    }
+
     /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
-    pub fn mix<T: Real>(self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
+    pub fn mix(&self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
         for (first, rows, keys) in self.blocks(q.rows) {
             let p = &mut scratch.p[..rows * keys];
             self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
@@ -251,10 +268,12 @@ impl Head<'_> {
     }
 
     /// Its gradient, where those of keys and values are added to what is there. With P the probabilities:
-    /// `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`.
-    pub fn gradient<T: Real>(
-        self,
+    /// `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`; to that of the bias, if there is
+    /// one, the sum of dS for each distance is added.
+    pub fn gradient(
+        &self,
         [dq, dk, dv]: [Target<T>; 3],
+        dbias: &mut [T],
         [q, k, v]: [Strided<T>; 3],
         grad: Strided<T>,
         scratch: &mut Scratch<T>,
@@ -266,13 +285,17 @@ impl Head<'_> {
             self.probabilities(p, q, k, first);
             product(dv.data, dv.row, Strided::dense(p, keys).t(), grad, true, 1.0, false);
             product(ds, keys, grad, v.t(), false, 1.0, false);
-            for (p, ds) in p.chunks(keys).zip(ds.chunks_mut(keys)) {
+            for (i, (p, ds)) in p.chunks(keys).zip(ds.chunks_mut(keys)).enumerate() {
+                let dbias = &mut dbias[self.columns(first + i, 0..keys)];
                 simd(
                     #[inline(always)]
                     || {
                         let mean = sum(keys, |i| p[i] * ds[i]);
                         for (p, ds) in p.iter().zip(ds.iter_mut()) {
                             *ds = *p * (*ds - mean);
+                        }
+                        for (sum, ds) in dbias.iter_mut().zip(ds.iter()) {
+                            *sum += *ds;
                         }
                     },
                 );
@@ -306,7 +329,7 @@ impl Kernel for Attention {
                     let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
                     let q = Strided::rows(&q[at..], d.tokens, d.dim, row);
                     let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
-                    self.of_sequence(sequence).mix(Target { data: &mut out[at..], row }, q, k, v, scratch);
+                    self.of_sequence(sequence, &[]).mix(Target { data: &mut out[at..], row }, q, k, v, scratch);
                 }
             },
         );
@@ -330,7 +353,7 @@ impl Kernel for Attention {
                     let dq = Target { data: &mut dq[at..], row };
                     let dk = Target { data: &mut dk[key_at..], row: key_row };
                     let dv = Target { data: &mut dv[key_at..], row: key_row };
-                    self.of_sequence(sequence).gradient([dq, dk, dv], [q, k, v], grad, scratch);
+                    self.of_sequence(sequence, &[]).gradient([dq, dk, dv], &mut [], [q, k, v], grad, scratch);
                 }
             },
         );

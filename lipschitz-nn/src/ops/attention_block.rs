@@ -55,15 +55,21 @@ pub fn attention_block(
     if fused(&[x, projections, output]) && (block.causal || block.documents.is_none()) {
         apply(block.clone(), &[x, projections, output], keep)
     } else {
-        composed(block, x, projections, output)
+        composed(block, x, projections, output, None)
     }
 }
 
-/// The same out of candle's operations.
+/// The same out of candle's operations; `bias` is added to the logits, as [`super::position_bias`] makes it.
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(block: &AttentionBlock, x: &Tensor, projections: &Tensor, output: &Tensor) -> Result<Tensor> {
+pub fn composed(
+    block: &AttentionBlock,
+    x: &Tensor,
+    projections: &Tensor,
+    output: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     use super::composed::{attention, linear, residual, rotary};
     let precision = Precision::F32;
     let (batch, tokens, _) = x.dims3()?;
@@ -79,7 +85,7 @@ pub fn composed(block: &AttentionBlock, x: &Tensor, projections: &Tensor, output
     };
     let (q, k, v) = (part(0, heads, true)?, part(heads, shared, true)?, part(heads + shared, shared, false)?);
     let mask = if block.causal { Mask::Causal } else { Mask::None };
-    let scores = Scores { documents: block.documents.as_ref(), ..Scores::new(block.logit_scale, mask) };
+    let scores = Scores { bias, documents: block.documents.as_ref(), ..Scores::new(block.logit_scale, mask) };
     let mixed = attention(&q, &k, &v, &scores)?.reshape((batch, tokens, heads * dim))?;
     residual(x, &linear(&mixed, output, None, precision)?, block.skip, block.branch)
 }
@@ -136,6 +142,14 @@ impl AttentionBlock {
         Sizes { tokens, dim, head, group: self.heads / self.key_value_heads, groups: self.key_value_heads }
     }
 
+    /// What is added to the logits of a head by distance; nothing without a fourth input.
+    fn bias<'a, T>(inputs: &[Array<'a, T>], head: usize) -> &'a [T] {
+        inputs.get(3).filter(|bias| !bias.data.is_empty()).map_or(&[], |bias| {
+            let width = bias.width();
+            &bias.data[head * width..][..width]
+        })
+    }
+
     fn attention(&self) -> Attention {
         let mask = if self.causal { Mask::Causal } else { Mask::None };
         Attention { scale: self.logit_scale, mask, documents: self.documents.clone() }
@@ -178,7 +192,8 @@ impl AttentionBlock {
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
                 for (j, out) in mixed.chunks_mut(s.one()).enumerate() {
                     let out = Target { data: out, row: s.head };
-                    attention.of_sequence(sequence).mix(out, head(j), head(s.group), head(s.group + 1), scratch);
+                    let mixing = attention.of_sequence(sequence, Self::bias(inputs, g * s.group + j));
+                    mixing.mix(out, head(j), head(s.group), head(s.group + 1), scratch);
                 }
             },
         );
@@ -193,13 +208,14 @@ impl AttentionBlock {
         (out, kept)
     }
 
+    /// Of the two matrices and the bias, which has no elements where there is none.
     pub(super) fn gradient<T: Real>(
         &self,
         inputs: &[Array<T>],
         kept: &Kept<T>,
         grad: &[T],
         wanted: bool,
-        weights: Option<[&mut [T]; 2]>,
+        weights: Option<[&mut [T]; 3]>,
     ) -> Option<Buffer<T>> {
         let s = self.sizes(inputs);
         let (x, w, output) = (inputs[0].data, inputs[1].data, inputs[2].data);
@@ -214,10 +230,17 @@ impl AttentionBlock {
         let rows_of = |i: usize| Strided::dense(&grad[sequence_of(grad, i)], s.dim);
         // The gradients of queries, keys and values, as they were before they were turned.
         let mut dp = Buffer::take(kept.projected.len());
-        let groups = dp.par_chunks_mut(per_group).zip(kept.projected.par_chunks(per_group));
+        // The gradient of the bias, sequence by sequence.
+        let biases = inputs.get(3).map_or(0, |bias| bias.data.len());
+        let mut dbiases = vec![T::of(0.0); batch * biases];
+        let per_bias = biases / s.groups;
+        let mut rest = &mut dbiases[..];
+        let dbias: Vec<&mut [T]> =
+            (0..batch * s.groups).map(|_| rest.split_off_mut(..per_bias).unwrap_or_default()).collect();
+        let groups = dp.par_chunks_mut(per_group).zip(kept.projected.par_chunks(per_group)).zip(dbias);
         groups.enumerate().for_each_init(
             || (Scratch::new(s.tokens), vec![T::of(0.0); s.one()]),
-            |(scratch, dmixed), (task, (dp, projected))| {
+            |(scratch, dmixed), (task, ((dp, projected), dbias))| {
                 let (sequence, g) = (task / s.groups, task % s.groups);
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
                 let (dq, dkv) = dp.split_at_mut(per_mix);
@@ -228,8 +251,9 @@ impl AttentionBlock {
                     let w = Strided::rows(&output[column..], s.dim, s.head, width);
                     product(dmixed, s.head, rows_of(sequence), w, false, self.branch, false);
                     let target = |data| Target { data, row: s.head };
-                    attention.of_sequence(sequence).gradient(
+                    attention.of_sequence(sequence, Self::bias(inputs, g * s.group + j)).gradient(
                         [target(dq), target(&mut *dk), target(&mut *dv)],
+                        &mut dbias[j * per_bias / s.group..][..per_bias / s.group],
                         [head(j), head(s.group), head(s.group + 1)],
                         Strided::dense(dmixed, s.head),
                         scratch,
@@ -249,7 +273,10 @@ impl AttentionBlock {
                 }
             }
         });
-        if let Some([dw, doutput]) = weights {
+        if let Some([dw, doutput, dbias]) = weights {
+            for of_sequence in dbiases.chunks(biases.max(1)) {
+                dbias.iter_mut().zip(of_sequence).for_each(|(sum, x)| *sum += *x);
+            }
             // Sequence by sequence, in order, so that sums do not depend on the number of threads.
             dw.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
                 let (g, j) = s.member(h);
@@ -301,7 +328,7 @@ impl Kernel for AttentionBlock {
 
     fn backward<T: Real>(&self, inputs: &[Array<T>], kept: Kept<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
         let [mut dw, mut doutput] = [1, 2].map(|i| vec![T::of(0.0); inputs[i].data.len()]);
-        let weights = (wanted[1] || wanted[2]).then_some([&mut dw[..], &mut doutput[..]]);
+        let weights = (wanted[1] || wanted[2]).then_some([&mut dw[..], &mut doutput[..], &mut []]);
         let dx = self.gradient(inputs, &kept, grad, wanted[0], weights);
         vec![dx.map_or_else(Vec::new, Buffer::into_vec), dw, doutput]
     }

@@ -1,7 +1,7 @@
 //! Residual blocks one after the other as one operation: what one block leaves for the next never becomes a tensor, whose gradient would be
 //! cleared, added to and allocated anew at every step.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::attention_block::{AttentionBlock, Kept};
 use super::buffer::Buffer;
@@ -9,14 +9,15 @@ use super::fused;
 use super::kernel::{Array, Kernel, apply};
 use super::mlp_block::MlpBlock;
 use super::real::Real;
+use crate::graph::PositionBias;
 
 /// A residual block with its weights.
 #[derive(Clone, Debug)]
 pub enum Block {
     /// [`super::mlp_block`] with U and D.
     Perceptron(MlpBlock, [Tensor; 2]),
-    /// [`super::attention_block`] with Wq, Wk, Wv and Wo.
-    Attention(AttentionBlock, [Tensor; 4]),
+    /// [`super::attention_block`] with Wq, Wk, Wv and Wo, and the table of a position bias, if there is one.
+    Attention(AttentionBlock, [Tensor; 4], Option<(PositionBias, Tensor)>),
 }
 
 /// The blocks in turn on `x`, `[…, dim]`; with `keep`, what they need for the gradient is kept, otherwise their inputs alone.
@@ -24,11 +25,11 @@ pub enum Block {
 /// # Errors
 /// Shapes that do not fit, and candle's own.
 pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
-    let weights: Vec<&Tensor> = blocks.iter().flat_map(Block::weights).collect();
-    if weights.is_empty() || !weights.iter().all(|w| fused(&[x, w])) {
+    let weights = blocks.iter().map(|block| block.weights(x)).collect::<Result<Vec<_>>>()?;
+    if weights.is_empty() || !weights.iter().flatten().all(|w| fused(&[x, w])) {
         return composed(x, blocks);
     }
-    let needed = x.track_op() || weights.iter().any(|w| w.track_op());
+    let needed = x.track_op() || weights.iter().flatten().any(|w| w.track_op());
     let keep = if !needed {
         Keep::Nothing
     } else if keep {
@@ -36,8 +37,8 @@ pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
     } else {
         Keep::Inputs
     };
-    let links = blocks.iter().map(Link::new).collect::<Result<_>>()?;
-    let flat = weights.into_iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    let links = blocks.iter().zip(&weights).map(|(block, weights)| Link::new(block, weights)).collect::<Result<_>>()?;
+    let flat = weights.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
     apply(Chain { links, keep }, &[x, &Tensor::cat(&flat, 0)?], true)
 }
 
@@ -48,18 +49,27 @@ pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
 pub fn composed(x: &Tensor, blocks: &[Block]) -> Result<Tensor> {
     blocks.iter().try_fold(x.clone(), |x, block| match block {
         Block::Perceptron(block, [up, down]) => super::composed::mlp_block(*block, &x, up, down),
-        Block::Attention(block, [query, key, value, output]) => {
-            super::composed::attention_block(block, &x, &Tensor::cat(&[query, key, value], 0)?, output)
+        Block::Attention(block, [query, key, value, output], bias) => {
+            let bias = by_distance(block, bias.as_ref(), &x)?;
+            super::composed::attention_block(block, &x, &Tensor::cat(&[query, key, value], 0)?, output, bias.as_ref())
         }
     })
 }
 
+/// A position bias for the tokens of `x`.
+fn by_distance(block: &AttentionBlock, bias: Option<&(PositionBias, Tensor)>, x: &Tensor) -> Result<Option<Tensor>> {
+    bias.map(|(bias, table)| super::position_bias(table, *bias, block.causal, x.dim(1)?)).transpose()
+}
+
 impl Block {
-    fn weights(&self) -> &[Tensor] {
-        match self {
-            Self::Perceptron(_, weights) => weights,
-            Self::Attention(_, weights) => weights,
-        }
+    /// In the order in which a link has them.
+    fn weights(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(match self {
+            Self::Perceptron(_, weights) => weights.to_vec(),
+            Self::Attention(block, weights, bias) => {
+                weights.iter().cloned().chain(by_distance(block, bias.as_ref(), x)?).collect()
+            }
+        })
     }
 }
 
@@ -76,10 +86,10 @@ enum Kind {
     Attention(AttentionBlock),
 }
 
-/// A block, and the shapes of its two matrices, which lie one after the other.
+/// A block, and the shapes of its two matrices and its position bias, which lie one after the other; `[0, 0]` where there is no bias.
 struct Link {
     kind: Kind,
-    shapes: [[usize; 2]; 2],
+    shapes: [[usize; 2]; 3],
 }
 
 /// What a block needs for its gradient.
@@ -89,22 +99,25 @@ enum LinkKept<T: Real> {
 }
 
 impl Link {
-    fn new(block: &Block) -> Result<Self> {
+    fn new(block: &Block, weights: &[Tensor]) -> Result<Self> {
         let shape = |w: &Tensor| w.dims2().map(|(rows, columns)| [rows, columns]);
         Ok(match block {
             Block::Perceptron(block, [up, down]) => {
-                Self { kind: Kind::Perceptron(*block), shapes: [shape(up)?, shape(down)?] }
+                Self { kind: Kind::Perceptron(*block), shapes: [shape(up)?, shape(down)?, [0, 0]] }
             }
-            Block::Attention(block, [query, key, value, output]) => {
+            Block::Attention(block, [query, key, value, output], _) => {
                 // Queries, keys and values are one matrix: their rows follow each other.
                 let rows = query.dim(0)? + key.dim(0)? + value.dim(0)?;
                 let projections = [rows, query.dim(1)?];
-                Self { kind: Kind::Attention(block.clone()), shapes: [projections, shape(output)?] }
+                Self {
+                    kind: Kind::Attention(block.clone()),
+                    shapes: [projections, shape(output)?, weights.get(4).map_or(Ok([0, 0]), shape)?],
+                }
             }
         })
     }
 
-    fn sizes(&self) -> [usize; 2] {
+    fn sizes(&self) -> [usize; 3] {
         self.shapes.map(|[rows, columns]| rows * columns)
     }
 
@@ -112,14 +125,23 @@ impl Link {
         let inputs = [x, &self.shapes[0], &self.shapes[1]];
         match &self.kind {
             Kind::Perceptron(block) => block.dims(&inputs),
-            Kind::Attention(block) => block.dims(&inputs),
+            Kind::Attention(block) => {
+                let (bias, wanted) = (self.shapes[2], [block.heads, 2 * x.get(1).unwrap_or(&0).max(&1) - 1]);
+                if bias != [0, 0] && bias != wanted {
+                    bail!("attention block: a position bias of shape {bias:?}, not {wanted:?}")
+                }
+                block.dims(&inputs)
+            }
         }
     }
 
-    /// The input and the two matrices.
-    fn arrays<'a, T>(&'a self, x: Array<'a, T>, weights: &'a [T]) -> [Array<'a, T>; 3] {
-        let (first, second) = weights.split_at(self.sizes()[0]);
-        [x, Array { data: first, dims: &self.shapes[0] }, Array { data: second, dims: &self.shapes[1] }]
+    /// The input, the two matrices and the bias.
+    fn arrays<'a, T>(&'a self, x: Array<'a, T>, weights: &'a [T]) -> [Array<'a, T>; 4] {
+        let (first, rest) = weights.split_at(self.sizes()[0]);
+        let (second, third) = rest.split_at(self.sizes()[1]);
+        let [first, second, third] =
+            [(first, 0), (second, 1), (third, 2)].map(|(data, i)| Array { data, dims: &self.shapes[i] });
+        [x, first, second, third]
     }
 
     fn run<T: Real>(&self, inputs: &[Array<T>]) -> (Buffer<T>, LinkKept<T>) {
@@ -141,10 +163,12 @@ impl Link {
         kept: LinkKept<T>,
         grad: &[T],
         wanted: bool,
-        weights: Option<[&mut [T]; 2]>,
+        weights: Option<[&mut [T]; 3]>,
     ) -> Option<Buffer<T>> {
         match (&self.kind, kept) {
-            (Kind::Perceptron(block), LinkKept::Perceptron(h)) => block.gradient(inputs, h, grad, wanted, weights),
+            (Kind::Perceptron(block), LinkKept::Perceptron(h)) => {
+                block.gradient(inputs, h, grad, wanted, weights.map(|[up, down, _]| [up, down]))
+            }
             (Kind::Attention(block), LinkKept::Attention(kept)) => block.gradient(inputs, &kept, grad, wanted, weights),
             // A link is handed what it kept itself.
             _ => None,
@@ -215,8 +239,9 @@ impl Kernel for Chain {
             let arrays = link.arrays(input, &weights[place.clone()]);
             let kept = step.kept.unwrap_or_else(|| link.run(&arrays).1);
             let targets = wanted[1].then(|| {
-                let (first, second) = dweights[place].split_at_mut(link.sizes()[0]);
-                [first, second]
+                let (first, rest) = dweights[place].split_at_mut(link.sizes()[0]);
+                let (second, third) = rest.split_at_mut(link.sizes()[1]);
+                [first, second, third]
             });
             let dx = link.gradient(&arrays, kept, current.as_deref().unwrap_or(grad), i > 0 || wanted[0], targets);
             current = dx;

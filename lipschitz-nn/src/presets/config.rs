@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Block, Gpt, Mlp, Vit};
+use super::{Activation, Block, Gpt, Mlp, Positions, Vit};
 use crate::graph::Input;
 use crate::{Error, Graph};
 
@@ -34,6 +34,15 @@ pub enum ModelConfig {
         /// The token that begins a new document: attention stays within a document. All is one without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separator: Option<u32>,
+        /// How attention knows positions.
+        #[serde(default)]
+        positions: Positions,
+        /// What the perceptrons bend.
+        #[serde(default)]
+        activation: Activation,
+        /// α, the share of a block in `(1−α)x + α·block(x)`; 1/(2·layers) if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<f64>,
     },
     /// The constrained vision transformer, for images of 3 × 32 × 32.
     Vit {
@@ -110,24 +119,35 @@ impl ModelConfig {
     /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot be read.
     pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
         match self {
-            ModelConfig::Gpt { dim, layers, heads, context, logit_scale, output_scale, final_scale, separator } => {
-                let gpt = Gpt {
-                    vocabulary: outputs,
-                    context: *context,
-                    dim: *dim,
-                    layers: *layers,
-                    heads: *heads,
+            ModelConfig::Gpt {
+                dim,
+                layers,
+                heads,
+                context,
+                logit_scale,
+                output_scale,
+                final_scale,
+                separator,
+                positions,
+                activation,
+                alpha,
+            } => {
+                let block = Block {
                     logit_scale: logit_scale.factor(*dim, *heads),
                     output_scale: *output_scale,
-                    final_scale: *final_scale,
-                    separator: *separator,
+                    positions: Some(*positions),
+                    activation: *activation,
+                    alpha: *alpha,
+                    ..Block::new(*dim, *heads)
                 };
-                gpt.graph()
+                let (final_scale, separator) = (*final_scale, *separator);
+                Gpt { final_scale, separator, ..Gpt::new(outputs, *context, *layers, block) }.graph()
             }
             ModelConfig::Vit { dim, layers, heads, patch, logit_scale, output_scale, final_scale } => {
                 let (dim, heads, output_scale) = (*dim, *heads, *output_scale);
                 let logit_scale = logit_scale.factor(dim, heads);
-                let block = Block { dim, heads, logit_scale, output_scale, causal: false, rotary: None };
+                let block =
+                    Block { logit_scale, output_scale, causal: false, positions: None, ..Block::new(dim, heads) };
                 let (patch, layers, final_scale) = (*patch, *layers, *final_scale);
                 Vit { image: [3, 32, 32], patch, outputs, block, layers, final_scale }.graph()
             }

@@ -1,7 +1,9 @@
 //! The constrained transformer: no layer norm, no biases, residuals that are convex combinations.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Error;
-use crate::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
+use crate::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary};
 
 /// GELU is divided by this in the method, which makes |φ(x)| ≤ |x| / 1.1289 (its slope stays a hair above 1).
 pub const GELU_SCALE: f64 = 1.0 / 1.1289;
@@ -13,16 +15,10 @@ pub struct Gpt {
     pub vocabulary: usize,
     /// Longest sequence.
     pub context: usize,
-    /// Width of the stream.
-    pub dim: usize,
     /// Blocks.
     pub layers: usize,
-    /// Attention heads; divides `dim`.
-    pub heads: usize,
-    /// Factor on the attention logits `q·k`; 1/head_dim in the method.
-    pub logit_scale: f64,
-    /// Factor on the attention output; 1/3 in the method.
-    pub output_scale: f64,
+    /// What they are.
+    pub block: Block,
     /// Factor on the logits of the network.
     pub final_scale: f64,
     /// The token that begins a new document, if attention is to stay within one.
@@ -30,24 +26,51 @@ pub struct Gpt {
 }
 
 impl Gpt {
-    /// The graph: `blocks` of `(1−α)x + α·block(x)`, α = 1/(2·layers), then the head.
+    /// One document, and logits as they are.
+    pub fn new(vocabulary: usize, context: usize, layers: usize, block: Block) -> Self {
+        Self { vocabulary, context, layers, block, final_scale: 1.0, separator: None }
+    }
+
+    /// The graph: the embedding, the blocks, the head.
     ///
     /// # Errors
-    /// [`Error::Graph`] if a size is zero or `heads` does not divide `dim` into even parts.
+    /// [`Error::Graph`] if a size is zero, α is out of range, or the heads do not divide the width into parts that fit.
     pub fn graph(&self) -> Result<Graph, Error> {
-        let Self { vocabulary, context, dim, layers, heads, logit_scale, output_scale, separator, .. } = *self;
-        let rotary = Some(Rotary::new(10000.0, Pairing::Half));
-        let block = Block { dim, heads, logit_scale, output_scale, causal: true, rotary };
+        let &Self { vocabulary, context, layers, ref block, final_scale, separator } = self;
+        let dim = block.dim;
         let mut nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary, dim }),
-            blocks(&block, layers)?,
+            blocks(block, layers)?,
             Node::new("head", Op::Linear { inputs: dim, outputs: vocabulary, bias: false }),
         ];
-        if self.final_scale != 1.0 {
-            nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
+        if final_scale != 1.0 {
+            nodes.push(Node::new("", Op::Scale { factor: final_scale }));
         }
         Graph::new(Input::Tokens { context, separator }, nodes)
     }
+}
+
+/// The activation of a perceptron.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GELU/1.1289, as in the method.
+    #[default]
+    Gelu,
+    /// |x|, which passes on the whole norm of a gradient: the more for a small constant.
+    Abs,
+}
+
+/// How attention knows the distance from a query to a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// Queries and keys are turned by their position, as in the method.
+    #[default]
+    Rotary,
+    /// Numbers learned for distances are added to the logits, 32 buckets up to a distance of 128 as in T5: heads can look at near
+    /// tokens whatever the caps are.
+    Bias,
 }
 
 /// One block: attention, then a perceptron four times as wide.
@@ -57,41 +80,68 @@ pub struct Block {
     pub dim: usize,
     /// Attention heads; divides `dim`.
     pub heads: usize,
-    /// Factor on the attention logits.
+    /// Factor on the attention logits `q·k`.
     pub logit_scale: f64,
     /// Factor on the attention output.
     pub output_scale: f64,
     /// Whether a token sees only itself and earlier tokens.
     pub causal: bool,
-    /// Rotary positions, if any.
-    pub rotary: Option<Rotary>,
+    /// How attention knows distances, if it does.
+    pub positions: Option<Positions>,
+    /// What the perceptron bends.
+    pub activation: Activation,
+    /// α, the share of a block in the stream; 1/(2·layers) if not given.
+    pub alpha: Option<f64>,
 }
 
-/// The node `blocks`: `(1−α)x + α·attention(x)` and `(1−α)x + α·mlp(x)` in turn, α = 1/(2·layers).
+impl Block {
+    /// The method's: causal, logits over head_dim, a third of the attention output, rotary positions, GELU.
+    pub fn new(dim: usize, heads: usize) -> Self {
+        Self {
+            dim,
+            heads,
+            logit_scale: heads as f64 / dim as f64,
+            output_scale: 1.0 / 3.0,
+            causal: true,
+            positions: Some(Positions::Rotary),
+            activation: Activation::Gelu,
+            alpha: None,
+        }
+    }
+}
+
+/// The node `blocks`: `(1−α)x + α·attention(x)` and `(1−α)x + α·mlp(x)` in turn.
 ///
 /// # Errors
-/// [`Error::Graph`] if there are no layers, or `heads` does not divide the width.
+/// [`Error::Graph`] if there are no layers, `heads` does not divide the width, or α is not above 0 and at most 1.
 pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
-    let &Block { dim, heads, logit_scale, output_scale, causal, ref rotary } = block;
+    let &Block { dim, heads, logit_scale, output_scale, causal, positions, activation, alpha } = block;
     if heads == 0 || dim % heads != 0 {
         return Err(Error::graph("", format!("has width {dim}, which {heads} heads do not divide")));
     }
     if layers == 0 {
         return Err(Error::graph("", "has no layers"));
     }
-    let alpha = 1.0 / (2.0 * layers as f64);
+    let alpha = alpha.unwrap_or(1.0 / (2.0 * layers as f64));
+    if !(alpha > 0.0 && alpha <= 1.0) {
+        return Err(Error::graph("", format!("has alpha = {alpha}, which must be above 0 and at most 1")));
+    }
     let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
     let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
     let attention = Op::Attention(Attention {
         logit_scale,
         output_scale,
         causal,
-        rotary: rotary.clone(),
+        rotary: (positions == Some(Positions::Rotary)).then(|| Rotary::new(10000.0, Pairing::Half)),
+        position_bias: (positions == Some(Positions::Bias)).then_some(PositionBias { buckets: 32, max_distance: 128 }),
         ..Attention::new(dim, heads, dim / heads)
     });
-    let gelu = Op::Activation { function: Function::GeluErf, scale: GELU_SCALE };
+    let activation = match activation {
+        Activation::Gelu => Op::Activation { function: Function::GeluErf, scale: GELU_SCALE },
+        Activation::Abs => Op::Activation { function: Function::Abs, scale: 1.0 },
+    };
     let one = |i: usize| {
-        let mlp = vec![linear("up", dim, 4 * dim), Node::new("", gelu.clone()), linear("down", 4 * dim, dim)];
+        let mlp = vec![linear("up", dim, 4 * dim), Node::new("", activation.clone()), linear("down", 4 * dim, dim)];
         let body = vec![residual("attention", vec![Node::new("", attention.clone())]), residual("mlp", mlp)];
         Node::new(i.to_string(), Op::Sequential { body })
     };

@@ -6,6 +6,6 @@ mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
-pub use gpt::{Block, GELU_SCALE, Gpt};
+pub use gpt::{Activation, Block, GELU_SCALE, Gpt, Positions};
 pub use mlp::Mlp;
 pub use vit::Vit;
