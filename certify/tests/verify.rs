@@ -103,6 +103,28 @@ fn from_disk_a_tensor_at_a_time_it_is_the_same() {
     verify(&certify(&reader), &reader).unwrap();
 }
 
+/// A proof of half of one checkpoint and half of another is none: one that takes the place of the file changes nothing for a reader,
+/// one that is written into it is noticed.
+#[test]
+fn a_checkpoint_that_changes_under_a_proof() {
+    let w = Workshop::new();
+    let path = w.path("model.safetensors");
+    let reader = lipschitz_nn::checkpoint::Reader::open(&path).unwrap();
+    let name = reader.names().remove(0);
+    let numbers = || reader.tensor(&name).map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    let before = numbers().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    lipschitz_nn::checkpoint::write(&path, &vec![0; bytes.len()]).unwrap();
+    assert_eq!(numbers().unwrap(), before);
+
+    std::fs::write(&path, &bytes).unwrap();
+    let reader = lipschitz_nn::checkpoint::Reader::open(&path).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+    let said = reader.tensor(&name).unwrap_err().to_string();
+    assert!(said.contains("model.safetensors has changed since"), "{said}");
+}
+
 /// The published schema is the program's, and certificates obey it; one that is changed in kind does not.
 #[test]
 fn certificates_obey_the_published_schema() {

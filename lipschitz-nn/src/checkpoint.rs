@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
@@ -174,10 +176,14 @@ fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
 /// The format's own limit, in bytes.
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// A checkpoint on disk whose weights are read one at a time, for networks that do not fit into memory.
+/// A checkpoint on disk whose weights are read one at a time, for networks that do not fit into memory. The file stays open, so a
+/// checkpoint that replaces it in the meantime changes nothing.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
+    file: Mutex<File>,
+    /// When it was last written to.
+    changed: Option<SystemTime>,
     meta: Meta,
     header: Metadata,
     /// Where the tensors' bytes begin.
@@ -192,7 +198,8 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
+        let found = file.metadata().map_err(io)?;
+        let (length, changed) = (found.len(), found.modified().ok());
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| damaged(path, &"the file ends in its header"))?;
         let size = u64::from_le_bytes(size);
@@ -200,7 +207,7 @@ impl Reader {
             return Err(damaged(path, &"the file ends in its header"));
         }
         let mut bytes = Vec::new();
-        file.take(size).read_to_end(&mut bytes).map_err(io)?;
+        (&file).take(size).read_to_end(&mut bytes).map_err(io)?;
         let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?;
         let (start, wanted) = (8 + size, header.data_len() as u64);
         if start + wanted != length {
@@ -214,7 +221,7 @@ impl Reader {
             found.insert(name.as_str(), (info.shape.as_slice(), dtype));
         }
         fits(&meta.graph, &found).map_err(|e| Error::file(path, e))?;
-        Ok(Self { path: path.to_path_buf(), meta, header, start })
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), changed, meta, header, start })
     }
 
     /// What the checkpoint holds beside the weights.
@@ -232,15 +239,22 @@ impl Reader {
     /// Reads one weight, onto the CPU.
     ///
     /// # Errors
-    /// [`Error::Weight`] if there is none of this name, [`Error::File`] if the file cannot be read.
+    /// [`Error::Weight`] if there is none of this name, [`Error::File`] if the file cannot be read or was written to since it was
+    /// opened.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.header.info(name).ok_or_else(|| Error::weight(name, "is missing"))?;
         let (from, to) = info.data_offsets;
         let io = |e: std::io::Error| Error::io(&self.path, &e);
-        let mut file = File::open(&self.path).map_err(io)?;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.start + from as u64)).map_err(io)?;
         let mut bytes = vec![0; to - from];
         file.read_exact(&mut bytes).map_err(io)?;
+        if file.metadata().map_err(io)?.modified().ok() != self.changed {
+            return Err(Error::file(
+                &self.path,
+                "has changed since it was opened; start again when nothing writes to it",
+            ));
+        }
         let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(&self.path, e))?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
     }

@@ -99,3 +99,24 @@ fn gaussians(count: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     out.truncate(count);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets::{Block, Gpt, Positions};
+
+    /// Two heads fall off by 1/16 and 1/256 a token, from bucket to bucket.
+    #[test]
+    fn position_biases_start_as_slopes() {
+        let block = Block { positions: Some(Positions::Bias), ..Block::new(8, 2) };
+        let graph = Gpt::new(5, 4, 1, block).graph().unwrap();
+        let weights = weights(&graph, 0, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+        let table = weights["blocks.0.attention.position_bias.weight"].to_vec2::<f64>().unwrap();
+        assert_eq!(table.len(), 32);
+        for (distance, row) in table.iter().take(16).enumerate() {
+            let distance = distance as f64;
+            assert_eq!(row[..], [-distance / 16.0, -distance / 256.0]);
+        }
+        assert!(table.is_sorted_by(|a, b| a[0] > b[0]));
+    }
+}

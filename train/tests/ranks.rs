@@ -174,6 +174,39 @@ fn what_stops_one_process_stops_all_with_one_line() {
     assert!(!w.path("odd").exists());
     w.ok(2, "there", &["--set", "train.steps=2"]);
     assert!(refused("there", &[], 2).contains("error: rank 0: "));
+    // Data that one process lacks, or has half of.
+    let shard = |name: &str, tokens: u32, there: u32| {
+        let header = [20240520, 1, tokens].into_iter().chain(std::iter::repeat_n(0, 253));
+        let numbers = (0..there).map(|i| (i * i % 97) as u16);
+        let bytes: Vec<u8> = header.flat_map(u32::to_le_bytes).chain(numbers.flat_map(u16::to_le_bytes)).collect();
+        let path = w.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    for part in ["train", "val"] {
+        shard(&format!("whole/x_{part}_0.bin"), 2000, 2000);
+    }
+    shard("missing/x_val_0.bin", 2000, 2000);
+    shard("half/x_val_0.bin", 2000, 2000);
+    shard("half/x_train_0.bin", 2000, 1000);
+    for (name, told) in [("missing", "holds no shard *_train_*.bin"), ("half", "says it has 2000 tokens")] {
+        let data = |name: &str| {
+            format!("data={{ kind = \"shards\", path = \"{}\", vocabulary = 97 }}", w.path(name).display())
+        };
+        let job = w.command(2, name, &["--set", &data("whole")]);
+        // Of two programs under one `mpirun`, the second has the other data.
+        let args: Vec<_> = job.get_args().skip(3).map(std::ffi::OsStr::to_owned).collect();
+        let mut second = args.clone();
+        *second.last_mut().unwrap() = data(name).into();
+        let mut pair = Command::new("mpirun");
+        pair.args(["--oversubscribe", "-n", "1"]).args(args).args([":", "-n", "1"]).args(second);
+        pair.envs(job.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        let Output { status, stderr, .. } = pair.output().unwrap();
+        let said = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(said.contains("error: rank 1: ") && said.contains(told), "{said}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    }
     // What cannot be written is told by the first, and the others do not wait for ever.
     std::fs::create_dir(w.path("blocked")).unwrap();
     std::fs::write(w.path("blocked/checkpoint.new"), "in the way").unwrap();

@@ -152,3 +152,24 @@ impl Attention {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Worked out by hand: near distances have a bucket each, far ones share on a logarithmic scale, keys behind the query have their
+    /// own half or, under a causal mask, nothing.
+    #[test]
+    fn buckets_of_distances() {
+        let bias = PositionBias { buckets: 8, max_distance: 16 };
+        let of = |causal, offsets: &[i64]| offsets.iter().map(|o| bias.bucket(causal, *o)).collect::<Vec<_>>();
+        assert_eq!(of(true, &[0, -1, -2, -3, -4, -5, -6, -9, -11, -12, -100, 3]), [0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 7, 0]);
+        assert_eq!(of(false, &[0, -1, -3, -5, -6, -100, 1, 3, 6, 100]), [0, 1, 2, 2, 3, 3, 5, 6, 7, 7]);
+        for causal in [true, false] {
+            let (side, _) = bias.sides(causal);
+            for (bucket, distance) in bias.distances(causal).into_iter().enumerate() {
+                assert_eq!(bias.bucket(causal, -(distance as i64)), bucket % side, "{causal} {bucket}");
+            }
+        }
+    }
+}

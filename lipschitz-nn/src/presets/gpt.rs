@@ -147,3 +147,36 @@ pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
     };
     Ok(Node::new("blocks", Op::Sequential { body: (0..layers).map(one).collect() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Init;
+
+    fn starts(alpha: Option<f64>) -> Vec<(String, Init)> {
+        let block = Block { positions: Some(Positions::Bias), alpha, ..Block::new(8, 2) };
+        let parameters = Gpt::new(5, 4, 1, block).graph().unwrap().parameters();
+        parameters.into_iter().map(|p| (p.name, p.init)).collect()
+    }
+
+    /// Branches start at zero where there is a stream beside them; where there is none, a network of zeros would never move.
+    #[test]
+    fn what_starts_at_zero() {
+        let zeros = |alpha| {
+            let zero = starts(alpha).into_iter().filter(|(_, init)| *init == Init::Zero);
+            zero.map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let branches = ["blocks.0.attention.output.weight", "blocks.0.mlp.down.weight"];
+        assert_eq!(zeros(None), [branches[0], branches[1], "head.weight"]);
+        assert_eq!(zeros(Some(1.0)), ["head.weight"]);
+    }
+
+    #[test]
+    fn shares_out_of_range_are_refused() {
+        for alpha in [0.0, -0.5, 1.5, f64::NAN] {
+            let block = Block { alpha: Some(alpha), ..Block::new(8, 2) };
+            let said = Gpt::new(5, 4, 1, block).graph().unwrap_err().to_string();
+            assert!(said.contains("alpha"), "{said}");
+        }
+    }
+}
