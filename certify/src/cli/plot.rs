@@ -31,6 +31,9 @@ enum Picture {
         /// Figure of summary.json upwards.
         #[arg(long, default_value = "val_loss")]
         y: String,
+        /// Colour by a key of the config, such as model.heads, in place of the constraint.
+        #[arg(long, value_name = "KEY")]
+        color: Option<String>,
         /// Write the points to this file too.
         #[arg(long, value_name = "FILE")]
         csv: Option<PathBuf>,
@@ -69,8 +72,8 @@ enum Picture {
 impl Plot {
     pub fn run(self) -> Result<()> {
         match self.picture {
-            Picture::Tradeoff { runs, output, x, y, csv } => {
-                let tradeoff = Tradeoff::read(&runs, &x, &y)?;
+            Picture::Tradeoff { runs, output, x, y, color, csv } => {
+                let tradeoff = Tradeoff::read(&runs, &x, &y, color.as_deref())?;
                 for run in &tradeoff.left_out {
                     eprintln!("left out: {} has no finite `{x}` or `{y}`", run.display());
                 }

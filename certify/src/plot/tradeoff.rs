@@ -15,6 +15,8 @@ pub struct Tradeoff {
     pub x: String,
     /// Key of the vertical figure.
     pub y: String,
+    /// Path of the key of a run's config that gives a colour, such as `model.heads`; the constraint does where there is none.
+    pub color: Option<String>,
     /// The runs that have both; those that differ in their seed alone are one point.
     pub points: Vec<Point>,
     /// Directories of runs that lack one, as a run without a finite bound does.
@@ -28,8 +30,8 @@ pub struct Point {
     pub label: String,
     /// The optimizer.
     pub optimizer: String,
-    /// The constraint.
-    pub constraint: String,
+    /// What has a colour and a front: the constraint, or what the config says at [`Tradeoff::color`].
+    pub color: String,
     /// Horizontal figure, the mean over the runs.
     pub x: f64,
     /// Vertical figure, the mean over the runs.
@@ -40,7 +42,7 @@ pub struct Point {
     pub runs: usize,
     /// log10 of the largest sensitivity found, the mean over the runs.
     pub found: Option<f64>,
-    /// Whether no other point of its constraint is at least as good in both and better in one.
+    /// Whether no other point of its colour is at least as good in both and better in one.
     pub front: bool,
 }
 
@@ -51,10 +53,11 @@ const FEW: usize = 12;
 
 /// One run, as it was read.
 struct Run {
+    path: PathBuf,
     group: String,
     label: String,
     optimizer: String,
-    constraint: String,
+    color: String,
     figures: (f64, f64),
     found: Option<f64>,
 }
@@ -63,8 +66,9 @@ impl Tradeoff {
     /// Reads `summary.json` of runs, or of the runs inside a directory.
     ///
     /// # Errors
-    /// [`Error::File`] names a directory without runs, a file that is no summary, or a key that no run has.
-    pub fn read(paths: &[PathBuf], x: &str, y: &str) -> Result<Self, Error> {
+    /// [`Error::File`] names a directory without runs, a file that is no summary, a config that cannot be read, or a key that no run
+    /// has.
+    pub fn read(paths: &[PathBuf], x: &str, y: &str, color: Option<&str>) -> Result<Self, Error> {
         let (mut runs, mut left_out, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
         let mut having = [false; 2];
         let found = super::runs(paths, "summary.json")?;
@@ -74,7 +78,10 @@ impl Tradeoff {
                 *having |= summary.contains_key(*key);
             }
             match run(path, &summary, x, y) {
-                Some(run) => runs.push(run),
+                Some(run) => runs.push(match color {
+                    Some(key) => Run { color: configured(path, key)?, ..run },
+                    None => run,
+                }),
                 None => left_out.push(path.clone()),
             }
             known.extend(summary.into_iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key));
@@ -89,7 +96,14 @@ impl Tradeoff {
                 ));
             }
         }
-        let mut tradeoff = Self { x: x.into(), y: y.into(), points: points(runs), left_out };
+        if let (Some(key), Some(run)) = (color, runs.first())
+            && runs.iter().all(|run| run.color == NOT_SET)
+        {
+            let what = format!("has no key `{key}` in its config, nor have other runs; name one as `model.heads`");
+            return Err(Error::file(&run.path, what));
+        }
+        let color = color.map(String::from);
+        let mut tradeoff = Self { x: x.into(), y: y.into(), color, points: points(runs), left_out };
         tradeoff.mark_fronts();
         Ok(tradeoff)
     }
@@ -100,33 +114,30 @@ impl Tradeoff {
     }
 
     fn mark_fronts(&mut self) {
-        let costs: Vec<(String, f64, f64)> = self
-            .points
-            .iter()
-            .map(|p| (p.constraint.clone(), Self::cost(&self.x, p.x), Self::cost(&self.y, p.y)))
-            .collect();
+        let costs: Vec<(String, f64, f64)> =
+            self.points.iter().map(|p| (p.color.clone(), Self::cost(&self.x, p.x), Self::cost(&self.y, p.y))).collect();
         for (point, (own, x, y)) in self.points.iter_mut().zip(&costs) {
             let better = |(other, a, b): &(String, f64, f64)| other == own && a <= x && b <= y && (a < x || b < y);
             point.front = !costs.iter().any(better);
         }
     }
 
-    /// The picture: a colour a constraint, a shape an optimizer, the front of each constraint as a line. With few points
+    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the front of each colour as a line. With few points
     /// their names, and from each certified constant a thin line to the largest sensitivity found.
     pub fn chart(&self) -> Chart {
         let names = |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
-        let (constraints, optimizers) = (names(|p| &p.constraint), names(|p| &p.optimizer));
+        let (colors, optimizers) = (names(|p| &p.color), names(|p| &p.optimizer));
         let few = self.points.len() <= FEW;
-        // Points have names of their own then, so the constraints go to the legend.
-        let listed = few || constraints.len() == 1;
+        // Points have names of their own then, so the colours go to the legend.
+        let listed = few || colors.len() == 1;
         let grey = 7;
         let (mut lines, mut marks, mut found) = (Vec::new(), Vec::new(), Vec::new());
-        for (color, constraint) in constraints.iter().enumerate() {
-            let own: Vec<&Point> = self.points.iter().filter(|p| p.constraint == **constraint).collect();
+        for (color, what) in colors.iter().enumerate() {
+            let own: Vec<&Point> = self.points.iter().filter(|p| p.color == **what).collect();
             let mut front: Vec<(f64, f64)> = own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
             front.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let name = if listed { constraint.to_string() } else { String::new() };
-            let label = if listed { String::new() } else { constraint.to_string() };
+            let name = if listed { what.to_string() } else { String::new() };
+            let label = if listed { String::new() } else { what.to_string() };
             lines.push(Series { name, label, color, mark: Mark::Dashed, points: front, ..Series::default() });
             for point in own.iter().filter(|_| few && self.x == CERTIFIED) {
                 let Some(lower) = point.found else { continue };
@@ -163,7 +174,10 @@ impl Tradeoff {
         });
         let shapes: Vec<Series> = shapes.collect();
         let title = format!("{} against {}", phrase(&self.y), phrase(&self.x));
-        let mut note = vec!["line: Pareto front of a method".to_string()];
+        let mut note = vec![match &self.color {
+            None => "line: Pareto front of a method".to_string(),
+            Some(key) => format!("colour: {key}; line: Pareto front of each"),
+        }];
         if optimizers.len() == 1 {
             note.insert(0, optimizers.iter().map(|name| format!("optimizer: {name}")).collect());
         }
@@ -176,15 +190,15 @@ impl Tradeoff {
 
     fn title(&self, p: &Point) -> String {
         let seeds = if p.runs > 1 { format!(", mean of {} seeds", p.runs) } else { String::new() };
-        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y)
+        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.color, self.x, p.x, self.y, p.y)
     }
 
     /// The points as CSV (RFC 4180), a line a point: means, and lowest and highest over seeds.
     pub fn csv(&self) -> String {
-        let (x, y) = (&self.x, &self.y);
-        let mut text = format!("label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
+        let (x, y, color) = (&self.x, &self.y, self.color.as_deref().unwrap_or("constraint"));
+        let mut text = format!("label,optimizer,{color},seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
         for p in &self.points {
-            let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");
+            let names = [&p.label, &p.optimizer, &p.color].map(|name| field(name)).join(",");
             let (a, b) = (p.spread.x, p.spread.y);
             text += &format!("{names},{},{},{},{},{},{},{},{}\n", p.runs, p.x, a.0, a.1, p.y, b.0, b.1, p.front);
         }
@@ -197,9 +211,27 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
     let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
     let figures = (number(x)?, number(y)?);
-    let (optimizer, constraint) = super::method(summary);
+    let (optimizer, color) = super::method(summary);
     let group = without_seed(path).unwrap_or_else(|| path.display().to_string());
-    Some(Run { group, label: text("label"), optimizer, constraint, figures, found: number("found_log10") })
+    let (path, label) = (path.to_path_buf(), text("label"));
+    Some(Run { path, group, label, optimizer, color, figures, found: number("found_log10") })
+}
+
+/// The colour of runs whose config lacks the key.
+const NOT_SET: &str = "not set";
+
+/// What the config of a run says at a path such as `model.heads`.
+fn configured(path: &Path, key: &str) -> Result<String, Error> {
+    let file = path.join("config.toml");
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
+    let config: toml::Value = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
+    let value = key.split('.').try_fold(&config, |value, part| value.get(part));
+    let last = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
+    Ok(match value {
+        None => NOT_SET.into(),
+        Some(toml::Value::String(text)) => format!("{last}: {}", text.replace('_', " ")),
+        Some(value) => format!("{last}: {value}"),
+    })
 }
 
 /// The config of a run without what differs from seed to seed.
@@ -232,7 +264,7 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
         Some(Point {
             label: first.label,
             optimizer: first.optimizer,
-            constraint: first.constraint,
+            color: first.color,
             x: mean(&xs),
             y: mean(&ys),
             spread: Spread { x: range(&xs), y: range(&ys) },
@@ -308,21 +340,21 @@ mod tests {
         runs.into_iter().for_each(|(name, l, loss, constraint)| write(dir.path(), name, l, loss, constraint));
         let paths = [dir.path().to_path_buf()];
         for y in ["val_loss", "val_accuracy"] {
-            let t = Tradeoff::read(&paths, "lipschitz_log10", y).unwrap();
+            let t = Tradeoff::read(&paths, "lipschitz_log10", y, None).unwrap();
             let fronts: Vec<bool> = t.points.iter().map(|p| p.front).collect();
             assert_eq!(fronts, [true, true, false, true, true], "{y}");
             assert_eq!(t.left_out, [dir.path().join("e")]);
         }
-        let t = Tradeoff::read(&paths, "lipschitz_log10", "val_loss").unwrap();
+        let t = Tradeoff::read(&paths, "lipschitz_log10", "val_loss", None).unwrap();
         let csv = t.csv();
         let first = csv.lines().nth(1).unwrap();
         assert_eq!(first, "a,Muon,\"one, \"\"two\"\"\",1,1,1,1,3,3,3,true", "{csv}");
         let chart = t.chart();
         assert_eq!(chart.series[0].points, [(1.0, 3.0), (2.0, 2.0), (40.0, 1.0)]);
         super::super::chart::write(&dir.path().join("p.png"), &[chart]).unwrap();
-        let error = Tradeoff::read(&paths, "lipschitz", "val_loss").unwrap_err().to_string();
+        let error = Tradeoff::read(&paths, "lipschitz", "val_loss", None).unwrap_err().to_string();
         assert!(error.contains("no figure `lipschitz`") && error.contains("lipschitz_log10"), "{error}");
-        let error = Tradeoff::read(&[dir.path().join("a").join("x")], "a", "b").unwrap_err().to_string();
+        let error = Tradeoff::read(&[dir.path().join("a").join("x")], "a", "b", None).unwrap_err().to_string();
         assert!(error.contains("/x"), "{error}");
     }
 
@@ -336,10 +368,20 @@ mod tests {
             let config = format!("[train]\nseed = {seed}\nlearning_rate = {rate}\ndevice = \"cpu\"\n");
             std::fs::write(dir.path().join(name).join("config.toml"), config).unwrap();
         }
-        let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss").unwrap();
+        let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", None).unwrap();
         assert_eq!(t.points.iter().map(|p| p.runs).collect::<Vec<_>>(), [3, 1]);
         let p = &t.points[0];
         assert_eq!((p.x, p.spread.x, p.spread.y), (1.5, (1.0, 2.0), (2.0, 3.0)));
         assert!((p.y - 2.4).abs() < 1e-12 && t.points[1].front && !p.front);
+
+        // Coloured by a key of the config, each value has a front of its own.
+        let read = |key| Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", Some(key));
+        let t = read("train.learning_rate").unwrap();
+        let colors: Vec<&str> = t.points.iter().map(|p| p.color.as_str()).collect();
+        assert_eq!(colors, ["learning rate: 0.1", "learning rate: 0.2"]);
+        assert!(t.points.iter().all(|p| p.front) && t.csv().starts_with("label,optimizer,train.learning_rate,"));
+        assert_eq!(read("train.device").unwrap().points[0].color, "device: cpu");
+        let said = read("train.heads").unwrap_err().to_string();
+        assert!(said.contains("no key `train.heads`"), "{said}");
     }
 }

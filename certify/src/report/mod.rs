@@ -56,7 +56,7 @@ pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
         [("val_loss", "Loss"), ("val_accuracy", "Accuracy"), ("certified_accuracy", "Certified accuracy")]
     {
         if runs.iter().any(|run| run.number("lipschitz_log10").is_some() && run.number(y).is_some()) {
-            let tradeoff = Tradeoff::read(paths, "lipschitz_log10", y)?;
+            let tradeoff = Tradeoff::read(paths, "lipschitz_log10", y, None)?;
             let _ = write!(
                 body,
                 "<h2>{heading} against the certified constant</h2>\n{}",

@@ -67,7 +67,7 @@ impl Demo {
         }
         let runs = [self.out.clone()];
         for extension in ["svg", "png"] {
-            let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss")?;
+            let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss", None)?;
             chart::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
             chart::write(&self.out.join(format!("training.{extension}")), &training::charts(&runs)?)?;
         }
