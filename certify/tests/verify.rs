@@ -122,7 +122,7 @@ fn a_checkpoint_that_changes_under_a_proof() {
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
     std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
     let said = reader.tensor(&name).unwrap_err().to_string();
-    assert!(said.contains("model.safetensors has changed since"), "{said}");
+    assert!(said.contains("model.safetensors: has changed since"), "{said}");
 }
 
 /// The published schema is the program's, and certificates obey it; one that is changed in kind does not.

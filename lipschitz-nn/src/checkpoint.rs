@@ -182,8 +182,8 @@ const LARGEST_HEADER: u64 = 100_000_000;
 pub struct Reader {
     path: PathBuf,
     file: Mutex<File>,
-    /// When it was last written to.
-    changed: Option<SystemTime>,
+    /// Its length, and when it was last written to.
+    state: (u64, Option<SystemTime>),
     meta: Meta,
     header: Metadata,
     /// Where the tensors' bytes begin.
@@ -198,8 +198,8 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
-        let found = file.metadata().map_err(io)?;
-        let (length, changed) = (found.len(), found.modified().ok());
+        let state = state(&file).map_err(io)?;
+        let (length, _) = state;
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| damaged(path, &"the file ends in its header"))?;
         let size = u64::from_le_bytes(size);
@@ -221,7 +221,7 @@ impl Reader {
             found.insert(name.as_str(), (info.shape.as_slice(), dtype));
         }
         fits(&meta.graph, &found).map_err(|e| Error::file(path, e))?;
-        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), changed, meta, header, start })
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), state, meta, header, start })
     }
 
     /// What the checkpoint holds beside the weights.
@@ -246,18 +246,22 @@ impl Reader {
         let (from, to) = info.data_offsets;
         let io = |e: std::io::Error| Error::io(&self.path, &e);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.start + from as u64)).map_err(io)?;
         let mut bytes = vec![0; to - from];
-        file.read_exact(&mut bytes).map_err(io)?;
-        if file.metadata().map_err(io)?.modified().ok() != self.changed {
-            return Err(Error::file(
-                &self.path,
-                "has changed since it was opened; start again when nothing writes to it",
-            ));
+        let read = file.seek(SeekFrom::Start(self.start + from as u64)).and_then(|_| file.read_exact(&mut bytes));
+        if state(&file).map_err(io)? != self.state {
+            let what = "has changed since it was opened; start again when nothing writes to it";
+            return Err(Error::file(&self.path, what));
         }
+        read.map_err(io)?;
         let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(&self.path, e))?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
     }
+}
+
+/// The length of a file, and when it was last written to, where the system says so.
+fn state(file: &File) -> std::io::Result<(u64, Option<SystemTime>)> {
+    let found = file.metadata()?;
+    Ok((found.len(), found.modified().ok()))
 }
 
 /// Reads the tensors and metadata of a safetensors file.

@@ -111,6 +111,9 @@ fn known_constants_are_met() {
     // GELU over 1.1289 between two linear maps of one number: its largest slope is a hair above 1.
     let gelu = Node::new("", Op::Activation { function: Function::GeluErf, scale: 1.0 / 1.1289 });
     near(constant(vec![linear("a"), gelu, linear("b")], 1, |_| number(3.0)), 9.0 * 1.128_904_145 / 1.1289);
+    // |x| between two has slopes 1 and −1.
+    let abs = Node::new("", Op::Activation { function: Function::Abs, scale: 0.5 });
+    near(constant(vec![linear("a"), abs, linear("b")], 1, |_| number(3.0)), 4.5);
     // Scales at the end and in the middle.
     let scale = |factor| Node::new("", Op::Scale { factor });
     near(constant(vec![linear("a"), scale(-0.5), linear("b"), scale(7.0)], 1, |_| number(2.0)), 14.0);

@@ -147,6 +147,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     // What can be wrong with the config is found before anything is written.
     let checked = check(config, &task)?;
     let part = step::share(config.train.batch_size, ranks.count())?;
+    ranks.wait();
     // The first alone writes; the others read what it has put in order.
     let (mut dir, saved) = match (ranks.is_first(), options.resume) {
         (true, true) => RunDir::resume(options.out, config, &device).map(|(dir, saved)| (Some(dir), saved))?,

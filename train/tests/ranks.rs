@@ -193,7 +193,8 @@ fn what_stops_one_process_stops_all_with_one_line() {
         let data = |name: &str| {
             format!("data={{ kind = \"shards\", path = \"{}\", vocabulary = 97 }}", w.path(name).display())
         };
-        let job = w.command(2, name, &["--set", &data("whole")]);
+        let out = format!("without {name}");
+        let job = w.command(2, &out, &["--set", &data("whole")]);
         // Of two programs under one `mpirun`, the second has the other data.
         let args: Vec<_> = job.get_args().skip(3).map(std::ffi::OsStr::to_owned).collect();
         let mut second = args.clone();
@@ -206,6 +207,7 @@ fn what_stops_one_process_stops_all_with_one_line() {
         assert_eq!(status.code(), Some(2), "{said}");
         assert!(said.contains("error: rank 1: ") && said.contains(told), "{said}");
         assert_eq!(said.matches("error: ").count(), 1, "{said}");
+        assert!(!w.path(&out).exists());
     }
     // What cannot be written is told by the first, and the others do not wait for ever.
     std::fs::create_dir(w.path("blocked")).unwrap();

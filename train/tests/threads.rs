@@ -5,7 +5,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::{Block, Gpt, Mlp};
+use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
@@ -45,6 +45,9 @@ fn run(graph: &Graph, recipe: &Recipe, recompute: bool, parts: usize, threads: u
 
 fn cases() -> Vec<(&'static str, Graph, Recipe)> {
     let gpt = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 2, Block::new(64, 2)) };
+    let block =
+        Block { positions: Some(Positions::Bias), activation: Activation::Abs, alpha: Some(1.0), ..Block::new(64, 4) };
+    let tight = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 1, block) };
     let mlp = Mlp { input: Input::Vector { dim: 48 }, hidden: vec![200, 90], outputs: 10, final_scale: 1.0 };
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     let adamw = OptimizerConfig::Adamw(AdamWConfig::default());
@@ -52,6 +55,7 @@ fn cases() -> Vec<(&'static str, Graph, Recipe)> {
     vec![
         ("transformer, Muon", gpt.graph().unwrap(), Recipe::new(muon.clone(), soft.clone())),
         ("transformer, AdamW", gpt.graph().unwrap(), Recipe::new(adamw, soft.clone())),
+        ("position bias and |x|, Muon", tight.graph().unwrap(), Recipe::new(muon.clone(), soft.clone())),
         ("perceptron, Muon", mlp.graph().unwrap(), Recipe::new(muon, soft)),
     ]
 }

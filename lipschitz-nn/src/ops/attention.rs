@@ -112,7 +112,7 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         logits = super::soft_cap(&logits, cap)?;
     }
     if let Some(bias) = bias {
-        logits = logits.broadcast_add(&super::position::by_pair(bias, dims.tokens)?)?;
+        logits = logits.broadcast_add(&super::position::by_pair(bias, dims.heads, dims.tokens)?)?;
     }
     let near = mask.added(dims.tokens, &logits)?;
     let within = documents.map(|documents| documents.mask(&logits)).transpose()?;

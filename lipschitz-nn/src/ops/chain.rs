@@ -25,10 +25,10 @@ pub enum Block {
 /// # Errors
 /// Shapes that do not fit, and candle's own.
 pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
-    let weights = blocks.iter().map(|block| block.weights(x)).collect::<Result<Vec<_>>>()?;
-    if weights.is_empty() || !weights.iter().flatten().all(|w| fused(&[x, w])) {
+    if blocks.is_empty() || !blocks.iter().all(|block| block.given().all(|w| fused(&[x, w]))) {
         return composed(x, blocks);
     }
+    let weights = blocks.iter().map(|block| block.weights(x)).collect::<Result<Vec<_>>>()?;
     let needed = x.track_op() || weights.iter().flatten().any(|w| w.track_op());
     let keep = if !needed {
         Keep::Nothing
@@ -62,7 +62,16 @@ fn by_distance(block: &AttentionBlock, bias: Option<&(PositionBias, Tensor)>, x:
 }
 
 impl Block {
-    /// In the order in which a link has them.
+    /// As they are.
+    fn given(&self) -> impl Iterator<Item = &Tensor> {
+        let (weights, bias) = match self {
+            Self::Perceptron(_, weights) => (&weights[..], None),
+            Self::Attention(_, weights, bias) => (&weights[..], bias.as_ref().map(|(_, table)| table)),
+        };
+        weights.iter().chain(bias)
+    }
+
+    /// In the order in which a link has them, and the bias by distance.
     fn weights(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         Ok(match self {
             Self::Perceptron(_, weights) => weights.to_vec(),

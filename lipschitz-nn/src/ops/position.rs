@@ -1,6 +1,6 @@
 //! Learned numbers for the distance between query and key.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use crate::graph::PositionBias;
 
@@ -8,8 +8,11 @@ use crate::graph::PositionBias;
 /// distance d.
 ///
 /// # Errors
-/// Candle's own.
+/// Buckets that a position bias cannot have, a table of another size, and candle's own.
 pub fn position_bias(table: &Tensor, bias: PositionBias, causal: bool, tokens: usize) -> Result<Tensor> {
+    if !bias.fits(causal) || table.dims().first() != Some(&bias.buckets) || tokens == 0 {
+        bail!("position bias: {bias:?} with a table of shape {:?} and {tokens} tokens", table.dims())
+    }
     let last = tokens as i64 - 1;
     let buckets: Vec<u32> = (-last..=last).map(|distance| bias.bucket(causal, distance) as u32).collect();
     table.index_select(&Tensor::new(buckets, table.device())?, 0)?.t()?.contiguous()
@@ -17,9 +20,16 @@ pub fn position_bias(table: &Tensor, bias: PositionBias, causal: bool, tokens: u
 
 /// The same for each query and key, `[heads, tokens, tokens]`.
 ///
+/// Rows of width 2T, one after the other, are read again as rows of width 2T − 1: each begins one number later than the one before.
+///
 /// # Errors
-/// Candle's own.
-pub(super) fn by_pair(by_distance: &Tensor, tokens: usize) -> Result<Tensor> {
-    let columns: Vec<u32> = (0..tokens * tokens).map(|i| (i % tokens + tokens - 1 - i / tokens) as u32).collect();
-    by_distance.index_select(&Tensor::new(columns, by_distance.device())?, 1)?.reshape(((), tokens, tokens))
+/// A bias of another shape, and candle's own.
+pub(super) fn by_pair(by_distance: &Tensor, heads: usize, tokens: usize) -> Result<Tensor> {
+    let width = 2 * tokens - 1;
+    if by_distance.dims() != [heads, width] {
+        bail!("position bias: a shape of {:?}, not [{heads}, {width}]", by_distance.dims())
+    }
+    let rows = by_distance.pad_with_zeros(1, 0, 1)?.unsqueeze(1)?.broadcast_as((heads, tokens, width + 1))?;
+    let skewed = rows.contiguous()?.reshape((heads, tokens * (width + 1)))?.narrow(1, 0, tokens * width)?;
+    skewed.contiguous()?.reshape((heads, tokens, width))?.narrow(2, tokens - 1, tokens)?.contiguous()
 }
