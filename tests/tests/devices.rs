@@ -11,7 +11,7 @@ use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Geometry, Graph};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::without_kernels;
-use lipschitz_nn::presets::{Block, Gpt, Mlp};
+use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
 use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, Heads, MuonConfig, OptimizerConfig, Rate, Recipe, SgdConfig};
@@ -112,6 +112,13 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
 fn gpt() -> Graph {
     let gpt = Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 2, Block::new(32, 2)) };
     gpt.graph().unwrap()
+}
+
+/// With a position bias and |x|.
+fn tight() -> Graph {
+    let block =
+        Block { positions: Some(Positions::Bias), activation: Activation::Abs, alpha: Some(1.0), ..Block::new(32, 4) };
+    Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 1, block) }.graph().unwrap()
 }
 
 fn mlp() -> Graph {
@@ -237,7 +244,7 @@ fn each_constraint_agrees() {
 #[test]
 fn twenty_steps_agree() {
     for optimizer in optimizers() {
-        for (graph, tolerance) in [(gpt(), 5e-3), (mlp(), 5e-3)] {
+        for (graph, tolerance) in [(gpt(), 5e-3), (tight(), 5e-3), (mlp(), 5e-3)] {
             let recipe = Recipe::new(optimizer.clone(), ConstraintConfig::capped(Method::SpectralSoftCap, 2.0));
             let start = weights(&graph);
             let at = |place: &Place| steps(&mut training(&graph, &recipe, &start, place), &graph, place, 0..20);
