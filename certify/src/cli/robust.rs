@@ -1,5 +1,5 @@
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use candle_core::Device;
@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
+use serde_json::Value;
 
 /// How many predictions an attack changes, and how many are proven to stay, for each radius.
 ///
@@ -84,13 +85,25 @@ impl Robust {
         if loud {
             eprintln!();
         }
-        let name = self.model.file_name().map(|name| name.to_string_lossy().into_owned());
-        report.label = name.unwrap_or_else(|| self.model.display().to_string());
+        report.label = label(&self.model);
         if let Some(path) = &self.json {
             checkpoint::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
         }
         print(&report);
         Ok(())
+    }
+}
+
+/// A run by its method and cap, any other model by its name.
+fn label(model: &Path) -> String {
+    let summary = certify::plot::summary(model).unwrap_or_default();
+    let cap = summary.get("sigma_max").and_then(Value::as_f64).map(|cap| (cap * 1e3).round() / 1e3);
+    match (summary.get("method").and_then(Value::as_str), cap) {
+        (Some(method), Some(cap)) => format!("{method}, σ_max {cap}"),
+        (Some(method), None) => method.into(),
+        (None, _) => {
+            model.file_name().map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into())
+        }
     }
 }
 
@@ -137,4 +150,24 @@ fn print(report: &Report) {
         println!("the certified share holds for a change of one token as of all: the norm is the largest of a token");
     }
     println!("certified ≤ true ≤ attacked ≤ clean, for every input; L ≤ {} ℓ2 → ℓ2", report.lipschitz);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_labelled_by_their_method_and_files_by_their_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("spectral_soft_cap-3f");
+        std::fs::create_dir(&run).unwrap();
+        assert_eq!(label(&run), "spectral_soft_cap-3f");
+        let says = |text: &str| {
+            std::fs::write(run.join("summary.json"), text).unwrap();
+            label(&run)
+        };
+        assert_eq!(says(r#"{"method": "Muon + soft cap", "sigma_max": 1.14761}"#), "Muon + soft cap, σ_max 1.148");
+        assert_eq!(says(r#"{"method": "AdamW + weight decay", "sigma_max": null}"#), "AdamW + weight decay");
+        assert_eq!(label(&dir.path().join("model.safetensors")), "model.safetensors");
+    }
 }
