@@ -290,7 +290,7 @@ pub(super) fn phrase(key: &str) -> String {
     match key {
         "lipschitz_log10" => "certified Lipschitz constant",
         "found_log10" => "largest sensitivity found",
-        "margin_normalized_log10" => "certified constant of margins over the median margin",
+        "margin_normalized_log10" => "certified margin-normalised constant",
         "val_loss" => "validation loss",
         "val_accuracy" => "validation accuracy",
         "certified_accuracy" => "certified accuracy at ε = 36/255",
@@ -305,7 +305,7 @@ fn axis(key: &str) -> Axis {
     let unit = match key {
         "lipschitz_log10" => " L, RMS → RMS",
         "found_log10" | "target" | "sigma_max" => ", RMS → RMS",
-        "margin_normalized_log10" => ", 1/ℓ2",
+        "margin_normalized_log10" => ": of margins, over their median, 1/ℓ2",
         "val_loss" => ", nats",
         _ => "",
     };
