@@ -215,7 +215,7 @@ pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Para
 
 #[cfg(test)]
 mod tests {
-    use lipschitz_nn::presets::{Block, Gpt, Vit};
+    use lipschitz_nn::presets::{Activation, Block, Gpt, Positions, Vit};
     use lipschitz_opt::constraint::ConstraintConfig;
     use lipschitz_opt::{Heads, MuonConfig, OptimizerConfig};
 
@@ -269,11 +269,15 @@ mod tests {
     /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just below the target.
     #[test]
     fn every_promise_is_solved_for() {
-        let block = Block { logit_scale: 1.0 / 32.0, causal: false, positions: None, ..Block::new(32, 4) };
-        let vit =
-            Vit { image: [3, 32, 32], patch: 8, outputs: 10, block, layers: 2, final_scale: 2.0 }.graph().unwrap();
+        let block = Block { logit_scale: 1.0 / 32.0, ..Block::new(32, 4) };
+        let sees_all = Block { causal: false, positions: None, ..block.clone() };
+        let vit = Vit { image: [3, 32, 32], patch: 8, outputs: 10, block: sees_all, layers: 2, final_scale: 2.0 }
+            .graph()
+            .unwrap();
         let names = Heads::Of(["query", "key", "output"].map(String::from).into());
-        for graph in [graph(), vit] {
+        let block = Block { positions: Some(Positions::Bias), activation: Activation::Abs, alpha: Some(1.0), ..block };
+        let tight = Gpt::new(30, 16, 1, block).graph().unwrap();
+        for graph in [graph(), tight, vit] {
             for method in Method::ALL {
                 for heads in [Heads::All(false), Heads::All(true), names.clone()] {
                     let mut recipe = recipe(method, if method == Method::None { Heads::default() } else { heads });

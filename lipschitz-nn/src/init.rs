@@ -18,7 +18,8 @@ pub enum Blocks {
 }
 
 /// Fresh weights for a graph: matrices semi-orthogonal at RMS→RMS norm 1, tables with rows of RMS norm 1, branches' and
-/// heads' last matrices zero (the method's initialisation), branches without a stream beside them as any matrix, position biases as slopes. Each parameter has its own random stream.
+/// heads' last matrices zero (the method's initialisation), but those of branches without a stream beside them, and position biases
+/// as slopes. Each parameter has its own random stream.
 ///
 /// # Errors
 /// [`Error::Candle`], such as a device out of memory.

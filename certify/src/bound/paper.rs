@@ -52,7 +52,7 @@ fn step(node: &Node, prefix: &str, x: State, norms: &dyn Norms, tokens: bool) ->
         }
         // Dividing by 1.1289 makes GELU's slope 1; the formula divides once more.
         Op::Activation { function: Function::GeluErf, scale } if tokens => through(super::abs(*scale)),
-        Op::Activation { function: Function::Relu | Function::Abs, .. } => x,
+        Op::Activation { function: Function::Relu | Function::Abs, scale } => through(super::abs(*scale)),
         Op::Attention(a) if !a.bias && !a.output_bias && a.query_key_norm.is_none() && a.logit_cap.is_none() => {
             let width = a.heads * a.head_dim;
             let (query, key) = (rms("query", width, a.dim)?, rms("key", width, a.dim)?);

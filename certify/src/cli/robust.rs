@@ -94,17 +94,18 @@ impl Robust {
     }
 }
 
-/// A run by its method and cap, any other model by its name.
+/// A run by its method, cap and learning rate, any other model by its name.
 fn label(model: &Path) -> String {
     let summary = certify::plot::summary(model).unwrap_or_default();
-    let cap = summary.get("sigma_max").and_then(Value::as_f64).map(|cap| (cap * 1e3).round() / 1e3);
-    match (summary.get("method").and_then(Value::as_str), cap) {
-        (Some(method), Some(cap)) => format!("{method}, σ_max {cap}"),
-        (Some(method), None) => method.into(),
-        (None, _) => {
-            model.file_name().map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into())
-        }
-    }
+    let number = |key: &str| summary.get(key).and_then(Value::as_f64).map(|x| (x * 1e4).round() / 1e4);
+    let Some(method) = summary.get("method").and_then(Value::as_str) else {
+        return model.file_name().map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into());
+    };
+    let named = [("σ_max", "sigma_max"), ("η", "learning_rate")];
+    named.iter().fold(method.into(), |label: String, (name, key)| match number(key) {
+        Some(x) => format!("{label}, {name} {x}"),
+        None => label,
+    })
 }
 
 /// The ℓ2 norm of the longest embedding row, to choose radii by.
@@ -166,7 +167,10 @@ mod tests {
             std::fs::write(run.join("summary.json"), text).unwrap();
             label(&run)
         };
-        assert_eq!(says(r#"{"method": "Muon + soft cap", "sigma_max": 1.14761}"#), "Muon + soft cap, σ_max 1.148");
+        assert_eq!(
+            says(r#"{"method": "Muon + soft cap", "sigma_max": 1.14761, "learning_rate": 0.2}"#),
+            "Muon + soft cap, σ_max 1.1476, η 0.2"
+        );
         assert_eq!(says(r#"{"method": "AdamW + weight decay", "sigma_max": null}"#), "AdamW + weight decay");
         assert_eq!(label(&dir.path().join("model.safetensors")), "model.safetensors");
     }

@@ -82,7 +82,11 @@ impl Tradeoff {
             }
             match run(path, &summary, x, y) {
                 Some(run) => runs.push(match color {
-                    Some(key) => Run { color: configured(path, key)?, ..run },
+                    // Runs of two colours are two points, whatever else they share.
+                    Some(key) => {
+                        let color = configured(&config(path)?, key);
+                        Run { group: format!("{color}\n{}", run.group), color, ..run }
+                    }
                     None => run,
                 }),
                 None => left_out.push(path.clone()),
@@ -125,8 +129,8 @@ impl Tradeoff {
         }
     }
 
-    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the front of each colour as a line. With few points
-    /// their names, and from each certified constant a thin line to the largest sensitivity found.
+    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the front of each colour as a line. With
+    /// few points their names, and from each certified constant a thin line to the largest sensitivity found.
     pub fn chart(&self) -> Chart {
         let names = |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
         let (colors, optimizers) = (names(|p| &p.color), names(|p| &p.optimizer));
@@ -215,7 +219,7 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
     let figures = (number(x)?, number(y)?);
     let (optimizer, constraint) = super::method(summary);
-    let group = without_seed(path).unwrap_or_else(|| path.display().to_string());
+    let group = config(path).ok().and_then(without_seed).unwrap_or_else(|| path.display().to_string());
     let (path, label) = (path.to_path_buf(), text("label"));
     let color = constraint.clone();
     Some(Run { path, group, label, optimizer, constraint, color, figures, found: number("found_log10") })
@@ -224,23 +228,28 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
 /// The colour of runs whose config lacks the key.
 const NOT_SET: &str = "not set";
 
-/// What the config of a run says at a path such as `model.heads`.
-fn configured(path: &Path, key: &str) -> Result<String, Error> {
-    let file = path.join("config.toml");
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
-    let config: toml::Value = toml::from_str(&text).map_err(|e| Error::file(&file, e))?;
-    let value = key.split('.').try_fold(&config, |value, part| value.get(part));
+/// What a config says at a path such as `model.heads`.
+fn configured(config: &toml::Table, key: &str) -> String {
+    let mut parts = key.split('.');
+    let first = parts.next().and_then(|part| config.get(part));
+    let value = parts.fold(first, |value, part| value?.get(part));
     let last = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
-    Ok(match value {
+    match value {
         None => NOT_SET.into(),
         Some(toml::Value::String(text)) => format!("{last}: {}", text.replace('_', " ")),
         Some(value) => format!("{last}: {value}"),
-    })
+    }
 }
 
-/// The config of a run without what differs from seed to seed.
-fn without_seed(path: &Path) -> Option<String> {
-    let mut config: toml::Table = toml::from_str(&std::fs::read_to_string(path.join("config.toml")).ok()?).ok()?;
+/// The config of a run.
+fn config(path: &Path) -> Result<toml::Table, Error> {
+    let file = path.join("config.toml");
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
+    toml::from_str(&text).map_err(|e| Error::file(&file, e))
+}
+
+/// A config without what differs from seed to seed.
+fn without_seed(mut config: toml::Table) -> Option<String> {
     let train = config.get_mut("train")?.as_table_mut()?;
     ["seed", "device"].iter().for_each(|key| drop(train.remove(*key)));
     toml::to_string(&config).ok()
@@ -386,6 +395,8 @@ mod tests {
         assert_eq!(colors, ["learning rate: 0.1", "learning rate: 0.2"]);
         assert!(t.points.iter().all(|p| p.front));
         assert_eq!(read("train.device").unwrap().points[0].color, "device: cpu");
+        let seeds: Vec<String> = read("train.seed").unwrap().points.into_iter().map(|p| p.color).collect();
+        assert_eq!(seeds, ["seed: 0", "seed: 1", "seed: 2", "seed: 0"]);
         let said = read("train.heads").unwrap_err().to_string();
         assert!(said.contains("no key `train.heads`"), "{said}");
     }

@@ -14,7 +14,7 @@ use super::{Stopped, stop_on_interrupt, table};
 
 /// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound costs.
 ///
-/// About two minutes on two cores; nothing to download.
+/// About a minute on two cores; nothing to download.
 #[derive(Args)]
 pub struct Demo {
     /// Where everything goes. Networks that are there already are kept, so a stopped demo continues.
