@@ -339,48 +339,55 @@ impl Model {
         })
     }
 
-    /// Adds a node's residual blocks to a chain, if it consists of blocks for which there is one operation.
+    /// Adds a node's blocks to a chain, if it consists of blocks for which there is one operation.
     pub(crate) fn link(&self, node: &Node, prefix: &str, pass: &Pass, chain: &mut Vec<ops::Block>) -> bool {
         if self.precision != Precision::F32 {
             return false;
         }
         let path = node.path(prefix);
-        let weight = |path: &str, name: &str| self.weight(&join(path, name), "weight").clone();
-        match &node.op {
-            Op::Sequential { body } => body.iter().all(|node| self.link(node, &path, pass, chain)),
-            Op::Residual { skip, branch, body } => {
-                let (skip, branch) = (*skip, *branch);
-                chain.push(match &body[..] {
-                    [
-                        Node { name: up, op: Op::Linear { bias: false, .. } },
-                        Node { op: Op::Activation { function, scale }, .. },
-                        Node { name: down, op: Op::Linear { bias: false, .. } },
-                    ] => {
-                        let block = ops::MlpBlock { function: *function, scale: *scale, skip, branch };
-                        ops::Block::Perceptron(block, [up, down].map(|name| weight(&path, name)))
-                    }
-                    [Node { name, op: Op::Attention(a) }] if plain(a) && (a.causal || pass.documents.is_none()) => {
-                        let path = join(&path, name);
-                        let block = ops::AttentionBlock {
-                            heads: a.heads,
-                            key_value_heads: a.key_value_heads,
-                            logit_scale: a.logit_scale,
-                            causal: a.causal,
-                            rotary: a.rotary.clone(),
-                            skip,
-                            branch: branch * a.output_scale,
-                            documents: pass.documents.clone(),
-                        };
-                        let weights = ["query", "key", "value", "output"].map(|name| weight(&path, name));
-                        let table = |bias| (bias, self.weight(&path, "position_bias.weight").clone());
-                        ops::Block::Attention(block, weights, a.position_bias.map(table))
-                    }
-                    _ => return false,
-                });
-                true
-            }
-            _ => false,
+        let block = match &node.op {
+            Op::Sequential { body } => return body.iter().all(|node| self.link(node, &path, pass, chain)),
+            Op::Attention(a) => self.attention_block(a, &path, pass, 0.0, 1.0),
+            Op::Residual { skip, branch, body } => match &body[..] {
+                [
+                    Node { name: up, op: Op::Linear { bias: false, .. } },
+                    Node { op: Op::Activation { function, scale }, .. },
+                    Node { name: down, op: Op::Linear { bias: false, .. } },
+                ] => {
+                    let block = ops::MlpBlock { function: *function, scale: *scale, skip: *skip, branch: *branch };
+                    let weights = [up, down].map(|name| self.weight(&join(&path, name), "weight").clone());
+                    Some(ops::Block::Perceptron(block, weights))
+                }
+                [Node { name, op: Op::Attention(a) }] => {
+                    self.attention_block(a, &join(&path, name), pass, *skip, *branch)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let found = block.is_some();
+        chain.extend(block);
+        found
+    }
+
+    /// `skip·x + branch·attention(x)`, if there is one operation for it.
+    fn attention_block(&self, a: &Attention, path: &str, pass: &Pass, skip: f64, branch: f64) -> Option<ops::Block> {
+        if !plain(a) || !(a.causal || pass.documents.is_none()) {
+            return None;
         }
+        let block = ops::AttentionBlock {
+            heads: a.heads,
+            key_value_heads: a.key_value_heads,
+            logit_scale: a.logit_scale,
+            causal: a.causal,
+            rotary: a.rotary.clone(),
+            skip,
+            branch: branch * a.output_scale,
+            documents: pass.documents.clone(),
+        };
+        let weights = ["query", "key", "value", "output"].map(|name| self.weight(&join(path, name), "weight").clone());
+        let table = |bias| (bias, self.weight(path, "position_bias.weight").clone());
+        Some(ops::Block::Attention(block, weights, a.position_bias.map(table)))
     }
 
     fn attention(

@@ -418,11 +418,13 @@ fn documents_in_one_sequence_do_not_see_each_other() {
             logit_scale: 2.0,
             ..Attention::new(8, 2, 4)
         };
-        let residual = Op::Residual { skip: 0.5, branch: 0.5, body: vec![Node::new("", Op::Attention(attention))] };
+        let attention = Op::Attention(attention);
+        let residual = Op::Residual { skip: 0.5, branch: 0.5, body: vec![Node::new("", attention.clone())] };
         let nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
             Node::new("a", residual.clone()),
             Node::new("b", residual),
+            Node::new("c", attention),
         ];
         let graph = |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
         let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng);
