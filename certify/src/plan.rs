@@ -1,5 +1,6 @@
 //! From a wanted constant to caps, before the first step: the walk of the certificate, with caps in place of norms.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::Error;
@@ -14,6 +15,8 @@ use lipschitz_opt::{Recipe, role, scale};
 /// What a constraint promises about every weight of a graph.
 struct Caps {
     weights: HashMap<String, Cap>,
+    /// A vector that was asked for. None has a cap, so what depends on its size has no bound.
+    uncapped: OnceCell<String>,
 }
 
 struct Cap {
@@ -27,6 +30,14 @@ struct Cap {
 }
 
 impl Caps {
+    /// A bound, or the vector that it lacks.
+    fn finite(&self, bound: Upper) -> Result<Upper, Error> {
+        match self.uncapped.get() {
+            Some(vector) if !bound.is_finite() => Err(unknown(vector)),
+            _ => Ok(bound),
+        }
+    }
+
     fn get(&self, name: &str) -> Result<&Cap, Error> {
         self.weights.get(name).ok_or_else(|| Error::Unknown(format!("the cap of `{name}`")))
     }
@@ -62,8 +73,12 @@ impl Norms for Caps {
                 let rows = self.row(block)? * two;
                 Ok(if table { rows } else { rows.min(self.matrix(block)? * two.sqrt()) })
             }
-            Norm::Affine(_, vector, _) | Norm::Largest(vector) => Err(unknown(vector)),
-            Norm::Vector(block) => Err(unknown(&block.weight)),
+            // A bias moves outputs, not differences of outputs: the constant is infinite only where it depends on sizes.
+            Norm::Affine(_, vector, _) | Norm::Vector(Block { weight: vector, .. }) => {
+                self.uncapped.get_or_init(|| vector.clone());
+                Ok(Upper::INFINITY)
+            }
+            Norm::Largest(vector) => Err(unknown(vector)),
         }
     }
 }
@@ -77,7 +92,10 @@ fn unknown(vector: &str) -> Error {
 /// # Errors
 /// If the constraint promises nothing about a weight, or has a factor for no weight.
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
-    Ok(walk(graph, &caps(graph, recipe)?, None)?)
+    let caps = caps(graph, recipe)?;
+    let walk = walk(graph, &caps, None)?;
+    caps.finite(walk.lipschitz)?;
+    Ok(walk)
 }
 
 /// What the published formula says of caps, RMS → RMS; see [`paper`].
@@ -85,7 +103,8 @@ pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
 /// # Errors
 /// As [`plan`], and for a node that the formula does not speak of.
 pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
-    Ok(paper::formula(graph, &caps(graph, recipe)?)?)
+    let caps = caps(graph, recipe)?;
+    Ok(caps.finite(paper::formula(graph, &caps)?)?)
 }
 
 fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
@@ -108,7 +127,7 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
         let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row.next_up()));
         weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
     }
-    Ok(Caps { weights })
+    Ok(Caps { weights, uncapped: OnceCell::new() })
 }
 
 /// The constant, RMS → RMS, that [`plan`] gives.
@@ -264,6 +283,24 @@ mod tests {
         let mut odd = constraint(false);
         odd.constraint.factors.insert("qurey".to_string(), 2.0);
         assert!(said(solve(&graph(), &odd, 10.0)).contains("query"));
+    }
+
+    /// Biases have no cap and need none, unless something behind them depends on the size of what it reads.
+    #[test]
+    fn biases_are_in_the_way_of_attention_alone() {
+        use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
+        let linear = |name: &str| Node::new(name, Op::Linear { inputs: 8, outputs: 8, bias: true });
+        let bent = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
+        let attention = Node::new("mix", Op::Attention(Attention::new(8, 2, 4)));
+        let embedding = Node::new("embedding", Op::Embedding { vocabulary: 5, dim: 8 });
+        let graph =
+            |nodes: &[&Node]| Graph::new(Input::tokens(6), nodes.iter().map(|&node| node.clone()).collect()).unwrap();
+        let behind = graph(&[&embedding, &attention, &linear("a"), &bent, &linear("b")]);
+        let l = bound(&behind, &solve(&behind, &constraint(false), 7.0).unwrap()).unwrap().to_f64();
+        assert!(l <= 7.0 && l > 0.999 * 7.0, "{l}");
+        let before = graph(&[&embedding, &linear("a"), &attention, &linear("b")]);
+        let said = solve(&before, &constraint(false), 7.0).unwrap_err().to_string();
+        assert!(said.contains("`a.bias`"), "{said}");
     }
 
     /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just below the target.

@@ -258,7 +258,7 @@ mod tests {
             assert!(line.ends_with(&format!("| {} |", members.len())), "{name} has {} runs: {line}", members.len());
             count += 1;
         }
-        assert_eq!(count, 12);
+        assert_eq!(count, 13);
     }
 
     #[test]
