@@ -30,11 +30,13 @@ struct Cap {
 }
 
 impl Caps {
-    /// A bound, or the vector that it lacks.
-    fn finite(&self, bound: Upper) -> Result<Upper, Error> {
+    /// Whether there is a bound; else the vector that it lacks.
+    fn finite(&self, bound: Upper) -> Result<(), Error> {
         match self.uncapped.get() {
-            Some(vector) if !bound.is_finite() => Err(unknown(vector)),
-            _ => Ok(bound),
+            Some(vector) if !bound.is_finite() => Err(Error::Unknown(format!(
+                "the cap of `{vector}`: vectors have none, and what follows depends on its size (leave it out, or plan no constant)"
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -103,8 +105,7 @@ pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
 /// # Errors
 /// As [`plan`], and for a node that the formula does not speak of.
 pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
-    let caps = caps(graph, recipe)?;
-    Ok(caps.finite(paper::formula(graph, &caps)?)?)
+    Ok(paper::formula(graph, &caps(graph, recipe)?)?)
 }
 
 fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
