@@ -96,6 +96,12 @@ pub struct Summary {
     /// For pictures: the share that is right and proven to stay so within an ℓ2 distance of 36/255, pixels in \[0, 1\].
     #[serde(default)]
     pub certified_accuracy: Option<f64>,
+    /// Mean cross-entropy by the published protocol, nats; `train eval --record` puts it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paper_loss: Option<f64>,
+    /// Share of predictions that are right by the published protocol, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paper_accuracy: Option<f64>,
 }
 
 /// The directory of one run.

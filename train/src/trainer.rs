@@ -370,6 +370,8 @@ fn finish(
             Task::Images(data) => Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?),
             Task::Text(_) => None,
         },
+        paper_loss: None,
+        paper_accuracy: None,
     };
     dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
     Ok(summary)

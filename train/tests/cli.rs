@@ -125,6 +125,23 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
         ok(&["eval", &run, "--data", &w.string("play.txt"), "--protocol", "paper"]).contains("over 20480 predictions")
     );
 
+    // Figures of the published protocol are kept on request, where a picture finds them; the others stay.
+    assert_eq!(json(&w.path("run/summary.json")), summary);
+    let play = w.string("play.txt");
+    let said = refused(&["eval", &run, "--data", &play, "--record"]);
+    assert!(said.contains("--protocol paper"), "{said}");
+    let said = refused(&["eval", &checkpoint, "--data", &play, "--protocol", "paper", "--record"]);
+    assert!(said.contains("model.safetensors") && said.contains("summary.json"), "{said}");
+    let out = ok(&["eval", &run, "--data", &play, "--protocol", "paper", "--record", "--json"]);
+    let result: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let mut recorded = json(&w.path("run/summary.json"));
+    assert_eq!(recorded["paper_loss"], result["loss"]);
+    assert_eq!(recorded["paper_accuracy"], result["accuracy"]);
+    for key in ["paper_loss", "paper_accuracy"] {
+        recorded.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(recorded, summary);
+
     let sample = |seed: &str| ok(&["sample", &run, "--prompt", "The ", "--tokens", "40", "--seed", seed]);
     assert_eq!(sample("1"), sample("1"));
     assert_ne!(sample("1"), sample("2"));

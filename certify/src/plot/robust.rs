@@ -46,10 +46,14 @@ fn draw(reports: &[Report]) -> Chart {
             series.push(plain(Mark::Thin, one.clone()));
             series.push(plain(Mark::Open(Marker::Triangle), one));
         }
-        series.push(plain(Mark::Line, attacked.clone()));
-        series.push(plain(Mark::Line, report.curve.clone()));
+        series.push(plain(Mark::Dashed, attacked.clone()));
+        series.push(plain(Mark::Dashed, report.curve.clone()));
         let label = if reports.len() > 1 { report.label.clone() } else { String::new() };
-        series.push(Series { label, ..plain(Mark::Open(Marker::Disc), attacked) });
+        // The name stands where the curves are still apart.
+        let least = attacked.first().map_or(0.0, |clean| 0.2 * clean.1);
+        let (high, low): (Vec<_>, _) = attacked.into_iter().partition(|point| point.1 >= least);
+        series.push(Series { label, ..plain(Mark::Open(Marker::Disc), high) });
+        series.push(plain(Mark::Open(Marker::Disc), low));
         series.push(plain(Mark::Filled(Marker::Square), certified));
     }
     let title = format!("{shares} within a radius");

@@ -302,6 +302,8 @@ pub(super) fn phrase(key: &str) -> String {
         "margin_normalized_log10" => "certified margin-normalised constant",
         "val_loss" => "validation loss",
         "val_accuracy" => "validation accuracy",
+        "paper_loss" => "loss by the published protocol",
+        "paper_accuracy" => "accuracy by the published protocol",
         "certified_accuracy" => "certified accuracy at ε = 36/255",
         "sigma_max" => "cap on every matrix",
         "target" => "Lipschitz constant asked for",
@@ -315,7 +317,7 @@ fn axis(key: &str) -> Axis {
         "lipschitz_log10" => " L, RMS → RMS",
         "found_log10" | "target" | "sigma_max" => ", RMS → RMS",
         "margin_normalized_log10" => ": of margins, over their median, 1/ℓ2",
-        "val_loss" => ", nats",
+        "val_loss" | "paper_loss" => ", nats",
         _ => "",
     };
     let label = format!("{}{unit}", capital(&phrase(key)));

@@ -5,7 +5,7 @@ use train::preset;
 /// Print a commented config to start from.
 #[derive(Args)]
 pub struct ConfigCommand {
-    /// demo, gpt-shakespeare or mlp-cifar10.
+    /// demo, gpt-shakespeare, gpt-tight, mlp-cifar10, nanogpt-145m or vit-cifar10.
     preset: String,
 }
 

@@ -1,9 +1,11 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use certify::task::{Protocol, Task};
 use clap::{Args, ValueEnum};
+use lipschitz_nn::{Error, checkpoint};
+use train::run_dir::Summary;
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
@@ -19,6 +21,9 @@ pub struct Eval {
     /// Sequences or images at a time.
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
+    /// Put the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and `paper_accuracy`, for pictures.
+    #[arg(long)]
+    record: bool,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -34,6 +39,7 @@ enum ProtocolName {
 
 impl Eval {
     pub fn run(self) -> Result<()> {
+        let summary = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
         let task = Task::for_model(&self.data, &meta)?;
         let protocol = match self.protocol {
@@ -42,6 +48,10 @@ impl Eval {
         };
         let result = task.evaluate(&model, protocol, self.batch_size.max(1), &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
+        if let Some((file, summary)) = summary {
+            let summary = Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
+            checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
+        }
         if self.json {
             println!("{}", serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count }));
         } else {
@@ -49,4 +59,25 @@ impl Eval {
         }
         Ok(())
     }
+    /// Where the figures are to be kept.
+    fn summary(&self) -> Result<(PathBuf, Summary)> {
+        if !matches!(self.protocol, ProtocolName::Paper) {
+            bail!(
+                "--record keeps the figures of `--protocol paper`; those of the whole split are in summary.json already"
+            )
+        }
+        let file = self.model.join("summary.json");
+        if !self.model.is_dir() || !file.exists() {
+            bail!(
+                "{}: is no directory of a finished run, so --record has no summary.json to write to",
+                self.model.display()
+            )
+        }
+        Ok((file.clone(), read(&file)?))
+    }
+}
+
+fn read(file: &Path) -> Result<Summary> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
+    serde_json::from_str(&text).with_context(|| format!("{}: is no summary of a run", file.display()))
 }
