@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use lipschitz_nn::checkpoint::Origin;
-use lipschitz_nn::graph::{Graph, Input, join};
+use lipschitz_nn::graph::{Graph, Input, Shape, join};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -255,7 +255,12 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
             }
         });
     } else {
-        out.push("The norm is that of the whole input and the whole output.".into());
+        out.push(match graph.check() {
+            Ok(Shape::Tokens(_)) => {
+                "The norm is that of the whole input, and the largest of a token of the output.".into()
+            }
+            _ => "The norm is that of the whole input and the whole output.".into(),
+        });
     }
     out
 }

@@ -125,7 +125,9 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
             (Geometry::Table, _) => (sigma * Upper::from_f64(parameter.shape[1] as f64).sqrt(), None),
             (Geometry::Vector, _) => continue,
         };
-        let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row.next_up()));
+        // A square root and a quotient round.
+        let slack = Upper::from_f64(1.0 + 4.0 * f64::EPSILON);
+        let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row) * slack);
         weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
     }
     Ok(Caps { weights, uncapped: OnceCell::new() })

@@ -148,7 +148,7 @@ struct Pair {
     b: Tensor,
 }
 
-/// A network as a function of rows `[batch, tokens, width]` (one token for images and vectors), in f64 on the CPU.
+/// A network as a function of rows `[batch, tokens, width]` (images and vectors are one token), in f64 on the CPU.
 struct Network {
     model: Model,
     tokens: bool,
@@ -175,7 +175,8 @@ impl Network {
         let mut dims = self.natural.clone();
         dims[0] = x.dim(0)?;
         let y = self.model.forward(&x.reshape(dims)?)?;
-        Ok(y.reshape((y.dim(0)?, 1, ()))?)
+        // Of tokens the largest counts.
+        Ok(if y.rank() == 3 { y } else { y.reshape((y.dim(0)?, 1, ()))? })
     }
 
     fn found(&self, best: Option<Pair>) -> Result<Found, Error> {

@@ -35,7 +35,9 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         return Err(violated(format!("weights_sha256: the checkpoint's weights have {weights}, not {found}")));
     }
     let given = claim.domain.given.then_some(claim.domain.radius);
-    if given.is_some_and(|radius| Upper::from_f64(radius.to_f64()) != radius) {
+    if given.is_some_and(|radius| {
+        !(Upper::ZERO < radius && Upper::from_f64(radius.to_f64()) == radius && radius < Upper::INFINITY)
+    }) {
         return Err(violated("domain.radius: is not a number that can be given".into()));
     }
     let again = certify(source, claim.method, claim.formula, given.map(Upper::to_f64))?;

@@ -132,7 +132,8 @@ fn certificates_are_verified_by_exit_code() {
     let w = Workshop::new();
     let (dir, json) = (w.string(""), w.string("c.json"));
     ok(&["bound", &dir, "--json", &json]);
-    assert!(ok(&["verify", &json, &dir]).contains("holds"));
+    let said = ok(&["verify", &json, &dir]);
+    assert!(said.contains("holds") && said.contains("domain: "), "{said}");
     let text = std::fs::read_to_string(&json).unwrap();
     let broken = |text: String, code: i32, names: &str| {
         std::fs::write(&json, text).unwrap();
@@ -146,6 +147,14 @@ fn certificates_are_verified_by_exit_code() {
     value["rms"].as_object_mut().unwrap().remove("log10");
     broken(value.to_string(), 1, "rms");
     broken(text.replacen("\"log10\": ", "\"log10\": 7", 1), 1, "log10");
+    // A key that means nothing could be read as a claim.
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["graph"]["nodes"][0]["sigma_max"] = 0.1.into();
+    broken(value.to_string(), 1, "`graph.nodes[0].sigma_max` is not known");
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    (value["domain"]["given"], value["domain"]["radius"]) =
+        (true.into(), serde_json::json!({ "mantissa": 0.0, "exponent": 0 }));
+    broken(value.to_string(), 1, "domain.radius");
     broken(text.replacen("\"proven\": true", "\"proven\": false", 1), 1, "proven");
     broken("{}".into(), 2, "is not a certificate");
     broken(text[..100].into(), 2, "is not a certificate");

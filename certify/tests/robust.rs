@@ -135,3 +135,52 @@ fn next_tokens_are_certified_and_attacked() {
     assert!(report.rows.iter().all(|r| r.attacked <= r.attacked_one.unwrap()));
     assert!(far.attacked_one.unwrap() < 1.0, "{:?}", report.rows);
 }
+
+/// What rounding loses inside of a network need not show in its logits: 0.9 is lost on 2⁵³ here, and class 0 is ahead in truth.
+#[test]
+fn numbers_that_cancel_certify_nothing() {
+    let mut first = vec![0.0; PIXELS];
+    first[0] = 1.0;
+    let huge = (1u64 << 53) as f64;
+    let biased = |inputs, outputs| Op::Linear { inputs, outputs, bias: true };
+    let nodes = vec![Node::new("", Op::Flatten), Node::new("a", biased(PIXELS, 1)), Node::new("b", biased(1, 2))];
+    let weight = |values: Vec<f64>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    let weights = [
+        ("a.weight", weight(first, &[1, PIXELS])),
+        ("a.bias", weight(vec![huge], &[1])),
+        ("b.weight", weight(vec![1.0, 0.0], &[2, 1])),
+        ("b.bias", weight(vec![-huge, 0.5], &[2])),
+    ];
+    let model = image_model(nodes, &weights);
+    let test = Split { pixels: vec![230; PIXELS], labels: vec![1] };
+    assert_eq!(robust::certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
+}
+
+/// With documents, only windows within one are looked at: of others the network is another function of their embeddings.
+#[test]
+fn windows_with_a_new_document_are_left_out() {
+    let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
+    let report = |separator| {
+        let graph = Gpt::new(data.vocabulary, 12, 1, Block::new(16, 2)).graph().unwrap();
+        let graph = Graph::new(Input::Tokens { context: 12, separator }, graph.nodes).unwrap();
+        let weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
+        robust::tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {}).map(|r| r.available)
+    };
+    let windows: Vec<Vec<u32>> = data
+        .full(1, 12, &Device::Cpu)
+        .map(|batch| batch.unwrap().0.flatten_all().unwrap().to_vec1::<u32>().unwrap())
+        .filter(|ids| ids.len() == 12)
+        .collect();
+    assert_eq!(report(None).unwrap(), windows.len());
+    // A frequent token.
+    let separator = windows[0][3];
+    let whole = windows.iter().filter(|ids| !ids[1..].contains(&separator)).count();
+    assert!(whole > 0 && whole < windows.len(), "{whole} of {}", windows.len());
+    assert_eq!(report(Some(separator)).unwrap(), whole);
+}
+
+#[test]
+fn proven_shares_are_not_rounded_up() {
+    let shown = [3.0 / 64.0, 0.417, 1.0, 0.0, 834.0 / 2000.0].map(robust::percent);
+    assert_eq!(shown, ["4.68 %", "41.70 %", "100.00 %", "0.00 %", "41.70 %"]);
+}

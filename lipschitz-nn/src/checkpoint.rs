@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fits;
-use crate::{Error, Graph, Model, Weights};
+use crate::{Error, Graph, Model, Weights, strict};
 
 /// The format version of a checkpoint's metadata.
 pub const FORMAT: u32 = 1;
@@ -160,12 +160,15 @@ fn meta(path: &Path, metadata: &HashMap<String, String>) -> Result<Meta, Error> 
             format!("has no `{KEY}` metadata, so it is not a checkpoint of this project; import it first"),
         )
     })?;
-    let meta: Meta =
-        serde_json::from_str(json).map_err(|e| Error::file(path, format!("its metadata cannot be read: {e}")))?;
+    let unreadable = |e| Error::file(path, format!("its metadata cannot be read: {e}"));
+    let meta: Meta = serde_json::from_str(json).map_err(unreadable)?;
     if meta.format != FORMAT {
         let found = meta.format;
         return Err(Error::file(path, format!("has format {found}, this version reads {FORMAT}; update the tool")));
     }
+    // A key of the graph that is passed over could be another function.
+    let raw: serde_json::Value = serde_json::from_str(json).map_err(unreadable)?;
+    strict::known(&raw["graph"], &meta.graph).map_err(unreadable)?;
     Ok(meta)
 }
 

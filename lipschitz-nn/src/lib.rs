@@ -14,6 +14,7 @@ mod model;
 pub mod norm;
 pub mod ops;
 pub mod presets;
+pub mod strict;
 
 pub use error::Error;
 pub use graph::Graph;

@@ -185,8 +185,9 @@ fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Metho
     if !rounded {
         return found;
     }
-    // (A + δA)(B + δB) with |δ| ≤ ε/2 of each element: at most ε(1 + ε)‖A‖_F ‖B‖_F apart.
-    let off = vector_norm(&a.data) * vector_norm(&b.data) * Upper::from_f64(4.0 * f64::EPSILON)
-        + Upper::from_f64(f64::MIN_POSITIVE);
+    // (A + δA)(B + δB) with |δ| ≤ ε/2 of each element, or 2⁻¹⁰⁷⁵ where it underflows, so that ‖δA‖_F ≤ ε/2 ‖A‖_F + t with a t far
+    // below the least normal number: at most ε(1 + ε)‖A‖_F ‖B‖_F + (1 + ε)(‖A‖_F + ‖B‖_F) t + t² apart.
+    let (norm_a, norm_b, t) = (vector_norm(&a.data), vector_norm(&b.data), Upper::from_f64(f64::MIN_POSITIVE));
+    let off = norm_a * norm_b * Upper::from_f64(4.0 * f64::EPSILON) + (norm_a + norm_b + t) * t;
     Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found }
 }

@@ -118,12 +118,19 @@ fn spinner() -> ProgressBar {
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
+/// With nine decimals, rounded to the safe side.
+fn decimals(x: f64, up: bool) -> String {
+    let text = format!("{x:.9}");
+    let safe = text.parse::<f64>().is_ok_and(|shown| if up { shown >= x } else { shown <= x });
+    if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { x - 1e-9 }) }
+}
+
 fn print(c: &Certificate) {
     println!("{}\n", nodes(&c.nodes));
     let mut matrices = table(["norm", "at least", "at most", "method"]);
     for row in &c.weights {
-        let (lower, upper) = (format!("{:.9}", row.lower), row.upper.to_f64());
-        matrices.add_row([row.name.as_str(), &lower, &format!("{upper:.9}"), &row.method.to_string()]);
+        let (lower, upper) = (decimals(row.lower, false), decimals(row.upper.to_f64(), true));
+        matrices.add_row([row.name.as_str(), &lower, &upper, &row.method.to_string()]);
     }
     (1..=2).for_each(|i| right(&mut matrices, i));
     println!("{matrices}\n");
@@ -193,5 +200,23 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 fn right(table: &mut Table, column: usize) {
     if let Some(column) = table.column_mut(column) {
         column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decimals;
+
+    #[test]
+    fn ends_of_norms_are_rounded_to_their_side() {
+        assert_eq!(
+            (decimals(0.1000000002, true), decimals(0.1000000002, false)),
+            ("0.100000001".into(), "0.100000000".into())
+        );
+        assert_eq!(
+            (decimals(4e-10, true), decimals(0.9999999997, false)),
+            ("0.000000001".into(), "0.999999999".into())
+        );
+        assert_eq!((decimals(2.5, true), decimals(2.5, false)), ("2.500000000".into(), "2.500000000".into()));
     }
 }

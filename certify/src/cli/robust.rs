@@ -131,7 +131,7 @@ fn print(report: &Report) {
     for row in &report.rows {
         let mut cells = vec![certify::plot::plain(row.eps), percent(row.clean)];
         cells.extend(row.attacked_one.map(percent));
-        cells.extend([percent(row.attacked), percent(row.certified)]);
+        cells.extend([percent(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
     }
     for column in 0..header.len() {

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use certify::certificate::Certificate;
 use certify::{Error, verify};
 use clap::Args;
+use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
 #[derive(Args)]
@@ -24,15 +25,20 @@ impl Verify {
         let document: serde_json::Value = serde_json::from_str(&text).map_err(refused)?;
         let claims = document.get("weights_sha256").is_some() && document.get("rms").is_some();
         let claim: Certificate = serde_json::from_str(&text).map_err(|e| match claims {
-            true => {
-                anyhow::Error::from(Error::Violated(format!("{}: the certificate does not hold: {e}", path.display())))
-            }
+            true => anyhow::Error::from(held(e)),
             false => refused(e).into(),
         })?;
+        let held =
+            |e: serde_json::Error| Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()));
+        strict::known(&document, &claim).map_err(held)?;
         let model = certify::read(&self.model)?;
         verify::verify(&claim, &model).with_context(|| path.display().to_string())?;
         let what = if claim.proven { "holds" } else { "is what these weights give, but NOT a proven bound" };
         println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
+        println!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
+        if let Some(rounding) = claim.rounding {
+            println!("weights: rounded to {}", rounding.dtype().as_str());
+        }
         claim.warnings.iter().for_each(|text| println!("warning: {text}"));
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::Run;
 use crate::certificate::Certificate;
 use crate::plot::svg::escape;
 use crate::plot::{method, plain};
+use crate::robust;
 use crate::upper::Upper;
 
 /// A cell: what it says, and what it is sorted by; numbers stand to the right.
@@ -25,6 +26,16 @@ fn number(value: Option<f64>, show: impl Fn(f64) -> String) -> Cell {
     match value {
         Some(x) => Cell { text: show(x), value: format!("{x:e}") },
         None => Cell { text: "–".into(), value: String::new() },
+    }
+}
+
+/// An upper bound whose log10 the summary holds, not rounded down.
+fn bound(log: f64) -> String {
+    // Room for the logarithm's own rounding.
+    if log < 300.0 {
+        Upper::from_f64(10f64.powf(log) * (1.0 + 1e-12)).to_string()
+    } else {
+        format!("10^{:.1}", (10.0 * log).ceil() / 10.0)
     }
 }
 
@@ -48,10 +59,10 @@ const COLUMNS: [Column; 14] = [
     ("steps", true, |run| number(run.number("steps"), |x| x.to_string())),
     ("loss", true, |run| number(run.number("val_loss"), |x| format!("{x:.4}"))),
     ("accuracy", true, |run| number(run.number("val_accuracy"), percent)),
-    ("certified at 36/255", true, |run| number(run.number("certified_accuracy"), percent)),
+    ("certified at 36/255", true, |run| number(run.number("certified_accuracy"), robust::percent)),
     ("L ≤", true, certified),
     ("found L ≥", true, |run| number(run.number("found_log10"), power)),
-    ("L over margin", true, |run| number(run.number("margin_normalized_log10"), power)),
+    ("L over margin", true, |run| number(run.number("margin_normalized_log10"), bound)),
 ];
 
 /// The certified constant as it is stored, which shows no less than is proven.
@@ -59,7 +70,7 @@ fn certified(run: &Run) -> Cell {
     let stored = run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
     match (stored, run.number("lipschitz_log10")) {
         (Some(l), Some(log)) => Cell { text: l.to_string(), value: format!("{log:e}") },
-        (_, log) => number(log, power),
+        (_, log) => number(log, bound),
     }
 }
 

@@ -14,7 +14,8 @@ pub struct Margins {
     pairs: Vec<Upper>,
 }
 
-/// Share of the logits' size that is taken off a margin, far above what f64 loses in a forward pass.
+/// Share of the largest number in a forward pass that is taken off a margin: far above what f64 is seen to lose on the way, though
+/// not a proven bound of it.
 const ROUNDING: f64 = 1e-9;
 
 impl Margins {
@@ -40,12 +41,12 @@ impl Margins {
     }
 
     /// Within which ℓ2 distance of the input output `class` stays the largest: not above the least over the others of
-    /// `(z_class − z_j) / constant`; 0 unless it is the largest.
-    pub fn radius(&self, logits: &[f64], class: usize) -> f64 {
-        let size = logits.iter().fold(0.0, |m: f64, z| m.max(z.abs()));
+    /// `(z_class − z_j) / constant`; 0 unless it is the largest. `size` is the largest absolute value in the forward pass that gave
+    /// the logits.
+    pub fn radius(&self, logits: &[f64], size: f64, class: usize) -> f64 {
         let radius = |(j, z): (usize, &f64)| {
             let margin = logits[class] - z - ROUNDING * size;
-            // Not a number where a logit is not one.
+            // Not a number where a logit or the size is not one.
             if margin > 0.0 { (margin / self.constant(class, j).to_f64()).next_down() } else { 0.0 }
         };
         let others = logits.iter().enumerate().filter(|(j, _)| *j != class);

@@ -3,11 +3,11 @@
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Op, join};
+use lipschitz_nn::graph::{Input, Op, join};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
-use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted};
+use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sized, sorted};
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
 use crate::data::text::TextData;
@@ -19,7 +19,8 @@ const BATCH: usize = 50;
 
 /// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at most r, those of all tokens
 /// or of one alone. The certificate's norm is the largest of a token, so its share holds for both. One prediction a window,
-/// behind its last token; `watch` hears the radius at work.
+/// behind its last token; windows that lie within one document, as those with a separator inside are another function of their
+/// embeddings. `watch` hears the radius at work.
 ///
 /// # Errors
 /// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data does not fit the model.
@@ -39,6 +40,7 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         let y = model.forward_embeddings(x)?;
         Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
     };
+    let separator = if let Input::Tokens { separator, .. } = model.graph().input { separator } else { None };
     // The windows of the held-out split that are whole, each up to WINDOW tokens, and what is predicted behind each.
     let length = context.min(WINDOW);
     let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
@@ -47,28 +49,32 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         if x.dim(1)? != length {
             continue;
         }
-        let take = x.dim(0)?.min(settings.limit.saturating_sub(logits.len()));
-        available += x.dim(0)?;
+        let whole = one_document(&x, separator)?;
+        available += whole.len();
+        let take = whole.len().min(settings.limit.saturating_sub(logits.len()));
         if take == 0 {
             continue;
         }
-        let x = model.embed(&x.narrow(0, 0, take)?)?.detach();
-        let z = network(&x)?.to_vec2::<f64>()?;
-        let classes = z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
-        logits.extend(z);
-        inputs.push((x, classes));
+        let x = x.index_select(&Tensor::new(&whole[..take], &Device::Cpu)?, 0)?;
+        let found = sized(&model, &x)?;
+        let classes = found.iter().map(|(z, _)| largest(z).map_or(0, |(class, _)| class)).collect();
+        logits.extend(found);
+        inputs.push((model.embed(&x)?.detach(), classes));
     }
     let classes: Vec<usize> = inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
     if classes.is_empty() {
-        bail!("{}: the held-out split holds no window of {length} tokens; give more text", data.name)
+        bail!(
+            "{}: the held-out split holds no window of {length} tokens within one document; give more text",
+            data.name
+        )
     }
     let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>)> {
         let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms)?;
-        let radii = logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
+        let radii = logits.iter().zip(&classes).map(|((z, size), class)| margins.radius(z, *size, *class)).collect();
         Ok((walk, radii))
     };
-    let start: Vec<bool> = logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
+    let start: Vec<bool> = logits.iter().zip(&classes).map(|((z, _), class)| beaten(z, *class)).collect();
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
     for eps in sorted(&settings.eps) {
@@ -101,4 +107,11 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         curve,
         rows,
     })
+}
+
+/// The windows of token ids `[windows, tokens]` in which no document begins behind the first token.
+fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>> {
+    let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+    let whole = |row: &Vec<u32>| separator.is_none_or(|separator| !row[1..].contains(&separator));
+    Ok((0..).zip(&rows).filter(|(_, row)| whole(row)).map(|(i, _)| i).collect())
 }

@@ -41,7 +41,7 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     let lower = (found.lower - if e > 0 { UNDERFLOW } else { 0.0 }).max(0.0);
     // Scaling back is exact unless it underflows, and then it must not round up.
     let back = scaled(lower, e);
-    let lower = if back < f64::MIN_POSITIVE { 0.0 } else { back };
+    let lower = if back.is_finite() && back >= f64::MIN_POSITIVE { back } else { 0.0 };
     Interval { lower, upper: shift(found.upper + lost, e), method: found.method }
 }
 

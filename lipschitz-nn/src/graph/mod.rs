@@ -17,7 +17,7 @@ pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, strict};
 
 /// The format version of a serialised graph.
 pub const FORMAT: u32 = 1;
@@ -316,7 +316,7 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`] if the text is not a graph of this format, or does not fit together.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        let graph: Graph = serde_json::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
+        let graph: Graph = strict::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
         graph.check()?;
         Ok(graph)
     }

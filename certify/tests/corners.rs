@@ -1,0 +1,75 @@
+//! Small networks whose true constant is known by hand, where a careless bound or statement would be wrong.
+
+use candle_core::{DType, Device, Tensor};
+use certify::certificate::{Certificate, Formula, certify};
+use certify::probe;
+use certify::spectral::Method;
+use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op};
+
+fn matrix(values: &[f64], shape: (usize, usize)) -> Tensor {
+    Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
+}
+
+fn model(input: Input, nodes: Vec<Node>, weights: &[(&str, Tensor)]) -> Model {
+    let weights = weights.iter().map(|(name, w)| (name.to_string(), w.clone())).collect();
+    Model::new(Graph::new(input, nodes).unwrap(), weights).unwrap()
+}
+
+fn proven(model: &Model) -> Certificate {
+    certify(model, Method::Proven, Formula::Sound, None).unwrap()
+}
+
+/// Attention of width 1 whose queries and keys are 0, so that it averages.
+fn averaging(value: f64, output: f64) -> (Node, [(&'static str, Tensor); 4]) {
+    let one = |x| matrix(&[x], (1, 1));
+    let weights = [
+        ("a.query.weight", one(0.0)),
+        ("a.key.weight", one(0.0)),
+        ("a.value.weight", one(value)),
+        ("a.output.weight", one(output)),
+    ];
+    (Node::new("a", Op::Attention(Attention::causal(1, 1))), weights)
+}
+
+/// An image of two pixels, each a token, averaged causally: (x, y) → (x, (x + y)/2) has norm 1.144 as a whole, and 1 for the largest
+/// of the two tokens. The certificate is of the latter and says so, and the search measures the same.
+#[test]
+fn tokens_of_an_image_are_measured_by_the_largest() {
+    let (attention, weights) = averaging(1.0, 1.0);
+    let nodes = vec![Node::new("", Op::Clip { limit: 1.0 }), Node::new("", Op::Patches { size: 1 }), attention];
+    let model = model(Input::Pixels { channels: 1, height: 1, width: 2 }, nodes, &weights);
+    let certificate = proven(&model);
+    let l2 = certificate.l2.to_f64();
+    assert!((1.0..1.0 + 1e-6).contains(&l2), "{l2}");
+    assert!(
+        certificate.assumptions.iter().any(|text| text.contains("largest of a token")),
+        "{:?}",
+        certificate.assumptions
+    );
+    let starts = matrix(&[0.3, 0.2, -0.1, 0.4], (2, 2)).reshape((2, 1, 1, 2)).unwrap();
+    let found = probe::search(&model, &starts, 1.0, 40).unwrap().sensitivity;
+    assert!(found <= l2 && found > 0.9, "{found}");
+}
+
+/// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to nothing, and O = 10³⁰⁰ brings it back: the slope at 0 is 10⁻¹⁰⁰.
+#[test]
+fn a_gain_that_underflows_is_not_lost() {
+    for (small, large) in [(1e-200, 1e300), (1e-160, 1e300)] {
+        let (attention, attention_weights) = averaging(small, large);
+        let nodes = vec![
+            Node::new("e", Op::Embedding { vocabulary: 2, dim: 1 }),
+            Node::new("n", Op::RmsNorm { dim: 1, eps: 1.0 }),
+            attention,
+        ];
+        let mut weights = vec![
+            ("e.weight", matrix(&[1.0, -1.0], (2, 1))),
+            ("n.weight", Tensor::new(&[small], &Device::Cpu).unwrap()),
+        ];
+        weights.extend(attention_weights);
+        let model = model(Input::tokens(1), nodes, &weights);
+        assert_eq!(model.dtype(), DType::F64);
+        let truth = small * large * small;
+        assert!(proven(&model).l2.to_f64() >= truth, "{} is below {truth}", proven(&model).l2);
+    }
+}
