@@ -29,7 +29,7 @@ fn averaging(value: f64, output: f64) -> (Node, [(&'static str, Tensor); 4]) {
         ("a.value.weight", one(value)),
         ("a.output.weight", one(output)),
     ];
-    (Node::new("a", Op::Attention(Attention::causal(1, 1))), weights)
+    (Node::new("a", Op::Attention(Attention::new(1, 1, 1))), weights)
 }
 
 /// An image of two pixels, each a token, averaged causally: (x, y) → (x, (x + y)/2) has norm 1.144 as a whole, and 1 for the largest

@@ -122,12 +122,18 @@ pub fn save_tensors<'a>(
     write(path, &bytes)
 }
 
-/// Writes a file by way of a new one beside it, so that a crash or a full disk leaves the old one whole.
+/// Writes a file by way of a new one beside it, so that a crash or a full disk leaves the old one whole. A link is followed, and what is
+/// no file, such as a pipe, is written into.
 ///
 /// # Errors
 /// [`Error::File`] names the path and what the system said.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let io = |e: std::io::Error| Error::io(path, &e);
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let path = target.as_path();
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return File::options().write(true).open(path).and_then(|mut pipe| pipe.write_all(bytes)).map_err(io);
+    }
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
     let fresh = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
     let written = File::create(&fresh).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));

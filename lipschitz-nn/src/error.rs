@@ -59,6 +59,9 @@ impl Error {
             K::NotFound => "no such file or directory; check the path".to_string(),
             K::PermissionDenied => "permission denied; check who may read and write it".to_string(),
             K::StorageFull => "the disk is full; free some space and run again".to_string(),
+            K::IsADirectory => "is a directory; name a file".to_string(),
+            K::NotADirectory => "is, or lies below, a file that is no directory; check the path".to_string(),
+            K::AlreadyExists => "is a file already; choose another name".to_string(),
             _ => error.to_string(),
         };
         Self::file(path, what)

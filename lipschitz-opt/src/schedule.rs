@@ -15,7 +15,7 @@ pub enum ScheduleConfig {
     Cosine,
     /// The peak, then straight to zero over the last part.
     StableThenDecay {
-        /// Share of the run that decays.
+        /// Share of the run that decays, in (0, 1].
         #[serde(default = "half")]
         decay: f64,
     },
@@ -33,7 +33,7 @@ impl ScheduleConfig {
             Self::Constant => 1.0,
             Self::Linear => left,
             Self::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
-            Self::StableThenDecay { decay } => (left / decay.clamp(f64::MIN_POSITIVE, 1.0)).min(1.0),
+            Self::StableThenDecay { decay } => (left / decay).min(1.0),
         }
     }
 }

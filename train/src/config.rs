@@ -94,6 +94,8 @@ impl DataConfig {
             Self::Text { path, tokenizer } => Task::Text(TextData::load(path, tokenizer.as_deref())?),
             Self::Play { characters } => Task::play(*characters)?,
             Self::Shards { path, vocabulary, limit_val } => Task::Text(shards::load(path, *vocabulary, *limit_val)?),
+            Self::Cifar10 { limit_train: Some(0), .. } => bail!("data.limit_train is 0; it must be at least 1"),
+            Self::Cifar10 { limit_test: Some(0), .. } => bail!("data.limit_test is 0; it must be at least 1"),
             Self::Cifar10 { path, limit_train, limit_test } => {
                 Task::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
             }
@@ -227,7 +229,17 @@ impl Config {
         if let Some(target) = self.lipschitz_target
             && !(target.is_finite() && target > 0.0)
         {
-            bail!("lipschitz_target is {target}; it must be above 0")
+            bail!("lipschitz_target is {target}; it must be a number above 0")
+        }
+        if let ScheduleConfig::StableThenDecay { decay } = t.schedule
+            && !(decay > 0.0 && decay <= 1.0)
+        {
+            bail!("train.schedule.decay is {decay}; it is the share of the run that decays, above 0 and at most 1")
+        }
+        /// More tokens or images than any machine holds a batch of.
+        const LARGEST: usize = 1 << 28;
+        if t.batch_size > LARGEST {
+            bail!("train.batch_size is {}; no machine holds more than {LARGEST} at a time", t.batch_size)
         }
         Ok(())
     }
@@ -253,7 +265,12 @@ impl Config {
             _ => matches!(graph.input, Input::Tokens { .. }),
         };
         if !fits {
-            bail!("model and data do not fit: the model reads {:?}; choose another preset or data kind", graph.input)
+            let reads = match graph.input {
+                Input::Tokens { .. } => "tokens".to_string(),
+                Input::Pixels { channels, height, width } => format!("images of {channels} x {height} x {width}"),
+                Input::Vector { dim } => format!("vectors of {dim} numbers"),
+            };
+            bail!("model and data do not fit: the model reads {reads}; choose another preset or data kind")
         }
         Ok(graph)
     }
@@ -294,7 +311,14 @@ pub(crate) fn one_line(error: &toml::de::Error) -> anyhow::Error {
         }
         _ => String::new(),
     };
-    anyhow!("{}{suggestion}", message.replace('\n', " "))
+    // Of a value that does not fit, serde's own text says where it is in a line of its own.
+    let text = error.to_string();
+    let place = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("in `")?.strip_suffix('`'))
+        .filter(|_| suggestion.is_empty());
+    let place = place.map(|key| format!("{key}: ")).unwrap_or_default();
+    anyhow!("{place}{}{suggestion}", message.replace('\n', " "))
 }
 
 #[cfg(test)]
@@ -320,6 +344,8 @@ mod tests {
         assert_eq!(config.lipschitz_target, Some(2.5));
         let error = Config::parse(text, &["train.stepz=7".to_string()]).unwrap_err().to_string();
         assert!(error.contains("did you mean `steps`?"), "{error}");
+        let error = Config::parse(text, &["train.steps=abc".to_string()]).unwrap_err().to_string();
+        assert!(error.contains("train.steps") && error.contains("abc"), "{error}");
     }
 
     #[test]

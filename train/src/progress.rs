@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use certify::terminal;
 use certify::upper::Upper;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -17,14 +18,14 @@ pub struct Progress {
 impl Progress {
     /// For `steps` steps of which `done` are made; silent if `quiet`.
     pub fn new(steps: u64, done: u64, quiet: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let bar = (terminal && !quiet).then(|| {
+        let seen = std::io::stderr().is_terminal();
+        let bar = (seen && !quiet).then(|| {
             let bar = ProgressBar::new(steps).with_position(done);
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Self { bar, lines: !terminal && !quiet, latest: String::new() }
+        Self { bar, lines: !seen && !quiet, latest: String::new() }
     }
 
     /// A logged step, with its certified constant.
@@ -38,7 +39,7 @@ impl Progress {
             bar.set_message(format!("loss {loss:.4}  L ≤ {l}{}", self.latest));
         } else if self.lines {
             let latest = if m.val_loss.is_some() { self.latest.as_str() } else { "" };
-            eprintln!("step {:>6}  {:>7.1} s  loss {loss:.4}  L ≤ {l}{latest}", m.step, m.seconds);
+            terminal::note(format_args!("step {:>6}  {:>7.1} s  loss {loss:.4}  L ≤ {l}{latest}", m.step, m.seconds));
         }
     }
 

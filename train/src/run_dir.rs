@@ -1,7 +1,7 @@
 //! The directory of a run: metrics that grow, checkpoints that are replaced in one step.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -107,7 +107,51 @@ pub struct Summary {
 /// The directory of one run.
 pub struct RunDir {
     path: PathBuf,
-    metrics: fs::File,
+    metrics: File,
+    /// None if the caller holds it.
+    _lock: Option<Lock>,
+}
+
+/// The right to write to the directory of a run, which one process has at a time. The system takes it back when the process ends,
+/// however it ends, so nothing has to be cleaned up after a crash.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the right to write to a directory; none if another process has it.
+    ///
+    /// # Errors
+    /// If the directory cannot be written to.
+    pub fn take(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(".lock");
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, &e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            // A file system without locks cannot tell; one process alone is fine.
+            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
+                Ok(Some(Self { _file: file }))
+            }
+            Err(TryLockError::Error(e)) => Err(Error::io(&path, &e).into()),
+        }
+    }
+
+    /// As [`Lock::take`], where the caller does not hold it.
+    fn unless_held(directory: &Path, held: bool) -> Result<Option<Self>> {
+        match held {
+            true => Ok(None),
+            false => match Self::take(directory)? {
+                None => bail!(
+                    "{}: another process is training this run; wait for its end, or choose another --out",
+                    directory.display()
+                ),
+                lock => Ok(lock),
+            },
+        }
+    }
 }
 
 /// What a run continues from.
@@ -135,13 +179,14 @@ impl RunDir {
     ///
     /// # Errors
     /// If it does, or cannot be written.
-    pub fn create(path: &Path, config: &Config) -> Result<Self> {
+    pub fn create(path: &Path, config: &Config, locked: bool) -> Result<Self> {
         if path.join("config.toml").exists() {
             bail!("{}: holds a run already; continue it with --resume or choose another --out", path.display())
         }
         fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
+        let lock = Lock::unless_held(path, locked)?;
         checkpoint::write(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
-        Self::open(path)
+        Self::open(path, lock)
     }
 
     /// Opens the run in `path` at its last checkpoint, if it has one; metrics after it are dropped.
@@ -149,11 +194,12 @@ impl RunDir {
     /// # Errors
     /// If there is no run, it was made with another config (steps, device and intervals may differ), or its checkpoint
     /// is damaged.
-    pub fn resume(path: &Path, config: &Config, device: &Device) -> Result<(Self, Option<Saved>)> {
+    pub fn resume(path: &Path, config: &Config, device: &Device, locked: bool) -> Result<(Self, Option<Saved>)> {
         let file = path.join("config.toml");
         if !file.exists() {
             bail!("{}: holds no run to resume; leave --resume out to start one", path.display())
         }
+        let lock = Lock::unless_held(path, locked)?;
         let mut began = Config::read(&file, &[])?;
         let (old, new) = (&mut began.train, &config.train);
         (old.steps, old.log_every, old.eval_every) = (new.steps, new.log_every, new.eval_every);
@@ -172,13 +218,13 @@ impl RunDir {
             let kept: String = text.lines().filter(earlier).map(|line| format!("{line}\n")).collect();
             checkpoint::write(&file, kept.as_bytes())?;
         }
-        Ok((Self::open(path)?, saved))
+        Ok((Self::open(path, lock)?, saved))
     }
 
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, lock: Option<Lock>) -> Result<Self> {
         let file = path.join("metrics.jsonl");
-        let metrics = fs::OpenOptions::new().create(true).append(true).open(&file).map_err(|e| Error::io(&file, &e))?;
-        Ok(Self { path: path.to_path_buf(), metrics })
+        let metrics = File::options().create(true).append(true).open(&file).map_err(|e| Error::io(&file, &e))?;
+        Ok(Self { path: path.to_path_buf(), metrics, _lock: lock })
     }
 
     /// The directory.

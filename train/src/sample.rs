@@ -26,7 +26,7 @@ pub struct Sampling {
 /// A prompt with characters that the model does not know, or a model that reads no tokens.
 pub fn sample(model: &Model, tokenizer: &Tokenizer, prompt: &str, sampling: Sampling) -> Result<String> {
     if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
-        bail!("temperature {}: must be 0 or above", sampling.temperature)
+        bail!("temperature {}: must be a number, 0 or above", sampling.temperature)
     }
     let Some(context) = model.graph().context() else { bail!("the model reads no tokens, so it writes no text") };
     let codec = Codec::new(tokenizer)?;

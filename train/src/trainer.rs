@@ -49,6 +49,8 @@ pub struct Options<'a> {
     pub stop: Arc<AtomicBool>,
     /// Show nothing.
     pub quiet: bool,
+    /// Whether the caller holds the directory's [`run_dir::Lock`].
+    pub locked: bool,
     /// Name in tables and pictures.
     pub label: String,
     /// The processes that train together.
@@ -150,8 +152,10 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     ranks.wait();
     // The first alone writes; the others read what it has put in order.
     let (mut dir, saved) = match (ranks.is_first(), options.resume) {
-        (true, true) => RunDir::resume(options.out, config, &device).map(|(dir, saved)| (Some(dir), saved))?,
-        (true, false) => (Some(RunDir::create(options.out, config)?), None),
+        (true, true) => {
+            RunDir::resume(options.out, config, &device, options.locked).map(|(dir, saved)| (Some(dir), saved))?
+        }
+        (true, false) => (Some(RunDir::create(options.out, config, options.locked)?), None),
         (false, _) => (None, None),
     };
     ranks.wait();
@@ -238,6 +242,9 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             continue;
         };
         let model = training.model.detached();
+        if let Err(error) = model.check_finite() {
+            bail!("training diverged at step {done}: {error}; lower train.learning_rate")
+        }
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &training.variables, &training.constraint)?;
         check_target(config, certificate.rms)?;

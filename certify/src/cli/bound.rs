@@ -6,6 +6,7 @@ use certify::bound::{Row, WeightNorms};
 use certify::certificate::{self, Certificate, Formula};
 use certify::source::{Rounded, Rounding, Source};
 use certify::spectral::Method;
+use certify::terminal;
 use certify::upper::Upper;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
@@ -100,6 +101,9 @@ impl Bound {
             lipschitz_nn::checkpoint::write(path, json.as_bytes())?;
         }
         if self.quiet {
+            if !certificate.proven {
+                terminal::note(format_args!("warning: NOT PROVEN"));
+            }
             println!("{}", certificate.rms.plain());
         } else {
             print(&certificate);

@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "certify", &mut std::io::stdout());
+            terminal::completions(shell, &mut Cli::command(), "certify");
             Ok(())
         }
     };
@@ -85,10 +85,17 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: the chain of causes, without repeating what a cause says already.
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            terminal::note(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
             let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
             ExitCode::from(if violated { 1 } else { 2 })
         }
+    }
+}
+
+/// Names runs that a picture of finished ones lacks.
+fn tell_unfinished(runs: &[std::path::PathBuf]) {
+    for run in certify::plot::unfinished(runs) {
+        terminal::note(format_args!("left out: {} is not finished", run.display()));
     }
 }
 

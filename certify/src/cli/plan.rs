@@ -20,10 +20,10 @@ pub struct Plan {
     /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are read.
     config: PathBuf,
     /// The constant to end below, RMS → RMS: prints caps.
-    #[arg(long, value_name = "L", group = "wanted")]
+    #[arg(long, value_name = "L", group = "wanted", allow_negative_numbers = true)]
     target: Option<f64>,
     /// The cap of every matrix, times its factor in the config: prints the bound.
-    #[arg(long, value_name = "S", group = "wanted")]
+    #[arg(long, value_name = "S", group = "wanted", allow_negative_numbers = true)]
     sigma_max: Option<f64>,
     /// Vocabulary or number of classes: what the constants of single nodes and outputs depend on, and the one from RMS to
     /// RMS norm does not. Prints them too.

@@ -1,10 +1,11 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use certify::certificate::{Formula, certify};
 use certify::plot::tradeoff::Tradeoff;
 use certify::plot::{chart, layers, robust, training};
 use certify::spectral::Method;
+use certify::terminal;
 use clap::{Args, Subcommand};
 use lipschitz_nn::checkpoint;
 
@@ -73,9 +74,13 @@ impl Plot {
     pub fn run(self) -> Result<()> {
         match self.picture {
             Picture::Tradeoff { runs, output, x, y, color, csv } => {
+                if csv.as_ref() == Some(&output) {
+                    bail!("{}: --output and --csv are the same file; name two", output.display())
+                }
                 let tradeoff = Tradeoff::read(&runs, &x, &y, color.as_deref())?;
+                super::tell_unfinished(&runs);
                 for run in &tradeoff.left_out {
-                    eprintln!("left out: {} has no finite `{x}` or `{y}`", run.display());
+                    terminal::note(format_args!("left out: {} has no finite `{x}` or `{y}`", run.display()));
                 }
                 chart::write(&output, &[tradeoff.chart()])?;
                 if let Some(csv) = csv {

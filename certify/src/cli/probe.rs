@@ -24,7 +24,7 @@ use serde::Serialize;
 pub struct Probe {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// Where real inputs come from: a text file, or a CIFAR-10 directory. Without it, random tokens or pixels.
+    /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10 directory. Without it, random tokens or pixels.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// How long to search.

@@ -20,6 +20,8 @@ pub struct Report {
 
 impl Report {
     pub fn run(self) -> Result<()> {
-        Ok(checkpoint::write(&self.output, report::page(&self.runs)?.as_bytes())?)
+        let page = report::page(&self.runs)?;
+        super::tell_unfinished(&self.runs);
+        Ok(checkpoint::write(&self.output, page.as_bytes())?)
     }
 }

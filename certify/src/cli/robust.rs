@@ -21,7 +21,7 @@ use serde_json::Value;
 pub struct Robust {
     /// A run directory or a checkpoint.
     model: PathBuf,
-    /// A CIFAR-10 directory, or a text file.
+    /// A CIFAR-10 directory, a text file, or a directory of token shards.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Radii, such as 0,36/255,0.5 [default: some that suit the model].

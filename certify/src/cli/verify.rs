@@ -22,14 +22,14 @@ impl Verify {
         let refused = |e: serde_json::Error| {
             lipschitz_nn::Error::file(path, format!("is not a certificate: {e}; write one with `certify bound --json`"))
         };
+        let held =
+            |e: serde_json::Error| Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()));
         let document: serde_json::Value = serde_json::from_str(&text).map_err(refused)?;
         let claims = document.get("weights_sha256").is_some() && document.get("rms").is_some();
         let claim: Certificate = serde_json::from_str(&text).map_err(|e| match claims {
             true => anyhow::Error::from(held(e)),
             false => refused(e).into(),
         })?;
-        let held =
-            |e: serde_json::Error| Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()));
         strict::known(&document, &claim).map_err(held)?;
         let model = certify::read(&self.model)?;
         verify::verify(&claim, &model).with_context(|| path.display().to_string())?;

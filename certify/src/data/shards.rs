@@ -116,6 +116,7 @@ pub fn files(directory: &Path, part: &str) -> Result<Vec<PathBuf>> {
 /// One line that names the file, and the token if it is beyond the vocabulary.
 pub fn load(directory: &Path, vocabulary: Option<usize>, limit_val: Option<usize>) -> Result<TextData> {
     let name = directory.display().to_string();
+    ensure!(directory.is_dir(), "{name}: no such directory; check the path");
     let path = directory.join("tokenizer.json");
     let tokenizer = if path.exists() { Some(read_tokenizer(&path)?) } else { None };
     let vocabulary = match (vocabulary, &tokenizer) {

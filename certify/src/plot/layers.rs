@@ -66,7 +66,8 @@ pub fn chart(certificate: &Certificate) -> Chart {
         Series { name: name.into(), color, mark: Mark::Bar, points, labels, ..Series::default() }
     };
     Chart {
-        title: format!("Where L ≤ {} (RMS → RMS) comes from", certificate.rms),
+        title: format!("Where L ≤ {} (ℓ2 → ℓ2) comes from", certificate.l2),
+        note: format!("RMS → RMS: L ≤ {}", certificate.rms),
         x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true, ..Axis::default() },
         series: vec![series("factor of L", 0, factors), series("inside a branch", 4, parts)],
         ..Chart::default()

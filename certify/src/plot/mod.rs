@@ -48,6 +48,19 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
+/// The runs in these directories that are not finished, or failed, and so are in no picture of finished ones; sorted.
+pub fn unfinished(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let inside = paths
+        .iter()
+        .filter(|path| !path.join("summary.json").is_file())
+        .filter_map(|path| std::fs::read_dir(path).ok());
+    let children = inside.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let begun = |run: &PathBuf| ["config.toml", "failed.txt"].iter().any(|file| run.join(file).is_file());
+    let mut found: Vec<PathBuf> = children.filter(|run| begun(run) && !run.join("summary.json").is_file()).collect();
+    found.sort();
+    found
+}
+
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))
 }

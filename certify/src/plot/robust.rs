@@ -40,13 +40,14 @@ fn draw(reports: &[Report]) -> Chart {
         let plain = |mark, points| Series { color, mark, points, ..Series::default() };
         let (certified, attacked) = (points(&|row| Some(row.certified)), points(&|row| Some(row.attacked)));
         let one = points(&|row| row.attacked_one);
-        let band = report.curve.iter().copied().chain(attacked.iter().rev().copied()).collect();
+        let above = steps(&attacked);
+        let band = report.curve.iter().copied().chain(above.iter().rev().copied()).collect();
         series.push(plain(Mark::Band, band));
         if !one.is_empty() {
-            series.push(plain(Mark::Thin, one.clone()));
+            series.push(plain(Mark::Thin, steps(&one)));
             series.push(plain(Mark::Open(Marker::Triangle), one));
         }
-        series.push(plain(Mark::Dashed, attacked.clone()));
+        series.push(plain(Mark::Dashed, above));
         series.push(plain(Mark::Dashed, report.curve.clone()));
         let label = if reports.len() > 1 { report.label.clone() } else { String::new() };
         // The name stands where the curves are still apart.
@@ -68,6 +69,12 @@ fn draw(reports: &[Report]) -> Chart {
     let y = Axis { label: shares.into(), include: vec![0.0], ..Axis::default() };
     let x = Axis { label: format!("Radius, {unit}"), include: vec![0.0], ..Axis::default() };
     Chart { title, note: format!("{of}the truth lies between the two, in the shaded band"), x, y, series }
+}
+
+/// What an attack leaves at a radius bounds the share at every larger one, up to the next that was attacked.
+fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let corner = |pair: &[(f64, f64)]| [(pair[1].0, pair[0].1), pair[1]];
+    points.first().copied().into_iter().chain(points.windows(2).flat_map(corner)).collect()
 }
 
 #[cfg(test)]
@@ -98,6 +105,8 @@ mod tests {
         std::fs::write(&good, serde_json::to_string(&report).unwrap()).unwrap();
         std::fs::write(&bad, "{}").unwrap();
         let chart = super::chart(&[good.clone(), good.clone()]).unwrap();
+        // Nowhere is what is certified above what an attack leaves.
+        assert_eq!(chart.series[1].points, [(0.0, 0.6), (1.0, 0.6), (1.0, 0.5)]);
         super::super::chart::write(&dir.path().join("r.png"), &[chart]).unwrap();
         assert!(super::chart(&[good, bad]).unwrap_err().to_string().contains("bad.json"));
     }

@@ -275,7 +275,7 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
         let found: Vec<f64> = group.iter().filter_map(|run| run.found).collect();
         let first = group.into_iter().next()?;
         Some(Point {
-            label: first.label,
+            label: if xs.len() > 1 { without_its_seed(&first.label) } else { first.label },
             optimizer: first.optimizer,
             constraint: first.constraint,
             color: first.color,
@@ -288,6 +288,12 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
         })
     };
     groups.into_iter().filter_map(point).collect()
+}
+
+/// A sweep's name of a run, but for the seed.
+fn without_its_seed(label: &str) -> String {
+    let parts: Vec<&str> = label.split(", ").filter(|part| !part.starts_with("seed=")).collect();
+    if parts.is_empty() { label.into() } else { parts.join(", ") }
 }
 
 fn field(text: &str) -> String {
@@ -386,6 +392,7 @@ mod tests {
         }
         let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", None).unwrap();
         assert_eq!(t.points.iter().map(|p| p.runs).collect::<Vec<_>>(), [3, 1]);
+        assert_eq!(["sigma_max=2, seed=0", "seed=0", "a"].map(without_its_seed), ["sigma_max=2", "seed=0", "a"]);
         let p = &t.points[0];
         assert_eq!((p.x, p.spread.x, p.spread.y), (1.5, (1.0, 2.0), (2.0, 3.0)));
         assert!((p.y - 2.4).abs() < 1e-12 && t.points[1].front && !p.front);

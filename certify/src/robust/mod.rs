@@ -54,7 +54,7 @@ pub struct Report {
     pub inputs: usize,
     /// Inputs there are.
     pub available: usize,
-    /// The network's constant, ℓ2 → ℓ2, on the domain of the smallest radius.
+    /// The network's constant, ℓ2 → ℓ2, on the domain of the largest radius.
     pub lipschitz: Upper,
     /// ℓ2 radius of the domain that it holds on, without what the radius adds to it.
     pub domain: Upper,

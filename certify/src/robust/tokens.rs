@@ -80,7 +80,8 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
     for eps in sorted(&settings.eps) {
         watch(eps);
         let (walk, radii) = radii_at(eps)?;
-        lipschitz.get_or_insert(walk.lipschitz);
+        // Radii grow, and with them the domain and its constant.
+        lipschitz = Some(walk.lipschitz);
         let mut attack = Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
         attack_left(&attack, &inputs, eps, &mut one)?;
         // What moves one token is allowed to move all.

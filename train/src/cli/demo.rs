@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use certify::data::play;
 use certify::plot::{chart, tradeoff::Tradeoff, training};
+use certify::terminal;
 use clap::Args;
 use train::config::Config;
 use train::preset;
@@ -45,10 +46,11 @@ impl Demo {
             let config = Config::parse(preset::text("demo").unwrap_or_default(), &settings)?;
             let out = self.out.join(label.replace("L ≤ ", "L").replace(' ', "-"));
             if !quiet {
-                eprintln!("{}/{}: {label}", i + 1, MEMBERS.len());
+                terminal::note(format_args!("{}/{}: {label}", i + 1, MEMBERS.len()));
             }
             let resume = out.join("config.toml").exists();
             let options = Options {
+                locked: false,
                 out: &out,
                 resume,
                 stop: stop.clone(),

@@ -12,7 +12,7 @@ use train::run_dir::Summary;
 pub struct Eval {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// A text file, or a CIFAR-10 directory.
+    /// A text file, a directory of token shards, or a CIFAR-10 directory.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Which part of the held-out split.

@@ -87,19 +87,19 @@ pub fn main() -> ExitCode {
         Command::Estimate(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "train", &mut std::io::stdout());
+            terminal::completions(shell, &mut Cli::command(), "train");
             Ok(())
         }
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
-        eprintln!("{stopped}");
+        terminal::note(format_args!("{stopped}"));
         return ExitCode::from(130);
     }
     if error.is::<sweep::Elsewhere>() {
         return ExitCode::from(train::sweep::pool::ELSEWHERE);
     }
-    eprintln!("error: {}", line(&error));
+    terminal::note(format_args!("error: {}", line(&error)));
     ExitCode::from(code(&error))
 }
 

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Result;
+use certify::terminal;
 use clap::Args;
 use train::config::Config;
 use train::ranks::Ranks;
@@ -38,12 +39,13 @@ impl Run {
         let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
         let label = name(&out);
         let ranks = Rc::new(Ranks::join()?);
-        let options = Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, label, ranks };
+        let options =
+            Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, locked: false, label, ranks };
         let ranks = &options.ranks;
         let end = trainer::run(&config, &options);
         // What one process cannot go on after, the others would wait for without end.
         if let (Err(error), 2..) = (&end, ranks.count()) {
-            eprintln!("error: rank {}: {}", ranks.rank(), super::line(error));
+            terminal::note(format_args!("error: rank {}: {}", ranks.rank(), super::line(error)));
             ranks.abort(super::code(error));
         }
         match end? {

@@ -81,6 +81,10 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> 
     let mut points = Vec::new();
     for block in blocks {
         for point in product(block)? {
+            if let Some((key, _)) = point.iter().find(|(key, _)| draws.iter().flatten().any(|(drawn, _)| drawn == key))
+            {
+                bail!("`{key}` is in [grid] and in [random]; a run has one value of it, so leave one out")
+            }
             points.extend(draws.iter().map(|draw| [&point[..], draw].concat()));
         }
     }

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use certify::terminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Member;
@@ -33,14 +34,14 @@ const REFRESH: Duration = Duration::from_millis(500);
 impl Live {
     /// For these runs; silent if `quiet`.
     pub fn new(members: &[Member], quiet: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let table = (terminal && !quiet).then(|| {
+        let seen = std::io::stderr().is_terminal();
+        let table = (seen && !quiet).then(|| {
             let all = MultiProgress::new();
             let total = all.add(ProgressBar::new(members.len() as u64));
             total.set_style(style("{bar:30} {pos}/{len} runs  {msg}  {elapsed} spent"));
             Table { all, total, rows: BTreeMap::new() }
         });
-        Self { total: members.len(), ended: 0, table, lines: !terminal && !quiet, looked: Instant::now() }
+        Self { total: members.len(), ended: 0, table, lines: !seen && !quiet, looked: Instant::now() }
     }
 
     /// A run has been started.
@@ -102,7 +103,7 @@ impl Live {
             // The terminal may be gone; the runs go on.
             let _ = table.all.println(line);
         } else if self.lines {
-            eprintln!("{line}");
+            terminal::note(format_args!("{line}"));
         }
     }
 

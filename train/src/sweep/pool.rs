@@ -1,12 +1,11 @@
 //! Makes the runs of a sweep, several at once, each in a process of its own.
 //!
-//! A run belongs to the process that holds the lock on the file `.lock` in its directory. The system lets go of a lock when
-//! its process ends, however it ends, so two sweeps share a directory without making a run twice, and nothing has to be
-//! cleaned up after a crash. A child reads its config from its standard input and stops, with a checkpoint, when that input
+//! A run belongs to the process that holds the [`Lock`] of its directory, so two sweeps share a directory without making a run twice. A
+//! child reads its config from its standard input and stops, with a checkpoint, when that input
 //! ends: so children do not outlive a sweep that is killed.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -22,7 +21,7 @@ use lipschitz_nn::{Error, checkpoint};
 use super::live::Live;
 use super::{Member, finished, places};
 use crate::config::Config;
-use crate::run_dir::Summary;
+use crate::run_dir::{Lock, Summary};
 use crate::trainer::{self, End, Options};
 
 /// How the runs are to be made.
@@ -243,20 +242,13 @@ pub fn child(out: &Path, label: String) -> Result<Ended> {
         flag.store(true, Ordering::Relaxed);
     });
     fs::create_dir_all(out).map_err(|e| Error::io(out, &e))?;
-    let path = out.join(".lock");
-    let lock =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, &e))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Ended::Elsewhere),
-        Err(TryLockError::Error(e)) => return Err(Error::io(&path, &e).into()),
-    }
+    let Some(_lock) = Lock::take(out)? else { return Ok(Ended::Elsewhere) };
     // Another sweep may have finished it between the look at its files and the lock.
     if finished(out, &config).is_some() {
         return Ok(Ended::Done);
     }
     let resume = out.join("config.toml").exists();
-    let options = Options { out, resume, stop, quiet: true, label, ranks: Rc::default() };
+    let options = Options { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
     Ok(match trainer::run(&config, &options)? {
         End::Done(_) => Ended::Done,
         End::Stopped(step) => Ended::Stopped(step),
