@@ -292,3 +292,19 @@ fn foreign_models_are_models() {
     assert!(refused(&["import", &golden("none"), "-o", &file]).contains("no such file"));
     assert!(refused(&["bound", &golden(".")]).contains("config.json"));
 }
+
+/// A result written to a link goes where the link points, and what is no file is written into.
+#[cfg(unix)]
+#[test]
+fn links_and_pipes_stay_what_they_are() {
+    let w = Workshop::new();
+    let (dir, target, link) = (w.string(""), w.path("target.json"), w.path("link.json"));
+    std::fs::write(&target, "old").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    ok(&["bound", &dir, "--json", &w.string("link.json")]);
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    let written = std::fs::read_to_string(&target).unwrap();
+    assert!(written.starts_with('{'));
+    let said = ok(&["bound", &dir, "--quiet", "--json", "/dev/stdout"]);
+    assert!(said.starts_with(&written[..200]), "{said}");
+}

@@ -328,6 +328,8 @@ fn bad_input_gets_one_line() {
         let message = w.refused("a", &[setting], &[]);
         assert!(message.contains(wanted), "{message}");
     };
+    refused_for("train.schedule={ kind = \"stable_then_decay\", decay = 5 }", "train.schedule.decay is 5");
+    refused_for("train.batch_size=100000000000", "train.batch_size is 100000000000");
     refused_for("constraint={ method = \"spectral_softcap\" }", "did you mean `spectral_soft_cap`?");
     refused_for(
         "constraint={ method = \"weight_decay\", sigma_max = 2.0 }",
@@ -359,4 +361,46 @@ fn bad_input_gets_one_line() {
         &["--quiet"],
     );
     assert!(message.contains("lower train.learning_rate"), "{message}");
+}
+
+/// Whoever reads the progress may go away; the run goes on to its end.
+#[test]
+fn a_run_outlives_its_reader() {
+    let w = Workshop::new();
+    let args = w.args("run", &["train.steps=30", "train.log_every=1", "train.eval_every=30"]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut child = train(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(metrics(&w.path("run")).len(), 30);
+    assert!(w.path("run/summary.json").is_file());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_printed_is_one_line() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = train(&["config", "demo"]).stdout(full()).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    assert!(said.contains("cannot be printed"), "{said}");
+    // Progress that cannot be printed stops nothing.
+    let w = Workshop::new();
+    let args = w.args("run", &["train.steps=3"]);
+    let status = train(&args.iter().map(String::as_str).collect::<Vec<_>>()).stderr(full()).status().unwrap();
+    assert!(status.success() && w.path("run/summary.json").is_file());
+}
+
+#[test]
+fn a_run_is_trained_by_one_process_at_a_time() {
+    let w = Workshop::new();
+    let settings = ["train.steps=4", "train.eval_every=2"];
+    w.trained("run", &settings);
+    let held = train::run_dir::Lock::take(&w.path("run")).unwrap().unwrap();
+    let before = metrics(&w.path("run"));
+    let said = w.refused("run", &["train.steps=8", "train.eval_every=2"], &["--resume", "--quiet"]);
+    assert!(said.contains("another process is training this run"), "{said}");
+    assert_eq!(metrics(&w.path("run")), before);
+    drop(held);
+    assert!(w.run("run", &["train.steps=8", "train.eval_every=2"], &["--resume"]).status.success());
 }

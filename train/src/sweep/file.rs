@@ -173,6 +173,14 @@ mod tests {
         "preset = 'demo'\n[set]\ntrain.steps = 9\n[grid]\n'train.seed' = [0, 1]\nlipschitz_target = [2, 10]\n";
 
     #[test]
+    fn a_key_of_the_grid_is_not_drawn_too() {
+        let text =
+            "preset = \"demo\"\n[grid]\ntrain.seed = [1]\n[random]\ncount = 2\ntrain.seed = { integer = [1, 9] }\n";
+        let said = parse(text, Path::new(""), &[]).unwrap_err().to_string();
+        assert!(said.contains("`train.seed` is in [grid] and in [random]"), "{said}");
+    }
+
+    #[test]
     fn a_grid_is_all_combinations_and_its_names_say_what_varies() {
         let members = ok(GRID);
         let expected = [(2.0, 0), (2.0, 1), (10.0, 0), (10.0, 1)];
