@@ -224,8 +224,13 @@ fn bad_input_gets_one_line() {
             let w = Tensor::from_vec(values, weights[name].shape(), &Device::Cpu).unwrap();
             weights.insert(name.into(), w);
         });
-        let message = refused(&["bound", &broken]);
-        assert!(message.contains("blocks.1.attention.key.weight"), "{message}");
+        for command in [&["bound"][..], &["plot", "layers", "-o", "p.svg"], &["graph", "-o", "g.svg"]] {
+            let message = refused(&[command, &[&broken]].concat());
+            assert!(
+                message.contains("blocks.1.attention.key.weight") && message.contains("broken.safetensors"),
+                "{message}"
+            );
+        }
     }
     let model = w.string("model.safetensors");
     assert!(refused(&["bound", &model, "--radius", "-1"]).contains("--radius -1"));

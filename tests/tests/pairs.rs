@@ -50,7 +50,7 @@ fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
     let config = Config::parse(base, settings).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let ranks = std::rc::Rc::default();
-    let options = Options { out, resume: false, stop, quiet: true, label: String::new(), ranks };
+    let options = Options { out, resume: false, stop, quiet: true, locked: false, label: String::new(), ranks };
     match trainer::run(&config, &options) {
         Ok(End::Done(_)) => {}
         other => panic!("{settings:?}: {other:?}"),

@@ -94,7 +94,8 @@ impl Bound {
             bar.set_message(name.to_string());
             bar.inc(1);
         };
-        let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)?;
+        let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)
+            .map_err(|e| super::about(&self.model, e))?;
         bar.finish_and_clear();
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&certificate)?;

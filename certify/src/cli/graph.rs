@@ -26,7 +26,9 @@ impl GraphCommand {
         let text = if extension == "json" {
             serde_json::to_string_pretty(graph)?
         } else {
-            let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)?.nodes;
+            let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)
+                .map_err(|e| super::about(&self.model, e))?
+                .nodes;
             let note =
                 |path: &str| nodes.iter().find(|row| row.path == path).map(|row| format!("L ≤ {}", row.lipschitz));
             if extension == "svg" { graph.to_svg(&note) } else { graph.to_dot(&note) }

@@ -92,6 +92,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What is wrong with a weight, said with the model that holds it.
+fn about(model: &std::path::Path, error: certify::Error) -> anyhow::Error {
+    let weight = matches!(error, certify::Error::Network(lipschitz_nn::Error::Weight { .. }));
+    let error = anyhow::Error::from(error);
+    if weight { error.context(model.display().to_string()) } else { error }
+}
+
 /// Names runs that a picture of finished ones lacks.
 fn tell_unfinished(runs: &[std::path::PathBuf]) {
     for run in certify::plot::unfinished(runs) {

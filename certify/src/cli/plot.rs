@@ -89,7 +89,8 @@ impl Plot {
             }
             Picture::Layers { model, output, radius } => {
                 super::check_radius(radius)?;
-                let certificate = certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)?;
+                let certificate = certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)
+                    .map_err(|e| super::about(&model, e))?;
                 chart::write(&output, &[layers::chart(&certificate)])?;
             }
             Picture::Robust { results, output } => chart::write(&output, &[robust::chart(&results)?])?,

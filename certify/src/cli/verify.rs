@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use certify::certificate::Certificate;
 use certify::{Error, verify};
 use clap::Args;
@@ -32,7 +32,10 @@ impl Verify {
         })?;
         strict::known(&document, &claim).map_err(held)?;
         let model = certify::read(&self.model)?;
-        verify::verify(&claim, &model).with_context(|| path.display().to_string())?;
+        verify::verify(&claim, &model).map_err(|e| match e {
+            Error::Violated(_) => anyhow::Error::from(e).context(path.display().to_string()),
+            e => super::about(&self.model, e),
+        })?;
         let what = if claim.proven { "holds" } else { "is what these weights give, but NOT a proven bound" };
         println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
         println!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
