@@ -154,6 +154,15 @@ fn numbers_that_cancel_certify_nothing() {
     let model = image_model(nodes, &weights);
     let test = Split { pixels: vec![230; PIXELS], labels: vec![1] };
     assert_eq!(robust::certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
+    // The same inside of one map, whose output is small.
+    let mut row = vec![0.0; 2 * PIXELS];
+    (row[0], row[1]) = (huge, 1.0);
+    let nodes = vec![Node::new("", Op::Flatten), Node::new("a", biased(PIXELS, 2))];
+    let weights = [("a.weight", weight(row, &[2, PIXELS])), ("a.bias", weight(vec![-huge, 0.5], &[2]))];
+    let mut pixels = vec![230; PIXELS];
+    pixels[0] = 255;
+    let test = Split { pixels, labels: vec![1] };
+    assert_eq!(robust::certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
 }
 
 /// With documents, only windows within one are looked at: of others the network is another function of their embeddings.

@@ -129,7 +129,16 @@ pub fn save_tensors<'a>(
 /// [`Error::File`] names the path and what the system said.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let io = |e: std::io::Error| Error::io(path, &e);
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    // These stand for a file that others write to as well, which must not be replaced.
+    match path.to_str() {
+        Some("/dev/stdout") => return std::io::stdout().write_all(bytes).map_err(io),
+        Some("/dev/stderr") => return std::io::stderr().write_all(bytes).map_err(io),
+        _ => {}
+    }
+    // A link may point to what is not there yet.
+    let pointed = |to: PathBuf| path.parent().map(|directory| directory.join(&to)).unwrap_or(to);
+    let target = path.canonicalize().or_else(|_| std::fs::read_link(path).map(pointed));
+    let target = target.unwrap_or_else(|_| path.to_path_buf());
     let path = target.as_path();
     if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
         return File::options().write(true).open(path).and_then(|mut pipe| pipe.write_all(bytes)).map_err(io);
@@ -174,7 +183,7 @@ fn meta(path: &Path, metadata: &HashMap<String, String>) -> Result<Meta, Error> 
     }
     // A key of the graph that is passed over could be another function.
     let raw: serde_json::Value = serde_json::from_str(json).map_err(unreadable)?;
-    strict::known(&raw["graph"], &meta.graph).map_err(unreadable)?;
+    strict::known(raw.get("graph").unwrap_or(&raw), &meta.graph).map_err(unreadable)?;
     Ok(meta)
 }
 

@@ -20,6 +20,7 @@ pub fn from_str<T: Serialize + DeserializeOwned>(text: &str) -> serde_json::Resu
 /// Names the first of them with its path.
 pub fn known(raw: &Value, document: &impl Serialize) -> serde_json::Result<()> {
     match unknown(raw, &serde_json::to_value(document)?, "") {
+        Some(path) if path.is_empty() => Err(serde::de::Error::custom("is a list, wanted keys with values")),
         Some(path) => Err(serde::de::Error::custom(format!("`{path}` is not known"))),
         None => Ok(()),
     }
@@ -36,6 +37,8 @@ fn unknown(raw: &Value, known: &Value, path: &str) -> Option<String> {
         (Value::Array(raw), Value::Array(known)) => {
             raw.iter().zip(known).enumerate().find_map(|(i, (raw, known))| unknown(raw, known, &format!("{path}[{i}]")))
         }
+        // A list of values in the order of the keys has no keys to check.
+        (Value::Array(_), Value::Object(_)) => Some(path.to_string()),
         _ => None,
     }
 }
@@ -43,6 +46,12 @@ fn unknown(raw: &Value, known: &Value, path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use crate::Graph;
+
+    #[test]
+    fn a_list_in_place_of_keys_is_refused() {
+        let said = Graph::from_json("[1, {\"kind\": \"vector\", \"dim\": 2}, []]").unwrap_err().to_string();
+        assert!(said.contains("wanted keys with values"), "{said}");
+    }
 
     #[test]
     fn a_key_that_means_nothing_is_named() {

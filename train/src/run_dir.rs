@@ -131,10 +131,6 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            // A file system without locks cannot tell; one process alone is fine.
-            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
-                Ok(Some(Self { _file: file }))
-            }
             Err(TryLockError::Error(e)) => Err(Error::io(&path, &e).into()),
         }
     }
@@ -143,12 +139,14 @@ impl Lock {
     fn unless_held(directory: &Path, held: bool) -> Result<Option<Self>> {
         match held {
             true => Ok(None),
-            false => match Self::take(directory)? {
-                None => bail!(
+            false => match Self::take(directory) {
+                // A file system without locks cannot tell; what else is wrong with it shows when the run is written.
+                Err(_) => Ok(None),
+                Ok(None) => bail!(
                     "{}: another process is training this run; wait for its end, or choose another --out",
                     directory.display()
                 ),
-                lock => Ok(lock),
+                Ok(lock) => Ok(lock),
             },
         }
     }

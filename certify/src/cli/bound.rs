@@ -127,7 +127,7 @@ fn spinner() -> ProgressBar {
 fn decimals(x: f64, up: bool) -> String {
     let text = format!("{x:.9}");
     let safe = text.parse::<f64>().is_ok_and(|shown| if up { shown >= x } else { shown <= x });
-    if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { x - 1e-9 }) }
+    if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { (x - 1e-9).max(0.0) }) }
 }
 
 fn print(c: &Certificate) {
@@ -222,6 +222,7 @@ mod tests {
             (decimals(4e-10, true), decimals(0.9999999997, false)),
             ("0.000000001".into(), "0.999999999".into())
         );
+        assert_eq!(decimals(6e-10, false), "0.000000000");
         assert_eq!((decimals(2.5, true), decimals(2.5, false)), ("2.500000000".into(), "2.500000000".into()));
     }
 }

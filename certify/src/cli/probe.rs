@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,11 +69,11 @@ impl Probe {
         let loud = std::io::stderr().is_terminal();
         let found = probe::probe(&model, &inputs, radius, budget, &mut |sensitivity| {
             if loud {
-                eprint!("\rfound so far: {sensitivity:.6}  ℓ2 → ℓ2");
+                let _ = write!(std::io::stderr(), "\rfound so far: {sensitivity:.6}  ℓ2 → ℓ2");
             }
         })?;
         if loud {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
         if let Some(path) = &self.output {
             let (a, b) = found.pair.clone();

@@ -1,4 +1,4 @@
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -69,7 +69,7 @@ impl Robust {
         let loud = std::io::stderr().is_terminal();
         let watch = |eps: f64| {
             if loud {
-                eprint!("\rradius {eps:.4} …    ");
+                let _ = write!(std::io::stderr(), "\rradius {eps:.4} …    ");
             }
         };
         let settings = |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
@@ -83,7 +83,7 @@ impl Robust {
             }
         };
         if loud {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
         report.label = label(&self.model);
         if let Some(path) = &self.json {

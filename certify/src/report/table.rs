@@ -32,7 +32,7 @@ fn number(value: Option<f64>, show: impl Fn(f64) -> String) -> Cell {
 /// An upper bound whose log10 the summary holds, not rounded down.
 fn bound(log: f64) -> String {
     // Room for the logarithm's own rounding.
-    if log < 300.0 {
+    if log.abs() < 300.0 {
         Upper::from_f64(10f64.powf(log) * (1.0 + 1e-12)).to_string()
     } else {
         format!("10^{:.1}", (10.0 * log).ceil() / 10.0)

@@ -112,9 +112,9 @@ pub fn images(model: &Model, test: &Split, settings: &Settings, watch: &dyn Fn(f
     let mut broken = Vec::new();
     let mut radii = Vec::new();
     for (x, classes) in &inputs {
-        for ((logits, size), class) in sized(&model, &shape(x)?)?.iter().zip(classes) {
+        for (logits, class) in network(x)?.to_vec2::<f64>()?.iter().zip(classes) {
             broken.push(beaten(logits, *class));
-            radii.push(margins.radius(logits, *size, *class));
+            radii.push(margins.radius(logits, *class));
         }
     }
     let clean = share(&broken);
@@ -153,9 +153,8 @@ pub fn certified_accuracy(model: &Model, test: &Split, eps: f64) -> Result<f64> 
     let mut radii = Vec::new();
     for batch in test.batches(BATCH, &Device::Cpu) {
         let (x, y) = batch?;
-        let logits = sized(&model, &x.to_dtype(DType::F64)?)?;
-        let classes = y.to_vec1::<u32>()?;
-        radii.extend(logits.iter().zip(classes).map(|((z, size), class)| margins.radius(z, *size, class as usize)));
+        let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
+        radii.extend(logits.iter().zip(y.to_vec1::<u32>()?).map(|(z, class)| margins.radius(z, class as usize)));
     }
     Ok(above(&radii, eps))
 }
@@ -168,22 +167,6 @@ fn pictures(model: &Model) -> Result<(Walk, Margins)> {
     let walk = walk(model.graph(), &norms, Some(radius))?;
     let margins = Margins::new(&walk, &norms)?;
     Ok((walk, margins))
-}
-
-/// The logits of each input, those of the last token for text, with the largest absolute value of any node's output on the way.
-fn sized(model: &Model, x: &Tensor) -> Result<Vec<(Vec<f64>, f64)>> {
-    let mut sizes: Option<Tensor> = None;
-    let y = model.forward_watched(x, &mut |_, y| {
-        let own = y.abs()?.flatten_from(1)?.max(1)?;
-        sizes = Some(match sizes.take() {
-            Some(sizes) => sizes.maximum(&own)?,
-            None => own,
-        });
-        Ok(())
-    })?;
-    let y = if y.rank() == 3 { y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)? } else { y };
-    let sizes = sizes.map_or(Ok(vec![f64::INFINITY; x.dim(0)?]), |sizes| sizes.to_vec1::<f64>())?;
-    Ok(y.to_vec2::<f64>()?.into_iter().zip(sizes).collect())
 }
 
 /// A share that is proven, in per cent, not rounded up.

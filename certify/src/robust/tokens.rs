@@ -7,7 +7,7 @@ use lipschitz_nn::graph::{Input, Op, join};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
-use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sized, sorted};
+use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted};
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
 use crate::data::text::TextData;
@@ -56,10 +56,11 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
             continue;
         }
         let x = x.index_select(&Tensor::new(&whole[..take], &Device::Cpu)?, 0)?;
-        let found = sized(&model, &x)?;
-        let classes = found.iter().map(|(z, _)| largest(z).map_or(0, |(class, _)| class)).collect();
-        logits.extend(found);
-        inputs.push((model.embed(&x)?.detach(), classes));
+        let x = model.embed(&x)?.detach();
+        let z = network(&x)?.to_vec2::<f64>()?;
+        let classes = z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
+        logits.extend(z);
+        inputs.push((x, classes));
     }
     let classes: Vec<usize> = inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
     if classes.is_empty() {
@@ -71,10 +72,10 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
     let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>)> {
         let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms)?;
-        let radii = logits.iter().zip(&classes).map(|((z, size), class)| margins.radius(z, *size, *class)).collect();
+        let radii = logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
         Ok((walk, radii))
     };
-    let start: Vec<bool> = logits.iter().zip(&classes).map(|((z, _), class)| beaten(z, *class)).collect();
+    let start: Vec<bool> = logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
     for eps in sorted(&settings.eps) {

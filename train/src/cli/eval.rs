@@ -5,7 +5,7 @@ use candle_core::Device;
 use certify::task::{Protocol, Task};
 use clap::{Args, ValueEnum};
 use lipschitz_nn::{Error, checkpoint};
-use train::run_dir::Summary;
+use train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
@@ -39,7 +39,7 @@ enum ProtocolName {
 
 impl Eval {
     pub fn run(self) -> Result<()> {
-        let summary = if self.record { Some(self.summary()?) } else { None };
+        let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
         let task = Task::for_model(&self.data, &meta)?;
         let protocol = match self.protocol {
@@ -48,7 +48,7 @@ impl Eval {
         };
         let result = task.evaluate(&model, protocol, self.batch_size.max(1), &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
-        if let Some((file, summary)) = summary {
+        if let Some((file, summary, _lock)) = kept {
             let summary = Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
             checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
         }
@@ -59,8 +59,8 @@ impl Eval {
         }
         Ok(())
     }
-    /// Where the figures are to be kept.
-    fn summary(&self) -> Result<(PathBuf, Summary)> {
+    /// Where the figures are to be kept, which nobody else may write to meanwhile.
+    fn summary(&self) -> Result<(PathBuf, Summary, Lock)> {
         if !matches!(self.protocol, ProtocolName::Paper) {
             bail!(
                 "--record keeps the figures of `--protocol paper`; those of the whole split are in summary.json already"
@@ -73,7 +73,11 @@ impl Eval {
                 self.model.display()
             )
         }
-        Ok((file.clone(), read(&file)?))
+        let Some(lock) = Lock::take(&self.model)? else {
+            bail!("{}: another process is training this run; wait for its end", self.model.display())
+        };
+        let summary = read(&file)?;
+        Ok((file, summary, lock))
     }
 }
 
