@@ -242,8 +242,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             continue;
         };
         let model = training.model.detached();
-        if let Err(error) = model.check_finite() {
-            bail!("training diverged at step {done}: {error}; lower train.learning_rate")
+        if let Err(lipschitz_nn::Error::Weight { name, .. }) = model.check_finite() {
+            bail!("`{name}` is no longer finite at step {done}: training diverged; lower train.learning_rate")
         }
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &training.variables, &training.constraint)?;

@@ -12,7 +12,7 @@ pub struct Margins {
     all: Upper,
     /// That of i > j at `i(i−1)/2 + j`; empty where there are too many pairs.
     pairs: Vec<Upper>,
-    /// No value in a forward pass has a larger ℓ2 norm, nor has a part of one before a bias is added.
+    /// The largest radius of the walk: of a linear map it is ‖W‖R + ‖b‖, whatever of that cancels.
     size: f64,
 }
 
@@ -36,7 +36,7 @@ impl Margins {
             }
             _ => Vec::new(),
         };
-        let size = walk.rows.iter().map(|row| row.radius).fold(walk.radius, |a, b| if b > a { b } else { a });
+        let size = walk.rows.iter().map(|row| row.radius).fold(walk.radius, Upper::max);
         Ok(Self { all: walk.margin, pairs, size: size.to_f64() })
     }
 
