@@ -1,5 +1,6 @@
-//! `cargo bench -p certify -- gpt2` (or `llama`): a whole certificate of a model of that shape with random weights, read from
-//! disk, against singular value decompositions of the same matrices in the same run; time and peak memory of each.
+//! `cargo bench -p certify -- gpt2` (or `llama`): a whole certificate of a model of that shape with
+//! random weights, read from disk, against singular value decompositions of the same matrices in
+//! the same run; time and peak memory of each.
 
 use std::path::Path;
 use std::process::Command;
@@ -25,7 +26,9 @@ fn main() {
         ["svd", file] => svd(Path::new(file)),
         ["gpt2"] => all("gpt2", true),
         ["llama"] => all("llama", false),
-        [] => println!("name a shape: cargo bench -p certify -- gpt2, or llama (no SVD, 2.2 GB on disk)"),
+        [] => println!(
+            "name a shape: cargo bench -p certify -- gpt2, or llama (no SVD, 2.2 GB on disk)"
+        ),
         ref other => panic!("unknown: {other:?}"),
     }
 }
@@ -61,8 +64,10 @@ fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> 
 fn gpt2() -> Graph {
     let (dim, vocabulary, length) = (768, 50304, 1024);
     let norm = |name: &str| Node::new(name, Op::LayerNorm { dim, eps: 1e-5, bias: true });
-    let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: true });
-    let residual = |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
+    let linear =
+        |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: true });
+    let residual =
+        |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         Node::new("positions", Op::Positions { length, dim }),
@@ -71,7 +76,8 @@ fn gpt2() -> Graph {
         let mixer = Node::new("attention", Op::Attention(attention(dim, 12, 12, false)));
         nodes.push(residual(format!("a{i}"), vec![norm("norm"), mixer]));
         let gelu = Node::new("", Op::Activation { function: Function::GeluTanh, scale: 1.0 });
-        let body = vec![norm("norm"), linear("up", dim, 4 * dim), gelu, linear("down", 4 * dim, dim)];
+        let body =
+            vec![norm("norm"), linear("up", dim, 4 * dim), gelu, linear("down", 4 * dim, dim)];
         nodes.push(residual(format!("m{i}"), body));
     }
     nodes.push(norm("norm"));
@@ -82,12 +88,14 @@ fn gpt2() -> Graph {
 fn llama() -> Graph {
     let (dim, hidden, vocabulary) = (2048, 5632, 32000);
     let norm = |name: &str| Node::new(name, Op::RmsNorm { dim, eps: 1e-5 });
-    let residual = |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
+    let residual =
+        |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
     let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];
     for i in 0..22 {
         let mixer = Node::new("attention", Op::Attention(attention(dim, 32, 4, true)));
         nodes.push(residual(format!("a{i}"), vec![norm("norm"), mixer]));
-        let mlp = Node::new("mlp", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
+        let mlp =
+            Node::new("mlp", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
         nodes.push(residual(format!("m{i}"), vec![norm("norm"), mlp]));
     }
     nodes.push(norm("norm"));
@@ -96,7 +104,8 @@ fn llama() -> Graph {
 }
 
 fn make(shape: &str, file: &Path) {
-    let (graph, dtype) = if shape == "gpt2" { (gpt2(), DType::F32) } else { (llama(), DType::BF16) };
+    let (graph, dtype) =
+        if shape == "gpt2" { (gpt2(), DType::F32) } else { (llama(), DType::BF16) };
     let random = |shape: &[usize]| Tensor::randn(0f32, 0.02, shape, &Device::Cpu)?.to_dtype(dtype);
     let weights: Result<Weights, candle_core::Error> =
         graph.parameters().iter().map(|p| Ok((p.name.clone(), random(&p.shape)?))).collect();
@@ -116,10 +125,15 @@ fn make(shape: &str, file: &Path) {
 fn prove(file: &Path) {
     let start = Instant::now();
     let reader = Reader::open(file).expect("a checkpoint");
-    let certificate = certify(&reader, Method::Proven, Formula::Sound, None).expect("a certificate");
+    let certificate =
+        certify(&reader, Method::Proven, Formula::Sound, None).expect("a certificate");
     let seconds = start.elapsed().as_secs_f64();
     let width = |lower: f64, upper: f64| if lower > 0.0 { upper / lower - 1.0 } else { 0.0 };
-    let widest = certificate.weights.iter().map(|row| width(row.lower, row.upper.to_f64())).fold(0.0, f64::max);
+    let widest = certificate
+        .weights
+        .iter()
+        .map(|row| width(row.lower, row.upper.to_f64()))
+        .fold(0.0, f64::max);
     println!("certificate: {seconds:.1} s, {}, L ≤ {}", peak(), certificate.rms);
     println!("             {} norms, widest interval {widest:.1e}", certificate.weights.len());
 }

@@ -46,7 +46,8 @@ pub struct Certificate {
     pub weights_sha256: String,
     /// The network.
     pub graph: Graph,
-    /// What the stored weights were rounded to first, if they were: the network that inference in this type runs.
+    /// What the stored weights were rounded to first, if they were: the network that inference in
+    /// this type runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<Rounding>,
     /// For an imported network: whose it was, whose function it is, and what was left out.
@@ -116,7 +117,8 @@ pub struct WeightRow {
     pub method: Method,
 }
 
-/// Proves what can be proven about a model on the ball of ℓ2 radius `radius` a token (its natural domain without).
+/// Proves what can be proven about a model on the ball of ℓ2 radius `radius` a token (its natural
+/// domain without).
 ///
 /// # Errors
 /// [`Error`] names the weight or node that nothing is known about, and NaN or infinity in a weight.
@@ -191,20 +193,25 @@ pub(crate) fn document(
     let output = |l2: Upper| Output { rms: walk.from_rms(l2), l2 };
     let mut warnings = Vec::new();
     if formula == Formula::Paper {
-        warnings.push("the published formula is NOT a bound for more than one attention head".to_string());
+        warnings.push(
+            "the published formula is NOT a bound for more than one attention head".to_string(),
+        );
     }
     if !method.is_bound() {
         warnings.push("spectral norms are estimates from below: this is NOT a bound".to_string());
     }
     if !l2.is_finite() {
-        warnings.push("no finite bound: attention needs a bounded domain; give --radius".to_string());
+        warnings
+            .push("no finite bound: attention needs a bounded domain; give --radius".to_string());
     }
     for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
     }
     let tokens = matches!(source.graph().input, Input::Tokens { .. });
     let text = match (tokens, given) {
-        (true, false) => "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row",
+        (true, false) => {
+            "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row"
+        }
         (true, true) => "sequences of vectors, each of ℓ2 norm at most the given radius",
         (false, false) => "all inputs",
         (false, true) => "inputs of ℓ2 norm at most the given radius",
@@ -243,11 +250,13 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     ];
     if let Input::Tokens { separator, .. } = graph.input {
         out.push(
-            "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, not token ids."
+            "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, \
+             not token ids."
                 .into(),
         );
         out.push(match separator {
-            None => "Sequences of any length up to the context, two compared ones of equal length.".into(),
+            None => "Sequences of any length up to the context, two compared ones of equal \
+                     length.".into(),
             Some(_) => {
                 "Sequences of any length up to the context, two compared ones of equal length, with documents that \
                         begin at the same places."
@@ -257,7 +266,8 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     } else {
         out.push(match graph.check() {
             Ok(Shape::Tokens(_)) => {
-                "The norm is that of the whole input, and the largest of a token of the output.".into()
+                "The norm is that of the whole input, and the largest of a token of the output."
+                    .into()
             }
             _ => "The norm is that of the whole input and the whole output.".into(),
         });
@@ -265,8 +275,8 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     out
 }
 
-/// SHA-256 over the lines `name type shape digest` of all weights, in the order of names, each digest over the values as
-/// little-endian bytes of their type.
+/// SHA-256 over the lines `name type shape digest` of all weights, in the order of names, each
+/// digest over the values as little-endian bytes of their type.
 ///
 /// # Errors
 /// [`Error::Network`] if a tensor cannot be read, or names the first that holds NaN or infinity.
@@ -277,7 +287,9 @@ pub fn digest(source: &dyn Source) -> Result<String, Error> {
         let shape = weight.dims().to_vec();
         let weight = weight.flatten_all()?;
         let digest = match weight.dtype() {
-            DType::BF16 => values(&weight.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes),
+            DType::BF16 => {
+                values(&weight.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes)
+            }
             DType::F16 => values(&weight.to_vec1()?, half::f16::is_finite, half::f16::to_le_bytes),
             DType::F32 => values(&weight.to_vec1()?, f32::is_finite, f32::to_le_bytes),
             _ => values(&weight.to_dtype(DType::F64)?.to_vec1()?, f64::is_finite, f64::to_le_bytes),

@@ -13,8 +13,8 @@ pub enum Error {
     /// A picture that the library which draws it gave up on.
     #[error("the picture cannot be drawn: {0}")]
     Picture(String),
-    /// A claim that does not hold: a found sensitivity above a certified one, or a number of a certificate that cannot be
-    /// proven again.
+    /// A claim that does not hold: a found sensitivity above a certified one, or a number of a
+    /// certificate that cannot be proven again.
     #[error("{0}")]
     Violated(String),
 }

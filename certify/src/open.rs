@@ -27,7 +27,8 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
     Ok(file)
 }
 
-/// Reads the model that `path` means; one of somebody else's is imported, with the options' defaults.
+/// Reads the model that `path` means; one of somebody else's is imported, with the options'
+/// defaults.
 ///
 /// # Errors
 /// As [`checkpoint::load`] and [`import::import`].

@@ -1,4 +1,5 @@
-//! From a wanted constant to caps, before the first step: the walk of the certificate, with caps in place of norms.
+//! From a wanted constant to caps, before the first step: the walk of the certificate, with caps in
+//! place of norms.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,7 +35,8 @@ impl Caps {
     fn finite(&self, bound: Upper) -> Result<(), Error> {
         match self.uncapped.get() {
             Some(vector) if !bound.is_finite() => Err(Error::Unknown(format!(
-                "the cap of `{vector}`: vectors have none, and what follows depends on its size (leave it out, or plan no constant)"
+                "the cap of `{vector}`: vectors have none, and what follows depends on its size \
+                 (leave it out, or plan no constant)"
             ))),
             _ => Ok(()),
         }
@@ -67,15 +69,19 @@ impl Norms for Caps {
         match norm {
             Norm::Matrix(block) => self.matrix(block),
             Norm::Row(block) => self.row(block),
-            Norm::Product(a, b) | Norm::TransposedProduct(a, b) => Ok(self.matrix(a)? * self.matrix(b)?),
-            // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped one by one.
+            Norm::Product(a, b) | Norm::TransposedProduct(a, b) => {
+                Ok(self.matrix(a)? * self.matrix(b)?)
+            }
+            // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped
+            // one by one.
             Norm::RowDifference(block) => {
                 let two = Upper::from_f64(2.0);
                 let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
                 let rows = self.row(block)? * two;
                 Ok(if table { rows } else { rows.min(self.matrix(block)? * two.sqrt()) })
             }
-            // A bias moves outputs, not differences of outputs: the constant is infinite only where it depends on sizes.
+            // A bias moves outputs, not differences of outputs: the constant is infinite only where
+            // it depends on sizes.
             Norm::Affine(_, vector, _) | Norm::Vector(Block { weight: vector, .. }) => {
                 self.uncapped.get_or_init(|| vector.clone());
                 Ok(Upper::INFINITY)
@@ -122,7 +128,9 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
                 (head * Upper::from_f64(heads.count as f64).sqrt(), Some(head))
             }
             (Geometry::Matrix, None) => (sigma.over(factor(None)), None),
-            (Geometry::Table, _) => (sigma * Upper::from_f64(parameter.shape[1] as f64).sqrt(), None),
+            (Geometry::Table, _) => {
+                (sigma * Upper::from_f64(parameter.shape[1] as f64).sqrt(), None)
+            }
             (Geometry::Vector, _) => continue,
         };
         // A square root and a quotient round.
@@ -141,7 +149,8 @@ pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
     Ok(plan(graph, recipe)?.rms())
 }
 
-/// The largest cap, with the constraint's own factors, under which the constant is at most `target`.
+/// The largest cap, with the constraint's own factors, under which the constant is at most
+/// `target`.
 ///
 /// # Errors
 /// If the constraint has no cap to choose, or no cap in 10⁻⁶…10⁶ will do.
@@ -166,7 +175,8 @@ pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
 /// What is told when nothing can be solved for.
 pub fn capless(recipe: &Recipe) -> anyhow::Error {
     let method = recipe.constraint.method;
-    let promises = if method == Method::WeightDecay { "a norm under Muon alone" } else { "no norm" };
+    let promises =
+        if method == Method::WeightDecay { "a norm under Muon alone" } else { "no norm" };
     anyhow::anyhow!(
         "constraint.method `{}` promises {promises}, and a target needs one: choose one that keeps sigma_max, such as \
          spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
@@ -177,19 +187,23 @@ pub fn capless(recipe: &Recipe) -> anyhow::Error {
 /// Factors stay within this of 1, so that no matrix is starved.
 const FACTOR: f64 = 8.0;
 
-/// Spends a target unequally: factors a matrix name (queries, keys, …), and the cap that goes with them, that make the
-/// product of all caps as large as it can be under the target.
+/// Spends a target unequally: factors a matrix name (queries, keys, …), and the cap that goes with
+/// them, that make the product of all caps as large as it can be under the target.
 ///
-/// At the best point one more per cent of cap costs the same share of the constant, whichever matrix gets it. Caps that
-/// the constant hardly depends on are raised, those it hangs on are lowered.
+/// At the best point one more per cent of cap costs the same share of the constant, whichever
+/// matrix gets it. Caps that the constant hardly depends on are raised, those it hangs on are
+/// lowered.
 ///
 /// # Errors
 /// As [`solve`].
 pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
     const ROUNDS: usize = 60;
-    let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
+    let matrices: Vec<_> =
+        graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let names: BTreeSet<String> = matrices.iter().map(|p| role(&p.name).to_string()).collect();
-    let share = |name: &str| matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64;
+    let share = |name: &str| {
+        matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64
+    };
     if !recipe.constraint.method.capped() {
         return Err(capless(recipe));
     }
@@ -216,7 +230,10 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
             let mut moved = logs.clone();
             moved.entry(name.clone()).and_modify(|log| *log += 0.01);
             let rise = log_bound(&moved, cap)? - base;
-            slopes.insert(name.clone(), (rise * std::f64::consts::LN_10 / 0.01 / share(name)).max(1e-3));
+            slopes.insert(
+                name.clone(),
+                (rise * std::f64::consts::LN_10 / 0.01 / share(name)).max(1e-3),
+            );
         }
         let centre = names.iter().map(|name| share(name) * slopes[name].ln()).sum::<f64>();
         let step = 0.5 * (1.0 - round as f64 / ROUNDS as f64);
@@ -230,7 +247,10 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
 
 /// The geometric mean of the caps of all matrices.
 pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Parameter>) -> f64 {
-    let caps = matrices.into_iter().filter_map(|p| recipe.promise(p)).map(|promise| promise.sigma_max.ln());
+    let caps = matrices
+        .into_iter()
+        .filter_map(|p| recipe.promise(p))
+        .map(|promise| promise.sigma_max.ln());
     let (sum, count) = caps.fold((0.0, 0.0), |(sum, count), log| (sum + log, count + 1.0));
     f64::exp(sum / f64::max(count, 1.0))
 }
@@ -270,7 +290,10 @@ mod tests {
                 let matrices: Vec<_> = graph().parameters();
                 let (a, b) = (mean_cap(&uniform, &matrices), mean_cap(&spent, &matrices));
                 assert!(b >= a, "{target}: {a} {b}");
-                println!("per head {per_head}, target {target}: mean cap {a:.3} uniform, {b:.3} spent unequally");
+                println!(
+                    "per head {per_head}, target {target}: mean cap {a:.3} uniform, {b:.3} spent \
+                     unequally"
+                );
             }
         }
     }
@@ -288,7 +311,8 @@ mod tests {
         assert!(said(solve(&graph(), &odd, 10.0)).contains("query"));
     }
 
-    /// Biases have no cap and need none, unless something behind them depends on the size of what it reads.
+    /// Biases have no cap and need none, unless something behind them depends on the size of what
+    /// it reads.
     #[test]
     fn biases_are_in_the_way_of_attention_alone() {
         use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
@@ -296,8 +320,9 @@ mod tests {
         let bent = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
         let attention = Node::new("mix", Op::Attention(Attention::new(8, 2, 4)));
         let embedding = Node::new("embedding", Op::Embedding { vocabulary: 5, dim: 8 });
-        let graph =
-            |nodes: &[&Node]| Graph::new(Input::tokens(6), nodes.iter().map(|&node| node.clone()).collect()).unwrap();
+        let graph = |nodes: &[&Node]| {
+            Graph::new(Input::tokens(6), nodes.iter().map(|&node| node.clone()).collect()).unwrap()
+        };
         let behind = graph(&[&embedding, &attention, &linear("a"), &bent, &linear("b")]);
         let l = bound(&behind, &solve(&behind, &constraint(false), 7.0).unwrap()).unwrap().to_f64();
         assert!(l <= 7.0 && l > 0.999 * 7.0, "{l}");
@@ -306,21 +331,37 @@ mod tests {
         assert!(said.contains("`a.bias`"), "{said}");
     }
 
-    /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just below the target.
+    /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just
+    /// below the target.
     #[test]
     fn every_promise_is_solved_for() {
         let block = Block { logit_scale: 1.0 / 32.0, ..Block::new(32, 4) };
         let sees_all = Block { causal: false, positions: None, ..block.clone() };
-        let vit = Vit { image: [3, 32, 32], patch: 8, outputs: 10, block: sees_all, layers: 2, final_scale: 2.0 }
-            .graph()
-            .unwrap();
+        let vit = Vit {
+            image: [3, 32, 32],
+            patch: 8,
+            outputs: 10,
+            block: sees_all,
+            layers: 2,
+            final_scale: 2.0,
+        }
+        .graph()
+        .unwrap();
         let names = Heads::Of(["query", "key", "output"].map(String::from).into());
-        let block = Block { positions: Some(Positions::Bias), activation: Activation::Abs, alpha: Some(1.0), ..block };
+        let block = Block {
+            positions: Some(Positions::Bias),
+            activation: Activation::Abs,
+            alpha: Some(1.0),
+            ..block
+        };
         let tight = Gpt::new(30, 16, 1, block).graph().unwrap();
         for graph in [graph(), tight, vit] {
             for method in Method::ALL {
                 for heads in [Heads::All(false), Heads::All(true), names.clone()] {
-                    let mut recipe = recipe(method, if method == Method::None { Heads::default() } else { heads });
+                    let mut recipe = recipe(
+                        method,
+                        if method == Method::None { Heads::default() } else { heads },
+                    );
                     let capped = recipe.with_sigma_max(1.0).is_some_and(|r| r.promises_all(&graph));
                     let solved = solve(&graph, &recipe, 7.0);
                     assert_eq!(solved.is_ok(), capped, "{method:?}");
@@ -331,7 +372,8 @@ mod tests {
                     assert!(l <= 7.0 && l > 0.999 * 7.0, "{method:?}: {l}");
                     if method.capped() {
                         recipe.constraint.row_caps.insert("head".to_string());
-                        let l = bound(&graph, &solve(&graph, &recipe, 7.0).unwrap()).unwrap().to_f64();
+                        let l =
+                            bound(&graph, &solve(&graph, &recipe, 7.0).unwrap()).unwrap().to_f64();
                         assert!(l <= 7.0 && l > 0.999 * 7.0, "{method:?}: {l}");
                     }
                 }

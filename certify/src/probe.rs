@@ -1,4 +1,5 @@
-//! The largest sensitivity found: gradient search over pairs of inputs, each pair a lower bound on the true constant.
+//! The largest sensitivity found: gradient search over pairs of inputs, each pair a lower bound on
+//! the true constant.
 
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,19 @@ pub struct Found {
     pub pair: (Tensor, Tensor),
 }
 
-/// Searches from `starts` (embedding vectors `[batch, tokens, dim]`, images or vectors) for the steepest pair whose
-/// tokens have ℓ2 norm at most `radius`; `iterations` steps of gradient ascent, on the CPU in f64.
+/// Searches from `starts` (embedding vectors `[batch, tokens, dim]`, images or vectors) for the
+/// steepest pair whose tokens have ℓ2 norm at most `radius`; `iterations` steps of gradient ascent,
+/// on the CPU in f64.
 ///
 /// # Errors
-/// [`Error::Network`] if the starts do not fit the network; [`Error::Unknown`] if every pair gave no number.
-pub fn search(model: &Model, starts: &Tensor, radius: f64, iterations: usize) -> Result<Found, Error> {
+/// [`Error::Network`] if the starts do not fit the network; [`Error::Unknown`] if every pair gave
+/// no number.
+pub fn search(
+    model: &Model,
+    starts: &Tensor,
+    radius: f64,
+    iterations: usize,
+) -> Result<Found, Error> {
     let network = Network::new(model, starts.dims(), radius)?;
     let a = network.project(&network.rows(starts)?)?;
     let mut best = None;
@@ -33,9 +41,10 @@ pub fn search(model: &Model, starts: &Tensor, radius: f64, iterations: usize) ->
     network.found(best)
 }
 
-/// Searches until `budget` is spent, from `inputs` (real ones, as for [`search`], at least one) and from inputs made up to
-/// be bad: real ones blown up to the sphere, tokens that tie in attention (opposite points along the directions that a
-/// head of some layer reads most), random ones; and again and again from the steepest pair so far.
+/// Searches until `budget` is spent, from `inputs` (real ones, as for [`search`], at least one) and
+/// from inputs made up to be bad: real ones blown up to the sphere, tokens that tie in attention
+/// (opposite points along the directions that a head of some layer reads most), random ones; and
+/// again and again from the steepest pair so far.
 ///
 /// `report` hears the largest sensitivity whenever it has grown.
 ///
@@ -58,7 +67,8 @@ pub fn probe(
     let mut best: Option<Pair> = None;
     let mut told = 0.0;
     for round in 0.. {
-        let picked: Vec<u32> = (0..BATCH.min(count)).map(|i| ((round / 5 * BATCH + i) % count) as u32).collect();
+        let picked: Vec<u32> =
+            (0..BATCH.min(count)).map(|i| ((round / 5 * BATCH + i) % count) as u32).collect();
         let real = all.index_select(&Tensor::new(picked, &Device::Cpu)?, 0)?;
         let noise = noise(real.dims(), &mut rng)?;
         let sphere = |x: &Tensor| -> Result<Tensor, Error> {
@@ -76,10 +86,12 @@ pub fn probe(
             }
             (2, _, false) => {
                 let d = &directions[round / 5 % directions.len()];
-                let signs: Vec<f64> =
-                    (0..real.dim(1)?).map(|_| if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 }).collect();
+                let signs: Vec<f64> = (0..real.dim(1)?)
+                    .map(|_| if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 })
+                    .collect();
                 let signs = Tensor::new(signs, &Device::Cpu)?.reshape((1, (), 1))?;
-                let tied = signs.broadcast_mul(&d.reshape((1, 1, ()))?)?.broadcast_as(real.dims())?;
+                let tied =
+                    signs.broadcast_mul(&d.reshape((1, 1, ()))?)?.broadcast_as(real.dims())?;
                 (sphere(&(tied + (noise.clone() * 0.05)?)?)?, unit(&noise)?, 30)
             }
             (4, _, _) => (sphere(&noise)?, unit(&noise)?, 30),
@@ -101,8 +113,8 @@ pub fn probe(
     network.found(best)
 }
 
-/// The input directions that the heads read most: the top right singular vectors of V_h, Q_h and K_h of every attention
-/// whose width is the input's.
+/// The input directions that the heads read most: the top right singular vectors of V_h, Q_h and
+/// K_h of every attention whose width is the input's.
 fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
     fn visit(nodes: &[Node], prefix: &str, out: &mut Vec<(String, usize)>) {
         for node in nodes {
@@ -110,8 +122,14 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
             match &node.op {
                 Op::Sequential { body } | Op::Residual { body, .. } => visit(body, &path, out),
                 Op::Attention(a) => {
-                    let heads = [("value", a.key_value_heads), ("query", a.heads), ("key", a.key_value_heads)];
-                    out.extend(heads.map(|(name, heads)| (join(&path, &format!("{name}.weight")), heads)));
+                    let heads = [
+                        ("value", a.key_value_heads),
+                        ("query", a.heads),
+                        ("key", a.key_value_heads),
+                    ];
+                    out.extend(
+                        heads.map(|(name, heads)| (join(&path, &format!("{name}.weight")), heads)),
+                    );
                 }
                 _ => {}
             }
@@ -129,7 +147,10 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
             continue;
         }
         for head in 0..heads {
-            out.push(Tensor::new(top_right_singular_vector(&weight.row_block(head, heads)), &Device::Cpu)?);
+            out.push(Tensor::new(
+                top_right_singular_vector(&weight.row_block(head, heads)),
+                &Device::Cpu,
+            )?);
         }
     }
     Ok(out)
@@ -138,7 +159,11 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
 /// Uniform in [-1, 1].
 fn noise(dims: &[usize], rng: &mut ChaCha8Rng) -> Result<Tensor, Error> {
     let one = |_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
-    Ok(Tensor::from_vec((0..dims.iter().product()).map(one).collect::<Vec<f64>>(), dims, &Device::Cpu)?)
+    Ok(Tensor::from_vec(
+        (0..dims.iter().product()).map(one).collect::<Vec<f64>>(),
+        dims,
+        &Device::Cpu,
+    )?)
 }
 
 /// The steepest pair so far, as rows.
@@ -148,7 +173,8 @@ struct Pair {
     b: Tensor,
 }
 
-/// A network as a function of rows `[batch, tokens, width]` (images and vectors are one token), in f64 on the CPU.
+/// A network as a function of rows `[batch, tokens, width]` (images and vectors are one token), in
+/// f64 on the CPU.
 struct Network {
     model: Model,
     tokens: bool,
@@ -160,7 +186,12 @@ struct Network {
 impl Network {
     fn new(model: &Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
         let tokens = matches!(model.graph().input, Input::Tokens { .. });
-        Ok(Self { model: model.to(&Device::Cpu, DType::F64)?, tokens, natural: natural.to_vec(), radius })
+        Ok(Self {
+            model: model.to(&Device::Cpu, DType::F64)?,
+            tokens,
+            natural: natural.to_vec(),
+            radius,
+        })
     }
 
     fn rows(&self, inputs: &Tensor) -> Result<Tensor, Error> {
@@ -180,8 +211,9 @@ impl Network {
     }
 
     fn found(&self, best: Option<Pair>) -> Result<Found, Error> {
-        let Pair { sensitivity, a, b } =
-            best.ok_or_else(|| Error::Unknown("the network's sensitivity: every pair gave no finite number".into()))?;
+        let Pair { sensitivity, a, b } = best.ok_or_else(|| {
+            Error::Unknown("the network's sensitivity: every pair gave no finite number".into())
+        })?;
         let shape = |x: Tensor| -> Result<Tensor, Error> {
             let mut dims = self.natural.clone();
             dims[0] = 1;
@@ -200,7 +232,13 @@ impl Network {
     }
 
     /// Gradient ascent on both ends of pairs that start at `a`, apart along `direction`.
-    fn climb(&self, a: &Tensor, direction: &Tensor, iterations: usize, best: &mut Option<Pair>) -> Result<(), Error> {
+    fn climb(
+        &self,
+        a: &Tensor,
+        direction: &Tensor,
+        iterations: usize,
+        best: &mut Option<Pair>,
+    ) -> Result<(), Error> {
         let (mut a, mut direction) = (a.clone(), direction.clone());
         let size = row_norms(&a)?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-3);
         for iteration in 0..iterations {
@@ -212,29 +250,40 @@ impl Network {
             let change = (self.run(y.as_tensor())? - self.run(x.as_tensor())?)?;
             let outputs = row_norms(&change.detach())?.squeeze(2)?;
             let worst = outputs.max(1)?.to_vec1::<f64>()?;
-            let apart = row_norms(&(y.as_tensor() - x.as_tensor())?.detach())?.squeeze(2)?.max(1)?.to_vec1::<f64>()?;
+            let apart = row_norms(&(y.as_tensor() - x.as_tensor())?.detach())?
+                .squeeze(2)?
+                .max(1)?
+                .to_vec1::<f64>()?;
             for (i, (worst, apart)) in worst.iter().zip(&apart).enumerate() {
                 // Below this, rounding of the forward pass would count as sensitivity.
                 if *apart < 1e-7 * size {
                     continue;
                 }
                 let sensitivity = worst / apart;
-                if sensitivity.is_finite() && best.as_ref().is_none_or(|b| sensitivity > b.sensitivity) {
+                if sensitivity.is_finite()
+                    && best.as_ref().is_none_or(|b| sensitivity > b.sensitivity)
+                {
                     let (a, b) = (x.as_tensor().get(i)?.detach(), y.as_tensor().get(i)?.detach());
                     *best = Some(Pair { sensitivity, a, b });
                 }
             }
             // Push along the output change of each element's worst token.
             let at = outputs.argmax(1)?.to_vec1::<u32>()?;
-            let picked: Vec<Tensor> =
-                at.iter().enumerate().map(|(i, t)| change.get(i)?.get(*t as usize)).collect::<Result<_, _>>()?;
+            let picked: Vec<Tensor> = at
+                .iter()
+                .enumerate()
+                .map(|(i, t)| change.get(i)?.get(*t as usize))
+                .collect::<Result<_, _>>()?;
             let picked = Tensor::stack(&picked, 0)?;
             let goal = (&picked * unit(&picked.detach())?)?.sum_all()?;
             let gradients = goal.backward()?;
-            let gradient = |v: &Var| gradients.get(v.as_tensor()).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
+            let gradient = |v: &Var| {
+                gradients.get(v.as_tensor()).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()))
+            };
             let (toward, base) = (gradient(&y)?, gradient(&x)?);
             direction = unit(&toward)?;
-            // Moving both ends by the same amount changes the output change by the sum of the two gradients.
+            // Moving both ends by the same amount changes the output change by the sum of the two
+            // gradients.
             let climb = (unit(&(toward + base)?)? * (0.1 * size * (1.0 - progress)))?;
             a = self.project(&(a + climb)?)?;
         }

@@ -1,4 +1,5 @@
-//! Where a proof takes its weights from: a model in memory, or a checkpoint on disk, a tensor at a time.
+//! Where a proof takes its weights from: a model in memory, or a checkpoint on disk, a tensor at a
+//! time.
 
 use candle_core::{DType, Tensor};
 use lipschitz_nn::checkpoint::{Origin, Reader};
@@ -93,7 +94,10 @@ impl Source for Model {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
-        let weight = self.weights().get(name).ok_or_else(|| Error::Unknown(format!("the weight `{name}`")))?;
+        let weight = self
+            .weights()
+            .get(name)
+            .ok_or_else(|| Error::Unknown(format!("the weight `{name}`")))?;
         Ok(weight.detach().to_device(&candle_core::Device::Cpu)?)
     }
 }

@@ -26,7 +26,8 @@ pub enum Task {
 pub enum Protocol {
     /// All of it.
     Full,
-    /// The published protocol, of text alone: the first 1,280 windows at stride 1, which is an easy stretch.
+    /// The published protocol, of text alone: the first 1,280 windows at stride 1, which is an easy
+    /// stretch.
     Paper,
 }
 
@@ -78,17 +79,25 @@ impl Task {
             }
             (Input::Tokens { .. }, Some(tokenizer)) => {
                 let text = read(path)?;
-                Ok(Self::Text(TextData::from_text(&path.display().to_string(), &text, Some(tokenizer.clone()))?))
+                Ok(Self::Text(TextData::from_text(
+                    &path.display().to_string(),
+                    &text,
+                    Some(tokenizer.clone()),
+                )?))
             }
             (Input::Tokens { .. }, None) => {
                 bail!(
-                    "the checkpoint holds no tokenizer, so text cannot be read for it; give a directory of token shards"
+                    "the checkpoint holds no tokenizer, so text cannot be read for it; give a \
+                     directory of token shards"
                 )
             }
-            (Input::Pixels { .. }, _) => {
-                Ok(Self::Images(Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)))
+            (Input::Pixels { .. }, _) => Ok(Self::Images(Box::new(Cifar10::load(
+                path,
+                Limits { train: Some(1), test: None },
+            )?))),
+            (Input::Vector { .. }, _) => {
+                bail!("the model reads vectors; evaluate models of text or CIFAR-10")
             }
-            (Input::Vector { .. }, _) => bail!("the model reads vectors; evaluate models of text or CIFAR-10"),
         }
     }
 
@@ -149,7 +158,9 @@ impl Task {
         let mut total = Total::default();
         match self {
             Self::Text(data) => {
-                let Some(context) = model.graph().context() else { bail!("the model reads no tokens") };
+                let Some(context) = model.graph().context() else {
+                    bail!("the model reads no tokens")
+                };
                 let batches = match protocol {
                     Protocol::Full => data.full(batch_size, context, device),
                     Protocol::Paper => data.paper(batch_size, context, device)?,
@@ -172,14 +183,17 @@ impl Task {
         total.mean()
     }
 
-    /// A few inputs of the held-out split, as points that a certificate speaks of: embedding vectors, or pixels.
+    /// A few inputs of the held-out split, as points that a certificate speaks of: embedding
+    /// vectors, or pixels.
     ///
     /// # Errors
     /// If the data does not fit the model.
     pub fn starts(&self, model: &Model) -> Result<Tensor> {
         match self {
             Self::Text(data) => {
-                let Some(context) = model.graph().context() else { bail!("the model reads no tokens") };
+                let Some(context) = model.graph().context() else {
+                    bail!("the model reads no tokens")
+                };
                 let Some(first) = data.full(2, context.min(64), &model.device()).next() else {
                     bail!("{}: the held-out split is empty", data.name)
                 };

@@ -1,4 +1,5 @@
-//! Manners of both programs: mistakes on the command line get one line, and output that cannot be written is no panic.
+//! Manners of both programs: mistakes on the command line get one line, and output that cannot be
+//! written is no panic.
 
 use std::io::Write;
 use std::panic;
@@ -17,7 +18,10 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
             return ExitCode::SUCCESS;
         }
         let text = error.to_string();
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
         note(format_args!("{}", lines.collect::<Vec<_>>().join(" ")));
         ExitCode::from(2)
     })
@@ -28,17 +32,21 @@ pub fn note(line: std::fmt::Arguments) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Makes printing results to a closed pipe, as `head` leaves one, end the program quietly, and to a full disk with a line and exit
-/// code 2.
+/// Makes printing results to a closed pipe, as `head` leaves one, end the program quietly, and to a
+/// full disk with a line and exit code 2.
 pub fn end_with_the_reader() {
     let loud = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        let said =
-            info.payload().downcast_ref::<String>().and_then(|said| said.strip_prefix("failed printing to stdout: "));
+        let said = info
+            .payload()
+            .downcast_ref::<String>()
+            .and_then(|said| said.strip_prefix("failed printing to stdout: "));
         match said {
             Some(said) if said.contains("Broken pipe") => std::process::exit(0),
             Some(said) => {
-                note(format_args!("error: the result cannot be printed: {said}; write it elsewhere"));
+                note(format_args!(
+                    "error: the result cannot be printed: {said}; write it elsewhere"
+                ));
                 std::process::exit(2)
             }
             None => loud(info),

@@ -1,7 +1,7 @@
 //! Non-negative numbers with their own exponent, every operation rounded up.
 //!
-//! Products of many norms pass the range of `f64`, and a bound must never be rounded down. A value is `m·2^e` with m in
-//! [1, 2), or zero, or infinity.
+//! Products of many norms pass the range of `f64`, and a bound must never be rounded down. A value
+//! is `m·2^e` with m in [1, 2), or zero, or infinity.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -76,7 +76,8 @@ impl Upper {
         }
     }
 
-    /// Not below `self/lower`; infinite unless `lower > 0`. Rounds up when `lower` is at most the divisor meant.
+    /// Not below `self/lower`; infinite unless `lower > 0`. Rounds up when `lower` is at most the
+    /// divisor meant.
     pub fn over(self, lower: f64) -> Self {
         if lower.is_nan() || lower <= 0.0 {
             return Self::INFINITY;
@@ -163,7 +164,11 @@ fn decimals(x: f64, print: impl Fn(f64, usize) -> String, digits: usize) -> Stri
 }
 
 fn trim(text: &str) -> String {
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text.to_string() }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_string()
+    } else {
+        text.to_string()
+    }
 }
 
 impl Add for Upper {
@@ -206,7 +211,9 @@ impl Mul for Upper {
         let product = self.mantissa * other.mantissa;
         let exact = self.mantissa.mul_add(other.mantissa, -product) == 0.0;
         match self.exponent.checked_add(other.exponent) {
-            Some(exponent) => Self::normalised(if exact { product } else { product.next_up() }, exponent),
+            Some(exponent) => {
+                Self::normalised(if exact { product } else { product.next_up() }, exponent)
+            }
             None if self.exponent < 0 => Self { mantissa: 1.0, exponent: i64::MIN },
             None => Self::INFINITY,
         }
@@ -269,7 +276,9 @@ impl<'de> Deserialize<'de> for Upper {
         match (stored.log10, log) {
             (None, _) => Ok(value),
             (Some(said), Some(log)) if close(said, log) => Ok(value),
-            (Some(said), _) => Err(serde::de::Error::custom(format!("log10 {said} is not that of {value}"))),
+            (Some(said), _) => {
+                Err(serde::de::Error::custom(format!("log10 {said} is not that of {value}")))
+            }
         }
     }
 }
@@ -345,7 +354,10 @@ mod tests {
                 continue;
             }
             let (shown, plain) = (up(x).to_string(), up(x).plain());
-            assert!(shown.parse::<f64>().unwrap() >= x && plain.parse::<f64>().unwrap() >= x, "{x}: {shown} {plain}");
+            assert!(
+                shown.parse::<f64>().unwrap() >= x && plain.parse::<f64>().unwrap() >= x,
+                "{x}: {shown} {plain}"
+            );
         }
         assert_eq!(up(3.94).to_string(), "3.94");
         assert_eq!(up(2.0).to_string(), "2");

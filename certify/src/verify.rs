@@ -1,7 +1,8 @@
 //! A certificate proven again, by somebody who trusts nothing in it.
 //!
-//! Every norm of a weight is proven from the checkpoint; then the graph is walked with the norms that the certificate
-//! states, which must give every other number, bit for bit: the walk's arithmetic is the same on every machine.
+//! Every norm of a weight is proven from the checkpoint; then the graph is walked with the norms
+//! that the certificate states, which must give every other number, bit for bit: the walk's
+//! arithmetic is the same on every machine.
 
 use serde_json::Value;
 
@@ -22,7 +23,9 @@ const LOOSE: f64 = 1e-6;
 pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     if claim.format != FORMAT {
         let found = claim.format;
-        return Err(violated(format!("format {found}: this version verifies format {FORMAT}; make a new certificate")));
+        return Err(violated(format!(
+            "format {found}: this version verifies format {FORMAT}; make a new certificate"
+        )));
     }
     let rounded = claim.rounding.map(|to| Rounded { source, to });
     let source = rounded.as_ref().map_or(source, |rounded| rounded as &dyn Source);
@@ -32,28 +35,47 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     let weights = digest(source)?;
     if claim.weights_sha256 != weights {
         let found = &claim.weights_sha256;
-        return Err(violated(format!("weights_sha256: the checkpoint's weights have {weights}, not {found}")));
+        return Err(violated(format!(
+            "weights_sha256: the checkpoint's weights have {weights}, not {found}"
+        )));
     }
     let given = claim.domain.given.then_some(claim.domain.radius);
     if given.is_some_and(|radius| {
-        !(Upper::ZERO < radius && Upper::from_f64(radius.to_f64()) == radius && radius < Upper::INFINITY)
+        !(Upper::ZERO < radius
+            && Upper::from_f64(radius.to_f64()) == radius
+            && radius < Upper::INFINITY)
     }) {
         return Err(violated("domain.radius: is not a number that can be given".into()));
     }
     let again = certify(source, claim.method, claim.formula, given.map(Upper::to_f64))?;
     for (i, proven) in again.weights.iter().enumerate() {
         let stated = claim.weights.get(i).filter(|stated| stated.name == proven.name);
-        let stated = stated.ok_or_else(|| violated(format!("weights[{i}]: the norm of {} is missing", proven.name)))?;
-        holds(stated, proven).map_err(|what| violated(format!("weights[{i}], {}: {what}", stated.name)))?;
+        let stated = stated.ok_or_else(|| {
+            violated(format!("weights[{i}]: the norm of {} is missing", proven.name))
+        })?;
+        holds(stated, proven)
+            .map_err(|what| violated(format!("weights[{i}], {}: {what}", stated.name)))?;
     }
     if claim.weights.len() > again.weights.len() {
-        return Err(violated(format!("weights[{}]: is no norm that the walk asks for", again.weights.len())));
+        return Err(violated(format!(
+            "weights[{}]: is no norm that the walk asks for",
+            again.weights.len()
+        )));
     }
     let theorem = theorem(&claim.graph, &Stated(&claim.weights), claim.formula, given)?;
-    let implied = document(source, claim.method, claim.formula, given.is_some(), theorem, claim.weights.clone())?;
+    let implied = document(
+        source,
+        claim.method,
+        claim.formula,
+        given.is_some(),
+        theorem,
+        claim.weights.clone(),
+    )?;
     // The program that wrote it may have been another version.
     let implied = Certificate { version: claim.version.clone(), ..implied };
-    let value = |c: &Certificate| serde_json::to_value(c).map_err(|e| violated(format!("cannot be compared: {e}")));
+    let value = |c: &Certificate| {
+        serde_json::to_value(c).map_err(|e| violated(format!("cannot be compared: {e}")))
+    };
     match difference(&value(claim)?, &value(&implied)?, String::new()) {
         Some(what) => Err(violated(what)),
         None => Ok(()),
@@ -64,21 +86,34 @@ fn violated(what: String) -> Error {
     Error::Violated(format!("the certificate does not hold: {what}"))
 }
 
-/// Whether a stated row is proven by a fresh one, whose ends are [`SLACK`] looser than what was proven.
+/// Whether a stated row is proven by a fresh one, whose ends are [`SLACK`] looser than what was
+/// proven.
 fn holds(stated: &WeightRow, again: &WeightRow) -> Result<(), String> {
     let (upper, lower) = (again.upper.to_f64(), again.lower);
     let factor = |share: f64| Upper::from_f64(1.0 + share);
     if stated.upper * factor(0.5 * SLACK) < again.upper {
-        return Err(format!("at most {:.12e} is stated, and only {upper:.12e} can be proven", stated.upper.to_f64()));
+        return Err(format!(
+            "at most {:.12e} is stated, and only {upper:.12e} can be proven",
+            stated.upper.to_f64()
+        ));
     }
     if stated.upper > again.upper * factor(LOOSE) {
-        return Err(format!("at most {:.12e} is stated, and {upper:.12e} was to be", stated.upper.to_f64()));
+        return Err(format!(
+            "at most {:.12e} is stated, and {upper:.12e} was to be",
+            stated.upper.to_f64()
+        ));
     }
     if stated.lower.is_nan() || stated.lower > lower * (1.0 + 0.5 * SLACK) {
-        return Err(format!("at least {:.12e} is stated, and only {lower:.12e} can be shown", stated.lower));
+        return Err(format!(
+            "at least {:.12e} is stated, and only {lower:.12e} can be shown",
+            stated.lower
+        ));
     }
     if stated.lower < lower * (1.0 - LOOSE) {
-        return Err(format!("at least {:.12e} is stated, and {lower:.12e} was to be", stated.lower));
+        return Err(format!(
+            "at least {:.12e} is stated, and {lower:.12e} was to be",
+            stated.lower
+        ));
     }
     if stated.method != again.method {
         return Err(format!("{} is stated, and {} was used", stated.method, again.method));
@@ -101,12 +136,15 @@ impl Norms for Stated<'_> {
 fn difference(stated: &Value, implied: &Value, path: String) -> Option<String> {
     match (stated, implied) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            let below = |key: &String| if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let below =
+                |key: &String| if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             a.iter().find_map(|(key, value)| difference(value, &b[key], below(key)))
         }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| difference(a, b, format!("{path}[{i}]")))
-        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .find_map(|(i, (a, b))| difference(a, b, format!("{path}[{i}]"))),
         _ if stated == implied => None,
         _ => Some(format!("{path}: {stated} is stated, and the weights' norms give {implied}")),
     }

@@ -37,7 +37,9 @@ fn refused(args: &[&str]) -> String {
 fn bounds_are_ordered_and_written() {
     let w = Workshop::new();
     let (dir, json) = (w.string(""), w.string("c.json"));
-    let number = |args: &[&str]| -> f64 { ok(&[&["bound", &dir, "--quiet"], args].concat()).trim().parse().unwrap() };
+    let number = |args: &[&str]| -> f64 {
+        ok(&[&["bound", &dir, "--quiet"], args].concat()).trim().parse().unwrap()
+    };
     let proven = number(&[]);
     assert!(proven <= number(&["--norms", "gram"]));
     assert!(number(&["--norms", "gram"]) < number(&["--norms", "frobenius"]));
@@ -46,15 +48,25 @@ fn bounds_are_ordered_and_written() {
     assert!(number(&["--radius", "0.5"]) < proven);
     assert!(number(&["--formula", "paper"]) < proven);
     let table = ok(&["bound", &dir, "--json", &json]);
-    assert!(table.contains("certified") && table.contains("assumes:") && table.contains("head.weight"), "{table}");
-    for (args, why) in [(["--norms", "power"], "NOT PROVEN"), (["--formula", "paper"], "NOT PROVEN")] {
+    assert!(
+        table.contains("certified") && table.contains("assumes:") && table.contains("head.weight"),
+        "{table}"
+    );
+    for (args, why) in
+        [(["--norms", "power"], "NOT PROVEN"), (["--formula", "paper"], "NOT PROVEN")]
+    {
         let table = ok(&[&["bound", &dir], &args[..]].concat());
         assert!(table.contains(why) && table.contains("warning:"), "{table}");
     }
-    let certificate: Certificate = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let certificate: Certificate =
+        serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
     assert!(certificate.proven);
     // What is printed is rounded up from what is stored.
-    assert!((0.0..1e-2).contains(&(proven / certificate.rms.to_f64() - 1.0)), "{proven} {}", certificate.rms);
+    assert!(
+        (0.0..1e-2).contains(&(proven / certificate.rms.to_f64() - 1.0)),
+        "{proven} {}",
+        certificate.rms
+    );
     assert!(ok(&["completions", "bash"]).contains("certify"));
 }
 
@@ -70,12 +82,23 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     // The pair from the file has the printed sensitivity, and lies in the domain.
     let (tensors, _) = checkpoint::load_tensors(&w.path("pair.safetensors"), &Device::Cpu).unwrap();
     let model = Workshop::model().to(&Device::Cpu, DType::F64).unwrap();
-    let norms =
-        |x: &Tensor| x.sqr().unwrap().sum(2).unwrap().sqrt().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+    let norms = |x: &Tensor| {
+        x.sqr()
+            .unwrap()
+            .sum(2)
+            .unwrap()
+            .sqrt()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap()
+    };
     let run = |name: &str| model.forward_embeddings(&tensors[name]).unwrap();
     let apart = norms(&(&tensors["a"] - &tensors["b"]).unwrap());
     let found = norms(&(run("a") - run("b")).unwrap()) / apart;
-    let printed: f64 = text.strip_prefix("found ").unwrap().split(' ').next().unwrap().parse().unwrap();
+    let printed: f64 =
+        text.strip_prefix("found ").unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((found / printed - 1.0).abs() < 1e-5, "{found} {printed}");
     assert!(norms(&tensors["a"]) <= 2.5 && norms(&tensors["b"]) <= 2.5);
     assert!(refused(&["probe", &dir, "--seconds", "-1"]).contains("--seconds"));
@@ -101,8 +124,9 @@ fn plans_hold_before_training() {
     let w = Workshop::new();
     let config = "[model]\npreset = \"gpt\"\ndim = 16\nlayers = 2\nheads = 4\ncontext = 8\n";
     let path = w.string("c.toml");
-    let write =
-        |constraint: &str| std::fs::write(w.path("c.toml"), format!("{config}[constraint]\n{constraint}")).unwrap();
+    let write = |constraint: &str| {
+        std::fs::write(w.path("c.toml"), format!("{config}[constraint]\n{constraint}")).unwrap()
+    };
     write("method = \"spectral_normalize\"\n");
     let text = ok(&["plan", &path, "--target", "5"]);
     assert!(text.contains("L ≤ 5  RMS") && text.contains("[constraint.factors]"), "{text}");
@@ -170,10 +194,23 @@ fn the_forward_pass_is_the_library_s() {
     let want = model.forward(&tokens).unwrap();
     let embeddings = model.embed(&tokens).unwrap();
     for (name, tensor) in [("tokens", tokens), ("embeddings", embeddings)] {
-        checkpoint::save_tensors(w.path("x.safetensors").as_path(), [(name, tensor)].into_iter(), None).unwrap();
+        checkpoint::save_tensors(
+            w.path("x.safetensors").as_path(),
+            [(name, tensor)].into_iter(),
+            None,
+        )
+        .unwrap();
         ok(&["run", &dir, "--input", &input, "--output", &output]);
-        let (tensors, _) = checkpoint::load_tensors(&w.path("y.safetensors"), &Device::Cpu).unwrap();
-        let off = (&tensors["output"] - &want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let (tensors, _) =
+            checkpoint::load_tensors(&w.path("y.safetensors"), &Device::Cpu).unwrap();
+        let off = (&tensors["output"] - &want)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         assert!(off < 1e-6, "{name}: {off}");
     }
     ok(&["run", &dir, "--double", "--input", &input, "--output", &output]);
@@ -183,19 +220,34 @@ fn the_forward_pass_is_the_library_s() {
     let long = Tensor::zeros((1, 7), DType::U32, &Device::Cpu).unwrap();
     let outside = Tensor::new(&[[11u32]], &Device::Cpu).unwrap();
     for (tensor, names) in [(long, ["7", "6"]), (outside, ["11", "vocabulary"])] {
-        checkpoint::save_tensors(w.path("x.safetensors").as_path(), [("tokens", tensor)].into_iter(), None).unwrap();
+        checkpoint::save_tensors(
+            w.path("x.safetensors").as_path(),
+            [("tokens", tensor)].into_iter(),
+            None,
+        )
+        .unwrap();
         let message = refused(&["run", &dir, "--input", &input, "--output", &output]);
         assert!(names.iter().all(|n| message.contains(n)), "{message}");
     }
-    checkpoint::save_tensors(w.path("x.safetensors").as_path(), [("words", want)].into_iter(), None).unwrap();
-    assert!(refused(&["run", &dir, "--input", &input, "--output", &output]).contains("wants one of the tensors"));
+    checkpoint::save_tensors(
+        w.path("x.safetensors").as_path(),
+        [("words", want)].into_iter(),
+        None,
+    )
+    .unwrap();
+    assert!(
+        refused(&["run", &dir, "--input", &input, "--output", &output])
+            .contains("wants one of the tensors")
+    );
 }
 
 #[test]
 fn the_architecture_is_drawn_three_ways() {
     let w = Workshop::new();
     let dir = w.string("");
-    for (file, holds) in [("g.svg", "attention 4 heads"), ("g.dot", "digraph"), ("g.json", "\"attention\"")] {
+    for (file, holds) in
+        [("g.svg", "attention 4 heads"), ("g.dot", "digraph"), ("g.json", "\"attention\"")]
+    {
         ok(&["graph", &dir, "-o", &w.string(file)]);
         let text = std::fs::read_to_string(w.path(file)).unwrap();
         assert!(text.contains(holds), "{text}");
@@ -208,7 +260,8 @@ fn the_architecture_is_drawn_three_ways() {
 fn bad_input_gets_one_line() {
     let w = Workshop::new();
     let whole = std::fs::read(w.path("model.safetensors")).unwrap();
-    for (name, bytes) in [("nothing", 0), ("length", 5), ("header", 200), ("data", whole.len() - 8)] {
+    for (name, bytes) in [("nothing", 0), ("length", 5), ("header", 200), ("data", whole.len() - 8)]
+    {
         std::fs::write(w.path(name), &whole[..bytes]).unwrap();
         let message = refused(&["bound", &w.string(name)]);
         assert!(message.contains(name), "{message}");
@@ -224,10 +277,13 @@ fn bad_input_gets_one_line() {
             let w = Tensor::from_vec(values, weights[name].shape(), &Device::Cpu).unwrap();
             weights.insert(name.into(), w);
         });
-        for command in [&["bound"][..], &["plot", "layers", "-o", "p.svg"], &["graph", "-o", "g.svg"]] {
+        for command in
+            [&["bound"][..], &["plot", "layers", "-o", "p.svg"], &["graph", "-o", "g.svg"]]
+        {
             let message = refused(&[command, &[&broken]].concat());
             assert!(
-                message.contains("blocks.1.attention.key.weight") && message.contains("broken.safetensors"),
+                message.contains("blocks.1.attention.key.weight")
+                    && message.contains("broken.safetensors"),
                 "{message}"
             );
         }
@@ -236,15 +292,25 @@ fn bad_input_gets_one_line() {
     assert!(refused(&["bound", &model, "--radius", "-1"]).contains("--radius -1"));
     assert!(refused(&["bound", &model, "--json", &w.string("no/c.json")]).contains("no/c.json"));
     assert!(
-        refused(&["plot", "tradeoff", &w.string("empty"), "-o", &w.string("p.svg")]).contains("holds no summary.json")
+        refused(&["plot", "tradeoff", &w.string("empty"), "-o", &w.string("p.svg")])
+            .contains("holds no summary.json")
     );
-    assert!(refused(&["plot", "training", &w.string("none"), "-o", &w.string("p.svg")]).contains("none"));
-    assert!(refused(&["plot", "robust", &w.string("none"), "-o", &w.string("p.svg")]).contains("none"));
-    assert!(refused(&["report", &w.string("empty"), "-o", &w.string("p.html")]).contains("holds no summary.json"));
+    assert!(
+        refused(&["plot", "training", &w.string("none"), "-o", &w.string("p.svg")])
+            .contains("none")
+    );
+    assert!(
+        refused(&["plot", "robust", &w.string("none"), "-o", &w.string("p.svg")]).contains("none")
+    );
+    assert!(
+        refused(&["report", &w.string("empty"), "-o", &w.string("p.html")])
+            .contains("holds no summary.json")
+    );
     assert!(refused(&["robust", &model, "--data", &w.string("none")]).contains("tokenizer"));
     assert!(refused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
     assert!(refused(&["robust", &model, "--data", "x", "--restarts", "0"]).contains("at least 1"));
-    // Weights too large for their bound to be a double still have one; it is printed as a power of ten.
+    // Weights too large for their bound to be a double still have one; it is printed as a power of
+    // ten.
     let large = w.save("large.safetensors", |weights| {
         weights.values_mut().for_each(|w| *w = (&*w * 1e30).unwrap());
     });
@@ -259,14 +325,19 @@ fn bad_input_gets_one_line() {
 fn foreign_models_are_models() {
     let w = Workshop::new();
     let golden = |name: &str| format!("{}/../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-    let (dir, file, json) = (golden("qwen3"), w.string("imported.safetensors"), w.string("imported.json"));
+    let (dir, file, json) =
+        (golden("qwen3"), w.string("imported.safetensors"), w.string("imported.json"));
     let text = ok(&["import", &dir, "-o", &file, "--report"]);
     assert!(text.contains("applied: embedding.weight = model.embed_tokens.weight"), "{text}");
-    assert!(text.contains("imported: qwen3, as the library that it comes from computes it"), "{text}");
+    assert!(
+        text.contains("imported: qwen3, as the library that it comes from computes it"),
+        "{text}"
+    );
     let text = ok(&["bound", &file, "--json", &json]);
     assert!(text.contains("imported: qwen3") && text.contains("certified"), "{text}");
     assert!(ok(&["verify", &json, &dir]).contains("holds"));
-    let document: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let document: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!(document["origin"]["dialect"], "original");
     // The forward pass from the directory is what the library computed.
     let (expected, out) = (format!("{dir}/expected.safetensors"), w.string("out.safetensors"));
@@ -275,8 +346,11 @@ fn foreign_models_are_models() {
         let tensors = checkpoint::load_tensors(std::path::Path::new(path), &Device::Cpu).unwrap().0;
         tensors[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
-    let off =
-        read(&out, "output").iter().zip(read(&expected, "output")).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let off = read(&out, "output")
+        .iter()
+        .zip(read(&expected, "output"))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max);
     assert!(off < 1e-5, "{off}");
     // Half precision computes in f32.
     ok(&[
@@ -292,7 +366,8 @@ fn foreign_models_are_models() {
     ok(&["plot", "layers", &golden("vit"), "-o", &w.string("vit.svg")]);
     assert!(std::fs::read_to_string(w.path("t5.svg")).unwrap().contains("position bias"));
     assert!(
-        refused(&["import", &golden("gpt2"), "-o", &file, "--function", "candle"]).contains("candle has no model of")
+        refused(&["import", &golden("gpt2"), "-o", &file, "--function", "candle"])
+            .contains("candle has no model of")
     );
     assert!(refused(&["import", &golden("none"), "-o", &file]).contains("no such file"));
     assert!(refused(&["bound", &golden(".")]).contains("config.json"));

@@ -1,4 +1,5 @@
-//! Small networks whose true constant is known by hand, where a careless bound or statement would be wrong.
+//! Small networks whose true constant is known by hand, where a careless bound or statement would
+//! be wrong.
 
 use candle_core::{DType, Device, Tensor};
 use certify::certificate::{Certificate, Formula, certify};
@@ -32,12 +33,17 @@ fn averaging(value: f64, output: f64) -> (Node, [(&'static str, Tensor); 4]) {
     (Node::new("a", Op::Attention(Attention::new(1, 1, 1))), weights)
 }
 
-/// An image of two pixels, each a token, averaged causally: (x, y) → (x, (x + y)/2) has norm 1.144 as a whole, and 1 for the largest
-/// of the two tokens. The certificate is of the latter and says so, and the search measures the same.
+/// An image of two pixels, each a token, averaged causally: (x, y) → (x, (x + y)/2) has norm 1.144
+/// as a whole, and 1 for the largest of the two tokens. The certificate is of the latter and says
+/// so, and the search measures the same.
 #[test]
 fn tokens_of_an_image_are_measured_by_the_largest() {
     let (attention, weights) = averaging(1.0, 1.0);
-    let nodes = vec![Node::new("", Op::Clip { limit: 1.0 }), Node::new("", Op::Patches { size: 1 }), attention];
+    let nodes = vec![
+        Node::new("", Op::Clip { limit: 1.0 }),
+        Node::new("", Op::Patches { size: 1 }),
+        attention,
+    ];
     let model = model(Input::Pixels { channels: 1, height: 1, width: 2 }, nodes, &weights);
     let certificate = proven(&model);
     let l2 = certificate.l2.to_f64();
@@ -52,7 +58,8 @@ fn tokens_of_an_image_are_measured_by_the_largest() {
     assert!(found <= l2 && found > 0.9, "{found}");
 }
 
-/// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to nothing, and O = 10³⁰⁰ brings it back: the slope at 0 is 10⁻¹⁰⁰.
+/// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to nothing, and O = 10³⁰⁰ brings it back: the slope at 0 is
+/// 10⁻¹⁰⁰.
 #[test]
 fn a_gain_that_underflows_is_not_lost() {
     for (small, large) in [(1e-200, 1e300), (1e-160, 1e300)] {

@@ -1,4 +1,5 @@
-//! The page: all runs and certificates are on it, nothing from a file becomes markup, and it asks for nothing outside.
+//! The page: all runs and certificates are on it, nothing from a file becomes markup, and it asks
+//! for nothing outside.
 
 mod workshop;
 
@@ -22,12 +23,16 @@ fn run(out: &Path, name: &str, log10: Option<f64>, certificate: bool) -> PathBuf
     });
     std::fs::write(dir.join("summary.json"), summary.to_string()).unwrap();
     let line = r#"{"step":1,"train_loss":3.0,"val_loss":2.0,"lipschitz":0.5}"#;
-    std::fs::write(dir.join("metrics.jsonl"), format!("{line}\n{}\n", line.replace("\"step\":1", "\"step\":9")))
-        .unwrap();
+    std::fs::write(
+        dir.join("metrics.jsonl"),
+        format!("{line}\n{}\n", line.replace("\"step\":1", "\"step\":9")),
+    )
+    .unwrap();
     if certificate {
         let model = Workshop::model();
         let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
-        std::fs::write(dir.join("certificate.json"), serde_json::to_string(&certificate).unwrap()).unwrap();
+        std::fs::write(dir.join("certificate.json"), serde_json::to_string(&certificate).unwrap())
+            .unwrap();
     }
     dir
 }
@@ -40,9 +45,10 @@ fn a_page_holds_all_runs_and_no_markup_from_files() {
     run(dir.path(), "c", None, false);
     let page = report::page(&[dir.path().to_path_buf()]).unwrap();
     assert_eq!(page.matches("<details").count(), 3);
-    assert!(
-        page.contains("&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot; onclick=&quot;x &amp; éa")
-    );
+    assert!(page.contains(
+        "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot; \
+                       onclick=&quot;x &amp; éa"
+    ));
     // The page's own script alone, and no markup of the labels or methods.
     assert_eq!(page.matches("<script").count(), 1);
     assert!(!page.contains("<b>") && !page.contains("alert('1')") && !page.contains("onclick=\""));
@@ -51,14 +57,17 @@ fn a_page_holds_all_runs_and_no_markup_from_files() {
     for outside in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
-    // Every glyph that a text uses is defined once, every colour has a variable in light and in dark.
+    // Every glyph that a text uses is defined once, every colour has a variable in light and in
+    // dark.
     let uses: std::collections::BTreeSet<&str> =
         page.split("href=\"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(uses.len() > 30);
     for id in uses {
         assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
     }
-    for color in (0..scene::COLORS).map(scene::Color::Data).chain([scene::Color::Ink, scene::Color::Paper]) {
+    for color in
+        (0..scene::COLORS).map(scene::Color::Data).chain([scene::Color::Ink, scene::Color::Paper])
+    {
         assert_eq!(page.matches(&format!("{}:", color.variable())).count(), 2, "{color:?}");
     }
 }

@@ -15,7 +15,8 @@ use lipschitz_nn::presets::{Block, Gpt};
 fn noise(label: &str, shape: &[usize]) -> Tensor {
     let mut rng = order::random(5, label, 0);
     let one = |_| order::below(&mut rng, 1 << 30) as f64 / f64::from(1 << 29) - 1.0;
-    Tensor::from_vec((0..shape.iter().product()).map(one).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+    Tensor::from_vec((0..shape.iter().product()).map(one).collect::<Vec<_>>(), shape, &Device::Cpu)
+        .unwrap()
 }
 
 /// Pictures far from black and white, so that the cube of pictures does not stop an attack.
@@ -32,15 +33,16 @@ fn settings(eps: &[f64], limit: usize) -> Settings {
 
 fn image_model(nodes: Vec<Node>, weights: &[(&str, Tensor)]) -> Model {
     let graph = Graph::new(Input::Pixels { channels: 3, height: 32, width: 32 }, nodes).unwrap();
-    Model::new(graph, weights.iter().map(|(name, w)| (name.to_string(), w.clone())).collect()).unwrap()
+    Model::new(graph, weights.iter().map(|(name, w)| (name.to_string(), w.clone())).collect())
+        .unwrap()
 }
 
 fn linear(inputs: usize, outputs: usize) -> Op {
     Op::Linear { inputs, outputs, bias: false }
 }
 
-/// For a linear classifier the radius of a picture is the least `(z_y − z_j) / ‖w_y − w_j‖`: what is certified is exact, and
-/// the attack finds nearly all that there is.
+/// For a linear classifier the radius of a picture is the least `(z_y − z_j) / ‖w_y − w_j‖`: what
+/// is certified is exact, and the attack finds nearly all that there is.
 #[test]
 fn a_linear_classifier_is_certified_exactly() {
     let count = 200;
@@ -51,7 +53,11 @@ fn a_linear_classifier_is_certified_exactly() {
     let rows: Vec<Tensor> = (0..10)
         .map(|class| {
             let own: Vec<u32> = (0..count as u32).filter(|i| i % 10 == class).collect();
-            let mean = x.index_select(&Tensor::new(own, &Device::Cpu).unwrap(), 0).unwrap().mean(0).unwrap();
+            let mean = x
+                .index_select(&Tensor::new(own, &Device::Cpu).unwrap(), 0)
+                .unwrap()
+                .mean(0)
+                .unwrap();
             (mean - x.mean(0).unwrap()).unwrap()
         })
         .collect();
@@ -63,10 +69,15 @@ fn a_linear_classifier_is_certified_exactly() {
     ];
     let model = image_model(nodes, &[("head.weight", w.clone())]);
 
-    let (w, z) = (w.to_vec2::<f64>().unwrap(), x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f64>().unwrap());
+    let (w, z) =
+        (w.to_vec2::<f64>().unwrap(), x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f64>().unwrap());
     let radius = |z: &Vec<f64>, y: usize| {
-        let distance = |j: usize| w[y].iter().zip(&w[j]).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
-        (0..10).filter(|j| *j != y).map(|j| (z[y] - z[j]) / distance(j)).fold(f64::INFINITY, f64::min)
+        let distance =
+            |j: usize| w[y].iter().zip(&w[j]).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+        (0..10)
+            .filter(|j| *j != y)
+            .map(|j| (z[y] - z[j]) / distance(j))
+            .fold(f64::INFINITY, f64::min)
     };
     let labels = y.to_vec1::<u32>().unwrap();
     let exact: Vec<f64> = z.iter().zip(&labels).map(|(z, y)| radius(z, *y as usize)).collect();
@@ -86,7 +97,10 @@ fn a_linear_classifier_is_certified_exactly() {
         assert_eq!(row.clean, exact.iter().filter(|r| **r > 0.0).count() as f64 / count as f64);
         assert!(row.attacked - share <= 0.01, "the attack is weak: {row:?}, exact {share}");
     }
-    assert_eq!(robust::certified_accuracy(&model, &test, eps[2]).unwrap(), report.rows[2].certified);
+    assert_eq!(
+        robust::certified_accuracy(&model, &test, eps[2]).unwrap(),
+        report.rows[2].certified
+    );
 }
 
 /// Scaling the logits changes the constant and nothing that is certified.
@@ -103,7 +117,8 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
             Node::new("head", linear(24, 10)),
             Node::new("", Op::Scale { factor }),
         ];
-        let model = image_model(nodes, &[("first.weight", hidden.clone()), ("head.weight", head.clone())]);
+        let model =
+            image_model(nodes, &[("first.weight", hidden.clone()), ("head.weight", head.clone())]);
         robust::images(&model, &test, &settings(&[0.01, 0.0, 0.3, 5.0], 50), &|_| {}).unwrap()
     };
     let (one, many) = (report(1.0), report(64.0));
@@ -111,7 +126,11 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
     for (a, b) in one.rows.iter().zip(&many.rows) {
         assert_eq!((a.clean, a.certified, a.attacked), (b.clean, b.certified, b.attacked));
     }
-    assert!(one.rows[0].certified > 0.0 && one.rows[3].attacked < one.rows[0].attacked, "{:?}", one.rows);
+    assert!(
+        one.rows[0].certified > 0.0 && one.rows[3].attacked < one.rows[0].attacked,
+        "{:?}",
+        one.rows
+    );
     assert!(one.curve.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 >= w[1].1));
 }
 
@@ -127,7 +146,9 @@ fn next_tokens_are_certified_and_attacked() {
         *w = (&*w + (noise(&format!("w{i}"), w.dims()) * 0.2).unwrap()).unwrap();
     }
     let model = Model::new(graph, weights).unwrap();
-    let report = robust::tokens(&model, &data, &settings(&[0.0, 1e-4, 1e-3, 0.3, 3.0], 20), &|_| {}).unwrap();
+    let report =
+        robust::tokens(&model, &data, &settings(&[0.0, 1e-4, 1e-3, 0.3, 3.0], 20), &|_| {})
+            .unwrap();
     assert_eq!((report.inputs, report.rows.len()), (20, 5));
     let (near, far) = (&report.rows[1], &report.rows[4]);
     assert!(near.clean == 1.0 && near.certified > 0.0, "{:?}", report.rows);
@@ -136,15 +157,21 @@ fn next_tokens_are_certified_and_attacked() {
     assert!(far.attacked_one.unwrap() < 1.0, "{:?}", report.rows);
 }
 
-/// What rounding loses inside of a network need not show in its logits: 0.9 is lost on 2⁵³ here, and class 0 is ahead in truth.
+/// What rounding loses inside of a network need not show in its logits: 0.9 is lost on 2⁵³ here,
+/// and class 0 is ahead in truth.
 #[test]
 fn numbers_that_cancel_certify_nothing() {
     let mut first = vec![0.0; PIXELS];
     first[0] = 1.0;
     let huge = (1u64 << 53) as f64;
     let biased = |inputs, outputs| Op::Linear { inputs, outputs, bias: true };
-    let nodes = vec![Node::new("", Op::Flatten), Node::new("a", biased(PIXELS, 1)), Node::new("b", biased(1, 2))];
-    let weight = |values: Vec<f64>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    let nodes = vec![
+        Node::new("", Op::Flatten),
+        Node::new("a", biased(PIXELS, 1)),
+        Node::new("b", biased(1, 2)),
+    ];
+    let weight =
+        |values: Vec<f64>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
     let weights = [
         ("a.weight", weight(first, &[1, PIXELS])),
         ("a.bias", weight(vec![huge], &[1])),
@@ -158,14 +185,16 @@ fn numbers_that_cancel_certify_nothing() {
     let mut row = vec![0.0; 2 * PIXELS];
     (row[0], row[1]) = (huge, 1.0);
     let nodes = vec![Node::new("", Op::Flatten), Node::new("a", biased(PIXELS, 2))];
-    let weights = [("a.weight", weight(row, &[2, PIXELS])), ("a.bias", weight(vec![-huge, 0.5], &[2]))];
+    let weights =
+        [("a.weight", weight(row, &[2, PIXELS])), ("a.bias", weight(vec![-huge, 0.5], &[2]))];
     let mut pixels = vec![230; PIXELS];
     pixels[0] = 255;
     let test = Split { pixels, labels: vec![1] };
     assert_eq!(robust::certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
 }
 
-/// With documents, only windows within one are looked at: of others the network is another function of their embeddings.
+/// With documents, only windows within one are looked at: of others the network is another function
+/// of their embeddings.
 #[test]
 fn windows_with_a_new_document_are_left_out() {
     let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
@@ -173,7 +202,8 @@ fn windows_with_a_new_document_are_left_out() {
         let graph = Gpt::new(data.vocabulary, 12, 1, Block::new(16, 2)).graph().unwrap();
         let graph = Graph::new(Input::Tokens { context: 12, separator }, graph.nodes).unwrap();
         let weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
-        robust::tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {}).map(|r| r.available)
+        robust::tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {})
+            .map(|r| r.available)
     };
     let windows: Vec<Vec<u32>> = data
         .full(1, 12, &Device::Cpu)

@@ -1,6 +1,8 @@
 //! Spectral norms against known norms and an SVD.
 
-use certify::spectral::{Matrix, Method, affine_norm, max_row_norm, product_norm, spectral_norm, vector_norm};
+use certify::spectral::{
+    Matrix, Method, affine_norm, max_row_norm, product_norm, spectral_norm, vector_norm,
+};
 use certify::upper::Upper;
 use faer::Mat;
 use rand::{Rng, SeedableRng};
@@ -8,7 +10,9 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 fn random(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Matrix {
-    let data = (0..rows * columns).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0).collect();
+    let data = (0..rows * columns)
+        .map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0)
+        .collect();
     Matrix { rows, columns, data }
 }
 
@@ -18,8 +22,13 @@ fn svd(m: &Matrix) -> f64 {
 }
 
 fn times(a: &Matrix, b: &Matrix) -> Matrix {
-    let at = |i: usize, j: usize| (0..a.columns).map(|k| a.data[i * a.columns + k] * b.data[k * b.columns + j]).sum();
-    let data = (0..a.rows).flat_map(|i| (0..b.columns).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect();
+    let at = |i: usize, j: usize| {
+        (0..a.columns).map(|k| a.data[i * a.columns + k] * b.data[k * b.columns + j]).sum()
+    };
+    let data = (0..a.rows)
+        .flat_map(|i| (0..b.columns).map(move |j| (i, j)))
+        .map(|(i, j)| at(i, j))
+        .collect();
     Matrix { rows: a.rows, columns: b.columns, data }
 }
 
@@ -36,14 +45,18 @@ fn check(what: &str, m: &Matrix, truth: f64) {
         let other = spectral_norm(m, method).upper.to_f64();
         assert!(other >= truth * (1.0 - 1e-13), "{what}: {method} {other} below {truth}");
     }
-    assert!(spectral_norm(m, Method::Gram).upper.to_f64() <= upper * 1.002, "{what}: Gram iteration is loose");
+    assert!(
+        spectral_norm(m, Method::Gram).upper.to_f64() <= upper * 1.002,
+        "{what}: Gram iteration is loose"
+    );
 }
 
 #[test]
 fn intervals_contain_the_svd() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for i in 0..150 {
-        let side = |rng: &mut ChaCha8Rng| 1 + rng.next_u32() as usize % if i % 10 == 0 { 150 } else { 30 };
+        let side =
+            |rng: &mut ChaCha8Rng| 1 + rng.next_u32() as usize % if i % 10 == 0 { 150 } else { 30 };
         let (rows, columns) = (side(&mut rng), side(&mut rng));
         let mut m = random(rows, columns, &mut rng);
         match i % 5 {
@@ -52,7 +65,11 @@ fn intervals_contain_the_svd() {
                 let k = 1 + i % 2;
                 m = times(&random(rows, k, &mut rng), &random(k, columns, &mut rng));
             }
-            2 => m.data.iter_mut().enumerate().for_each(|(k, x)| *x *= 10f64.powi(-((k % columns) as i32) % 12)),
+            2 => m
+                .data
+                .iter_mut()
+                .enumerate()
+                .for_each(|(k, x)| *x *= 10f64.powi(-((k % columns) as i32) % 12)),
             _ => {}
         }
         let truth = svd(&m);
@@ -70,27 +87,41 @@ fn exact_norms_are_not_undercut() {
         let ones = Matrix { rows, columns, data: vec![1.0; rows * columns] };
         let found = spectral_norm(&ones, Method::Proven);
         let truth = ((rows * columns) as f64).sqrt();
-        assert!(found.lower <= truth && truth <= found.upper.to_f64(), "{rows} × {columns}: {found:?}");
+        assert!(
+            found.lower <= truth && truth <= found.upper.to_f64(),
+            "{rows} × {columns}: {found:?}"
+        );
     }
     for n in [1, 2, 7, 64, 130] {
         let data = (0..n * n).map(|i| f64::from(u8::from(i % (n + 1) == 0))).collect();
         let found = spectral_norm(&Matrix { rows: n, columns: n, data }, Method::Proven);
         let upper = found.upper.to_f64();
-        assert!(found.lower <= 1.0 && (1.0..=1.0 + 1e-7).contains(&upper), "identity {n}: {found:?}");
+        assert!(
+            found.lower <= 1.0 && (1.0..=1.0 + 1e-7).contains(&upper),
+            "identity {n}: {found:?}"
+        );
     }
     // Hadamard matrices: every singular value is √n.
     for log in 1..8u32 {
         let n = 1usize << log;
-        let data =
-            (0..n * n).map(|k| if ((k / n) & (k % n)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
+        let data = (0..n * n)
+            .map(|k| if ((k / n) & (k % n)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 })
+            .collect();
         let found = spectral_norm(&Matrix { rows: n, columns: n, data }, Method::Proven);
-        assert!(found.lower <= (n as f64).sqrt() && (n as f64).sqrt() <= found.upper.to_f64(), "{n}: {found:?}");
+        assert!(
+            found.lower <= (n as f64).sqrt() && (n as f64).sqrt() <= found.upper.to_f64(),
+            "{n}: {found:?}"
+        );
     }
     let zero = spectral_norm(&Matrix { rows: 3, columns: 2, data: vec![0.0; 6] }, Method::Proven);
     assert_eq!((zero.lower, zero.upper.to_f64()), (0.0, 0.0));
-    let tiny = spectral_norm(&Matrix { rows: 1, columns: 2, data: vec![5e-324, 5e-324] }, Method::Proven);
+    let tiny =
+        spectral_norm(&Matrix { rows: 1, columns: 2, data: vec![5e-324, 5e-324] }, Method::Proven);
     assert!(tiny.upper.to_f64() >= 5e-324 && tiny.lower <= 1e-323, "{tiny:?}");
-    let huge = spectral_norm(&Matrix { rows: 1, columns: 2, data: vec![1.5e308, 1.5e308] }, Method::Proven);
+    let huge = spectral_norm(
+        &Matrix { rows: 1, columns: 2, data: vec![1.5e308, 1.5e308] },
+        Method::Proven,
+    );
     assert!(huge.upper.log10() > 308.3, "{huge:?}");
 }
 
@@ -129,7 +160,8 @@ fn known(log: u32, diagonal: &[f64]) -> Vec<f64> {
             while half < n {
                 for start in (0..n).step_by(2 * half) {
                     for k in start..start + half {
-                        let (i, j) = (line * side.1 + k * side.0, line * side.1 + (k + half) * side.0);
+                        let (i, j) =
+                            (line * side.1 + k * side.0, line * side.1 + (k + half) * side.0);
                         (m[i], m[j]) = (m[i] + m[j], m[i] - m[j]);
                     }
                 }
@@ -141,14 +173,16 @@ fn known(log: u32, diagonal: &[f64]) -> Vec<f64> {
     m
 }
 
-/// 10,000 matrices of 1…512 rows and columns whose norm is known without rounding: clustered, repeated, graded, single and
-/// random spectra, scaled up to where f64 ends, rows and columns permuted, flipped and mixed with zero ones.
+/// 10,000 matrices of 1…512 rows and columns whose norm is known without rounding: clustered,
+/// repeated, graded, single and random spectra, scaled up to where f64 ends, rows and columns
+/// permuted, flipped and mixed with zero ones.
 #[test]
 fn ten_thousand_exact_norms_are_not_undercut() {
     let widest = (0..10_000u64).into_par_iter().map(|seed| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut below = |n: usize| rng.next_u64() as usize % n;
-        let log = if seed % 200 == 0 { 9 } else { below(if seed % 20 == 0 { 8 } else { 6 }) as u32 };
+        let log =
+            if seed % 200 == 0 { 9 } else { below(if seed % 20 == 0 { 8 } else { 6 }) as u32 };
         let n = 1usize << log;
         // At most 12 bits a number, so that sums of 512² of them are exact.
         let kind = below(6);
@@ -171,10 +205,12 @@ fn ten_thousand_exact_norms_are_not_undercut() {
         let swap = below(n);
         diagonal.swap(0, swap);
         let truth = diagonal.iter().fold(0.0, |m: f64, d| m.max(d.abs()));
-        // Elements are multiples of 2⁻³⁰ (12 bits of D, n² = 2¹⁸), at most 1: this range loses none of them.
+        // Elements are multiples of 2⁻³⁰ (12 bits of D, n² = 2¹⁸), at most 1: this range loses none
+        // of them.
         let scale = 2f64.powi([0, 0, 40, -40, 1000, -1000, -1040][below(7)]);
         let square = known(log, &diagonal);
-        let (rows, columns) = (n + below(1 + n / 4).min(512 - n), n + below(1 + n / 2).min(512 - n));
+        let (rows, columns) =
+            (n + below(1 + n / 4).min(512 - n), n + below(1 + n / 2).min(512 - n));
         let order = |size: usize, below: &mut dyn FnMut(usize) -> usize| {
             let mut order: Vec<usize> = (0..size).collect();
             (1..size).rev().for_each(|i| order.swap(i, below(i + 1)));
@@ -193,14 +229,18 @@ fn ten_thousand_exact_norms_are_not_undercut() {
         let (truth, upper) = (truth * scale, found.upper);
         assert!(found.lower <= truth, "{what}: at least {} of {truth}", found.lower);
         assert!(upper >= Upper::from_f64(truth), "{what}: at most {upper} of {truth}");
-        assert!(upper <= Upper::from_f64(truth) * Upper::from_f64(1.0 + 1e-6), "{what}: at most {upper} of {truth}");
+        assert!(
+            upper <= Upper::from_f64(truth) * Upper::from_f64(1.0 + 1e-6),
+            "{what}: at most {upper} of {truth}"
+        );
         upper.over(truth).to_f64() - 1.0
     });
     let widest = widest.filter(|x| x.is_finite()).reduce(|| 0.0, f64::max);
     println!("largest excess: {widest:.1e}");
 }
 
-/// What overflowed on the way, as a product of huge f64 weights and gains can, has no bound by any method.
+/// What overflowed on the way, as a product of huge f64 weights and gains can, has no bound by any
+/// method.
 #[test]
 fn nothing_is_proven_about_what_is_not_finite() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -209,8 +249,16 @@ fn nothing_is_proven_about_what_is_not_finite() {
             let fine = Matrix { rows: 2, columns: 2, data: vec![1.0; 4] };
             for method in [Method::Proven, Method::Gram, Method::Frobenius] {
                 assert_eq!(spectral_norm(&m, method).upper, Upper::INFINITY, "{m:?} {method}");
-                assert_eq!(product_norm(&m, &fine, method).upper, Upper::INFINITY, "{m:?} {method}");
-                assert_eq!(product_norm(&fine, &m, method).upper, Upper::INFINITY, "{m:?} {method}");
+                assert_eq!(
+                    product_norm(&m, &fine, method).upper,
+                    Upper::INFINITY,
+                    "{m:?} {method}"
+                );
+                assert_eq!(
+                    product_norm(&fine, &m, method).upper,
+                    Upper::INFINITY,
+                    "{m:?} {method}"
+                );
             }
             assert_eq!(max_row_norm(&m), Upper::INFINITY);
             assert_eq!(vector_norm(&m.data), Upper::INFINITY);

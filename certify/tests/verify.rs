@@ -14,8 +14,12 @@ use workshop::{Workshop, normalised};
 /// Every number in a document.
 fn numbers(value: &Value, path: String, out: &mut Vec<String>) {
     match value {
-        Value::Object(map) => map.iter().for_each(|(key, v)| numbers(v, format!("{path}/{key}"), out)),
-        Value::Array(list) => list.iter().enumerate().for_each(|(i, v)| numbers(v, format!("{path}/{i}"), out)),
+        Value::Object(map) => {
+            map.iter().for_each(|(key, v)| numbers(v, format!("{path}/{key}"), out))
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(i, v)| numbers(v, format!("{path}/{i}"), out))
+        }
         Value::Number(_) => out.push(path),
         _ => {}
     }
@@ -64,7 +68,10 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     let name = "blocks.1.attention.key.weight";
     let mut values = weights[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
     values[11] = f32::from_bits(values[11].to_bits() ^ 1);
-    weights.insert(name.into(), Tensor::from_vec(values, weights[name].shape(), &model.device()).unwrap());
+    weights.insert(
+        name.into(),
+        Tensor::from_vec(values, weights[name].shape(), &model.device()).unwrap(),
+    );
     let other = Model::new(model.graph().clone(), weights).unwrap();
     let said = verify(&certificate, &other).unwrap_err().to_string();
     assert!(said.contains("weights_sha256"), "{said}");
@@ -98,20 +105,23 @@ fn other_weights_graphs_rows_and_words_are_caught() {
 fn from_disk_a_tensor_at_a_time_it_is_the_same() {
     let w = Workshop::new();
     let reader = lipschitz_nn::checkpoint::Reader::open(&w.path("model.safetensors")).unwrap();
-    let certify = |source: &dyn certify::source::Source| certify(source, Method::Proven, Formula::Sound, None).unwrap();
+    let certify = |source: &dyn certify::source::Source| {
+        certify(source, Method::Proven, Formula::Sound, None).unwrap()
+    };
     assert_eq!(certify(&reader), certify(&Workshop::model()));
     verify(&certify(&reader), &reader).unwrap();
 }
 
-/// A proof of half of one checkpoint and half of another is none: one that takes the place of the file changes nothing for a reader,
-/// one that is written into it is noticed.
+/// A proof of half of one checkpoint and half of another is none: one that takes the place of the
+/// file changes nothing for a reader, one that is written into it is noticed.
 #[test]
 fn a_checkpoint_that_changes_under_a_proof() {
     let w = Workshop::new();
     let path = w.path("model.safetensors");
     let reader = lipschitz_nn::checkpoint::Reader::open(&path).unwrap();
     let name = reader.names().remove(0);
-    let numbers = || reader.tensor(&name).map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    let numbers =
+        || reader.tensor(&name).map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     let before = numbers().unwrap();
     let bytes = std::fs::read(&path).unwrap();
     lipschitz_nn::checkpoint::write(&path, &vec![0; bytes.len()]).unwrap();
@@ -125,16 +135,22 @@ fn a_checkpoint_that_changes_under_a_proof() {
     assert!(said.contains("model.safetensors: has changed since"), "{said}");
 }
 
-/// The published schema is the program's, and certificates obey it; one that is changed in kind does not.
+/// The published schema is the program's, and certificates obey it; one that is changed in kind
+/// does not.
 #[test]
 fn certificates_obey_the_published_schema() {
     let published = include_str!("../../docs/certificate.schema.json");
-    assert_eq!(published, certify::certificate::schema(), "run `certify schema > docs/certificate.schema.json`");
+    assert_eq!(
+        published,
+        certify::certificate::schema(),
+        "run `certify schema > docs/certificate.schema.json`"
+    );
     let validator = jsonschema::validator_for(&serde_json::from_str(published).unwrap()).unwrap();
     for (model, radius) in [(Workshop::model(), None), (normalised(), Some(0.75))] {
         let certificate = certify(&model, Method::Proven, Formula::Sound, radius).unwrap();
         let mut document = serde_json::to_value(&certificate).unwrap();
-        let problems: Vec<String> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
+        let problems: Vec<String> =
+            validator.iter_errors(&document).map(|e| e.to_string()).collect();
         assert!(problems.is_empty(), "{problems:?}");
         document["rms"]["mantissa"] = "1.5".into();
         assert!(!validator.is_valid(&document));
@@ -145,7 +161,8 @@ fn certificates_obey_the_published_schema() {
 #[test]
 fn huge_constants_survive() {
     let model = Workshop::model();
-    let weights = model.weights().iter().map(|(name, w)| (name.clone(), (w * 1e36).unwrap())).collect();
+    let weights =
+        model.weights().iter().map(|(name, w)| (name.clone(), (w * 1e36).unwrap())).collect();
     let model = Model::new(model.graph().clone(), weights).unwrap();
     let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
     assert!(certificate.rms.is_finite() && certificate.rms.log10() > 400.0, "{}", certificate.rms);
@@ -156,13 +173,15 @@ fn huge_constants_survive() {
     verify(&read, &model).unwrap();
 }
 
-/// What inference in bf16 runs is another network: its certificate is that of the rounded weights, and says so.
+/// What inference in bf16 runs is another network: its certificate is that of the rounded weights,
+/// and says so.
 #[test]
 fn rounded_weights_have_a_certificate_of_their_own() {
     let model = Workshop::model();
     let stored = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
     for to in [Rounding::Bf16, Rounding::F16] {
-        let rounded = certify(&Rounded { source: &model, to }, Method::Proven, Formula::Sound, None).unwrap();
+        let rounded =
+            certify(&Rounded { source: &model, to }, Method::Proven, Formula::Sound, None).unwrap();
         assert_ne!(rounded.rms, stored.rms);
         let cast = model.to(&candle_core::Device::Cpu, to.dtype()).unwrap();
         let own = certify(&cast, Method::Proven, Formula::Sound, None).unwrap();

@@ -1,5 +1,6 @@
-//! `cargo bench --bench operations`: each fused operation beside its form composed of candle's operations, forward and backward, at
-//! the sizes of the Shakespeare transformer with a batch of 16 × 256 tokens.
+//! `cargo bench --bench operations`: each fused operation beside its form composed of candle's
+//! operations, forward and backward, at the sizes of the Shakespeare transformer with a batch of 16
+//! × 256 tokens.
 
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
@@ -21,11 +22,13 @@ fn main() {
 fn var(shape: &[usize]) -> Var {
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect();
-    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")).expect("a variable")
+    Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"))
+        .expect("a variable")
 }
 
 fn ids(n: usize, below: usize) -> Tensor {
-    Tensor::from_vec((0..n).map(|i| (i * 31 % below) as u32).collect(), n, &Device::Cpu).expect("ids")
+    Tensor::from_vec((0..n).map(|i| (i * 31 % below) as u32).collect(), n, &Device::Cpu)
+        .expect("ids")
 }
 
 /// A benchmark of two forms, forward and backward.
@@ -35,7 +38,8 @@ macro_rules! compare {
         fn $name(bencher: Bencher, kind: &str) {
             let $v = $setup;
             let forward = || -> Result<Tensor> { if kind == "fused" { $fused } else { $composed } };
-            bencher.bench_local(|| forward().and_then(|y| y.sum_all()?.backward()).expect("a pass"));
+            bencher
+                .bench_local(|| forward().and_then(|y| y.sum_all()?.backward()).expect("a pass"));
         }
     };
 }
@@ -129,7 +133,13 @@ fn attention() -> AttentionBlock {
 fn adam(bencher: Bencher, kind: &str) {
     let (w, g) = (var(&[2400, 1000]), var(&[2400, 1000]).as_tensor().detach());
     let (mut m, mut v) = (g.zeros_like().expect("zeros"), g.zeros_like().expect("zeros"));
-    let adam = ops::Adam { betas: (0.9, 0.95), corrections: (1.0, 1.0), eps: 1e-8, keep: 0.999, rate: 1e-3 };
+    let adam = ops::Adam {
+        betas: (0.9, 0.95),
+        corrections: (1.0, 1.0),
+        eps: 1e-8,
+        keep: 0.999,
+        rate: 1e-3,
+    };
     let mut step = || -> Result<()> {
         if kind == "fused" {
             return adam.step(&w, &mut m, &mut v, &g);

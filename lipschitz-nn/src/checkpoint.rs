@@ -1,4 +1,5 @@
-//! One file that is a network: safetensors whose metadata key `lipschitz` holds graph, config, tokenizer and provenance.
+//! One file that is a network: safetensors whose metadata key `lipschitz` holds graph, config,
+//! tokenizer and provenance.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -97,7 +98,8 @@ pub struct Origin {
     pub unused: Vec<String>,
 }
 
-/// Writes a checkpoint; a file already at `path` is replaced in one step, when the new one is complete on disk.
+/// Writes a checkpoint; a file already at `path` is replaced in one step, when the new one is
+/// complete on disk.
 ///
 /// # Errors
 /// [`Error::File`] names the path and what the system said.
@@ -122,8 +124,8 @@ pub fn save_tensors<'a>(
     write(path, &bytes)
 }
 
-/// Writes a file by way of a new one beside it, so that a crash or a full disk leaves the old one whole. A link is followed, and what is
-/// no file, such as a pipe, is written into.
+/// Writes a file by way of a new one beside it, so that a crash or a full disk leaves the old one
+/// whole. A link is followed, and what is no file, such as a pipe, is written into.
 ///
 /// # Errors
 /// [`Error::File`] names the path and what the system said.
@@ -141,11 +143,16 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let target = target.unwrap_or_else(|_| path.to_path_buf());
     let path = target.as_path();
     if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return File::options().write(true).open(path).and_then(|mut pipe| pipe.write_all(bytes)).map_err(io);
+        return File::options()
+            .write(true)
+            .open(path)
+            .and_then(|mut pipe| pipe.write_all(bytes))
+            .map_err(io);
     }
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
     let fresh = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
-    let written = File::create(&fresh).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    let written = File::create(&fresh)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, path)) {
         let _ = std::fs::remove_file(&fresh);
         return Err(io(error));
@@ -156,8 +163,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Reads a checkpoint of this project onto a device; the weights are checked to be finite.
 ///
 /// # Errors
-/// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project; [`Error::Weight`] and
-/// [`Error::Graph`] as in [`Model::new`] and [`Model::check_finite`].
+/// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project;
+/// [`Error::Weight`] and [`Error::Graph`] as in [`Model::new`] and [`Model::check_finite`].
 pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     let (tensors, metadata) = load_tensors(path, device)?;
     let meta = meta(path, &metadata)?;
@@ -172,14 +179,20 @@ fn meta(path: &Path, metadata: &HashMap<String, String>) -> Result<Meta, Error> 
     let json = metadata.get(KEY).ok_or_else(|| {
         Error::file(
             path,
-            format!("has no `{KEY}` metadata, so it is not a checkpoint of this project; import it first"),
+            format!(
+                "has no `{KEY}` metadata, so it is not a checkpoint of this project; import \
+                     it first"
+            ),
         )
     })?;
     let unreadable = |e| Error::file(path, format!("its metadata cannot be read: {e}"));
     let meta: Meta = serde_json::from_str(json).map_err(unreadable)?;
     if meta.format != FORMAT {
         let found = meta.format;
-        return Err(Error::file(path, format!("has format {found}, this version reads {FORMAT}; update the tool")));
+        return Err(Error::file(
+            path,
+            format!("has format {found}, this version reads {FORMAT}; update the tool"),
+        ));
     }
     // A key of the graph that is passed over could be another function.
     let raw: serde_json::Value = serde_json::from_str(json).map_err(unreadable)?;
@@ -188,14 +201,19 @@ fn meta(path: &Path, metadata: &HashMap<String, String>) -> Result<Meta, Error> 
 }
 
 fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
-    Error::file(path, format!("is not a whole safetensors file ({what}); it may be truncated, fetch or write it again"))
+    Error::file(
+        path,
+        format!(
+            "is not a whole safetensors file ({what}); it may be truncated, fetch or write it again"
+        ),
+    )
 }
 
 /// The format's own limit, in bytes.
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// A checkpoint on disk whose weights are read one at a time, for networks that do not fit into memory. The file stays open, so a
-/// checkpoint that replaces it in the meantime changes nothing.
+/// A checkpoint on disk whose weights are read one at a time, for networks that do not fit into
+/// memory. The file stays open, so a checkpoint that replaces it in the meantime changes nothing.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
@@ -212,7 +230,8 @@ impl Reader {
     /// Opens a checkpoint: reads its metadata, and checks that its weights are those of its graph.
     ///
     /// # Errors
-    /// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project, or its weights do not fit.
+    /// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project, or
+    /// its weights do not fit.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
@@ -229,7 +248,10 @@ impl Reader {
         let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?;
         let (start, wanted) = (8 + size, header.data_len() as u64);
         if start + wanted != length {
-            return Err(damaged(path, &format!("it has {length} bytes, its header wants {}", start + wanted)));
+            return Err(damaged(
+                path,
+                &format!("it has {length} bytes, its header wants {}", start + wanted),
+            ));
         }
         let meta = meta(path, &header.metadata().clone().unwrap_or_default())?;
         let tensors = header.tensors();
@@ -257,15 +279,17 @@ impl Reader {
     /// Reads one weight, onto the CPU.
     ///
     /// # Errors
-    /// [`Error::Weight`] if there is none of this name, [`Error::File`] if the file cannot be read or was written to since it was
-    /// opened.
+    /// [`Error::Weight`] if there is none of this name, [`Error::File`] if the file cannot be read
+    /// or was written to since it was opened.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.header.info(name).ok_or_else(|| Error::weight(name, "is missing"))?;
         let (from, to) = info.data_offsets;
         let io = |e: std::io::Error| Error::io(&self.path, &e);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0; to - from];
-        let read = file.seek(SeekFrom::Start(self.start + from as u64)).and_then(|_| file.read_exact(&mut bytes));
+        let read = file
+            .seek(SeekFrom::Start(self.start + from as u64))
+            .and_then(|_| file.read_exact(&mut bytes));
         if state(&file).map_err(io)? != self.state {
             let what = "has changed since it was opened; start again when nothing writes to it";
             return Err(Error::file(&self.path, what));
@@ -286,10 +310,14 @@ fn state(file: &File) -> std::io::Result<(u64, Option<SystemTime>)> {
 ///
 /// # Errors
 /// [`Error::File`] if the file is missing or damaged.
-pub fn load_tensors(path: &Path, device: &Device) -> Result<(Weights, HashMap<String, String>), Error> {
+pub fn load_tensors(
+    path: &Path,
+    device: &Device,
+) -> Result<(Weights, HashMap<String, String>), Error> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let tensors = candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| damaged(path, &Error::from(e)))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, device)
+        .map_err(|e| damaged(path, &Error::from(e)))?;
     Ok((tensors.into_iter().collect(), metadata))
 }

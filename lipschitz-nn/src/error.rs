@@ -1,4 +1,5 @@
-//! What can be wrong with a graph, a weight, an input or a file; every message names the thing and the remedy.
+//! What can be wrong with a graph, a weight, an input or a file; every message names the thing and
+//! the remedy.
 
 use std::path::{Path, PathBuf};
 
@@ -60,7 +61,9 @@ impl Error {
             K::PermissionDenied => "permission denied; check who may read and write it".to_string(),
             K::StorageFull => "the disk is full; free some space and run again".to_string(),
             K::IsADirectory => "is a directory; name a file".to_string(),
-            K::NotADirectory => "is, or lies below, a file that is no directory; check the path".to_string(),
+            K::NotADirectory => {
+                "is, or lies below, a file that is no directory; check the path".to_string()
+            }
             K::AlreadyExists => "is a file already; choose another name".to_string(),
             _ => error.to_string(),
         };

@@ -9,9 +9,11 @@ use crate::ops;
 use crate::{Error, Model};
 
 impl Model {
-    /// `loss` of the network's output for `x`; its gradient with respect to the weights that record one is added to `total`.
+    /// `loss` of the network's output for `x`; its gradient with respect to the weights that record
+    /// one is added to `total`.
     ///
-    /// A model made by [`Model::recomputing`] keeps the input of each residual block alone, on any device.
+    /// A model made by [`Model::recomputing`] keeps the input of each residual block alone, on any
+    /// device.
     ///
     /// # Errors
     /// As [`Model::forward`], and what `loss` gives.
@@ -26,7 +28,8 @@ impl Model {
         // Blocks that run as one operation do this themselves.
         let fused = self.weights().values().next().is_some_and(|w| ops::fused(&[w]));
         let chained = |(node, prefix): &(&Node, String)| {
-            !matches!(node.op, Op::Residual { .. }) || fused && self.link(node, prefix, &pass, &mut Vec::new())
+            !matches!(node.op, Op::Residual { .. })
+                || fused && self.link(node, prefix, &pass, &mut Vec::new())
         };
         let all_chained = segments.iter().all(chained);
         let Some((last, segments)) = segments.split_last().filter(|_| !all_chained) else {
@@ -37,10 +40,14 @@ impl Model {
         };
         let mut inputs = vec![self.input(x)?];
         for (node, prefix) in segments {
-            let next = self.node(node, prefix, inputs[inputs.len() - 1].clone(), &mut pass)?.detach();
+            let next =
+                self.node(node, prefix, inputs[inputs.len() - 1].clone(), &mut pass)?.detach();
             inputs.push(next);
         }
-        let run = |(node, prefix): &(&Node, String), input: &Tensor, pass: &mut Pass| -> Result<_, Error> {
+        let run = |(node, prefix): &(&Node, String),
+                   input: &Tensor,
+                   pass: &mut Pass|
+         -> Result<_, Error> {
             // Token ids have no gradient.
             let var = input.dtype().is_float().then(|| Var::from_tensor(input)).transpose()?;
             let start = var.as_ref().map_or_else(|| input.clone(), |var| var.as_tensor().clone());
@@ -63,8 +70,8 @@ impl Model {
         Ok(value)
     }
 
-    /// Adds the gradients of the weights, and lets go of the rest: in candle's store each gradient holds on to the activations that it
-    /// was made of, and constants have one, too.
+    /// Adds the gradients of the weights, and lets go of the rest: in candle's store each gradient
+    /// holds on to the activations that it was made of, and constants have one, too.
     fn add(&self, total: &mut GradStore, mut more: GradStore) -> Result<(), Error> {
         for w in self.weights().values() {
             if let Some(more) = more.remove(w) {

@@ -13,17 +13,25 @@ use crate::{Error, norm};
 pub enum Blocks {
     /// Semi-orthogonal as whole matrices.
     Whole,
-    /// Each head's rows semi-orthogonal at RMS→RMS norm 1, so that every head starts under a cap a head.
+    /// Each head's rows semi-orthogonal at RMS→RMS norm 1, so that every head starts under a cap a
+    /// head.
     PerHead,
 }
 
-/// Fresh weights for a graph: matrices semi-orthogonal at RMS→RMS norm 1, tables with rows of RMS norm 1, branches' and
-/// heads' last matrices zero (the method's initialisation), but those of branches without a stream beside them, and position biases
-/// as slopes. Each parameter has its own random stream.
+/// Fresh weights for a graph: matrices semi-orthogonal at RMS→RMS norm 1, tables with rows of RMS
+/// norm 1, branches' and heads' last matrices zero (the method's initialisation), but those of
+/// branches without a stream beside them, and position biases as slopes. Each parameter has its own
+/// random stream.
 ///
 /// # Errors
 /// [`Error::Candle`], such as a device out of memory.
-pub fn weights(graph: &Graph, seed: u64, blocks: Blocks, device: &Device, dtype: DType) -> Result<Weights, Error> {
+pub fn weights(
+    graph: &Graph,
+    seed: u64,
+    blocks: Blocks,
+    device: &Device,
+    dtype: DType,
+) -> Result<Weights, Error> {
     let mut out = Weights::new();
     for (stream, parameter) in graph.parameters().into_iter().enumerate() {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -58,16 +66,18 @@ fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
         Init::Orthogonal => {
             let (rows, columns) = (p.shape[0], p.shape[1]);
             match p.heads {
-                Some(heads) if blocks == Blocks::PerHead && heads.axis == Axis::Rows => {
-                    (0..heads.count).flat_map(|_| orthogonal(rows / heads.count, columns, rng)).collect()
-                }
+                Some(heads) if blocks == Blocks::PerHead && heads.axis == Axis::Rows => (0..heads
+                    .count)
+                    .flat_map(|_| orthogonal(rows / heads.count, columns, rng))
+                    .collect(),
                 _ => orthogonal(rows, columns, rng),
             }
         }
     }
 }
 
-/// A `[rows, columns]` matrix whose singular values all equal √(rows/columns), uniformly distributed.
+/// A `[rows, columns]` matrix whose singular values all equal √(rows/columns), uniformly
+/// distributed.
 fn orthogonal(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let (short, long) = (rows.min(columns), rows.max(columns));
     let mut q = gaussians(short * long, rng);
@@ -86,7 +96,10 @@ fn orthogonal(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     }
     let scale = norm::rms_to_rms(rows, columns).recip();
     let at = |r: usize, c: usize| if rows <= columns { q[r * long + c] } else { q[c * long + r] };
-    (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| scale * at(r, c)).collect()
+    (0..rows)
+        .flat_map(|r| (0..columns).map(move |c| (r, c)))
+        .map(|(r, c)| scale * at(r, c))
+        .collect()
 }
 
 /// Normal numbers by Box and Muller.

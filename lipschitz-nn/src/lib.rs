@@ -1,8 +1,8 @@
 //! Neural networks as data.
 //!
-//! A [`Graph`] describes a network; a [`Model`] is a graph with weights, and runs on any candle device; a
-//! [`checkpoint`] is both in one file. The same graph is what an optimizer takes its parameters from and what a
-//! certificate is proven from.
+//! A [`Graph`] describes a network; a [`Model`] is a graph with weights, and runs on any candle
+//! device; a [`checkpoint`] is both in one file. The same graph is what an optimizer takes its
+//! parameters from and what a certificate is proven from.
 
 pub mod checkpoint;
 mod error;

@@ -36,10 +36,11 @@ impl Model {
     /// Joins a graph and its weights.
     ///
     /// # Errors
-    /// [`Error::Graph`] if the graph does not fit together; [`Error::Weight`] names a weight that is missing, unknown to
-    /// the graph, or of the wrong shape or type.
+    /// [`Error::Graph`] if the graph does not fit together; [`Error::Weight`] names a weight that
+    /// is missing, unknown to the graph, or of the wrong shape or type.
     pub fn new(graph: Graph, weights: Weights) -> Result<Self, Error> {
-        let found = weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();
+        let found =
+            weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();
         fits(&graph, &found)?;
         Ok(Self { graph, weights, recompute: false, precision: Precision::F32 })
     }
@@ -85,7 +86,9 @@ impl Model {
     /// # Errors
     /// [`Error::Candle`], such as a device out of memory.
     pub fn to(&self, device: &Device, dtype: DType) -> Result<Self, Error> {
-        let to = |(name, w): (&String, &Tensor)| Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?));
+        let to = |(name, w): (&String, &Tensor)| {
+            Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?))
+        };
         let weights = self.weights.iter().map(to).collect::<Result<_, Error>>()?;
         Ok(Self { weights, precision: Precision::F32, ..self.clone() })
     }
@@ -96,7 +99,8 @@ impl Model {
         Self { weights, ..self.clone() }
     }
 
-    /// The same network on fresh variables, in the order of the graph's parameters: setting a variable changes the model.
+    /// The same network on fresh variables, in the order of the graph's parameters: setting a
+    /// variable changes the model.
     ///
     /// # Errors
     /// [`Error::Candle`], such as a device out of memory.
@@ -111,13 +115,14 @@ impl Model {
         Ok((Self { weights, ..self.clone() }, variables))
     }
 
-    /// The same network, whose gradient works a block's activations out again instead of keeping them from the forward pass:
-    /// a third more work for a fraction of the memory.
+    /// The same network, whose gradient works a block's activations out again instead of keeping
+    /// them from the forward pass: a third more work for a fraction of the memory.
     pub fn recomputing(self, recompute: bool) -> Self {
         Self { recompute, ..self }
     }
 
-    /// The same network, whose products of activations with weights, and of queries, keys and values, are worked out in this.
+    /// The same network, whose products of activations with weights, and of queries, keys and
+    /// values, are worked out in this.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
@@ -132,8 +137,9 @@ impl Model {
 
     /// The network's output.
     ///
-    /// Takes token ids `[batch, tokens]` (any integer type), images `[batch, channels, height, width]` or vectors
-    /// `[batch, dim]`, as the graph's input says, and gives `[batch, tokens, outputs]` or `[batch, outputs]`.
+    /// Takes token ids `[batch, tokens]` (any integer type), images `[batch, channels, height,
+    /// width]` or vectors `[batch, dim]`, as the graph's input says, and gives `[batch, tokens,
+    /// outputs]` or `[batch, outputs]`.
     ///
     /// # Errors
     /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
@@ -177,8 +183,8 @@ impl Model {
         self.recompute
     }
 
-    /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that a certificate of a
-    /// language model speaks of.
+    /// The embedding vectors `[batch, tokens, dim]` of token ids `[batch, tokens]`: the points that
+    /// a certificate of a language model speaks of.
     ///
     /// # Errors
     /// [`Error::Input`] if the graph reads no tokens or these do not fit it.
@@ -192,7 +198,8 @@ impl Model {
         }
     }
 
-    /// The output for embedding vectors `[batch, tokens, dim]` instead of token ids; each sequence is one document.
+    /// The output for embedding vectors `[batch, tokens, dim]` instead of token ids; each sequence
+    /// is one document.
     ///
     /// # Errors
     /// [`Error::Input`] if the graph reads no tokens, or the shape does not fit.
@@ -205,7 +212,9 @@ impl Model {
         match *x.dims() {
             [_, tokens, width] if width == *dim && (1..=context).contains(&tokens) => {}
             ref found => {
-                return Err(Error::Input(format!("embeddings are {found:?}, wanted [batch, 1…{context}, {dim}]")));
+                return Err(Error::Input(format!(
+                    "embeddings are {found:?}, wanted [batch, 1…{context}, {dim}]"
+                )));
             }
         }
         self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?, &mut Pass::default())
@@ -216,21 +225,28 @@ impl Model {
         match self.graph.input {
             Input::Tokens { context, .. } => {
                 let [_, tokens] = *found else {
-                    return Err(Error::Input(format!("token ids are {found:?}, wanted [batch, tokens]")));
+                    return Err(Error::Input(format!(
+                        "token ids are {found:?}, wanted [batch, tokens]"
+                    )));
                 };
                 if !x.dtype().is_int() {
-                    return Err(Error::Input(format!("token ids are {:?}, wanted an integer type", x.dtype())));
+                    return Err(Error::Input(format!(
+                        "token ids are {:?}, wanted an integer type",
+                        x.dtype()
+                    )));
                 }
                 if tokens == 0 || tokens > context {
                     return Err(Error::Input(format!(
                         "a sequence has {tokens} tokens, the network reads 1 to {context}; cut it"
                     )));
                 }
-                if let Some(Op::Embedding { vocabulary, .. }) = self.graph.nodes.first().map(|n| &n.op)
+                if let Some(Op::Embedding { vocabulary, .. }) =
+                    self.graph.nodes.first().map(|n| &n.op)
                     && x.elem_count() > 0
                 {
                     let ids = x.to_dtype(DType::I64)?.flatten_all()?;
-                    let (low, high) = (ids.min(0)?.to_scalar::<i64>()?, ids.max(0)?.to_scalar::<i64>()?);
+                    let (low, high) =
+                        (ids.min(0)?.to_scalar::<i64>()?, ids.max(0)?.to_scalar::<i64>()?);
                     if low < 0 || high >= *vocabulary as i64 {
                         let worst = if low < 0 { low } else { high };
                         return Err(Error::Input(format!(
@@ -242,7 +258,9 @@ impl Model {
             }
             Input::Pixels { channels, height, width } => match *found {
                 [_, c, h, w] if (c, h, w) == (channels, height, width) => Ok(()),
-                _ => Err(Error::Input(format!("pixels are {found:?}, wanted [batch, {channels}, {height}, {width}]"))),
+                _ => Err(Error::Input(format!(
+                    "pixels are {found:?}, wanted [batch, {channels}, {height}, {width}]"
+                ))),
             },
             Input::Vector { dim } => match *found {
                 [_, d] if d == dim => Ok(()),
@@ -276,7 +294,11 @@ impl Model {
     }
 
     fn run_chain(&self, x: Tensor, chain: &mut Vec<ops::Block>) -> Result<Tensor, Error> {
-        if chain.is_empty() { Ok(x) } else { Ok(ops::chain(&x, &std::mem::take(chain), !self.recompute)?) }
+        if chain.is_empty() {
+            Ok(x)
+        } else {
+            Ok(ops::chain(&x, &std::mem::take(chain), !self.recompute)?)
+        }
     }
 
     fn weight(&self, path: &str, name: &str) -> &Tensor {
@@ -290,7 +312,13 @@ impl Model {
     }
 
     /// One node's output.
-    pub(crate) fn node(&self, node: &Node, prefix: &str, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+    pub(crate) fn node(
+        &self,
+        node: &Node,
+        prefix: &str,
+        x: Tensor,
+        pass: &mut Pass,
+    ) -> Result<Tensor, Error> {
         let path = node.path(prefix);
         Ok(match &node.op {
             Op::Sequential { body } => self.sequence(body, &path, x, pass)?,
@@ -323,7 +351,8 @@ impl Model {
             Op::Patches { size } => {
                 let (b, c, h, w) = x.dims4()?;
                 let (rows, columns) = (h / size, w / size);
-                let squares = x.reshape((b, c, rows, *size, columns, *size))?.permute((0, 2, 4, 1, 3, 5))?;
+                let squares =
+                    x.reshape((b, c, rows, *size, columns, *size))?.permute((0, 2, 4, 1, 3, 5))?;
                 squares.contiguous()?.reshape((b, rows * columns, c * size * size))?
             }
             Op::MeanPool => x.mean(1)?,
@@ -340,13 +369,21 @@ impl Model {
     }
 
     /// Adds a node's blocks to a chain, if it consists of blocks for which there is one operation.
-    pub(crate) fn link(&self, node: &Node, prefix: &str, pass: &Pass, chain: &mut Vec<ops::Block>) -> bool {
+    pub(crate) fn link(
+        &self,
+        node: &Node,
+        prefix: &str,
+        pass: &Pass,
+        chain: &mut Vec<ops::Block>,
+    ) -> bool {
         if self.precision != Precision::F32 {
             return false;
         }
         let path = node.path(prefix);
         let block = match &node.op {
-            Op::Sequential { body } => return body.iter().all(|node| self.link(node, &path, pass, chain)),
+            Op::Sequential { body } => {
+                return body.iter().all(|node| self.link(node, &path, pass, chain));
+            }
             Op::Attention(a) => self.attention_block(a, &path, pass, 0.0, 1.0),
             Op::Residual { skip, branch, body } => match &body[..] {
                 [
@@ -354,8 +391,14 @@ impl Model {
                     Node { op: Op::Activation { function, scale }, .. },
                     Node { name: down, op: Op::Linear { bias: false, .. } },
                 ] => {
-                    let block = ops::MlpBlock { function: *function, scale: *scale, skip: *skip, branch: *branch };
-                    let weights = [up, down].map(|name| self.weight(&join(&path, name), "weight").clone());
+                    let block = ops::MlpBlock {
+                        function: *function,
+                        scale: *scale,
+                        skip: *skip,
+                        branch: *branch,
+                    };
+                    let weights =
+                        [up, down].map(|name| self.weight(&join(&path, name), "weight").clone());
                     Some(ops::Block::Perceptron(block, weights))
                 }
                 [Node { name, op: Op::Attention(a) }] => {
@@ -371,7 +414,14 @@ impl Model {
     }
 
     /// `skip·x + branch·attention(x)`, if there is one operation for it.
-    fn attention_block(&self, a: &Attention, path: &str, pass: &Pass, skip: f64, branch: f64) -> Option<ops::Block> {
+    fn attention_block(
+        &self,
+        a: &Attention,
+        path: &str,
+        pass: &Pass,
+        skip: f64,
+        branch: f64,
+    ) -> Option<ops::Block> {
         if !plain(a) || !(a.causal || pass.documents.is_none()) {
             return None;
         }
@@ -385,7 +435,8 @@ impl Model {
             branch: branch * a.output_scale,
             documents: pass.documents.clone(),
         };
-        let weights = ["query", "key", "value", "output"].map(|name| self.weight(&join(path, name), "weight").clone());
+        let weights = ["query", "key", "value", "output"]
+            .map(|name| self.weight(&join(path, name), "weight").clone());
         let table = |bias| (bias, self.weight(path, "position_bias.weight").clone());
         Some(ops::Block::Attention(block, weights, a.position_bias.map(table)))
     }
@@ -422,10 +473,16 @@ impl Model {
             (causal, Some(window)) => ops::Mask::Near { window, causal },
         };
         let bias = match a.position_bias {
-            Some(bias) => Some(ops::position_bias(self.weight(path, "position_bias.weight"), bias, a.causal, tokens)?),
+            Some(bias) => Some(ops::position_bias(
+                self.weight(path, "position_bias.weight"),
+                bias,
+                a.causal,
+                tokens,
+            )?),
             None => None,
         };
-        let (scale, cap, bias, precision) = (a.logit_scale, a.logit_cap, bias.as_ref(), self.precision);
+        let (scale, cap, bias, precision) =
+            (a.logit_scale, a.logit_cap, bias.as_ref(), self.precision);
         let scores = ops::Scores { scale, cap, bias, mask, documents, precision };
         let mixed = ops::attention(&query, &key, &value, &scores)?;
         let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
@@ -437,7 +494,11 @@ impl Model {
 
 /// Whether attention has none of what [`ops::attention_block`] leaves out.
 fn plain(a: &Attention) -> bool {
-    !a.bias && !a.output_bias && a.query_key_norm.is_none() && a.logit_cap.is_none() && a.window.is_none()
+    !a.bias
+        && !a.output_bias
+        && a.query_key_norm.is_none()
+        && a.logit_cap.is_none()
+        && a.window.is_none()
 }
 
 impl candle_nn::Module for Model {
@@ -452,9 +513,13 @@ pub(crate) fn fits(graph: &Graph, found: &BTreeMap<&str, (&[usize], DType)>) -> 
     let parameters = graph.parameters();
     let mut first = None;
     for Parameter { name, shape, .. } in &parameters {
-        let (dims, dtype) = *found.get(name.as_str()).ok_or_else(|| Error::weight(name, "is missing"))?;
+        let (dims, dtype) =
+            *found.get(name.as_str()).ok_or_else(|| Error::weight(name, "is missing"))?;
         if dims != shape {
-            return Err(Error::weight(name, format!("has shape {dims:?}, the graph wants {shape:?}")));
+            return Err(Error::weight(
+                name,
+                format!("has shape {dims:?}, the graph wants {shape:?}"),
+            ));
         }
         let wanted = *first.get_or_insert(dtype);
         if !dtype.is_float() || dtype != wanted {
@@ -462,7 +527,8 @@ pub(crate) fn fits(graph: &Graph, found: &BTreeMap<&str, (&[usize], DType)>) -> 
         }
     }
     if found.len() != parameters.len() {
-        let known: std::collections::HashSet<_> = parameters.iter().map(|p| p.name.as_str()).collect();
+        let known: std::collections::HashSet<_> =
+            parameters.iter().map(|p| p.name.as_str()).collect();
         if let Some(name) = found.keys().find(|name| !known.contains(*name)) {
             return Err(Error::weight(name, "is not in the graph"));
         }
@@ -483,5 +549,8 @@ pub fn check_finite(name: &str, weight: &Tensor) -> Result<(), Error> {
     }
     let largest = weight.to_dtype(DType::F64)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
     let what = if largest.is_infinite() { "infinity" } else { "NaN" };
-    Err(Error::weight(name, format!("holds {what}; the checkpoint is damaged or training diverged")))
+    Err(Error::weight(
+        name,
+        format!("holds {what}; the checkpoint is damaged or training diverged"),
+    ))
 }

@@ -1,7 +1,7 @@
 //! The norms that weights are measured, updated and capped in.
 
-/// √(in/out): the factor from σ_max(W) to `‖W‖_RMS→RMS` for a `[out, in]` matrix (Large et al., *Scalable Optimization in
-/// the Modular Norm*).
+/// √(in/out): the factor from σ_max(W) to `‖W‖_RMS→RMS` for a `[out, in]` matrix (Large et al.,
+/// *Scalable Optimization in the Modular Norm*).
 pub fn rms_to_rms(outputs: usize, inputs: usize) -> f64 {
     (inputs as f64 / outputs as f64).sqrt()
 }

@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Parses JSON; unlike serde's own attribute this also sees keys beside a tag and beside flattened fields.
+/// Parses JSON; unlike serde's own attribute this also sees keys beside a tag and beside flattened
+/// fields.
 ///
 /// # Errors
 /// If the text is no such document, or holds a key that the document does not have.
@@ -14,13 +15,16 @@ pub fn from_str<T: Serialize + DeserializeOwned>(text: &str) -> serde_json::Resu
     Ok(document)
 }
 
-/// Refuses keys of `raw`, from which `document` was read, that it does not have. One that is null says nothing.
+/// Refuses keys of `raw`, from which `document` was read, that it does not have. One that is null
+/// says nothing.
 ///
 /// # Errors
 /// Names the first of them with its path.
 pub fn known(raw: &Value, document: &impl Serialize) -> serde_json::Result<()> {
     match unknown(raw, &serde_json::to_value(document)?, "") {
-        Some(path) if path.is_empty() => Err(serde::de::Error::custom("is a list, wanted keys with values")),
+        Some(path) if path.is_empty() => {
+            Err(serde::de::Error::custom("is a list, wanted keys with values"))
+        }
         Some(path) => Err(serde::de::Error::custom(format!("`{path}` is not known"))),
         None => Ok(()),
     }
@@ -31,12 +35,16 @@ fn unknown(raw: &Value, known: &Value, path: &str) -> Option<String> {
         (Value::Object(raw), Value::Object(known)) => {
             raw.iter().filter(|(_, value)| !value.is_null()).find_map(|(key, value)| {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                known.get(key).map_or_else(|| Some(path.clone()), |known| unknown(value, known, &path))
+                known
+                    .get(key)
+                    .map_or_else(|| Some(path.clone()), |known| unknown(value, known, &path))
             })
         }
-        (Value::Array(raw), Value::Array(known)) => {
-            raw.iter().zip(known).enumerate().find_map(|(i, (raw, known))| unknown(raw, known, &format!("{path}[{i}]")))
-        }
+        (Value::Array(raw), Value::Array(known)) => raw
+            .iter()
+            .zip(known)
+            .enumerate()
+            .find_map(|(i, (raw, known))| unknown(raw, known, &format!("{path}[{i}]"))),
         // A list of values in the order of the keys has no keys to check.
         (Value::Array(_), Value::Object(_)) => Some(path.to_string()),
         _ => None,
@@ -49,7 +57,9 @@ mod tests {
 
     #[test]
     fn a_list_in_place_of_keys_is_refused() {
-        let said = Graph::from_json("[1, {\"kind\": \"vector\", \"dim\": 2}, []]").unwrap_err().to_string();
+        let said = Graph::from_json("[1, {\"kind\": \"vector\", \"dim\": 2}, []]")
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("wanted keys with values"), "{said}");
     }
 
@@ -57,7 +67,8 @@ mod tests {
     fn a_key_that_means_nothing_is_named() {
         let graph = |node: &str| {
             let nodes = format!(
-                "[{{\"name\": \"a\", {node}}}, {{\"op\": \"activation\", \"function\": \"relu\", \"scale\": 1.0}}]"
+                "[{{\"name\": \"a\", {node}}}, \
+                 {{\"op\": \"activation\", \"function\": \"relu\", \"scale\": 1.0}}]"
             );
             Graph::from_json(&format!(
                 "{{\"format\": 1, \"input\": {{\"kind\": \"vector\", \"dim\": 2}}, \"nodes\": {nodes}}}"
@@ -68,7 +79,10 @@ mod tests {
         for (node, path) in [
             (format!("{linear}, \"sigma_max\": 0.1"), "nodes[0].sigma_max"),
             ("\"op\": \"flatten\", \"axis\": 1".to_string(), "nodes[0].axis"),
-            (format!("\"op\": \"sequential\", \"body\": [{{{linear}, \"bais\": true}}]"), "nodes[0].body[0].bais"),
+            (
+                format!("\"op\": \"sequential\", \"body\": [{{{linear}, \"bais\": true}}]"),
+                "nodes[0].body[0].bais",
+            ),
         ] {
             let said = graph(&node).unwrap_err().to_string();
             assert!(said.contains(&format!("`{path}` is not known")), "{said}");

@@ -1,8 +1,11 @@
-//! Every gradient against central finite differences in f64, and every fused operation against its composed twin.
+//! Every gradient against central finite differences in f64, and every fused operation against its
+//! composed twin.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
+use lipschitz_nn::graph::{
+    Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
+};
 use lipschitz_nn::ops::{Documents, Precision, Scores};
 use lipschitz_nn::{Model, Weights, ops};
 use rand::{Rng, RngExt, SeedableRng};
@@ -15,7 +18,8 @@ fn random(shape: &[usize], rng: &mut ChaCha8Rng) -> Tensor {
 }
 
 fn random_model(graph: Graph, rng: &mut ChaCha8Rng) -> Model {
-    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), random(&p.shape, rng))).collect();
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), random(&p.shape, rng))).collect();
     Model::new(graph, weights).unwrap()
 }
 
@@ -27,7 +31,9 @@ fn scalar(t: &Tensor) -> f64 {
 fn check(what: &str, variables: &[(String, Var)], f: &dyn Fn() -> Tensor) {
     let gradients = f().sum_all().unwrap().backward().unwrap();
     for (name, variable) in variables {
-        let gradient = gradients.get(variable.as_tensor()).unwrap_or_else(|| panic!("{what}: no gradient of {name}"));
+        let gradient = gradients
+            .get(variable.as_tensor())
+            .unwrap_or_else(|| panic!("{what}: no gradient of {name}"));
         let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let start = variable.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         for i in 0..start.len() {
@@ -35,32 +41,47 @@ fn check(what: &str, variables: &[(String, Var)], f: &dyn Fn() -> Tensor) {
             let at = |x: f64| {
                 let mut moved = start.clone();
                 moved[i] = x;
-                variable.set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+                variable
+                    .set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).unwrap())
+                    .unwrap();
                 scalar(&f())
             };
             let difference = (at(start[i] + h) - at(start[i] - h)) / (2.0 * h);
             at(start[i]);
             let error = (difference - gradient[i]).abs();
-            assert!(error < 1e-6 * (1.0 + difference.abs()), "{what}: {name}[{i}]: {} not {difference}", gradient[i]);
+            assert!(
+                error < 1e-6 * (1.0 + difference.abs()),
+                "{what}: {name}[{i}]: {} not {difference}",
+                gradient[i]
+            );
         }
     }
 }
 
 fn check_graph(what: &str, graph: Graph, input: Tensor, rng: &mut ChaCha8Rng) {
     let (model, variables) = random_model(graph, rng).trainable().unwrap();
-    let mut variables: Vec<(String, Var)> = variables.into_iter().map(|(p, v)| (p.name, v)).collect();
+    let mut variables: Vec<(String, Var)> =
+        variables.into_iter().map(|(p, v)| (p.name, v)).collect();
     let output = model.forward(&input).unwrap();
     let weighting = random(output.dims(), rng);
     if input.dtype() == DType::F64 {
         let input = Var::from_tensor(&input).unwrap();
         variables.push(("input".into(), input.clone()));
-        check(what, &variables, &|| (model.forward(input.as_tensor()).unwrap() * &weighting).unwrap());
+        check(what, &variables, &|| {
+            (model.forward(input.as_tensor()).unwrap() * &weighting).unwrap()
+        });
     } else {
         check(what, &variables, &|| (model.forward(&input).unwrap() * &weighting).unwrap());
     }
 }
 
-fn attention(heads: usize, key_value_heads: usize, rotary: Option<Pairing>, bias: bool, norm: bool) -> Attention {
+fn attention(
+    heads: usize,
+    key_value_heads: usize,
+    rotary: Option<Pairing>,
+    bias: bool,
+    norm: bool,
+) -> Attention {
     Attention {
         dim: 6,
         heads,
@@ -108,11 +129,17 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("norm over all heads", Op::Attention(stacked));
     let position_bias = Some(PositionBias { buckets: 4, max_distance: 3 });
     for causal in [false, true] {
-        on_tokens("position bias", Op::Attention(Attention { causal, position_bias, ..Attention::new(6, 2, 4) }));
+        on_tokens(
+            "position bias",
+            Op::Attention(Attention { causal, position_bias, ..Attention::new(6, 2, 4) }),
+        );
     }
     for function in Function::ALL {
         on_tokens(&format!("{function:?}"), Op::Activation { function, scale: 0.8 });
-        on_tokens(&format!("gated {function:?}"), Op::GatedMlp { dim: 6, hidden: 7, function, bias: true });
+        on_tokens(
+            &format!("gated {function:?}"),
+            Op::GatedMlp { dim: 6, hidden: 7, function, bias: true },
+        );
     }
     for (heads, kv, rotary, bias, norm) in [
         (1, 1, None, false, false),
@@ -120,23 +147,36 @@ fn every_node_kind_has_the_right_gradient() {
         (4, 2, Some(Pairing::Interleaved), false, true),
         (3, 1, None, true, true),
     ] {
-        on_tokens(&format!("attention {heads}/{kv}"), Op::Attention(attention(heads, kv, rotary, bias, norm)));
+        on_tokens(
+            &format!("attention {heads}/{kv}"),
+            Op::Attention(attention(heads, kv, rotary, bias, norm)),
+        );
     }
     let body = vec![Node::new("inner", Op::Linear { inputs: 6, outputs: 6, bias: false })];
     on_tokens("residual", Op::Residual { skip: 0.75, branch: 0.25, body: body.clone() });
     on_tokens("sequential", Op::Sequential { body });
     // These run as one operation.
     for function in [Function::GeluErf, Function::Silu] {
-        let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
+        let linear = |name: &str, inputs, outputs| {
+            Node::new(name, Op::Linear { inputs, outputs, bias: false })
+        };
         let activation = Node::new("", Op::Activation { function, scale: 0.8 });
         let body = vec![linear("up", 6, 7), activation, linear("down", 7, 6)];
         on_tokens("perceptron block", Op::Residual { skip: 0.7, branch: -0.4, body });
     }
-    for (heads, key_value_heads, causal, rotary) in
-        [(1, 1, true, None), (4, 2, false, Some(Pairing::Half)), (2, 2, true, Some(Pairing::Interleaved))]
-    {
+    for (heads, key_value_heads, causal, rotary) in [
+        (1, 1, true, None),
+        (4, 2, false, Some(Pairing::Half)),
+        (2, 2, true, Some(Pairing::Interleaved)),
+    ] {
         let rotary = rotary.map(|pairing| Rotary::new(100.0, pairing));
-        let a = Attention { key_value_heads, causal, rotary, output_scale: 0.6, ..Attention::new(6, heads, 4) };
+        let a = Attention {
+            key_value_heads,
+            causal,
+            rotary,
+            output_scale: 0.6,
+            ..Attention::new(6, heads, 4)
+        };
         let body = vec![Node::new("", Op::Attention(a))];
         on_tokens("attention block", Op::Residual { skip: 0.7, branch: 0.9, body });
     }
@@ -145,13 +185,17 @@ fn every_node_kind_has_the_right_gradient() {
     let head = |inputs| Node::new("head", Op::Linear { inputs, outputs: 3, bias: true });
     let flat = Graph::new(pixels, vec![Node::new("", Op::Flatten), head(48)]).unwrap();
     check_graph("flatten", flat, image.clone(), &mut rng);
-    let patches = vec![Node::new("", Op::Patches { size: 2 }), head(12), Node::new("", Op::MeanPool)];
+    let patches =
+        vec![Node::new("", Op::Patches { size: 2 }), head(12), Node::new("", Op::MeanPool)];
     check_graph("patches", Graph::new(pixels, patches).unwrap(), image, &mut rng);
 }
 
-/// Values and gradients of two functions of the same variables agree, relative to their largest elements.
+/// Values and gradients of two functions of the same variables agree, relative to their largest
+/// elements.
 fn same(what: &str, variables: &[&Var], fused: &Tensor, composed: &Tensor, tolerance: f64) {
-    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+    let largest = |x: &Tensor| {
+        x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap()
+    };
     let distance = |a: &Tensor, b: &Tensor| {
         assert_eq!(a.dims(), b.dims(), "{what}");
         let [a, b] = [a, b].map(|x| x.detach().to_dtype(DType::F64).unwrap());
@@ -159,8 +203,12 @@ fn same(what: &str, variables: &[&Var], fused: &Tensor, composed: &Tensor, toler
     };
     assert!(distance(fused, composed) < tolerance, "{what}: values {}", distance(fused, composed));
     // Weighted, so that no sum of gradients is zero for all inputs.
-    let weights: Vec<f64> = (0..fused.elem_count()).map(|i| ((i * 37 + 11) % 23) as f64 / 23.0 - 0.3).collect();
-    let weights = Tensor::from_vec(weights, fused.shape(), &Device::Cpu).unwrap().to_dtype(fused.dtype()).unwrap();
+    let weights: Vec<f64> =
+        (0..fused.elem_count()).map(|i| ((i * 37 + 11) % 23) as f64 / 23.0 - 0.3).collect();
+    let weights = Tensor::from_vec(weights, fused.shape(), &Device::Cpu)
+        .unwrap()
+        .to_dtype(fused.dtype())
+        .unwrap();
     let loss = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     let (a, b) = (loss(fused), loss(composed));
     for (i, v) in variables.iter().enumerate() {
@@ -175,7 +223,8 @@ fn documents(batch: usize, tokens: usize, rng: &mut ChaCha8Rng) -> Documents {
     Documents::new(&Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).unwrap(), 3).unwrap()
 }
 
-/// 1e-5 in f32, as a share of the largest element. In f64 what candle's own constants leave (its `gelu` has six digits).
+/// 1e-5 in f32, as a share of the largest element. In f64 what candle's own constants leave (its
+/// `gelu` has six digits).
 const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::F64, 2e-6)];
 
 #[test]
@@ -183,7 +232,8 @@ fn fused_operations_equal_their_twins() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     for (dtype, tolerance) in TOLERANCES {
         let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
-            Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap()).unwrap()
+            Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap())
+                .unwrap()
         };
         let x = var(&[3, 7001], 6.0, &mut rng);
         for function in Function::ALL {
@@ -191,22 +241,34 @@ fn fused_operations_equal_their_twins() {
             let composed = ops::composed::activation(&x, function, 0.9).unwrap();
             same(&format!("{function:?}"), &[&x], &fused, &composed, tolerance);
         }
-        let (fused, composed) = (ops::soft_cap(&x, 1.7).unwrap(), ops::composed::soft_cap(&x, 1.7).unwrap());
+        let (fused, composed) =
+            (ops::soft_cap(&x, 1.7).unwrap(), ops::composed::soft_cap(&x, 1.7).unwrap());
         same("soft cap", &[&x], &fused, &composed, tolerance);
-        let (fused, composed) = (ops::clip(&x, 1.7).unwrap(), ops::composed::clip(&x, 1.7).unwrap());
+        let (fused, composed) =
+            (ops::clip(&x, 1.7).unwrap(), ops::composed::clip(&x, 1.7).unwrap());
         same("clip", &[&x], &fused, &composed, tolerance);
         let y = var(&[3, 7001], 2.0, &mut rng);
         let fused = ops::residual(&x, &y, 0.9, -0.2).unwrap();
-        same("residual", &[&x, &y], &fused, &ops::composed::residual(&x, &y, 0.9, -0.2).unwrap(), tolerance);
+        same(
+            "residual",
+            &[&x, &y],
+            &fused,
+            &ops::composed::residual(&x, &y, 0.9, -0.2).unwrap(),
+            tolerance,
+        );
         for (rows, dim) in [(1, 1), (5, 17), (300, 64), (130, 129)] {
-            let (x, gain, bias) =
-                (var(&[rows, dim], 3.0, &mut rng), var(&[dim], 1.0, &mut rng), var(&[dim], 1.0, &mut rng));
+            let (x, gain, bias) = (
+                var(&[rows, dim], 3.0, &mut rng),
+                var(&[dim], 1.0, &mut rng),
+                var(&[dim], 1.0, &mut rng),
+            );
             let fused = ops::rms_norm(&x, &gain, 0.01).unwrap();
             let composed = ops::composed::rms_norm(&x, &gain, 0.01).unwrap();
             same(&format!("rms norm {rows} {dim}"), &[&x, &gain], &fused, &composed, tolerance);
             for bias in [None, Some(&bias)] {
                 let fused = ops::layer_norm(&x, &gain, bias.map(Var::as_tensor), 0.01).unwrap();
-                let composed = ops::composed::layer_norm(&x, &gain, bias.map(Var::as_tensor), 0.01).unwrap();
+                let composed =
+                    ops::composed::layer_norm(&x, &gain, bias.map(Var::as_tensor), 0.01).unwrap();
                 let variables: Vec<_> = [&x, &gain].into_iter().chain(bias).collect();
                 same(&format!("layer norm {rows} {dim}"), &variables, &fused, &composed, tolerance);
             }
@@ -219,22 +281,40 @@ fn fused_operations_equal_their_twins() {
             let composed = ops::composed::cross_entropy(&logits, &targets).unwrap();
             same(&format!("cross-entropy {n} {classes}"), &[&logits], &fused, &composed, tolerance);
         }
-        for (vocabulary, dim, shape) in [(1, 1, vec![1, 1]), (65, 33, vec![3, 200]), (7, 8, vec![5])] {
+        for (vocabulary, dim, shape) in
+            [(1, 1, vec![1, 1]), (65, 33, vec![3, 200]), (7, 8, vec![5])]
+        {
             let table = var(&[vocabulary, dim], 1.0, &mut rng);
             let count: usize = shape.iter().product();
             let ids: Vec<u32> = (0..count).map(|i| (i * i % vocabulary) as u32).collect();
             let ids = Tensor::from_vec(ids, shape, &Device::Cpu).unwrap();
             let fused = ops::embedding(&table, &ids).unwrap();
-            same("embedding", &[&table], &fused, &ops::composed::embedding(&table, &ids).unwrap(), tolerance);
+            same(
+                "embedding",
+                &[&table],
+                &fused,
+                &ops::composed::embedding(&table, &ids).unwrap(),
+                tolerance,
+            );
         }
-        for (dims, outputs) in [(vec![1, 1], 1), (vec![4, 1, 33], 7), (vec![2, 129, 40], 65), (vec![3, 5], 200)] {
+        for (dims, outputs) in
+            [(vec![1, 1], 1), (vec![4, 1, 33], 7), (vec![2, 129, 40], 65), (vec![3, 5], 200)]
+        {
             let w = var(&[outputs, dims[dims.len() - 1]], 1.0, &mut rng);
             let (x, b) = (var(&dims, 1.0, &mut rng), var(&[outputs], 1.0, &mut rng));
             for bias in [None, Some(&b)] {
                 let fused = ops::linear(&x, &w, bias.map(Var::as_tensor), Precision::F32).unwrap();
-                let composed = ops::composed::linear(&x, &w, bias.map(Var::as_tensor), Precision::F32).unwrap();
+                let composed =
+                    ops::composed::linear(&x, &w, bias.map(Var::as_tensor), Precision::F32)
+                        .unwrap();
                 let variables: Vec<_> = [&x, &w].into_iter().chain(bias).collect();
-                same(&format!("linear {dims:?} {outputs}"), &variables, &fused, &composed, tolerance);
+                same(
+                    &format!("linear {dims:?} {outputs}"),
+                    &variables,
+                    &fused,
+                    &composed,
+                    tolerance,
+                );
             }
         }
         for pairing in [Pairing::Half, Pairing::Interleaved] {
@@ -253,15 +333,30 @@ fn fused_operations_equal_their_twins() {
             (64, 2, 1, ops::Mask::None),
         ] {
             let q = var(&[2, tokens, heads, 6], 2.0, &mut rng);
-            let (k, v) = (var(&[2, tokens, groups, 6], 2.0, &mut rng), var(&[2, tokens, groups, 6], 1.0, &mut rng));
+            let (k, v) = (
+                var(&[2, tokens, groups, 6], 2.0, &mut rng),
+                var(&[2, tokens, groups, 6], 1.0, &mut rng),
+            );
             let fused = ops::attention(&q, &k, &v, &Scores::new(0.4, mask)).unwrap();
             let composed = ops::composed::attention(&q, &k, &v, &Scores::new(0.4, mask)).unwrap();
-            same(&format!("attention {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
+            same(
+                &format!("attention {tokens} {heads}/{groups}"),
+                &[&q, &k, &v],
+                &fused,
+                &composed,
+                tolerance,
+            );
             let documents = documents(2, tokens, &mut rng);
             let scores = Scores { documents: Some(&documents), ..Scores::new(0.4, mask) };
             let fused = ops::attention(&q, &k, &v, &scores).unwrap();
             let composed = ops::composed::attention(&q, &k, &v, &scores).unwrap();
-            same(&format!("documents {tokens} {heads}/{groups}"), &[&q, &k, &v], &fused, &composed, tolerance);
+            same(
+                &format!("documents {tokens} {heads}/{groups}"),
+                &[&q, &k, &v],
+                &fused,
+                &composed,
+                tolerance,
+            );
         }
     }
 }
@@ -271,16 +366,24 @@ fn fused_blocks_equal_their_twins() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     for (dtype, tolerance) in TOLERANCES {
         let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
-            Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap()).unwrap()
+            Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap())
+                .unwrap()
         };
         for (batch, tokens, dim, hidden) in [(1, 1, 1, 1), (2, 65, 12, 31), (3, 130, 33, 20)] {
             let x = var(&[batch, tokens, dim], 1.0, &mut rng);
-            let (up, down) = (var(&[hidden, dim], 1.0, &mut rng), var(&[dim, hidden], 1.0, &mut rng));
+            let (up, down) =
+                (var(&[hidden, dim], 1.0, &mut rng), var(&[dim, hidden], 1.0, &mut rng));
             for (function, keep) in [(Function::GeluErf, true), (Function::Silu, false)] {
                 let block = ops::MlpBlock { function, scale: 0.9, skip: 0.8, branch: 0.3 };
                 let fused = ops::mlp_block(block, &x, &up, &down, keep).unwrap();
                 let composed = ops::composed::mlp_block(block, &x, &up, &down).unwrap();
-                same(&format!("perceptron {batch} {tokens}"), &[&x, &up, &down], &fused, &composed, tolerance);
+                same(
+                    &format!("perceptron {batch} {tokens}"),
+                    &[&x, &up, &down],
+                    &fused,
+                    &composed,
+                    tolerance,
+                );
             }
         }
         for (batch, tokens, dim, heads, groups, head, causal, rotary, keep) in [
@@ -306,19 +409,29 @@ fn fused_blocks_equal_their_twins() {
             let composed = ops::composed::attention_block(&block, &x, &w, &output, None).unwrap();
             same(&format!("{block:?}"), &[&x, &w, &output], &fused, &composed, tolerance);
             // The same, between two perceptrons.
-            let mlp = ops::MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.6, branch: 0.5 };
-            let [query, key, value] = [heads, groups, groups].map(|n| var(&[n * head, dim], 1.0, &mut rng));
+            let mlp =
+                ops::MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.6, branch: 0.5 };
+            let [query, key, value] =
+                [heads, groups, groups].map(|n| var(&[n * head, dim], 1.0, &mut rng));
             let [up, down] = [[5, dim], [dim, 5]].map(|shape| var(&shape, 1.0, &mut rng));
-            let tensors = |vars: &[&Var]| vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
-            let weights: [Tensor; 4] = tensors(&[&query, &key, &value, &output]).try_into().unwrap();
+            let tensors =
+                |vars: &[&Var]| vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>();
+            let weights: [Tensor; 4] =
+                tensors(&[&query, &key, &value, &output]).try_into().unwrap();
             let table = var(&[8, heads], 1.0, &mut rng);
-            let bias = Some((PositionBias { buckets: 8, max_distance: 40 }, table.as_tensor().clone()));
-            let perceptron = || ops::Block::Perceptron(mlp, tensors(&[&up, &down]).try_into().unwrap());
+            let bias =
+                Some((PositionBias { buckets: 8, max_distance: 40 }, table.as_tensor().clone()));
+            let perceptron =
+                || ops::Block::Perceptron(mlp, tensors(&[&up, &down]).try_into().unwrap());
             for bias in [None, bias] {
                 let weights = weights.clone();
                 let mut all = vec![&x, &query, &key, &value, &output, &up, &down];
                 all.extend(bias.is_some().then_some(&table));
-                let blocks = [perceptron(), ops::Block::Attention(block.clone(), weights, bias), perceptron()];
+                let blocks = [
+                    perceptron(),
+                    ops::Block::Attention(block.clone(), weights, bias),
+                    perceptron(),
+                ];
                 let fused = ops::chain(&x, &blocks, keep).unwrap();
                 let composed = ops::composed::chain(&x, &blocks).unwrap();
                 same(&format!("chain around {block:?}"), &all, &fused, &composed, tolerance);
@@ -331,13 +444,16 @@ fn fused_blocks_equal_their_twins() {
 #[test]
 fn blocks_can_be_differentiated_twice_and_in_part() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let [x, up, down] = [[4, 6], [5, 6], [6, 5]].map(|shape| Var::from_tensor(&random(&shape, &mut rng)).unwrap());
+    let [x, up, down] =
+        [[4, 6], [5, 6], [6, 5]].map(|shape| Var::from_tensor(&random(&shape, &mut rng)).unwrap());
     let block = ops::MlpBlock { function: Function::Silu, scale: 1.0, skip: 1.0, branch: 1.0 };
     let y = ops::mlp_block(block, &x, &up, &down, true).unwrap().sum_all().unwrap();
     let values = |g: &Tensor| g.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let gradient = |y: &Tensor| values(y.backward().unwrap().get(up.as_tensor()).unwrap());
     assert_eq!(gradient(&y), gradient(&y));
-    let part = ops::mlp_block(block, &x.as_tensor().detach(), &up, &down.as_tensor().detach(), true).unwrap();
+    let part =
+        ops::mlp_block(block, &x.as_tensor().detach(), &up, &down.as_tensor().detach(), true)
+            .unwrap();
     let part = part.sum_all().unwrap().backward().unwrap();
     assert_eq!(values(part.get(up.as_tensor()).unwrap()), gradient(&y));
     assert!(part.get(x.as_tensor()).is_none() && part.get(down.as_tensor()).is_none());
@@ -385,8 +501,15 @@ fn fused_operations_read_views() {
         (
             "attention",
             vec![&x, &y],
-            ops::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), &causal).unwrap(),
-            ops::composed::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), &causal).unwrap(),
+            ops::attention(&as_heads(&view), &as_heads(&other), &as_heads(&other), &causal)
+                .unwrap(),
+            ops::composed::attention(
+                &as_heads(&view),
+                &as_heads(&other),
+                &as_heads(&other),
+                &causal,
+            )
+            .unwrap(),
         ),
     ];
     for (what, variables, fused, composed) in cases {
@@ -394,20 +517,31 @@ fn fused_operations_read_views() {
     }
 }
 
-/// A view that candle's own linear layer gets wrong (a transposed, hence non-contiguous, 3-D input).
+/// A view that candle's own linear layer gets wrong (a transposed, hence non-contiguous, 3-D
+/// input).
 #[test]
 fn linear_reads_views() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (x, w) = (random(&[2, 5, 4], &mut rng), random(&[3, 5], &mut rng));
     let view = x.transpose(1, 2).unwrap();
-    let expected = view.contiguous().unwrap().reshape((8, 5)).unwrap().matmul(&w.t().unwrap()).unwrap();
+    let expected =
+        view.contiguous().unwrap().reshape((8, 5)).unwrap().matmul(&w.t().unwrap()).unwrap();
     let y = ops::linear(&view, &w, None, Precision::F32).unwrap().reshape((8, 3)).unwrap();
-    let error =
-        (y - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+    let error = (y - expected)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar::<f64>()
+        .unwrap();
     assert!(error < 1e-14, "{error}");
 }
 
-/// Rotary positions are relative, so a document reads the same behind another as alone, in every form of the forward pass.
+/// Rotary positions are relative, so a document reads the same behind another as alone, in every
+/// form of the forward pass.
 #[test]
 fn documents_in_one_sequence_do_not_see_each_other() {
     let mut rng = ChaCha8Rng::seed_from_u64(12);
@@ -419,23 +553,30 @@ fn documents_in_one_sequence_do_not_see_each_other() {
             ..Attention::new(8, 2, 4)
         };
         let attention = Op::Attention(attention);
-        let residual = Op::Residual { skip: 0.5, branch: 0.5, body: vec![Node::new("", attention.clone())] };
+        let residual =
+            Op::Residual { skip: 0.5, branch: 0.5, body: vec![Node::new("", attention.clone())] };
         let nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
             Node::new("a", residual.clone()),
             Node::new("b", residual),
             Node::new("c", attention),
         ];
-        let graph = |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
+        let graph =
+            |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
         let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng);
-        let weights: Weights =
-            graph(None).parameters().iter().map(|p| (p.name.clone(), weight(&p.shape, &mut rng))).collect();
-        let [packed, open] = [Some(6), None].map(|s| Model::new(graph(s), weights.clone()).unwrap());
+        let weights: Weights = graph(None)
+            .parameters()
+            .iter()
+            .map(|p| (p.name.clone(), weight(&p.shape, &mut rng)))
+            .collect();
+        let [packed, open] =
+            [Some(6), None].map(|s| Model::new(graph(s), weights.clone()).unwrap());
         let ids = |ids: &[u32]| Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let both = ids(&[1, 2, 3, 6, 4, 5, 2, 6, 1]);
         let alone = ids(&[6, 4, 5, 2]);
-        let distance =
-            |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+        let distance = |a: &Tensor, b: &Tensor| {
+            (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap()
+        };
         let whole = packed.forward(&both).unwrap();
         let part = whole.narrow(1, 3, 4).unwrap();
         let own = packed.forward(&alone).unwrap();
@@ -445,12 +586,15 @@ fn documents_in_one_sequence_do_not_see_each_other() {
         assert!(distance(&part, &open.forward(&both).unwrap().narrow(1, 3, 4).unwrap()) > 1e-3);
     }
     let nodes = vec![Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 })];
-    let refused = Graph::new(Input::Tokens { context: 9, separator: Some(7) }, nodes).unwrap_err().to_string();
+    let refused = Graph::new(Input::Tokens { context: 9, separator: Some(7) }, nodes)
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("separator 7"), "{refused}");
 }
 
-/// A loss and its gradient: with activations kept, and with those of each block worked out again. The same operations in the same
-/// order, so the same bits; in the chain of fused blocks, and node by node.
+/// A loss and its gradient: with activations kept, and with those of each block worked out again.
+/// The same operations in the same order, so the same bits; in the chain of fused blocks, and node
+/// by node.
 #[test]
 fn recomputing_changes_no_bit_of_a_gradient() {
     let mut rng = ChaCha8Rng::seed_from_u64(13);
@@ -462,27 +606,48 @@ fn recomputing_changes_no_bit_of_a_gradient() {
         }
         Node::new(name, Op::Residual { skip: 0.5, branch: 0.5, body })
     };
-    for (norm, precision) in [(false, Precision::F32), (true, Precision::F32), (true, Precision::Bf16)] {
+    for (norm, precision) in
+        [(false, Precision::F32), (true, Precision::F32), (true, Precision::Bf16)]
+    {
         let nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
             Node::new("blocks", Op::Sequential { body: vec![block("0", norm), block("1", norm)] }),
             Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: true }),
         ];
         let graph = Graph::new(Input::Tokens { context: 9, separator: Some(3) }, nodes).unwrap();
-        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng).to_dtype(DType::F32).unwrap();
-        let weights: Weights =
-            graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.shape, &mut rng))).collect();
+        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| {
+            random(shape, rng).to_dtype(DType::F32).unwrap()
+        };
+        let weights: Weights = graph
+            .parameters()
+            .iter()
+            .map(|p| (p.name.clone(), weight(&p.shape, &mut rng)))
+            .collect();
         let model = Model::new(graph, weights).unwrap().with_precision(precision);
-        let ids = Tensor::new(&[[1u32, 2, 3, 6, 4, 5, 3, 6, 1], [0, 0, 1, 2, 5, 6, 4, 3, 3]], &Device::Cpu).unwrap();
+        let ids = Tensor::new(
+            &[[1u32, 2, 3, 6, 4, 5, 3, 6, 1], [0, 0, 1, 2, 5, 6, 4, 3, 3]],
+            &Device::Cpu,
+        )
+        .unwrap();
         let gradient = |recompute: bool| {
             let (model, vars) = model.clone().recomputing(recompute).trainable().unwrap();
             let loss = |y: &Tensor| {
                 let flat = y.reshape(((), 7)).unwrap();
-                Ok::<_, lipschitz_nn::Error>(ops::cross_entropy(&flat, &ids.flatten_all()?)?.get(0)?)
+                Ok::<_, lipschitz_nn::Error>(
+                    ops::cross_entropy(&flat, &ids.flatten_all()?)?.get(0)?,
+                )
             };
             let mut gradients = GradStore::default();
             let value = model.gradient(&ids, &mut gradients, loss).unwrap();
-            let of = |v: &Var| gradients.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let of = |v: &Var| {
+                gradients
+                    .get(v.as_tensor())
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap()
+            };
             (value.to_scalar::<f32>().unwrap(), vars.iter().map(|(_, v)| of(v)).collect::<Vec<_>>())
         };
         let (kept, again) = (gradient(false), gradient(true));
@@ -496,7 +661,8 @@ fn recomputing_changes_no_bit_of_a_gradient() {
 #[test]
 fn products_in_bf16_are_products_of_rounded_factors() {
     let mut rng = ChaCha8Rng::seed_from_u64(14);
-    let [x, w] = [[3, 40], [5, 40]].map(|shape| random(&shape, &mut rng).to_dtype(DType::F32).unwrap());
+    let [x, w] =
+        [[3, 40], [5, 40]].map(|shape| random(&shape, &mut rng).to_dtype(DType::F32).unwrap());
     let rounded = |x: &Tensor| x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();
     let y = ops::linear(&x, &w, None, Precision::Bf16).unwrap().to_dtype(DType::F64).unwrap();
     let exact = rounded(&x).matmul(&rounded(&w).t().unwrap()).unwrap();

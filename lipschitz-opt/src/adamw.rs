@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor};
 
-/// AdamW's constants: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−d)W − η m/(√v + ε)` (Loshchilov and Hutter, 2019).
+/// AdamW's constants: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−d)W − η m/(√v + ε)`
+/// (Loshchilov and Hutter, 2019).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
@@ -23,14 +24,21 @@ pub struct AdamWConfig {
     pub bias_correction: bool,
     /// λ of the weight decay d.
     pub weight_decay: f64,
-    /// `d = λ·(schedule's factor)`, apart from the learning rate, as its authors have it; else `d = ηλ`, as PyTorch and the method
-    /// have it.
+    /// `d = λ·(schedule's factor)`, apart from the learning rate, as its authors have it; else `d =
+    /// ηλ`, as PyTorch and the method have it.
     pub decoupled: bool,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, bias_correction: false, weight_decay: 0.0, decoupled: false }
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            bias_correction: false,
+            weight_decay: 0.0,
+            decoupled: false,
+        }
     }
 }
 
@@ -40,7 +48,10 @@ impl AdamWConfig {
         share("beta2", self.beta2)?;
         share("weight_decay", self.weight_decay)?;
         if !(self.eps.is_finite() && self.eps > 0.0) {
-            return Err(Error::Config(format!("optimizer.eps is {}; it must be above 0", self.eps)));
+            return Err(Error::Config(format!(
+                "optimizer.eps is {}; it must be above 0",
+                self.eps
+            )));
         }
         Ok(())
     }
@@ -73,21 +84,30 @@ impl AdamW {
 impl Optimizer for AdamW {
     fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error> {
         self.steps += 1;
-        let AdamWConfig { beta1, beta2, eps, bias_correction, weight_decay, decoupled } = self.config;
-        let correct = |beta: f64| if bias_correction { 1.0 - beta.powf(f64::from(self.steps)) } else { 1.0 };
+        let AdamWConfig { beta1, beta2, eps, bias_correction, weight_decay, decoupled } =
+            self.config;
+        let correct =
+            |beta: f64| if bias_correction { 1.0 - beta.powf(f64::from(self.steps)) } else { 1.0 };
         let corrections = (correct(beta1), correct(beta2));
         for ((variable, m), v) in self.variables.iter().zip(&mut self.mean).zip(&mut self.square) {
             let g = gradient(gradients, variable)?;
             let learning_rate = rate.now() * variable.rate;
             let decay = weight_decay * if decoupled { rate.factor } else { learning_rate };
-            let step = Adam { betas: (beta1, beta2), corrections, eps, keep: 1.0 - decay, rate: learning_rate };
+            let step = Adam {
+                betas: (beta1, beta2),
+                corrections,
+                eps,
+                keep: 1.0 - decay,
+                rate: learning_rate,
+            };
             step.step(&variable.var, m, v, &g)?;
         }
         Ok(())
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
-        let mut out = BTreeMap::from([(STEPS.to_string(), steps_tensor(self.steps, &Device::Cpu)?)]);
+        let mut out =
+            BTreeMap::from([(STEPS.to_string(), steps_tensor(self.steps, &Device::Cpu)?)]);
         for (i, v) in self.variables.iter().enumerate() {
             out.insert(format!("adamw.mean.{}", v.parameter.name), self.mean[i].copy()?);
             out.insert(format!("adamw.square.{}", v.parameter.name), self.square[i].copy()?);
@@ -98,7 +118,10 @@ impl Optimizer for AdamW {
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         let steps = steps_of(state, STEPS)?;
         let load = |kind: &str| -> Result<Vec<Tensor>, Error> {
-            self.variables.iter().map(|v| saved(state, &format!("adamw.{kind}.{}", v.parameter.name), &v.var)).collect()
+            self.variables
+                .iter()
+                .map(|v| saved(state, &format!("adamw.{kind}.{}", v.parameter.name), &v.var))
+                .collect()
         };
         (self.mean, self.square) = (load("mean")?, load("square")?);
         self.steps = steps;

@@ -53,8 +53,9 @@ pub fn role(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// The factor from σ_max of a block to its norm: `√(in/out)` for a whole matrix, `√(count·in/out)` for a head's block. For rows
-/// that is the block's own RMS→RMS norm; either way blocks of norm 1 make a whole of norm at most 1.
+/// The factor from σ_max of a block to its norm: `√(in/out)` for a whole matrix, `√(count·in/out)`
+/// for a head's block. For rows that is the block's own RMS→RMS norm; either way blocks of norm 1
+/// make a whole of norm at most 1.
 pub fn scale(parameter: &Parameter, heads: Option<HeadBlocks>) -> f64 {
     let count = heads.map_or(1, |heads| heads.count);
     rms_to_rms(parameter.shape[0], parameter.shape[1]) * (count as f64).sqrt()
@@ -93,10 +94,12 @@ pub(crate) fn merge(blocks: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor
     }
 }
 
-/// Numbers that are put together at most: half a gigabyte of f32, and an update works with a few tensors of that size.
+/// Numbers that are put together at most: half a gigabyte of f32, and an update works with a few
+/// tensors of that size.
 pub const TOGETHER: usize = 1 << 27;
 
-/// `f` of each stack `[count, rows, columns]`, with stacks of one block shape and one key put together first.
+/// `f` of each stack `[count, rows, columns]`, with stacks of one block shape and one key put
+/// together first.
 pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
     stacks: &[(K, Tensor)],
     f: impl Fn(K, Tensor) -> std::result::Result<Tensor, E>,
@@ -109,8 +112,10 @@ pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
         let (key, first) = &stacks[i];
         let alike = |(k, x): &(K, Tensor)| k == key && x.dims()[1..] == first.dims()[1..];
         let limit = (TOGETHER / first.elem_count().max(1)).max(1);
-        let members: Vec<usize> =
-            (i..stacks.len()).filter(|&j| out[j].is_none() && alike(&stacks[j])).take(limit).collect();
+        let members: Vec<usize> = (i..stacks.len())
+            .filter(|&j| out[j].is_none() && alike(&stacks[j]))
+            .take(limit)
+            .collect();
         let together = match members[..] {
             [_] => first.clone(),
             _ => Tensor::cat(&members.iter().map(|&j| &stacks[j].1).collect::<Vec<_>>(), 0)?,

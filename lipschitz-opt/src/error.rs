@@ -14,7 +14,9 @@ pub enum Error {
     #[error("{0}")]
     Config(String),
     /// A singular value decomposition that did not converge.
-    #[error("a singular value decomposition failed ({0}): training diverged; lower train.learning_rate")]
+    #[error(
+        "a singular value decomposition failed ({0}): training diverged; lower train.learning_rate"
+    )]
     Svd(String),
     /// An error from candle.
     #[error("{0}")]

@@ -1,5 +1,5 @@
-//! How weights move and what keeps them small: optimizers over named parameters, constraints after every step, the share
-//! of the learning rate that each weight has, learning-rate schedules.
+//! How weights move and what keeps them small: optimizers over named parameters, constraints after
+//! every step, the share of the learning rate that each weight has, learning-rate schedules.
 
 mod adamw;
 mod blocks;

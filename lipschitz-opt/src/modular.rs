@@ -1,9 +1,10 @@
-//! The modular norm: how the learning rate is split over the weights of a network (Large et al., *Scalable Optimization in the
-//! Modular Norm*, 2024).
+//! The modular norm: how the learning rate is split over the weights of a network (Large et al.,
+//! *Scalable Optimization in the Modular Norm*, 2024).
 //!
-//! Every part of a network has a mass, its share of what is learnt, and a sensitivity, what its output moves by when its input
-//! moves by 1 and its weights have norm 1. Parts in turn: masses add, sensitivities multiply. An update of modular norm η then moves
-//! weight w by `η · mass(w)/mass(all) / (sensitivity of all that follows)`, and the output by at most η.
+//! Every part of a network has a mass, its share of what is learnt, and a sensitivity, what its
+//! output moves by when its input moves by 1 and its weights have norm 1. Parts in turn: masses
+//! add, sensitivities multiply. An update of modular norm η then moves weight w by `η ·
+//! mass(w)/mass(all) / (sensitivity of all that follows)`, and the output by at most η.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,8 @@ pub enum RatesConfig {
         /// What the factors of a residual count for.
         #[serde(default)]
         residual: Residual,
-        /// Mass of everything below a node, by its path, such as `blocks = 32`; every weight has mass 1 where none is given.
+        /// Mass of everything below a node, by its path, such as `blocks = 32`; every weight has
+        /// mass 1 where none is given.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         masses: BTreeMap<String, f64>,
     },
@@ -37,7 +39,8 @@ pub enum Residual {
     /// |a| and |b|, as they are: convex combinations have sensitivity 1.
     #[default]
     Scaled,
-    /// 1, as the published code has it: each residual doubles the sensitivity, so the rate halves a residual going back.
+    /// 1, as the published code has it: each residual doubles the sensitivity, so the rate halves a
+    /// residual going back.
     Unit,
 }
 
@@ -45,11 +48,16 @@ impl RatesConfig {
     /// Each weight's factor on the learning rate, by its name; empty if all are 1.
     ///
     /// # Errors
-    /// [`Error::Config`] names a mass that is out of range or belongs to no node, or a node that nothing passes through.
+    /// [`Error::Config`] names a mass that is out of range or belongs to no node, or a node that
+    /// nothing passes through.
     pub fn shares(&self, graph: &Graph) -> Result<BTreeMap<String, f64>, Error> {
         let Self::Modular { residual, masses } = self else { return Ok(BTreeMap::new()) };
-        if let Some((path, mass)) = masses.iter().find(|(_, mass)| !(mass.is_finite() && **mass > 0.0)) {
-            return Err(Error::Config(format!("rates.masses.{path} is {mass}; it must be above 0")));
+        if let Some((path, mass)) =
+            masses.iter().find(|(_, mass)| !(mass.is_finite() && **mass > 0.0))
+        {
+            return Err(Error::Config(format!(
+                "rates.masses.{path} is {mass}; it must be above 0"
+            )));
         }
         let split = Split { residual: *residual, masses };
         let parts = split.parts(&graph.nodes, "");
@@ -93,7 +101,13 @@ impl Part {
     }
 
     fn weights(path: &str, names: Vec<String>, sensitivity: f64) -> Self {
-        Self { path: path.into(), mass: names.len() as f64, sensitivity, factor: 1.0, inside: Inside::Weights(names) }
+        Self {
+            path: path.into(),
+            mass: names.len() as f64,
+            sensitivity,
+            factor: 1.0,
+            inside: Inside::Weights(names),
+        }
     }
 
     fn sequence(path: &str, parts: Vec<Part>) -> Self {
@@ -138,7 +152,9 @@ impl Split<'_> {
                 Part { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
             }
             Op::Linear { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
-            Op::Embedding { .. } | Op::Positions { .. } => Part::weights(path, vec![weight("weight")], 1.0),
+            Op::Embedding { .. } | Op::Positions { .. } => {
+                Part::weights(path, vec![weight("weight")], 1.0)
+            }
             Op::RmsNorm { .. } => Part::weights(path, vec![weight("weight")], 1.0),
             Op::LayerNorm { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
             Op::Activation { function, scale } => Part::plain(path, scale.abs() * slope(*function)),
@@ -158,9 +174,12 @@ impl Split<'_> {
             Op::ClassToken { .. } => Part::weights(path, vec![weight("weight")], 1.0),
             // Two parts of norm at most that of the largest token.
             Op::FirstAndMean => Part::plain(path, 2f64.sqrt()),
-            Op::SoftCap { .. } | Op::Clip { .. } | Op::Flatten | Op::Patches { .. } | Op::MeanPool | Op::FirstToken => {
-                Part::plain(path, 1.0)
-            }
+            Op::SoftCap { .. }
+            | Op::Clip { .. }
+            | Op::Flatten
+            | Op::Patches { .. }
+            | Op::MeanPool
+            | Op::FirstToken => Part::plain(path, 1.0),
         };
         if let Some(mass) = self.masses.get(path)
             && part.mass > 0.0
@@ -171,11 +190,12 @@ impl Split<'_> {
     }
 }
 
-/// Queries, keys and values side by side, then the mixing, then the output: sensitivity 3 for three copies of the input, which the
-/// method's output scale of ⅓ makes up for.
+/// Queries, keys and values side by side, then the mixing, then the output: sensitivity 3 for three
+/// copies of the input, which the method's output scale of ⅓ makes up for.
 fn attention(a: &Attention, path: &str) -> Part {
     let weight = |name: &str| join(path, name);
-    let mut names: Vec<String> = ["query", "key", "value"].map(|name| weight(&format!("{name}.weight"))).to_vec();
+    let mut names: Vec<String> =
+        ["query", "key", "value"].map(|name| weight(&format!("{name}.weight"))).to_vec();
     if a.bias {
         names.extend(["query", "key", "value"].map(|name| weight(&format!("{name}.bias"))));
     }
@@ -240,7 +260,10 @@ mod tests {
     use lipschitz_nn::presets::{Block, Gpt, Mlp};
 
     fn modular(residual: Residual, masses: &[(&str, f64)]) -> RatesConfig {
-        RatesConfig::Modular { residual, masses: masses.iter().map(|(k, v)| (k.to_string(), *v)).collect() }
+        RatesConfig::Modular {
+            residual,
+            masses: masses.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+        }
     }
 
     fn near(a: f64, b: f64) {
@@ -249,12 +272,19 @@ mod tests {
 
     #[test]
     fn a_perceptron_of_three_layers_gets_thirds() {
-        let mlp = Mlp { input: Input::Vector { dim: 8 }, hidden: vec![4, 4], outputs: 2, final_scale: 1.0 };
+        let mlp = Mlp {
+            input: Input::Vector { dim: 8 },
+            hidden: vec![4, 4],
+            outputs: 2,
+            final_scale: 1.0,
+        };
         let shares = modular(Residual::Scaled, &[]).shares(&mlp.graph().unwrap()).unwrap();
         assert_eq!(shares.len(), 3);
         shares.values().for_each(|share| near(*share, 1.0 / 3.0));
         // A scaled head moves everything before it more.
-        let shares = modular(Residual::Scaled, &[]).shares(&Mlp { final_scale: 8.0, ..mlp }.graph().unwrap()).unwrap();
+        let shares = modular(Residual::Scaled, &[])
+            .shares(&Mlp { final_scale: 8.0, ..mlp }.graph().unwrap())
+            .unwrap();
         shares.values().for_each(|share| near(*share, 1.0 / 24.0));
     }
 
@@ -279,7 +309,8 @@ mod tests {
         near(shares["embedding.weight"], 1.0 / 34.0 / block.powi(2));
     }
 
-    /// With the factors counted, convex combinations leave the sensitivity at 1, and what is behind a small branch moves more.
+    /// With the factors counted, convex combinations leave the sensitivity at 1, and what is behind
+    /// a small branch moves more.
     #[test]
     fn the_true_split_of_a_transformer() {
         let shares = modular(Residual::Scaled, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
@@ -290,7 +321,9 @@ mod tests {
 
     #[test]
     fn every_weight_has_a_share_and_masses_that_fit_nothing_are_named() {
-        let said = |masses: &[(&str, f64)]| modular(Residual::Scaled, masses).shares(&gpt(1)).unwrap_err().to_string();
+        let said = |masses: &[(&str, f64)]| {
+            modular(Residual::Scaled, masses).shares(&gpt(1)).unwrap_err().to_string()
+        };
         assert!(said(&[("block", 32.0)]).contains("rates.masses.block:"));
         assert!(said(&[("blocks", -1.0)]).contains("must be above 0"));
         let names: Vec<String> = gpt(2).parameters().into_iter().map(|p| p.name).collect();

@@ -1,4 +1,5 @@
-//! Muon: momentum, made semi-orthogonal, so that every weight moves by the learning rate in its own norm.
+//! Muon: momentum, made semi-orthogonal, so that every weight moves by the learning rate in its own
+//! norm.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::blocks::{Heads, batched, block, merge, split};
 use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each, rounding};
-use crate::{Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor};
+use crate::{
+    Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor,
+};
 
-/// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated further.
+/// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated
+/// further.
 const INFLATION: f64 = 16.0;
 
-/// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al., *Muon*, 2024; the scale s as in
-/// Bernstein, *Deriving Muon*). Rows of tables and vectors move by η in RMS norm.
+/// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al.,
+/// *Muon*, 2024; the scale s as in Bernstein, *Deriving Muon*). Rows of tables and vectors move by
+/// η in RMS norm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MuonConfig {
@@ -36,7 +41,8 @@ pub struct MuonConfig {
     pub per_head: Heads,
     /// The polynomials.
     pub newton_schulz: NewtonSchulz,
-    /// What the polynomials are worked out in; in bf16, what an update can be is not known well enough to cap by.
+    /// What the polynomials are worked out in; in bf16, what an update can be is not known well
+    /// enough to cap by.
     pub precision: Precision,
 }
 
@@ -76,7 +82,8 @@ pub enum UpdateScale {
     Spectral,
     /// √max(1, out/in), of the first Muon.
     Jordan,
-    /// 0.2·√max(out, in): elements as large as AdamW's (Liu et al., *Muon is scalable for LLM training*, 2025).
+    /// 0.2·√max(out, in): elements as large as AdamW's (Liu et al., *Muon is scalable for LLM
+    /// training*, 2025).
     Adam,
 }
 
@@ -114,8 +121,10 @@ impl MuonConfig {
         let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
         let scale = self.update_scale.factor(rows, columns) * rms_to_rms(rows, columns);
         let (_, block_rows, block_columns) = block(parameter, self.per_head.of(parameter));
-        let whole = self.newton_schulz.maximum() * scale * (1.0 + rounding(block_rows, block_columns));
-        // A whole update can put all of itself into one head's block, whose norm counts it √count times.
+        let whole =
+            self.newton_schulz.maximum() * scale * (1.0 + rounding(block_rows, block_columns));
+        // A whole update can put all of itself into one head's block, whose norm counts it √count
+        // times.
         let spread = match (self.per_head.of(parameter), parameter.heads) {
             (None, Some(heads)) => (heads.count as f64).sqrt(),
             _ => 1.0,
@@ -154,7 +163,8 @@ impl Muon {
         Ok(Self { variables, momentum, config, steps: 0 })
     }
 
-    /// The directions of a step, each with its factor: of norm at most 1, up to the polynomials' maximum, in each parameter's norm.
+    /// The directions of a step, each with its factor: of norm at most 1, up to the polynomials'
+    /// maximum, in each parameter's norm.
     fn directions(&self, momentum: &[Tensor]) -> Result<Vec<(Tensor, f64)>, Error> {
         let tiny = f64::from(f32::MIN_POSITIVE);
         let (mut matrices, mut stacks) = (Vec::new(), Vec::new());
@@ -187,7 +197,8 @@ impl Muon {
             let parameter = &self.variables[i].parameter;
             let heads = self.config.per_head.of(parameter);
             let count = heads.map_or(1.0, |heads| heads.count as f64);
-            let factor = self.config.update_scale.factor(parameter.shape[0], parameter.shape[1]) / count.sqrt();
+            let factor = self.config.update_scale.factor(parameter.shape[0], parameter.shape[1])
+                / count.sqrt();
             out[i] = (merge(&blocks, heads)?, factor);
         }
         Ok(out)
@@ -202,7 +213,9 @@ impl Muon {
         batched(&stacks, |(), m| {
             Ok(match self.config.precision {
                 Precision::F32 => orthogonalise(&m, set)?,
-                Precision::Bf16 => orthogonalise(&m.to_dtype(DType::BF16)?, set)?.to_dtype(m.dtype())?,
+                Precision::Bf16 => {
+                    orthogonalise(&m.to_dtype(DType::BF16)?, set)?.to_dtype(m.dtype())?
+                }
             })
         })
     }
@@ -230,7 +243,12 @@ impl Optimizer for Muon {
         }
         for (v, (direction, factor)) in self.variables.iter().zip(self.directions(&ahead)?) {
             let learning_rate = rate.now() * v.rate;
-            advance(&v.var, 1.0 - learning_rate * self.config.weight_decay, &direction, -learning_rate * factor)?;
+            advance(
+                &v.var,
+                1.0 - learning_rate * self.config.weight_decay,
+                &direction,
+                -learning_rate * factor,
+            )?;
         }
         self.steps += 1;
         Ok(())
@@ -246,8 +264,11 @@ impl Optimizer for Muon {
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         let steps = steps_of(state, STEPS)?;
-        self.momentum =
-            self.variables.iter().map(|v| saved(state, &key(&v.parameter), &v.var)).collect::<Result<_, _>>()?;
+        self.momentum = self
+            .variables
+            .iter()
+            .map(|v| saved(state, &key(&v.parameter), &v.var))
+            .collect::<Result<_, _>>()?;
         self.steps = steps;
         Ok(())
     }

@@ -120,7 +120,8 @@ impl OptimizerConfig {
         }
     }
 
-    /// How large one update of a weight can be, where that is known: under Muon it does not depend on the gradient.
+    /// How large one update of a weight can be, where that is known: under Muon it does not depend
+    /// on the gradient.
     pub fn update_bound(&self, parameter: &Parameter) -> Option<UpdateBound> {
         match self {
             Self::Muon(config) => config.update_bound(parameter),
@@ -137,18 +138,29 @@ pub(crate) fn share(key: &str, x: f64) -> Result<(), Error> {
     }
 }
 
-/// The gradient of a variable, cut from its graph: one that is kept would keep the whole step alive.
+/// The gradient of a variable, cut from its graph: one that is kept would keep the whole step
+/// alive.
 pub(crate) fn gradient(gradients: &GradStore, variable: &Variable) -> Result<Tensor, Error> {
     let name = || Error::NoGradient(variable.parameter.name.clone());
     Ok(gradients.get(variable.var.as_tensor()).ok_or_else(name)?.detach())
 }
 
 /// A saved tensor for a variable.
-pub(crate) fn saved(state: &BTreeMap<String, Tensor>, name: &str, like: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn saved(
+    state: &BTreeMap<String, Tensor>,
+    name: &str,
+    like: &Tensor,
+) -> Result<Tensor, Error> {
     match state.get(name) {
         // A copy: steps are made in place.
-        Some(t) if t.dims() == like.dims() => Ok(t.to_device(like.device())?.to_dtype(like.dtype())?.copy()?),
-        Some(t) => Err(Error::State(format!("`{name}` has shape {:?}, wanted {:?}", t.dims(), like.dims()))),
+        Some(t) if t.dims() == like.dims() => {
+            Ok(t.to_device(like.device())?.to_dtype(like.dtype())?.copy()?)
+        }
+        Some(t) => Err(Error::State(format!(
+            "`{name}` has shape {:?}, wanted {:?}",
+            t.dims(),
+            like.dims()
+        ))),
         None => Err(Error::State(format!("`{name}` is missing"))),
     }
 }

@@ -1,4 +1,5 @@
-//! The whole of what happens to weights: which optimizer moves each and how fast, and what keeps them small.
+//! The whole of what happens to weights: which optimizer moves each and how fast, and what keeps
+//! them small.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,8 @@ use crate::{Error, Optimizer, OptimizerConfig, Rate, Variable, Variables};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Names of weights, with `*` for any characters: `embedding.*`, `*.query.weight`. The first group that fits a weight has it.
+    /// Names of weights, with `*` for any characters: `embedding.*`, `*.query.weight`. The first
+    /// group that fits a weight has it.
     pub pattern: String,
     /// Their learning rate at its peak, in place of the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,13 +78,17 @@ impl Recipe {
         self.check()?;
         let parameters = graph.parameters();
         self.constraint.check_names(&parameters)?;
-        let all = std::iter::once(&self.optimizer).chain(self.groups.iter().filter_map(|g| g.optimizer.as_ref()));
+        let all = std::iter::once(&self.optimizer)
+            .chain(self.groups.iter().filter_map(|g| g.optimizer.as_ref()));
         for optimizer in all {
             if let OptimizerConfig::Muon(muon) = optimizer {
-                let heads = ConstraintConfig { per_head: muon.per_head.clone(), ..ConstraintConfig::default() };
-                heads
-                    .check_names(&parameters)
-                    .map_err(|e| Error::Config(e.to_string().replace("constraint.", "optimizer.")))?;
+                let heads = ConstraintConfig {
+                    per_head: muon.per_head.clone(),
+                    ..ConstraintConfig::default()
+                };
+                heads.check_names(&parameters).map_err(|e| {
+                    Error::Config(e.to_string().replace("constraint.", "optimizer."))
+                })?;
             }
         }
         match self.groups.iter().find(|group| !parameters.iter().any(|p| group.has(p))) {
@@ -101,7 +107,9 @@ impl Recipe {
 
     /// The optimizer that moves a weight.
     pub fn optimizer_of(&self, parameter: &Parameter) -> &OptimizerConfig {
-        self.group_of(parameter).and_then(|group| group.optimizer.as_ref()).unwrap_or(&self.optimizer)
+        self.group_of(parameter)
+            .and_then(|group| group.optimizer.as_ref())
+            .unwrap_or(&self.optimizer)
     }
 
     /// What the constraint promises about a weight, after every step.
@@ -109,7 +117,8 @@ impl Recipe {
         promise(&self.constraint, parameter, self.optimizer_of(parameter).update_bound(parameter))
     }
 
-    /// The same with another cap, if there is one: σ_max, or for weight decay under Muon the λ that keeps norms below it.
+    /// The same with another cap, if there is one: σ_max, or for weight decay under Muon the λ that
+    /// keeps norms below it.
     pub fn with_sigma_max(&self, cap: f64) -> Option<Self> {
         let mut out = self.clone();
         let constraint = &mut out.constraint;
@@ -129,15 +138,28 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Config`] if the split of the learning rate does not fit the graph.
-    pub fn variables(&self, graph: &Graph, vars: Vec<(Parameter, Var)>, peak: f64) -> Result<Variables, Error> {
+    pub fn variables(
+        &self,
+        graph: &Graph,
+        vars: Vec<(Parameter, Var)>,
+        peak: f64,
+    ) -> Result<Variables, Error> {
         let shares = self.rates.shares(graph)?;
-        let rate = |p: &Parameter| match (self.group_of(p).and_then(|group| group.learning_rate), shares.get(&p.name)) {
+        let rate = |p: &Parameter| match (
+            self.group_of(p).and_then(|group| group.learning_rate),
+            shares.get(&p.name),
+        ) {
             (Some(rate), _) => Ok(rate / peak),
             (None, Some(share)) => Ok(*share),
             (None, None) if self.rates == RatesConfig::Equal => Ok(1.0),
-            (None, None) => Err(Error::Config(format!("rates: `{}` has no share; it is not in the graph", p.name))),
+            (None, None) => Err(Error::Config(format!(
+                "rates: `{}` has no share; it is not in the graph",
+                p.name
+            ))),
         };
-        vars.into_iter().map(|(parameter, var)| Ok(Variable { rate: rate(&parameter)?, parameter, var })).collect()
+        vars.into_iter()
+            .map(|(parameter, var)| Ok(Variable { rate: rate(&parameter)?, parameter, var }))
+            .collect()
     }
 
     /// The optimizers for these variables, as one.
@@ -153,7 +175,10 @@ impl Recipe {
                 None => parts.push((config, vec![v.clone()])),
             }
         }
-        let parts = parts.into_iter().map(|(config, members)| config.build(members)).collect::<Result<_, _>>()?;
+        let parts = parts
+            .into_iter()
+            .map(|(config, members)| config.build(members))
+            .collect::<Result<_, _>>()?;
         Ok(Box::new(Parts(parts)))
     }
 
@@ -170,7 +195,10 @@ impl Recipe {
 
     /// Whether every matrix and table has a promise, so that a constant is known before training.
     pub fn promises_all(&self, graph: &Graph) -> bool {
-        graph.parameters().iter().all(|p| p.geometry == Geometry::Vector || self.promise(p).is_some())
+        graph
+            .parameters()
+            .iter()
+            .all(|p| p.geometry == Geometry::Vector || self.promise(p).is_some())
     }
 }
 

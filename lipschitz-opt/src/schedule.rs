@@ -44,9 +44,11 @@ mod tests {
 
     #[test]
     fn factors_start_at_the_peak_and_fall() {
-        for schedule in
-            [ScheduleConfig::Linear, ScheduleConfig::Cosine, ScheduleConfig::StableThenDecay { decay: 0.25 }]
-        {
+        for schedule in [
+            ScheduleConfig::Linear,
+            ScheduleConfig::Cosine,
+            ScheduleConfig::StableThenDecay { decay: 0.25 },
+        ] {
             let factors: Vec<f64> = (0..100).map(|step| schedule.factor(step, 100)).collect();
             assert!((factors[0] - 1.0).abs() < 1e-12 && factors[99] < 0.05, "{schedule:?}");
             assert!(factors.windows(2).all(|w| w[1] <= w[0] + 1e-12), "{schedule:?}");

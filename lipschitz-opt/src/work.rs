@@ -1,6 +1,8 @@
-//! What a step of one weight costs: the floating-point operations of its matrix products, as the composed forms do them on a GPU.
+//! What a step of one weight costs: the floating-point operations of its matrix products, as the
+//! composed forms do them on a GPU.
 //!
-//! Everything else passes over the weights a few times, which products outweigh from a width of a few hundred on.
+//! Everything else passes over the weights a few times, which products outweigh from a width of a
+//! few hundred on.
 
 use lipschitz_nn::graph::{Geometry, Parameter};
 
@@ -39,8 +41,13 @@ impl Sides {
 
     fn orthogonalise(self, set: NewtonSchulz) -> f64 {
         let steps = set.steps().len();
-        // A step is the square of the Gram matrix G and the factors' product, and but for the last two for the next G.
-        if self.gram { 2.0 * self.long() + (4 * steps - 3) as f64 * self.short() } else { self.quintics(steps) }
+        // A step is the square of the Gram matrix G and the factors' product, and but for the last
+        // two for the next G.
+        if self.gram {
+            2.0 * self.long() + (4 * steps - 3) as f64 * self.short()
+        } else {
+            self.quintics(steps)
+        }
     }
 
     fn polar(self) -> f64 {
@@ -71,7 +78,8 @@ impl Recipe {
         }
     }
 
-    /// Floating-point operations of the constraint's products in a step of this weight; none known for an SVD.
+    /// Floating-point operations of the constraint's products in a step of this weight; none known
+    /// for an SVD.
     pub fn constraint_work(&self, parameter: &Parameter) -> Option<f64> {
         let config = &self.constraint;
         if parameter.geometry != Geometry::Matrix || config.caps_vectors(parameter) {
@@ -85,7 +93,9 @@ impl Recipe {
                 * match config.method {
                     Method::None | Method::WeightDecay => 0.0,
                     Method::SpectralWeightDecay | Method::SpectralHammer => sides.power(),
-                    Method::SpectralNormalize if config.norm == Some(Estimate::Power) => sides.power(),
+                    Method::SpectralNormalize if config.norm == Some(Estimate::Power) => {
+                        sides.power()
+                    }
                     Method::SpectralNormalize => sides.norm(),
                     Method::Stiefel => sides.polar(),
                     // Two cubics.
@@ -93,10 +103,12 @@ impl Recipe {
                     Method::SpectralHardCap => {
                         norm + match config.form.unwrap_or_default() {
                             HardCap::Quintic => sides.quintics(hard_cap_steps().len()),
-                            // The direction, its product with X, a sign of that, and one more product.
+                            // The direction, its product with X, a sign of that, and one more
+                            // product.
                             HardCap::Sign => {
                                 let square = Sides { l: sides.s, gram: false, ..sides };
-                                let sign = square.quintics(NewtonSchulz::SixStep.steps().len()) + square.cubics(3);
+                                let sign = square.quintics(NewtonSchulz::SixStep.steps().len())
+                                    + square.cubics(3);
                                 sides.polar() + 2.0 * sides.long() + sign
                             }
                         }

@@ -1,5 +1,5 @@
-//! What each constraint guarantees, at every step and under every optimizer, by SVD; and where a method guarantees nothing,
-//! an example in which it fails.
+//! What each constraint guarantees, at every step and under every optimizer, by SVD; and where a
+//! method guarantees nothing, an example in which it fails.
 
 mod workshop;
 
@@ -9,7 +9,8 @@ use candle_core::Tensor;
 use lipschitz_nn::graph::Geometry;
 use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{
-    Heads, MuonConfig, NewtonSchulz, OptimizerConfig, Precision, Rate, Recipe, UpdateScale, Variable, Variables,
+    Heads, MuonConfig, NewtonSchulz, OptimizerConfig, Precision, Rate, Recipe, UpdateScale,
+    Variable, Variables,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -19,8 +20,16 @@ fn optimizers() -> Vec<OptimizerConfig> {
     let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
     [
         MuonConfig { ..muon() },
-        MuonConfig { per_head: Heads::All(true), newton_schulz: NewtonSchulz::PolarExpress, ..muon() },
-        MuonConfig { per_head: heads(&["query", "output"]), newton_schulz: NewtonSchulz::Jordan, ..muon() },
+        MuonConfig {
+            per_head: Heads::All(true),
+            newton_schulz: NewtonSchulz::PolarExpress,
+            ..muon()
+        },
+        MuonConfig {
+            per_head: heads(&["query", "output"]),
+            newton_schulz: NewtonSchulz::Jordan,
+            ..muon()
+        },
         MuonConfig { update_scale: UpdateScale::Adam, weight_decay: 0.1, ..muon() },
         MuonConfig { precision: Precision::Bf16, ..muon() },
     ]
@@ -35,9 +44,10 @@ fn constraints() -> Vec<ConstraintConfig> {
     let mut out = Vec::new();
     let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
     for per_head in [Heads::All(false), Heads::All(true), heads(&["key", "output"])] {
-        for (sigma_max, factors) in
-            [(0.3, BTreeMap::new()), (4.0, BTreeMap::from([("query".to_string(), 0.5), ("head".into(), 2.0)]))]
-        {
+        for (sigma_max, factors) in [
+            (0.3, BTreeMap::new()),
+            (4.0, BTreeMap::from([("query".to_string(), 0.5), ("head".into(), 2.0)])),
+        ] {
             let base = |method| ConstraintConfig {
                 per_head: per_head.clone(),
                 factors: factors.clone(),
@@ -54,7 +64,8 @@ fn constraints() -> Vec<ConstraintConfig> {
             ]);
         }
     }
-    let names = |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
+    let names =
+        |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
     out.push(ConstraintConfig {
         row_caps: names(&["head", "query"]),
         column_caps: names(&["up"]),
@@ -68,7 +79,8 @@ fn constraints() -> Vec<ConstraintConfig> {
     out
 }
 
-/// How much of what was promised is used, at most, over all weights, and over matrices under singular-value caps.
+/// How much of what was promised is used, at most, over all weights, and over matrices under
+/// singular-value caps.
 fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
     let (mut largest, mut reached) = (0f64, 0f64);
     for v in variables {
@@ -76,7 +88,9 @@ fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
         let w = v.var.as_tensor();
         if v.parameter.geometry == Geometry::Table {
             let rows = w.sqr().unwrap().mean(1).unwrap().sqrt().unwrap();
-            largest = largest.max(f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap()) / promise.sigma_max);
+            largest = largest.max(
+                f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap()) / promise.sigma_max,
+            );
             continue;
         }
         let share = norm(w, &v.parameter, promise.heads) / promise.sigma_max;
@@ -85,14 +99,18 @@ fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
         if let Some(row) = promise.row {
             let rows = w.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
             let share = f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap()) / row;
-            assert!((0.5..=1.0).contains(&share), "{}: a row has {share} of its cap", v.parameter.name);
+            assert!(
+                (0.5..=1.0).contains(&share),
+                "{}: a row has {share} of its cap",
+                v.parameter.name
+            );
         }
     }
     (largest, reached)
 }
 
-/// Every promise holds after every step, with gradients that push where it hurts: along the first singular vectors, along all of
-/// them, at random, and with steps too large for a coupling.
+/// Every promise holds after every step, with gradients that push where it hurts: along the first
+/// singular vectors, along all of them, at random, and with steps too large for a coupling.
 #[test]
 fn promises_hold_at_every_step() {
     let mut promised = BTreeSet::new();
@@ -106,14 +124,19 @@ fn promises_hold_at_every_step() {
             let mut constraint = Constraint::new(&recipe).unwrap();
             let mut moves = recipe.build(&variables).unwrap();
             // Tables alone are not what a method is about.
-            let promises =
-                |v: &Variable| v.parameter.geometry == Geometry::Matrix && constraint.promise(&v.parameter).is_some();
+            let promises = |v: &Variable| {
+                v.parameter.geometry == Geometry::Matrix
+                    && constraint.promise(&v.parameter).is_some()
+            };
             if !variables.iter().any(promises) {
                 continue;
             }
             promised.insert((optimizer.name(), config.method.key()));
             constraint.project(&variables).unwrap();
-            assert!(used(&constraint, &variables).0 <= 1.0, "{optimizer:?} {config:?}: before the first step");
+            assert!(
+                used(&constraint, &variables).0 <= 1.0,
+                "{optimizer:?} {config:?}: before the first step"
+            );
             let (mut largest, mut reached) = (0f64, 0f64);
             for i in 0..14 {
                 let rate = Rate::constant(if i < 11 { 0.08 } else { 3.0 });
@@ -131,9 +154,13 @@ fn promises_hold_at_every_step() {
                 (largest, reached) = (largest.max(l), reached.max(r));
             }
             assert!(largest <= 1.0, "{optimizer:?} {config:?}: {largest} of what is promised");
-            // A constraint that crushes every weight would hold as well. Weight decay comes near its limit after 1/(ηλ) steps.
+            // A constraint that crushes every weight would hold as well. Weight decay comes near
+            // its limit after 1/(ηλ) steps.
             let enough = if config.method == Method::WeightDecay { 0.3 } else { 0.9 };
-            assert!(reached > enough, "{optimizer:?} {config:?}: only {reached} of what is promised is used");
+            assert!(
+                reached > enough,
+                "{optimizer:?} {config:?}: only {reached} of what is promised is used"
+            );
         }
     }
     let missing: Vec<_> = Method::ALL
@@ -158,14 +185,21 @@ fn promises_hold_at_every_step() {
 }
 
 /// The norm of `up` over steps that make every singular value grow.
-fn grown(config: &ConstraintConfig, optimizer: OptimizerConfig, steps: usize, learning_rate: f64) -> f64 {
+fn grown(
+    config: &ConstraintConfig,
+    optimizer: OptimizerConfig,
+    steps: usize,
+    learning_rate: f64,
+) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let variables: Variables = variables(&mut rng).into_iter().filter(|v| v.parameter.name == "up").collect();
+    let variables: Variables =
+        variables(&mut rng).into_iter().filter(|v| v.parameter.name == "up").collect();
     let recipe = Recipe::new(optimizer, config.clone());
     let mut constraint = Constraint::new(&recipe).unwrap();
     let mut moves = recipe.build(&variables).unwrap();
     for _ in 0..steps {
-        let gradients: Vec<Tensor> = variables.iter().map(|v| all(v.var.as_tensor()).neg().unwrap()).collect();
+        let gradients: Vec<Tensor> =
+            variables.iter().map(|v| all(v.var.as_tensor()).neg().unwrap()).collect();
         step(&mut *moves, &variables, &gradients, Rate::constant(learning_rate));
         constraint.apply(&variables, Rate::constant(learning_rate)).unwrap();
     }
@@ -180,14 +214,19 @@ fn methods_without_a_promise_fail_somewhere() {
     let hammer = ConstraintConfig::capped(Method::SpectralHammer, 1.0);
     assert!(grown(&hammer, muon(), 20, 0.2) > 1.2);
     // Spectral weight decay of λ: with weight decay's coupling the norm would stay below η/λ.
-    let decay = ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(Method::SpectralWeightDecay) };
+    let decay =
+        ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(Method::SpectralWeightDecay) };
     assert!(grown(&decay, muon(), 60, 0.1) > 1.5 * 0.1 / 0.1);
     // Power iteration estimates from below, so what it leaves may be above the cap.
-    let power =
-        ConstraintConfig { norm: Some(Estimate::Power), ..ConstraintConfig::capped(Method::SpectralNormalize, 1.0) };
-    let most = [1, 2, 3, 5].map(|steps| grown(&power, muon(), steps, 2.0)).into_iter().fold(0.0, f64::max);
+    let power = ConstraintConfig {
+        norm: Some(Estimate::Power),
+        ..ConstraintConfig::capped(Method::SpectralNormalize, 1.0)
+    };
+    let most =
+        [1, 2, 3, 5].map(|steps| grown(&power, muon(), steps, 2.0)).into_iter().fold(0.0, f64::max);
     assert!(most > 1.0 + 1e-6, "{most}");
-    // Under AdamW a weight decay bounds no norm by 1/λ: an update of one element of learning-rate size has any norm.
+    // Under AdamW a weight decay bounds no norm by 1/λ: an update of one element of learning-rate
+    // size has any norm.
     let decay = ConstraintConfig { decay: Some(0.5), ..ConstraintConfig::new(Method::WeightDecay) };
     assert!(grown(&decay, OptimizerConfig::Adamw(adamw()), 400, 0.05) > 1.0 / 0.5);
     // They do act: without any of them the norm grows by the learning rate a step.
@@ -200,11 +239,17 @@ fn methods_without_a_promise_fail_somewhere() {
 fn kept_vectors_are_saved() {
     for method in [Method::SpectralHammer, Method::SpectralWeightDecay, Method::SpectralNormalize] {
         let config = match method {
-            Method::SpectralWeightDecay => ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(method) },
-            Method::SpectralNormalize => {
-                ConstraintConfig { norm: Some(Estimate::Power), ..ConstraintConfig::capped(method, 1.0) }
+            Method::SpectralWeightDecay => {
+                ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(method) }
             }
-            _ => ConstraintConfig { per_head: Heads::All(true), ..ConstraintConfig::capped(method, 1.0) },
+            Method::SpectralNormalize => ConstraintConfig {
+                norm: Some(Estimate::Power),
+                ..ConstraintConfig::capped(method, 1.0)
+            },
+            _ => ConstraintConfig {
+                per_head: Heads::All(true),
+                ..ConstraintConfig::capped(method, 1.0)
+            },
         };
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         let first = variables(&mut rng);
@@ -219,9 +264,13 @@ fn kept_vectors_are_saved() {
         constraint.apply(&first, Rate::constant(0.1)).unwrap();
         resumed.apply(&second, Rate::constant(0.1)).unwrap();
         assert_eq!(workshop::bits(&first), workshop::bits(&second), "{method:?}");
-        let broken =
-            state.into_iter().map(|(name, v)| (name, v.narrow(0, 0, 1).unwrap().flatten_all().unwrap())).collect();
-        assert!(resumed.load_state(&broken, &second).unwrap_err().to_string().contains("has shape"));
+        let broken = state
+            .into_iter()
+            .map(|(name, v)| (name, v.narrow(0, 0, 1).unwrap().flatten_all().unwrap()))
+            .collect();
+        assert!(
+            resumed.load_state(&broken, &second).unwrap_err().to_string().contains("has shape")
+        );
     }
 }
 
@@ -231,7 +280,11 @@ fn groups_move_by_their_own() {
     use lipschitz_opt::Group;
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let variables_ = variables(&mut rng);
-    let group = |pattern: &str, learning_rate, optimizer| Group { pattern: pattern.into(), learning_rate, optimizer };
+    let group = |pattern: &str, learning_rate, optimizer| Group {
+        pattern: pattern.into(),
+        learning_rate,
+        optimizer,
+    };
     let recipe = Recipe {
         groups: vec![
             group("table", Some(0.0), None),
@@ -250,14 +303,18 @@ fn groups_move_by_their_own() {
     .unwrap();
     let vars = variables_.iter().map(|v| (v.parameter.clone(), v.var.clone())).collect();
     let grouped = recipe.variables(&graph, vars, 0.1).unwrap();
-    let rates: BTreeMap<&str, f64> = grouped.iter().map(|v| (v.parameter.name.as_str(), v.rate)).collect();
+    let rates: BTreeMap<&str, f64> =
+        grouped.iter().map(|v| (v.parameter.name.as_str(), v.rate)).collect();
     assert_eq!((rates["table"], rates["query"], rates["output"]), (0.0, 1.0, 0.3 / 0.1));
     let before = workshop::copy(&grouped);
-    let gradients: Vec<Tensor> = grouped.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
+    let gradients: Vec<Tensor> =
+        grouped.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
     step(&mut *recipe.build(&grouped).unwrap(), &grouped, &gradients, Rate::constant(0.1));
     for ((v, before), g) in grouped.iter().zip(&before).zip(&gradients) {
         let moved = (before.var.as_tensor() - v.var.as_tensor()).unwrap();
-        let size = |t: &Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+        let size = |t: &Tensor| {
+            f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt()
+        };
         match v.parameter.name.as_str() {
             "table" => assert_eq!(size(&moved), 0.0),
             "output" => assert!((norm(&moved, &v.parameter, None) / 0.3 - 1.0).abs() < 0.05),
@@ -266,7 +323,11 @@ fn groups_move_by_their_own() {
                 let plain = ((g * 0.1).unwrap() + decay).unwrap();
                 assert!(size(&(moved - plain).unwrap()) < 1e-5, "{}", v.parameter.name);
             }
-            _ => assert!((norm(&moved, &v.parameter, None) / 0.1 - 1.0).abs() < 0.05, "{}", v.parameter.name),
+            _ => assert!(
+                (norm(&moved, &v.parameter, None) / 0.1 - 1.0).abs() < 0.05,
+                "{}",
+                v.parameter.name
+            ),
         }
     }
     let stray = Recipe { groups: vec![group("nothing*", None, None)], ..recipe };
@@ -278,18 +339,33 @@ fn constants_that_do_not_fit_are_named() {
     let said = |config: ConstraintConfig| config.check().unwrap_err().to_string();
     let capped = |method| ConstraintConfig::capped(method, 1.0);
     let cases = [
-        (ConstraintConfig::capped(Method::SpectralNormalize, f64::NAN), "constraint.sigma_max is NaN"),
+        (
+            ConstraintConfig::capped(Method::SpectralNormalize, f64::NAN),
+            "constraint.sigma_max is NaN",
+        ),
         (capped(Method::WeightDecay), "constraint.sigma_max is no constant of `weight_decay`"),
         (ConstraintConfig::new(Method::WeightDecay), "constraint.decay is missing"),
         (
             ConstraintConfig { decay: Some(0.1), ..capped(Method::Stiefel) },
             "constraint.decay is no constant of `stiefel`",
         ),
-        (ConstraintConfig { decay: Some(-0.1), ..capped(Method::SpectralSoftCap) }, "constraint.decay is -0.1"),
-        (ConstraintConfig { form: Some(HardCap::Sign), ..capped(Method::SvdClip) }, "constraint.form"),
-        (ConstraintConfig { norm: Some(Estimate::Power), ..capped(Method::SvdClip) }, "constraint.norm"),
         (
-            ConstraintConfig { factors: [("head".to_string(), 0.0)].into(), ..capped(Method::SvdClip) },
+            ConstraintConfig { decay: Some(-0.1), ..capped(Method::SpectralSoftCap) },
+            "constraint.decay is -0.1",
+        ),
+        (
+            ConstraintConfig { form: Some(HardCap::Sign), ..capped(Method::SvdClip) },
+            "constraint.form",
+        ),
+        (
+            ConstraintConfig { norm: Some(Estimate::Power), ..capped(Method::SvdClip) },
+            "constraint.norm",
+        ),
+        (
+            ConstraintConfig {
+                factors: [("head".to_string(), 0.0)].into(),
+                ..capped(Method::SvdClip)
+            },
             "constraint.factors.head is 0",
         ),
         (

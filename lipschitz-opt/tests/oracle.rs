@@ -5,11 +5,12 @@ mod workshop;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Geometry;
 use lipschitz_opt::polynomial::{
-    NewtonSchulz, at, composed, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, orthogonalise, polar, rounding,
-    soft_cap,
+    NewtonSchulz, at, composed, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign,
+    orthogonalise, polar, rounding, soft_cap,
 };
 use lipschitz_opt::{
-    AdamWConfig, Heads, MuonConfig, OptimizerConfig, Precision, Rate, SgdConfig, UpdateScale, Variables, Warmup, scale,
+    AdamWConfig, Heads, MuonConfig, OptimizerConfig, Precision, Rate, SgdConfig, UpdateScale,
+    Variables, Warmup, scale,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -23,7 +24,8 @@ fn off(got: &Tensor, m: &Tensor, f: impl Fn(f64) -> f64) -> f64 {
     let mut largest = 0f64;
     for i in 0..got.nrows() {
         for j in 0..got.ncols() {
-            let want: f64 = (0..s.nrows()).map(|k| svd.U()[(i, k)] * f(s[k]) * svd.V()[(j, k)]).sum();
+            let want: f64 =
+                (0..s.nrows()).map(|k| svd.U()[(i, k)] * f(s[k]) * svd.V()[(j, k)]).sum();
             largest = largest.max((got[(i, j)] - want).abs());
         }
     }
@@ -40,7 +42,8 @@ fn frobenius(m: &Tensor) -> f64 {
     matrix(m).singular_values().unwrap().iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-const SHAPES: [(usize, usize); 9] = [(1, 1), (1, 7), (7, 1), (5, 5), (6, 13), (13, 6), (24, 96), (80, 16), (40, 40)];
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (1, 7), (7, 1), (5, 5), (6, 13), (13, 6), (24, 96), (80, 16), (40, 40)];
 
 /// Spectra: random, all equal, geometric over six decades, rank one, two clusters.
 fn matrices(rng: &mut ChaCha8Rng) -> Vec<Tensor> {
@@ -59,7 +62,8 @@ fn matrices(rng: &mut ChaCha8Rng) -> Vec<Tensor> {
     out
 }
 
-/// The kernels and their twins agree, on both sides of the range of norms that need no scaling first.
+/// The kernels and their twins agree, on both sides of the range of norms that need no scaling
+/// first.
 #[test]
 fn kernels_equal_their_twins() {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
@@ -68,7 +72,8 @@ fn kernels_equal_their_twins() {
         for factor in [1e-12, 1e-5, 1.0, 1e12] {
             let m = random(&[2, rows, columns], factor, &mut rng);
             for set in NewtonSchulz::ALL {
-                let (a, b) = (orthogonalise(&m, set).unwrap(), composed::orthogonalise(&m, set).unwrap());
+                let (a, b) =
+                    (orthogonalise(&m, set).unwrap(), composed::orthogonalise(&m, set).unwrap());
                 worst = worst.max(distance(&a, &b));
             }
         }
@@ -96,8 +101,13 @@ fn orthogonalise_moves_singular_values_alone() {
             let rounded = half.to_dtype(DType::F32).unwrap();
             let size = frobenius(&rounded);
             let got = orthogonalise(&half, set).unwrap().to_dtype(DType::F32).unwrap();
-            // Singular values below what bf16 resolves turn into noise that a set amplifies as it should.
-            let fine = matrix(&rounded).singular_values().unwrap().iter().all(|s| *s == 0.0 || *s > 0.1 * size);
+            // Singular values below what bf16 resolves turn into noise that a set amplifies as it
+            // should.
+            let fine = matrix(&rounded)
+                .singular_values()
+                .unwrap()
+                .iter()
+                .all(|s| *s == 0.0 || *s > 0.1 * size);
             if fine {
                 worst_half = worst_half.max(off(&got, &rounded, |s| set.at(s / size)));
             }
@@ -107,7 +117,10 @@ fn orthogonalise_moves_singular_values_alone() {
     assert!(worst < 3e-3, "{worst}");
     assert!(worst_half < 0.2, "{worst_half}");
     let zero = Tensor::zeros((3, 4), DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(orthogonalise(&zero, NewtonSchulz::SixStep).unwrap().to_vec2::<f32>().unwrap(), [[0.0; 4]; 3]);
+    assert_eq!(
+        orthogonalise(&zero, NewtonSchulz::SixStep).unwrap().to_vec2::<f32>().unwrap(),
+        [[0.0; 4]; 3]
+    );
 }
 
 #[test]
@@ -115,7 +128,8 @@ fn polar_is_the_polar_factor() {
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     for (rows, columns) in SHAPES {
         let n = rows.min(columns);
-        let values: Vec<f64> = (0..n).map(|i| 3.0 * 10f64.powf(-1.5 * i as f64 / n as f64)).collect();
+        let values: Vec<f64> =
+            (0..n).map(|i| 3.0 * 10f64.powf(-1.5 * i as f64 / n as f64)).collect();
         let m = spectrum(rows, columns, &values, &mut rng);
         let off = off(&polar(&m).unwrap(), &m, |_| 1.0);
         assert!(off < 1e-4, "{rows}×{columns}: {off}");
@@ -142,7 +156,11 @@ fn hard_caps_cap() {
                 let exact = hard_cap_sign(&m, cap).unwrap();
                 let error = off(&exact, &m, |s| s.min(cap));
                 assert!(error < 1e-3 * cap, "{rows}×{columns} {cap}: {error}");
-                assert!(sigma_max(&exact) <= cap * (1.0 + 2e-4), "{rows}×{columns} {cap}: {}", sigma_max(&exact));
+                assert!(
+                    sigma_max(&exact) <= cap * (1.0 + 2e-4),
+                    "{rows}×{columns} {cap}: {}",
+                    sigma_max(&exact)
+                );
                 let quintic = hard_cap_quintic(&m, cap).unwrap();
                 let error = off(&quintic, &m, |s| hard_cap_quintic_at(s, cap));
                 assert!(error < 1e-5 * cap, "{rows}×{columns} {cap}: {error}");
@@ -159,29 +177,56 @@ fn muon_moves_every_weight_by_the_learning_rate() {
     let names = Heads::Of(["query", "output"].map(String::from).into());
     for per_head in [Heads::All(false), Heads::All(true), names] {
         for newton_schulz in NewtonSchulz::ALL {
-            for update_scale in [UpdateScale::RmsToRms, UpdateScale::Spectral, UpdateScale::Jordan, UpdateScale::Adam] {
+            for update_scale in [
+                UpdateScale::RmsToRms,
+                UpdateScale::Spectral,
+                UpdateScale::Jordan,
+                UpdateScale::Adam,
+            ] {
                 let variables = variables(&mut rng);
-                let muon = MuonConfig { per_head: per_head.clone(), newton_schulz, update_scale, ..muon() };
+                let muon = MuonConfig {
+                    per_head: per_head.clone(),
+                    newton_schulz,
+                    update_scale,
+                    ..muon()
+                };
                 let config = OptimizerConfig::Muon(muon);
                 let mut optimizer = config.build(variables.clone()).unwrap();
                 let gradients: Vec<Tensor> =
                     variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
-                let before: Vec<Tensor> = variables.iter().map(|v| v.var.as_tensor().copy().unwrap()).collect();
+                let before: Vec<Tensor> =
+                    variables.iter().map(|v| v.var.as_tensor().copy().unwrap()).collect();
                 step(&mut *optimizer, &variables, &gradients, Rate::constant(0.5));
                 for (v, before) in variables.iter().zip(&before) {
                     let p = &v.parameter;
                     let moved = ((before - v.var.as_tensor()).unwrap() / 0.5).unwrap();
                     let bound = config.update_bound(p).unwrap();
                     if p.geometry != Geometry::Matrix {
-                        let rows = moved.reshape(((), 8)).unwrap().sqr().unwrap().mean(1).unwrap().sqrt().unwrap();
+                        let rows = moved
+                            .reshape(((), 8))
+                            .unwrap()
+                            .sqr()
+                            .unwrap()
+                            .mean(1)
+                            .unwrap()
+                            .sqrt()
+                            .unwrap();
                         let size = f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap());
                         assert!((0.95..=bound.whole).contains(&size), "{}: {size}", p.name);
                         continue;
                     }
                     let heads = p.heads.filter(|heads| heads.count > 1);
                     let (whole, block) = (norm(&moved, p, None), norm(&moved, p, heads));
-                    assert!(whole <= bound.whole && block <= bound.block, "{}: {whole} {block} {bound:?}", p.name);
-                    let tight = if per_head.of(p).is_some() { block / bound.block } else { whole / bound.whole };
+                    assert!(
+                        whole <= bound.whole && block <= bound.block,
+                        "{}: {whole} {block} {bound:?}",
+                        p.name
+                    );
+                    let tight = if per_head.of(p).is_some() {
+                        block / bound.block
+                    } else {
+                        whole / bound.whole
+                    };
                     assert!(tight > 0.55, "{} {newton_schulz:?}: {tight} of the bound", p.name);
                 }
             }
@@ -192,8 +237,11 @@ fn muon_moves_every_weight_by_the_learning_rate() {
 /// β grows over the first steps, and the state knows where it is.
 #[test]
 fn momentum_warms_up() {
-    let config =
-        OptimizerConfig::Muon(MuonConfig { warmup: Some(Warmup { from: 0.0, steps: 4 }), beta: 0.8, ..muon() });
+    let config = OptimizerConfig::Muon(MuonConfig {
+        warmup: Some(Warmup { from: 0.0, steps: 4 }),
+        beta: 0.8,
+        ..muon()
+    });
     let mut rng = ChaCha8Rng::seed_from_u64(12);
     let variables: Variables = variables(&mut rng).into_iter().take(1).collect();
     let mut optimizer = config.build(variables.clone()).unwrap();
@@ -205,7 +253,14 @@ fn momentum_warms_up() {
         step(&mut *optimizer, &variables, std::slice::from_ref(&g), Rate::constant(0.1));
         let state = optimizer.state().unwrap();
         let m = &state["muon.momentum.table"];
-        let off = (m - (&g * wanted).unwrap()).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let off = (m - (&g * wanted).unwrap())
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap();
         assert!(off.to_scalar::<f32>().unwrap() < 1e-6);
         assert_eq!(state["muon.steps"].to_vec1::<u32>().unwrap(), [t as u32 + 1]);
     }
@@ -227,14 +282,16 @@ fn adamw_is_the_loop_over_scalars() {
             variables.iter().map(|v| [flat(v.var.as_tensor()), zeros(v), zeros(v)]).collect();
         for t in 1..=20 {
             let rate = Rate { peak: 0.02, factor: 1.0 / f64::from(t) };
-            let gradients: Vec<Tensor> = variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
+            let gradients: Vec<Tensor> =
+                variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
             step(&mut *optimizer, &variables, &gradients, rate);
             for (([w, m, v], g), variable) in twins.iter_mut().zip(&gradients).zip(&variables) {
                 let learning_rate = rate.now() * variable.rate;
                 for (i, g) in flat(g).into_iter().enumerate() {
                     m[i] = 0.8 * m[i] + 0.2 * g;
                     v[i] = 0.95 * v[i] + 0.05 * g * g;
-                    let correct = |beta: f64| if bias_correction { 1.0 - beta.powi(t) } else { 1.0 };
+                    let correct =
+                        |beta: f64| if bias_correction { 1.0 - beta.powi(t) } else { 1.0 };
                     let (mean, square) = (m[i] / correct(0.8), v[i] / correct(0.95));
                     let decay = if decoupled { 0.1 * rate.factor } else { 0.1 * learning_rate };
                     w[i] = (1.0 - decay) * w[i] - learning_rate * mean / (square.sqrt() + 1e-6);
@@ -242,7 +299,11 @@ fn adamw_is_the_loop_over_scalars() {
             }
         }
         for (v, [twin, ..]) in variables.iter().zip(&twins) {
-            let off = flat(v.var.as_tensor()).iter().zip(twin).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let off = flat(v.var.as_tensor())
+                .iter()
+                .zip(twin)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f64::max);
             assert!(off < 1e-5, "{}: {off}", v.parameter.name);
         }
     }
@@ -255,10 +316,13 @@ fn sgd_is_the_loop_over_scalars() {
         let variables = variables(&mut rng);
         let config = SgdConfig { nesterov, ..sgd() };
         let mut optimizer = OptimizerConfig::Sgd(config).build(variables.clone()).unwrap();
-        let mut twins: Vec<[Vec<f64>; 2]> =
-            variables.iter().map(|v| [flat(v.var.as_tensor()), vec![0.0; v.var.elem_count()]]).collect();
+        let mut twins: Vec<[Vec<f64>; 2]> = variables
+            .iter()
+            .map(|v| [flat(v.var.as_tensor()), vec![0.0; v.var.elem_count()]])
+            .collect();
         for _ in 0..10 {
-            let gradients: Vec<Tensor> = variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
+            let gradients: Vec<Tensor> =
+                variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
             step(&mut *optimizer, &variables, &gradients, Rate::constant(0.05));
             for (([w, m], g), variable) in twins.iter_mut().zip(&gradients).zip(&variables) {
                 let learning_rate = 0.05 * variable.rate;
@@ -270,16 +334,22 @@ fn sgd_is_the_loop_over_scalars() {
             }
         }
         for (v, [twin, _]) in variables.iter().zip(&twins) {
-            let off = flat(v.var.as_tensor()).iter().zip(twin).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let off = flat(v.var.as_tensor())
+                .iter()
+                .zip(twin)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f64::max);
             assert!(off < 1e-5, "{}: {off}", v.parameter.name);
         }
     }
 }
 
-/// The state is everything: an optimizer that is saved and loaded goes on bit for bit, and holds no old graph.
+/// The state is everything: an optimizer that is saved and loaded goes on bit for bit, and holds no
+/// old graph.
 #[test]
 fn a_loaded_state_continues_bit_for_bit() {
-    let warm = MuonConfig { warmup: Some(Warmup { from: 0.5, steps: 20 }), weight_decay: 0.1, ..muon() };
+    let warm =
+        MuonConfig { warmup: Some(Warmup { from: 0.5, steps: 20 }), weight_decay: 0.1, ..muon() };
     let half = MuonConfig { precision: Precision::Bf16, ..muon() };
     let configs = [
         OptimizerConfig::Muon(warm),
@@ -290,8 +360,9 @@ fn a_loaded_state_continues_bit_for_bit() {
     for config in configs {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let first = variables(&mut rng);
-        let gradients: Vec<Vec<Tensor>> =
-            (0..8).map(|_| first.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect()).collect();
+        let gradients: Vec<Vec<Tensor>> = (0..8)
+            .map(|_| first.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect())
+            .collect();
         let mut optimizer = config.build(first.clone()).unwrap();
         gradients[..4].iter().for_each(|g| step(&mut *optimizer, &first, g, Rate::constant(0.1)));
         let second = workshop::copy(&first);
@@ -312,7 +383,8 @@ fn a_loaded_state_continues_bit_for_bit() {
     }
 }
 
-/// A block's norm is at most the whole's times √count, and blocks of norm 1 make a whole of norm at most 1: both sides.
+/// A block's norm is at most the whole's times √count, and blocks of norm 1 make a whole of norm at
+/// most 1: both sides.
 #[test]
 fn blocks_and_wholes() {
     let mut rng = ChaCha8Rng::seed_from_u64(13);
@@ -320,7 +392,11 @@ fn blocks_and_wholes() {
         let (p, w) = (&v.parameter, v.var.as_tensor());
         let (whole, block) = (norm(w, p, None), norm(w, p, p.heads));
         let count = (p.heads.unwrap().count as f64).sqrt();
-        assert!(block <= whole * count * 1.0001 && whole <= block * 1.0001, "{}: {whole} {block}", p.name);
+        assert!(
+            block <= whole * count * 1.0001 && whole <= block * 1.0001,
+            "{}: {whole} {block}",
+            p.name
+        );
         assert!((scale(p, p.heads) / scale(p, None) - count).abs() < 1e-12);
     }
     // A set's polynomial at a number is the product of its steps.
@@ -330,15 +406,28 @@ fn blocks_and_wholes() {
 #[test]
 fn constants_out_of_range_are_named() {
     let said = |config: OptimizerConfig| config.build(Vec::new()).err().unwrap().to_string();
-    assert!(said(OptimizerConfig::Muon(MuonConfig { beta: 1.0, ..muon() })).contains("optimizer.beta is 1"));
+    assert!(
+        said(OptimizerConfig::Muon(MuonConfig { beta: 1.0, ..muon() }))
+            .contains("optimizer.beta is 1")
+    );
     let warmup = Some(Warmup { from: f64::NAN, steps: 3 });
-    assert!(said(OptimizerConfig::Muon(MuonConfig { warmup, ..muon() })).contains("optimizer.warmup.from is NaN"));
-    assert!(said(OptimizerConfig::Adamw(AdamWConfig { eps: 0.0, ..adamw() })).contains("optimizer.eps is 0"));
-    assert!(said(OptimizerConfig::Sgd(SgdConfig { momentum: -0.1, ..sgd() })).contains("optimizer.momentum is -0.1"));
+    assert!(
+        said(OptimizerConfig::Muon(MuonConfig { warmup, ..muon() }))
+            .contains("optimizer.warmup.from is NaN")
+    );
+    assert!(
+        said(OptimizerConfig::Adamw(AdamWConfig { eps: 0.0, ..adamw() }))
+            .contains("optimizer.eps is 0")
+    );
+    assert!(
+        said(OptimizerConfig::Sgd(SgdConfig { momentum: -0.1, ..sgd() }))
+            .contains("optimizer.momentum is -0.1")
+    );
 }
 
-/// Spectra that a Gram matrix rounds worst, a few large values over many near 10⁻³, along random vectors and along constant ones:
-/// what an update can pass its bound by stays below half of what is allowed for.
+/// Spectra that a Gram matrix rounds worst, a few large values over many near 10⁻³, along random
+/// vectors and along constant ones: what an update can pass its bound by stays below half of what
+/// is allowed for.
 #[test]
 fn updates_stay_within_what_is_allowed_for_rounding() {
     let mut rng = ChaCha8Rng::seed_from_u64(12);
@@ -347,14 +436,19 @@ fn updates_stay_within_what_is_allowed_for_rounding() {
         for i in 0..14 {
             let small = 10f64.powf(-3.6 + 0.15 * f64::from(i));
             for large in [0, 1, rows.min(columns) / 2] {
-                let values: Vec<f64> = (0..rows.min(columns)).map(|i| if i < large { 1.0 } else { small }).collect();
+                let values: Vec<f64> =
+                    (0..rows.min(columns)).map(|i| if i < large { 1.0 } else { small }).collect();
                 let m = spectrum(rows, columns, &values, &mut rng);
-                let constant = if large == 0 { ((rows * columns) as f64).sqrt().recip() } else { 0.0 };
+                let constant =
+                    if large == 0 { ((rows * columns) as f64).sqrt().recip() } else { 0.0 };
                 let m = (m + constant).unwrap();
                 for set in NewtonSchulz::ALL {
                     let over = sigma_max(&orthogonalise(&m, set).unwrap()) / set.maximum() - 1.0;
                     worst = worst.max(over / rounding(rows, columns));
-                    assert!(over < 0.5 * rounding(rows, columns), "{set:?} {rows} {columns} {small}: {over}");
+                    assert!(
+                        over < 0.5 * rounding(rows, columns),
+                        "{set:?} {rows} {columns} {small}: {over}"
+                    );
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! What the tests of imports share: seeded weights under the names that candle's own models ask for, as a model directory.
+//! What the tests of imports share: seeded weights under the names that candle's own models ask
+//! for, as a model directory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,7 +47,14 @@ impl Recorder {
 }
 
 impl SimpleBackend for Recorder {
-    fn get(&self, s: Shape, name: &str, _: candle_nn::Init, dtype: DType, _: &Device) -> candle_core::Result<Tensor> {
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        _: &Device,
+    ) -> candle_core::Result<Tensor> {
         if self.lacks.contains(&name) {
             candle_core::bail!("{name} is not there")
         }
@@ -64,7 +72,8 @@ impl SimpleBackend for Recorder {
     }
 }
 
-/// Numbers that depend on the name alone, of a size that matters: gains around 1, biases away from 0.
+/// Numbers that depend on the name alone, of a size that matters: gains around 1, biases away from
+/// 0.
 pub fn seeded(name: &str, shape: &[usize]) -> Tensor {
     let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(b));
     let mut dice = Dice::new(seed);
@@ -72,7 +81,10 @@ pub fn seeded(name: &str, shape: &[usize]) -> Tensor {
     let gain = vector && name.ends_with("weight") || name.ends_with("gamma");
     let inputs: usize = shape.iter().skip(1).product();
     let size = if vector { 0.4 } else { 2.5 / (inputs as f64).sqrt() };
-    let table = name.contains("embed") || name.contains("wte") || name.contains("wpe") || name.contains("shared");
+    let table = name.contains("embed")
+        || name.contains("wte")
+        || name.contains("wpe")
+        || name.contains("shared");
     let x = dice.tensor(shape, if table && !vector { 1.0 } else { size });
     let x = if gain { (x + 1.0).expect("on the CPU") } else { x };
     x.to_dtype(DType::F32).expect("on the CPU")
@@ -118,7 +130,8 @@ pub struct Case {
 pub fn ids(lengths: &[usize], vocabulary: u32) -> Vec<Tensor> {
     let mut dice = Dice::new(5);
     let mut one = |t: &usize| {
-        let ids: Vec<u32> = (0..2 * t).map(|_| 2 + dice.below(vocabulary as usize - 2) as u32).collect();
+        let ids: Vec<u32> =
+            (0..2 * t).map(|_| 2 + dice.below(vocabulary as usize - 2) as u32).collect();
         Tensor::from_vec(ids, (2, *t), &Device::Cpu).expect("as many as the shape has")
     };
     lengths.iter().map(&mut one).collect()
@@ -126,10 +139,24 @@ pub fn ids(lengths: &[usize], vocabulary: u32) -> Vec<Tensor> {
 
 impl Case {
     /// A decoder, under the library's own function.
-    pub fn new(name: &'static str, config: Value, build: fn(&Value, VarBuilder) -> candle_core::Result<Run>) -> Self {
+    pub fn new(
+        name: &'static str,
+        config: Value,
+        build: fn(&Value, VarBuilder) -> candle_core::Result<Run>,
+    ) -> Self {
         let (dialect, recorder) = (Dialect::Original, Recorder::default());
         let inputs = ids(&[1, 2, 5, 7], 11);
-        Self { name, config, dialect, recorder, build, last: true, inputs, silent: &[], rename: |t| t }
+        Self {
+            name,
+            config,
+            dialect,
+            recorder,
+            build,
+            last: true,
+            inputs,
+            silent: &[],
+            rename: |t| t,
+        }
     }
 
     fn candle(&self, tensors: &Tensors) -> Run {
@@ -144,7 +171,8 @@ impl Case {
         flat(&y)
     }
 
-    /// Names and shapes are those that candle asks for; outputs agree; every tensor changes both alike.
+    /// Names and shapes are those that candle asks for; outputs agree; every tensor changes both
+    /// alike.
     pub fn check(&self) {
         let name = self.name;
         let vb = VarBuilder::from_backend(Box::new(self.recorder.clone()), DType::F32, Device::Cpu);
@@ -155,7 +183,8 @@ impl Case {
         write(dir.path(), &self.config, &tensors);
         let options = Options { dialect: self.dialect, ..Options::default() };
         let wanted = wanted(dir.path(), &options).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let asked: Vec<(String, Vec<usize>)> = tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
+        let asked: Vec<(String, Vec<usize>)> =
+            tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
         assert_eq!(wanted, asked, "{name}: what the importer reads, and what candle asks for");
 
         let model = ours(dir.path(), self.dialect);
@@ -165,13 +194,21 @@ impl Case {
         for input in &self.inputs {
             let (ours, rounded) = (self.output(&model, input), self.output(&single, input));
             size = ours.iter().fold(size, |m, x| m.max(x.abs()));
-            // What rounding to f32 does to this very function; candle's order of operations differs.
+            // What rounding to f32 does to this very function; candle's order of operations
+            // differs.
             tolerance = tolerance.max(8.0 * distance(&ours, &rounded) + 1e-6 * size);
             let found = flat(&candle(input).unwrap_or_else(|e| panic!("{name}: {e}")));
             let off = distance(&ours, &found);
-            assert!(off <= tolerance, "{name}, {:?}: {off} apart, allowed {tolerance}", input.dims());
+            assert!(
+                off <= tolerance,
+                "{name}, {:?}: {off} apart, allowed {tolerance}",
+                input.dims()
+            );
         }
-        assert!(tolerance < 1e-3 * size, "{name}: a tolerance of {tolerance} on {size} says nothing");
+        assert!(
+            tolerance < 1e-3 * size,
+            "{name}: a tolerance of {tolerance} on {size} says nothing"
+        );
 
         let input = &self.inputs[self.inputs.len() - 1];
         let (before, candle_before) = (self.output(&model, input), flat(&candle(input).unwrap()));
@@ -184,9 +221,16 @@ impl Case {
             let after = self.output(&ours(dir.path(), self.dialect), input);
             let candle_after = flat(&self.candle(&theirs)(input).unwrap());
             let off = distance(&after, &candle_after);
-            assert!(off <= 4.0 * tolerance, "{name}, with another {changed}: {off} apart, allowed {tolerance}");
+            assert!(
+                off <= 4.0 * tolerance,
+                "{name}, with another {changed}: {off} apart, allowed {tolerance}"
+            );
             let moved = distance(&before, &after) > 8.0 * tolerance;
-            assert_eq!(moved, distance(&candle_before, &candle_after) > 8.0 * tolerance, "{name}: {changed}");
+            assert_eq!(
+                moved,
+                distance(&candle_before, &candle_after) > 8.0 * tolerance,
+                "{name}: {changed}"
+            );
             if !moved && !self.silent.iter().any(|end| changed.ends_with(end)) {
                 unmoved.push(changed);
             }
@@ -205,5 +249,8 @@ pub fn flat(x: &Tensor) -> Vec<f64> {
 pub fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len(), "outputs of different sizes");
     // NaN is as far away as can be.
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }

@@ -3,7 +3,9 @@
 pub mod foreign;
 
 use candle_core::{Device, Tensor};
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span};
+use lipschitz_nn::graph::{
+    Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
+};
 use lipschitz_nn::{Model, Weights};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,8 +48,12 @@ impl Dice {
 
 /// Rotary positions: the usual frequencies, or given ones for all or the first coordinates.
 fn rotary(head_dim: usize, dice: &mut Dice) -> Rotary {
-    let given = dice.coin().then(|| (0..1 + dice.below(head_dim / 2)).map(|_| dice.unit()).collect());
-    Rotary { frequencies: given, ..Rotary::new(20.0, dice.pick(&[Pairing::Half, Pairing::Interleaved])) }
+    let given =
+        dice.coin().then(|| (0..1 + dice.below(head_dim / 2)).map(|_| dice.unit()).collect());
+    Rotary {
+        frequencies: given,
+        ..Rotary::new(20.0, dice.pick(&[Pairing::Half, Pairing::Interleaved]))
+    }
 }
 
 fn attention(dim: usize, dice: &mut Dice) -> Op {
@@ -61,7 +67,12 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
         heads,
         key_value_heads: dice.pick(&divisors),
         head_dim,
-        logit_scale: dice.pick(&[1.0 / head_dim as f64, 1.0 / (head_dim as f64).sqrt(), 1.0 / dim as f64, -1.0]),
+        logit_scale: dice.pick(&[
+            1.0 / head_dim as f64,
+            1.0 / (head_dim as f64).sqrt(),
+            1.0 / dim as f64,
+            -1.0,
+        ]),
         output_scale: dice.pick(&[1.0, 1.0 / 3.0]),
         causal,
         rotary,
@@ -82,15 +93,21 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
         let op = match dice.below(if depth < 2 { 9 } else { 7 }) {
             0 | 1 => attention(dim, dice),
             2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
-            3 => Op::Activation { function: dice.pick(&Function::ALL), scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]) },
+            3 => Op::Activation {
+                function: dice.pick(&Function::ALL),
+                scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]),
+            },
             4 => Op::Scale { factor: 1.5 * dice.unit() },
             5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
             5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 if dice.below(4) == 0 => Op::Clip { limit: dice.pick(&[0.1, 1.0]) },
-            6 => {
-                Op::GatedMlp { dim, hidden: 2 + dice.below(4), function: dice.pick(&Function::ALL), bias: dice.coin() }
-            }
+            6 => Op::GatedMlp {
+                dim,
+                hidden: 2 + dice.below(4),
+                function: dice.pick(&Function::ALL),
+                bias: dice.coin(),
+            },
             7 => Op::Sequential { body: body(dim, depth + 1, dice) },
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();
@@ -110,11 +127,15 @@ pub fn random_graph(dice: &mut Dice) -> Graph {
         nodes.push(Node::new("positions", Op::Positions { length: context, dim }));
     }
     nodes.extend(body(dim, 0, dice));
-    nodes.push(Node::new("head", Op::Linear { inputs: dim, outputs: 1 + dice.below(4), bias: dice.coin() }));
+    nodes.push(Node::new(
+        "head",
+        Op::Linear { inputs: dim, outputs: 1 + dice.below(4), bias: dice.coin() },
+    ));
     Graph::new(Input::tokens(context), nodes).expect("random graphs fit together")
 }
 
-/// A random small network on images of 2 × 4 × 4: flattened, or as patches through any nodes on tokens.
+/// A random small network on images of 2 × 4 × 4: flattened, or as patches through any nodes on
+/// tokens.
 pub fn random_image_graph(dice: &mut Dice) -> Graph {
     let pixels = Input::Pixels { channels: 2, height: 4, width: 4 };
     let linear = |name: &str, inputs, outputs, dice: &mut Dice| {
@@ -129,7 +150,8 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
             let next = 3 + dice.below(8);
             nodes.push(linear(&format!("l{i}"), width, next, dice));
             let scale = dice.pick(&[1.0, 1.0 / 1.1289, -1.5]);
-            nodes.push(Node::new("", Op::Activation { function: dice.pick(&Function::ALL), scale }));
+            nodes
+                .push(Node::new("", Op::Activation { function: dice.pick(&Function::ALL), scale }));
             if dice.coin() {
                 nodes.push(Node::new("", Op::Scale { factor: 2.0 * dice.unit() }));
             }
@@ -160,7 +182,11 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
 /// Random weights in f64, of a random size.
 pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
     let factor = dice.pick(&[0.3, 1.0, 2.0]);
-    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), dice.tensor(&p.shape, factor))).collect();
+    let weights: Weights = graph
+        .parameters()
+        .iter()
+        .map(|p| (p.name.clone(), dice.tensor(&p.shape, factor)))
+        .collect();
     Model::new(graph, weights).expect("weights come from the graph")
 }
 

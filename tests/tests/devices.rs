@@ -1,7 +1,9 @@
-//! The same on every device: forward, backward, updates, constraints, training, and a run that moves from one to another.
+//! The same on every device: forward, backward, updates, constraints, training, and a run that
+//! moves from one to another.
 //!
-//! The measure is the CPU in f64. Against it come the CPU in f32, the CPU in f32 without our kernels, which runs what a GPU runs, and a
-//! GPU where there is one: `cargo test --release --workspace --features cuda --test devices`.
+//! The measure is the CPU in f64. Against it come the CPU in f32, the CPU in f32 without our
+//! kernels, which runs what a GPU runs, and a GPU where there is one: `cargo test --release
+//! --workspace --features cuda --test devices`.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -47,7 +49,9 @@ fn places() -> Vec<Place> {
     let cpu = |name, kernels| Place { name, device: Device::Cpu, dtype: DType::F32, kernels };
     let mut places = vec![cpu("CPU f32", true), cpu("CPU f32, composed", false)];
     match Device::new_cuda(0) {
-        Ok(device) => places.push(Place { name: "CUDA f32", device, dtype: DType::F32, kernels: true }),
+        Ok(device) => {
+            places.push(Place { name: "CUDA f32", device, dtype: DType::F32, kernels: true })
+        }
         Err(_) => eprintln!("SKIPPED: no CUDA device, or built without the feature `cuda`"),
     }
     places
@@ -72,18 +76,23 @@ fn distance(found: &Tensor, exact: &Tensor) -> f64 {
 fn forward_and_backward_agree_on_networks_of_every_node() {
     let mut dice = Dice::new(41);
     for round in 0..60 {
-        let graph = if round % 3 == 2 { random_image_graph(&mut dice) } else { random_graph(&mut dice) };
+        let graph =
+            if round % 3 == 2 { random_image_graph(&mut dice) } else { random_graph(&mut dice) };
         let model = random_model(graph, &mut dice);
         let x = match model.graph().input {
-            Input::Tokens { .. } => Tensor::new(&[[0u32, 3, 1, 4], [2, 2, 0, 1]], &Device::Cpu).unwrap(),
+            Input::Tokens { .. } => {
+                Tensor::new(&[[0u32, 3, 1, 4], [2, 2, 0, 1]], &Device::Cpu).unwrap()
+            }
             _ => dice.tensor(&[2, 2, 4, 4], 1.0),
         };
         let at = |place: &Place| {
             place.run(|| {
-                let (model, vars) = model.to(&place.device, place.dtype).unwrap().trainable().unwrap();
+                let (model, vars) =
+                    model.to(&place.device, place.dtype).unwrap().trainable().unwrap();
                 let y = model.forward(&place.tensor(&x)).unwrap();
                 let weights = Tensor::arange(0f32, y.elem_count() as f32, &place.device).unwrap();
-                let weights = (weights.to_dtype(place.dtype).unwrap() * 0.7).unwrap().sin().unwrap();
+                let weights =
+                    (weights.to_dtype(place.dtype).unwrap() * 0.7).unwrap().sin().unwrap();
                 let loss = (y.flatten_all().unwrap() * weights).unwrap().sum_all().unwrap();
                 let gradients = loss.backward().unwrap();
                 let gradient = |v: &Var| gradients.get(v.as_tensor()).map(wide);
@@ -94,7 +103,12 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
         for place in places() {
             let found = at(&place);
             let of = |what: &str, error: f64, limit: f64| {
-                assert!(error < limit, "{}: {what} {error:e} off in {:?}", place.name, model.graph());
+                assert!(
+                    error < limit,
+                    "{}: {what} {error:e} off in {:?}",
+                    place.name,
+                    model.graph()
+                );
             };
             of("output", distance(&found.0, &exact.0), 2e-4);
             // Some gradients are zero but for rounding, such as that of a bias of keys.
@@ -102,7 +116,9 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
             for (a, b) in found.1.iter().zip(&exact.1) {
                 match (a, b) {
                     (Some(a), Some(b)) => of("gradient", largest(&(a - b).unwrap()) / scale, 2e-4),
-                    (a, b) => assert!(a.is_none() && b.is_none(), "{}: a gradient is missing", place.name),
+                    (a, b) => {
+                        assert!(a.is_none() && b.is_none(), "{}: a gradient is missing", place.name)
+                    }
                 }
             }
         }
@@ -110,19 +126,26 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
 }
 
 fn gpt() -> Graph {
-    let gpt = Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 2, Block::new(32, 2)) };
+    let gpt =
+        Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 2, Block::new(32, 2)) };
     gpt.graph().unwrap()
 }
 
 /// With a position bias and |x|.
 fn tight() -> Graph {
-    let block =
-        Block { positions: Some(Positions::Bias), activation: Activation::Abs, alpha: Some(1.0), ..Block::new(32, 4) };
+    let block = Block {
+        positions: Some(Positions::Bias),
+        activation: Activation::Abs,
+        alpha: Some(1.0),
+        ..Block::new(32, 4)
+    };
     Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 1, block) }.graph().unwrap()
 }
 
 fn mlp() -> Graph {
-    Mlp { input: Input::Vector { dim: 48 }, hidden: vec![40, 24], outputs: 10, final_scale: 2.0 }.graph().unwrap()
+    Mlp { input: Input::Vector { dim: 48 }, hidden: vec![40, 24], outputs: 10, final_scale: 2.0 }
+        .graph()
+        .unwrap()
 }
 
 /// Initial weights that no place rounds: they are those of f32.
@@ -131,32 +154,47 @@ fn weights(graph: &Graph) -> Weights {
 }
 
 fn training(graph: &Graph, recipe: &Recipe, weights: &Weights, place: &Place) -> Training {
-    let model = Model::new(graph.clone(), weights.clone()).unwrap().to(&place.device, place.dtype).unwrap();
+    let model =
+        Model::new(graph.clone(), weights.clone()).unwrap().to(&place.device, place.dtype).unwrap();
     let (model, vars) = model.trainable().unwrap();
     let variables = recipe.variables(graph, vars, 0.02).unwrap();
     Training::new(model, variables, recipe, Rc::default()).unwrap()
 }
 
-/// A batch with something to learn: a token from the one before, or a class from one of the numbers.
+/// A batch with something to learn: a token from the one before, or a class from one of the
+/// numbers.
 fn batch(graph: &Graph, place: &Place, step: u32) -> (Tensor, Tensor) {
     let (x, y) = match graph.context() {
         Some(tokens) => {
             let id = |i: u32, t: u32| (i * 7 + t * 3 + step * 5) % 31;
-            let ids = |shift| (0..4).flat_map(move |i| (0..tokens as u32).map(move |t| id(i, t + shift)));
-            let of = |shift| Tensor::from_vec(ids(shift).collect::<Vec<u32>>(), (4, tokens), &Device::Cpu).unwrap();
+            let ids =
+                |shift| (0..4).flat_map(move |i| (0..tokens as u32).map(move |t| id(i, t + shift)));
+            let of = |shift| {
+                Tensor::from_vec(ids(shift).collect::<Vec<u32>>(), (4, tokens), &Device::Cpu)
+                    .unwrap()
+            };
             (of(0), of(1))
         }
         None => {
-            let x: Vec<f32> = (0..32 * 48).map(|i| ((i + 77 * step) * 7919 % 1009) as f32 / 1009.0).collect();
+            let x: Vec<f32> =
+                (0..32 * 48).map(|i| ((i + 77 * step) * 7919 % 1009) as f32 / 1009.0).collect();
             let y: Vec<u32> = (0..32).map(|i| (x[i * 48] * 10.0) as u32).collect();
-            (Tensor::from_vec(x, (32, 48), &Device::Cpu).unwrap(), Tensor::from_vec(y, 32, &Device::Cpu).unwrap())
+            (
+                Tensor::from_vec(x, (32, 48), &Device::Cpu).unwrap(),
+                Tensor::from_vec(y, 32, &Device::Cpu).unwrap(),
+            )
         }
     };
     (place.tensor(&x), y.to_device(&place.device).unwrap())
 }
 
 /// Steps `from` to `to`, and their losses.
-fn steps(training: &mut Training, graph: &Graph, place: &Place, steps: std::ops::Range<u32>) -> Vec<f64> {
+fn steps(
+    training: &mut Training,
+    graph: &Graph,
+    place: &Place,
+    steps: std::ops::Range<u32>,
+) -> Vec<f64> {
     place.run(|| {
         let one = |step| {
             let (x, y) = batch(graph, place, step);
@@ -175,7 +213,11 @@ fn apart(a: &Training, b: &Training) -> f64 {
 fn optimizers() -> Vec<OptimizerConfig> {
     vec![
         OptimizerConfig::Muon(MuonConfig::default()),
-        OptimizerConfig::Muon(MuonConfig { nesterov: true, per_head: Heads::All(true), ..MuonConfig::default() }),
+        OptimizerConfig::Muon(MuonConfig {
+            nesterov: true,
+            per_head: Heads::All(true),
+            ..MuonConfig::default()
+        }),
         OptimizerConfig::Adamw(AdamWConfig::default()),
         OptimizerConfig::Sgd(SgdConfig::default()),
     ]
@@ -194,7 +236,8 @@ fn one_step_of_each_optimizer_agrees() {
             };
             let exact = at(&measure());
             for place in places() {
-                // Where the gradient is as small as its rounding, the directions of Muon and of Adam are rounding too.
+                // Where the gradient is as small as its rounding, the directions of Muon and of
+                // Adam are rounding too.
                 let error = apart(&at(&place), &exact);
                 assert!(error < 2e-3, "{}, {}: {error:e}", place.name, optimizer.name());
             }
@@ -245,15 +288,25 @@ fn each_constraint_agrees() {
 fn twenty_steps_agree() {
     for optimizer in optimizers() {
         for (graph, tolerance) in [(gpt(), 5e-3), (tight(), 5e-3), (mlp(), 5e-3)] {
-            let recipe = Recipe::new(optimizer.clone(), ConstraintConfig::capped(Method::SpectralSoftCap, 2.0));
+            let recipe = Recipe::new(
+                optimizer.clone(),
+                ConstraintConfig::capped(Method::SpectralSoftCap, 2.0),
+            );
             let start = weights(&graph);
-            let at = |place: &Place| steps(&mut training(&graph, &recipe, &start, place), &graph, place, 0..20);
+            let at = |place: &Place| {
+                steps(&mut training(&graph, &recipe, &start, place), &graph, place, 0..20)
+            };
             let exact = at(&measure());
             assert!(exact[19] < exact[0], "{exact:?}");
             for place in places() {
                 for (found, exact) in at(&place).iter().zip(&exact) {
                     let error = (found - exact).abs() / (exact + 0.1);
-                    assert!(error < tolerance, "{}, {}: {found} {exact}", place.name, optimizer.name());
+                    assert!(
+                        error < tolerance,
+                        "{}, {}: {found} {exact}",
+                        place.name,
+                        optimizer.name()
+                    );
                 }
             }
         }
@@ -266,7 +319,8 @@ fn a_run_moves_from_one_device_to_another() {
     let graph = gpt();
     let places: Vec<Place> = places();
     for optimizer in optimizers() {
-        let recipe = Recipe::new(optimizer.clone(), ConstraintConfig::capped(Method::SpectralSoftCap, 2.0));
+        let recipe =
+            Recipe::new(optimizer.clone(), ConstraintConfig::capped(Method::SpectralSoftCap, 2.0));
         let start = weights(&graph);
         for from in &places {
             for to in &places {
@@ -275,13 +329,17 @@ fn a_run_moves_from_one_device_to_another() {
                 let state = first.state().unwrap();
                 let folder = tempfile::tempdir().unwrap();
                 let path = folder.path().join("state.safetensors");
-                let tensors = first.variables.iter().map(|v| (v.parameter.name.as_str(), v.var.as_tensor().clone()));
+                let tensors = first
+                    .variables
+                    .iter()
+                    .map(|v| (v.parameter.name.as_str(), v.var.as_tensor().clone()));
                 let state = state.iter().map(|(name, t)| (name.as_str(), t.clone()));
                 checkpoint::save_tensors(&path, tensors.chain(state), None).unwrap();
                 let stayed = steps(&mut first, &graph, from, 10..20);
 
                 let (read, _) = checkpoint::load_tensors(&path, &to.device).unwrap();
-                let weights: Weights = start.keys().map(|name| (name.clone(), read[name].clone())).collect();
+                let weights: Weights =
+                    start.keys().map(|name| (name.clone(), read[name].clone())).collect();
                 let mut second = training(&graph, &recipe, &weights, to);
                 let state: BTreeMap<String, Tensor> =
                     read.into_iter().filter(|(name, _)| !start.contains_key(name)).collect();
@@ -290,7 +348,12 @@ fn a_run_moves_from_one_device_to_another() {
                 let same = from.name == to.name;
                 for (a, b) in stayed.iter().zip(&moved) {
                     let error = (a - b).abs() / (b + 0.1);
-                    assert!(error <= if same { 0.0 } else { 5e-3 }, "{} to {}: {a} {b}", from.name, to.name);
+                    assert!(
+                        error <= if same { 0.0 } else { 5e-3 },
+                        "{} to {}: {a} {b}",
+                        from.name,
+                        to.name
+                    );
                 }
                 assert!(second.variables.iter().any(|v| v.parameter.geometry == Geometry::Matrix));
             }

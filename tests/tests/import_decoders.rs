@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{bigcode, gemma, gemma2, llama, mistral, olmo2, phi3, qwen2, qwen3};
+use candle_transformers::models::{
+    bigcode, gemma, gemma2, llama, mistral, olmo2, phi3, qwen2, qwen3,
+};
 use lipschitz_nn::import::Dialect;
 use lipschitz_tests::foreign::{Case, Recorder, Run};
 use serde_json::{Value, json};
@@ -99,8 +101,7 @@ fn qwen2_and_qwen3() {
     let case = Case::new("qwen2", config("qwen2", "Qwen2", more), build_qwen2);
     let recorder = Recorder::having(&["lm_head.weight"]);
     Case { dialect: Dialect::Candle, recorder, ..case }.check();
-    let more =
-        json!({"sliding_window": 40, "max_window_layers": 2, "use_sliding_window": false, "tie_word_embeddings": true});
+    let more = json!({"sliding_window": 40, "max_window_layers": 2, "use_sliding_window": false, "tie_word_embeddings": true});
     Case::new("qwen2, tied", config("qwen2", "Qwen2", more), build_qwen2).check();
     let more = json!({"head_dim": 4, "attention_bias": true, "sliding_window": null, "max_window_layers": 2,
         "use_sliding_window": false});
@@ -109,7 +110,8 @@ fn qwen2_and_qwen3() {
 
 #[test]
 fn phi3_fused_and_partly_turned() {
-    let more = json!({"partial_rotary_factor": 0.5, "num_attention_heads": 3, "num_key_value_heads": 1});
+    let more =
+        json!({"partial_rotary_factor": 0.5, "num_attention_heads": 3, "num_key_value_heads": 1});
     Case::new("phi3", config("phi3", "Phi3", more), build_phi3).check();
     let more = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.3], "long_factor": [2.0]},
         "original_max_position_embeddings": 20});
@@ -119,8 +121,7 @@ fn phi3_fused_and_partly_turned() {
 
 #[test]
 fn gemma_and_gemma2() {
-    let more =
-        json!({"head_dim": 4, "hidden_act": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true});
+    let more = json!({"head_dim": 4, "hidden_act": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true});
     Case::new("gemma", config("gemma", "Gemma", more), build_gemma).check();
     let mut more = config(
         "gemma2",

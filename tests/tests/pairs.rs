@@ -1,5 +1,6 @@
-//! Every optimizer with every constraint, trained for real: the loss falls, and what the pair promises holds at every step, with
-//! norms that are proven (the trainer checks them at every line it logs, and here it logs every step).
+//! Every optimizer with every constraint, trained for real: the loss falls, and what the pair
+//! promises holds at every step, with norms that are proven (the trainer checks them at every line
+//! it logs, and here it logs every step).
 
 use std::fs;
 use std::path::Path;
@@ -27,10 +28,16 @@ fn constraints() -> Vec<String> {
             Method::None => &[""],
             Method::WeightDecay => &["decay = 0.03"],
             Method::SpectralWeightDecay => &["decay = 0.05"],
-            Method::SpectralNormalize => &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, norm = \"power\""],
-            Method::SpectralHardCap => &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, form = \"sign\""],
+            Method::SpectralNormalize => {
+                &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, norm = \"power\""]
+            }
+            Method::SpectralHardCap => {
+                &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, form = \"sign\""]
+            }
             Method::Stiefel | Method::SpectralHammer | Method::SvdClip => &["sigma_max = 1.5"],
-            Method::SpectralSoftCap => &["sigma_max = 1.5, per_head = [\"query\", \"output\"], row_caps = [\"head\"]"],
+            Method::SpectralSoftCap => {
+                &["sigma_max = 1.5, per_head = [\"query\", \"output\"], row_caps = [\"head\"]"]
+            }
         };
         for more in more {
             let comma = if more.is_empty() { "" } else { ", " };
@@ -50,15 +57,29 @@ fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
     let config = Config::parse(base, settings).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let ranks = std::rc::Rc::default();
-    let options = Options { out, resume: false, stop, quiet: true, locked: false, label: String::new(), ranks };
+    let options = Options {
+        out,
+        resume: false,
+        stop,
+        quiet: true,
+        locked: false,
+        label: String::new(),
+        ranks,
+    };
     match trainer::run(&config, &options) {
         Ok(End::Done(_)) => {}
         other => panic!("{settings:?}: {other:?}"),
     }
     let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    let losses: Vec<f64> =
-        text.lines().map(|line| serde_json::from_str::<Metrics>(line).unwrap().train_loss.unwrap()).collect();
-    assert_eq!(losses.len() as u64, config.train.steps, "a step was not logged, so its caps were not proven");
+    let losses: Vec<f64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Metrics>(line).unwrap().train_loss.unwrap())
+        .collect();
+    assert_eq!(
+        losses.len() as u64,
+        config.train.steps,
+        "a step was not logged, so its caps were not proven"
+    );
     let part = (losses.len() / 8).max(1);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     (mean(&losses[..part]), mean(&losses[losses.len() - part..]))
@@ -86,16 +107,26 @@ fn all_pairs(base: &str, heads: bool, steps: u64, sgd: f64, common: &[String]) {
 }
 
 fn plays(steps: u64) {
-    let small = ["model.dim=16", "model.layers=1", "model.context=16", "data.characters=20000", "train.batch_size=8"];
+    let small = [
+        "model.dim=16",
+        "model.layers=1",
+        "model.context=16",
+        "data.characters=20000",
+        "train.batch_size=8",
+    ];
     all_pairs(train::preset::text("demo").unwrap(), true, steps, 0.3, &small.map(String::from));
 }
 
 fn pixels(steps: u64, sgd: f64) {
     let Some(path) = certify::data::shared("cifar10") else { return };
-    let mut small: Vec<String> =
-        ["model.hidden=[32,16]", "data.limit_train=400", "data.limit_test=50", "train.batch_size=50"]
-            .map(String::from)
-            .into();
+    let mut small: Vec<String> = [
+        "model.hidden=[32,16]",
+        "data.limit_train=400",
+        "data.limit_test=50",
+        "train.batch_size=50",
+    ]
+    .map(String::from)
+    .into();
     small.push(format!("data.path={}", path.display()));
     all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, sgd, &small);
 }
@@ -111,7 +142,8 @@ fn every_pair_learns_pixels_and_keeps_its_promise() {
 }
 
 #[test]
-#[ignore = "the same for longer, six seconds a pair, four minutes in all: cargo test --workspace --test pairs -- --ignored"]
+#[ignore = "the same for longer, six seconds a pair, four minutes in all: cargo test --workspace \
+            --test pairs -- --ignored"]
 fn every_pair_for_longer() {
     plays(600);
     // Faster, and without a constraint, it kills every ReLU after a while.

@@ -16,7 +16,8 @@ const DIM: usize = 4096;
 const UNITS: usize = 11008;
 const VOCABULARY: usize = 32000;
 
-/// A Llama of 7 billion weights' shapes as Hugging Face keeps it, but for the number of layers: a shard a layer, random weights in bf16.
+/// A Llama of 7 billion weights' shapes as Hugging Face keeps it, but for the number of layers: a
+/// shard a layer, random weights in bf16.
 fn write(directory: &Path, layers: usize) {
     let config = json!({
         "model_type": "llama", "hidden_size": DIM, "intermediate_size": UNITS, "vocab_size": VOCABULARY,
@@ -25,14 +26,18 @@ fn write(directory: &Path, layers: usize) {
     });
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
     let random = |shape: &[usize]| Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap();
-    let matrix = |rows: usize, columns: usize| random(&[rows, columns]).to_dtype(DType::BF16).unwrap();
+    let matrix =
+        |rows: usize, columns: usize| random(&[rows, columns]).to_dtype(DType::BF16).unwrap();
     let gain = || Tensor::ones(DIM, DType::BF16, &Device::Cpu).unwrap();
     let mut places = BTreeMap::new();
     for i in 0..=layers {
         let layer = format!("model.layers.{i}");
         let tensors: Vec<(String, Tensor)> = if i < layers {
-            let square = |name: &str| (format!("{layer}.self_attn.{name}_proj.weight"), matrix(DIM, DIM));
-            let mlp = |name: &str, rows, columns| (format!("{layer}.mlp.{name}_proj.weight"), matrix(rows, columns));
+            let square =
+                |name: &str| (format!("{layer}.self_attn.{name}_proj.weight"), matrix(DIM, DIM));
+            let mlp = |name: &str, rows, columns| {
+                (format!("{layer}.mlp.{name}_proj.weight"), matrix(rows, columns))
+            };
             let norm = |name: &str| (format!("{layer}.{name}_layernorm.weight"), gain());
             let mut all: Vec<_> = ["q", "k", "v", "o"].map(square).into();
             all.extend([mlp("gate", UNITS, DIM), mlp("up", UNITS, DIM), mlp("down", DIM, UNITS)]);
@@ -40,10 +45,19 @@ fn write(directory: &Path, layers: usize) {
             all
         } else {
             let table = |name: &str| (name.to_string(), matrix(VOCABULARY, DIM));
-            vec![table("model.embed_tokens.weight"), table("lm_head.weight"), ("model.norm.weight".into(), gain())]
+            vec![
+                table("model.embed_tokens.weight"),
+                table("lm_head.weight"),
+                ("model.norm.weight".into(), gain()),
+            ]
         };
         let shard = format!("model-{:05}-of-{:05}.safetensors", i + 1, layers + 1);
-        safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, t)), None, &directory.join(&shard)).unwrap();
+        safetensors::serialize_to_file(
+            tensors.iter().map(|(n, t)| (n, t)),
+            None,
+            &directory.join(&shard),
+        )
+        .unwrap();
         places.extend(tensors.into_iter().map(|(name, _)| (name, shard.clone())));
     }
     let index = json!({ "metadata": {}, "weight_map": places }).to_string();
@@ -70,7 +84,10 @@ fn a_layer_of_seven_billion_weights_is_certified_from_shards() {
         let model = read(directory.path()).unwrap();
         let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
         let (seconds, most) = (start.elapsed().as_secs_f64(), peak());
-        println!("{layers} layers: {seconds:.0} s, peak memory {most:.2} GiB, L ≤ {}", certificate.rms);
+        println!(
+            "{layers} layers: {seconds:.0} s, peak memory {most:.2} GiB, L ≤ {}",
+            certificate.rms
+        );
         assert!(certificate.rms.log10().is_finite());
         peaks.push(most);
     }

@@ -1,4 +1,5 @@
-//! Nobody breaks the bound: gradient search for the steepest pair, over random networks, against the certificate.
+//! Nobody breaks the bound: gradient search for the steepest pair, over random networks, against
+//! the certificate.
 
 use candle_core::{Device, Tensor};
 use certify::certificate::{Certificate, Formula, certify};
@@ -26,18 +27,29 @@ fn inside(x: &Tensor, tokens: bool, radius: f64) -> Tensor {
     flat.broadcast_mul(&factor).unwrap().reshape(x.dims()).unwrap()
 }
 
-/// Random pairs, near and far, in the domain: all outputs, single outputs and margins stay below their constants.
-fn random_pairs(model: &Model, c: &Certificate, shape: &[usize], tokens: bool, dice: &mut Dice, what: &str) {
+/// Random pairs, near and far, in the domain: all outputs, single outputs and margins stay below
+/// their constants.
+fn random_pairs(
+    model: &Model,
+    c: &Certificate,
+    shape: &[usize],
+    tokens: bool,
+    dice: &mut Dice,
+    what: &str,
+) {
     let radius = c.domain.radius.to_f64().min(1e3);
     let dims: Vec<usize> = [&[PAIRS], shape].concat();
     let a = inside(&(dice.tensor(&dims, 1.0) * radius).unwrap(), tokens, radius);
     let step = dice.pick(&[1e-3, 0.1, 3.0]) * radius;
     let b = inside(&(&a + (dice.tensor(&dims, 1.0) * step).unwrap()).unwrap(), tokens, radius);
-    let run = |x: &Tensor| if tokens { model.forward_embeddings(x).unwrap() } else { model.forward(x).unwrap() };
+    let run = |x: &Tensor| {
+        if tokens { model.forward_embeddings(x).unwrap() } else { model.forward(x).unwrap() }
+    };
     let change = (run(&a) - run(&b)).unwrap();
     let (apart, moved) = (norms(&(&a - &b).unwrap(), tokens), norms(&change, tokens));
-    let outputs: Vec<Vec<f64>> =
-        (0..PAIRS).map(|i| change.get(i).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect();
+    let outputs: Vec<Vec<f64>> = (0..PAIRS)
+        .map(|i| change.get(i).unwrap().flatten_all().unwrap().to_vec1().unwrap())
+        .collect();
     let width = *change.dims().last().unwrap();
     for i in 0..PAIRS {
         let holds = |found: f64, constant: Upper, name: &str| {
@@ -46,15 +58,16 @@ fn random_pairs(model: &Model, c: &Certificate, shape: &[usize], tokens: bool, d
         };
         holds(moved[i], c.l2, "the output");
         for token in outputs[i].chunks(width) {
-            let (low, high) = token.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+            let (low, high) =
+                token.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
             holds(high.max(-low), c.logit.l2, "an output");
             holds(high - low, c.margin.l2, "a margin");
         }
     }
 }
 
-/// Over 1,400 networks of every node kind, 126,000 random pairs and a gradient search on each; also says how tight the
-/// bounds are, so that a vacuous bound would show.
+/// Over 1,400 networks of every node kind, 126,000 random pairs and a gradient search on each; also
+/// says how tight the bounds are, so that a vacuous bound would show.
 #[test]
 fn no_pair_is_steeper_than_the_certificate() {
     let mut ratios = Vec::new();
@@ -79,7 +92,9 @@ fn no_pair_is_steeper_than_the_certificate() {
         random_pairs(&model, &certificate, &shape, tokens, &mut dice, &what);
         let starts = dice.tensor(&[&[3], &shape[..]].concat(), 1.0);
         let radius = certificate.domain.radius.to_f64();
-        let found = probe::search(&model, &starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}")).sensitivity;
+        let found = probe::search(&model, &starts, radius, 20)
+            .unwrap_or_else(|e| panic!("{e}: {what}"))
+            .sensitivity;
         let bound = certificate.l2.to_f64();
         assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
         if bound.is_finite() && bound > 0.0 {
@@ -97,30 +112,43 @@ fn no_pair_is_steeper_than_the_certificate() {
 /// A network of vectors with given weights, and its constant.
 fn constant(nodes: Vec<Node>, inputs: usize, weight: impl Fn(&str) -> Tensor) -> f64 {
     let graph = Graph::new(Input::Vector { dim: inputs }, nodes).unwrap();
-    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
-    certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None).unwrap().l2.to_f64()
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None)
+        .unwrap()
+        .l2
+        .to_f64()
 }
 
-/// Where the true constant is known in closed form, the certified one is not below it and hardly above: a slope
-/// divided away twice, a scale forgotten or an estimate taken for a norm would show.
+/// Where the true constant is known in closed form, the certified one is not below it and hardly
+/// above: a slope divided away twice, a scale forgotten or an estimate taken for a norm would show.
 #[test]
 fn known_constants_are_met() {
     let number = |x: f64| Tensor::new(&[[x]], &Device::Cpu).unwrap();
     let linear = |name: &str| Node::new(name, Op::Linear { inputs: 1, outputs: 1, bias: false });
-    let near = |found: f64, truth: f64| assert!((truth..truth * (1.0 + 1e-6)).contains(&found), "{found} {truth}");
+    let near = |found: f64, truth: f64| {
+        assert!((truth..truth * (1.0 + 1e-6)).contains(&found), "{found} {truth}")
+    };
     // GELU over 1.1289 between two linear maps of one number: its largest slope is a hair above 1.
     let gelu = Node::new("", Op::Activation { function: Function::GeluErf, scale: 1.0 / 1.1289 });
-    near(constant(vec![linear("a"), gelu, linear("b")], 1, |_| number(3.0)), 9.0 * 1.128_904_145 / 1.1289);
+    near(
+        constant(vec![linear("a"), gelu, linear("b")], 1, |_| number(3.0)),
+        9.0 * 1.128_904_145 / 1.1289,
+    );
     // |x| between two has slopes 1 and −1.
     let abs = Node::new("", Op::Activation { function: Function::Abs, scale: 0.5 });
     near(constant(vec![linear("a"), abs, linear("b")], 1, |_| number(3.0)), 4.5);
     // Scales at the end and in the middle.
     let scale = |factor| Node::new("", Op::Scale { factor });
-    near(constant(vec![linear("a"), scale(-0.5), linear("b"), scale(7.0)], 1, |_| number(2.0)), 14.0);
+    near(
+        constant(vec![linear("a"), scale(-0.5), linear("b"), scale(7.0)], 1, |_| number(2.0)),
+        14.0,
+    );
     // Five hundred singular values within 1e-6 of 1, where an iteration from below stays below.
     let n = 500;
-    let diagonal: Vec<f64> =
-        (0..n * n).map(|k| if k % (n + 1) == 0 { 1.0 - 1e-6 * (k / n) as f64 / n as f64 } else { 0.0 }).collect();
+    let diagonal: Vec<f64> = (0..n * n)
+        .map(|k| if k % (n + 1) == 0 { 1.0 - 1e-6 * (k / n) as f64 / n as f64 } else { 0.0 })
+        .collect();
     let diagonal = Tensor::from_vec(diagonal, (n, n), &Device::Cpu).unwrap();
     let wide = Node::new("a", Op::Linear { inputs: n, outputs: n, bias: false });
     near(constant(vec![wide], n, |_| diagonal.clone()), 1.0);
@@ -137,10 +165,13 @@ fn rows_of_norms_speak_of_the_whole_norm() {
         "norm.bias" => Tensor::new(&[0.0, 7.0], &Device::Cpu).unwrap(),
         _ => Tensor::new(&[[0.0, 1.0]], &Device::Cpu).unwrap(),
     };
-    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
-    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
-    let near =
-        |found: Upper, truth: f64| assert!((truth..truth * (1.0 + 1e-6)).contains(&found.to_f64()), "{found} {truth}");
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None)
+        .unwrap();
+    let near = |found: Upper, truth: f64| {
+        assert!((truth..truth * (1.0 + 1e-6)).contains(&found.to_f64()), "{found} {truth}")
+    };
     near(c.nodes[0].lipschitz, 3.0 / 0.5);
     near(c.nodes[0].cumulative, 3.0 / 0.5);
     near(c.nodes[0].radius, 3.0 * 2f64.sqrt() + 7.0);
@@ -154,11 +185,21 @@ fn margins_of_many_outputs_hold() {
     let n = 1100;
     let head = Node::new("head", Op::Linear { inputs: 2, outputs: n, bias: false });
     let graph = Graph::new(Input::Vector { dim: 2 }, vec![head]).unwrap();
-    let rows: Vec<f64> = (0..n).flat_map(|i| if i == 400 { [2.0, 0.0] } else { [-1.0, 0.1] }).collect();
-    let weights = Weights::from([("head.weight".to_string(), Tensor::from_vec(rows, (n, 2), &Device::Cpu).unwrap())]);
-    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+    let rows: Vec<f64> =
+        (0..n).flat_map(|i| if i == 400 { [2.0, 0.0] } else { [-1.0, 0.1] }).collect();
+    let weights = Weights::from([(
+        "head.weight".to_string(),
+        Tensor::from_vec(rows, (n, 2), &Device::Cpu).unwrap(),
+    )]);
+    let c = certify(&Model::new(graph, weights).unwrap(), Method::Proven, Formula::Sound, None)
+        .unwrap();
     let true_margin = (3.0f64.powi(2) + 0.01).sqrt();
-    assert!(c.margin.l2.to_f64() >= true_margin && c.logit.l2.to_f64() >= 2.0, "{:?} {:?}", c.margin, c.logit);
+    assert!(
+        c.margin.l2.to_f64() >= true_margin && c.logit.l2.to_f64() >= 2.0,
+        "{:?} {:?}",
+        c.margin,
+        c.logit
+    );
 }
 
 /// Identity weights, `heads` heads of width 4, tokens of RMS norm at most 1.
@@ -189,11 +230,13 @@ fn identity_attention(heads: usize) -> Model {
         let scale = if name.starts_with("embedding") { (dim as f64).sqrt() } else { 1.0 };
         (identity.clone() * scale).unwrap()
     };
-    let weights: Weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
     Model::new(graph, weights).unwrap()
 }
 
-/// The published formula puts whole-matrix norms into the formula of one head: with eight heads a pair breaks it.
+/// The published formula puts whole-matrix norms into the formula of one head: with eight heads a
+/// pair breaks it.
 #[test]
 fn the_published_formula_is_exceeded_and_ours_is_not() {
     let mut found = Vec::new();
@@ -208,10 +251,15 @@ fn the_published_formula_is_exceeded_and_ours_is_not() {
         let mut best: f64 = 0.0;
         // Tokens at two opposite points make the covariance in the bound large.
         for seed in 0..6 {
-            let starts = (Dice::new(seed).tensor(&[8, 2 + seed as usize, dim], 1.0) * radius).unwrap();
+            let starts =
+                (Dice::new(seed).tensor(&[8, 2 + seed as usize, dim], 1.0) * radius).unwrap();
             best = best.max(probe::search(&model, &starts, radius, 120).unwrap().sensitivity);
         }
-        assert!(best <= sound.l2.to_f64() * (1.0 + 1e-6), "{heads} heads: found {best}, certified {}", sound.l2);
+        assert!(
+            best <= sound.l2.to_f64() * (1.0 + 1e-6),
+            "{heads} heads: found {best}, certified {}",
+            sound.l2
+        );
         found.push(best);
     }
     println!("found with 1, 2, 4, 8 heads: {found:.2?}; published: 1.00");

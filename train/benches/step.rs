@@ -1,6 +1,7 @@
-//! `cargo bench --bench step -- 256` (or `768`): where a training step of the transformer goes, for every optimizer and
-//! every constraint; medians, in one run. Three layers at width 256, one at 768, batches of 4 × 256 tokens. `-- scaling`: how a
-//! step grows with width, tokens, batch and depth, and how much of it is matrix products.
+//! `cargo bench --bench step -- 256` (or `768`): where a training step of the transformer goes, for
+//! every optimizer and every constraint; medians, in one run. Three layers at width 256, one at
+//! 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch and
+//! depth, and how much of it is matrix products.
 
 use std::time::Instant;
 
@@ -10,7 +11,9 @@ use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::{Strided, product};
 use lipschitz_nn::presets::{Block, Gpt};
 use lipschitz_opt::constraint::{ConstraintConfig, Estimate, HardCap, Method};
-use lipschitz_opt::{AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig};
+use lipschitz_opt::{
+    AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig,
+};
 use train::config::Config;
 use train::preset;
 use train::step::{Times, Training};
@@ -44,14 +47,17 @@ fn graph(dim: usize, layers: usize, context: usize) -> lipschitz_nn::Graph {
 
 /// A network on variables, with what trains it.
 fn training(graph: &lipschitz_nn::Graph, recipe: &Recipe) -> Training {
-    let weights = init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).expect("weights");
-    let (model, vars) = Model::new(graph.clone(), weights).and_then(|m| m.trainable()).expect("a model");
+    let weights =
+        init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).expect("weights");
+    let (model, vars) =
+        Model::new(graph.clone(), weights).and_then(|m| m.trainable()).expect("a model");
     let variables = recipe.variables(graph, vars, 0.02).expect("variables");
     Training::new(model, variables, recipe, std::rc::Rc::default()).expect("a training")
 }
 
 fn tokens(batch: usize, tokens: usize) -> Tensor {
-    let ids: Vec<u32> = (0..(batch * tokens) as u32).map(|i| i.wrapping_mul(2_654_435_761) % 65).collect();
+    let ids: Vec<u32> =
+        (0..(batch * tokens) as u32).map(|i| i.wrapping_mul(2_654_435_761) % 65).collect();
     Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).expect("tokens")
 }
 
@@ -85,8 +91,8 @@ fn usual() -> Recipe {
     Recipe::new(muon, ConstraintConfig::capped(Method::SpectralSoftCap, 1.0))
 }
 
-/// How a step's time goes with each size, from the usual one; GFLOP/s of the products, and the time that they would take at the
-/// rate of one large product as a share of the step.
+/// How a step's time goes with each size, from the usual one; GFLOP/s of the products, and the time
+/// that they would take at the rate of one large product as a share of the step.
 fn scaling() {
     let usual = (256, 3, 256, 16);
     let sizes = [
@@ -96,7 +102,10 @@ fn scaling() {
         [1, 3, 6, 12].map(|layers| (256, layers, 256, 4)).to_vec(),
     ];
     let peak = peak();
-    println!("one product of 4096 × 256 × 1024: {:.0} GFLOP/s; medians of {STEPS} steps", peak / 1e9);
+    println!(
+        "one product of 4096 × 256 × 1024: {:.0} GFLOP/s; medians of {STEPS} steps",
+        peak / 1e9
+    );
     println!(
         "{:>5} {:>6} {:>6} {:>5} {:>12} {:>12} {:>9} {:>9}",
         "width", "layers", "tokens", "batch", "gradient, ms", "update, ms", "GFLOP/s", "products"
@@ -120,7 +129,8 @@ fn scaling() {
 fn flops(dim: usize, layers: usize, context: usize, batch: usize) -> f64 {
     let rows = (batch * context) as f64;
     let weights = (layers * 12 * dim * dim + 65 * dim) as f64;
-    // Queries 64 at a time meet the keys up to the last of them; two products forward, and five back, one of which is made again.
+    // Queries 64 at a time meet the keys up to the last of them; two products forward, and five
+    // back, one of which is made again.
     let pairs: usize = (0..context)
         .step_by(64)
         .map(|first| {
@@ -144,8 +154,8 @@ fn peak() -> f64 {
     2.0 * (m * n * k) as f64 / median((0..15).map(|_| once()).collect())
 }
 
-/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the perceptron on the images in a
-/// directory; seconds, and the largest resident memory in MiB.
+/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the
+/// perceptron on the images in a directory; seconds, and the largest resident memory in MiB.
 fn json(kind: &str, steps: usize, data: Option<&str>) {
     let (gradient, update, parts) = match data {
         None => {
@@ -154,19 +164,24 @@ fn json(kind: &str, steps: usize, data: Option<&str>) {
             (t.forward + t.backward, t.update + t.constraint, t)
         }
         Some(path) => {
-            let config = Config::parse(preset::text("mlp-cifar10").expect("it"), &[format!("data.path={path:?}")]);
+            let config = Config::parse(
+                preset::text("mlp-cifar10").expect("it"),
+                &[format!("data.path={path:?}")],
+            );
             let (epoch, t) = epochs(&config.expect("a config"), steps);
             (epoch, 0.0, t)
         }
     };
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let peak = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok()
+    });
     let line = serde_json::json!({ "gradient": gradient, "update": update, "peak": peak.map(|kib| kib / 1024.0), "parts": parts });
     println!("{line}");
 }
 
-/// Median seconds of epochs of 98 batches of 512 images, their loading included; and the parts of the last.
+/// Median seconds of epochs of 98 batches of 512 images, their loading included; and the parts of
+/// the last.
 fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
     let task = config.data.load().expect("the images");
     let graph = config.graph(10).expect("a graph");
@@ -177,7 +192,8 @@ fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
         parts = Times::default();
         let start = Instant::now();
         for step in 0..98 {
-            let (x, y) = order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
+            let (x, y) =
+                order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
             training.step(&x, &y, 1, Rate::constant(0.02), &mut parts).expect("a step");
         }
         times.push(start.elapsed().as_secs_f64());
@@ -186,12 +202,19 @@ fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
 }
 
 fn table(dim: usize, layers: usize) {
-    let muon = |newton_schulz| OptimizerConfig::Muon(MuonConfig { newton_schulz, ..MuonConfig::default() });
+    let muon = |newton_schulz| {
+        OptimizerConfig::Muon(MuonConfig { newton_schulz, ..MuonConfig::default() })
+    };
     let none = ConstraintConfig::default;
     let x = tokens(4, 256);
-    let mut rows: Vec<(String, Recipe)> =
-        NewtonSchulz::ALL.into_iter().map(|set| (format!("Muon, {set:?}"), Recipe::new(muon(set), none()))).collect();
-    rows.push(("AdamW".into(), Recipe::new(OptimizerConfig::Adamw(AdamWConfig::default()), none())));
+    let mut rows: Vec<(String, Recipe)> = NewtonSchulz::ALL
+        .into_iter()
+        .map(|set| (format!("Muon, {set:?}"), Recipe::new(muon(set), none())))
+        .collect();
+    rows.push((
+        "AdamW".into(),
+        Recipe::new(OptimizerConfig::Adamw(AdamWConfig::default()), none()),
+    ));
     rows.push(("SGD".into(), Recipe::new(OptimizerConfig::Sgd(SgdConfig::default()), none())));
     for method in Method::ALL.into_iter().filter(|m| *m != Method::None) {
         let base = || match method {
@@ -207,8 +230,10 @@ fn table(dim: usize, layers: usize) {
                 configs.push(("spectral normalize, power".into(), power));
             }
             Method::SpectralHardCap => {
-                configs
-                    .push(("spectral hard cap, sign".into(), ConstraintConfig { form: Some(HardCap::Sign), ..base() }));
+                configs.push((
+                    "spectral hard cap, sign".into(),
+                    ConstraintConfig { form: Some(HardCap::Sign), ..base() },
+                ));
             }
             _ => {}
         }
@@ -217,11 +242,14 @@ fn table(dim: usize, layers: usize) {
     }
     let measured: Vec<(String, Times)> = rows
         .iter()
-        .map(|(name, r)| (name.clone(), measure(&mut training(&graph(dim, layers, 256), r), &x, &x, STEPS)))
+        .map(|(name, r)| {
+            (name.clone(), measure(&mut training(&graph(dim, layers, 256), r), &x, &x, STEPS))
+        })
         .collect();
     let svd = measured.last().map_or(f64::NAN, |(_, times)| times.constraint);
     println!(
-        "width {dim}, {layers} layers, 4 × 256 tokens; medians of {STEPS} steps, ms; constraints under Muon, SixStep"
+        "width {dim}, {layers} layers, 4 × 256 tokens; medians of {STEPS} steps, ms; constraints \
+         under Muon, SixStep"
     );
     println!(
         "{:28} {:>9} {:>9} {:>9} {:>11} {:>10} {:>9}",
@@ -235,7 +263,11 @@ fn table(dim: usize, layers: usize) {
             _ => (t.update, "–".into()),
         };
         let share = format!("{:.1} %", 100.0 * part / t.total());
-        let (forward, backward, update, constraint) = (ms(t.forward), ms(t.backward), ms(t.update), ms(t.constraint));
-        println!("{name:28} {forward:>9} {backward:>9} {update:>9} {constraint:>11} {share:>10} {of_svd:>9}");
+        let (forward, backward, update, constraint) =
+            (ms(t.forward), ms(t.backward), ms(t.update), ms(t.constraint));
+        println!(
+            "{name:28} {forward:>9} {backward:>9} {update:>9} {constraint:>11} {share:>10} \
+             {of_svd:>9}"
+        );
     }
 }

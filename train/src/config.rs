@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Certified Lipschitz constant (RMS → RMS) to end below: the cap of every matrix is solved from it.
+    /// Certified Lipschitz constant (RMS → RMS) to end below: the cap of every matrix is solved
+    /// from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lipschitz_target: Option<f64>,
     /// The network.
@@ -60,7 +61,8 @@ pub enum DataConfig {
         #[serde(default = "play_characters")]
         characters: usize,
     },
-    /// Token shards as modded-nanogpt writes them, and `train shards` too: `*_train_*.bin` and `*_val_*.bin`.
+    /// Token shards as modded-nanogpt writes them, and `train shards` too: `*_train_*.bin` and
+    /// `*_val_*.bin`.
     Shards {
         /// The directory; its `tokenizer.json`, if it has one, goes into the checkpoint.
         path: PathBuf,
@@ -91,14 +93,22 @@ impl DataConfig {
     /// One line that names the file and what is wrong with it.
     pub fn load(&self) -> Result<Task> {
         Ok(match self {
-            Self::Text { path, tokenizer } => Task::Text(TextData::load(path, tokenizer.as_deref())?),
-            Self::Play { characters } => Task::play(*characters)?,
-            Self::Shards { path, vocabulary, limit_val } => Task::Text(shards::load(path, *vocabulary, *limit_val)?),
-            Self::Cifar10 { limit_train: Some(0), .. } => bail!("data.limit_train is 0; it must be at least 1"),
-            Self::Cifar10 { limit_test: Some(0), .. } => bail!("data.limit_test is 0; it must be at least 1"),
-            Self::Cifar10 { path, limit_train, limit_test } => {
-                Task::Images(Box::new(Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?))
+            Self::Text { path, tokenizer } => {
+                Task::Text(TextData::load(path, tokenizer.as_deref())?)
             }
+            Self::Play { characters } => Task::play(*characters)?,
+            Self::Shards { path, vocabulary, limit_val } => {
+                Task::Text(shards::load(path, *vocabulary, *limit_val)?)
+            }
+            Self::Cifar10 { limit_train: Some(0), .. } => {
+                bail!("data.limit_train is 0; it must be at least 1")
+            }
+            Self::Cifar10 { limit_test: Some(0), .. } => {
+                bail!("data.limit_test is 0; it must be at least 1")
+            }
+            Self::Cifar10 { path, limit_train, limit_test } => Task::Images(Box::new(
+                Cifar10::load(path, Limits { train: *limit_train, test: *limit_test })?,
+            )),
         })
     }
 }
@@ -119,15 +129,16 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Sequences or images an update.
     pub batch_size: usize,
-    /// Parts that a batch is taken in, one after the other, with their gradients added: a part's activations are in memory at a
-    /// time.
+    /// Parts that a batch is taken in, one after the other, with their gradients added: a part's
+    /// activations are in memory at a time.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub accumulate: usize,
-    /// Works a block's activations out again for the gradient instead of keeping them: a third more work, and memory for the
-    /// blocks' outputs alone.
+    /// Works a block's activations out again for the gradient instead of keeping them: a third more
+    /// work, and memory for the blocks' outputs alone.
     #[serde(default, skip_serializing_if = "is_default")]
     pub recompute: bool,
-    /// What the products of forward and backward pass are worked out in: `f32` or `bf16`. Weights and what moves them stay in f32.
+    /// What the products of forward and backward pass are worked out in: `f32` or `bf16`. Weights
+    /// and what moves them stay in f32.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
     /// Drives initialisation and data order.
@@ -175,7 +186,8 @@ impl Config {
     /// # Errors
     /// One line that names the file and the key.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
         Self::parse(&text, settings).with_context(|| path.display().to_string())
     }
 
@@ -234,12 +246,18 @@ impl Config {
         if let ScheduleConfig::StableThenDecay { decay } = t.schedule
             && !(decay > 0.0 && decay <= 1.0)
         {
-            bail!("train.schedule.decay is {decay}; it is the share of the run that decays, above 0 and at most 1")
+            bail!(
+                "train.schedule.decay is {decay}; it is the share of the run that decays, above 0 \
+                 and at most 1"
+            )
         }
         /// More tokens or images than any machine holds a batch of.
         const LARGEST: usize = 1 << 28;
         if t.batch_size > LARGEST {
-            bail!("train.batch_size is {}; no machine holds more than {LARGEST} at a time", t.batch_size)
+            bail!(
+                "train.batch_size is {}; no machine holds more than {LARGEST} at a time",
+                t.batch_size
+            )
         }
         Ok(())
     }
@@ -261,16 +279,23 @@ impl Config {
     pub fn graph(&self, vocabulary: usize) -> Result<Graph> {
         let graph = self.model.graph(vocabulary)?;
         let fits = match self.data {
-            DataConfig::Cifar10 { .. } => matches!(graph.input, Input::Pixels { channels: 3, height: 32, width: 32 }),
+            DataConfig::Cifar10 { .. } => {
+                matches!(graph.input, Input::Pixels { channels: 3, height: 32, width: 32 })
+            }
             _ => matches!(graph.input, Input::Tokens { .. }),
         };
         if !fits {
             let reads = match graph.input {
                 Input::Tokens { .. } => "tokens".to_string(),
-                Input::Pixels { channels, height, width } => format!("images of {channels} x {height} x {width}"),
+                Input::Pixels { channels, height, width } => {
+                    format!("images of {channels} x {height} x {width}")
+                }
                 Input::Vector { dim } => format!("vectors of {dim} numbers"),
             };
-            bail!("model and data do not fit: the model reads {reads}; choose another preset or data kind")
+            bail!(
+                "model and data do not fit: the model reads {reads}; choose another preset or \
+                 data kind"
+            )
         }
         Ok(graph)
     }
@@ -278,8 +303,9 @@ impl Config {
 
 /// Sets one key of a table from `path.to.key=value`; the value is TOML, or a string if it is none.
 pub(crate) fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
-    let (path, value) =
-        setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as path.to.key=value"))?;
+    let (path, value) = setting
+        .split_once('=')
+        .ok_or_else(|| anyhow!("--set {setting}: write it as path.to.key=value"))?;
     let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
         .and_then(|mut t| t.remove("value"))
@@ -306,7 +332,9 @@ pub(crate) fn one_line(error: &toml::de::Error) -> anyhow::Error {
     let mut names = message.split('`').skip(1).step_by(2);
     let suggestion = match names.next() {
         Some(found) if message.starts_with("unknown") => {
-            let near = names.max_by(|a, b| strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found)));
+            let near = names.max_by(|a, b| {
+                strsim::jaro_winkler(a, found).total_cmp(&strsim::jaro_winkler(b, found))
+            });
             near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
         }
         _ => String::new(),
@@ -328,7 +356,9 @@ mod tests {
     #[test]
     fn a_misspelt_key_names_the_nearest() {
         let text = crate::preset::text("demo").unwrap();
-        let message = |from: &str, to: &str| Config::parse(&text.replace(from, to), &[]).unwrap_err().to_string();
+        let message = |from: &str, to: &str| {
+            Config::parse(&text.replace(from, to), &[]).unwrap_err().to_string()
+        };
         assert!(message("batch_size", "batchsize").contains("did you mean `batch_size`?"));
         assert!(message("[optimizer]", "[optimiser]").contains("did you mean `optimizer`?"));
         assert!(message("layers =", "layer =").contains("did you mean `layers`?"));
@@ -338,7 +368,8 @@ mod tests {
     #[test]
     fn settings_change_keys() {
         let text = crate::preset::text("demo").unwrap();
-        let settings = ["train.steps=7", "train.device=cuda:1", "lipschitz_target=2.5"].map(String::from);
+        let settings =
+            ["train.steps=7", "train.device=cuda:1", "lipschitz_target=2.5"].map(String::from);
         let config = Config::parse(text, &settings).unwrap();
         assert_eq!((config.train.steps, config.train.device.as_str()), (7, "cuda:1"));
         assert_eq!(config.lipschitz_target, Some(2.5));

@@ -1,4 +1,5 @@
-//! What training does to the weights: norms that are proven, and whether what is promised of them holds.
+//! What training does to the weights: norms that are proven, and whether what is promised of them
+//! holds.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +44,9 @@ pub fn matrices(
             continue;
         }
         let w = Matrix::from_tensor(&p.name, v.var.as_tensor())?;
-        let sigma = known(certificate, &p.name).unwrap_or_else(|| spectral_norm(&w, Method::Proven).upper).to_f64();
+        let sigma = known(certificate, &p.name)
+            .unwrap_or_else(|| spectral_norm(&w, Method::Proven).upper)
+            .to_f64();
         let frobenius = w.data.iter().map(|x| x * x).sum::<f64>();
         let moved = Matrix::from_tensor(&p.name, &(v.var.as_tensor().detach() - before)?)?;
         let factor = scale(p, None);
@@ -75,7 +78,11 @@ pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64> {
 ///
 /// # Errors
 /// [`certify::Error::Violated`] names the weight that is above its cap.
-pub fn check_caps(certificate: &Certificate, variables: &Variables, constraint: &Constraint) -> Result<()> {
+pub fn check_caps(
+    certificate: &Certificate,
+    variables: &Variables,
+    constraint: &Constraint,
+) -> Result<()> {
     for v in variables {
         let p = &v.parameter;
         let Some(promise) = constraint.promise(p) else { continue };
@@ -114,13 +121,19 @@ fn promised(
             let rows = promise.heads.is_none_or(|heads| heads.axis == Axis::Rows);
             for i in 0..count {
                 let side = if rows { "rows" } else { "columns" };
-                let name = if count == 1 { p.name.clone() } else { format!("{} {side} {}/{count}", p.name, i + 1) };
-                // The walk asks for other norms where a gain is folded in; then the cap's own is proven here.
+                let name = if count == 1 {
+                    p.name.clone()
+                } else {
+                    format!("{} {side} {}/{count}", p.name, i + 1)
+                };
+                // The walk asks for other norms where a gain is folded in; then the cap's own is
+                // proven here.
                 let upper = match known(certificate, &name) {
                     Some(upper) => upper,
                     None => {
                         let w = matrix()?;
-                        let block = if rows { w.row_block(i, count) } else { w.column_block(i, count) };
+                        let block =
+                            if rows { w.row_block(i, count) } else { w.column_block(i, count) };
                         spectral_norm(&block, Method::Proven).upper
                     }
                 };

@@ -1,6 +1,8 @@
-//! What a step needs before anything is run: memory of a process, floating-point operations, bytes exchanged and time, from shapes alone.
+//! What a step needs before anything is run: memory of a process, floating-point operations, bytes
+//! exchanged and time, from shapes alone.
 //!
-//! Counted are candle's composed operations, which is what runs on a GPU; on the CPU whole blocks are one operation and keep less.
+//! Counted are candle's composed operations, which is what runs on a GPU; on the CPU whole blocks
+//! are one operation and keep less.
 
 use anyhow::Result;
 use lipschitz_nn::Graph;
@@ -16,12 +18,13 @@ use crate::step;
 const F32: f64 = 4.0;
 const BF16: f64 = 2.0;
 
-/// Times that a number which is kept for the gradient passes through memory: written and read on the way forward; on the way back its
-/// gradient is cleared, read and written, what is added to it written and read, and the number and the next gradient read.
+/// Times that a number which is kept for the gradient passes through memory: written and read on
+/// the way forward; on the way back its gradient is cleared, read and written, what is added to it
+/// written and read, and the number and the next gradient read.
 const PASSES: f64 = 9.0;
 
-/// Tensors of one size that are at work on the way back beside those that are kept: a gradient, what is added to it, the sum. Measured of
-/// what cross-entropy makes of logits, and of a softmax.
+/// Tensors of one size that are at work on the way back beside those that are kept: a gradient,
+/// what is added to it, the sum. Measured of what cross-entropy makes of logits, and of a softmax.
 const AT_WORK: f64 = 3.0;
 const LOGITS_AT_WORK: f64 = 5.0;
 const SOFTMAX_AT_WORK: f64 = 12.0;
@@ -109,8 +112,8 @@ impl Memory {
 }
 
 impl Estimate {
-    /// Seconds of the products of forward and backward pass, of what they move through memory, of update and constraint, and of exchange.
-    /// None of them overlap.
+    /// Seconds of the products of forward and backward pass, of what they move through memory, of
+    /// update and constraint, and of exchange. None of them overlap.
     pub fn seconds(&self, machine: &Machine) -> Option<[f64; 4]> {
         let update = self.update?.seconds(machine) + self.moved.1 / machine.memory;
         let exchange = self.sent / machine.exchange;
@@ -135,9 +138,11 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     let forward: f64 = segments.iter().map(|s| s.products).sum();
     let unneeded: f64 = segments.iter().map(|s| s.without_gradient).sum();
     let kept: f64 = segments.iter().map(|s| s.kept).sum();
-    let again = if train.recompute { segments.iter().rev().skip(1).map(|s| s.products).sum() } else { 0.0 };
+    let again =
+        if train.recompute { segments.iter().rev().skip(1).map(|s| s.products).sum() } else { 0.0 };
     let held = if train.recompute {
-        segments.iter().map(|s| s.input).sum::<f64>() + segments.iter().map(|s| s.kept).fold(0.0, f64::max)
+        segments.iter().map(|s| s.input).sum::<f64>()
+            + segments.iter().map(|s| s.kept).fold(0.0, f64::max)
     } else {
         kept
     };
@@ -150,8 +155,12 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     let at_work = segments.iter().map(|s| s.at_work).fold(0.0, f64::max);
 
     let owners = owners(&parameters.iter().map(step::work).collect::<Vec<_>>(), processes);
-    let of = |rank: usize| parameters.iter().zip(&owners).filter(move |(_, owner)| **owner == rank).map(|(p, _)| p);
-    let most = |f: &dyn Fn(&Parameter) -> f64| (0..processes).map(|rank| of(rank).map(f).sum()).fold(0.0, f64::max);
+    let of = |rank: usize| {
+        parameters.iter().zip(&owners).filter(move |(_, owner)| **owner == rank).map(|(p, _)| p)
+    };
+    let most = |f: &dyn Fn(&Parameter) -> f64| {
+        (0..processes).map(|rank| of(rank).map(f).sum()).fold(0.0, f64::max)
+    };
     let own = most(&numbers);
     let state = most(&|p| {
         numbers(p)
@@ -175,7 +184,8 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     };
     // All matrices of one shape go through an update together, as far as they fit.
     let stack = parameters.iter().filter(|p| p.geometry == Geometry::Matrix).map(|p| {
-        let alike: f64 = parameters.iter().filter(|other| other.shape == p.shape).map(numbers).sum();
+        let alike: f64 =
+            parameters.iter().filter(|other| other.shape == p.shape).map(numbers).sum();
         alike.min(own).min((TOGETHER as f64).max(numbers(p)))
     });
     let stack = stack.fold(0.0, f64::max);
@@ -186,8 +196,11 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
         tokens: graph.input.positions() as u64 * train.batch_size as u64,
         memory: Memory {
             weights: F32 * weights,
-            // With several parts, the sum so far and the gradient of a part, which is added block by block where blocks are run again.
-            gradients: F32 * weights * if train.accumulate > 1 && !train.recompute { 2.0 } else { 1.0 },
+            // With several parts, the sum so far and the gradient of a part, which is added block
+            // by block where blocks are run again.
+            gradients: F32
+                * weights
+                * if train.accumulate > 1 && !train.recompute { 2.0 } else { 1.0 },
             optimizer: F32 * state,
             activations: (held + at_work) * part + rounded,
             update: F32 * (own + STACK * stack),
@@ -195,7 +208,10 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
         gradient: Work::of(train.precision, examples * (3.0 * forward + again - unneeded)),
         update: counted.then_some(update),
         // Working something out again writes and reads it once more.
-        moved: ((PASSES + if train.recompute { 2.0 } else { 0.0 }) * kept * examples, UPDATE_PASSES * F32 * own),
+        moved: (
+            (PASSES + if train.recompute { 2.0 } else { 0.0 }) * kept * examples,
+            UPDATE_PASSES * F32 * own,
+        ),
         // A sum over a ring, then the weights from whoever moved them.
         sent: F32 * weights * others * 3.0,
     })
@@ -233,7 +249,9 @@ struct Walk {
 fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
     let (width, channels, separator) = match graph.input {
         Input::Tokens { separator, .. } => (0.0, 0.0, separator.is_some()),
-        Input::Pixels { channels, height, width } => ((channels * height * width) as f64, channels as f64, false),
+        Input::Pixels { channels, height, width } => {
+            ((channels * height * width) as f64, channels as f64, false)
+        }
         Input::Vector { dim } => (dim as f64, 0.0, false),
     };
     let tokens = graph.input.positions() as f64;
@@ -338,19 +356,22 @@ impl Walk {
                 for (outputs, turned) in [(queries, true), (keys, true), (keys, false)] {
                     self.linear(a.dim as f64, outputs, a.bias);
                     let norm = if a.query_key_norm.is_some() && turned { 3.0 } else { 0.0 };
-                    // Four products of halves with sines and cosines, two sums of them, both beside each other; and gradients of the
-                    // sines and cosines, which nothing asks for and candle keeps to the end.
+                    // Four products of halves with sines and cosines, two sums of them, both beside
+                    // each other; and gradients of the sines and cosines, which nothing asks for
+                    // and candle keeps to the end.
                     let rotary = if a.rotary.is_some() && turned { 4.0 + 2.0 } else { 0.0 };
                     self.keep(norm + rotary, tokens * outputs);
                 }
-                // Heads before tokens; keys and values as often as there are queries; keys transposed; the scale.
+                // Heads before tokens; keys and values as often as there are queries; keys
+                // transposed; the scale.
                 self.keep(1.0 + 4.0, tokens * queries);
                 self.product(heads, [tokens, head, tokens], false);
                 let cap = if a.logit_cap.is_some() { 3.0 } else { 0.0 };
                 let bias = if a.position_bias.is_some() { 1.0 } else { 0.0 };
                 let mask = if a.causal || a.window.is_some() || self.separator { 2.0 } else { 0.0 };
                 let scores = heads * tokens * tokens;
-                // A mask has its own gradient; the softmax keeps differences from the maximum, exponentials and shares.
+                // A mask has its own gradient; the softmax keeps differences from the maximum,
+                // exponentials and shares.
                 self.keep(cap + bias + mask + 3.0, scores);
                 self.out.at_work = self.out.at_work.max(SOFTMAX_AT_WORK * F32 * scores);
                 self.product(heads, [tokens, tokens, head], false);
@@ -401,18 +422,33 @@ mod tests {
         // The gradient with respect to pixels is not worked out.
         let mlp = of("mlp-cifar10", &["train.batch_size=7"], 10);
         let (first, others) = (3072 * 256, 256 * 256 + 256 * 10);
-        assert_eq!(mlp.gradient, Work { f32: (7 * 2 * (2 * first + 3 * others)) as f64, bf16: 0.0 });
+        assert_eq!(
+            mlp.gradient,
+            Work { f32: (7 * 2 * (2 * first + 3 * others)) as f64, bf16: 0.0 }
+        );
         assert_eq!(mlp.tokens, 7);
 
-        let settings = ["model.dim=64", "model.layers=2", "model.heads=2", "model.context=32", "train.batch_size=5"];
+        let settings = [
+            "model.dim=64",
+            "model.layers=2",
+            "model.heads=2",
+            "model.context=32",
+            "train.batch_size=5",
+        ];
         let gpt = of("gpt-shakespeare", &settings, 30);
         // Four square matrices and two of 4 × 64 a layer, the head; scores and mixed values.
         let forward = 2 * 32 * (2 * 12 * 64 * 64 + 64 * 30) + 2 * 2 * 2 * 32 * 32 * 64;
         assert_eq!(gpt.gradient.f32, (5 * 3 * forward) as f64);
         assert_eq!(gpt.tokens, 5 * 32);
-        let again =
-            of("gpt-shakespeare", &[&settings[..], &["train.recompute=true", "train.precision=bf16"]].concat(), 30);
-        assert_eq!(again.gradient, Work { f32: 0.0, bf16: (5 * (4 * forward - 2 * 32 * 64 * 30)) as f64 });
+        let again = of(
+            "gpt-shakespeare",
+            &[&settings[..], &["train.recompute=true", "train.precision=bf16"]].concat(),
+            30,
+        );
+        assert_eq!(
+            again.gradient,
+            Work { f32: 0.0, bf16: (5 * (4 * forward - 2 * 32 * 64 * 30)) as f64 }
+        );
 
         // Patches of 8 × 8 pixels: a token each.
         let vit = of("vit-cifar10", &["model.patch=8", "train.batch_size=1"], 10);
@@ -422,7 +458,12 @@ mod tests {
     #[test]
     fn updates_are_counted() {
         let one = |settings: &[&str]| {
-            of("mlp-cifar10", &[&["model.hidden=[512]", "constraint.sigma_max=4"], settings].concat(), 512).update
+            of(
+                "mlp-cifar10",
+                &[&["model.hidden=[512]", "constraint.sigma_max=4"], settings].concat(),
+                512,
+            )
+            .update
         };
         let (s, l) = (512f64, 3072f64);
         // The square matrix by six quintics, the other by its Gram matrix.
@@ -432,7 +473,10 @@ mod tests {
         // In bf16 the Gram form is not used, and the cap is followed by a norm.
         let plain = 6.0 * 6.0 * s.powi(3) + 6.0 * (4.0 * s * s * l + 2.0 * s.powi(3));
         let norms = (2.0 + 18.0) * s.powi(3) + (2.0 * s * s * l + 18.0 * s.powi(3));
-        assert_eq!(one(&["optimizer.precision=bf16"]), Some(Work { f32: soft + norms, bf16: plain }));
+        assert_eq!(
+            one(&["optimizer.precision=bf16"]),
+            Some(Work { f32: soft + norms, bf16: plain })
+        );
         assert_eq!(one(&["constraint.method=svd_clip"]), None);
     }
 }

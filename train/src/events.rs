@@ -1,9 +1,9 @@
 //! TensorBoard event files.
 //!
-//! A file is a row of TFRecord frames: the length (u64, little endian), a checksum of it, the bytes, a checksum of them.
-//! Each holds one `Event` protobuf message, encoded here by hand: `1: double wall_time`, `2: int64 step`,
-//! `3: string file_version`, `5: Summary { 1: Value { 1: string tag, 2: float simple_value } }`,
-//! `7: SessionLog { 1: status }`.
+//! A file is a row of TFRecord frames: the length (u64, little endian), a checksum of it, the
+//! bytes, a checksum of them. Each holds one `Event` protobuf message, encoded here by hand: `1:
+//! double wall_time`, `2: int64 step`, `3: string file_version`, `5: Summary { 1: Value { 1: string
+//! tag, 2: float simple_value } }`, `7: SessionLog { 1: status }`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -12,8 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lipschitz_nn::Error;
 
-/// Writes scalars for TensorBoard. Every start of a run writes a file of its own; TensorBoard reads those of a directory
-/// as one run.
+/// Writes scalars for TensorBoard. Every start of a run writes a file of its own; TensorBoard reads
+/// those of a directory as one run.
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
@@ -21,8 +21,9 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// A new file `events.out.tfevents.<seconds>.train` in a directory, which is made if missing. Seconds already taken
-    /// are passed over, so starts within one second stay apart and files sort by age.
+    /// A new file `events.out.tfevents.<seconds>.train` in a directory, which is made if missing.
+    /// Seconds already taken are passed over, so starts within one second stay apart and files sort
+    /// by age.
     ///
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
@@ -43,8 +44,8 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// The same for a run that goes on: TensorBoard drops what earlier files say of `step` and later steps, which an
-    /// interrupted run may have logged and not kept.
+    /// The same for a run that goes on: TensorBoard drops what earlier files say of `step` and
+    /// later steps, which an interrupted run may have logged and not kept.
     ///
     /// # Errors
     /// As [`EventWriter::create`].
@@ -67,7 +68,8 @@ impl EventWriter {
         self.event(step, &bytes_field(5, &bytes_field(1, &scalar)))
     }
 
-    /// Hands everything to the system, so that a reader sees it. Dropping the writer does so too, but cannot report errors.
+    /// Hands everything to the system, so that a reader sees it. Dropping the writer does so too,
+    /// but cannot report errors.
     ///
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
@@ -120,10 +122,12 @@ fn bytes_field(number: u8, bytes: &[u8]) -> Vec<u8> {
 /// A TFRecord.
 fn frame(bytes: &[u8]) -> Vec<u8> {
     let length = (bytes.len() as u64).to_le_bytes();
-    [&length, masked(&length).to_le_bytes().as_slice(), bytes, &masked(bytes).to_le_bytes()].concat()
+    [&length, masked(&length).to_le_bytes().as_slice(), bytes, &masked(bytes).to_le_bytes()]
+        .concat()
 }
 
-/// TFRecord's checksum: CRC-32C rotated by 15 bits, plus a constant, so that a checksum of checksums is no degenerate case.
+/// TFRecord's checksum: CRC-32C rotated by 15 bits, plus a constant, so that a checksum of
+/// checksums is no degenerate case.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -160,7 +164,8 @@ mod tests {
         }
     }
 
-    /// The fields of a message: number, and the value's bytes (a varint as its number, little endian).
+    /// The fields of a message: number, and the value's bytes (a varint as its number, little
+    /// endian).
     fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
         let mut fields = Vec::new();
         while !bytes.is_empty() {
@@ -200,7 +205,10 @@ mod tests {
         assert_eq!(record[..8], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!((&record[8..12], &record[12..15]), (length_crc.as_slice(), b"abc".as_slice()));
         // CRC-32C of "abc" is 364b3fb7.
-        assert_eq!(record[15..], 0x364b_3fb7_u32.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes());
+        assert_eq!(
+            record[15..],
+            0x364b_3fb7_u32.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+        );
     }
 
     #[test]
@@ -223,12 +231,16 @@ mod tests {
         let events = frames(writer.path());
         assert_eq!(field(&events[0], 3), b"brain.Event:2");
         assert_eq!(events.len(), 3);
-        for (event, (tag, step, value)) in
-            events[1..].iter().zip([("loss", 7_u64, 1.25), ("log10 Lipschitz bound", 300, f32::NEG_INFINITY)])
+        for (event, (tag, step, value)) in events[1..]
+            .iter()
+            .zip([("loss", 7_u64, 1.25), ("log10 Lipschitz bound", 300, f32::NEG_INFINITY)])
         {
             assert_eq!(field(event, 2), step.to_le_bytes());
             let scalar = field(&field(event, 5), 1);
-            assert_eq!((field(&scalar, 1), field(&scalar, 2)), (tag.as_bytes().to_vec(), value.to_le_bytes().to_vec()));
+            assert_eq!(
+                (field(&scalar, 1), field(&scalar, 2)),
+                (tag.as_bytes().to_vec(), value.to_le_bytes().to_vec())
+            );
             let wall = f64::from_le_bytes(field(event, 1).try_into().unwrap());
             assert!((wall - since_epoch().as_secs_f64()).abs() < 60.0);
         }

@@ -1,7 +1,8 @@
 //! Configs to start from.
 
 /// Their names.
-pub const NAMES: [&str; 6] = ["demo", "gpt-shakespeare", "gpt-tight", "mlp-cifar10", "nanogpt-145m", "vit-cifar10"];
+pub const NAMES: [&str; 6] =
+    ["demo", "gpt-shakespeare", "gpt-tight", "mlp-cifar10", "nanogpt-145m", "vit-cifar10"];
 
 /// A commented config.
 pub fn text(name: &str) -> Option<&'static str> {

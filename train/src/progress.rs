@@ -39,7 +39,10 @@ impl Progress {
             bar.set_message(format!("loss {loss:.4}  L ≤ {l}{}", self.latest));
         } else if self.lines {
             let latest = if m.val_loss.is_some() { self.latest.as_str() } else { "" };
-            terminal::note(format_args!("step {:>6}  {:>7.1} s  loss {loss:.4}  L ≤ {l}{latest}", m.step, m.seconds));
+            terminal::note(format_args!(
+                "step {:>6}  {:>7.1} s  loss {loss:.4}  L ≤ {l}{latest}",
+                m.step, m.seconds
+            ));
         }
     }
 

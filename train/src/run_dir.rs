@@ -35,7 +35,8 @@ pub struct Metrics {
     pub lipschitz: Option<f64>,
     /// ℓ2 norm of the gradient.
     pub grad_norm: Option<f64>,
-    /// Largest absolute value of any node's output on up to eight of the step's inputs, after the step.
+    /// Largest absolute value of any node's output on up to eight of the step's inputs, after the
+    /// step.
     pub activation_max: Option<f64>,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -89,11 +90,13 @@ pub struct Summary {
     /// Median over held-out predictions of the largest logit less the next.
     #[serde(default)]
     pub median_margin: Option<f64>,
-    /// log10 of the certified constant of margins, from ℓ2, over the median margin: one over the ℓ2 distance within which the
-    /// median prediction is proven to stay. Scaling the logits does not change it; null if it is not finite.
+    /// log10 of the certified constant of margins, from ℓ2, over the median margin: one over the ℓ2
+    /// distance within which the median prediction is proven to stay. Scaling the logits does not
+    /// change it; null if it is not finite.
     #[serde(default)]
     pub margin_normalized_log10: Option<f64>,
-    /// For pictures: the share that is right and proven to stay so within an ℓ2 distance of 36/255, pixels in \[0, 1\].
+    /// For pictures: the share that is right and proven to stay so within an ℓ2 distance of 36/255,
+    /// pixels in \[0, 1\].
     #[serde(default)]
     pub certified_accuracy: Option<f64>,
     /// Mean cross-entropy by the published protocol, nats; `train eval --record` puts it here.
@@ -112,8 +115,8 @@ pub struct RunDir {
     _lock: Option<Lock>,
 }
 
-/// The right to write to the directory of a run, which one process has at a time. The system takes it back when the process ends,
-/// however it ends, so nothing has to be cleaned up after a crash.
+/// The right to write to the directory of a run, which one process has at a time. The system takes
+/// it back when the process ends, however it ends, so nothing has to be cleaned up after a crash.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -126,8 +129,12 @@ impl Lock {
     /// If the directory cannot be written to.
     pub fn take(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(".lock");
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, &e))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| Error::io(&path, &e))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -140,10 +147,12 @@ impl Lock {
         match held {
             true => Ok(None),
             false => match Self::take(directory) {
-                // A file system without locks cannot tell; what else is wrong with it shows when the run is written.
+                // A file system without locks cannot tell; what else is wrong with it shows when
+                // the run is written.
                 Err(_) => Ok(None),
                 Ok(None) => bail!(
-                    "{}: another process is training this run; wait for its end, or choose another --out",
+                    "{}: another process is training this run; wait for its end, or choose \
+                     another --out",
                     directory.display()
                 ),
                 Ok(lock) => Ok(lock),
@@ -179,7 +188,10 @@ impl RunDir {
     /// If it does, or cannot be written.
     pub fn create(path: &Path, config: &Config, locked: bool) -> Result<Self> {
         if path.join("config.toml").exists() {
-            bail!("{}: holds a run already; continue it with --resume or choose another --out", path.display())
+            bail!(
+                "{}: holds a run already; continue it with --resume or choose another --out",
+                path.display()
+            )
         }
         fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
         let lock = Lock::unless_held(path, locked)?;
@@ -190,9 +202,14 @@ impl RunDir {
     /// Opens the run in `path` at its last checkpoint, if it has one; metrics after it are dropped.
     ///
     /// # Errors
-    /// If there is no run, it was made with another config (steps, device and intervals may differ), or its checkpoint
-    /// is damaged.
-    pub fn resume(path: &Path, config: &Config, device: &Device, locked: bool) -> Result<(Self, Option<Saved>)> {
+    /// If there is no run, it was made with another config (steps, device and intervals may
+    /// differ), or its checkpoint is damaged.
+    pub fn resume(
+        path: &Path,
+        config: &Config,
+        device: &Device,
+        locked: bool,
+    ) -> Result<(Self, Option<Saved>)> {
         let file = path.join("config.toml");
         if !file.exists() {
             bail!("{}: holds no run to resume; leave --resume out to start one", path.display())
@@ -203,7 +220,10 @@ impl RunDir {
         (old.steps, old.log_every, old.eval_every) = (new.steps, new.log_every, new.eval_every);
         old.device.clone_from(&new.device);
         if began != *config {
-            bail!("{}: differs from the config given; resume with that file, or choose another --out", file.display())
+            bail!(
+                "{}: differs from the config given; resume with that file, or choose another --out",
+                file.display()
+            )
         }
         checkpoint::write(&file, config.to_toml()?.as_bytes())?;
         let saved = load(path, device)?;
@@ -212,8 +232,10 @@ impl RunDir {
         if file.exists() {
             let text = fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
             // A line cut short by a crash is dropped with those that will be written again.
-            let earlier = |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|m| m.step <= step);
-            let kept: String = text.lines().filter(earlier).map(|line| format!("{line}\n")).collect();
+            let earlier =
+                |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|m| m.step <= step);
+            let kept: String =
+                text.lines().filter(earlier).map(|line| format!("{line}\n")).collect();
             checkpoint::write(&file, kept.as_bytes())?;
         }
         Ok((Self::open(path, lock)?, saved))
@@ -221,7 +243,11 @@ impl RunDir {
 
     fn open(path: &Path, lock: Option<Lock>) -> Result<Self> {
         let file = path.join("metrics.jsonl");
-        let metrics = File::options().create(true).append(true).open(&file).map_err(|e| Error::io(&file, &e))?;
+        let metrics = File::options()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .map_err(|e| Error::io(&file, &e))?;
         Ok(Self { path: path.to_path_buf(), metrics, _lock: lock })
     }
 
@@ -252,9 +278,15 @@ impl RunDir {
         step: u64,
         seconds: f64,
     ) -> Result<()> {
-        let [current, fresh, old] = ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
-        let remove =
-            |dir: &Path| if dir.exists() { fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e)) } else { Ok(()) };
+        let [current, fresh, old] =
+            ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
+        let remove = |dir: &Path| {
+            if dir.exists() {
+                fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e))
+            } else {
+                Ok(())
+            }
+        };
         remove(&fresh)?;
         fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
         checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
@@ -286,13 +318,17 @@ impl RunDir {
 /// If it is damaged.
 pub fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
     // A crash between the two renames of `save` leaves the old one alone.
-    let Some(dir) = ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists()) else {
+    let Some(dir) =
+        ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists())
+    else {
         return Ok(None);
     };
     let (model, _) = checkpoint::load(&dir.join("model.safetensors"), device)?;
     let file = dir.join("optimizer.safetensors");
     let (state, metadata) = checkpoint::load_tensors(&file, device)?;
-    let position = metadata.get(POSITION).ok_or_else(|| anyhow!("{}: holds no position", file.display()))?;
-    let position: Position = serde_json::from_str(position).with_context(|| file.display().to_string())?;
+    let position =
+        metadata.get(POSITION).ok_or_else(|| anyhow!("{}: holds no position", file.display()))?;
+    let position: Position =
+        serde_json::from_str(position).with_context(|| file.display().to_string())?;
     Ok(Some(Saved { model, state, step: position.step, seconds: position.seconds }))
 }

@@ -1,7 +1,8 @@
 //! What a process that trains sets up before anything else.
 
-/// Gives candle's own elementwise operations one thread, unless `CANDLE_NUM_THREADS` says otherwise: its pool spins while it waits,
-/// and would take the cores from the kernels, which bring their own threads.
+/// Gives candle's own elementwise operations one thread, unless `CANDLE_NUM_THREADS` says
+/// otherwise: its pool spins while it waits, and would take the cores from the kernels, which bring
+/// their own threads.
 ///
 /// # Safety
 /// No other thread may run yet: call it first in `main`.

@@ -28,14 +28,20 @@ pub fn gpt2_tokenizer(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
     let bpe = BPE::from_file(&name(vocabulary), &name(merges)).build();
     let bpe = bpe.map_err(|e| {
         let what = e.to_string().replace('\n', " ");
-        anyhow!("{} and {}: are not GPT-2's vocabulary and merges: {what}", vocabulary.display(), merges.display())
+        anyhow!(
+            "{} and {}: are not GPT-2's vocabulary and merges: {what}",
+            vocabulary.display(),
+            merges.display()
+        )
     })?;
     let special = bpe.get_vocab().contains_key(SEPARATOR);
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer: tokenizers::Tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
     if special {
-        tokenizer.add_special_tokens([AddedToken::from(SEPARATOR, true)]).map_err(|e| anyhow!("{e}"))?;
+        tokenizer
+            .add_special_tokens([AddedToken::from(SEPARATOR, true)])
+            .map_err(|e| anyhow!("{e}"))?;
     }
     let text = tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))?;
     Ok(Tokenizer::Json { json: serde_json::from_str(&text)? })
@@ -66,13 +72,18 @@ pub struct Made {
     pub val: (usize, usize),
 }
 
-/// Writes shards and the tokenizer. Each document begins with the separator, if the tokenizer has one. Whole documents are held out, and
-/// of a single one the last part.
+/// Writes shards and the tokenizer. Each document begins with the separator, if the tokenizer has
+/// one. Whole documents are held out, and of a single one the last part.
 ///
 /// # Errors
-/// One line: a file that is missing or is no text, more tokens than 16 bits number, shards that are there already, a full disk.
+/// One line: a file that is missing or is no text, more tokens than 16 bits number, shards that are
+/// there already, a full disk.
 pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
-    ensure!((0.0..1.0).contains(&plan.val) && plan.val > 0.0, "--val {}: must be between 0 and 1", plan.val);
+    ensure!(
+        (0.0..1.0).contains(&plan.val) && plan.val > 0.0,
+        "--val {}: must be between 0 and 1",
+        plan.val
+    );
     ensure!(plan.size > 0, "a shard holds at least one token");
     let codec = Codec::new(plan.tokenizer)?;
     ensure!(
@@ -87,8 +98,10 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
         }
     }
     // One id, if the tokenizer knows the separator as such.
-    let separator = codec.encode(SEPARATOR).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0] as u16);
-    let [mut train, mut val] = ["train", "val"].map(|part| Part { plan, part, ids: Vec::new(), files: 0, tokens: 0 });
+    let separator =
+        codec.encode(SEPARATOR).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0] as u16);
+    let [mut train, mut val] =
+        ["train", "val"].map(|part| Part { plan, part, ids: Vec::new(), files: 0, tokens: 0 });
     let mut documents = 0;
     let mut add = |text: &str, held_out: Option<bool>, said: &str| -> Result<Made> {
         let encoded = codec.encode(text).with_context(|| said.to_string())?;
@@ -97,7 +110,8 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
         let part = if held_out.unwrap_or(behind) { &mut val } else { &mut train };
         part.add(ids)?;
         documents += 1;
-        let made = Made { documents, train: (train.tokens, train.files), val: (val.tokens, val.files) };
+        let made =
+            Made { documents, train: (train.tokens, train.files), val: (val.tokens, val.files) };
         watch(made);
         Ok(made)
     };
@@ -107,8 +121,10 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
         [only] if !lines(only) => {
             let (text, said) = (read(only)?, only.display().to_string());
             let characters = text.chars().count() as f64;
-            let cut =
-                text.char_indices().nth((characters * (1.0 - plan.val)) as usize).map_or(text.len(), |(at, _)| at);
+            let cut = text
+                .char_indices()
+                .nth((characters * (1.0 - plan.val)) as usize)
+                .map_or(text.len(), |(at, _)| at);
             add(&text[..cut], Some(false), &said)?;
             add(&text[cut..], Some(true), &said)?;
         }
@@ -125,8 +141,8 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
                     if line.trim().is_empty() {
                         continue;
                     }
-                    let value: serde_json::Value =
-                        serde_json::from_str(&line).map_err(|e| anyhow!("{said}: line {number} is not JSON: {e}"))?;
+                    let value: serde_json::Value = serde_json::from_str(&line)
+                        .map_err(|e| anyhow!("{said}: line {number} is not JSON: {e}"))?;
                     let Some(text) = value["text"].as_str() else {
                         bail!("{said}: line {number} has no string under `text`")
                     };
@@ -139,7 +155,8 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
     val.flush()?;
     ensure!(
         val.tokens > 0,
-        "one document cannot be trained on and held out; give more, or a single text file, which is cut"
+        "one document cannot be trained on and held out; give more, or a single text file, which \
+         is cut"
     );
     if let Tokenizer::Json { json } = plan.tokenizer {
         checkpoint::write(&plan.out.join("tokenizer.json"), &serde_json::to_vec(json)?)?;
@@ -182,10 +199,17 @@ impl Part<'_> {
 ///
 /// # Errors
 /// If it names none, or files that are none.
-pub fn tokenizer(json: Option<&Path>, vocabulary: Option<&Path>, merges: Option<&Path>) -> Result<Tokenizer> {
+pub fn tokenizer(
+    json: Option<&Path>,
+    vocabulary: Option<&Path>,
+    merges: Option<&Path>,
+) -> Result<Tokenizer> {
     match (json, vocabulary, merges) {
         (Some(json), None, None) => read_tokenizer(json),
         (None, Some(vocabulary), Some(merges)) => gpt2_tokenizer(vocabulary, merges),
-        _ => bail!("name a tokenizer: --tokenizer tokenizer.json, or --vocab vocab.json with --merges merges.txt"),
+        _ => bail!(
+            "name a tokenizer: --tokenizer tokenizer.json, or --vocab vocab.json with --merges \
+             merges.txt"
+        ),
     }
 }

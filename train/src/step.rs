@@ -31,10 +31,13 @@ pub struct Training {
     ranks: Rc<Ranks>,
 }
 
-/// How an update of a weight compares with that of another: of a matrix it costs products, of anything else a pass.
+/// How an update of a weight compares with that of another: of a matrix it costs products, of
+/// anything else a pass.
 pub(crate) fn work(parameter: &Parameter) -> u64 {
     match parameter.shape[..] {
-        [rows, columns] if parameter.geometry == Geometry::Matrix => (rows * columns * rows.min(columns)) as u64,
+        [rows, columns] if parameter.geometry == Geometry::Matrix => {
+            (rows * columns * rows.min(columns)) as u64
+        }
         _ => parameter.shape.iter().product::<usize>() as u64,
     }
 }
@@ -46,7 +49,8 @@ pub(crate) fn work(parameter: &Parameter) -> u64 {
 pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize> {
     if processes == 0 || !batch_size.is_multiple_of(processes) {
         bail!(
-            "train.batch_size is {batch_size}, which {processes} processes cannot share evenly; choose a multiple of {processes}"
+            "train.batch_size is {batch_size}, which {processes} processes cannot share evenly; \
+             choose a multiple of {processes}"
         )
     }
     Ok(batch_size / processes)
@@ -88,17 +92,31 @@ impl Times {
 }
 
 impl Training {
-    /// A model made by [`Model::trainable`] with its variables, which the processes share out among them.
+    /// A model made by [`Model::trainable`] with its variables, which the processes share out among
+    /// them.
     ///
     /// # Errors
     /// A constant of the recipe out of range; candle's own.
-    pub fn new(model: Model, variables: Variables, recipe: &Recipe, ranks: Rc<Ranks>) -> Result<Self> {
+    pub fn new(
+        model: Model,
+        variables: Variables,
+        recipe: &Recipe,
+        ranks: Rc<Ranks>,
+    ) -> Result<Self> {
         let work: Vec<u64> = variables.iter().map(|v| work(&v.parameter)).collect();
         let owners = owners(&work, ranks.count());
         let mine = variables.iter().zip(&owners).filter(|(_, owner)| **owner == ranks.rank());
         let own: Variables = mine.map(|(v, _)| v.clone()).collect();
         let optimizer = recipe.build(&own)?;
-        Ok(Self { model, variables, optimizer, constraint: Constraint::new(recipe)?, own, owners, ranks })
+        Ok(Self {
+            model,
+            variables,
+            optimizer,
+            constraint: Constraint::new(recipe)?,
+            own,
+            owners,
+            ranks,
+        })
     }
 
     /// Brings fresh weights under their caps.
@@ -110,7 +128,8 @@ impl Training {
         if self.ranks.count() > 1 { self.share() } else { Ok(()) }
     }
 
-    /// Everything a resumed run needs beside the weights, at the first process; a part of it elsewhere.
+    /// Everything a resumed run needs beside the weights, at the first process; a part of it
+    /// elsewhere.
     ///
     /// # Errors
     /// Candle's own.
@@ -144,12 +163,19 @@ impl Training {
         Ok(())
     }
 
-    /// One step on this process's part of a batch, taken in `parts` one after the other; adds to `times`. All processes' parts are of one
-    /// size. A loss that is not finite moves nothing.
+    /// One step on this process's part of a batch, taken in `parts` one after the other; adds to
+    /// `times`. All processes' parts are of one size. A loss that is not finite moves nothing.
     ///
     /// # Errors
     /// Candle's own.
-    pub fn step(&mut self, x: &Tensor, y: &Tensor, parts: usize, rate: Rate, times: &mut Times) -> Result<Outcome> {
+    pub fn step(
+        &mut self,
+        x: &Tensor,
+        y: &Tensor,
+        parts: usize,
+        rate: Rate,
+        times: &mut Times,
+    ) -> Result<Outcome> {
         let device = self.model.device();
         let mut clock = Clock::new(&device);
         let size = x.dim(0)?;
@@ -159,13 +185,17 @@ impl Training {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
             let targets = y.narrow(0, from, count)?.flatten_all()?;
-            self.model.gradient(&x.narrow(0, from, count)?, &mut gradients, |logits| -> Result<Tensor> {
-                let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
-                let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
-                value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-                times.forward += clock.lap()?;
-                Ok(loss)
-            })?;
+            self.model.gradient(
+                &x.narrow(0, from, count)?,
+                &mut gradients,
+                |logits| -> Result<Tensor> {
+                    let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
+                    let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
+                    value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                    times.forward += clock.lap()?;
+                    Ok(loss)
+                },
+            )?;
             times.backward += clock.lap()?;
         }
         let count = self.ranks.count() as f64;

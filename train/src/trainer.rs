@@ -57,7 +57,8 @@ pub struct Options<'a> {
     pub ranks: Rc<Ranks>,
 }
 
-/// `cpu` or `cuda:N`, the GPU of the first process of a machine; those that follow belong to the others.
+/// `cpu` or `cuda:N`, the GPU of the first process of a machine; those that follow belong to the
+/// others.
 ///
 /// # Errors
 /// If there is no such device.
@@ -65,7 +66,9 @@ pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         Some(("cuda", ordinal)) => {
-            let ordinal: usize = ordinal.parse().map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
+            let ordinal: usize = ordinal
+                .parse()
+                .map_err(|_| anyhow!("device `{name}`: write it as cpu or cuda:N"))?;
             if !candle_core::utils::cuda_is_available() {
                 bail!(
                     "device `{name}`: this program is built for CPUs alone; install NVIDIA's driver and the CUDA toolkit, and build it \
@@ -75,7 +78,10 @@ pub fn device(name: &str) -> Result<Device> {
             let ordinal = ordinal + local_rank();
             Device::new_cuda(ordinal).map_err(|e| {
                 let e = lipschitz_nn::Error::from(e);
-                anyhow!("device `{name}`: GPU {ordinal} cannot be used: {e}; nvidia-smi lists the GPUs, or says that the driver is missing")
+                anyhow!(
+                    "device `{name}`: GPU {ordinal} cannot be used: {e}; nvidia-smi lists the \
+                         GPUs, or says that the driver is missing"
+                )
             })
         }
         _ => bail!("device `{name}`: write it as cpu or cuda:N"),
@@ -139,8 +145,8 @@ fn training(
 /// Trains as `config` says.
 ///
 /// # Errors
-/// Bad input, a diverging loss, a cap or a target that does not hold, a full disk: one line each. The last checkpoint
-/// stays as it is.
+/// Bad input, a diverging loss, a cap or a target that does not hold, a full disk: one line each.
+/// The last checkpoint stays as it is.
 pub fn run(config: &Config, options: &Options) -> Result<End> {
     let ranks = &options.ranks;
     let device = device(&config.train.device)?;
@@ -152,9 +158,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     ranks.wait();
     // The first alone writes; the others read what it has put in order.
     let (mut dir, saved) = match (ranks.is_first(), options.resume) {
-        (true, true) => {
-            RunDir::resume(options.out, config, &device, options.locked).map(|(dir, saved)| (Some(dir), saved))?
-        }
+        (true, true) => RunDir::resume(options.out, config, &device, options.locked)
+            .map(|(dir, saved)| (Some(dir), saved))?,
         (true, false) => (Some(RunDir::create(options.out, config, options.locked)?), None),
         (false, _) => (None, None),
     };
@@ -229,11 +234,16 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         let outcome = std::thread::scope(|scope| {
             let following = (done < t.steps).then(|| scope.spawn(|| batch(&mut order, done)));
             let outcome = training.step(&x, &y, t.accumulate, rate, &mut times);
-            next = following.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            next = following.map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
             outcome
         })?;
         if !outcome.loss.is_finite() {
-            bail!("the loss is {} at step {done}: training diverged; lower train.learning_rate", outcome.loss)
+            bail!(
+                "the loss is {} at step {done}: training diverged; lower train.learning_rate",
+                outcome.loss
+            )
         }
         let (Some(dir), Some(events), true) = (&mut dir, &mut events, logs) else {
             if saves {
@@ -243,7 +253,10 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         };
         let model = training.model.detached();
         if let Err(lipschitz_nn::Error::Weight { name, .. }) = model.check_finite() {
-            bail!("`{name}` is no longer finite at step {done}: training diverged; lower train.learning_rate")
+            bail!(
+                "`{name}` is no longer finite at step {done}: training diverged; lower \
+                 train.learning_rate"
+            )
         }
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &training.variables, &training.constraint)?;
@@ -280,7 +293,9 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
             }
         }
         for (name, m) in &line.matrices {
-            for (what, value) in [("norm", m.norm), ("stable_rank", m.stable_rank), ("update", m.update)] {
+            for (what, value) in
+                [("norm", m.norm), ("stable_rank", m.stable_rank), ("update", m.update)]
+            {
                 events.scalar(&format!("{what}/{name}"), done, value as f32)?;
             }
         }
@@ -296,7 +311,8 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
     let spent = seconds(&clock);
     keep(&training, dir.as_ref(), t.steps, spent)?;
     let Some(mut dir) = dir else { return Ok(End::Done(None)) };
-    // What a run came to is what the checkpoint comes to, whatever products were worked out in on the way.
+    // What a run came to is what the checkpoint comes to, whatever products were worked out in on
+    // the way.
     let model = training.model.detached().with_precision(Precision::F32);
     let summary = finish(config, options, &mut dir, &task, &model, &meta(t.steps), &recipe, spent)?;
     Ok(End::Done(Some(Box::new(summary))))
@@ -304,14 +320,20 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
 
 /// The weights as they are, for comparison with what a step makes of them.
 fn copies(training: &Training) -> Result<Vec<Tensor>> {
-    Ok(training.variables.iter().map(|v| v.var.as_tensor().detach().copy()).collect::<Result<_, _>>()?)
+    Ok(training
+        .variables
+        .iter()
+        .map(|v| v.var.as_tensor().detach().copy())
+        .collect::<Result<_, _>>()?)
 }
 
 /// Whether the constant that was asked for holds.
 fn check_target(config: &Config, l: Upper) -> Result<()> {
     match config.lipschitz_target {
         Some(target) if l > Upper::from_f64(target) => {
-            bail!(certify::Error::Violated(format!("the certified constant {l} is above lipschitz_target {target}")))
+            bail!(certify::Error::Violated(format!(
+                "the certified constant {l} is above lipschitz_target {target}"
+            )))
         }
         _ => Ok(()),
     }
@@ -341,7 +363,8 @@ fn finish(
     // A value found is measured in floating point; the certificate speaks of real arithmetic.
     if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > certificate.l2 {
         bail!(certify::Error::Violated(format!(
-            "found a sensitivity of {} above the certified {}: this is a defect of the certificate, please report it",
+            "found a sensitivity of {} above the certified {}: this is a defect of the \
+             certificate, please report it",
             found.sensitivity, certificate.l2
         )))
     }
@@ -370,11 +393,14 @@ fn finish(
         val_accuracy: result.accuracy,
         lipschitz: certificate.rms,
         lipschitz_log10: log10(certificate.rms),
-        found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10()).filter(|x| x.is_finite()),
+        found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10())
+            .filter(|x| x.is_finite()),
         median_margin: Some(result.margin).filter(|x| x.is_finite()),
         margin_normalized_log10: log10(certificate.margin.l2.over(result.margin)),
         certified_accuracy: match task {
-            Task::Images(data) => Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?),
+            Task::Images(data) => {
+                Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?)
+            }
             Task::Text(_) => None,
         },
         paper_loss: None,

@@ -1,4 +1,5 @@
-//! The program as its users meet it: runs, Ctrl-C and resuming, evaluation, samples, and every kind of bad input.
+//! The program as its users meet it: runs, Ctrl-C and resuming, evaluation, samples, and every kind
+//! of bad input.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -53,9 +54,15 @@ impl Workshop {
     }
 
     fn args(&self, out: &str, settings: &[&str]) -> Vec<String> {
-        let small =
-            ["model.dim=16", "model.layers=1", "model.context=16", "data.characters=20000", "train.batch_size=4"];
-        let mut args = vec!["run".to_string(), self.string("tiny.toml"), "--out".into(), self.string(out)];
+        let small = [
+            "model.dim=16",
+            "model.layers=1",
+            "model.context=16",
+            "data.characters=20000",
+            "train.batch_size=4",
+        ];
+        let mut args =
+            vec!["run".to_string(), self.string("tiny.toml"), "--out".into(), self.string(out)];
         for setting in small.iter().chain(settings) {
             args.extend(["--set".to_string(), setting.to_string()]);
         }
@@ -100,15 +107,24 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
 #[test]
 fn a_run_leaves_all_its_files_and_can_be_used() {
     let w = Workshop::new();
-    let run = w.trained("run", &["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"]);
-    for file in ["config.toml", "metrics.jsonl", "model.safetensors", "certificate.json", "summary.json"] {
+    let run = w.trained(
+        "run",
+        &["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"],
+    );
+    for file in
+        ["config.toml", "metrics.jsonl", "model.safetensors", "certificate.json", "summary.json"]
+    {
         assert!(w.path("run").join(file).is_file(), "{file}");
     }
-    let events = std::fs::read_dir(&run).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let events =
+        std::fs::read_dir(&run).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
     assert_eq!(events.filter(|name| name.starts_with("events.out.tfevents.")).count(), 1);
     let lines = metrics(Path::new(&run));
     assert_eq!(lines.len(), 13);
-    assert!(lines.iter().all(|l| l["lipschitz"].as_f64().unwrap() <= 50f64.log10()), "the target holds at every line");
+    assert!(
+        lines.iter().all(|l| l["lipschitz"].as_f64().unwrap() <= 50f64.log10()),
+        "the target holds at every line"
+    );
     assert!(lines[12]["val_loss"].as_f64().unwrap() < lines[6]["val_loss"].as_f64().unwrap());
     let summary = json(&w.path("run/summary.json"));
     let (certified, found) = (&summary["lipschitz_log10"], &summary["found_log10"]);
@@ -119,13 +135,18 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     let checkpoint = w.string("run/model.safetensors");
     let out = ok(&["eval", &checkpoint, "--data", &w.string("play.txt"), "--json"]);
     let result: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert!((result["loss"].as_f64().unwrap() - summary["val_loss"].as_f64().unwrap()).abs() < 1e-6, "{out}");
+    assert!(
+        (result["loss"].as_f64().unwrap() - summary["val_loss"].as_f64().unwrap()).abs() < 1e-6,
+        "{out}"
+    );
     assert_eq!(result["predictions"], 2000 - 1);
     assert!(
-        ok(&["eval", &run, "--data", &w.string("play.txt"), "--protocol", "paper"]).contains("over 20480 predictions")
+        ok(&["eval", &run, "--data", &w.string("play.txt"), "--protocol", "paper"])
+            .contains("over 20480 predictions")
     );
 
-    // Figures of the published protocol are kept on request, where a picture finds them; the others stay.
+    // Figures of the published protocol are kept on request, where a picture finds them; the others
+    // stay.
     assert_eq!(json(&w.path("run/summary.json")), summary);
     let play = w.string("play.txt");
     let said = refused(&["eval", &run, "--data", &play, "--record"]);
@@ -142,7 +163,8 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     }
     assert_eq!(recorded, summary);
 
-    let sample = |seed: &str| ok(&["sample", &run, "--prompt", "The ", "--tokens", "40", "--seed", seed]);
+    let sample =
+        |seed: &str| ok(&["sample", &run, "--prompt", "The ", "--tokens", "40", "--seed", seed]);
     assert_eq!(sample("1"), sample("1"));
     assert_ne!(sample("1"), sample("2"));
     assert_eq!(sample("1").chars().count(), 4 + 40 + 1);
@@ -150,12 +172,16 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     assert_eq!(ok(&greedy), ok(&[&greedy[..], &["--seed", "5"]].concat()));
 
     // A run that is there is not overwritten; a finished one that is resumed says the same again.
-    let again = ["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"];
+    let again =
+        ["train.steps=60", "train.log_every=5", "train.eval_every=30", "lipschitz_target=50"];
     assert!(w.refused("run", &again, &[]).contains("holds a run already"));
     let before = std::fs::read(w.path("run/model.safetensors")).unwrap();
     assert!(w.run("run", &again, &["--resume"]).status.success());
     assert_eq!(before, std::fs::read(w.path("run/model.safetensors")).unwrap());
-    assert!(w.refused("run", &["train.seed=3"], &["--resume"]).contains("differs from the config given"));
+    assert!(
+        w.refused("run", &["train.seed=3"], &["--resume"])
+            .contains("differs from the config given")
+    );
 
     for (damaged, bytes) in [("empty", 0), ("header", 30), ("data", before.len() - 100)] {
         let file = w.string(&format!("{damaged}.safetensors"));
@@ -165,10 +191,14 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     assert!(refused(&["sample", &run, "--prompt", "♞"]).contains('♞'));
     assert!(refused(&["sample", &run, "--prompt", ""]).contains("empty"));
     assert!(refused(&["eval", &run, "--data", &w.string("nothing.txt")]).contains("nothing.txt"));
-    assert!(refused(&["eval", &w.string("nowhere"), "--data", &w.string("play.txt")]).contains("nowhere"));
+    assert!(
+        refused(&["eval", &w.string("nowhere"), "--data", &w.string("play.txt")])
+            .contains("nowhere")
+    );
 }
 
-/// Ctrl-C saves; resuming ends with the same bytes and the same log as a run that was never stopped.
+/// Ctrl-C saves; resuming ends with the same bytes and the same log as a run that was never
+/// stopped.
 #[test]
 fn an_interrupted_run_ends_as_if_it_had_not_been() {
     let optimizers: [&[&str]; 3] = [
@@ -181,7 +211,8 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             "constraint={ method = \"spectral_normalize\", sigma_max = 1 }",
             "train.learning_rate=0.01",
         ],
-        // Everything that is kept from step to step: vectors of power iteration, a momentum that grows, two optimizers.
+        // Everything that is kept from step to step: vectors of power iteration, a momentum that
+        // grows, two optimizers.
         &[
             "train.steps=90",
             "train.log_every=1",
@@ -196,8 +227,10 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
         let w = Workshop::new();
         w.trained("whole", settings);
         let args = w.args("parts", settings);
-        let mut child =
-            train(&args.iter().map(String::as_str).collect::<Vec<_>>()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = train(&args.iter().map(String::as_str).collect::<Vec<_>>())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let log = w.path("parts/metrics.jsonl");
         let start = Instant::now();
         while std::fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 25 {
@@ -205,18 +238,24 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
             std::thread::sleep(Duration::from_millis(2));
         }
-        let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let interrupted =
+            Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
         assert!(interrupted.success());
         let output = child.wait_with_output().unwrap();
         let message = text(&output.stderr);
         assert_eq!(output.status.code(), Some(130), "{message}");
-        assert!(message.contains("a checkpoint is saved") && message.contains("--resume"), "{message}");
+        assert!(
+            message.contains("a checkpoint is saved") && message.contains("--resume"),
+            "{message}"
+        );
         let stopped = metrics(&w.path("parts")).len();
         assert!((25..90).contains(&stopped), "{stopped}");
 
         // The command that the message names.
         let parts = w.string("parts");
-        let output = train(&["run", &format!("{parts}/config.toml"), "--out", &parts, "--resume"]).output().unwrap();
+        let output = train(&["run", &format!("{parts}/config.toml"), "--out", &parts, "--resume"])
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         let bytes = |run: &str| std::fs::read(w.path(run).join("model.safetensors")).unwrap();
         assert!(bytes("whole") == bytes("parts"), "the weights differ");
@@ -224,7 +263,8 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
     }
 }
 
-/// In bf16 what is learned is close, and what is told is that of the checkpoint: proven, found and evaluated in full precision.
+/// In bf16 what is learned is close, and what is told is that of the checkpoint: proven, found and
+/// evaluated in full precision.
 #[test]
 fn a_run_in_bf16_ends_below_its_target_and_with_the_checkpoint_s_own_figures() {
     let w = Workshop::new();
@@ -244,7 +284,10 @@ fn a_run_in_bf16_ends_below_its_target_and_with_the_checkpoint_s_own_figures() {
         let result: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert!((number(&result, "loss") - number(&b, "val_loss")).abs() < 1e-6, "{out}");
     }
-    assert_eq!(json(&w.path("false/summary.json"))["val_loss"], json(&w.path("true/summary.json"))["val_loss"]);
+    assert_eq!(
+        json(&w.path("false/summary.json"))["val_loss"],
+        json(&w.path("true/summary.json"))["val_loss"]
+    );
 }
 
 /// From text to shards to a network that writes: a tokenizer of two characters and a separator.
@@ -255,10 +298,13 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
         "rstrip":false,"normalized":false,"special":true}],"decoder":{"type":"Fuse"},
         "model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#;
     std::fs::write(w.path("tokenizer.json"), tokenizer).unwrap();
-    let lines: String = (0..200).map(|i| format!("{{\"text\":\"{}\"}}\n", "ab".repeat(1 + i % 17))).collect();
+    let lines: String =
+        (0..200).map(|i| format!("{{\"text\":\"{}\"}}\n", "ab".repeat(1 + i % 17))).collect();
     std::fs::write(w.path("text.jsonl"), lines).unwrap();
-    let (input, json_file, out) = (w.string("text.jsonl"), w.string("tokenizer.json"), w.string("shards"));
-    let made = ok(&["shards", &input, "--tokenizer", &json_file, "--out", &out, "--shard-size", "1000"]);
+    let (input, json_file, out) =
+        (w.string("text.jsonl"), w.string("tokenizer.json"), w.string("shards"));
+    let made =
+        ok(&["shards", &input, "--tokenizer", &json_file, "--out", &out, "--shard-size", "1000"]);
     assert!(made.contains("in 4 files") && made.contains("held out in 1 file"), "{made}");
     let data = [
         "data={kind=\"shards\"}".to_string(),
@@ -267,8 +313,10 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
         "train.steps=20".into(),
         "data.vocabulary=4".into(),
     ];
-    let small = ["model.dim=16", "model.layers=1", "model.context=16", "train.batch_size=4"].map(String::from);
-    let settings: Vec<String> = small.into_iter().chain(data).flat_map(|s| ["--set".into(), s]).collect();
+    let small = ["model.dim=16", "model.layers=1", "model.context=16", "train.batch_size=4"]
+        .map(String::from);
+    let settings: Vec<String> =
+        small.into_iter().chain(data).flat_map(|s| ["--set".into(), s]).collect();
     let run = |out: &str| -> Vec<String> {
         let start = ["run".to_string(), w.string("tiny.toml"), "--out".into(), out.into()];
         start.into_iter().chain(settings.clone()).collect()
@@ -281,11 +329,25 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
     assert!(again.contains("is there already"), "{again}");
     assert!(refused(&["shards", &input, "--out", &w.string("other")]).contains("name a tokenizer"));
     assert!(
-        refused(&["shards", &w.string("none.txt"), "--tokenizer", &json_file, "--out", &w.string("other")])
-            .contains("none.txt")
+        refused(&[
+            "shards",
+            &w.string("none.txt"),
+            "--tokenizer",
+            &json_file,
+            "--out",
+            &w.string("other")
+        ])
+        .contains("none.txt")
     );
     std::fs::write(w.path("bad.jsonl"), "{\"txt\":1}\n").unwrap();
-    let bad = refused(&["shards", &w.string("bad.jsonl"), "--tokenizer", &json_file, "--out", &w.string("other")]);
+    let bad = refused(&[
+        "shards",
+        &w.string("bad.jsonl"),
+        "--tokenizer",
+        &json_file,
+        "--out",
+        &w.string("other"),
+    ]);
     assert!(bad.contains("line 1 has no string under `text`"), "{bad}");
     // A damaged shard stops a run before it begins.
     let shard = w.path("shards/text_train_000000.bin");
@@ -311,7 +373,10 @@ fn bad_input_gets_one_line() {
     let method = "constraint={method=\"spectral_soft_cap\"}";
     let uncapped = w.string("demo.toml");
     let config = ok(&["config", "demo"]);
-    let open = config.lines().filter(|line| !line.starts_with("lipschitz_target")).map(|line| format!("{line}\n"));
+    let open = config
+        .lines()
+        .filter(|line| !line.starts_with("lipschitz_target"))
+        .map(|line| format!("{line}\n"));
     std::fs::write(&uncapped, open.collect::<String>()).unwrap();
     let said = refused(&["run", &uncapped, "--set", method, "--out", &w.string("none")]);
     assert!(said.contains("constraint.sigma_max is missing") && !w.path("none").exists(), "{said}");
@@ -320,22 +385,36 @@ fn bad_input_gets_one_line() {
     assert!(w.refused("a", &["train.stepz=5"], &[]).contains("did you mean `steps`?"));
     assert!(w.refused("a", &["train.steps=many"], &[]).contains("many"));
     assert!(w.refused("a", &["train.batch_size=0"], &[]).contains("train.batch_size is 0"));
-    assert!(w.refused("a", &["constraint.sigma_max=-1"], &[]).contains("constraint.sigma_max is -1"));
+    assert!(
+        w.refused("a", &["constraint.sigma_max=-1"], &[]).contains("constraint.sigma_max is -1")
+    );
     assert!(w.refused("a", &["lipschitz_target=0"], &[]).contains("lipschitz_target is 0"));
-    assert!(w.refused("a", &["lipschitz_target=5", "constraint={ method = \"none\" }"], &[]).contains("cap"));
+    assert!(
+        w.refused("a", &["lipschitz_target=5", "constraint={ method = \"none\" }"], &[])
+            .contains("cap")
+    );
     assert!(w.refused("a", &["model.heads=3"], &[]).contains("head"));
     let refused_for = |setting: &str, wanted: &str| {
         let message = w.refused("a", &[setting], &[]);
         assert!(message.contains(wanted), "{message}");
     };
-    refused_for("train.schedule={ kind = \"stable_then_decay\", decay = 5 }", "train.schedule.decay is 5");
+    refused_for(
+        "train.schedule={ kind = \"stable_then_decay\", decay = 5 }",
+        "train.schedule.decay is 5",
+    );
     refused_for("train.batch_size=100000000000", "train.batch_size is 100000000000");
-    refused_for("constraint={ method = \"spectral_softcap\" }", "did you mean `spectral_soft_cap`?");
+    refused_for(
+        "constraint={ method = \"spectral_softcap\" }",
+        "did you mean `spectral_soft_cap`?",
+    );
     refused_for(
         "constraint={ method = \"weight_decay\", sigma_max = 2.0 }",
         "sigma_max is no constant of `weight_decay`",
     );
-    refused_for("constraint={ method = \"stiefel\", per_head = [\"up\"] }", "there are key, output, query, value");
+    refused_for(
+        "constraint={ method = \"stiefel\", per_head = [\"up\"] }",
+        "there are key, output, query, value",
+    );
     refused_for("constraint={ method = \"svd_clip\", row_caps = [\"haed\"] }", "`haed`");
     refused_for(
         "optimizer={ kind = \"muon\", per_head = [\"keys\"] }",
@@ -351,7 +430,10 @@ fn bad_input_gets_one_line() {
     assert!(w.refused("a", &[&data("missing.txt")], &[]).contains("missing.txt"));
     std::fs::write(w.path("latin.txt"), b"caf\xe9 ".repeat(100)).unwrap();
     let message = w.refused("a", &[&data("latin.txt")], &[]);
-    assert!(message.contains("latin.txt") && message.contains("UTF-8") && message.contains("byte 3"), "{message}");
+    assert!(
+        message.contains("latin.txt") && message.contains("UTF-8") && message.contains("byte 3"),
+        "{message}"
+    );
     std::fs::write(w.path("short.txt"), "abc").unwrap();
     assert!(w.refused("a", &[&data("short.txt")], &[]).contains("short.txt"));
     assert!(!w.path("a").exists(), "refused input leaves nothing behind");
@@ -387,7 +469,10 @@ fn a_result_that_cannot_be_printed_is_one_line() {
     // Progress that cannot be printed stops nothing.
     let w = Workshop::new();
     let args = w.args("run", &["train.steps=3"]);
-    let status = train(&args.iter().map(String::as_str).collect::<Vec<_>>()).stderr(full()).status().unwrap();
+    let status = train(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        .stderr(full())
+        .status()
+        .unwrap();
     assert!(status.success() && w.path("run/summary.json").is_file());
 }
 

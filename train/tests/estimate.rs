@@ -1,4 +1,5 @@
-//! What a step is said to need beside what it takes. A test alone in its program: what is measured is the program's memory.
+//! What a step is said to need beside what it takes. A test alone in its program: what is measured
+//! is the program's memory.
 
 use std::process::Command;
 use std::rc::Rc;
@@ -24,7 +25,11 @@ const CASES: [(&str, &[&str], usize); 6] = [
     // Attention's scores, then logits, then weights outweigh the rest.
     ("many tokens", &["model.context=512", "train.batch_size=8"], 64),
     ("many words", &["model.context=128", "train.batch_size=32"], 8192),
-    ("recomputed", &["model.context=256", "model.layers=6", "train.batch_size=16", "train.recompute=true"], 64),
+    (
+        "recomputed",
+        &["model.context=256", "model.layers=6", "train.batch_size=16", "train.recompute=true"],
+        64,
+    ),
     ("in parts", &["model.context=512", "train.batch_size=8", "train.accumulate=2"], 64),
     ("bf16", &["model.context=256", "train.batch_size=16", "train.precision=bf16"], 64),
     ("many weights", &["model.context=16", "train.batch_size=1", "model.dim=512"], 64),
@@ -32,7 +37,8 @@ const CASES: [(&str, &[&str], usize); 6] = [
 
 /// Bytes that are said, and that a step takes in this program, which has done nothing before.
 fn measure(settings: &[&str], vocabulary: usize) -> (f64, f64) {
-    let mut all = vec!["model.dim=256".to_string(), "model.layers=3".into(), "model.heads=4".into()];
+    let mut all =
+        vec!["model.dim=256".to_string(), "model.layers=3".into(), "model.heads=4".into()];
     all.extend(settings.iter().map(|s| s.to_string()));
     let config = Config::parse(train::preset::text("gpt-shakespeare").unwrap(), &all).unwrap();
     let graph = config.graph(vocabulary).unwrap();

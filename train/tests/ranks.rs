@@ -61,7 +61,10 @@ impl Workshop {
             .arg("--out")
             .arg(self.path(out));
         // Containers and build machines run as root.
-        command.args(more).env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command
+            .args(more)
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("CANDLE_NUM_THREADS", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -77,7 +80,8 @@ impl Workshop {
     }
 
     fn summary(&self, out: &str) -> Summary {
-        serde_json::from_str(&std::fs::read_to_string(self.path(out).join("summary.json")).unwrap()).unwrap()
+        serde_json::from_str(&std::fs::read_to_string(self.path(out).join("summary.json")).unwrap())
+            .unwrap()
     }
 
     /// Two runs are the same, up to the rounding of sums taken in another order.
@@ -85,7 +89,9 @@ impl Workshop {
         let (first, second) = (self.metrics(a), self.metrics(b));
         assert_eq!(first.len(), second.len());
         let close = |x: Option<f64>, y: Option<f64>| match (x, y) {
-            (Some(x), Some(y)) => assert!((x - y).abs() < 2e-4 * y.abs().max(1.0), "{a}, {b}: {x} {y}"),
+            (Some(x), Some(y)) => {
+                assert!((x - y).abs() < 2e-4 * y.abs().max(1.0), "{a}, {b}: {x} {y}")
+            }
             (x, y) => assert_eq!(x, y),
         };
         for (x, y) in first.iter().zip(&second) {
@@ -113,8 +119,14 @@ fn two_and_three_processes_train_as_one_does_and_go_on_with_another_number() {
     // Each optimizer keeps its state with the owners, and hands it over.
     for kind in ["adamw", "sgd"] {
         let kind_set = format!("optimizer.kind={kind}");
-        let settings =
-            ["--set", kind_set.as_str(), "--set", "train.learning_rate=0.01", "--set", "train.schedule.kind=constant"];
+        let settings = [
+            "--set",
+            kind_set.as_str(),
+            "--set",
+            "train.learning_rate=0.01",
+            "--set",
+            "train.schedule.kind=constant",
+        ];
         let more = |rest: &[&'static str]| [&settings[..], rest].concat();
         w.ok(1, kind, &more(&[]));
         let moved = format!("{kind} moved");
@@ -139,7 +151,10 @@ fn wait_for_checkpoint(run: &Path, child: &mut Child) {
 fn children(parent: u32) -> Vec<u32> {
     let parent = parent.to_string();
     let output = Command::new("ps").args(["-o", "pid=", "--ppid", &parent]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 #[test]
@@ -170,7 +185,10 @@ fn what_stops_one_process_stops_all_with_one_line() {
         assert_eq!(status.code(), Some(code), "{said}");
         said
     };
-    assert!(refused("odd", &["--set", "train.batch_size=7"], 2).contains("which 2 processes cannot share evenly"));
+    assert!(
+        refused("odd", &["--set", "train.batch_size=7"], 2)
+            .contains("which 2 processes cannot share evenly")
+    );
     assert!(!w.path("odd").exists());
     w.ok(2, "there", &["--set", "train.steps=2"]);
     assert!(refused("there", &[], 2).contains("error: rank 0: "));
@@ -178,7 +196,8 @@ fn what_stops_one_process_stops_all_with_one_line() {
     let shard = |name: &str, tokens: u32, there: u32| {
         let header = [20240520, 1, tokens].into_iter().chain(std::iter::repeat_n(0, 253));
         let numbers = (0..there).map(|i| (i * i % 97) as u16);
-        let bytes: Vec<u8> = header.flat_map(u32::to_le_bytes).chain(numbers.flat_map(u16::to_le_bytes)).collect();
+        let bytes: Vec<u8> =
+            header.flat_map(u32::to_le_bytes).chain(numbers.flat_map(u16::to_le_bytes)).collect();
         let path = w.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
@@ -189,9 +208,14 @@ fn what_stops_one_process_stops_all_with_one_line() {
     shard("missing/x_val_0.bin", 2000, 2000);
     shard("half/x_val_0.bin", 2000, 2000);
     shard("half/x_train_0.bin", 2000, 1000);
-    for (name, told) in [("missing", "holds no shard *_train_*.bin"), ("half", "says it has 2000 tokens")] {
+    for (name, told) in
+        [("missing", "holds no shard *_train_*.bin"), ("half", "says it has 2000 tokens")]
+    {
         let data = |name: &str| {
-            format!("data={{ kind = \"shards\", path = \"{}\", vocabulary = 97 }}", w.path(name).display())
+            format!(
+                "data={{ kind = \"shards\", path = \"{}\", vocabulary = 97 }}",
+                w.path(name).display()
+            )
         };
         let out = format!("without {name}");
         let job = w.command(2, &out, &["--set", &data("whole")]);

@@ -77,15 +77,20 @@ fn metrics(out: &Path) -> BTreeMap<String, Vec<serde_json::Value>> {
         value["times"] = 0.into();
         value
     };
-    files(out, "metrics.jsonl").into_iter().map(|(name, m)| (name, text(&m).lines().map(line).collect())).collect()
+    files(out, "metrics.jsonl")
+        .into_iter()
+        .map(|(name, m)| (name, text(&m).lines().map(line).collect()))
+        .collect()
 }
 
-/// Ends a sweep as a crash of it alone, a crash of the machine or a reader at the keyboard would; whether it said so.
+/// Ends a sweep as a crash of it alone, a crash of the machine or a reader at the keyboard would;
+/// whether it said so.
 fn end(mut child: Child, how: usize) -> bool {
     let id = child.id();
     let target = if how == 1 { format!("-{id}") } else { id.to_string() };
     let signal = if how == 2 { "-INT" } else { "-KILL" };
-    let _ = Command::new("kill").args([signal, "--", &target]).stderr(Stdio::null()).status().unwrap();
+    let _ =
+        Command::new("kill").args([signal, "--", &target]).stderr(Stdio::null()).status().unwrap();
     let Output { status, stderr, .. } = {
         child.stdin = None;
         child.wait_with_output().unwrap()
@@ -116,7 +121,12 @@ fn a_sweep_killed_ten_times_ends_as_one_left_alone() {
     let out = w.path("killed");
     let mut said = false;
     for round in 0..10 {
-        let child = w.sweep("killed", &["--jobs", "2"]).process_group(0).stderr(Stdio::piped()).spawn().unwrap();
+        let child = w
+            .sweep("killed", &["--jobs", "2"])
+            .process_group(0)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // A few runs later, at any point of the next.
         let goal = files(&out, "summary.json").len() + rng.random_range(0..5);
         let start = Instant::now();
@@ -136,8 +146,10 @@ fn a_sweep_killed_ten_times_ends_as_one_left_alone() {
     assert!(files(&out, "failed.txt").is_empty());
     // Every start of a run leaves a file of events, and some were continued from a checkpoint.
     let parts = |name: &String| {
-        let names =
-            std::fs::read_dir(out.join(name)).unwrap().flatten().filter_map(|e| e.file_name().into_string().ok());
+        let names = std::fs::read_dir(out.join(name))
+            .unwrap()
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok());
         names.filter(|name| name.starts_with("events.")).count()
     };
     let continued = expected.keys().filter(|name| parts(name) > 1).count();
@@ -153,13 +165,24 @@ fn two_sweeps_share_a_directory_and_a_changed_one_finds_its_runs() {
     w.done("parts", parts[0]);
     assert_eq!(files(&w.path("parts"), "summary.json").len(), 3);
     w.done("parts", parts[1]);
-    let start = |_| w.sweep("shared", &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = |_| {
+        w.sweep("shared", &["--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
     let both: Vec<Child> = (0..2).map(start).collect();
     for child in both {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         let runs: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(runs.len() == 6 && runs.iter().all(|r| r["state"] == "finished" && r["summary"]["val_loss"].is_f64()));
+        assert!(
+            runs.len() == 6
+                && runs
+                    .iter()
+                    .all(|r| r["state"] == "finished" && r["summary"]["val_loss"].is_f64())
+        );
     }
     let shared = metrics(&w.path("shared"));
     assert_eq!(shared, metrics(&w.path("parts")));
@@ -177,13 +200,16 @@ fn two_sweeps_share_a_directory_and_a_changed_one_finds_its_runs() {
 #[test]
 fn a_run_that_fails_stops_no_other_and_is_made_again_on_request() {
     let w = Workshop::new(
-        "[[grid]]\ntrain.seed = [0, 1]\n[[grid]]\ntrain.learning_rate = [1e30]\nconstraint = [{ method = 'none' }]\n",
+        "[[grid]]\ntrain.seed = [0, 1]\n[[grid]]\ntrain.learning_rate = [1e30]\nconstraint = \
+         [{ method = 'none' }]\n",
     );
     let Output { status, stdout, stderr } = w.sweep("out", &[]).output().unwrap();
     let (table, said) = (text(&stdout), text(&stderr));
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(
-        table.contains("seed=1") && table.contains("failed: ") && table.contains("lower train.learning_rate"),
+        table.contains("seed=1")
+            && table.contains("failed: ")
+            && table.contains("lower train.learning_rate"),
         "{table}"
     );
     assert!(said.lines().last().unwrap().starts_with("error: 1 of 3 runs"), "{said}");
@@ -198,7 +224,9 @@ fn a_run_that_fails_stops_no_other_and_is_made_again_on_request() {
     let retried = w.sweep("out", &["--retry-failed"]).output().unwrap();
     let said = text(&retried.stderr);
     assert!(
-        retried.status.code() == Some(1) && said.contains(": failed: ") && !said.contains("failed before"),
+        retried.status.code() == Some(1)
+            && said.contains(": failed: ")
+            && !said.contains("failed before"),
         "{said}"
     );
 }

@@ -1,8 +1,10 @@
-//! The walk: one pass over the graph that carries a radius forward and multiplies Lipschitz constants.
+//! The walk: one pass over the graph that carries a radius forward and multiplies Lipschitz
+//! constants.
 //!
-//! Norm of a value: the largest ℓ2 norm of a token (of the whole, for vectors and images). Every node answers: given
-//! inputs of norm at most R, what bounds the outputs, and what is the Lipschitz constant on that ball? Balls are
-//! convex, so constants multiply along a path and add over a sum. The proofs are in `docs/mathematics.md`.
+//! Norm of a value: the largest ℓ2 norm of a token (of the whole, for vectors and images). Every
+//! node answers: given inputs of norm at most R, what bounds the outputs, and what is the Lipschitz
+//! constant on that ball? Balls are convex, so constants multiply along a path and add over a sum.
+//! The proofs are in `docs/mathematics.md`.
 
 mod attention;
 mod norms;
@@ -30,10 +32,11 @@ pub struct Row {
     pub path: String,
     /// The node's kind.
     pub kind: String,
-    /// Its Lipschitz constant, ℓ2 a token, on the ball of its inputs; where the rule says so, that of the node with the gain
-    /// of the norm in front of it.
+    /// Its Lipschitz constant, ℓ2 a token, on the ball of its inputs; where the rule says so, that
+    /// of the node with the gain of the norm in front of it.
     pub lipschitz: Upper,
-    /// From the input of the network, or of the residual body that the node is in, to the node's output.
+    /// From the input of the network, or of the residual body that the node is in, to the node's
+    /// output.
     pub cumulative: Upper,
     /// A bound on the ℓ2 norm of each token of its output.
     pub radius: Upper,
@@ -46,7 +49,8 @@ pub struct Row {
 pub struct Walk {
     /// The network's Lipschitz constant, ℓ2 → ℓ2 a token, on the ball of radius `domain`.
     pub lipschitz: Upper,
-    /// ℓ2 radius of the domain, a token (of the whole input for images and vectors; infinite: everywhere).
+    /// ℓ2 radius of the domain, a token (of the whole input for images and vectors; infinite:
+    /// everywhere).
     pub domain: Upper,
     /// The constant of one output number, ℓ2 → absolute value.
     pub logit: Upper,
@@ -100,8 +104,8 @@ fn abs(x: f64) -> Upper {
     if x.is_nan() { Upper::INFINITY } else { Upper::from_f64(x.abs()) }
 }
 
-/// What is known about a value: it is `γ ∘ x + β` with `‖x‖ ≤ radius`. Gain γ and shift β are those of a norm just passed,
-/// and go into the next linear map; elsewhere there are none.
+/// What is known about a value: it is `γ ∘ x + β` with `‖x‖ ≤ radius`. Gain γ and shift β are those
+/// of a norm just passed, and go into the next linear map; elsewhere there are none.
 #[derive(Clone)]
 struct State {
     /// Bound on the ℓ2 norm of a token x.
@@ -139,12 +143,14 @@ struct Step {
     lipschitz: Upper,
     out: State,
     rule: String,
-    /// Constant and radius of a norm with its gain, where `lipschitz` and `out` leave the gain to the next node.
+    /// Constant and radius of a norm with its gain, where `lipschitz` and `out` leave the gain to
+    /// the next node.
     whole: Option<(Upper, Upper)>,
 }
 
-/// Walks `graph` with the norms that `norms` gives; the domain is the ball of ℓ2 radius `radius` a token, or the whole
-/// natural domain: embedding rows for tokens, everything for images and vectors.
+/// Walks `graph` with the norms that `norms` gives; the domain is the ball of ℓ2 radius `radius` a
+/// token, or the whole natural domain: embedding rows for tokens, everything for images and
+/// vectors.
 ///
 /// # Errors
 /// [`Error`] names the node or weight that nothing is known about.
@@ -155,16 +161,28 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
         (Input::Tokens { .. }, Some((Node { name, op: Op::Embedding { dim, .. } }, rest))) => {
             let natural = norms.row(&Block::whole(join(name, "weight")))?;
             let radius = radius.unwrap_or(natural);
-            let (one, kind, rule) = (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
-            rows.push(Row { path: name.clone(), kind, lipschitz: one, cumulative: one, radius, rule });
+            let (one, kind, rule) =
+                (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
+            rows.push(Row {
+                path: name.clone(),
+                kind,
+                lipschitz: one,
+                cumulative: one,
+                radius,
+                rule,
+            });
             (rest, State::new(radius, *dim))
         }
-        (Input::Tokens { .. }, _) => return Err(Error::Unknown("the input: tokens without an embedding".into())),
+        (Input::Tokens { .. }, _) => {
+            return Err(Error::Unknown("the input: tokens without an embedding".into()));
+        }
         (Input::Pixels { channels, height, width }, _) => {
             let radius = radius.unwrap_or(Upper::INFINITY);
             (&graph.nodes[..], State::new(radius, channels * height * width))
         }
-        (Input::Vector { dim }, _) => (&graph.nodes[..], State::new(radius.unwrap_or(Upper::INFINITY), dim)),
+        (Input::Vector { dim }, _) => {
+            (&graph.nodes[..], State::new(radius.unwrap_or(Upper::INFINITY), dim))
+        }
     };
     let channels = if let Input::Pixels { channels, .. } = graph.input { channels } else { 0 };
     let mut walker = Walker { norms, channels, rows };
@@ -173,21 +191,42 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
     let lipschitz = last(&trail);
     let (logit, margin, head) = outputs(nodes, &trail, norms)?;
     let rows = walker.rows;
-    Ok(Walk { lipschitz, domain, logit, margin, head, radius: out.radius, inputs, outputs: out.width, rows })
+    Ok(Walk {
+        lipschitz,
+        domain,
+        logit,
+        margin,
+        head,
+        radius: out.radius,
+        inputs,
+        outputs: out.width,
+        rows,
+    })
 }
 
-/// The constants of one output and of the difference of two. Where the network ends in a linear map, they are those of
-/// a row and of a difference of two rows; in any case at most that of all outputs, and √2 times it.
-fn outputs(nodes: &[Node], trail: &[Upper], norms: &dyn Norms) -> Result<(Upper, Upper, Option<Head>), Error> {
+/// The constants of one output and of the difference of two. Where the network ends in a linear
+/// map, they are those of a row and of a difference of two rows; in any case at most that of all
+/// outputs, and √2 times it.
+fn outputs(
+    nodes: &[Node],
+    trail: &[Upper],
+    norms: &dyn Norms,
+) -> Result<(Upper, Upper, Option<Head>), Error> {
     let lipschitz = last(trail);
     let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
     let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
-    let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end])) else {
+    let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end]))
+    else {
         return Ok((logit, margin, None));
     };
-    let gain = nodes[..end].last().filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
-    let block = Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
-    let scale = |c: Upper, node: &Node| if let Op::Scale { factor } = node.op { c * abs(factor) } else { c };
+    let gain = nodes[..end]
+        .last()
+        .filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+    let block =
+        Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
+    let scale = |c: Upper, node: &Node| {
+        if let Op::Scale { factor } = node.op { c * abs(factor) } else { c }
+    };
     let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
     let logit = logit.min(before * norms.row(&block)?);
     let margin = margin.min(before * norms.norm(&Norm::RowDifference(block.clone()))?);
@@ -228,7 +267,9 @@ impl Walker<'_> {
             let mut step = self.node(node, prefix, &state, from * lipschitz, fold)?;
             lipschitz = before * step.lipschitz;
             // Around a centre of 0 the split is the product of norms.
-            if let (true, Some(first)) = (linear, passed.as_ref().filter(|first| first.centre != 0.0)) {
+            if let (true, Some(first)) =
+                (linear, passed.as_ref().filter(|first| first.centre != 0.0))
+            {
                 let split = first.before * self.split(first, &block, step.lipschitz)?;
                 if split < lipschitz {
                     lipschitz = split;
@@ -255,20 +296,34 @@ impl Walker<'_> {
         Ok((trail, state))
     }
 
-    /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for some ‖S‖ ≤ 1, so at most
-    /// `|c| ‖W₂ W₁‖ + h ‖W₂‖ ‖W₁‖`.
+    /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for
+    /// some ‖S‖ ≤ 1, so at most `|c| ‖W₂ W₁‖ + h ‖W₂‖ ‖W₁‖`.
     fn split(&self, first: &Passed, second: &Block, norm: Upper) -> Result<Upper, Error> {
-        Ok(abs(first.centre) * self.norms.norm(&Norm::Product(second.clone(), first.block.clone()))?
+        Ok(abs(first.centre)
+            * self.norms.norm(&Norm::Product(second.clone(), first.block.clone()))?
             + first.spread * norm * first.norm)
     }
 
-    fn node(&mut self, node: &Node, prefix: &str, x: &State, from: Upper, fold: bool) -> Result<Step, Error> {
+    fn node(
+        &mut self,
+        node: &Node,
+        prefix: &str,
+        x: &State,
+        from: Upper,
+        fold: bool,
+    ) -> Result<Step, Error> {
         let path = node.path(prefix);
         let path = path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
-            Ok(Step { lipschitz, out: State::new(radius, width), rule: rule.to_string(), whole: None })
+            Ok(Step {
+                lipschitz,
+                out: State::new(radius, width),
+                rule: rule.to_string(),
+                whole: None,
+            })
         };
-        let block = |name: &str| Block::whole(join(path, &join(name, "weight"))).gain(x.gain.clone());
+        let block =
+            |name: &str| Block::whole(join(path, &join(name, "weight"))).gain(x.gain.clone());
         let offset = |name: &str, bias: Option<String>| {
             let weight = Block::whole(join(path, &join(name, "weight")));
             self.norms.offset(&weight, x.shift.as_deref(), bias.as_deref())
@@ -289,7 +344,9 @@ impl Walker<'_> {
                 let radius = norm * x.radius + offset("", bias.then(|| join(path, "bias")))?;
                 step(norm, radius, *outputs, "‖W‖")
             }
-            Op::Embedding { .. } => Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node"))),
+            Op::Embedding { .. } => {
+                Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node")))
+            }
             Op::Positions { .. } => {
                 let row = self.norms.row(&block(""))?;
                 step(Upper::ONE, x.radius + row, x.width, "a translation")
@@ -305,9 +362,12 @@ impl Walker<'_> {
                 Ok(Step { lipschitz: c, out, rule: "|c|".into(), whole: None })
             }
             // |c tanh(x/c)| is at most |x| and c, and its slope at most 1.
-            Op::SoftCap { cap } => {
-                step(Upper::ONE, x.radius.min(abs(*cap) * count(x.width).sqrt()), x.width, "largest slope")
-            }
+            Op::SoftCap { cap } => step(
+                Upper::ONE,
+                x.radius.min(abs(*cap) * count(x.width).sqrt()),
+                x.width,
+                "largest slope",
+            ),
             // A clip brings every pair of elements together or leaves it.
             Op::Clip { limit } => {
                 let largest = abs(*limit).min(x.largest);
@@ -321,9 +381,11 @@ impl Walker<'_> {
                 let slope = Upper::ONE.over(eps.sqrt().next_down());
                 let radius = count(x.width).sqrt().min(slope * x.radius);
                 let gain = join(path, "weight");
-                let shift = matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
+                let shift =
+                    matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
                 let largest = self.norms.largest(&gain)?;
-                let offset = shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
+                let offset =
+                    shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
                 let (whole, outer) = (largest * slope, largest * radius + offset);
                 if fold {
                     let out = State { gain: Some(gain), shift, ..State::new(radius, x.width) };
@@ -333,24 +395,36 @@ impl Walker<'_> {
                 step(whole, outer, x.width, "max |γ| / √ε")
             }
             Op::GatedMlp { function, bias, .. } => {
-                let (gate, up) = (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
+                let (gate, up) =
+                    (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
                 let down = self.norms.matrix(&Block::whole(join(path, "down.weight")))?;
                 let bias = |name: &str| bias.then(|| join(path, &join(name, "bias")));
-                let (gate_offset, up_offset) = (offset("gate", bias("gate"))?, offset("up", bias("up"))?);
-                let down_offset = bias("down").map_or(Ok(Upper::ZERO), |name| self.norms.vector(&name))?;
-                let largest_gate =
-                    pointwise::value(*function, self.norms.row(&block("gate"))? * x.radius + gate_offset);
+                let (gate_offset, up_offset) =
+                    (offset("gate", bias("gate"))?, offset("up", bias("up"))?);
+                let down_offset =
+                    bias("down").map_or(Ok(Upper::ZERO), |name| self.norms.vector(&name))?;
+                let largest_gate = pointwise::value(
+                    *function,
+                    self.norms.row(&block("gate"))? * x.radius + gate_offset,
+                );
                 let largest_up = self.norms.row(&block("up"))? * x.radius + up_offset;
-                // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu, each factor without δ bounded by its largest element.
+                // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu, each factor without δ bounded by its largest
+                // element.
                 let product = pointwise::slope(*function) * gate * largest_up + up * largest_gate;
                 let radius = down * largest_gate * (up * x.radius + up_offset) + down_offset;
                 step(down * product, radius, x.width, "product rule on row norms")
             }
             Op::Flatten => step(Upper::ONE, x.radius, x.width, "an isometry"),
-            // A token is a part of the image, so its norm and its change are at most the image's; and of `width` elements.
+            // A token is a part of the image, so its norm and its change are at most the image's;
+            // and of `width` elements.
             Op::Patches { size } => {
                 let width = self.channels * size * size;
-                step(Upper::ONE, x.radius.min(x.largest * count(width).sqrt()), width, "parts of the image")
+                step(
+                    Upper::ONE,
+                    x.radius.min(x.largest * count(width).sqrt()),
+                    width,
+                    "parts of the image",
+                )
             }
             Op::MeanPool => step(Upper::ONE, x.radius, x.width, "a mean"),
             // One more token, the same for all inputs.
@@ -369,9 +443,20 @@ impl Walker<'_> {
 }
 
 /// What is known of the last linear map after one more node; `linear` if that node is one.
-fn follow(passed: Option<Passed>, node: &Node, linear: Option<(Block, Upper, Upper)>) -> Option<Passed> {
+fn follow(
+    passed: Option<Passed>,
+    node: &Node,
+    linear: Option<(Block, Upper, Upper)>,
+) -> Option<Passed> {
     if let Some((block, norm, before)) = linear {
-        return Some(Passed { block, norm, before, centre: 1.0, spread: Upper::ZERO, active: false });
+        return Some(Passed {
+            block,
+            norm,
+            before,
+            centre: 1.0,
+            spread: Upper::ZERO,
+            active: false,
+        });
     }
     let mut passed = passed?;
     match &node.op {
@@ -385,7 +470,8 @@ fn follow(passed: Option<Passed>, node: &Node, linear: Option<(Block, Upper, Upp
             let factor = passed.centre * scale;
             // Slopes of what went before are a single number here, up to rounding.
             let off = rounding(passed.centre, *scale) + passed.spread * abs(*scale);
-            passed.spread = abs(factor) * spread + off * pointwise::slope(*function) + rounding(factor, centre);
+            passed.spread =
+                abs(factor) * spread + off * pointwise::slope(*function) + rounding(factor, centre);
             (passed.centre, passed.active) = (factor * centre, true);
         }
         Op::Flatten => {}

@@ -19,7 +19,8 @@ impl Part {
     pub const ALL: Part = Part { index: 0, count: 1 };
 }
 
-/// A part of a weight matrix, as the walk meets it: `W[rows, columns]·diag(γ)`, with γ the gain of a norm in front.
+/// A part of a weight matrix, as the walk meets it: `W[rows, columns]·diag(γ)`, with γ the gain of
+/// a norm in front.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// The weight's name.
@@ -135,11 +136,18 @@ impl dyn Norms + '_ {
     }
 
     /// The norm of `W β + b` for a block of rows, either of them absent as zero.
-    pub(super) fn offset(&self, block: &Block, beta: Option<&str>, bias: Option<&str>) -> Result<Upper, Error> {
+    pub(super) fn offset(
+        &self,
+        block: &Block,
+        beta: Option<&str>,
+        bias: Option<&str>,
+    ) -> Result<Upper, Error> {
         match (beta, bias) {
             (None, None) => Ok(Upper::ZERO),
             (None, Some(bias)) => self.norm(&Norm::Vector(Block::whole(bias).rows(block.rows))),
-            (Some(beta), bias) => self.norm(&Norm::Affine(block.clone(), beta.to_string(), bias.map(str::to_string))),
+            (Some(beta), bias) => {
+                self.norm(&Norm::Affine(block.clone(), beta.to_string(), bias.map(str::to_string)))
+            }
         }
     }
 }

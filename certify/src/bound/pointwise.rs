@@ -16,21 +16,30 @@ pub(super) fn slope(function: Function) -> Upper {
     })
 }
 
-/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0, 1/4], |x| −1 and 1; those of GELU and
-/// SiLU at x and −x add up to 1.
+/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0,
+/// 1/4], |x| −1 and 1; those of GELU and SiLU at x and −x add up to 1.
 pub(super) fn slopes(function: Function) -> (f64, Upper) {
     let centre = match function {
         Function::Abs => 0.0,
         Function::Sigmoid => 0.125,
-        Function::Relu | Function::GeluErf | Function::GeluTanh | Function::Silu | Function::Tanh => 0.5,
+        Function::Relu
+        | Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu
+        | Function::Tanh => 0.5,
     };
     (centre, Upper::from_f64((slope(function).to_f64() - centre).next_up()))
 }
 
-/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for GELU's and SiLU's sign; |x| is x or −x.
+/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for
+/// GELU's and SiLU's sign; |x| is x or −x.
 pub(super) fn value(function: Function, r: Upper) -> Upper {
     match function {
-        Function::Relu | Function::Abs | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
+        Function::Relu
+        | Function::Abs
+        | Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu => r,
         Function::Tanh => r.min(Upper::ONE),
         Function::Sigmoid => Upper::ONE,
     }
@@ -39,7 +48,11 @@ pub(super) fn value(function: Function, r: Upper) -> Upper {
 /// A bound on ‖φ(x)‖₂ for ‖x‖₂ ≤ r in `width` dimensions.
 pub(super) fn norm(function: Function, r: Upper, width: usize) -> Upper {
     match function {
-        Function::Relu | Function::Abs | Function::GeluErf | Function::GeluTanh | Function::Silu => r,
+        Function::Relu
+        | Function::Abs
+        | Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu => r,
         Function::Tanh => r.min(count(width).sqrt()),
         Function::Sigmoid => count(width).sqrt(),
     }
@@ -49,7 +62,8 @@ pub(super) fn norm(function: Function, r: Upper, width: usize) -> Upper {
 mod tests {
     use super::*;
 
-    /// The derivative on a fine grid, in closed form, never exceeds the slope and comes within 1e-6 of it.
+    /// The derivative on a fine grid, in closed form, never exceeds the slope and comes within 1e-6
+    /// of it.
     #[test]
     fn slopes_are_the_largest_derivatives() {
         let phi = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
@@ -57,7 +71,9 @@ mod tests {
         let derivative = |function, x: f64| match function {
             Function::Relu => f64::from(x > 0.0),
             Function::Abs => x.signum(),
-            Function::GeluErf => candle_core::cpu::erf::erfc_f64(-x / 2f64.sqrt()) / 2.0 + x * phi(x),
+            Function::GeluErf => {
+                candle_core::cpu::erf::erfc_f64(-x / 2f64.sqrt()) / 2.0 + x * phi(x)
+            }
             Function::GeluTanh => {
                 let (a, b) = ((2.0 / std::f64::consts::PI).sqrt(), 0.044715);
                 let t = (a * (x + b * x * x * x)).tanh();
@@ -68,9 +84,14 @@ mod tests {
             Function::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         };
         for function in Function::ALL {
-            let found = (-200_000..=200_000).map(|i| derivative(function, i as f64 * 5e-5).abs()).fold(0.0, f64::max);
+            let found = (-200_000..=200_000)
+                .map(|i| derivative(function, i as f64 * 5e-5).abs())
+                .fold(0.0, f64::max);
             let claimed = slope(function).to_f64();
-            assert!(found <= claimed && claimed - found < 1e-6, "{function:?}: {found} against {claimed}");
+            assert!(
+                found <= claimed && claimed - found < 1e-6,
+                "{function:?}: {found} against {claimed}"
+            );
             let (centre, spread) = slopes(function);
             let inside = |x: f64| (derivative(function, x) - centre).abs() <= spread.to_f64();
             assert!((-200_000..=200_000).all(|i| inside(i as f64 * 5e-5)), "{function:?}");

@@ -85,7 +85,9 @@ impl Without<'_> {
             Norm::Matrix(a) => self.norms.matrix(&plain(a))? * gain(a)?,
             Norm::Row(a) => self.norms.row(&plain(a))? * gain(a)?,
             Norm::RowDifference(a) => self.norms.norm(&Norm::RowDifference(plain(a)))? * gain(a)?,
-            Norm::Product(a, b) => self.norms.norm(&Norm::Product(plain(a), plain(b)))? * gain(a)? * gain(b)?,
+            Norm::Product(a, b) => {
+                self.norms.norm(&Norm::Product(plain(a), plain(b)))? * gain(a)? * gain(b)?
+            }
             Norm::TransposedProduct(a, b) => {
                 self.norms.norm(&Norm::TransposedProduct(plain(a), plain(b)))? * gain(a)? * gain(b)?
             }

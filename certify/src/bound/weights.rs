@@ -9,13 +9,13 @@ use crate::Error;
 use crate::certificate::WeightRow;
 use crate::source::Source;
 use crate::spectral::{
-    Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm, row_differences,
-    spectral_norm, vector_norm,
+    Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm,
+    row_differences, spectral_norm, vector_norm,
 };
 use crate::upper::Upper;
 
-/// What is published is looser than what was proven by this share, so that another machine, whose rounding differs, can
-/// prove it again.
+/// What is published is looser than what was proven by this share, so that another machine, whose
+/// rounding differs, can prove it again.
 pub const SLACK: f64 = 1.0 / (1u64 << 30) as f64;
 
 /// Hears the name of each norm before it is worked out.
@@ -35,7 +35,8 @@ pub struct WeightNorms<'a> {
 /// Rows up to which all pairs are compared; beyond, two rows differ by at most twice the largest.
 pub(crate) const PAIRS: usize = 1024;
 
-/// Matrices kept at a time: query, key, value and output of one attention. One that is larger is kept alone.
+/// Matrices kept at a time: query, key, value and output of one attention. One that is larger is
+/// kept alone.
 const KEPT: (usize, usize) = (4, 1 << 25);
 
 impl<'a> WeightNorms<'a> {
@@ -133,7 +134,8 @@ impl<'a> WeightNorms<'a> {
                 }
                 let m = self.block(block)?;
                 let found = Interval::direct(max_row_difference(&m), m.columns);
-                // The upper end may be twice the largest row, so it says nothing about the lower one.
+                // The upper end may be twice the largest row, so it says nothing about the lower
+                // one.
                 folded(Interval { lower: 0.0, ..found }, &m, block.gain.is_some())
             }
             Norm::Affine(block, beta, bias) => {
@@ -174,8 +176,13 @@ fn folded(found: Interval, m: &Matrix, gain: bool) -> Interval {
     if !gain {
         return found;
     }
-    let off = vector_norm(&m.data) * Upper::from_f64(f64::EPSILON) + Upper::from_f64(f64::MIN_POSITIVE);
-    Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found }
+    let off =
+        vector_norm(&m.data) * Upper::from_f64(f64::EPSILON) + Upper::from_f64(f64::MIN_POSITIVE);
+    Interval {
+        lower: (found.lower - off.to_f64()).next_down().max(0.0),
+        upper: found.upper + off,
+        ..found
+    }
 }
 
 /// ‖AB‖ of two blocks, gains and all.
@@ -185,9 +192,15 @@ fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Metho
     if !rounded {
         return found;
     }
-    // (A + δA)(B + δB) with |δ| ≤ ε/2 of each element, or 2⁻¹⁰⁷⁵ where it underflows, so that ‖δA‖_F ≤ ε/2 ‖A‖_F + t with a t far
-    // below the least normal number: at most ε(1 + ε)‖A‖_F ‖B‖_F + (1 + ε)(‖A‖_F + ‖B‖_F) t + t² apart.
-    let (norm_a, norm_b, t) = (vector_norm(&a.data), vector_norm(&b.data), Upper::from_f64(f64::MIN_POSITIVE));
+    // (A + δA)(B + δB) with |δ| ≤ ε/2 of each element, or 2⁻¹⁰⁷⁵ where it underflows, so that
+    // ‖δA‖_F ≤ ε/2 ‖A‖_F + t with a t far below the least normal number: at most ε(1 + ε)‖A‖_F
+    // ‖B‖_F + (1 + ε)(‖A‖_F + ‖B‖_F) t + t² apart.
+    let (norm_a, norm_b, t) =
+        (vector_norm(&a.data), vector_norm(&b.data), Upper::from_f64(f64::MIN_POSITIVE));
     let off = norm_a * norm_b * Upper::from_f64(4.0 * f64::EPSILON) + (norm_a + norm_b + t) * t;
-    Interval { lower: (found.lower - off.to_f64()).next_down().max(0.0), upper: found.upper + off, ..found }
+    Interval {
+        lower: (found.lower - off.to_f64()).next_down().max(0.0),
+        upper: found.upper + off,
+        ..found
+    }
 }

@@ -171,7 +171,12 @@ pub fn origin(origin: &Origin) {
 }
 
 /// A row a tightening.
-fn savings(source: &dyn Source, method: Method, c: &Certificate, radius: Option<f64>) -> Result<Table> {
+fn savings(
+    source: &dyn Source,
+    method: Method,
+    c: &Certificate,
+    radius: Option<f64>,
+) -> Result<Table> {
     let norms = WeightNorms::new(source, method, &|_| {});
     let mut table = table(["without", "L, RMS → RMS", "times"]);
     for tightening in Tightening::ALL {
@@ -198,7 +203,9 @@ pub fn nodes(rows: &[Row]) -> Table {
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header(header);
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+        .set_header(header);
     table
 }
 
@@ -223,6 +230,9 @@ mod tests {
             ("0.000000001".into(), "0.999999999".into())
         );
         assert_eq!(decimals(6e-10, false), "0.000000000");
-        assert_eq!((decimals(2.5, true), decimals(2.5, false)), ("2.500000000".into(), "2.500000000".into()));
+        assert_eq!(
+            (decimals(2.5, true), decimals(2.5, false)),
+            ("2.500000000".into(), "2.500000000".into())
+        );
     }
 }

@@ -17,7 +17,8 @@ pub struct GraphCommand {
 
 impl GraphCommand {
     pub fn run(self) -> Result<()> {
-        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
+        let extension =
+            self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
         if !["svg", "dot", "json"].contains(&extension.as_str()) {
             bail!("{}: name the output .svg, .dot or .json", self.output.display())
         }
@@ -29,8 +30,12 @@ impl GraphCommand {
             let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)
                 .map_err(|e| super::about(&self.model, e))?
                 .nodes;
-            let note =
-                |path: &str| nodes.iter().find(|row| row.path == path).map(|row| format!("L ≤ {}", row.lipschitz));
+            let note = |path: &str| {
+                nodes
+                    .iter()
+                    .find(|row| row.path == path)
+                    .map(|row| format!("L ≤ {}", row.lipschitz))
+            };
             if extension == "svg" { graph.to_svg(&note) } else { graph.to_dot(&note) }
         };
         Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)

@@ -10,12 +10,14 @@ use lipschitz_nn::import::{self, Imported, Options, Report};
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
 pub struct Import {
-    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a file of matrices.
+    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a
+    /// file of matrices.
     path: PathBuf,
     /// The checkpoint to write.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: PathBuf,
-    /// Whose function, where candle computes another one than the library that the model comes from.
+    /// Whose function, where candle computes another one than the library that the model comes
+    /// from.
     #[arg(long, value_enum, default_value_t = Whose::Original)]
     function: Whose,
     /// Leave out tensors that nothing is known about; the certificate names them.
@@ -43,7 +45,8 @@ impl Import {
             Whose::Original => Dialect::Original,
             Whose::Candle => Dialect::Candle,
         };
-        let options = Options { dialect, allow_unused: self.allow_unused, activation: self.activation };
+        let options =
+            Options { dialect, allow_unused: self.allow_unused, activation: self.activation };
         let Imported { model, meta, report } = import::import(&self.path, &options)?;
         checkpoint::save(&self.output, &model, &meta)?;
         if self.report {
@@ -52,7 +55,10 @@ impl Import {
         meta.provenance.origin.iter().for_each(super::bound::origin);
         let (count, dtype) = (model.parameter_count(), model.dtype().as_str());
         let (weights, aside) = (report.applied.len(), report.aside.len());
-        println!("{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside", self.output.display());
+        println!(
+            "{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside",
+            self.output.display()
+        );
         Ok(())
     }
 }

@@ -18,8 +18,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
 ///
-/// MODEL is a run directory, a .safetensors checkpoint, or a model of another library: a directory with a config.json, a .bin
-/// of llama2.c, or a .pt or .npz of one matrix. Exit code 0: fine; 1: a check failed; 2: bad input.
+/// MODEL is a run directory, a .safetensors checkpoint, or a model of another library: a directory
+/// with a config.json, a .bin of llama2.c, or a .pt or .npz of one matrix. Exit code 0: fine; 1: a
+/// check failed; 2: bad input.
 #[derive(Parser)]
 #[command(name = "certify", version)]
 struct Cli {

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 /// Before training: the bound at given caps, or the caps for a wanted bound.
 ///
-/// It holds for every network of this architecture whose weights obey the caps, so for whatever training finds.
+/// It holds for every network of this architecture whose weights obey the caps, so for whatever
+/// training finds.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
 pub struct Plan {
-    /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are read.
+    /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are
+    /// read.
     config: PathBuf,
     /// The constant to end below, RMS → RMS: prints caps.
     #[arg(long, value_name = "L", group = "wanted", allow_negative_numbers = true)]
@@ -25,8 +27,8 @@ pub struct Plan {
     /// The cap of every matrix, times its factor in the config: prints the bound.
     #[arg(long, value_name = "S", group = "wanted", allow_negative_numbers = true)]
     sigma_max: Option<f64>,
-    /// Vocabulary or number of classes: what the constants of single nodes and outputs depend on, and the one from RMS to
-    /// RMS norm does not. Prints them too.
+    /// Vocabulary or number of classes: what the constants of single nodes and outputs depend on,
+    /// and the one from RMS to RMS norm does not. Prints them too.
     #[arg(long, value_name = "N")]
     outputs: Option<usize>,
     /// Cap each head of queries, keys and values, whatever the config says.
@@ -69,8 +71,12 @@ impl Plan {
         let config: Planned = toml::from_str(&text)
             .map_err(|e| anyhow::anyhow!(e.message().to_string()))
             .with_context(|| path.display().to_string())?;
-        // The bound from RMS norm to RMS norm is the same for any number of outputs; a separator must be among them.
-        let graph = config.model.graph(self.outputs.unwrap_or(1 << 20)).with_context(|| path.display().to_string())?;
+        // The bound from RMS norm to RMS norm is the same for any number of outputs; a separator
+        // must be among them.
+        let graph = config
+            .model
+            .graph(self.outputs.unwrap_or(1 << 20))
+            .with_context(|| path.display().to_string())?;
         let known = self.outputs.is_some() || matches!(config.model, ModelConfig::Graph { .. });
         let Planned { optimizer, groups, constraint, .. } = config;
         let mut recipe = Recipe { optimizer, groups, rates: RatesConfig::default(), constraint };
@@ -79,10 +85,12 @@ impl Plan {
         }
         match (self.target, self.sigma_max) {
             (Some(target), _) => caps(&graph, &recipe, target),
-            (None, Some(sigma)) => match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
-                Some(recipe) => bound(&graph, &recipe, known),
-                None => Err(plan::capless(&recipe)),
-            },
+            (None, Some(sigma)) => {
+                match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
+                    Some(recipe) => bound(&graph, &recipe, known),
+                    None => Err(plan::capless(&recipe)),
+                }
+            }
             (None, None) => Ok(()),
         }
     }
@@ -98,9 +106,14 @@ fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
         println!("the published formula, no bound for more than one head, says {formula}");
     }
     if known {
-        println!("one output moves by at most {} times the RMS norm of a change", walk.from_rms(walk.logit));
+        println!(
+            "one output moves by at most {} times the RMS norm of a change",
+            walk.from_rms(walk.logit)
+        );
     } else {
-        println!("give --outputs N for the constants of nodes and of single outputs, which depend on their number");
+        println!(
+            "give --outputs N for the constants of nodes and of single outputs, which depend on their number"
+        );
     }
     Ok(())
 }
@@ -108,7 +121,11 @@ fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
 fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
     let uniform = plan::solve(graph, recipe, target)?;
     let show = |title: &str, planned: &Recipe| -> Result<()> {
-        println!("# {title}: L ≤ {}  RMS → RMS\n{}", plan::bound(graph, planned)?, section(&planned.constraint)?);
+        println!(
+            "# {title}: L ≤ {}  RMS → RMS\n{}",
+            plan::bound(graph, planned)?,
+            section(&planned.constraint)?
+        );
         Ok(())
     };
     show("One cap for all", &uniform)?;
@@ -116,7 +133,8 @@ fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
         return Ok(());
     }
     let spent = plan::spend(graph, recipe, target)?;
-    let matrices: Vec<_> = graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
+    let matrices: Vec<_> =
+        graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let gain = plan::mean_cap(&spent, &matrices) / plan::mean_cap(&uniform, &matrices) - 1.0;
     if gain < 0.01 {
         println!("# Caps a matrix name would be larger by {:.1} % only.", 100.0 * gain);

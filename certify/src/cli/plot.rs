@@ -80,7 +80,10 @@ impl Plot {
                 let tradeoff = Tradeoff::read(&runs, &x, &y, color.as_deref())?;
                 super::tell_unfinished(&runs);
                 for run in &tradeoff.left_out {
-                    terminal::note(format_args!("left out: {} has no finite `{x}` or `{y}`", run.display()));
+                    terminal::note(format_args!(
+                        "left out: {} has no finite `{x}` or `{y}`",
+                        run.display()
+                    ));
                 }
                 chart::write(&output, &[tradeoff.chart()])?;
                 if let Some(csv) = csv {
@@ -89,11 +92,14 @@ impl Plot {
             }
             Picture::Layers { model, output, radius } => {
                 super::check_radius(radius)?;
-                let certificate = certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)
-                    .map_err(|e| super::about(&model, e))?;
+                let certificate =
+                    certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)
+                        .map_err(|e| super::about(&model, e))?;
                 chart::write(&output, &[layers::chart(&certificate)])?;
             }
-            Picture::Robust { results, output } => chart::write(&output, &[robust::chart(&results)?])?,
+            Picture::Robust { results, output } => {
+                chart::write(&output, &[robust::chart(&results)?])?
+            }
             Picture::Training { runs, output } => chart::write(&output, &training::charts(&runs)?)?,
         }
         Ok(())

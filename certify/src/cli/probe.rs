@@ -24,7 +24,8 @@ use serde::Serialize;
 pub struct Probe {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10 directory. Without it, random tokens or pixels.
+    /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10
+    /// directory. Without it, random tokens or pixels.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// How long to search.
@@ -33,7 +34,8 @@ pub struct Probe {
     /// ℓ2 radius of a token (or of the whole input), instead of the natural domain.
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
-    /// Write the pair to this file, as tensors `a` and `b` that `certify run` reads under the name of the input.
+    /// Write the pair to this file, as tensors `a` and `b` that `certify run` reads under the name
+    /// of the input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
     /// Print the result as JSON.
@@ -63,7 +65,8 @@ impl Probe {
             Some(path) => Task::for_model(path, &meta)?.starts(&model)?,
             None => made_up(&model)?,
         };
-        let certificate = certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
+        let certificate =
+            certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
         let radius = certificate.domain.radius.to_f64();
         let budget = Duration::from_secs_f64(self.seconds);
         let loud = std::io::stderr().is_terminal();
@@ -77,7 +80,8 @@ impl Probe {
         }
         if let Some(path) = &self.output {
             let (a, b) = found.pair.clone();
-            let said = HashMap::from([("sensitivity_l2".to_string(), format!("{:e}", found.sensitivity))]);
+            let said =
+                HashMap::from([("sensitivity_l2".to_string(), format!("{:e}", found.sensitivity))]);
             save_tensors(path, [("a", a), ("b", b)].into_iter(), Some(said))?;
         }
         let (l2, rms) = (certificate.l2, certificate.rms);
@@ -91,12 +95,19 @@ impl Probe {
         // Norms of a forward pass are rounded; the certificate speaks of real arithmetic.
         if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > l2 {
             bail!(Error::Violated(format!(
-                "found a sensitivity of {} above the certified {l2}: a defect of the certificate, please report it",
+                "found a sensitivity of {} above the certified {l2}: a defect of the certificate, \
+                 please report it",
                 found.sensitivity
             )))
         }
         if self.json {
-            let report = Report { found_l2: found.sensitivity, certified_l2: l2, found_rms, certified_rms: rms, ratio };
+            let report = Report {
+                found_l2: found.sensitivity,
+                certified_l2: l2,
+                found_rms,
+                certified_rms: rms,
+                ratio,
+            };
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {
             println!("found {:.6} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", found.sensitivity);
@@ -112,15 +123,19 @@ fn made_up(model: &Model) -> Result<Tensor> {
     const COUNT: usize = 8;
     let mut rng = order::random(0, "probe", 0);
     let mut unit = |shape: &[usize]| {
-        let values = (0..shape.iter().product()).map(|_| order::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
+        let values = (0..shape.iter().product())
+            .map(|_| order::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
         Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
     };
     Ok(match model.graph().input {
         Input::Tokens { context, .. } => {
-            let Some(Op::Embedding { vocabulary, .. }) = model.graph().nodes.first().map(|node| &node.op) else {
+            let Some(Op::Embedding { vocabulary, .. }) =
+                model.graph().nodes.first().map(|node| &node.op)
+            else {
                 bail!("the network has no embedding")
             };
-            let ids = (unit(&[COUNT, context.min(32)])? * *vocabulary as f64)?.to_dtype(DType::U32)?;
+            let ids =
+                (unit(&[COUNT, context.min(32)])? * *vocabulary as f64)?.to_dtype(DType::U32)?;
             model.embed(&ids)?
         }
         Input::Pixels { channels, height, width } => unit(&[COUNT, channels, height, width])?,

@@ -14,9 +14,9 @@ use serde_json::Value;
 
 /// How many predictions an attack changes, and how many are proven to stay, for each radius.
 ///
-/// Pictures: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0, 1], as 36/255 in the
-/// literature. Language models: how often the next token stays the same when embedding vectors move, of one token or of
-/// all; a radius is an ℓ2 distance of a vector.
+/// Pictures: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0,
+/// 1], as 36/255 in the literature. Language models: how often the next token stays the same when
+/// embedding vectors move, of one token or of all; a radius is an ℓ2 distance of a vector.
 #[derive(Args)]
 pub struct Robust {
     /// A run directory or a checkpoint.
@@ -30,7 +30,8 @@ pub struct Robust {
     /// Write the result to this file, for `certify plot robust`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Inputs to look at, from the first of the held-out split [default: 2000 pictures, or 64 windows of text].
+    /// Inputs to look at, from the first of the held-out split [default: 2000 pictures, or 64
+    /// windows of text].
     #[arg(long)]
     limit: Option<usize>,
     /// Steps of each attack.
@@ -48,7 +49,9 @@ fn radius(text: &str) -> Result<f64, String> {
         Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
         None => number(text),
     };
-    value.filter(|x| x.is_finite() && *x >= 0.0).ok_or_else(|| format!("`{text}` is not a number of 0 or above"))
+    value
+        .filter(|x| x.is_finite() && *x >= 0.0)
+        .ok_or_else(|| format!("`{text}` is not a number of 0 or above"))
 }
 
 /// Radii for pictures, up to the largest of the published figure.
@@ -72,13 +75,20 @@ impl Robust {
                 let _ = write!(std::io::stderr(), "\rradius {eps:.4} …    ");
             }
         };
-        let settings = |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
-        let given = |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
+        let settings =
+            |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
+        let given =
+            |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
         let mut report = match &task {
-            Task::Images(data) => robust::images(&model, &data.test, &settings(given(PIXELS.to_vec()), 2000), &watch)?,
+            Task::Images(data) => {
+                robust::images(&model, &data.test, &settings(given(PIXELS.to_vec()), 2000), &watch)?
+            }
             Task::Text(data) => {
                 let longest = longest_row(&model)?;
-                let shares = SHARES.iter().map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s)).collect();
+                let shares = SHARES
+                    .iter()
+                    .map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s))
+                    .collect();
                 robust::tokens(&model, data, &settings(given(shares), 64), &watch)?
             }
         };
@@ -97,9 +107,12 @@ impl Robust {
 /// A run by its method, cap and learning rate, any other model by its name.
 fn label(model: &Path) -> String {
     let summary = certify::plot::summary(model).unwrap_or_default();
-    let number = |key: &str| summary.get(key).and_then(Value::as_f64).map(|x| (x * 1e4).round() / 1e4);
+    let number =
+        |key: &str| summary.get(key).and_then(Value::as_f64).map(|x| (x * 1e4).round() / 1e4);
     let Some(method) = summary.get("method").and_then(Value::as_str) else {
-        return model.file_name().map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into());
+        return model
+            .file_name()
+            .map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into());
     };
     let named = [("σ_max", "sigma_max"), ("η", "learning_rate")];
     named.iter().fold(method.into(), |label: String, (name, key)| match number(key) {
@@ -110,7 +123,8 @@ fn label(model: &Path) -> String {
 
 /// The ℓ2 norm of the longest embedding row, to choose radii by.
 fn longest_row(model: &Model) -> Result<f64> {
-    let (Input::Tokens { .. }, Some(node)) = (model.graph().input, model.graph().nodes.first()) else {
+    let (Input::Tokens { .. }, Some(node)) = (model.graph().input, model.graph().nodes.first())
+    else {
         bail!("the model reads no tokens")
     };
     let Op::Embedding { .. } = node.op else { bail!("the network has no embedding") };
@@ -125,7 +139,11 @@ fn print(report: &Report) {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let text = report.of == Share::Stability;
     let mut header = vec!["radius", "clean"];
-    header.extend(if text { &["attacked, one token", "attacked, all tokens"][..] } else { &["attacked"][..] });
+    header.extend(if text {
+        &["attacked, one token", "attacked, all tokens"][..]
+    } else {
+        &["attacked"][..]
+    });
     header.push("certified");
     table.set_header(&header);
     for row in &report.rows {
@@ -145,12 +163,24 @@ fn print(report: &Report) {
         Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
     };
     println!("{of}; the first {} of {} inputs", report.inputs, report.available);
-    println!("radius: {}; attack: {} searches of {} steps", report.unit, report.restarts, report.steps);
+    println!(
+        "radius: {}; attack: {} searches of {} steps",
+        report.unit, report.restarts, report.steps
+    );
     if let Some(diameter) = report.diameter {
-        println!("for scale: embedding vectors have ℓ2 norm up to {}, two differ by up to {diameter}", report.domain);
-        println!("the certified share holds for a change of one token as of all: the norm is the largest of a token");
+        println!(
+            "for scale: embedding vectors have ℓ2 norm up to {}, two differ by up to {diameter}",
+            report.domain
+        );
+        println!(
+            "the certified share holds for a change of one token as of all: the norm is the \
+             largest of a token"
+        );
     }
-    println!("certified ≤ true ≤ attacked ≤ clean, for every input; L ≤ {} ℓ2 → ℓ2", report.lipschitz);
+    println!(
+        "certified ≤ true ≤ attacked ≤ clean, for every input; L ≤ {} ℓ2 → ℓ2",
+        report.lipschitz
+    );
 }
 
 #[cfg(test)]
@@ -171,7 +201,10 @@ mod tests {
             says(r#"{"method": "Muon + soft cap", "sigma_max": 1.14761, "learning_rate": 0.2}"#),
             "Muon + soft cap, σ_max 1.1476, η 0.2"
         );
-        assert_eq!(says(r#"{"method": "AdamW + weight decay", "sigma_max": null}"#), "AdamW + weight decay");
+        assert_eq!(
+            says(r#"{"method": "AdamW + weight decay", "sigma_max": null}"#),
+            "AdamW + weight decay"
+        );
         assert_eq!(label(&dir.path().join("model.safetensors")), "model.safetensors");
     }
 }

@@ -10,7 +10,8 @@ use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 pub struct Run {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c, h, w] or `vectors` [batch, d].
+    /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c,
+    /// h, w] or `vectors` [batch, d].
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Where `output` goes.
@@ -36,7 +37,11 @@ impl Run {
         let (Some((name, input)), None) = (found.next(), found.next()) else {
             bail!("{}: wants one of the tensors {}", self.input.display(), known.join(", "))
         };
-        let output = if name == "embeddings" { model.forward_embeddings(input) } else { model.forward(input) };
+        let output = if name == "embeddings" {
+            model.forward_embeddings(input)
+        } else {
+            model.forward(input)
+        };
         let output = output.with_context(|| self.input.display().to_string())?;
         Ok(save_tensors(&self.output, [("output", output)].into_iter(), None)?)
     }

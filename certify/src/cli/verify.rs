@@ -20,10 +20,14 @@ impl Verify {
         let path = &self.certificate;
         let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
         let refused = |e: serde_json::Error| {
-            lipschitz_nn::Error::file(path, format!("is not a certificate: {e}; write one with `certify bound --json`"))
+            lipschitz_nn::Error::file(
+                path,
+                format!("is not a certificate: {e}; write one with `certify bound --json`"),
+            )
         };
-        let held =
-            |e: serde_json::Error| Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()));
+        let held = |e: serde_json::Error| {
+            Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()))
+        };
         let document: serde_json::Value = serde_json::from_str(&text).map_err(refused)?;
         let claims = document.get("weights_sha256").is_some() && document.get("rms").is_some();
         let claim: Certificate = serde_json::from_str(&text).map_err(|e| match claims {
@@ -36,7 +40,11 @@ impl Verify {
             Error::Violated(_) => anyhow::Error::from(e).context(path.display().to_string()),
             e => super::about(&self.model, e),
         })?;
-        let what = if claim.proven { "holds" } else { "is what these weights give, but NOT a proven bound" };
+        let what = if claim.proven {
+            "holds"
+        } else {
+            "is what these weights give, but NOT a proven bound"
+        };
         println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
         println!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
         if let Some(rounding) = claim.rounding {

@@ -26,7 +26,8 @@ pub fn caught<T>(decode: impl FnOnce() -> T) -> Result<T, String> {
     QUIET.set(before);
     result.map_err(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its reader gave up");
+        let said =
+            said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its reader gave up");
         said.split_whitespace().collect::<Vec<_>>().join(" ")
     })
 }
@@ -39,7 +40,10 @@ mod tests {
     fn a_panic_is_a_line_and_a_value_passes() {
         assert_eq!(caught(|| 3), Ok(3));
         let index = std::hint::black_box(7);
-        assert_eq!(caught(|| [1, 2][index]), Err("index out of bounds: the len is 2 but the index is 7".to_string()));
+        assert_eq!(
+            caught(|| [1, 2][index]),
+            Err("index out of bounds: the len is 2 but the index is 7".to_string())
+        );
         assert_eq!(caught(|| -> u8 { panic!("two\n  lines") }), Err("two lines".to_string()));
     }
 }

@@ -1,8 +1,9 @@
 //! CIFAR-10, from a Hugging Face parquet directory or the original binary batches.
 //!
-//! Pixels stay in memory as bytes and are given to networks as value / 255, in \[0, 1\], with nothing subtracted and no
-//! other scale. So a Lipschitz constant and an attack radius speak of pixels in \[0, 1\]; a network that wants another
-//! scale carries it as a layer, where the certificate counts it.
+//! Pixels stay in memory as bytes and are given to networks as value / 255, in \[0, 1\], with
+//! nothing subtracted and no other scale. So a Lipschitz constant and an attack radius speak of
+//! pixels in \[0, 1\]; a network that wants another scale carries it as a layer, where the
+//! certificate counts it.
 //!
 //! Images compressed as JPEG differ a little from the original pixels: say so beside a figure.
 
@@ -60,12 +61,13 @@ pub struct Split {
 }
 
 impl Cifar10 {
-    /// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `plain_text/` with these), or
-    /// `data_batch_*.bin` and `test_batch.bin` (or `cifar-10-batches-bin/` with these).
+    /// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `plain_text/` with
+    /// these), or `data_batch_*.bin` and `test_batch.bin` (or `cifar-10-batches-bin/` with these).
     ///
     /// # Errors
-    /// One line that names the file, and the row in it: missing, not parquet, a column that is not there, a picture that
-    /// is damaged or has another size, a class out of range, a binary batch that is cut short.
+    /// One line that names the file, and the row in it: missing, not parquet, a column that is not
+    /// there, a picture that is damaged or has another size, a class out of range, a binary batch
+    /// that is cut short.
     pub fn load(path: &Path, limits: Limits) -> Result<Self> {
         let listing = |directory: PathBuf| Directory::read(&directory);
         let mut places = vec![listing(path.to_path_buf())?];
@@ -75,13 +77,21 @@ impl Cifar10 {
             }
         }
         for place in &places {
-            let (train, test) = (place.named("train-", ".parquet"), place.named("test-", ".parquet"));
+            let (train, test) =
+                (place.named("train-", ".parquet"), place.named("test-", ".parquet"));
             if place.both(&train, &test, "train-*.parquet", "test-*.parquet")? {
-                return Self::new(read(&train, limits.train, parquet)?, read(&test, limits.test, parquet)?);
+                return Self::new(
+                    read(&train, limits.train, parquet)?,
+                    read(&test, limits.test, parquet)?,
+                );
             }
-            let (train, test) = (place.named("data_batch_", ".bin"), place.named("test_batch", ".bin"));
+            let (train, test) =
+                (place.named("data_batch_", ".bin"), place.named("test_batch", ".bin"));
             if place.both(&train, &test, "data_batch_*.bin", "test_batch.bin")? {
-                return Self::new(read(&train, limits.train, binary)?, read(&test, limits.test, binary)?);
+                return Self::new(
+                    read(&train, limits.train, binary)?,
+                    read(&test, limits.test, binary)?,
+                );
             }
         }
         bail!(Error::file(
@@ -108,14 +118,18 @@ impl Split {
         self.labels.is_empty()
     }
 
-    /// Images by their numbers, as `(pixels, classes)`: f32 `[b, 3, 32, 32]` in \[0, 1\] and u32 `[b]`. For shuffled
-    /// epochs take the numbers from [`Shuffle::batch`](super::order::Shuffle::batch).
+    /// Images by their numbers, as `(pixels, classes)`: f32 `[b, 3, 32, 32]` in \[0, 1\] and u32
+    /// `[b]`. For shuffled epochs take the numbers from
+    /// [`Shuffle::batch`](super::order::Shuffle::batch).
     ///
     /// # Errors
     /// [`Error::Input`] names a number out of range; candle's error if the device refuses.
     pub fn batch(&self, images: &[usize], device: &Device) -> Result<(Tensor, Tensor), Error> {
         if let Some(image) = images.iter().find(|image| **image >= self.len()) {
-            return Err(Error::Input(format!("there is no image {image}: the split has {}", self.len())));
+            return Err(Error::Input(format!(
+                "there is no image {image}: the split has {}",
+                self.len()
+            )));
         }
         let mut pixels = vec![0f32; images.len() * PIXELS];
         pixels.par_chunks_mut(PIXELS).zip(images).for_each(|(out, i)| {
@@ -168,18 +182,34 @@ impl Directory {
     }
 
     /// Whether both splits are here; one without the other is an error.
-    fn both(&self, train: &[&Path], test: &[&Path], training: &str, testing: &str) -> Result<bool, Error> {
+    fn both(
+        &self,
+        train: &[&Path],
+        test: &[&Path],
+        training: &str,
+        testing: &str,
+    ) -> Result<bool, Error> {
         match (train.is_empty(), test.is_empty()) {
             (true, true) => Ok(false),
             (false, false) => Ok(true),
-            (true, false) => Err(Error::file(&self.path, format!("has {testing} but lacks {training}; fetch both"))),
-            (false, true) => Err(Error::file(&self.path, format!("has {training} but lacks {testing}; fetch both"))),
+            (true, false) => Err(Error::file(
+                &self.path,
+                format!("has {testing} but lacks {training}; fetch both"),
+            )),
+            (false, true) => Err(Error::file(
+                &self.path,
+                format!("has {training} but lacks {testing}; fetch both"),
+            )),
         }
     }
 }
 
 /// The images of several files, at most `limit`; `one` reads a file.
-fn read(files: &[&Path], limit: Option<usize>, one: fn(&Path, usize) -> Result<Split>) -> Result<Split> {
+fn read(
+    files: &[&Path],
+    limit: Option<usize>,
+    one: fn(&Path, usize) -> Result<Split>,
+) -> Result<Split> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut all = Split::default();
     for file in files {
@@ -190,7 +220,9 @@ fn read(files: &[&Path], limit: Option<usize>, one: fn(&Path, usize) -> Result<S
         }
     }
     match files.first() {
-        Some(file) if all.is_empty() && limit > 0 => bail!(Error::file(file, "holds no images; fetch it again")),
+        Some(file) if all.is_empty() && limit > 0 => {
+            bail!(Error::file(file, "holds no images; fetch it again"))
+        }
         _ => Ok(all),
     }
 }
@@ -219,34 +251,53 @@ fn binary(path: &Path, limit: usize) -> Result<Split> {
 /// A parquet file with the columns `img` (a group with `bytes`) and `label`.
 fn parquet(path: &Path, limit: usize) -> Result<Split> {
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
-    let rows = || SerializedFileReader::new(file)?.get_row_iter(None)?.take(limit).collect::<Result<Vec<_>, _>>();
-    let rows: Vec<Row> = caught(rows).and_then(|rows| rows.map_err(|e| e.to_string())).map_err(|said| {
-        let said = said.lines().collect::<Vec<_>>().join(" ");
-        Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
-    })?;
+    let rows = || {
+        SerializedFileReader::new(file)?
+            .get_row_iter(None)?
+            .take(limit)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let rows: Vec<Row> =
+        caught(rows).and_then(|rows| rows.map_err(|e| e.to_string())).map_err(|said| {
+            let said = said.lines().collect::<Vec<_>>().join(" ");
+            Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
+        })?;
     let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row));
     let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_>>()?;
     let decoded = rows.par_iter().enumerate().map(|(row, (bytes, _))| {
         let planes = caught(|| planes(bytes.data()).map_err(|e| e.to_string()));
-        planes
-            .and_then(|planes| planes)
-            .map_err(|what| Error::file(path, format!("row {row}: {what}; fetch the file again or leave the row out")))
+        planes.and_then(|planes| planes).map_err(|what| {
+            Error::file(
+                path,
+                format!("row {row}: {what}; fetch the file again or leave the row out"),
+            )
+        })
     });
     let pixels: Vec<Vec<u8>> = decoded.collect::<Result<_, _>>()?;
-    Ok(Split { pixels: pixels.concat(), labels: rows.into_iter().map(|(_, label)| label).collect() })
+    Ok(Split {
+        pixels: pixels.concat(),
+        labels: rows.into_iter().map(|(_, label)| label).collect(),
+    })
 }
 
 /// The compressed picture and the class of a row.
 fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8)> {
     let columns = row.into_columns();
     let column = |columns: Vec<(String, Field)>, name: &str, inside: &str| {
-        let there = columns.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field).ok_or_else(|| {
-            let what = format!("{inside}has no column `{name}`, only {there}; give CIFAR-10 with `img` and `label`");
-            Error::file(path, what)
-        })
+        let there =
+            columns.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field).ok_or_else(
+            || {
+                let what = format!(
+                    "{inside}has no column `{name}`, only {there}; give CIFAR-10 with \
+                                `img` and `label`"
+                );
+                Error::file(path, what)
+            },
+        )
     };
-    let wrong = |name: &str, what: &str| Error::file(path, format!("row {number}: column `{name}` {what}"));
+    let wrong =
+        |name: &str, what: &str| Error::file(path, format!("row {number}: column `{name}` {what}"));
     let label = match column(columns.clone(), "label", "")? {
         Field::Long(label) => label,
         Field::Int(label) => i64::from(label),
@@ -256,12 +307,17 @@ fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8)> {
     let label = class(path, number, label)?;
     let image = match column(columns, "img", "")? {
         Field::Group(group) => column(group.into_columns(), "bytes", "column `img` ")?,
-        other => bail!(wrong("img", &format!("holds {}, not a group with `bytes` in it", kind(&other)))),
+        other => {
+            bail!(wrong("img", &format!("holds {}, not a group with `bytes` in it", kind(&other))))
+        }
     };
     match image {
         Field::Bytes(bytes) => Ok((bytes, label)),
         Field::Null => {
-            bail!(wrong("img", "has no bytes (a link to a file is not followed); give files with the pictures in"))
+            bail!(wrong(
+                "img",
+                "has no bytes (a link to a file is not followed); give files with the pictures in"
+            ))
         }
         other => bail!(wrong("img", &format!("has {} as `bytes`", kind(&other)))),
     }
@@ -283,18 +339,28 @@ fn class(path: &Path, row: usize, label: i64) -> Result<u8> {
     let class = u8::try_from(label).ok().filter(|class| usize::from(*class) < CLASSES);
     match class {
         Some(class) => Ok(class),
-        None => bail!(Error::file(path, format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?"))),
+        None => bail!(Error::file(
+            path,
+            format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?")
+        )),
     }
 }
 
 /// The three planes of a JPEG or PNG of 32 × 32.
 fn planes(bytes: &[u8]) -> Result<Vec<u8>> {
     let damaged = |e: &dyn std::fmt::Display| {
-        anyhow::anyhow!("its picture is damaged: {}", e.to_string().lines().collect::<Vec<_>>().join(" "))
+        anyhow::anyhow!(
+            "its picture is damaged: {}",
+            e.to_string().lines().collect::<Vec<_>>().join(" ")
+        )
     };
-    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(&e));
+    let reader =
+        || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(&e));
     let format = reader()?.format();
-    ensure!(matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)), "its picture is neither JPEG nor PNG");
+    ensure!(
+        matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)),
+        "its picture is neither JPEG nor PNG"
+    );
     // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     if format == Some(ImageFormat::Jpeg) && !bytes[..end].ends_with(&[0xff, 0xd9]) {
@@ -322,12 +388,15 @@ mod tests {
     use super::*;
     use crate::data::order::Shuffle;
 
-    const SCHEMA: &str = "message m { optional group img { optional binary bytes; } optional int64 label; }";
+    const SCHEMA: &str =
+        "message m { optional group img { optional binary bytes; } optional int64 label; }";
 
     fn picture(shade: u8, side: u32, format: ImageFormat) -> Vec<u8> {
         let pixel = |x: u32, y: u32| image::Rgb([shade, x as u8, y as u8]);
         let mut bytes = Cursor::new(Vec::new());
-        DynamicImage::from(RgbImage::from_fn(side, side, pixel)).write_to(&mut bytes, format).unwrap();
+        DynamicImage::from(RgbImage::from_fn(side, side, pixel))
+            .write_to(&mut bytes, format)
+            .unwrap();
         bytes.into_inner()
     }
 
@@ -339,7 +408,8 @@ mod tests {
         let schema = Arc::new(parse_message_type(schema).unwrap());
         let nested = schema.get_fields()[0].is_group();
         let properties = Arc::new(WriterProperties::builder().build());
-        let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
         let mut group = writer.next_row_group().unwrap();
         let pictures: Vec<ByteArray> = rows.iter().map(|(bytes, _)| bytes.clone().into()).collect();
         let labels: Vec<i64> = rows.iter().map(|(_, label)| *label).collect();
@@ -357,7 +427,11 @@ mod tests {
     fn directory(rows: &[(Vec<u8>, i64)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         write_parquet(&directory.path().join("train-00000-of-00001.parquet"), SCHEMA, rows);
-        write_parquet(&directory.path().join("test-00000-of-00001.parquet"), SCHEMA, &[(png(9), 9)]);
+        write_parquet(
+            &directory.path().join("test-00000-of-00001.parquet"),
+            SCHEMA,
+            &[(png(9), 9)],
+        );
         directory
     }
 
@@ -374,11 +448,14 @@ mod tests {
         let original = tempfile::tempdir().unwrap();
         let record = |label: u8, shade: u8| {
             let plane = |value: fn(u8, u8, u8) -> u8| {
-                (0..32).flat_map(move |y| (0..32).map(move |x| value(shade, x, y))).collect::<Vec<u8>>()
+                (0..32)
+                    .flat_map(move |y| (0..32).map(move |x| value(shade, x, y)))
+                    .collect::<Vec<u8>>()
             };
             [vec![label], plane(|s, _, _| s), plane(|_, x, _| x), plane(|_, _, y| y)].concat()
         };
-        let batch = |from: u8, to: u8| (from..to).flat_map(|i| record(i, 40 * i)).collect::<Vec<u8>>();
+        let batch =
+            |from: u8, to: u8| (from..to).flat_map(|i| record(i, 40 * i)).collect::<Vec<u8>>();
         std::fs::write(original.path().join("data_batch_1.bin"), batch(0, 3)).unwrap();
         std::fs::write(original.path().join("data_batch_2.bin"), batch(3, 5)).unwrap();
         std::fs::write(original.path().join("test_batch.bin"), record(9, 9)).unwrap();
@@ -397,13 +474,21 @@ mod tests {
         let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
         let data = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap().train;
         let (pixels, labels) = data.batch(&[3, 0], &Device::Cpu).unwrap();
-        assert_eq!((pixels.dims(), labels.to_vec1::<u32>().unwrap()), ([2, 3, 32, 32].as_slice(), vec![3, 0]));
+        assert_eq!(
+            (pixels.dims(), labels.to_vec1::<u32>().unwrap()),
+            ([2, 3, 32, 32].as_slice(), vec![3, 0])
+        );
         let at = |c: usize, y: usize, x: usize| {
             pixels.get(0).and_then(|p| p.get(c)?.get(y)?.get(x)?.to_scalar::<f32>()).unwrap()
         };
-        assert_eq!((at(0, 1, 2), at(1, 1, 2), at(2, 1, 2)), (120.0 / 255.0, 2.0 / 255.0, 1.0 / 255.0));
-        let all: Vec<u32> =
-            data.batches(2, &Device::Cpu).flat_map(|b| b.unwrap().1.to_vec1::<u32>().unwrap()).collect();
+        assert_eq!(
+            (at(0, 1, 2), at(1, 1, 2), at(2, 1, 2)),
+            (120.0 / 255.0, 2.0 / 255.0, 1.0 / 255.0)
+        );
+        let all: Vec<u32> = data
+            .batches(2, &Device::Cpu)
+            .flat_map(|b| b.unwrap().1.to_vec1::<u32>().unwrap())
+            .collect();
         assert_eq!(all, [0, 1, 2, 3, 4]);
         assert!(data.batch(&[5], &Device::Cpu).unwrap_err().to_string().contains("no image 5"));
     }
@@ -415,7 +500,11 @@ mod tests {
         let middle = wrong_png.len() / 2;
         wrong_png[middle] ^= 0x55;
         for (bytes, label, says) in [
-            (jpeg[..jpeg.len() / 2].to_vec(), 1, "row 1: its picture is damaged: the JPEG is cut short"),
+            (
+                jpeg[..jpeg.len() / 2].to_vec(),
+                1,
+                "row 1: its picture is damaged: the JPEG is cut short",
+            ),
             ([&jpeg[..4], &[0xff, 0xd9]].concat(), 1, "row 1: its picture is damaged"),
             (wrong_png, 1, "row 1: its picture is damaged"),
             (png(1)[..60].to_vec(), 1, "row 1: its picture is damaged"),
@@ -434,14 +523,25 @@ mod tests {
     fn missing_columns_and_files_are_named() {
         let with = |schema: &str| {
             let directory = directory(&[(png(1), 1)]);
-            write_parquet(&directory.path().join("train-00000-of-00001.parquet"), schema, &[(png(1), 1)]);
+            write_parquet(
+                &directory.path().join("train-00000-of-00001.parquet"),
+                schema,
+                &[(png(1), 1)],
+            );
             refusal(directory.path())
         };
-        let image = with("message m { optional group image { optional binary bytes; } optional int64 label; }");
+        let image = with(
+            "message m { optional group image { optional binary bytes; } optional int64 label; }",
+        );
         assert!(image.contains("no column `img`, only `image`, `label`"), "{image}");
-        let fine = with("message m { optional group img { optional binary bytes; } optional int64 fine_label; }");
+        let fine = with(
+            "message m \
+             { optional group img { optional binary bytes; } optional int64 fine_label; }",
+        );
         assert!(fine.contains("no column `label`"), "{fine}");
-        let file = with("message m { optional group img { optional binary data; } optional int64 label; }");
+        let file = with(
+            "message m { optional group img { optional binary data; } optional int64 label; }",
+        );
         assert!(file.contains("column `img` has no column `bytes`, only `data`"), "{file}");
         let flat = with("message m { optional binary img; optional int64 label; }");
         assert!(flat.contains("holds bytes, not a group"), "{flat}");
@@ -449,7 +549,8 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         assert!(refusal(empty.path()).contains("holds neither"));
         assert!(refusal(&empty.path().join("nowhere")).contains("no such file"));
-        std::fs::write(empty.path().join("data_batch_1.bin"), vec![0; 2 * (1 + PIXELS) - 1]).unwrap();
+        std::fs::write(empty.path().join("data_batch_1.bin"), vec![0; 2 * (1 + PIXELS) - 1])
+            .unwrap();
         assert!(refusal(empty.path()).contains("lacks test_batch.bin"));
         std::fs::write(empty.path().join("test_batch.bin"), [0; 1 + PIXELS]).unwrap();
         assert!(refusal(empty.path()).contains("cut short: after 1 images"));
@@ -484,10 +585,14 @@ mod tests {
         let start = std::time::Instant::now();
         let data = Cifar10::load(&path, Limits { train: Some(400), test: Some(100) }).unwrap();
         eprintln!("500 pictures in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        assert_eq!((data.train.len(), data.test.len(), data.train.pixels.len()), (400, 100, 400 * PIXELS));
+        assert_eq!(
+            (data.train.len(), data.test.len(), data.train.pixels.len()),
+            (400, 100, 400 * PIXELS)
+        );
         let classes: std::collections::BTreeSet<u8> = data.train.labels.iter().copied().collect();
         assert_eq!(classes.len(), CLASSES);
-        // The mean over all of CIFAR-10 is (0.491, 0.482, 0.447); a few hundred pictures come near it.
+        // The mean over all of CIFAR-10 is (0.491, 0.482, 0.447); a few hundred pictures come near
+        // it.
         let order = Shuffle::new(1, 400).batch(0, 400);
         let (pixels, _) = data.train.batch(&order, &Device::Cpu).unwrap();
         let mean = pixels.mean((0, 2, 3)).unwrap().to_vec1::<f32>().unwrap();

@@ -1,7 +1,7 @@
 //! What networks are trained on: text, generated plays and pictures.
 //!
-//! The order in which data comes is a pure function of seed and step ([`order`]), so a resumed run sees what an
-//! uninterrupted one would have seen.
+//! The order in which data comes is a pure function of seed and step ([`order`]), so a resumed run
+//! sees what an uninterrupted one would have seen.
 
 mod caught;
 pub mod cifar10;
@@ -25,10 +25,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// For tests: a file of the data kept beside the repository, or `None`, said loudly, where there is none.
+/// For tests: a file of the data kept beside the repository, or `None`, said loudly, where there is
+/// none.
 #[doc(hidden)]
 pub fn shared(name: &str) -> Option<std::path::PathBuf> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(name);
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(name);
     if path.exists() {
         return Some(path);
     }

@@ -3,10 +3,11 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The random stream of one purpose (`label`, at most 24 bytes count) at one position (a step, an epoch).
+/// The random stream of one purpose (`label`, at most 24 bytes count) at one position (a step, an
+/// epoch).
 ///
-/// Streams of different seeds, labels or positions are independent; ChaCha reaches any of them at once, so nothing needs
-/// to be saved to go on in the middle of a run.
+/// Streams of different seeds, labels or positions are independent; ChaCha reaches any of them at
+/// once, so nothing needs to be saved to go on in the middle of a run.
 pub fn random(seed: u64, label: &str, position: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -18,7 +19,8 @@ pub fn random(seed: u64, label: &str, position: u64) -> ChaCha8Rng {
     rng
 }
 
-/// A number below `n`, uniform up to n / 2⁶⁴. Written out here so that an update of a crate cannot change the data order.
+/// A number below `n`, uniform up to n / 2⁶⁴. Written out here so that an update of a crate cannot
+/// change the data order.
 pub fn below(rng: &mut impl Rng, n: usize) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
@@ -33,8 +35,9 @@ pub fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     order
 }
 
-/// Shuffled epochs put one behind the other and cut into batches: every item comes once an epoch, no remainder is
-/// dropped, and a batch may end one epoch and begin the next. Keeps the epoch last used, only to be quick.
+/// Shuffled epochs put one behind the other and cut into batches: every item comes once an epoch,
+/// no remainder is dropped, and a batch may end one epoch and begin the next. Keeps the epoch last
+/// used, only to be quick.
 #[derive(Clone, Debug)]
 pub struct Shuffle {
     seed: u64,
@@ -48,19 +51,24 @@ impl Shuffle {
         Self { seed, items, epoch: None }
     }
 
-    /// The items of the batch of `step` (from 0): a function of seed, step and size alone. Empty if there are no items.
+    /// The items of the batch of `step` (from 0): a function of seed, step and size alone. Empty if
+    /// there are no items.
     pub fn batch(&mut self, step: u64, batch_size: usize) -> Vec<usize> {
         if self.items == 0 {
             return Vec::new();
         }
         let (items, first) = (self.items as u128, u128::from(step) * batch_size as u128);
         let at = |k: u128| ((k / items) as u64, (k % items) as usize);
-        (first..first + batch_size as u128).map(at).map(|(epoch, place)| self.order(epoch)[place]).collect()
+        (first..first + batch_size as u128)
+            .map(at)
+            .map(|(epoch, place)| self.order(epoch)[place])
+            .collect()
     }
 
     fn order(&mut self, epoch: u64) -> &[usize] {
         let kept = self.epoch.take().filter(|(of, _)| *of == epoch);
-        let order = kept.map_or_else(|| permutation(self.seed, epoch, self.items), |(_, order)| order);
+        let order =
+            kept.map_or_else(|| permutation(self.seed, epoch, self.items), |(_, order)| order);
         &self.epoch.insert((epoch, order)).1
     }
 }
@@ -73,7 +81,13 @@ mod tests {
     fn streams_differ_by_seed_label_and_position_and_repeat() {
         let first = |seed, label, position| random(seed, label, position).next_u64();
         assert_eq!(first(1, "a", 2), first(1, "a", 2));
-        let all = [first(1, "a", 2), first(2, "a", 2), first(1, "b", 2), first(1, "a", 3), first(1, "", u64::MAX)];
+        let all = [
+            first(1, "a", 2),
+            first(2, "a", 2),
+            first(1, "b", 2),
+            first(1, "a", 3),
+            first(1, "", u64::MAX),
+        ];
         for (i, x) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|y| x != y), "{all:?}");
         }

@@ -1,5 +1,6 @@
-//! Token shards as modded-nanogpt writes them: 256 little-endian 32-bit integers, of which the first three are a magic number, the
-//! version and the number of tokens, then the tokens, 16 bits each.
+//! Token shards as modded-nanogpt writes them: 256 little-endian 32-bit integers, of which the
+//! first three are a magic number, the version and the number of tokens, then the tokens, 16 bits
+//! each.
 
 use std::fs::File;
 use std::ops::Range;
@@ -36,30 +37,40 @@ impl Shard {
     /// Maps a file, and looks at its header and its length.
     ///
     /// # Errors
-    /// One line that names the file: missing, no shard, of another version, longer or shorter than it says.
+    /// One line that names the file: missing, no shard, of another version, longer or shorter than
+    /// it says.
     pub fn open(path: &Path) -> Result<Self> {
         let no = |what: String| Error::file(path, what);
         let file = File::open(path).map_err(|e| Error::io(path, &e))?;
-        // SAFETY: the map is read only. A file that another program changes meanwhile changes the tokens read, which are plain
-        // integers of which every value is checked where it is used; one that is cut short ends the program.
+        // SAFETY: the map is read only. A file that another program changes meanwhile changes the
+        // tokens read, which are plain integers of which every value is checked where it is used;
+        // one that is cut short ends the program.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
         let number = |i: usize| {
-            map.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map(i32::from_le_bytes).unwrap_or_default()
+            map.get(4 * i..4 * i + 4)
+                .and_then(|b| b.try_into().ok())
+                .map(i32::from_le_bytes)
+                .unwrap_or_default()
         };
         if map.len() < HEADER || number(0) != MAGIC {
             bail!(no(format!(
-                "is not a token shard: one begins with {MAGIC} in a header of {HEADER} bytes; make shards with `train shards`"
+                "is not a token shard: one begins with {MAGIC} in a header of {HEADER} bytes; \
+                 make shards with `train shards`"
             )))
         }
         if number(1) != VERSION {
-            bail!(no(format!("is a token shard of version {}; this program reads version {VERSION}", number(1))))
+            bail!(no(format!(
+                "is a token shard of version {}; this program reads version {VERSION}",
+                number(1)
+            )))
         }
         let (said, found) = (number(2), (map.len() - HEADER) / 2);
         let count = usize::try_from(said).ok().filter(|n| HEADER + 2 * n == map.len());
         let count = count.ok_or_else(|| {
             no(format!(
-                "says it has {said} tokens and its length is that of {found}; it is damaged, fetch or make it again"
+                "says it has {said} tokens and its length is that of {found}; it is damaged, \
+                 fetch or make it again"
             ))
         })?;
         Ok(Self { map, count })
@@ -86,7 +97,8 @@ impl Shard {
     /// # Errors
     /// If the disk is full, for example.
     pub fn write(path: &Path, ids: &[u16]) -> Result<()> {
-        let count = i32::try_from(ids.len()).map_err(|_| anyhow!("a shard has at most {} tokens", i32::MAX))?;
+        let count = i32::try_from(ids.len())
+            .map_err(|_| anyhow!("a shard has at most {} tokens", i32::MAX))?;
         let mut bytes = Vec::with_capacity(HEADER + 2 * ids.len());
         [MAGIC, VERSION, count].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
         bytes.resize(HEADER, 0);
@@ -100,7 +112,8 @@ pub fn files(directory: &Path, part: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(|e| Error::io(directory, &e))? {
         let path = entry.map_err(|e| Error::io(directory, &e))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.ends_with(".bin") && !name.starts_with('.') && name.contains(&format!("_{part}_")) {
             found.push(path);
         }
@@ -109,12 +122,17 @@ pub fn files(directory: &Path, part: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The shards `*_train_*.bin` and `*_val_*.bin` of a directory, with its `tokenizer.json` if there is one. All tokens are read once, and
-/// must be below `vocabulary` (the tokenizer's, if it is not given).
+/// The shards `*_train_*.bin` and `*_val_*.bin` of a directory, with its `tokenizer.json` if there
+/// is one. All tokens are read once, and must be below `vocabulary` (the tokenizer's, if it is not
+/// given).
 ///
 /// # Errors
 /// One line that names the file, and the token if it is beyond the vocabulary.
-pub fn load(directory: &Path, vocabulary: Option<usize>, limit_val: Option<usize>) -> Result<TextData> {
+pub fn load(
+    directory: &Path,
+    vocabulary: Option<usize>,
+    limit_val: Option<usize>,
+) -> Result<TextData> {
     let name = directory.display().to_string();
     ensure!(directory.is_dir(), "{name}: no such directory; check the path");
     let path = directory.join("tokenizer.json");
@@ -123,19 +141,28 @@ pub fn load(directory: &Path, vocabulary: Option<usize>, limit_val: Option<usize
         (Some(vocabulary), _) => vocabulary,
         (None, Some(tokenizer)) => super::text::Codec::new(tokenizer)?.vocabulary(),
         (None, None) => {
-            bail!("{name}: holds no tokenizer.json, so the size of the vocabulary is unknown; set data.vocabulary")
+            bail!(
+                "{name}: holds no tokenizer.json, so the size of the vocabulary is unknown; set \
+                 data.vocabulary"
+            )
         }
     };
     let part = |part: &str| -> Result<Vec<(PathBuf, Arc<Shard>)>> {
         let files = files(directory, part)?;
-        ensure!(!files.is_empty(), "{name}: holds no shard *_{part}_*.bin; make shards with `train shards`");
+        ensure!(
+            !files.is_empty(),
+            "{name}: holds no shard *_{part}_*.bin; make shards with `train shards`"
+        );
         files.into_iter().map(|path| Ok((path.clone(), Arc::new(Shard::open(&path)?)))).collect()
     };
     let (train, val) = (part("train")?, part("val")?);
     let read = |(path, shard): &(PathBuf, Arc<Shard>)| -> Result<[u8; 32]> {
-        if let Some((at, id)) = shard.ids(0..shard.len()).enumerate().find(|(_, id)| *id as usize >= vocabulary) {
+        if let Some((at, id)) =
+            shard.ids(0..shard.len()).enumerate().find(|(_, id)| *id as usize >= vocabulary)
+        {
             let what = format!(
-                "token number {at} is {id}, beyond the vocabulary of {vocabulary}; set data.vocabulary, or mend it"
+                "token number {at} is {id}, beyond the vocabulary of {vocabulary}; set \
+                 data.vocabulary, or mend it"
             );
             bail!(Error::file(path, what))
         }
@@ -189,17 +216,28 @@ mod tests {
         let said = |change: &dyn Fn(&mut Vec<u8>)| {
             let (_dir, path) = written(&[1, 2, 3], change);
             let text = format!("{:#}", Shard::open(&path).unwrap_err());
-            assert!(text.starts_with(&path.display().to_string()) && !text.contains('\n'), "{text}");
+            assert!(
+                text.starts_with(&path.display().to_string()) && !text.contains('\n'),
+                "{text}"
+            );
             text
         };
         assert!(said(&|b| b[0] ^= 1).contains("not a token shard"));
         assert!(said(&|b| b.truncate(100)).contains("not a token shard"));
         assert!(said(&|b| b[4] = 2).contains("version 2"));
-        assert!(said(&|b| b.truncate(1028)).contains("says it has 3 tokens and its length is that of 2"));
+        assert!(
+            said(&|b| b.truncate(1028))
+                .contains("says it has 3 tokens and its length is that of 2")
+        );
         assert!(said(&|b| b.truncate(1029)).contains("damaged"));
         assert!(said(&|b| b.push(0)).contains("damaged"));
-        assert!(said(&|b| b[8..12].copy_from_slice(&(-1i32).to_le_bytes())).contains("says it has -1 tokens"));
-        assert!(Shard::open(Path::new("no/such.bin")).unwrap_err().to_string().contains("no/such.bin"));
+        assert!(
+            said(&|b| b[8..12].copy_from_slice(&(-1i32).to_le_bytes()))
+                .contains("says it has -1 tokens")
+        );
+        assert!(
+            Shard::open(Path::new("no/such.bin")).unwrap_err().to_string().contains("no/such.bin")
+        );
     }
 
     #[test]
@@ -219,7 +257,10 @@ mod tests {
         data.train.read(2, 2, &mut part);
         assert_eq!(part, [3, 4]);
         let beyond = load(dir.path(), Some(8), None).unwrap_err().to_string();
-        assert!(beyond.contains("x_val_000000.bin") && beyond.contains("token number 2 is 8"), "{beyond}");
+        assert!(
+            beyond.contains("x_val_000000.bin") && beyond.contains("token number 2 is 8"),
+            "{beyond}"
+        );
         let unknown = load(dir.path(), None, None).unwrap_err().to_string();
         assert!(unknown.contains("data.vocabulary"), "{unknown}");
     }

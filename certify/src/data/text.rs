@@ -1,4 +1,5 @@
-//! Text as token ids: a vocabulary of characters or a `tokenizer.json`, random training batches, two evaluations.
+//! Text as token ids: a vocabulary of characters or a `tokenizer.json`, random training batches,
+//! two evaluations.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -14,7 +15,8 @@ use super::{digest, order};
 /// Windows of the published evaluation: 20 batches of 64, each window one token after the last.
 pub const PAPER_WINDOWS: usize = 20 * 64;
 
-/// A text in token ids. One that is read here is cut as nanoGPT cuts it: the first 90 % of the characters train, the rest validates.
+/// A text in token ids. One that is read here is cut as nanoGPT cuts it: the first 90 % of the
+/// characters train, the rest validates.
 #[derive(Clone, Debug)]
 pub struct TextData {
     /// The file or the generator, for messages.
@@ -32,11 +34,12 @@ pub struct TextData {
 }
 
 impl TextData {
-    /// Reads a UTF-8 file. Without a `tokenizer.json` the vocabulary is the file's characters, sorted.
+    /// Reads a UTF-8 file. Without a `tokenizer.json` the vocabulary is the file's characters,
+    /// sorted.
     ///
     /// # Errors
-    /// One line that names the file: missing, not UTF-8 (with the byte's offset), too short, or a tokenizer that cannot be
-    /// read.
+    /// One line that names the file: missing, not UTF-8 (with the byte's offset), too short, or a
+    /// tokenizer that cannot be read.
     pub fn load(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
         let text = read(path)?;
         let tokenizer = tokenizer.map(read_tokenizer).transpose()?;
@@ -55,7 +58,8 @@ impl TextData {
             Tokenizer::Characters { characters: distinct.into_iter().collect() }
         });
         let codec = Codec::new(&tokenizer)?;
-        let encode = |part: &str| codec.encode(part).with_context(|| name.to_string()).map_err(one_line);
+        let encode =
+            |part: &str| codec.encode(part).with_context(|| name.to_string()).map_err(one_line);
         let (train, val) = (encode(&text[..cut])?, encode(&text[cut..])?);
         ensure!(
             train.len() > 1 && val.len() > 1,
@@ -64,13 +68,14 @@ impl TextData {
             train.len(),
             val.len()
         );
-        let (name, vocabulary, digest) = (name.to_string(), codec.vocabulary(), digest([text.as_bytes()]));
+        let (name, vocabulary, digest) =
+            (name.to_string(), codec.vocabulary(), digest([text.as_bytes()]));
         let (train, val) = (Tokens::Memory(train), Tokens::Memory(val));
         Ok(Self { name, tokenizer: Some(tokenizer), vocabulary, train, val, digest })
     }
 
-    /// The training batch of `step`, as `(inputs, targets)`, u32 `[batch_size, context]` each, the targets one token
-    /// ahead. Where its windows lie depends on seed and step alone.
+    /// The training batch of `step`, as `(inputs, targets)`, u32 `[batch_size, context]` each, the
+    /// targets one token ahead. Where its windows lie depends on seed and step alone.
     ///
     /// # Errors
     /// One line if the text has no window of that length; candle's error if the device refuses.
@@ -82,7 +87,10 @@ impl TextData {
         context: usize,
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
-        ensure!(batch_size > 0 && context > 0, "a batch needs at least one window of at least one token");
+        ensure!(
+            batch_size > 0 && context > 0,
+            "a batch needs at least one window of at least one token"
+        );
         let starts = self.train.len().saturating_sub(context);
         ensure!(
             starts > 0,
@@ -96,8 +104,9 @@ impl TextData {
         windows(&self.train, &starts, context, device)
     }
 
-    /// Batches that predict every token of the validation split but the first exactly once: consecutive windows that do
-    /// not overlap, the last one as short as what is left (a batch of its own, `[1, rest]`).
+    /// Batches that predict every token of the validation split but the first exactly once:
+    /// consecutive windows that do not overlap, the last one as short as what is left (a batch of
+    /// its own, `[1, rest]`).
     ///
     /// Averaging over the split weighs each batch with its number of tokens.
     pub fn full(&self, batch_size: usize, context: usize, device: &Device) -> Evaluation<'_> {
@@ -106,25 +115,46 @@ impl TextData {
         let starts = (0..predicted / context).map(|i| i * context).collect();
         let rest = predicted % context;
         let rest = (rest > 0).then_some((predicted - rest, rest));
-        Evaluation { tokens: &self.val, starts, rest, batch_size: batch_size.max(1), context, device: device.clone() }
+        Evaluation {
+            tokens: &self.val,
+            starts,
+            rest,
+            batch_size: batch_size.max(1),
+            context,
+            device: device.clone(),
+        }
     }
 
-    /// Batches of the published evaluation: the first [`PAPER_WINDOWS`] windows of the validation split at stride 1.
-    /// With 256 tokens a window this reads 1,536 characters only, and they are easy ones: for comparison alone.
+    /// Batches of the published evaluation: the first [`PAPER_WINDOWS`] windows of the validation
+    /// split at stride 1. With 256 tokens a window this reads 1,536 characters only, and they are
+    /// easy ones: for comparison alone.
     ///
     /// # Errors
     /// One line if the validation split is shorter than these windows.
-    pub fn paper(&self, batch_size: usize, context: usize, device: &Device) -> Result<Evaluation<'_>> {
+    pub fn paper(
+        &self,
+        batch_size: usize,
+        context: usize,
+        device: &Device,
+    ) -> Result<Evaluation<'_>> {
         let context = context.max(1);
         let need = PAPER_WINDOWS + context;
         ensure!(
             self.val.len() >= need,
-            "{}: the `paper` protocol reads {need} validation tokens and there are {}; use the `full` protocol",
+            "{}: the `paper` protocol reads {need} validation tokens and there are {}; use the \
+             `full` protocol",
             self.name,
             self.val.len()
         );
         let (starts, batch_size) = ((0..PAPER_WINDOWS).collect(), batch_size.max(1));
-        Ok(Evaluation { tokens: &self.val, starts, rest: None, batch_size, context, device: device.clone() })
+        Ok(Evaluation {
+            tokens: &self.val,
+            starts,
+            rest: None,
+            batch_size,
+            context,
+            device: device.clone(),
+        })
     }
 }
 
@@ -150,7 +180,8 @@ impl Iterator for Evaluation<'_> {
     type Item = Result<(Tensor, Tensor)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch: Vec<usize> = self.starts.drain(..self.batch_size.min(self.starts.len())).collect();
+        let batch: Vec<usize> =
+            self.starts.drain(..self.batch_size.min(self.starts.len())).collect();
         if !batch.is_empty() {
             return Some(windows(self.tokens, &batch, self.context, &self.device));
         }
@@ -159,7 +190,12 @@ impl Iterator for Evaluation<'_> {
 }
 
 /// Windows of `length` tokens from `starts`, and the same one token later.
-fn windows(tokens: &Tokens, starts: &[usize], length: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+fn windows(
+    tokens: &Tokens,
+    starts: &[usize],
+    length: usize,
+    device: &Device,
+) -> Result<(Tensor, Tensor)> {
     let from = |shift: usize| {
         let mut ids = Vec::with_capacity(starts.len() * length);
         starts.iter().for_each(|start| tokens.read(start + shift, length, &mut ids));
@@ -176,7 +212,10 @@ pub fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
     Ok(String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::file(path, format!("is not UTF-8: byte {at} is 0x{:02x}; convert the file", e.as_bytes()[at]))
+        Error::file(
+            path,
+            format!("is not UTF-8: byte {at} is 0x{:02x}; convert the file", e.as_bytes()[at]),
+        )
     })?)
 }
 
@@ -214,13 +253,17 @@ impl Codec {
                 let characters: Vec<char> = characters.chars().collect();
                 let mut ids = HashMap::new();
                 for (&c, id) in characters.iter().zip(0..) {
-                    ensure!(ids.insert(c, id).is_none(), "the tokenizer lists the character {c:?} twice");
+                    ensure!(
+                        ids.insert(c, id).is_none(),
+                        "the tokenizer lists the character {c:?} twice"
+                    );
                 }
                 Kind::Characters { ids, characters }
             }
             Tokenizer::Json { json } => {
                 let bytes = serde_json::to_vec(json)?;
-                let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| anyhow!(line(&e.to_string())))?;
+                let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+                    .map_err(|e| anyhow!(line(&e.to_string())))?;
                 Kind::Json(Box::new(tokenizer))
             }
         }))
@@ -247,7 +290,8 @@ impl Codec {
                 let id = |(at, c)| {
                     ids.get(&c).copied().ok_or_else(|| {
                         anyhow!(
-                            "the character {c:?} (number {} of the text) is not among the {} the model knows; remove it",
+                            "the character {c:?} (number {} of the text) is not among the {} the \
+                             model knows; remove it",
                             at + 1,
                             ids.len()
                         )
@@ -272,8 +316,12 @@ impl Codec {
             bail!("token id {id} is out of range: the tokenizer has {size}");
         }
         match &self.0 {
-            Kind::Characters { characters, .. } => Ok(ids.iter().map(|id| characters[*id as usize]).collect()),
-            Kind::Json(tokenizer) => tokenizer.decode(ids, false).map_err(|e| anyhow!(line(&e.to_string()))),
+            Kind::Characters { characters, .. } => {
+                Ok(ids.iter().map(|id| characters[*id as usize]).collect())
+            }
+            Kind::Json(tokenizer) => {
+                tokenizer.decode(ids, false).map_err(|e| anyhow!(line(&e.to_string())))
+            }
         }
     }
 }
@@ -313,7 +361,10 @@ mod tests {
     fn refusal(bytes: &[u8]) -> String {
         let file = file(bytes);
         let error = format!("{:#}", TextData::load(file.path(), None).unwrap_err());
-        assert!(error.starts_with(&file.path().display().to_string()) && !error.contains('\n'), "{error}");
+        assert!(
+            error.starts_with(&file.path().display().to_string()) && !error.contains('\n'),
+            "{error}"
+        );
         error
     }
 
@@ -322,7 +373,9 @@ mod tests {
         let text = "dämmerung, ab und zu.".repeat(10);
         let data = TextData::load(file(text.as_bytes()).path(), None).unwrap();
         assert_eq!((data.train.len(), data.val.len()), (189, 21));
-        let Some(tokenizer @ Tokenizer::Characters { characters }) = &data.tokenizer else { panic!() };
+        let Some(tokenizer @ Tokenizer::Characters { characters }) = &data.tokenizer else {
+            panic!()
+        };
         assert_eq!(characters, " ,.abdegmnruzä");
         let codec = Codec::new(tokenizer).unwrap();
         assert_eq!(codec.vocabulary(), 14);
@@ -335,7 +388,9 @@ mod tests {
         assert!(refusal(b"").contains("too short"));
         assert!(refusal(b"too little").contains("10 characters"));
         assert!(refusal(b"caf\xe9 and more").contains("byte 3 is 0xe9"));
-        assert!(refusal("cut short \u{20ac}".as_bytes().split_last().unwrap().1).contains("byte 10"));
+        assert!(
+            refusal("cut short \u{20ac}".as_bytes().split_last().unwrap().1).contains("byte 10")
+        );
         let missing = TextData::load(Path::new("no/such/file.txt"), None).unwrap_err().to_string();
         assert!(missing.contains("no/such/file.txt: no such file"), "{missing}");
         let bad = file(b"{\"version\": 1}");
@@ -355,14 +410,18 @@ mod tests {
     #[test]
     fn a_batch_is_a_function_of_seed_and_step_and_its_targets_are_one_ahead() {
         let data = numbered(1000);
-        let batch = |seed, step| data.batch(seed, step, 8, 5, &Device::Cpu).map(|(x, y)| (rows(&x), rows(&y))).unwrap();
+        let batch = |seed, step| {
+            data.batch(seed, step, 8, 5, &Device::Cpu).map(|(x, y)| (rows(&x), rows(&y))).unwrap()
+        };
         assert_eq!(batch(1, 7), batch(1, 7));
         assert_ne!(batch(1, 7), batch(1, 8));
         assert_ne!(batch(1, 7), batch(2, 7));
         let (inputs, targets) = batch(1, 7);
         assert_eq!((inputs.len(), inputs[0].len()), (8, 5));
         for (x, y) in inputs.iter().zip(&targets) {
-            assert!(x.iter().zip(y).all(|(a, b)| a + 1 == *b) && x.windows(2).all(|w| w[0] + 1 == w[1]));
+            assert!(
+                x.iter().zip(y).all(|(a, b)| a + 1 == *b) && x.windows(2).all(|w| w[0] + 1 == w[1])
+            );
         }
     }
 
@@ -406,9 +465,11 @@ mod tests {
     #[test]
     fn the_published_evaluation_reads_1280_windows_at_stride_one() {
         let data = numbered(PAPER_WINDOWS as u32 + 256);
-        let batches: Vec<_> = data.paper(64, 256, &Device::Cpu).unwrap().map(Result::unwrap).collect();
+        let batches: Vec<_> =
+            data.paper(64, 256, &Device::Cpu).unwrap().map(Result::unwrap).collect();
         assert_eq!(batches.len(), 20);
-        let starts: Vec<u32> = batches.iter().flat_map(|(x, _)| rows(x)).map(|row| row[0]).collect();
+        let starts: Vec<u32> =
+            batches.iter().flat_map(|(x, _)| rows(x)).map(|row| row[0]).collect();
         assert_eq!(starts, (0..1280).collect::<Vec<_>>());
         assert_eq!(rows(&batches[19].1)[63][255], 1535);
         let error = numbered(1535).paper(64, 256, &Device::Cpu).unwrap_err().to_string();
@@ -424,8 +485,11 @@ mod tests {
 
     #[test]
     fn a_tokenizer_json_encodes_and_decodes() {
-        let vocab: serde_json::Map<_, _> =
-            ["a", "b", "ab", " "].iter().zip(0..).map(|(w, id): (_, u32)| (w.to_string(), id.into())).collect();
+        let vocab: serde_json::Map<_, _> = ["a", "b", "ab", " "]
+            .iter()
+            .zip(0..)
+            .map(|(w, id): (_, u32)| (w.to_string(), id.into()))
+            .collect();
         let json = serde_json::json!({"version": "1.0", "added_tokens": [],
             "decoder": {"type": "Fuse"},
             "model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b"]]}});

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use plotters::coord::ranged1d::{BoldPoints, KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::coord::ranged1d::{
+    BoldPoints, KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter,
+};
 use plotters::coord::types::RangedCoordf64;
 
 /// An axis.
@@ -18,8 +20,8 @@ pub struct Axis {
 
 /// From values to a share of the axis.
 ///
-/// Logarithms that span many decades are themselves compressed beyond [`KNEE`]: 10⁰ to 10⁶ keep most of the axis when
-/// there are points at 10³⁰⁰, and order and continuity hold everywhere.
+/// Logarithms that span many decades are themselves compressed beyond [`KNEE`]: 10⁰ to 10⁶ keep
+/// most of the axis when there are points at 10³⁰⁰, and order and continuity hold everywhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scale {
     low: f64,
@@ -38,12 +40,15 @@ const MANY: f64 = 24.0;
 const GAP: (f64, f64) = (0.045, 0.014);
 
 impl Scale {
-    /// Over the values and what the axis includes, with some room at the ends; `room` is a share of the axis.
+    /// Over the values and what the axis includes, with some room at the ends; `room` is a share of
+    /// the axis.
     pub fn new(values: impl Iterator<Item = f64>, axis: &Axis, room: f64) -> Self {
         let all = values.chain(axis.include.iter().copied());
-        let (low, high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
+        let (low, high) =
+            all.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
-        let mut scale = Self { low, high, log10: axis.log10, compressed: axis.log10 && high - low > MANY };
+        let mut scale =
+            Self { low, high, log10: axis.log10, compressed: axis.log10 && high - low > MANY };
         let (a, b) = (scale.bend(low), scale.bend(high));
         let room = if b > a { room * (b - a) } else { 0.5 };
         // What is included, such as 0, stays the end.
@@ -65,11 +70,19 @@ impl Scale {
     }
 
     fn bend(&self, x: f64) -> f64 {
-        if !self.compressed || x.abs() <= KNEE { x } else { x.signum() * KNEE * (1.0 + (x.abs() / KNEE).ln()) }
+        if !self.compressed || x.abs() <= KNEE {
+            x
+        } else {
+            x.signum() * KNEE * (1.0 + (x.abs() / KNEE).ln())
+        }
     }
 
     fn unbend(&self, x: f64) -> f64 {
-        if !self.compressed || x.abs() <= KNEE { x } else { x.signum() * KNEE * (x.abs() / KNEE - 1.0).exp() }
+        if !self.compressed || x.abs() <= KNEE {
+            x
+        } else {
+            x.signum() * KNEE * (x.abs() / KNEE - 1.0).exp()
+        }
     }
 
     /// Values to name, at most about `count` of them, and values to mark between them.
@@ -80,29 +93,44 @@ impl Scale {
         };
         let span = self.high - self.low;
         let (names, marks): (Vec<f64>, Vec<f64>) = if self.compressed {
-            let names = [0.0, 6.0, 100.0, 1000.0, 10.0, 3.0, 1e4, 1e5, 1e6, 20.0, 50.0, 200.0, 500.0, 2000.0, 5000.0];
+            let names = [
+                0.0, 6.0, 100.0, 1000.0, 10.0, 3.0, 1e4, 1e5, 1e6, 20.0, 50.0, 200.0, 500.0,
+                2000.0, 5000.0,
+            ];
             let both = |ticks: &[f64]| ticks.iter().flat_map(|x| [*x, -x]).collect();
             (both(&names), both(&[1.0, 2.0, 4.0, 5.0]))
         } else if !self.log10 {
             (even(self.low, self.high).collect(), Vec::new())
         } else if span < 1.2 {
             // Within a decade or so, numbers themselves.
-            (even(10f64.powf(self.low), 10f64.powf(self.high)).map(f64::log10).collect(), Vec::new())
+            (
+                even(10f64.powf(self.low), 10f64.powf(self.high)).map(f64::log10).collect(),
+                Vec::new(),
+            )
         } else {
-            let mut names: Vec<f64> = even(self.low, self.high).filter(|x| (x - x.round()).abs() < 1e-9).collect();
+            let mut names: Vec<f64> =
+                even(self.low, self.high).filter(|x| (x - x.round()).abs() < 1e-9).collect();
             // With few decades, numbers in between.
             let digits = |digits: &[f64]| -> Vec<f64> {
                 let decades = self.low.floor() as i64..=self.high.floor() as i64;
-                decades.flat_map(|decade| digits.iter().map(move |digit| decade as f64 + digit.log10())).collect()
+                decades
+                    .flat_map(|decade| {
+                        digits.iter().map(move |digit| decade as f64 + digit.log10())
+                    })
+                    .collect()
             };
             if span < 3.4 && self.small() {
                 names.append(&mut digits(if span < 2.2 { &[2.0, 5.0] } else { &[3.0] }));
             }
             let every = span < count as f64;
-            (names, if every { digits(&[2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]) } else { Vec::new() })
+            (
+                names,
+                if every { digits(&[2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]) } else { Vec::new() },
+            )
         };
         let inside = |x: &f64| (-1e-9..=1.0 + 1e-9).contains(&self.at(*x));
-        let (mut named, mut marked): (Vec<f64>, Vec<f64>) = (Vec::new(), marks.into_iter().filter(inside).collect());
+        let (mut named, mut marked): (Vec<f64>, Vec<f64>) =
+            (Vec::new(), marks.into_iter().filter(inside).collect());
         for x in names.into_iter().filter(inside) {
             // The earlier ones matter more.
             let gap = GAP.0.max(GAP.1 * self.format_ext(&x).chars().count() as f64);
@@ -161,7 +189,8 @@ pub fn plain(value: f64) -> String {
     }
     let decimals = (3.0 - magnitude).clamp(0.0, 7.0) as usize;
     let text = format!("{value:.decimals$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     text.replace('-', "\u{2212}")
 }
 
@@ -203,7 +232,10 @@ mod tests {
         assert_eq!(texts(&shares), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(texts(&log10(&[0.0, 0.9])), ["1", "2", "3", "4", "5", "6", "7", "8"]);
         assert_eq!(texts(&log10(&[-1.0, 3.0])), ["0.1", "1", "10", "100", "1000"]);
-        assert_eq!(texts(&log10(&[1.0, 8.0])), ["10¹", "10²", "10³", "10⁴", "10⁵", "10⁶", "10⁷", "10⁸"]);
+        assert_eq!(
+            texts(&log10(&[1.0, 8.0])),
+            ["10¹", "10²", "10³", "10⁴", "10⁵", "10⁶", "10⁷", "10⁸"]
+        );
         assert_eq!(texts(&log10(&[12.0, 23.0])), ["10¹²", "10¹⁴", "10¹⁶", "10¹⁸", "10²⁰", "10²²"]);
     }
 
@@ -213,7 +245,10 @@ mod tests {
         let scale = log10(&values);
         assert!(scale.compressed());
         let places: Vec<f64> = values.iter().map(|x| scale.at(*x)).collect();
-        assert!(places.windows(2).all(|w| w[0] < w[1]) && places[0] > 0.0 && places[6] < 1.0, "{places:?}");
+        assert!(
+            places.windows(2).all(|w| w[0] < w[1]) && places[0] > 0.0 && places[6] < 1.0,
+            "{places:?}"
+        );
         assert!(places[2] - places[0] > 0.02, "a decade is still seen: {places:?}");
         let ticks = texts(&scale);
         for text in ["10⁰", "10⁶", "10¹⁰⁰", "10¹⁰⁰⁰"] {

@@ -5,12 +5,15 @@ use std::convert::Infallible;
 use plotters::element::{Drawable, DynElement, PointCollection};
 use plotters::style::{FontDesc, FontFamily, FontStyle, FontTransform, TextStyle};
 use plotters_backend::text_anchor::{HPos, VPos};
-use plotters_backend::{BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind};
+use plotters_backend::{
+    BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind,
+};
 use tiny_skia::{Path, PathBuilder, Rect};
 
 use super::scene::{Color, Item, Line, Paint, Scene, Style};
 
-/// Plotters counts in whole numbers; in these a pixel is ten, so places and widths can lie between pixels.
+/// Plotters counts in whole numbers; in these a pixel is ten, so places and widths can lie between
+/// pixels.
 const UNITS: f32 = 10.0;
 
 /// The nearest whole number of units.
@@ -45,7 +48,12 @@ impl<'a, C: Clone> PointCollection<'a, C> for &'a With<C> {
 }
 
 impl<C: Clone> Drawable<Canvas> for With<C> {
-    fn draw<I: Iterator<Item = BackendCoord>>(&self, at: I, canvas: &mut Canvas, size: (u32, u32)) -> Drawn {
+    fn draw<I: Iterator<Item = BackendCoord>>(
+        &self,
+        at: I,
+        canvas: &mut Canvas,
+        size: (u32, u32),
+    ) -> Drawn {
         canvas.pen = self.0.clone();
         let drawn = self.1.draw(at, canvas, size);
         canvas.pen = Pen::default();
@@ -130,26 +138,51 @@ impl DrawingBackend for Canvas {
         self.draw_rect((x, y), (x + 1, y + 1), &color, true)
     }
 
-    fn draw_line<S: BackendStyle>(&mut self, from: BackendCoord, to: BackendCoord, style: &S) -> Drawn {
+    fn draw_line<S: BackendStyle>(
+        &mut self,
+        from: BackendCoord,
+        to: BackendCoord,
+        style: &S,
+    ) -> Drawn {
         self.keep(outline([from, to], false), style, false)
     }
 
-    fn draw_rect<S: BackendStyle>(&mut self, a: BackendCoord, b: BackendCoord, style: &S, fill: bool) -> Drawn {
+    fn draw_rect<S: BackendStyle>(
+        &mut self,
+        a: BackendCoord,
+        b: BackendCoord,
+        style: &S,
+        fill: bool,
+    ) -> Drawn {
         let ((x0, y0), (x1, y1)) = (pixels(a), pixels(b));
         let rect = Rect::from_ltrb(x0.min(x1), y0.min(y1), x0.max(x1), y0.max(y1));
         self.keep(rect.map(PathBuilder::from_rect), style, fill)
     }
 
-    fn draw_path<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Drawn {
+    fn draw_path<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(
+        &mut self,
+        path: I,
+        style: &S,
+    ) -> Drawn {
         self.keep(outline(path, false), style, false)
     }
 
-    fn draw_circle<S: BackendStyle>(&mut self, at: BackendCoord, radius: u32, style: &S, fill: bool) -> Drawn {
+    fn draw_circle<S: BackendStyle>(
+        &mut self,
+        at: BackendCoord,
+        radius: u32,
+        style: &S,
+        fill: bool,
+    ) -> Drawn {
         let (x, y) = pixels(at);
         self.keep(PathBuilder::from_circle(x, y, radius as f32 / UNITS), style, fill)
     }
 
-    fn fill_polygon<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(&mut self, path: I, style: &S) -> Drawn {
+    fn fill_polygon<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(
+        &mut self,
+        path: I,
+        style: &S,
+    ) -> Drawn {
         self.keep(outline(path, true), style, true)
     }
 
@@ -168,7 +201,13 @@ impl DrawingBackend for Canvas {
         let upwards = matches!(font.transform(), FontTransform::Rotate270);
         let (dx, dy) = if upwards { (down, -along) } else { (along, down) };
         let (x, y) = pixels(at);
-        self.scene.items.push(Item::Text { text: text.into(), x: x + dx, y: y + dy, style, upwards });
+        self.scene.items.push(Item::Text {
+            text: text.into(),
+            x: x + dx,
+            y: y + dy,
+            style,
+            upwards,
+        });
         Ok(())
     }
 

@@ -61,7 +61,8 @@ pub enum Mark {
     /// Joined.
     #[default]
     Line,
-    /// Joined, with gaps whose pattern goes by the number of the series' colour, so that lines differ without colour.
+    /// Joined, with gaps whose pattern goes by the number of the series' colour, so that lines
+    /// differ without colour.
     Dashed,
     /// Joined by a thin, pale line.
     Thin,
@@ -71,7 +72,8 @@ pub enum Mark {
     Open(Marker),
     /// The area that the points go around, pale.
     Band,
-    /// Horizontal bars from 0, each with its label behind its end; the vertical axis then only puts them in order.
+    /// Horizontal bars from 0, each with its label behind its end; the vertical axis then only puts
+    /// them in order.
     Bar,
 }
 
@@ -93,7 +95,8 @@ pub fn scene(charts: &[Chart]) -> Result<Scene, Error> {
 /// Writes charts below one another, as the extension of `path` says: `.svg` or `.png`.
 ///
 /// # Errors
-/// [`Error::Network`] for another extension, a chart without points, or a file that cannot be written.
+/// [`Error::Network`] for another extension, a chart without points, or a file that cannot be
+/// written.
 pub fn write(path: &Path, charts: &[Chart]) -> Result<(), Error> {
     let problem = |what: String| Error::from(lipschitz_nn::Error::file(path, what));
     if charts.is_empty() || charts.iter().any(Chart::is_empty) {
@@ -113,7 +116,13 @@ mod tests {
 
     fn chart() -> Chart {
         let points = vec![(0.0, 1.0), (1043.0, 2.0)];
-        let marks = [Mark::Line, Mark::Dashed, Mark::Thin, Mark::Filled(Marker::Disc), Mark::Open(Marker::Diamond)];
+        let marks = [
+            Mark::Line,
+            Mark::Dashed,
+            Mark::Thin,
+            Mark::Filled(Marker::Disc),
+            Mark::Open(Marker::Diamond),
+        ];
         let series = |(color, mark): (usize, Mark)| Series {
             name: "<runs> & \"more\"".into(),
             color,
@@ -136,9 +145,12 @@ mod tests {
         write(&svg, &[chart()]).unwrap();
         write(&png, &[chart(), chart()]).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
-        for expected in
-            ["aria-label=\"10¹⁰⁰⁰\"", "&lt;runs&gt; &amp; &quot;more&quot;", "stroke-dasharray", "<title>told"]
-        {
+        for expected in [
+            "aria-label=\"10¹⁰⁰⁰\"",
+            "&lt;runs&gt; &amp; &quot;more&quot;",
+            "stroke-dasharray",
+            "<title>told",
+        ] {
             assert!(text.contains(expected), "{expected}");
         }
         // Text is outlines, so that no font is asked for.
@@ -149,8 +161,15 @@ mod tests {
         assert_eq!(pixels.dimensions(), (size(one.width), 2 * size(one.height)));
         let dark = pixels.pixels().filter(|p| p.0.iter().all(|c| *c < 90)).count();
         assert!(dark > 2000, "no text was drawn: {dark} dark pixels");
-        assert!(write(&dir.path().join("a.gif"), &[chart()]).unwrap_err().to_string().contains(".svg or .png"));
-        assert!(write(&svg, &[Chart::default()]).unwrap_err().to_string().contains("nothing to draw"));
+        assert!(
+            write(&dir.path().join("a.gif"), &[chart()])
+                .unwrap_err()
+                .to_string()
+                .contains(".svg or .png")
+        );
+        assert!(
+            write(&svg, &[Chart::default()]).unwrap_err().to_string().contains("nothing to draw")
+        );
         assert!(write(&svg, &[]).unwrap_err().to_string().contains("nothing to draw"));
     }
 }

@@ -1,4 +1,5 @@
-//! DejaVu Sans as outlines: text looks the same everywhere, and no font is needed where a picture is opened.
+//! DejaVu Sans as outlines: text looks the same everywhere, and no font is needed where a picture
+//! is opened.
 
 use std::sync::LazyLock;
 
@@ -7,8 +8,10 @@ use ttf_parser::{Face, GlyphId, OutlineBuilder};
 
 use super::scene::Style;
 
-static REGULAR: LazyLock<Option<Face<'static>>> = LazyLock::new(|| Face::parse(dejavu::sans::regular(), 0).ok());
-static BOLD: LazyLock<Option<Face<'static>>> = LazyLock::new(|| Face::parse(dejavu::sans::bold(), 0).ok());
+static REGULAR: LazyLock<Option<Face<'static>>> =
+    LazyLock::new(|| Face::parse(dejavu::sans::regular(), 0).ok());
+static BOLD: LazyLock<Option<Face<'static>>> =
+    LazyLock::new(|| Face::parse(dejavu::sans::bold(), 0).ok());
 
 /// None for a damaged font alone, and the bytes are part of the program.
 fn face(bold: bool) -> Option<&'static Face<'static>> {
@@ -20,7 +23,8 @@ pub fn scale(style: Style) -> f32 {
     face(style.bold).map_or(0.0, |face| style.size / f32::from(face.units_per_em()))
 }
 
-/// The glyphs of a text and where each begins, in units of the font; characters that the font lacks are shown as its box.
+/// The glyphs of a text and where each begins, in units of the font; characters that the font lacks
+/// are shown as its box.
 pub fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
     let Some(face) = face(bold) else { return Vec::new() };
     let mut x = 0;
@@ -36,9 +40,9 @@ pub fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
 /// The width of a text, in pixels.
 pub fn width(text: &str, style: Style) -> f32 {
     let Some(face) = face(style.bold) else { return 0.0 };
-    let end = glyphs(text, style.bold)
-        .last()
-        .map_or(0, |(glyph, at)| at + u32::from(face.glyph_hor_advance(*glyph).unwrap_or_default()));
+    let end = glyphs(text, style.bold).last().map_or(0, |(glyph, at)| {
+        at + u32::from(face.glyph_hor_advance(*glyph).unwrap_or_default())
+    });
     end as f32 * scale(style)
 }
 
@@ -49,7 +53,8 @@ pub fn outline(glyph: GlyphId, bold: bool) -> Option<Path> {
     pen.0.finish()
 }
 
-/// From units of the font to pixels, for a glyph that begins `at` units along a text from (`x`, `y`).
+/// From units of the font to pixels, for a glyph that begins `at` units along a text from (`x`,
+/// `y`).
 pub fn place(style: Style, (x, y): (f32, f32), at: u32, upwards: bool) -> Transform {
     let s = scale(style);
     let along = at as f32 * s;

@@ -9,7 +9,9 @@ use plotters::chart::{ChartBuilder, ChartContext};
 use plotters::coord::Shift;
 use plotters::coord::cartesian::Cartesian2d;
 use plotters::drawing::DrawingArea;
-use plotters::element::{EmptyElement, ErrorBar, IntoDynElement, PathElement, Polygon, Rectangle, Text};
+use plotters::element::{
+    EmptyElement, ErrorBar, IntoDynElement, PathElement, Polygon, Rectangle, Text,
+};
 use plotters::series::LineSeries;
 use plotters::style::Color as _;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -52,7 +54,8 @@ type Drawn<T = ()> = Result<T, Box<dyn Error>>;
 pub fn scene(charts: &[Chart]) -> Drawn<Scene> {
     let heights: Vec<f32> = charts.iter().map(height).collect();
     let title = charts.iter().map(|c| c.title.as_str()).collect::<Vec<_>>().join("; ");
-    let canvas = Rc::new(RefCell::new(Canvas::new(Scene::new(WIDTH, heights.iter().sum(), &title))));
+    let canvas =
+        Rc::new(RefCell::new(Canvas::new(Scene::new(WIDTH, heights.iter().sum(), &title))));
     let mut rest = Part::from(&canvas);
     rest.fill(&Color::Paper)?;
     for (chart, height) in charts.iter().zip(heights) {
@@ -104,7 +107,8 @@ fn draw(part: &Part, chart: &Chart) -> Drawn {
     mesh.x_labels(9).y_labels(8).x_desc(label).y_desc(&chart.y.label);
     mesh.label_style(font(TICK)).axis_desc_style(font(AXIS)).axis_style(axis);
     mesh.bold_line_style(Color::Grid.stroke_width(units(1.0) as u32));
-    mesh.light_line_style(Color::Grid.mix(0.6).stroke_width(units(0.6) as u32)).set_all_tick_mark_size(units(5.0));
+    mesh.light_line_style(Color::Grid.mix(0.6).stroke_width(units(0.6) as u32))
+        .set_all_tick_mark_size(units(5.0));
     if bars {
         mesh.disable_y_mesh().disable_y_axis();
     }
@@ -121,7 +125,11 @@ fn draw(part: &Part, chart: &Chart) -> Drawn {
 
 /// A text from its left end, centred at a height.
 fn text(part: &Part, text: &str, (x, y): (f32, f32), style: Style) -> Drawn {
-    Ok(part.draw_text(text, &font(style).pos(Pos::new(HPos::Left, VPos::Center)), (units(x), units(y)))?)
+    Ok(part.draw_text(
+        text,
+        &font(style).pos(Pos::new(HPos::Left, VPos::Center)),
+        (units(x), units(y)),
+    )?)
 }
 
 /// The text, or as much of its beginning as there is room for.
@@ -145,12 +153,14 @@ fn legend(part: &Part, chart: &Chart, left: f32, above: f32) -> Drawn<f32> {
         }
         let at = |dx: f32, dy: f32| (units(x + dx), units(y + dy));
         match series.mark {
-            Mark::Bar => {
-                part.draw(&Rectangle::new([at(0.0, -5.0), at(22.0, 5.0)], Color::Data(series.color).filled()))?
-            }
+            Mark::Bar => part.draw(&Rectangle::new(
+                [at(0.0, -5.0), at(22.0, 5.0)],
+                Color::Data(series.color).filled(),
+            ))?,
             mark => {
                 let point = matches!(mark, Mark::Filled(_) | Mark::Open(_));
-                let sample = if point { vec![at(11.0, 0.0)] } else { vec![at(0.0, 0.0), at(24.0, 0.0)] };
+                let sample =
+                    if point { vec![at(11.0, 0.0)] } else { vec![at(0.0, 0.0), at(24.0, 0.0)] };
                 elements(series, sample).iter().try_for_each(|element| part.draw(element))?;
             }
         }
@@ -162,8 +172,16 @@ fn legend(part: &Part, chart: &Chart, left: f32, above: f32) -> Drawn<f32> {
 
 fn scales(chart: &Chart, bars: bool, width: f32) -> (Scale, Scale) {
     let all = || chart.series.iter();
-    let xs = || all().flat_map(|s| s.points.iter().map(|p| p.0).chain(s.spread.iter().flat_map(|s| [s.x.0, s.x.1])));
-    let ys = || all().flat_map(|s| s.points.iter().map(|p| p.1).chain(s.spread.iter().flat_map(|s| [s.y.0, s.y.1])));
+    let xs = || {
+        all().flat_map(|s| {
+            s.points.iter().map(|p| p.0).chain(s.spread.iter().flat_map(|s| [s.x.0, s.x.1]))
+        })
+    };
+    let ys = || {
+        all().flat_map(|s| {
+            s.points.iter().map(|p| p.1).chain(s.spread.iter().flat_map(|s| [s.y.0, s.y.1]))
+        })
+    };
     if !bars {
         return (Scale::new(xs(), &chart.x, 0.04), Scale::new(ys(), &chart.y, 0.06));
     }
@@ -179,11 +197,13 @@ fn scales(chart: &Chart, bars: bool, width: f32) -> (Scale, Scale) {
 fn draw_series(plot: &mut Plot, series: &Series) -> Drawn {
     let color = Color::Data(series.color);
     if series.mark == Mark::Bar {
-        let bar = |&(x, y): &(f64, f64)| Rectangle::new([(0.0, y - 0.36), (x, y + 0.36)], color.filled());
+        let bar =
+            |&(x, y): &(f64, f64)| Rectangle::new([(0.0, y - 0.36), (x, y + 0.36)], color.filled());
         plot.draw_series(series.points.iter().map(bar))?;
         let style = font(LABEL).pos(Pos::new(HPos::Left, VPos::Center));
         let behind = |((x, y), text): (&(f64, f64), &String)| {
-            EmptyElement::at((x.max(0.0), *y)) + Text::new(text.clone(), (units(7.0), 0), style.clone())
+            EmptyElement::at((x.max(0.0), *y))
+                + Text::new(text.clone(), (units(7.0), 0), style.clone())
         };
         plot.draw_series(series.points.iter().zip(&series.labels).map(behind))?;
         return Ok(());
@@ -191,9 +211,13 @@ fn draw_series(plot: &mut Plot, series: &Series) -> Drawn {
     let (style, width) = (color.stroke_width(units(1.3) as u32), units(5.0) as u32);
     let spread = || series.points.iter().zip(&series.spread);
     let across = spread().filter(|(_, s)| s.x.0 < s.x.1);
-    plot.draw_series(across.map(|(p, s)| ErrorBar::new_horizontal(p.1, s.x.0, p.0, s.x.1, style, width)))?;
+    plot.draw_series(
+        across.map(|(p, s)| ErrorBar::new_horizontal(p.1, s.x.0, p.0, s.x.1, style, width)),
+    )?;
     let upwards = spread().filter(|(_, s)| s.y.0 < s.y.1);
-    plot.draw_series(upwards.map(|(p, s)| ErrorBar::new_vertical(p.0, s.y.0, p.1, s.y.1, style, width)))?;
+    plot.draw_series(
+        upwards.map(|(p, s)| ErrorBar::new_vertical(p.0, s.y.0, p.1, s.y.1, style, width)),
+    )?;
     plot.draw_series(elements(series, series.points.clone()))?;
     Ok(())
 }
@@ -220,7 +244,10 @@ fn elements<C: Clone + 'static>(series: &Series, points: Vec<C>) -> Vec<With<C>>
     let each = |points: Vec<C>, marker: super::marker::Marker, fill: Color, edge| {
         let title = |i: usize| series.titles.get(i).cloned().unwrap_or_default();
         let element = |(i, at): (usize, C)| {
-            With(Pen { title: title(i), ..Pen::default() }, marker.element(at, POINT, fill.filled(), edge))
+            With(
+                Pen { title: title(i), ..Pen::default() },
+                marker.element(at, POINT, fill.filled(), edge),
+            )
         };
         points.into_iter().enumerate().map(element).collect()
     };
@@ -239,10 +266,13 @@ fn elements<C: Clone + 'static>(series: &Series, points: Vec<C>) -> Vec<With<C>>
 fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
     // Of the whole picture, as what plotters gives back is.
     let (across, upwards) = plot.plotting_area().get_pixel_range();
-    let ((left, top), (right, bottom)) = (pixels((across.start, upwards.start)), pixels((across.end, upwards.end)));
+    let ((left, top), (right, bottom)) =
+        (pixels((across.start, upwards.start)), pixels((across.end, upwards.end)));
     let mut labels = Labels::new(Area(left + 3.0, top, right + 12.0, bottom - 2.0));
     let at = |x, y| pixels(plot.backend_coord(&(x, y)));
-    let all = |series: &Series| -> Vec<(f32, f32)> { series.points.iter().map(|p| at(p.0, p.1)).collect() };
+    let all = |series: &Series| -> Vec<(f32, f32)> {
+        series.points.iter().map(|p| at(p.0, p.1)).collect()
+    };
     for series in &chart.series {
         for ((x, y), spread) in series.points.iter().zip(&series.spread) {
             labels.avoid_line(at(spread.x.0, *y), at(spread.x.1, *y));
@@ -250,7 +280,9 @@ fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
         }
         match series.mark {
             Mark::Bar | Mark::Band => {}
-            Mark::Filled(_) | Mark::Open(_) => all(series).into_iter().for_each(|p| labels.avoid(p, POINT + 1.0)),
+            Mark::Filled(_) | Mark::Open(_) => {
+                all(series).into_iter().for_each(|p| labels.avoid(p, POINT + 1.0))
+            }
             _ => all(series).windows(2).for_each(|ends| labels.avoid_line(ends[0], ends[1])),
         }
     }
@@ -274,7 +306,9 @@ fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
         put(&series.label, &points, LABEL.bold().color(Color::Data(series.color)))?;
     }
     for series in chart.series.iter().filter(|s| s.mark != Mark::Bar) {
-        for (point, text) in all(series).into_iter().zip(&series.labels).filter(|(_, text)| !text.is_empty()) {
+        for (point, text) in
+            all(series).into_iter().zip(&series.labels).filter(|(_, text)| !text.is_empty())
+        {
             put(text, &[point], LABEL)?;
         }
     }

@@ -1,4 +1,5 @@
-//! Texts beside points, so that none covers another text or, where that can be helped, a point or a line.
+//! Texts beside points, so that none covers another text or, where that can be helped, a point or a
+//! line.
 
 use super::scene::Style;
 
@@ -62,7 +63,8 @@ impl Labels {
         }
     }
 
-    /// A place for a text beside one of the points, the earlier ones rather; none if every one would cover another text.
+    /// A place for a text beside one of the points, the earlier ones rather; none if every one
+    /// would cover another text.
     pub fn place(&mut self, text: &str, points: &[(f32, f32)], style: Style) -> Option<Placed> {
         let (width, up, down) = (style.width(text), style.above(), style.below());
         let mut best: Option<(f32, Placed, Area)> = None;
@@ -75,11 +77,15 @@ impl Labels {
                     let x = point.0 + dx * distance + (dx - 1.0) * width / 2.0;
                     let y = point.1 + dy * distance + (up - down) / 2.0 + dy * (up + down) / 2.0;
                     let area = Area(x - 2.0, y - up - 1.0, x + width + 2.0, y + down + 1.0);
-                    if !self.bounds.holds(area) || self.taken.iter().any(|t| t.overlap(area) > 0.0) {
+                    if !self.bounds.holds(area) || self.taken.iter().any(|t| t.overlap(area) > 0.0)
+                    {
                         continue;
                     }
                     let covered: f32 = self.avoided.iter().map(|a| a.overlap(area)).sum();
-                    let cost = 3.0 * covered + distance + 2.0 * rank as f32 + if dx > 0.0 { 0.0 } else { 1.0 };
+                    let cost = 3.0 * covered
+                        + distance
+                        + 2.0 * rank as f32
+                        + if dx > 0.0 { 0.0 } else { 1.0 };
                     if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                         let near = (point.0.clamp(area.0, area.2), point.1.clamp(area.1, area.3));
                         let leader = (distance > NEAR).then_some([near, *point]);
@@ -121,6 +127,9 @@ mod tests {
         let mut labels = Labels::new(Area(0.0, 0.0, 400.0, 300.0));
         labels.avoid_line((200.0, 150.0), (400.0, 150.0));
         let placed = labels.place("here", &[(200.0, 150.0)], Style::new(13.0)).unwrap();
-        assert!(placed.leader.is_none() && (placed.at.0 < 190.0 || (placed.at.1 - 150.0).abs() > 9.0), "{placed:?}");
+        assert!(
+            placed.leader.is_none() && (placed.at.0 < 190.0 || (placed.at.1 - 150.0).abs() > 9.0),
+            "{placed:?}"
+        );
     }
 }

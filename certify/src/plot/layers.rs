@@ -20,8 +20,11 @@ enum Role {
 fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
     for node in nodes {
         let path = node.path(prefix);
-        let name =
-            if node.name.is_empty() { format!("{path} {}", node.op.kind()).trim().to_string() } else { path.clone() };
+        let name = if node.name.is_empty() {
+            format!("{path} {}", node.op.kind()).trim().to_string()
+        } else {
+            path.clone()
+        };
         match &node.op {
             Op::Sequential { body } => {
                 roles(body, &path, branch, out);
@@ -35,7 +38,8 @@ fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
     }
 }
 
-/// The factors that multiply to the constant, and inside each branch the constants that it is made of.
+/// The factors that multiply to the constant, and inside each branch the constants that it is made
+/// of.
 pub fn chart(certificate: &Certificate) -> Chart {
     let (mut factors, mut parts) = (Vec::new(), Vec::new());
     let mut all = Vec::new();
@@ -50,7 +54,9 @@ pub fn chart(certificate: &Certificate) -> Chart {
             Role::Factor(name) => {
                 let Some(after) = log(row.cumulative) else { continue };
                 let factor = after - before;
-                let own = log(row.lipschitz).filter(|own| (own - factor).abs() < 1e-9).map(|_| row.lipschitz);
+                let own = log(row.lipschitz)
+                    .filter(|own| (own - factor).abs() < 1e-9)
+                    .map(|_| row.lipschitz);
                 let shown = own.unwrap_or(Upper::from_f64(10f64.powf(factor)));
                 factors.push(((factor, y), format!("{name}  × {shown}")));
                 before = after;
@@ -87,9 +93,13 @@ mod tests {
 
     #[test]
     fn the_factors_multiply_to_the_constant() {
-        let gpt = Gpt { final_scale: 3.0, ..Gpt::new(9, 4, 2, Block { output_scale: 1.0, ..Block::new(8, 2) }) };
+        let gpt = Gpt {
+            final_scale: 3.0,
+            ..Gpt::new(9, 4, 2, Block { output_scale: 1.0, ..Block::new(8, 2) })
+        };
         let graph = gpt.graph().unwrap();
-        let mut weights = init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+        let mut weights =
+            init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
         // What starts at zero would make everything zero.
         weights.values_mut().for_each(|w| *w = (&*w + 0.1).unwrap());
         let model = Model::new(graph, weights).unwrap();
@@ -98,7 +108,8 @@ mod tests {
         let [factors, parts] = &chart.series[..] else { panic!("{chart:?}") };
         let product: f64 = factors.points.iter().map(|p| p.0).sum();
         assert!((product - certificate.l2.log10()).abs() < 1e-9, "{product}");
-        // Embedding, two residuals in each of two blocks, head, scale; beside them four nodes a block in the branches.
+        // Embedding, two residuals in each of two blocks, head, scale; beside them four nodes a
+        // block in the branches.
         assert_eq!((factors.points.len(), parts.points.len()), (7, 8), "{chart:?}");
     }
 }

@@ -46,7 +46,9 @@ impl Marker {
             Self::Down => &[(0.0, 1.3), (1.2, -0.8), (-1.2, -0.8)],
         };
         let around = corners.iter().chain(&corners[..1]);
-        let around: Vec<(i32, i32)> = around.map(|(x, y)| (units(radius * x), units(radius * y))).collect();
-        (EmptyElement::at(at) + Polygon::new(around.clone(), fill) + PathElement::new(around, edge)).into_dyn()
+        let around: Vec<(i32, i32)> =
+            around.map(|(x, y)| (units(radius * x), units(radius * y))).collect();
+        (EmptyElement::at(at) + Polygon::new(around.clone(), fill) + PathElement::new(around, edge))
+            .into_dyn()
     }
 }

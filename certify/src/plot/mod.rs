@@ -22,7 +22,8 @@ use serde_json::{Map, Value};
 
 pub use axis::plain;
 
-/// Each path that holds `file`, and for a directory that does not, those of its children that do; sorted.
+/// Each path that holds `file`, and for a directory that does not, those of its children that do;
+/// sorted.
 ///
 /// # Errors
 /// [`Error::File`] names a path with neither.
@@ -34,8 +35,10 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
             continue;
         }
         let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, &e))?;
-        let mut inside: Vec<PathBuf> =
-            entries.filter_map(|e| Some(e.ok()?.path())).filter(|child| child.join(file).is_file()).collect();
+        let mut inside: Vec<PathBuf> = entries
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(|child| child.join(file).is_file())
+            .collect();
         if inside.is_empty() {
             return Err(Error::file(
                 path,
@@ -48,15 +51,18 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// The runs in these directories that are not finished, or failed, and so are in no picture of finished ones; sorted.
+/// The runs in these directories that are not finished, or failed, and so are in no picture of
+/// finished ones; sorted.
 pub fn unfinished(paths: &[PathBuf]) -> Vec<PathBuf> {
     let inside = paths
         .iter()
         .filter(|path| !path.join("summary.json").is_file())
         .filter_map(|path| std::fs::read_dir(path).ok());
     let children = inside.flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    let begun = |run: &PathBuf| ["config.toml", "failed.txt"].iter().any(|file| run.join(file).is_file());
-    let mut found: Vec<PathBuf> = children.filter(|run| begun(run) && !run.join("summary.json").is_file()).collect();
+    let begun =
+        |run: &PathBuf| ["config.toml", "failed.txt"].iter().any(|file| run.join(file).is_file());
+    let mut found: Vec<PathBuf> =
+        children.filter(|run| begun(run) && !run.join("summary.json").is_file()).collect();
     found.sort();
     found
 }
@@ -71,7 +77,8 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
 /// [`Error::File`] names it.
 pub fn summary(run: &Path) -> Result<Map<String, Value>, Error> {
     let file = run.join("summary.json");
-    serde_json::from_str(&read(&file)?).map_err(|e| Error::file(&file, format!("is no summary: {e}")))
+    serde_json::from_str(&read(&file)?)
+        .map_err(|e| Error::file(&file, format!("is no summary: {e}")))
 }
 
 /// Optimizer and constraint of a run; older summaries have them in one text.

@@ -33,16 +33,24 @@ pub fn write(scene: &Scene) -> Result<Vec<u8>, String> {
                 for (glyph, at) in font::glyphs(text, style.bold) {
                     let Some(path) = font::outline(glyph, style.bold) else { continue };
                     let place = font::place(*style, (*x, *y), at, *upwards).post_concat(zoom);
-                    pixels.fill_path(&path, &paint(style.color.into()), FillRule::Winding, place, None);
+                    pixels.fill_path(
+                        &path,
+                        &paint(style.color.into()),
+                        FillRule::Winding,
+                        place,
+                        None,
+                    );
                 }
             }
         }
     }
     // The paper is opaque, so all of it is.
-    let rgb: Vec<u8> = pixels.pixels().iter().flat_map(|p| [p.red(), p.green(), p.blue()]).collect();
+    let rgb: Vec<u8> =
+        pixels.pixels().iter().flat_map(|p| [p.red(), p.green(), p.blue()]).collect();
     let mut png = std::io::Cursor::new(Vec::new());
     let (color, format) = (image::ExtendedColorType::Rgb8, image::ImageFormat::Png);
-    image::write_buffer_with_format(&mut png, &rgb, width, height, color, format).map_err(|e| e.to_string())?;
+    image::write_buffer_with_format(&mut png, &rgb, width, height, color, format)
+        .map_err(|e| e.to_string())?;
     Ok(png.into_inner())
 }
 

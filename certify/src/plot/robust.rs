@@ -7,7 +7,8 @@ use lipschitz_nn::Error;
 use super::chart::{Axis, Chart, Mark, Marker, Series};
 use crate::robust::{Report, Share};
 
-/// The chart of files that `certify robust --json` wrote. The truth lies in the shaded band between certified and attacked.
+/// The chart of files that `certify robust --json` wrote. The truth lies in the shaded band between
+/// certified and attacked.
 ///
 /// # Errors
 /// [`Error::File`] names a file that is none of these, or counts something else than the first.
@@ -17,7 +18,10 @@ pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
         let report: Report = serde_json::from_str(&super::read(path)?)
             .map_err(|e| Error::file(path, format!("is no result of certify robust: {e}")))?;
         if reports.first().is_some_and(|first| first.of != report.of) {
-            return Err(Error::file(path, "counts something else than the files before; draw it alone"));
+            return Err(Error::file(
+                path,
+                "counts something else than the files before; draw it alone",
+            ));
         }
         reports.push(report);
     }
@@ -27,18 +31,22 @@ pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
 fn draw(reports: &[Report]) -> Chart {
     let mut series = Vec::new();
     let (shares, unit) = match reports.first() {
-        Some(Report { of: Share::Stability, unit, .. }) => ("Share of next tokens that stay", unit.clone()),
+        Some(Report { of: Share::Stability, unit, .. }) => {
+            ("Share of next tokens that stay", unit.clone())
+        }
         Some(Report { unit, .. }) => ("Accuracy", unit.clone()),
         None => ("Accuracy", String::new()),
     };
     let grey = 7;
-    let entry = |name: &str, mark| Series { name: name.into(), color: grey, mark, ..Series::default() };
+    let entry =
+        |name: &str, mark| Series { name: name.into(), color: grey, mark, ..Series::default() };
     for (color, report) in reports.iter().enumerate() {
         let points = |share: &dyn Fn(&crate::robust::Row) -> Option<f64>| -> Vec<(f64, f64)> {
             report.rows.iter().filter_map(|row| Some((row.eps, share(row)?))).collect()
         };
         let plain = |mark, points| Series { color, mark, points, ..Series::default() };
-        let (certified, attacked) = (points(&|row| Some(row.certified)), points(&|row| Some(row.attacked)));
+        let (certified, attacked) =
+            (points(&|row| Some(row.certified)), points(&|row| Some(row.attacked)));
         let one = points(&|row| row.attacked_one);
         let above = steps(&attacked);
         let band = report.curve.iter().copied().chain(above.iter().rev().copied()).collect();
@@ -68,10 +76,17 @@ fn draw(reports: &[Report]) -> Chart {
     series.push(entry("certified", Mark::Filled(Marker::Square)));
     let y = Axis { label: shares.into(), include: vec![0.0], ..Axis::default() };
     let x = Axis { label: format!("Radius, {unit}"), include: vec![0.0], ..Axis::default() };
-    Chart { title, note: format!("{of}the truth lies between the two, in the shaded band"), x, y, series }
+    Chart {
+        title,
+        note: format!("{of}the truth lies between the two, in the shaded band"),
+        x,
+        y,
+        series,
+    }
 }
 
-/// What an attack leaves at a radius bounds the share at every larger one, up to the next that was attacked.
+/// What an attack leaves at a radius bounds the share at every larger one, up to the next that was
+/// attacked.
 fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let corner = |pair: &[(f64, f64)]| [(pair[1].0, pair[0].1), pair[1]];
     points.first().copied().into_iter().chain(points.windows(2).flat_map(corner)).collect()
@@ -85,7 +100,13 @@ mod tests {
 
     #[test]
     fn results_are_drawn_and_other_files_named() {
-        let row = |eps, attacked, certified| Row { eps, clean: 0.6, attacked_one: None, attacked, certified };
+        let row = |eps, attacked, certified| Row {
+            eps,
+            clean: 0.6,
+            attacked_one: None,
+            attacked,
+            certified,
+        };
         let report = Report {
             label: "a".into(),
             of: Share::Accuracy,

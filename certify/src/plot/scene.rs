@@ -1,4 +1,5 @@
-//! A picture as a list of shapes. Both writers, SVG and PNG, draw the same list, so they show the same.
+//! A picture as a list of shapes. Both writers, SVG and PNG, draw the same list, so they show the
+//! same.
 
 use plotters::style::Color as _;
 use plotters_backend::BackendColor;
@@ -24,8 +25,10 @@ pub enum Color {
 /// How many colours of data there are.
 pub const COLORS: usize = PALETTE.len();
 
-/// Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose neighbours differ in lightness.
-const PALETTE: [u32; 8] = [0x0072b2, 0xd55e00, 0x009e73, 0xcc79a7, 0x56b4e9, 0xe69f00, 0x7a5195, 0x5a5a5a];
+/// Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose neighbours
+/// differ in lightness.
+const PALETTE: [u32; 8] =
+    [0x0072b2, 0xd55e00, 0x009e73, 0xcc79a7, 0x56b4e9, 0xe69f00, 0x7a5195, 0x5a5a5a];
 
 impl Color {
     /// Red, green and blue on white paper.
@@ -41,7 +44,9 @@ impl Color {
 
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Paper, Self::Ink, Self::Muted, Self::Grid].into_iter().chain((0..COLORS).map(Self::Data))
+        [Self::Paper, Self::Ink, Self::Muted, Self::Grid]
+            .into_iter()
+            .chain((0..COLORS).map(Self::Data))
     }
 
     /// The colour that is this on white paper; ink for one that is not in use.

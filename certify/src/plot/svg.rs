@@ -18,14 +18,15 @@ pub fn document(scene: &Scene) -> String {
     let body = body(scene, &mut glyphs, &|color| format!("#{:06x}", color.hex()));
     let Scene { width, height, .. } = scene;
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" {}>\n<defs>\n{}</defs>\n{body}</svg>\n",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         {}>\n<defs>\n{}</defs>\n{body}</svg>\n",
         view(scene),
         definitions(&glyphs)
     )
 }
 
-/// A part of a page, whose style sheet defines the [variables](Color::variable) for colours and which holds the
-/// [`definitions`] of the glyphs that are added to `glyphs`.
+/// A part of a page, whose style sheet defines the [variables](Color::variable) for colours and
+/// which holds the [`definitions`] of the glyphs that are added to `glyphs`.
 pub fn part(scene: &Scene, glyphs: &mut Glyphs) -> String {
     let body = body(scene, glyphs, &|color| format!("var({})", color.variable()));
     format!("<svg {}>\n{body}</svg>\n", view(scene))
@@ -55,25 +56,36 @@ fn body(scene: &Scene, glyphs: &mut Glyphs, color: &dyn Fn(Color) -> String) -> 
     for item in &scene.items {
         match item {
             Item::Shape { path, paint, line, title } => {
-                let look = line.map_or_else(|| filled(*paint, color), |line| stroked(*paint, line, color));
+                let look =
+                    line.map_or_else(|| filled(*paint, color), |line| stroked(*paint, line, color));
                 let d = data(path);
                 let _ = match title.is_empty() {
                     true => writeln!(text, "<path d=\"{d}\" style=\"{look}\"/>"),
-                    false => writeln!(text, "<path d=\"{d}\" style=\"{look}\"><title>{}</title></path>", escape(title)),
+                    false => writeln!(
+                        text,
+                        "<path d=\"{d}\" style=\"{look}\"><title>{}</title></path>",
+                        escape(title)
+                    ),
                 };
             }
             Item::Text { text: words, x, y, style, upwards } => {
                 let place = font::place(*style, (*x, *y), 0, *upwards);
-                let matrix = [place.sx, place.ky, place.kx, place.sy].map(|x| format!("{x:.6}")).join(" ");
-                let (place, said) = (format!("{matrix} {} {}", short(*x), short(*y)), escape(words));
+                let matrix =
+                    [place.sx, place.ky, place.kx, place.sy].map(|x| format!("{x:.6}")).join(" ");
+                let (place, said) =
+                    (format!("{matrix} {} {}", short(*x), short(*y)), escape(words));
                 let look = filled(style.color.into(), color);
-                let _ = write!(text, "<g aria-label=\"{said}\" transform=\"matrix({place})\" style=\"{look}\">");
+                let _ = write!(
+                    text,
+                    "<g aria-label=\"{said}\" transform=\"matrix({place})\" style=\"{look}\">"
+                );
                 for (glyph, at) in font::glyphs(words, style.bold) {
                     if font::outline(glyph, style.bold).is_none() {
                         continue;
                     }
                     glyphs.insert((style.bold, glyph.0));
-                    let _ = write!(text, "<use href=\"#{}\" x=\"{at}\"/>", name(style.bold, glyph.0));
+                    let _ =
+                        write!(text, "<use href=\"#{}\" x=\"{at}\"/>", name(style.bold, glyph.0));
                 }
                 text.push_str("</g>\n");
             }
@@ -96,7 +108,11 @@ fn stroked(paint: Paint, Line { width, dash }: Line, color: &dyn Fn(Color) -> St
         let _ = write!(text, ";stroke-opacity:{}", paint.opacity);
     }
     if !dash.is_empty() {
-        let _ = write!(text, ";stroke-dasharray:{}", dash.iter().map(f32::to_string).collect::<Vec<_>>().join(" "));
+        let _ = write!(
+            text,
+            ";stroke-dasharray:{}",
+            dash.iter().map(f32::to_string).collect::<Vec<_>>().join(" ")
+        );
     }
     text
 }
@@ -112,7 +128,8 @@ fn data(path: &Path) -> String {
             PathSegment::CubicTo(a, b, p) => ('C', vec![a, b, p]),
             PathSegment::Close => ('Z', vec![]),
         };
-        let points: Vec<String> = points.iter().map(|p| format!("{} {}", short(p.x), short(p.y))).collect();
+        let points: Vec<String> =
+            points.iter().map(|p| format!("{} {}", short(p.x), short(p.y))).collect();
         let _ = write!(text, "{letter}{}", points.join(" "));
     }
     text

@@ -15,7 +15,8 @@ pub struct Tradeoff {
     pub x: String,
     /// Key of the vertical figure.
     pub y: String,
-    /// Path of the key of a run's config that gives a colour, such as `model.heads`; the constraint does where there is none.
+    /// Path of the key of a run's config that gives a colour, such as `model.heads`; the constraint
+    /// does where there is none.
     pub color: Option<String>,
     /// The runs that have both; those that differ in their seed alone are one point.
     pub points: Vec<Point>,
@@ -32,7 +33,8 @@ pub struct Point {
     pub optimizer: String,
     /// The constraint.
     pub constraint: String,
-    /// What has a colour and a front: the constraint, or what the config says at [`Tradeoff::color`].
+    /// What has a colour and a front: the constraint, or what the config says at
+    /// [`Tradeoff::color`].
     pub color: String,
     /// Horizontal figure, the mean over the runs.
     pub x: f64,
@@ -69,8 +71,8 @@ impl Tradeoff {
     /// Reads `summary.json` of runs, or of the runs inside a directory.
     ///
     /// # Errors
-    /// [`Error::File`] names a directory without runs, a file that is no summary, a config that cannot be read, or a key that no run
-    /// has.
+    /// [`Error::File`] names a directory without runs, a file that is no summary, a config that
+    /// cannot be read, or a key that no run has.
     pub fn read(paths: &[PathBuf], x: &str, y: &str, color: Option<&str>) -> Result<Self, Error> {
         let (mut runs, mut left_out, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
         let mut having = [false; 2];
@@ -91,12 +93,15 @@ impl Tradeoff {
                 }),
                 None => left_out.push(path.clone()),
             }
-            known.extend(summary.into_iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key));
+            known.extend(
+                summary.into_iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key),
+            );
         }
         for (key, having) in [x, y].iter().zip(having) {
             if !having {
                 let known = known.into_iter().collect::<Vec<_>>().join(", ");
-                let file = found.first().map_or_else(PathBuf::new, |path| path.join("summary.json"));
+                let file =
+                    found.first().map_or_else(PathBuf::new, |path| path.join("summary.json"));
                 return Err(Error::file(
                     &file,
                     format!("has no figure `{key}`, nor have other runs; there are {known}"),
@@ -106,7 +111,9 @@ impl Tradeoff {
         if let (Some(key), Some(run)) = (color, runs.first())
             && runs.iter().all(|run| run.color == NOT_SET)
         {
-            let what = format!("has no key `{key}` in its config, nor have other runs; name one as `model.heads`");
+            let what = format!(
+                "has no key `{key}` in its config, nor have other runs; name one as `model.heads`"
+            );
             return Err(Error::file(&run.path, what));
         }
         let color = color.map(String::from);
@@ -121,18 +128,25 @@ impl Tradeoff {
     }
 
     fn mark_fronts(&mut self) {
-        let costs: Vec<(String, f64, f64)> =
-            self.points.iter().map(|p| (p.color.clone(), Self::cost(&self.x, p.x), Self::cost(&self.y, p.y))).collect();
+        let costs: Vec<(String, f64, f64)> = self
+            .points
+            .iter()
+            .map(|p| (p.color.clone(), Self::cost(&self.x, p.x), Self::cost(&self.y, p.y)))
+            .collect();
         for (point, (own, x, y)) in self.points.iter_mut().zip(&costs) {
-            let better = |(other, a, b): &(String, f64, f64)| other == own && a <= x && b <= y && (a < x || b < y);
+            let better = |(other, a, b): &(String, f64, f64)| {
+                other == own && a <= x && b <= y && (a < x || b < y)
+            };
             point.front = !costs.iter().any(better);
         }
     }
 
-    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the front of each colour as a line. With
-    /// few points their names, and from each certified constant a thin line to the largest sensitivity found.
+    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the
+    /// front of each colour as a line. With few points their names, and from each certified
+    /// constant a thin line to the largest sensitivity found.
     pub fn chart(&self) -> Chart {
-        let names = |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
+        let names =
+            |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
         let (colors, optimizers) = (names(|p| &p.color), names(|p| &p.optimizer));
         let few = self.points.len() <= FEW;
         // Points have names of their own then, so the colours go to the legend.
@@ -141,11 +155,19 @@ impl Tradeoff {
         let (mut lines, mut marks, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for (color, what) in colors.iter().enumerate() {
             let own: Vec<&Point> = self.points.iter().filter(|p| p.color == **what).collect();
-            let mut front: Vec<(f64, f64)> = own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
+            let mut front: Vec<(f64, f64)> =
+                own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
             front.sort_by(|a, b| a.0.total_cmp(&b.0));
             let name = if listed { what.to_string() } else { String::new() };
             let label = if listed { String::new() } else { what.to_string() };
-            lines.push(Series { name, label, color, mark: Mark::Dashed, points: front, ..Series::default() });
+            lines.push(Series {
+                name,
+                label,
+                color,
+                mark: Mark::Dashed,
+                points: front,
+                ..Series::default()
+            });
             for point in own.iter().filter(|_| few && self.x == CERTIFIED) {
                 let Some(lower) = point.found else { continue };
                 found.push((lower, point.y));
@@ -192,22 +214,36 @@ impl Tradeoff {
             note.push("points: means over seeds; bars: their range".into());
         }
         let series = lines.into_iter().chain(marks).chain(shapes).collect();
-        Chart { title: capital(&title), note: note.join("; "), x: axis(&self.x), y: axis(&self.y), series }
+        Chart {
+            title: capital(&title),
+            note: note.join("; "),
+            x: axis(&self.x),
+            y: axis(&self.y),
+            series,
+        }
     }
 
     fn title(&self, p: &Point) -> String {
         let seeds = if p.runs > 1 { format!(", mean of {} seeds", p.runs) } else { String::new() };
-        format!("{} ({}, {}){seeds}: {} {:.5}, {} {:.5}", p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y)
+        format!(
+            "{} ({}, {}){seeds}: {} {:.5}, {} {:.5}",
+            p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y
+        )
     }
 
     /// The points as CSV (RFC 4180), a line a point: means, and lowest and highest over seeds.
     pub fn csv(&self) -> String {
         let (x, y) = (&self.x, &self.y);
-        let mut text = format!("label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
+        let mut text = format!(
+            "label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n"
+        );
         for p in &self.points {
             let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");
             let (a, b) = (p.spread.x, p.spread.y);
-            text += &format!("{names},{},{},{},{},{},{},{},{}\n", p.runs, p.x, a.0, a.1, p.y, b.0, b.1, p.front);
+            text += &format!(
+                "{names},{},{},{},{},{},{},{},{}\n",
+                p.runs, p.x, a.0, a.1, p.y, b.0, b.1, p.front
+            );
         }
         text
     }
@@ -219,10 +255,20 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
     let figures = (number(x)?, number(y)?);
     let (optimizer, constraint) = super::method(summary);
-    let group = config(path).ok().and_then(without_seed).unwrap_or_else(|| path.display().to_string());
+    let group =
+        config(path).ok().and_then(without_seed).unwrap_or_else(|| path.display().to_string());
     let (path, label) = (path.to_path_buf(), text("label"));
     let color = constraint.clone();
-    Some(Run { path, group, label, optimizer, constraint, color, figures, found: number("found_log10") })
+    Some(Run {
+        path,
+        group,
+        label,
+        optimizer,
+        constraint,
+        color,
+        figures,
+        found: number("found_log10"),
+    })
 }
 
 /// The colour of runs whose config lacks the key.
@@ -268,8 +314,11 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
     }
     let point = |group: Vec<Run>| {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        let range =
-            |values: &[f64]| values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(*x), h.max(*x)));
+        let range = |values: &[f64]| {
+            values
+                .iter()
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(*x), h.max(*x)))
+        };
         let xs: Vec<f64> = group.iter().map(|run| run.figures.0).collect();
         let ys: Vec<f64> = group.iter().map(|run| run.figures.1).collect();
         let found: Vec<f64> = group.iter().filter_map(|run| run.found).collect();
@@ -297,7 +346,11 @@ fn without_its_seed(label: &str) -> String {
 }
 
 fn field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.into() }
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.into()
+    }
 }
 
 /// What a key of `summary.json` means, in words.
@@ -359,7 +412,8 @@ mod tests {
             ("e", Value::Null, 0.5, "three"),
             ("f", 3.0.into(), 2.9, "three"),
         ];
-        runs.into_iter().for_each(|(name, l, loss, constraint)| write(dir.path(), name, l, loss, constraint));
+        runs.into_iter()
+            .for_each(|(name, l, loss, constraint)| write(dir.path(), name, l, loss, constraint));
         let paths = [dir.path().to_path_buf()];
         for y in ["val_loss", "val_accuracy"] {
             let t = Tradeoff::read(&paths, "lipschitz_log10", y, None).unwrap();
@@ -375,36 +429,52 @@ mod tests {
         assert_eq!(chart.series[0].points, [(1.0, 3.0), (2.0, 2.0), (40.0, 1.0)]);
         super::super::chart::write(&dir.path().join("p.png"), &[chart]).unwrap();
         let error = Tradeoff::read(&paths, "lipschitz", "val_loss", None).unwrap_err().to_string();
-        assert!(error.contains("no figure `lipschitz`") && error.contains("lipschitz_log10"), "{error}");
-        let error = Tradeoff::read(&[dir.path().join("a").join("x")], "a", "b", None).unwrap_err().to_string();
+        assert!(
+            error.contains("no figure `lipschitz`") && error.contains("lipschitz_log10"),
+            "{error}"
+        );
+        let error = Tradeoff::read(&[dir.path().join("a").join("x")], "a", "b", None)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/x"), "{error}");
     }
 
     #[test]
     fn runs_that_differ_in_their_seed_alone_are_one_point() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, l, loss, seed, rate) in
-            [("a", 1.0, 3.0, 0, 0.1), ("b", 2.0, 2.0, 1, 0.1), ("c", 1.5, 2.2, 2, 0.1), ("d", 1.5, 2.2, 0, 0.2)]
-        {
+        for (name, l, loss, seed, rate) in [
+            ("a", 1.0, 3.0, 0, 0.1),
+            ("b", 2.0, 2.0, 1, 0.1),
+            ("c", 1.5, 2.2, 2, 0.1),
+            ("d", 1.5, 2.2, 0, 0.2),
+        ] {
             write(dir.path(), name, l.into(), loss, "soft cap");
-            let config = format!("[train]\nseed = {seed}\nlearning_rate = {rate}\ndevice = \"cpu\"\n");
+            let config =
+                format!("[train]\nseed = {seed}\nlearning_rate = {rate}\ndevice = \"cpu\"\n");
             std::fs::write(dir.path().join(name).join("config.toml"), config).unwrap();
         }
-        let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", None).unwrap();
+        let t = Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", None)
+            .unwrap();
         assert_eq!(t.points.iter().map(|p| p.runs).collect::<Vec<_>>(), [3, 1]);
-        assert_eq!(["sigma_max=2, seed=0", "seed=0", "a"].map(without_its_seed), ["sigma_max=2", "seed=0", "a"]);
+        assert_eq!(
+            ["sigma_max=2, seed=0", "seed=0", "a"].map(without_its_seed),
+            ["sigma_max=2", "seed=0", "a"]
+        );
         let p = &t.points[0];
         assert_eq!((p.x, p.spread.x, p.spread.y), (1.5, (1.0, 2.0), (2.0, 3.0)));
         assert!((p.y - 2.4).abs() < 1e-12 && t.points[1].front && !p.front);
 
         // Coloured by a key of the config, each value has a front of its own.
-        let read = |key| Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", Some(key));
+        let read = |key| {
+            Tradeoff::read(&[dir.path().to_path_buf()], "lipschitz_log10", "val_loss", Some(key))
+        };
         let t = read("train.learning_rate").unwrap();
         let colors: Vec<&str> = t.points.iter().map(|p| p.color.as_str()).collect();
         assert_eq!(colors, ["learning rate: 0.1", "learning rate: 0.2"]);
         assert!(t.points.iter().all(|p| p.front));
         assert_eq!(read("train.device").unwrap().points[0].color, "device: cpu");
-        let seeds: Vec<String> = read("train.seed").unwrap().points.into_iter().map(|p| p.color).collect();
+        let seeds: Vec<String> =
+            read("train.seed").unwrap().points.into_iter().map(|p| p.color).collect();
         assert_eq!(seeds, ["seed: 0", "seed: 1", "seed: 2", "seed: 0"]);
         let said = read("train.heads").unwrap_err().to_string();
         assert!(said.contains("no key `train.heads`"), "{said}");

@@ -23,8 +23,9 @@ pub fn metrics(run: &Path) -> Result<Vec<Map<String, Value>>, Error> {
     super::read(&file)?.lines().enumerate().map(parse).collect()
 }
 
-/// Charts from the `metrics.jsonl` of runs, or of the runs inside a directory: the losses, the certified constant, and the
-/// largest norm of a matrix and of the gradient; those for which there is nothing to draw are left out.
+/// Charts from the `metrics.jsonl` of runs, or of the runs inside a directory: the losses, the
+/// certified constant, and the largest norm of a matrix and of the gradient; those for which there
+/// is nothing to draw are left out.
 ///
 /// # Errors
 /// [`Error::File`] names a directory without runs, or a line that is no JSON.
@@ -34,16 +35,27 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
     for (color, run) in runs.iter().enumerate() {
         let lines = metrics(run)?;
         let points = |value: &dyn Fn(&Map<String, Value>) -> Option<f64>| -> Vec<(f64, f64)> {
-            lines.iter().filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?))).collect()
+            lines
+                .iter()
+                .filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?)))
+                .collect()
         };
         let number = |key: &'static str| points(&move |line| line.get(key).and_then(Value::as_f64));
         let text = name(run);
         let named = |mark: Mark, points: Vec<(f64, f64)>| {
-            let (name, label) =
-                if runs.len() > FEW { (text.clone(), String::new()) } else { (String::new(), text.clone()) };
+            let (name, label) = if runs.len() > FEW {
+                (text.clone(), String::new())
+            } else {
+                (String::new(), text.clone())
+            };
             Series { name, label, color, mark, points, ..Series::default() }
         };
-        let plain = |mark: Mark, points: Vec<(f64, f64)>| Series { color, mark, points, ..Series::default() };
+        let plain = |mark: Mark, points: Vec<(f64, f64)>| Series {
+            color,
+            mark,
+            points,
+            ..Series::default()
+        };
         losses.push(plain(Mark::Thin, number("train_loss")));
         let evaluated = number("val_loss");
         if evaluated.len() <= 20 {
@@ -53,7 +65,8 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
         bounds.push(named(Mark::Dashed, number("lipschitz")));
         norms.push(named(Mark::Dashed, points(&largest_norm)));
         let log = |(step, norm): (f64, f64)| Some((step, norm.log10())).filter(|p| p.1.is_finite());
-        gradients.push(named(Mark::Dashed, number("grad_norm").into_iter().filter_map(log).collect()));
+        gradients
+            .push(named(Mark::Dashed, number("grad_norm").into_iter().filter_map(log).collect()));
     }
     let chart = |title: &str, label: &str, log10: bool, series: Vec<Series>| Chart {
         title: title.into(),
@@ -75,7 +88,11 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
 
 /// The largest of the norms of matrices that a line holds.
 fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
-    let norms = line.get("matrices")?.as_object()?.values().filter_map(|matrix| matrix.get("norm")?.as_f64());
+    let norms = line
+        .get("matrices")?
+        .as_object()?
+        .values()
+        .filter_map(|matrix| matrix.get("norm")?.as_f64());
     norms.reduce(f64::max)
 }
 
@@ -83,7 +100,8 @@ fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
 fn name(run: &Path) -> String {
     let label = super::summary(run).ok().and_then(|s| s.get("label")?.as_str().map(str::to_string));
     label.unwrap_or_else(|| {
-        run.file_name().map_or_else(|| run.display().to_string(), |n| n.to_string_lossy().into_owned())
+        run.file_name()
+            .map_or_else(|| run.display().to_string(), |n| n.to_string_lossy().into_owned())
     })
 }
 
@@ -108,6 +126,8 @@ mod tests {
         assert_eq!(charts[2].series[0].points, [(1.0, 2.0), (2.0, 4.0)]);
         super::super::chart::write(&dir.path().join("t.svg"), &charts).unwrap();
         std::fs::write(&file, "{}\n{").unwrap();
-        assert!(super::charts(&[dir.path().to_path_buf()]).unwrap_err().to_string().contains("line 2"));
+        assert!(
+            super::charts(&[dir.path().to_path_buf()]).unwrap_err().to_string().contains("line 2")
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! One page for many runs: trade-off, table, each run's certificate and training curves. It needs no other file and no
-//! network. Whatever comes from files is escaped.
+//! One page for many runs: trade-off, table, each run's certificate and training curves. It needs
+//! no other file and no network. Whatever comes from files is escaped.
 
 mod table;
 
@@ -46,16 +46,20 @@ impl Run {
 /// The page for runs, or for the runs inside a directory.
 ///
 /// # Errors
-/// [`Error::Network`] names a directory without finished runs, or a file of a run that cannot be read.
+/// [`Error::Network`] names a directory without finished runs, or a file of a run that cannot be
+/// read.
 pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
     let found = plot::runs(paths, "summary.json")?;
     let runs: Vec<Run> = found.iter().map(|path| Run::read(path)).collect::<Result<_, _>>()?;
     let mut glyphs = Glyphs::new();
     let mut body = String::new();
-    for (y, heading) in
-        [("val_loss", "Loss"), ("val_accuracy", "Accuracy"), ("certified_accuracy", "Certified accuracy")]
-    {
-        if runs.iter().any(|run| run.number("lipschitz_log10").is_some() && run.number(y).is_some()) {
+    for (y, heading) in [
+        ("val_loss", "Loss"),
+        ("val_accuracy", "Accuracy"),
+        ("certified_accuracy", "Certified accuracy"),
+    ] {
+        if runs.iter().any(|run| run.number("lipschitz_log10").is_some() && run.number(y).is_some())
+        {
             let tradeoff = Tradeoff::read(paths, "lipschitz_log10", y, None)?;
             let _ = write!(
                 body,
@@ -64,8 +68,11 @@ pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
             );
             if y == "val_loss" && !tradeoff.left_out.is_empty() {
                 let count = tradeoff.left_out.len();
-                let _ =
-                    writeln!(body, "<p class=\"note\">Not drawn: {count} of the runs, which have no finite bound.</p>");
+                let _ = writeln!(
+                    body,
+                    "<p class=\"note\">Not drawn: {count} of the runs, which have no finite \
+                     bound.</p>"
+                );
             }
         }
     }
@@ -74,7 +81,8 @@ pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
     for (i, run) in runs.iter().enumerate() {
         body += &one(i, run, &mut glyphs)?;
     }
-    let (css, js, glyphs) = (include_str!("page.css"), include_str!("page.js"), svg::definitions(&glyphs));
+    let (css, js, glyphs) =
+        (include_str!("page.css"), include_str!("page.js"), svg::definitions(&glyphs));
     let count = runs.len();
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
     Ok(format!(
@@ -103,12 +111,14 @@ fn draw(charts: &[Chart], glyphs: &mut Glyphs) -> Result<String, Error> {
 /// A run: certificate by layer, training curves.
 fn one(i: usize, run: &Run, glyphs: &mut Glyphs) -> Result<String, Error> {
     let (label, path) = (escape(&run.label), escape(&run.path.display().to_string()));
-    let mut text = format!("<details id=\"run{i}\">\n<summary>{label} <span>{path}</span></summary>\n");
+    let mut text =
+        format!("<details id=\"run{i}\">\n<summary>{label} <span>{path}</span></summary>\n");
     match &run.certificate {
         Some(certificate) => {
             let _ = writeln!(
                 text,
-                "<h3>Certificate</h3>\n<p>L ≤ {} RMS → RMS, {} ℓ2 → ℓ2, {} for the difference of two outputs from ℓ2, on {}.</p>",
+                "<h3>Certificate</h3>\n<p>L ≤ {} RMS → RMS, {} ℓ2 → ℓ2, {} for the difference of \
+                 two outputs from ℓ2, on {}.</p>",
                 certificate.rms,
                 certificate.l2,
                 certificate.margin.l2,

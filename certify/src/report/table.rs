@@ -67,7 +67,8 @@ const COLUMNS: [Column; 14] = [
 
 /// The certified constant as it is stored, which shows no less than is proven.
 fn certified(run: &Run) -> Cell {
-    let stored = run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
+    let stored =
+        run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
     match (stored, run.number("lipschitz_log10")) {
         (Some(l), Some(log)) => Cell { text: l.to_string(), value: format!("{log:e}") },
         (_, log) => number(log, bound),
@@ -79,7 +80,8 @@ pub fn runs(runs: &[Run]) -> String {
     let known = |(_, _, cell): &&Column| runs.iter().any(|run| !cell(run).value.is_empty());
     let columns: Vec<&Column> = COLUMNS.iter().filter(known).collect();
     let class = |number: bool| if number { " class=\"number\"" } else { "" };
-    let mut text = String::from("<h2>Runs</h2>\n<div class=\"wide\"><table id=\"runs\">\n<thead><tr>");
+    let mut text =
+        String::from("<h2>Runs</h2>\n<div class=\"wide\"><table id=\"runs\">\n<thead><tr>");
     for (head, number, _) in &columns {
         let _ = write!(text, "<th scope=\"col\"{}><button>{head}</button></th>", class(*number));
     }
@@ -104,7 +106,8 @@ pub fn nodes(certificate: &Certificate) -> String {
     let mut text = String::from(
         "<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">node</th><th scope=\"col\">kind</th>\
          <th scope=\"col\" class=\"number\">its L ≤</th><th scope=\"col\" class=\"number\">up to here ≤</th>\
-         <th scope=\"col\" class=\"number\">‖output‖₂ ≤</th><th scope=\"col\">rule</th></tr></thead>\n<tbody>\n",
+         <th scope=\"col\" class=\"number\">‖output‖₂ ≤</th><th \
+                     scope=\"col\">rule</th></tr></thead>\n<tbody>\n",
     );
     for row in &certificate.nodes {
         let [path, kind, rule] = [&row.path, &row.kind, &row.rule].map(|text| escape(text));

@@ -1,7 +1,8 @@
 //! Projected gradient ascent in ℓ2 with restarts, in f64 on the CPU.
 //!
-//! Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks* (ICLR 2018). Restarts take turns between the
-//! margin, whose gradient does not vanish for a confident network, and the cross-entropy.
+//! Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks* (ICLR 2018).
+//! Restarts take turns between the margin, whose gradient does not vanish for a confident network,
+//! and the cross-entropy.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
@@ -14,7 +15,8 @@ use crate::Error;
 pub struct Effort {
     /// Steps of each search.
     pub steps: usize,
-    /// Searches an input; the first begins at the input itself, the others at random points around it.
+    /// Searches an input; the first begins at the input itself, the others at random points around
+    /// it.
     pub restarts: usize,
 }
 
@@ -43,12 +45,18 @@ pub struct Attack<'a> {
 const STRIDE: f64 = 2.5;
 
 impl Attack<'_> {
-    /// For each input of `x` (`[batch, tokens, width]`, f64) whether a point within ℓ2 distance `radius` a token was found
-    /// at which another output than its class is as large or larger.
+    /// For each input of `x` (`[batch, tokens, width]`, f64) whether a point within ℓ2 distance
+    /// `radius` a token was found at which another output than its class is as large or larger.
     ///
     /// # Errors
     /// [`Error::Network`] if the inputs do not fit the network.
-    pub fn run(&self, x: &Tensor, classes: &[usize], radius: f64, seed: u64) -> Result<Vec<bool>, Error> {
+    pub fn run(
+        &self,
+        x: &Tensor,
+        classes: &[usize],
+        radius: f64,
+        seed: u64,
+    ) -> Result<Vec<bool>, Error> {
         let mut broken = vec![false; classes.len()];
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for restart in 0..self.effort.restarts.max(1) {
@@ -56,7 +64,8 @@ impl Attack<'_> {
             if left.is_empty() {
                 break;
             }
-            let rows = Tensor::new(left.iter().map(|i| *i as u32).collect::<Vec<_>>(), &Device::Cpu)?;
+            let rows =
+                Tensor::new(left.iter().map(|i| *i as u32).collect::<Vec<_>>(), &Device::Cpu)?;
             let own: Vec<usize> = left.iter().map(|i| classes[*i]).collect();
             let found = self.search(&x.index_select(&rows, 0)?, &own, radius, restart, &mut rng)?;
             left.iter().zip(found).for_each(|(i, found)| broken[*i] |= found);
@@ -85,22 +94,30 @@ impl Attack<'_> {
         let mut found = vec![false; classes.len()];
         let mut moved = x.zeros_like()?;
         if restart > 0 {
-            let noise: Vec<f64> =
-                (0..x.elem_count()).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5).collect();
-            moved = masked((unit(&Tensor::from_vec(noise, x.dims(), &Device::Cpu)?)? * (0.9 * radius))?)?;
+            let noise: Vec<f64> = (0..x.elem_count())
+                .map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5)
+                .collect();
+            moved = masked(
+                (unit(&Tensor::from_vec(noise, x.dims(), &Device::Cpu)?)? * (0.9 * radius))?,
+            )?;
         }
         for step in 0..=self.effort.steps {
             let at = self.inside(&(x + &moved)?, x, radius)?;
             let at = Var::from_tensor(&at)?;
             let logits = (self.network)(at.as_tensor())?;
-            for ((found, class), z) in found.iter_mut().zip(classes).zip(logits.detach().to_vec2::<f64>()?) {
+            for ((found, class), z) in
+                found.iter_mut().zip(classes).zip(logits.detach().to_vec2::<f64>()?)
+            {
                 *found |= beaten(&z, *class);
             }
             if step == self.effort.steps || found.iter().all(|f| *f) {
                 break;
             }
-            let goal =
-                if restart.is_multiple_of(2) { margin(&logits, classes)? } else { cross_entropy(&logits, classes)? };
+            let goal = if restart.is_multiple_of(2) {
+                margin(&logits, classes)?
+            } else {
+                cross_entropy(&logits, classes)?
+            };
             let gradients = goal.sum_all()?.backward()?;
             let Some(gradient) = gradients.get(at.as_tensor()) else { break };
             let stride = STRIDE * radius / self.effort.steps as f64;
@@ -110,7 +127,8 @@ impl Attack<'_> {
         Ok(found)
     }
 
-    /// Points brought back to within the radius a token, a hair inside, and into the unit cube, which holds `x`.
+    /// Points brought back to within the radius a token, a hair inside, and into the unit cube,
+    /// which holds `x`.
     fn inside(&self, at: &Tensor, x: &Tensor, radius: f64) -> Result<Tensor, Error> {
         let moved = (at - x)?;
         let factor = ((norms(&moved)? + 1e-300)?.recip()? * (radius * (1.0 - 1e-12)))?;
@@ -132,7 +150,10 @@ impl Attack<'_> {
                 None => vec![tokens as u32 - 1; batch],
             }
         };
-        let mask = picked.iter().flat_map(|p| (0..tokens).map(move |t| f64::from(u8::from(t as u32 == *p)))).collect();
+        let mask = picked
+            .iter()
+            .flat_map(|p| (0..tokens).map(move |t| f64::from(u8::from(t as u32 == *p))))
+            .collect();
         Ok(Tensor::from_vec::<_, f64>(mask, (batch, tokens, 1), &Device::Cpu)?)
     }
 }
@@ -157,7 +178,10 @@ fn cross_entropy(logits: &Tensor, classes: &[usize]) -> Result<Tensor, Error> {
 
 fn one_hot(logits: &Tensor, classes: &[usize]) -> Result<Tensor, Error> {
     let (batch, outputs) = logits.dims2()?;
-    let hot: Vec<f64> = classes.iter().flat_map(|c| (0..outputs).map(move |j| f64::from(u8::from(j == *c)))).collect();
+    let hot: Vec<f64> = classes
+        .iter()
+        .flat_map(|c| (0..outputs).map(move |j| f64::from(u8::from(j == *c))))
+        .collect();
     Ok(Tensor::from_vec(hot, (batch, outputs), &Device::Cpu)?.to_dtype(DType::F64)?)
 }
 

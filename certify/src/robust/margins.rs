@@ -6,8 +6,8 @@ use crate::upper::Upper;
 
 /// The constants of the differences of two outputs, ℓ2 → absolute value.
 ///
-/// Where a network ends in a linear map W, that of outputs i and j is `‖w_i − w_j‖` times the constant of all else, which is
-/// less than one constant for all pairs; it is never more than that.
+/// Where a network ends in a linear map W, that of outputs i and j is `‖w_i − w_j‖` times the
+/// constant of all else, which is less than one constant for all pairs; it is never more than that.
 pub struct Margins {
     all: Upper,
     /// That of i > j at `i(i−1)/2 + j`; empty where there are too many pairs.
@@ -18,9 +18,10 @@ pub struct Margins {
 
 /// Share of [`Margins::size`] that is taken off a margin.
 ///
-/// A linear map of n inputs loses at most γₙ ‖W‖_F ‖x‖, γₙ ≈ 10⁻¹⁶ n, and what follows multiplies that by its constant; where outputs grow
-/// by the same norms as differences do, as in a perceptron, all of it together is far below this share of the largest radius. For other
-/// networks it is no proven bound of what f64 loses.
+/// A linear map of n inputs loses at most γₙ ‖W‖_F ‖x‖, γₙ ≈ 10⁻¹⁶ n, and what follows multiplies
+/// that by its constant; where outputs grow by the same norms as differences do, as in a
+/// perceptron, all of it together is far below this share of the largest radius. For other networks
+/// it is no proven bound of what f64 loses.
 const ROUNDING: f64 = 1e-9;
 
 impl Margins {
@@ -43,11 +44,15 @@ impl Margins {
     /// The constant of the difference of outputs i and j.
     pub fn constant(&self, i: usize, j: usize) -> Upper {
         let (i, j) = (i.max(j), i.min(j));
-        if i == j { Upper::ZERO } else { self.pairs.get(i * (i - 1) / 2 + j).copied().unwrap_or(self.all) }
+        if i == j {
+            Upper::ZERO
+        } else {
+            self.pairs.get(i * (i - 1) / 2 + j).copied().unwrap_or(self.all)
+        }
     }
 
-    /// Within which ℓ2 distance of the input output `class` stays the largest: not above the least over the others of
-    /// `(z_class − z_j) / constant`; 0 unless it is the largest.
+    /// Within which ℓ2 distance of the input output `class` stays the largest: not above the least
+    /// over the others of `(z_class − z_j) / constant`; 0 unless it is the largest.
     pub fn radius(&self, logits: &[f64], class: usize) -> f64 {
         let radius = |(j, z): (usize, &f64)| {
             let margin = logits[class] - z - ROUNDING * self.size;
@@ -59,7 +64,8 @@ impl Margins {
     }
 }
 
-/// The index of the largest number, and by how much it exceeds the next; none unless all are finite.
+/// The index of the largest number, and by how much it exceeds the next; none unless all are
+/// finite.
 pub fn largest(logits: &[f64]) -> Option<(usize, f64)> {
     if logits.iter().any(|z| !z.is_finite()) {
         return None;

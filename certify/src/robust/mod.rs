@@ -1,5 +1,5 @@
-//! What a constant says about predictions: for each radius the share that is proven to stay, and the share that an attack
-//! does not change. Proven ≤ true ≤ not attacked, for every single input.
+//! What a constant says about predictions: for each radius the share that is proven to stay, and
+//! the share that an attack does not change. Proven ≤ true ≤ not attacked, for every single input.
 
 mod attack;
 mod margins;
@@ -27,7 +27,8 @@ use attack::{Attack, beaten};
 /// Inputs worked on at once.
 const BATCH: usize = 250;
 
-/// The radius at which certified accuracies of CIFAR-10 are compared: 36/255, in pixels from 0 to 1.
+/// The radius at which certified accuracies of CIFAR-10 are compared: 36/255, in pixels from 0 to
+/// 1.
 pub const USUAL: f64 = 36.0 / 255.0;
 
 /// How much to do.
@@ -95,14 +96,21 @@ pub struct Row {
     pub certified: f64,
 }
 
-/// Pictures `[images, 3, 32, 32]` in \[0, 1\]: certified, attacked and clean accuracy. The adversary moves a picture by an ℓ2
-/// distance of at most ε and stays in the cube of pictures; a tie counts as wrong.
+/// Pictures `[images, 3, 32, 32]` in \[0, 1\]: certified, attacked and clean accuracy. The
+/// adversary moves a picture by an ℓ2 distance of at most ε and stays in the cube of pictures; a
+/// tie counts as wrong.
 ///
 /// `watch` hears the radius at work.
 ///
 /// # Errors
-/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data does not fit the model.
-pub fn images(model: &Model, test: &Split, settings: &Settings, watch: &dyn Fn(f64)) -> Result<Report> {
+/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
+/// does not fit the model.
+pub fn images(
+    model: &Model,
+    test: &Split,
+    settings: &Settings,
+    watch: &dyn Fn(f64),
+) -> Result<Report> {
     let model = model.to(&Device::Cpu, DType::F64)?;
     let count = test.len().min(settings.limit);
     let (walk, margins) = pictures(&model)?;
@@ -121,10 +129,17 @@ pub fn images(model: &Model, test: &Split, settings: &Settings, watch: &dyn Fn(f
     let mut rows = Vec::new();
     for eps in sorted(&settings.eps) {
         watch(eps);
-        let attack = Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true };
+        let attack =
+            Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true };
         attack_left(&attack, &inputs, eps, &mut broken)?;
         check(&broken, &radii, eps)?;
-        rows.push(Row { eps, clean, attacked_one: None, attacked: share(&broken), certified: above(&radii, eps) });
+        rows.push(Row {
+            eps,
+            clean,
+            attacked_one: None,
+            attacked: share(&broken),
+            certified: above(&radii, eps),
+        });
     }
     ordered(&rows)?;
     Ok(Report {
@@ -154,14 +169,21 @@ pub fn certified_accuracy(model: &Model, test: &Split, eps: f64) -> Result<f64> 
     for batch in test.batches(BATCH, &Device::Cpu) {
         let (x, y) = batch?;
         let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
-        radii.extend(logits.iter().zip(y.to_vec1::<u32>()?).map(|(z, class)| margins.radius(z, class as usize)));
+        radii.extend(
+            logits
+                .iter()
+                .zip(y.to_vec1::<u32>()?)
+                .map(|(z, class)| margins.radius(z, class as usize)),
+        );
     }
     Ok(above(&radii, eps))
 }
 
 /// The walk over the ball that holds all pictures, and its margins.
 fn pictures(model: &Model) -> Result<(Walk, Margins)> {
-    let Input::Pixels { channels, height, width } = model.graph().input else { bail!("the model reads no pictures") };
+    let Input::Pixels { channels, height, width } = model.graph().input else {
+        bail!("the model reads no pictures")
+    };
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let walk = walk(model.graph(), &norms, Some(radius))?;
@@ -183,7 +205,8 @@ fn inputs(test: &Split, count: usize) -> Result<Vec<(Tensor, Vec<usize>)>> {
     }
     let starts = (0..count).step_by(BATCH);
     let batch = |start: usize| {
-        let (x, y) = test.batch(&(start..count.min(start + BATCH)).collect::<Vec<_>>(), &Device::Cpu)?;
+        let (x, y) =
+            test.batch(&(start..count.min(start + BATCH)).collect::<Vec<_>>(), &Device::Cpu)?;
         let x = x.to_dtype(DType::F64)?.reshape((x.dim(0)?, 1, ()))?;
         Ok((x, y.to_vec1::<u32>()?.into_iter().map(|class| class as usize).collect()))
     };
@@ -191,7 +214,12 @@ fn inputs(test: &Split, count: usize) -> Result<Vec<(Tensor, Vec<usize>)>> {
 }
 
 /// Attacks what is not broken yet: a point found at a smaller radius is one at a larger as well.
-fn attack_left(attack: &Attack, inputs: &[(Tensor, Vec<usize>)], eps: f64, broken: &mut [bool]) -> Result<()> {
+fn attack_left(
+    attack: &Attack,
+    inputs: &[(Tensor, Vec<usize>)],
+    eps: f64,
+    broken: &mut [bool],
+) -> Result<()> {
     if eps == 0.0 {
         return Ok(());
     }
@@ -240,13 +268,16 @@ fn ordered(rows: &[Row]) -> Result<(), Error> {
 /// The share at many radii, those of the rows among them.
 fn curve(rows: &[Row], certified: impl Fn(f64) -> Result<f64>) -> Result<Vec<(f64, f64)>> {
     const POINTS: usize = 100;
-    let known: BTreeMap<u64, f64> = rows.iter().map(|row| (row.eps.to_bits(), row.certified)).collect();
+    let known: BTreeMap<u64, f64> =
+        rows.iter().map(|row| (row.eps.to_bits(), row.certified)).collect();
     let end = rows.last().map_or(0.0, |row| row.eps);
     let mut all: Vec<f64> = (0..=POINTS).map(|i| end * i as f64 / POINTS as f64).collect();
     all.extend(rows.iter().map(|row| row.eps));
     let all = sorted(&all);
     all.into_iter()
-        .map(|eps| Ok((eps, known.get(&eps.to_bits()).copied().map_or_else(|| certified(eps), Ok)?)))
+        .map(|eps| {
+            Ok((eps, known.get(&eps.to_bits()).copied().map_or_else(|| certified(eps), Ok)?))
+        })
         .collect()
 }
 

@@ -7,7 +7,9 @@ use lipschitz_nn::graph::{Input, Op, join};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
-use super::{Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted};
+use super::{
+    Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted,
+};
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
 use crate::data::text::TextData;
@@ -17,14 +19,21 @@ use crate::upper::Upper;
 /// Windows worked on at once.
 const BATCH: usize = 50;
 
-/// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at most r, those of all tokens
-/// or of one alone. The certificate's norm is the largest of a token, so its share holds for both. One prediction a window,
-/// behind its last token; windows that lie within one document, as those with a separator inside are another function of their
-/// embeddings. `watch` hears the radius at work.
+/// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at
+/// most r, those of all tokens or of one alone. The certificate's norm is the largest of a token,
+/// so its share holds for both. One prediction a window, behind its last token; windows that lie
+/// within one document, as those with a separator inside are another function of their embeddings.
+/// `watch` hears the radius at work.
 ///
 /// # Errors
-/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data does not fit the model.
-pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn Fn(f64)) -> Result<Report> {
+/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
+/// does not fit the model.
+pub fn tokens(
+    model: &Model,
+    data: &TextData,
+    settings: &Settings,
+    watch: &dyn Fn(f64),
+) -> Result<Report> {
     /// Longest window.
     const WINDOW: usize = 64;
     let model = model.to(&Device::Cpu, DType::F64)?;
@@ -35,13 +44,16 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
     };
     let table = Block::whole(join(&model.graph().nodes[0].name, "weight"));
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
-    let (domain, diameter) = (norms.norm(&Norm::Row(table.clone()))?, norms.norm(&Norm::RowDifference(table))?);
+    let (domain, diameter) =
+        (norms.norm(&Norm::Row(table.clone()))?, norms.norm(&Norm::RowDifference(table))?);
     let network = |x: &Tensor| -> Result<Tensor, Error> {
         let y = model.forward_embeddings(x)?;
         Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
     };
-    let separator = if let Input::Tokens { separator, .. } = model.graph().input { separator } else { None };
-    // The windows of the held-out split that are whole, each up to WINDOW tokens, and what is predicted behind each.
+    let separator =
+        if let Input::Tokens { separator, .. } = model.graph().input { separator } else { None };
+    // The windows of the held-out split that are whole, each up to WINDOW tokens, and what is
+    // predicted behind each.
     let length = context.min(WINDOW);
     let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
     for batch in data.full(BATCH, length, &Device::Cpu) {
@@ -62,20 +74,24 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         logits.extend(z);
         inputs.push((x, classes));
     }
-    let classes: Vec<usize> = inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
+    let classes: Vec<usize> =
+        inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
     if classes.is_empty() {
         bail!(
-            "{}: the held-out split holds no window of {length} tokens within one document; give more text",
+            "{}: the held-out split holds no window of {length} tokens within one document; give \
+             more text",
             data.name
         )
     }
     let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>)> {
         let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms)?;
-        let radii = logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
+        let radii =
+            logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
         Ok((walk, radii))
     };
-    let start: Vec<bool> = logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
+    let start: Vec<bool> =
+        logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
     for eps in sorted(&settings.eps) {
@@ -83,7 +99,8 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         let (walk, radii) = radii_at(eps)?;
         // Radii grow, and with them the domain and its constant.
         lipschitz = Some(walk.lipschitz);
-        let mut attack = Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
+        let mut attack =
+            Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
         attack_left(&attack, &inputs, eps, &mut one)?;
         // What moves one token is allowed to move all.
         all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);
@@ -91,7 +108,13 @@ pub fn tokens(model: &Model, data: &TextData, settings: &Settings, watch: &dyn F
         attack_left(&attack, &inputs, eps, &mut all)?;
         check(&all, &radii, eps)?;
         let attacked_one = Some(share(&one));
-        rows.push(Row { eps, clean, attacked_one, attacked: share(&all), certified: above(&radii, eps) });
+        rows.push(Row {
+            eps,
+            clean,
+            attacked_one,
+            attacked: share(&all),
+            certified: above(&radii, eps),
+        });
     }
     ordered(&rows)?;
     let curve = curve(&rows, |eps| Ok(above(&radii_at(eps)?.1, eps)))?;

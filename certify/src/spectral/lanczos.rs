@@ -7,10 +7,12 @@ use rayon::prelude::*;
 const STEPS: usize = 72;
 const RESTARTS: usize = 6;
 
-/// An approximate unit eigenvector of the largest eigenvalue of a symmetric positive semidefinite matrix.
+/// An approximate unit eigenvector of the largest eigenvalue of a symmetric positive semidefinite
+/// matrix.
 pub(super) fn top_eigenvector(g: &[f64], n: usize) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(n as u64);
-    let mut v: Vec<f64> = (0..n).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5).collect();
+    let mut v: Vec<f64> =
+        (0..n).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5).collect();
     let mut best = 0.0;
     for _ in 0..RESTARTS {
         let (next, value) = restart(g, n, &v);
@@ -57,7 +59,8 @@ fn restart(g: &[f64], n: usize, start: &[f64]) -> (Vec<f64>, f64) {
     normalise(&mut v);
     let mut basis: Vec<Vec<f64>> = vec![v];
     let mut t: Vec<(f64, f64)> = Vec::new();
-    // The largest G v so far: what is far smaller is rounding, and would not be orthogonal to the rest.
+    // The largest G v so far: what is far smaller is rounding, and would not be orthogonal to the
+    // rest.
     let mut scale: f64 = 0.0;
     loop {
         let last = &basis[basis.len() - 1];
@@ -87,8 +90,9 @@ fn restart(g: &[f64], n: usize, start: &[f64]) -> (Vec<f64>, f64) {
     (ritz, value)
 }
 
-/// The top eigenvector of a tridiagonal matrix of diagonal and off-diagonal `t` (the last off-diagonal is unused): bisection
-/// by Sturm's sequence for the eigenvalue, then inverse iteration from just above it, where no pivot can vanish.
+/// The top eigenvector of a tridiagonal matrix of diagonal and off-diagonal `t` (the last
+/// off-diagonal is unused): bisection by Sturm's sequence for the eigenvalue, then inverse
+/// iteration from just above it, where no pivot can vanish.
 fn tridiagonal_top(t: &[(f64, f64)]) -> Vec<f64> {
     let k = t.len();
     let off = |i: usize| if i == 0 { 0.0 } else { t[i - 1].1 };

@@ -19,12 +19,14 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix, or a vector as one row; exact, as f16 and bf16 are subsets of f32, and that of f64.
+    /// A matrix, or a vector as one row; exact, as f16 and bf16 are subsets of f32, and that of
+    /// f64.
     ///
     /// # Errors
     /// [`Error::Network`] names the tensor if it is not a matrix or holds NaN or infinity.
     pub fn from_tensor(name: &str, tensor: &Tensor) -> Result<Self, Error> {
-        let fail = |what: String| Error::from(lipschitz_nn::Error::Weight { name: name.into(), what });
+        let fail =
+            |what: String| Error::from(lipschitz_nn::Error::Weight { name: name.into(), what });
         let (rows, columns) = match *tensor.dims() {
             [n] => (1, n),
             [rows, columns] => (rows, columns),
@@ -48,8 +50,9 @@ impl Matrix {
 
     /// The transpose.
     pub fn t(&self) -> Self {
-        let data =
-            (0..self.columns).flat_map(|j| (0..self.rows).map(move |i| self.data[i * self.columns + j])).collect();
+        let data = (0..self.columns)
+            .flat_map(|j| (0..self.rows).map(move |i| self.data[i * self.columns + j]))
+            .collect();
         Self { rows: self.columns, columns: self.rows, data }
     }
 
@@ -57,13 +60,21 @@ impl Matrix {
     pub fn row_block(&self, index: usize, count: usize) -> Self {
         let rows = self.rows / count;
         let size = rows * self.columns;
-        Self { rows, columns: self.columns, data: self.data[index * size..(index + 1) * size].to_vec() }
+        Self {
+            rows,
+            columns: self.columns,
+            data: self.data[index * size..(index + 1) * size].to_vec(),
+        }
     }
 
     /// Block number `index` of `count` equal blocks of columns.
     pub fn column_block(&self, index: usize, count: usize) -> Self {
         let columns = self.columns / count;
-        let data = self.data.chunks(self.columns).flat_map(|row| &row[index * columns..(index + 1) * columns]).copied();
+        let data = self
+            .data
+            .chunks(self.columns)
+            .flat_map(|row| &row[index * columns..(index + 1) * columns])
+            .copied();
         Self { rows: self.rows, columns, data: data.collect() }
     }
 
@@ -78,7 +89,8 @@ impl Matrix {
         Strided::rows(&self.data, self.rows, self.columns, self.columns)
     }
 
-    /// The largest absolute element; infinite if there is a NaN, so that nothing is proven about it.
+    /// The largest absolute element; infinite if there is a NaN, so that nothing is proven about
+    /// it.
     pub fn largest(&self) -> f64 {
         largest(&self.data)
     }
@@ -97,7 +109,11 @@ pub(super) fn scaled(x: f64, n: i32) -> f64 {
 /// The exponent of the power of two just above |x|.
 pub(super) fn exponent(x: f64) -> i32 {
     let bits = (x.abs().to_bits() >> 52) as i32;
-    if bits == 0 { -1021 - (f64::MIN_POSITIVE / x.abs()).log2().floor() as i32 } else { bits - 1022 }
+    if bits == 0 {
+        -1021 - (f64::MIN_POSITIVE / x.abs()).log2().floor() as i32
+    } else {
+        bits - 1022
+    }
 }
 
 /// Not below the ℓ2 norm.
@@ -109,7 +125,8 @@ pub fn vector_norm(x: &[f64]) -> Upper {
     if largest == f64::INFINITY {
         return Upper::INFINITY;
     }
-    // Scaled to at most 1 where it could overflow or lose digits; what underflows is less than n·1e-300 in the sum.
+    // Scaled to at most 1 where it could overflow or lose digits; what underflows is less than
+    // n·1e-300 in the sum.
     let e = exponent(largest);
     let (sum, e) = if e.abs() <= 100 {
         (sum_of_squares(x), 0)
@@ -117,7 +134,8 @@ pub fn vector_norm(x: &[f64]) -> Upper {
         (sum_of_squares(&x.iter().map(|x| scaled(*x, -e)).collect::<Vec<_>>()), e)
     };
     let n = x.len();
-    let sum = Upper::from_f64(sum) * (Upper::ONE + gamma(n + 2)) + Upper::from_f64(n as f64 * 1e-300);
+    let sum =
+        Upper::from_f64(sum) * (Upper::ONE + gamma(n + 2)) + Upper::from_f64(n as f64 * 1e-300);
     shift(sum.sqrt(), e)
 }
 
@@ -151,9 +169,12 @@ pub fn affine_norm(w: &Matrix, beta: &[f64], bias: Option<&[f64]>) -> Upper {
         y.push(row.iter().zip(beta).map(|(w, x)| w * x).sum::<f64>() + b);
         size.push(row.iter().zip(beta).map(|(w, x)| (w * x).abs()).sum::<f64>() + b.abs());
     }
-    // Each sum is off by at most γ times the sum of the absolute terms, and those are summed with as much error.
+    // Each sum is off by at most γ times the sum of the absolute terms, and those are summed with
+    // as much error.
     let g = gamma(2 * w.columns + 6);
-    vector_norm(&y) + g * vector_norm(&size) + Upper::from_f64((w.columns + 1) as f64 * f64::MIN_POSITIVE)
+    vector_norm(&y)
+        + g * vector_norm(&size)
+        + Upper::from_f64((w.columns + 1) as f64 * f64::MIN_POSITIVE)
 }
 
 /// Not below the ℓ2 distance of each two rows, in the order (1, 0), (2, 0), (2, 1), ….

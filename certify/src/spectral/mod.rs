@@ -1,12 +1,15 @@
 //! Spectral norms: Lanczos proposes, Cholesky proves.
 //!
-//! With u = 2⁻⁵³ and γ_k = ku/(1−ku). Every result is an interval that contains the true norm of the exact matrix.
+//! With u = 2⁻⁵³ and γ_k = ku/(1−ku). Every result is an interval that contains the true norm of
+//! the exact matrix.
 
 mod lanczos;
 mod matrix;
 mod proof;
 
-pub use matrix::{Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm};
+pub use matrix::{
+    Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm,
+};
 pub use proof::{product_norm, spectral_norm, top_right_singular_vector};
 
 use std::fmt;
@@ -17,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::upper::Upper;
 
 /// How an upper end was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// A sum, with a rounding margin.
@@ -67,13 +72,18 @@ impl Interval {
     pub(crate) fn direct(upper: Upper, n: usize) -> Self {
         let down = 1.0 - 4.0 * gamma(n + 4).to_f64();
         let lower = (upper.to_f64() * down).next_down().max(0.0);
-        Self { lower: if upper.to_f64().is_finite() { lower } else { 0.0 }, upper, method: Method::Direct }
+        Self {
+            lower: if upper.to_f64().is_finite() { lower } else { 0.0 },
+            upper,
+            method: Method::Direct,
+        }
     }
 }
 
 /// γ_k = ku/(1−ku), rounded up.
 fn gamma(k: usize) -> Upper {
     let ku = k as f64 * (f64::EPSILON / 2.0);
-    // Both operands are exact for any k that fits in memory; 1 − ku rounds, so it is taken a step down.
+    // Both operands are exact for any k that fits in memory; 1 − ku rounds, so it is taken a step
+    // down.
     Upper::from_f64(ku).over((1.0 - ku).next_down())
 }

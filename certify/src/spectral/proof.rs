@@ -1,8 +1,8 @@
 //! The proof: a Cholesky factorisation that runs to its end shows `aI − G` positive definite.
 //!
-//! Sources: Rump, *Verification of positive definiteness*, BIT 46 (2006); Higham, *Accuracy and Stability of Numerical
-//! Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
-//! Iteration* (2023).
+//! Sources: Rump, *Verification of positive definiteness*, BIT 46 (2006); Higham, *Accuracy and
+//! Stability of Numerical Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz
+//! Constant for Convolutional Layers by Gram Iteration* (2023).
 
 use lipschitz_nn::ops::{Strided, lower, product, symmetric};
 
@@ -14,8 +14,9 @@ use crate::upper::Upper;
 /// Matrices whose largest element is within 2^±SAFE are taken as they are.
 const SAFE: i32 = 30;
 
-/// Exceeds what underflow can add to any sum or product here: the largest element is within 2^±SAFE, and sizes are below
-/// 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and multiplied by at most 2¹⁰⁰ afterwards.
+/// Exceeds what underflow can add to any sum or product here: the largest element is within
+/// 2^±SAFE, and sizes are below 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and multiplied by
+/// at most 2¹⁰⁰ afterwards.
 const UNDERFLOW: f64 = 1e-280;
 
 /// σ_max of a matrix.
@@ -30,11 +31,13 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
         return Interval { lower: 0.0, upper: Upper::INFINITY, method };
     }
     let e = exponent(largest);
-    // Far from both ends of the range nothing can overflow, and what underflows is less than UNDERFLOW.
+    // Far from both ends of the range nothing can overflow, and what underflows is less than
+    // UNDERFLOW.
     if e.abs() <= SAFE {
         return unit_norm(m, method);
     }
-    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements 2⁻¹⁰⁰⁰ times smaller.
+    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements
+    // 2⁻¹⁰⁰⁰ times smaller.
     let unit = Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
     let found = unit_norm(&unit, method);
     let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
@@ -97,7 +100,8 @@ fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
     product(&mut y, 1, map, Strided::dense(v, 1), false, 1.0, false);
     let size = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let above = vector_norm(v).to_f64();
-    let error = (gamma(n + 2) * frobenius * Upper::from_f64(above) + Upper::from_f64(UNDERFLOW)).to_f64();
+    let error =
+        (gamma(n + 2) * frobenius * Upper::from_f64(above) + Upper::from_f64(UNDERFLOW)).to_f64();
     let down = 1.0 - (2 * y.len() + 8) as f64 * f64::EPSILON;
     ((size(&y) * down - error) / above * (1.0 - 4.0 * f64::EPSILON)).max(0.0)
 }
@@ -128,10 +132,12 @@ fn largest_eigenvalue(g: &[f64], n: usize, guess: f64) -> Option<Upper> {
 
 const BLOCK: usize = 48;
 
-/// Factors a symmetric matrix M in place, `M + ΔM = LLᵀ`, and returns a bound on ‖ΔM‖₂; none if M is not positive
-/// definite enough. Reads and writes the lower triangle only; `trace` is not below the sum of the diagonal.
+/// Factors a symmetric matrix M in place, `M + ΔM = LLᵀ`, and returns a bound on ‖ΔM‖₂; none if M
+/// is not positive definite enough. Reads and writes the lower triangle only; `trace` is not below
+/// the sum of the diagonal.
 ///
-/// In whatever order the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and `‖|L||Lᵀ|‖₂ ≤ ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
+/// In whatever order the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and `‖|L||Lᵀ|‖₂ ≤
+/// ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
 fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     for from in (0..n).step_by(BLOCK) {
         let to = (from + BLOCK).min(n);
@@ -155,7 +161,8 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
         let rest = n - to;
         if rest > 0 {
             let width = to - from;
-            let panel: Vec<f64> = (to..n).flat_map(|i| m[i * n + from..i * n + to].iter().copied()).collect();
+            let panel: Vec<f64> =
+                (to..n).flat_map(|i| m[i * n + from..i * n + to].iter().copied()).collect();
             let view = Strided::dense(&panel, width);
             lower(&mut m[to * n + to..], n, view, view.t(), true, -1.0, true);
         }
@@ -165,8 +172,8 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     Some((g * trace).over(shrink) + Upper::from_f64(UNDERFLOW))
 }
 
-/// Not below the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high power is close to its largest
-/// eigenvalue. With `H' = fl(H²)` it is `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
+/// Not below the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high power is
+/// close to its largest eigenvalue. With `H' = fl(H²)` it is `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
 fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     const SQUARINGS: usize = 12;
     let mut h = g;
@@ -189,8 +196,9 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     bound
 }
 
-/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`. For a small k it is worked out on that side: with `AᵀA ⪯ LLᵀ + eI` it is
-/// `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖_F²`. Otherwise the product is formed, and its rounding counted.
+/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`. For a small k it is worked out on that side: with `AᵀA
+/// ⪯ LLᵀ + eI` it is `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖_F²`. Otherwise the product is formed, and its rounding
+/// counted.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -204,7 +212,8 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
         return Interval { lower: 0.0, upper: Upper::INFINITY, method };
     }
     let (ea, eb) = (exponent(la), exponent(lb));
-    let unit = |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
+    let unit =
+        |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
     let (a, b) = (unit(a, ea), unit(b, eb));
     let apart = vector_norm(&a.data) * vector_norm(&b.data);
     let lost = Upper::from_f64(UNDERFLOW);
@@ -230,9 +239,14 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
 fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
     let mut ab = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
     product(&mut ab.data, b.columns, a, b, false, 1.0, true);
-    let rounding = gamma(a.columns + 2) * vector_norm(a.data()) * vector_norm(b.data()) + Upper::from_f64(UNDERFLOW);
+    let rounding = gamma(a.columns + 2) * vector_norm(a.data()) * vector_norm(b.data())
+        + Upper::from_f64(UNDERFLOW);
     let found = spectral_norm(&ab, method);
-    Interval { lower: (found.lower - rounding.to_f64()).next_down().max(0.0), upper: found.upper + rounding, ..found }
+    Interval {
+        lower: (found.lower - rounding.to_f64()).next_down().max(0.0),
+        upper: found.upper + rounding,
+        ..found
+    }
 }
 
 /// L (lower triangle, zeros above) and e with `AᵀA ⪯ LLᵀ + eI`.
@@ -242,7 +256,8 @@ fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
     symmetric(&mut g, a.view().t(), a.view(), false, 1.0, false);
     let frobenius = vector_norm(&a.data);
     let squares = (frobenius * frobenius).to_f64();
-    // A small multiple of the identity makes a singular G factor; what is added can only help the inequality.
+    // A small multiple of the identity makes a singular G factor; what is added can only help the
+    // inequality.
     let tau = 16.0 * (k + 4) as f64 * f64::EPSILON * squares;
     let mut largest: f64 = 0.0;
     let mut trace = Upper::ZERO;
@@ -255,7 +270,8 @@ fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
     for i in 0..k {
         g[i * k + i + 1..(i + 1) * k].fill(0.0);
     }
-    let rounding = gamma(a.rows + 2) * frobenius * frobenius + Upper::from_f64(largest * f64::EPSILON);
+    let rounding =
+        gamma(a.rows + 2) * frobenius * frobenius + Upper::from_f64(largest * f64::EPSILON);
     let e = error + rounding + Upper::from_f64(UNDERFLOW);
     Some((Matrix { rows: k, columns: k, data: g }, e))
 }

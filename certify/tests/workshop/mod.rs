@@ -12,7 +12,8 @@ use lipschitz_nn::presets::{Block, Gpt};
 use lipschitz_nn::{Model, Weights};
 use tempfile::TempDir;
 
-/// A directory with `model.safetensors`: a transformer with four heads and a head matrix that is not zero.
+/// A directory with `model.safetensors`: a transformer with four heads and a head matrix that is
+/// not zero.
 pub struct Workshop(TempDir);
 
 impl Workshop {
@@ -25,10 +26,15 @@ impl Workshop {
     pub fn model() -> Model {
         let gpt = Gpt::new(11, 6, 2, Block::new(16, 4));
         let graph = gpt.graph().unwrap();
-        let mut weights = init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
+        let mut weights =
+            init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
         for (name, w) in &mut weights {
-            if name.ends_with("head.weight") || name.ends_with("output.weight") || name.ends_with("down.weight") {
-                let values: Vec<f32> = (0..w.elem_count()).map(|i| ((i * i) as f32 * 0.7).sin() * 0.4).collect();
+            if name.ends_with("head.weight")
+                || name.ends_with("output.weight")
+                || name.ends_with("down.weight")
+            {
+                let values: Vec<f32> =
+                    (0..w.elem_count()).map(|i| ((i * i) as f32 * 0.7).sin() * 0.4).collect();
                 *w = Tensor::from_vec(values, w.shape(), &Device::Cpu).unwrap();
             }
         }
@@ -53,14 +59,21 @@ impl Workshop {
             graph: model.graph().clone(),
             config: serde_json::Value::Null,
             tokenizer: None,
-            provenance: Provenance { version: "0".into(), seed: None, data_digest: None, step: None, origin: None },
+            provenance: Provenance {
+                version: "0".into(),
+                seed: None,
+                data_digest: None,
+                step: None,
+                origin: None,
+            },
         };
         checkpoint::save(&self.path(name), &model, &meta).unwrap();
         self.string(name)
     }
 }
 
-/// A transformer with everything that imports need: norms with gains and shifts, biases, grouped queries, gated units.
+/// A transformer with everything that imports need: norms with gains and shifts, biases, grouped
+/// queries, gated units.
 pub fn normalised() -> Model {
     let attention = Attention {
         dim: 8,
@@ -77,7 +90,8 @@ pub fn normalised() -> Model {
         logit_cap: Some(5.0),
         ..Attention::new(8, 4, 4)
     };
-    let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
+    let residual =
+        |name: &str, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
     let nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
         Node::new("positions", Op::Positions { length: 5, dim: 8 }),
@@ -92,7 +106,10 @@ pub fn normalised() -> Model {
             "b",
             vec![
                 Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }),
-                Node::new("mlp", Op::GatedMlp { dim: 8, hidden: 6, function: Function::Silu, bias: true }),
+                Node::new(
+                    "mlp",
+                    Op::GatedMlp { dim: 8, hidden: 6, function: Function::Silu, bias: true },
+                ),
             ],
         ),
         residual(

@@ -13,7 +13,8 @@ pub enum Pairing {
     Interleaved,
 }
 
-/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle proportional to the position.
+/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle
+/// proportional to the position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
@@ -21,8 +22,8 @@ pub struct Rotary {
     pub base: f64,
     /// Which coordinates are paired.
     pub pairing: Pairing,
-    /// Angle a token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies. Fewer than head_dim/2 of them turn
-    /// the first coordinates and leave the others.
+    /// Angle a token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies. Fewer
+    /// than head_dim/2 of them turn the first coordinates and leave the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequencies: Option<Vec<f64>>,
 }
@@ -45,9 +46,10 @@ pub enum Span {
     Heads,
 }
 
-/// A number added to each logit, learned for buckets of the distance between query and key; near distances have buckets of
-/// their own, far ones share (Raffel et al., *Exploring the Limits of Transfer Learning*, section 2.1). It depends on no input, so it
-/// costs nothing in a Lipschitz constant.
+/// A number added to each logit, learned for buckets of the distance between query and key; near
+/// distances have buckets of their own, far ones share (Raffel et al., *Exploring the Limits of
+/// Transfer Learning*, section 2.1). It depends on no input, so it costs nothing in a Lipschitz
+/// constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PositionBias {
@@ -70,30 +72,39 @@ impl PositionBias {
         near > 0 && self.max_distance > near
     }
 
-    /// The smallest distance of each bucket, or of the next where none falls into it; `max_distance` behind the last.
+    /// The smallest distance of each bucket, or of the next where none falls into it;
+    /// `max_distance` behind the last.
     pub(crate) fn distances(self, causal: bool) -> Vec<usize> {
         let (side, _) = self.sides(causal);
         let least = |within: usize| {
             let (mut low, mut high) = (0, self.max_distance);
             while low < high {
                 let middle = low + (high - low) / 2;
-                if self.bucket(causal, -(middle as i64)) >= within { high = middle } else { low = middle + 1 }
+                if self.bucket(causal, -(middle as i64)) >= within {
+                    high = middle
+                } else {
+                    low = middle + 1
+                }
             }
             low
         };
         (0..self.buckets).map(|bucket| least(bucket % side)).collect()
     }
 
-    /// The bucket of key − query: half of a side's buckets for near distances, one each, and half for far ones, on a logarithmic
-    /// scale up to `max_distance`. Under a causal mask there is one side; keys after the query are not seen, and have the first.
+    /// The bucket of key − query: half of a side's buckets for near distances, one each, and half
+    /// for far ones, on a logarithmic scale up to `max_distance`. Under a causal mask there is one
+    /// side; keys after the query are not seen, and have the first.
     pub(crate) fn bucket(self, causal: bool, offset: i64) -> usize {
         let (side, near) = self.sides(causal);
-        let distance = if causal { offset.min(0).unsigned_abs() } else { offset.unsigned_abs() } as usize;
+        let distance =
+            if causal { offset.min(0).unsigned_abs() } else { offset.unsigned_abs() } as usize;
         let within = if distance < near {
             distance
         } else {
-            // In f32, as in the code published with the paper: at exact powers the rounding decides the bucket.
-            let share = (distance as f32 / near as f32).ln() / (self.max_distance as f64 / near as f64).ln() as f32;
+            // In f32, as in the code published with the paper: at exact powers the rounding decides
+            // the bucket.
+            let share = (distance as f32 / near as f32).ln()
+                / (self.max_distance as f64 / near as f64).ln() as f32;
             (near + (share * (side - near) as f32) as usize).min(side - 1)
         };
         if offset > 0 && !causal { side + within } else { within }
@@ -180,27 +191,44 @@ mod tests {
             ];
             Graph::new(Input::tokens(4), nodes).map_err(|e| e.to_string())
         };
-        for (causal, buckets, max_distance) in [(true, 1, 8), (false, 3, 8), (true, 8, 4), (false, 8, 2)] {
+        for (causal, buckets, max_distance) in
+            [(true, 1, 8), (false, 3, 8), (true, 8, 4), (false, 8, 2)]
+        {
             let said = graph(causal, buckets, max_distance).unwrap_err();
-            assert!(said.contains("attention") && said.contains(&format!("{buckets} buckets")), "{said}");
+            assert!(
+                said.contains("attention") && said.contains(&format!("{buckets} buckets")),
+                "{said}"
+            );
         }
         for (causal, buckets, max_distance) in [(true, 2, 2), (false, 4, 2), (true, 8, 1 << 28)] {
             graph(causal, buckets, max_distance).unwrap();
         }
     }
 
-    /// Worked out by hand: near distances have a bucket each, far ones share on a logarithmic scale, keys after the query have their
-    /// own half or, under a causal mask, nothing.
+    /// Worked out by hand: near distances have a bucket each, far ones share on a logarithmic
+    /// scale, keys after the query have their own half or, under a causal mask, nothing.
     #[test]
     fn buckets_of_distances() {
         let bias = PositionBias { buckets: 8, max_distance: 16 };
-        let of = |causal, offsets: &[i64]| offsets.iter().map(|o| bias.bucket(causal, *o)).collect::<Vec<_>>();
-        assert_eq!(of(true, &[0, -1, -2, -3, -4, -5, -6, -9, -11, -12, -100, 3]), [0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 7, 0]);
-        assert_eq!(of(false, &[0, -1, -3, -5, -6, -100, 1, 3, 6, 100]), [0, 1, 2, 2, 3, 3, 5, 6, 7, 7]);
+        let of = |causal, offsets: &[i64]| {
+            offsets.iter().map(|o| bias.bucket(causal, *o)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of(true, &[0, -1, -2, -3, -4, -5, -6, -9, -11, -12, -100, 3]),
+            [0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 7, 0]
+        );
+        assert_eq!(
+            of(false, &[0, -1, -3, -5, -6, -100, 1, 3, 6, 100]),
+            [0, 1, 2, 2, 3, 3, 5, 6, 7, 7]
+        );
         for causal in [true, false] {
             let (side, _) = bias.sides(causal);
             for (bucket, distance) in bias.distances(causal).into_iter().enumerate() {
-                assert_eq!(bias.bucket(causal, -(distance as i64)), bucket % side, "{causal} {bucket}");
+                assert_eq!(
+                    bias.bucket(causal, -(distance as i64)),
+                    bucket % side,
+                    "{causal} {bucket}"
+                );
             }
         }
     }

@@ -3,8 +3,9 @@
 use super::{Attention, Function, Graph, Input, Node, Op};
 use crate::Error;
 
-/// Collects nodes; [`Builder::build`] checks what was collected. Names are those of the weights: a node `fc1` has the weights
-/// `fc1.weight` and `fc1.bias`, and inside a node `block` they are `block.fc1.weight` and so on.
+/// Collects nodes; [`Builder::build`] checks what was collected. Names are those of the weights: a
+/// node `fc1` has the weights `fc1.weight` and `fc1.bias`, and inside a node `block` they are
+/// `block.fc1.weight` and so on.
 #[derive(Clone, Debug)]
 pub struct Builder {
     input: Input,
@@ -18,7 +19,9 @@ impl Graph {
     pub fn builder(input: Input) -> Builder {
         let width = match input {
             Input::Tokens { .. } => 0,
-            Input::Pixels { channels, height, width } => channels.saturating_mul(height).saturating_mul(width),
+            Input::Pixels { channels, height, width } => {
+                channels.saturating_mul(height).saturating_mul(width)
+            }
             Input::Vector { dim } => dim,
         };
         Builder { input, nodes: Vec::new(), width }

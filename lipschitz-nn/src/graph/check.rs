@@ -42,18 +42,28 @@ pub(super) fn check(graph: &Graph) -> Result<Shape, Error> {
     let mut seen = HashSet::new();
     for parameter in graph.parameters() {
         if !seen.insert(parameter.name.clone()) {
-            return Err(Error::graph(&parameter.name, "is the name of two weights; name the nodes apart"));
+            return Err(Error::graph(
+                &parameter.name,
+                "is the name of two weights; name the nodes apart",
+            ));
         }
     }
     Ok(shape)
 }
 
-fn sequence(nodes: &[Node], prefix: &str, mut shape: Shape, graph: &Graph, depth: usize) -> Result<Shape, Error> {
+fn sequence(
+    nodes: &[Node],
+    prefix: &str,
+    mut shape: Shape,
+    graph: &Graph,
+    depth: usize,
+) -> Result<Shape, Error> {
     if depth > MAX_DEPTH {
         return Err(Error::graph(prefix, format!("is nested deeper than {MAX_DEPTH}")));
     }
     for node in nodes {
-        // Names of weights are paths, and certificates name blocks and products of them with words in between.
+        // Names of weights are paths, and certificates name blocks and products of them with words
+        // in between.
         if node.name.contains(|c: char| c == '.' || c.is_whitespace()) {
             return Err(Error::graph(&node.path(prefix), "has a dot or a space in its name"));
         }
@@ -62,14 +72,22 @@ fn sequence(nodes: &[Node], prefix: &str, mut shape: Shape, graph: &Graph, depth
     Ok(shape)
 }
 
-fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> Result<Shape, Error> {
+fn step(
+    node: &Node,
+    path: &str,
+    shape: Shape,
+    graph: &Graph,
+    depth: usize,
+) -> Result<Shape, Error> {
     let kind = node.op.kind();
     let wrong = |wants: String| Error::graph(path, format!("({kind}) wants {wants}, gets {shape}"));
     let widths = |dim: usize| match shape {
         Shape::Tokens(d) | Shape::Vector(d) if d == dim => Ok(()),
         _ => Err(wrong(format!("width {dim}"))),
     };
-    let tokens = |dim: usize| if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) };
+    let tokens = |dim: usize| {
+        if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) }
+    };
     match &node.op {
         Op::Sequential { body } => sequence(body, path, shape, graph, depth + 1),
         Op::Residual { skip, branch, body } => {
@@ -102,9 +120,10 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
             size(path, "length", *length)?;
             tokens(*dim)?;
             match graph.context() {
-                Some(context) if context > *length => {
-                    Err(Error::graph(path, format!("has {length} positions for a context of {context} tokens")))
-                }
+                Some(context) if context > *length => Err(Error::graph(
+                    path,
+                    format!("has {length} positions for a context of {context} tokens"),
+                )),
                 _ => Ok(shape),
             }
         }
@@ -157,13 +176,18 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
             _ => Err(wrong("an image".into())),
         },
         Op::Patches { size: side } => match shape {
-            Shape::Image(c, h, w) if *side > 0 && h % side == 0 && w % side == 0 => Ok(Shape::Tokens(c * side * side)),
+            Shape::Image(c, h, w) if *side > 0 && h % side == 0 && w % side == 0 => {
+                Ok(Shape::Tokens(c * side * side))
+            }
             _ => Err(wrong(format!("an image whose sides are multiples of {side}"))),
         },
         Op::ClassToken { dim } => {
             size(path, "dim", *dim)?;
             if graph.context().is_some() {
-                return Err(Error::graph(path, "(class_token) is for images; a sequence of token ids has its own"));
+                return Err(Error::graph(
+                    path,
+                    "(class_token) is for images; a sequence of token ids has its own",
+                ));
             }
             tokens(*dim)?;
             Ok(shape)
@@ -174,7 +198,9 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
         },
         // One token alone has no others to take the mean of, so this needs a class token in front.
         Op::FirstAndMean => match shape {
-            Shape::Tokens(d) if graph.nodes.iter().any(|n| matches!(n.op, Op::ClassToken { .. })) => {
+            Shape::Tokens(d)
+                if graph.nodes.iter().any(|n| matches!(n.op, Op::ClassToken { .. })) =>
+            {
                 Ok(Shape::Vector(2 * d))
             }
             _ => Err(wrong("tokens behind a class token".into())),
@@ -183,7 +209,12 @@ fn step(node: &Node, path: &str, shape: Shape, graph: &Graph, depth: usize) -> R
 }
 
 fn attention(path: &str, a: &Attention) -> Result<(), Error> {
-    let sizes = [("dim", a.dim), ("heads", a.heads), ("key_value_heads", a.key_value_heads), ("head_dim", a.head_dim)];
+    let sizes = [
+        ("dim", a.dim),
+        ("heads", a.heads),
+        ("key_value_heads", a.key_value_heads),
+        ("head_dim", a.head_dim),
+    ];
     for (what, n) in sizes {
         size(path, what, n)?;
     }
@@ -191,7 +222,10 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     finite(path, "output_scale", a.output_scale)?;
     if !a.heads.is_multiple_of(a.key_value_heads) {
         let (h, k) = (a.heads, a.key_value_heads);
-        return Err(Error::graph(path, format!("has {h} heads, which {k} key-value heads do not divide")));
+        return Err(Error::graph(
+            path,
+            format!("has {h} heads, which {k} key-value heads do not divide"),
+        ));
     }
     if a.heads.saturating_mul(a.head_dim) > MAX_SIZE {
         return Err(Error::graph(path, "heads · head_dim is too large"));
@@ -202,11 +236,19 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
         match &rotary.frequencies {
             Some(frequencies) if frequencies.is_empty() || frequencies.len() > half => {
                 let n = frequencies.len();
-                return Err(Error::graph(path, format!("has {n} rotary frequencies, outside 1…{half}")));
+                return Err(Error::graph(
+                    path,
+                    format!("has {n} rotary frequencies, outside 1…{half}"),
+                ));
             }
-            Some(frequencies) => frequencies.iter().try_for_each(|f| finite(path, "rotary frequency", *f))?,
+            Some(frequencies) => {
+                frequencies.iter().try_for_each(|f| finite(path, "rotary frequency", *f))?
+            }
             None if !a.head_dim.is_multiple_of(2) => {
-                return Err(Error::graph(path, format!("rotary positions need an even head_dim, not {}", a.head_dim)));
+                return Err(Error::graph(
+                    path,
+                    format!("rotary positions need an even head_dim, not {}", a.head_dim),
+                ));
             }
             None => {}
         }
@@ -220,8 +262,10 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
         if !bias.fits(a.causal) {
             let (least, share) = if a.causal { (2, "half") } else { (4, "a quarter") };
             let buckets = bias.buckets;
-            let what =
-                format!("has {buckets} buckets; it needs at least {least}, and max_distance above {share} of them");
+            let what = format!(
+                "has {buckets} buckets; it needs at least {least}, and max_distance above {share} \
+                 of them"
+            );
             return Err(Error::graph(path, what));
         }
     }
@@ -241,9 +285,17 @@ fn size(path: &str, what: &str, n: usize) -> Result<(), Error> {
 }
 
 fn finite(path: &str, what: &str, x: f64) -> Result<(), Error> {
-    if x.is_finite() { Ok(()) } else { Err(Error::graph(path, format!("has {what} = {x}, which is not finite"))) }
+    if x.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::graph(path, format!("has {what} = {x}, which is not finite")))
+    }
 }
 
 fn positive(path: &str, what: &str, x: f64) -> Result<(), Error> {
-    if x.is_finite() && x > 0.0 { Ok(()) } else { Err(Error::graph(path, format!("needs {what} > 0, not {x}"))) }
+    if x.is_finite() && x > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::graph(path, format!("needs {what} > 0, not {x}")))
+    }
 }

@@ -1,8 +1,9 @@
 //! The architecture graph: a network as a piece of data.
 //!
-//! A graph is an input and a sequence of named nodes. Every interpreter reads the same graph: [`crate::Model`] runs
-//! it, training takes its parameters and their geometry from it, a certificate is proven from it, a checkpoint stores
-//! it. A new layer kind is a new [`Op`]; the compiler then names each interpreter that lacks an arm.
+//! A graph is an input and a sequence of named nodes. Every interpreter reads the same graph:
+//! [`crate::Model`] runs it, training takes its parameters and their geometry from it, a
+//! certificate is proven from it, a checkpoint stores it. A new layer kind is a new [`Op`]; the
+//! compiler then names each interpreter that lacks an arm.
 
 mod attention;
 mod builder;
@@ -68,7 +69,8 @@ impl Input {
         Self::Tokens { context, separator: None }
     }
 
-    /// What metrics count of one example: the tokens of a longest sequence; an image or a vector is one.
+    /// What metrics count of one example: the tokens of a longest sequence; an image or a vector is
+    /// one.
     pub fn positions(&self) -> usize {
         match self {
             Self::Tokens { context, .. } => *context,
@@ -77,7 +79,8 @@ impl Input {
     }
 }
 
-/// One named node. Its name is one segment of the path of the weights below it; an empty name adds no segment.
+/// One named node. Its name is one segment of the path of the weights below it; an empty name adds
+/// no segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Node {
     /// Path segment, without dots.
@@ -111,8 +114,15 @@ pub enum Function {
 
 impl Function {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Relu, Self::Abs, Self::GeluErf, Self::GeluTanh, Self::Silu, Self::Tanh, Self::Sigmoid];
+    pub const ALL: [Self; 7] = [
+        Self::Relu,
+        Self::Abs,
+        Self::GeluErf,
+        Self::GeluTanh,
+        Self::Silu,
+        Self::Tanh,
+        Self::Sigmoid,
+    ];
 }
 
 /// What a node computes.
@@ -316,7 +326,8 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`] if the text is not a graph of this format, or does not fit together.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        let graph: Graph = strict::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
+        let graph: Graph =
+            strict::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
         graph.check()?;
         Ok(graph)
     }
@@ -329,12 +340,14 @@ impl Graph {
         check::check(self)
     }
 
-    /// The parameters in the order of the forward pass, with name, shape, geometry and initialisation.
+    /// The parameters in the order of the forward pass, with name, shape, geometry and
+    /// initialisation.
     pub fn parameters(&self) -> Vec<Parameter> {
         parameter::parameters(self)
     }
 
-    /// A drawing in Graphviz's DOT language; `note` gives a second line for a node's path, such as its bound.
+    /// A drawing in Graphviz's DOT language; `note` gives a second line for a node's path, such as
+    /// its bound.
     pub fn to_dot(&self, note: &dyn Fn(&str) -> Option<String>) -> String {
         picture::dot(self, note)
     }

@@ -1,4 +1,5 @@
-//! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint work in.
+//! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint
+//! work in.
 
 use super::{Attention, Graph, Node, Op, PositionBias, Span, join};
 
@@ -34,7 +35,8 @@ pub struct HeadBlocks {
 /// How a weight starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// Semi-orthogonal at norm 1 in its geometry; head by head where there are heads (see [`crate::init`]).
+    /// Semi-orthogonal at norm 1 in its geometry; head by head where there are heads (see
+    /// [`crate::init`]).
     Orthogonal,
     /// Rows of RMS norm 1, Gaussian directions.
     Rows,
@@ -42,8 +44,8 @@ pub enum Init {
     Zero,
     /// One: gains.
     One,
-    /// `−slope · distance` for each bucket of a position bias, with slope `2^(−8h/heads)` for head h = 1, 2, … (Press et al., *Train
-    /// Short, Test Long*, 2022).
+    /// `−slope · distance` for each bucket of a position bias, with slope `2^(−8h/heads)` for head
+    /// h = 1, 2, … (Press et al., *Train Short, Test Long*, 2022).
     Slopes {
         /// The buckets.
         bias: PositionBias,
@@ -87,7 +89,13 @@ fn matrix(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
 }
 
 fn vector(path: &str, name: &str, dim: usize, init: Init) -> Parameter {
-    Parameter { name: join(path, name), shape: vec![dim], geometry: Geometry::Vector, heads: None, init }
+    Parameter {
+        name: join(path, name),
+        shape: vec![dim],
+        geometry: Geometry::Vector,
+        heads: None,
+        init,
+    }
 }
 
 fn table(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
@@ -103,7 +111,9 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
             let from = out.len();
             body.iter().for_each(|n| collect(n, &path, out));
             // A branch starts at zero: its last matrix does, unless nothing would be left.
-            if let Some(last) = out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix && *skip != 0.0) {
+            if let Some(last) =
+                out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix && *skip != 0.0)
+            {
                 last.init = Init::Zero;
             }
         }
@@ -113,7 +123,9 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
                 out.push(vector(&path, "bias", *outputs, Init::Zero));
             }
         }
-        Op::Embedding { vocabulary, dim } => out.push(table(&path, "", [*vocabulary, *dim], Init::Rows)),
+        Op::Embedding { vocabulary, dim } => {
+            out.push(table(&path, "", [*vocabulary, *dim], Init::Rows))
+        }
         Op::Positions { length, dim } => out.push(table(&path, "", [*length, *dim], Init::Zero)),
         Op::Attention(a) => attention(&path, a, out),
         Op::RmsNorm { dim, .. } => out.push(vector(&path, "weight", *dim, Init::One)),
@@ -124,7 +136,9 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
             }
         }
         Op::GatedMlp { dim, hidden, bias, .. } => {
-            for (name, outputs, inputs) in [("gate", *hidden, *dim), ("up", *hidden, *dim), ("down", *dim, *hidden)] {
+            for (name, outputs, inputs) in
+                [("gate", *hidden, *dim), ("up", *hidden, *dim), ("down", *dim, *hidden)]
+            {
                 out.push(matrix(&path, name, [outputs, inputs], Init::Orthogonal));
                 if *bias {
                     out.push(vector(&path, &join(name, "bias"), outputs, Init::Zero));
@@ -145,7 +159,9 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
 }
 
 fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
-    for (name, heads) in [("query", a.heads), ("key", a.key_value_heads), ("value", a.key_value_heads)] {
+    for (name, heads) in
+        [("query", a.heads), ("key", a.key_value_heads), ("value", a.key_value_heads)]
+    {
         let width = heads * a.head_dim;
         let mut weight = matrix(path, name, [width, a.dim], Init::Orthogonal);
         weight.heads = Some(HeadBlocks { count: heads, axis: Axis::Rows });

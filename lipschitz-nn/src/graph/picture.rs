@@ -1,4 +1,5 @@
-//! A graph as a picture: Graphviz's DOT language, or SVG drawn here so that nothing need be installed.
+//! A graph as a picture: Graphviz's DOT language, or SVG drawn here so that nothing need be
+//! installed.
 
 use std::fmt::Write;
 
@@ -15,7 +16,9 @@ enum Item {
 fn title(op: &Op) -> String {
     match op {
         Op::Sequential { .. } => "sequential".into(),
-        Op::Residual { skip, branch, .. } => format!("{} x + {} f(x)", short(*skip), short(*branch)),
+        Op::Residual { skip, branch, .. } => {
+            format!("{} x + {} f(x)", short(*skip), short(*branch))
+        }
         Op::Linear { inputs, outputs, bias } => {
             format!("linear {inputs} → {outputs}{}", if *bias { " + bias" } else { "" })
         }
@@ -29,7 +32,11 @@ fn title(op: &Op) -> String {
         Op::SoftCap { cap } => format!("soft cap {}", short(*cap)),
         Op::Clip { limit } => format!("clip to ±{}", short(*limit)),
         Op::Attention(a) => {
-            let kv = if a.key_value_heads == a.heads { String::new() } else { format!(" ({} kv)", a.key_value_heads) };
+            let kv = if a.key_value_heads == a.heads {
+                String::new()
+            } else {
+                format!(" ({} kv)", a.key_value_heads)
+            };
             let rotary = match a.rotary.as_ref().map(|r| r.pairing) {
                 None => "",
                 Some(Pairing::Half) => ", rotary",
@@ -65,7 +72,9 @@ fn input(graph: &Graph) -> String {
         Input::Tokens { context, separator: Some(id) } => {
             format!("tokens, up to {context}, documents from token {id} on")
         }
-        Input::Pixels { channels, height, width } => format!("pixels {channels} × {height} × {width}"),
+        Input::Pixels { channels, height, width } => {
+            format!("pixels {channels} × {height} × {width}")
+        }
         Input::Vector { dim } => format!("vector {dim}"),
     }
 }
@@ -88,7 +97,9 @@ fn items(nodes: &[Node], prefix: &str, note: Note) -> Vec<Item> {
 }
 
 pub(super) fn dot(graph: &Graph, note: Note) -> String {
-    let mut out = String::from("digraph network {\n  rankdir=TB; node [shape=box, fontname=\"sans-serif\"];\n");
+    let mut out = String::from(
+        "digraph network {\n  rankdir=TB; node [shape=box, fontname=\"sans-serif\"];\n",
+    );
     let mut count = 0;
     let _ = writeln!(out, "  n0 [label={}, shape=ellipse];", quote(&input(graph)));
     let mut last = 0;
@@ -104,7 +115,8 @@ fn emit(list: &[Item], depth: usize, count: &mut usize, last: &mut usize, out: &
             Item::Box { path, title, note } => {
                 *count += 1;
                 let label = [Some(path.as_str()), Some(title), note.as_deref()];
-                let label: Vec<&str> = label.into_iter().flatten().filter(|s| !s.is_empty()).collect();
+                let label: Vec<&str> =
+                    label.into_iter().flatten().filter(|s| !s.is_empty()).collect();
                 let _ = writeln!(out, "{pad}n{count} [label={}];", quote(&label.join("\n")));
                 let _ = writeln!(out, "{pad}n{last} -> n{count};");
                 *last = *count;
@@ -162,7 +174,8 @@ fn draw(list: &[Item], x: f64, mut y: f64, out: &mut String) -> f64 {
                 let middle = WIDTH / 2.0;
                 let _ = writeln!(
                     out,
-                    "<line x1=\"{middle}\" y1=\"{}\" x2=\"{middle}\" y2=\"{y}\" stroke=\"#5b6b7f\"/>",
+                    "<line x1=\"{middle}\" y1=\"{}\" x2=\"{middle}\" y2=\"{y}\" \
+                     stroke=\"#5b6b7f\"/>",
                     y - GAP
                 );
                 rect(out, (x, y, width, ROW), "#ffffff", "#2b6cb0");
@@ -191,11 +204,15 @@ fn draw(list: &[Item], x: f64, mut y: f64, out: &mut String) -> f64 {
 fn rect(out: &mut String, (x, y, w, h): (f64, f64, f64, f64), fill: &str, stroke: &str) {
     let _ = writeln!(
         out,
-        "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" rx=\"5\" fill=\"{fill}\" stroke=\"{stroke}\"/>"
+        "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" rx=\"5\" fill=\"{fill}\" \
+         stroke=\"{stroke}\"/>"
     );
 }
 
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, fill: &str, content: &str) {
     let content = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ = writeln!(out, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{content}</text>");
+    let _ = writeln!(
+        out,
+        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{content}</text>"
+    );
 }

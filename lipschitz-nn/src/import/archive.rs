@@ -18,9 +18,11 @@ pub(super) struct Member {
     pub bytes: u64,
 }
 
-/// The members of an archive by name. Compressed ones are refused: they could be any size once unpacked.
+/// The members of an archive by name. Compressed ones are refused: they could be any size once
+/// unpacked.
 pub(super) fn members(path: &Path) -> Result<BTreeMap<String, Member>, Error> {
-    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
+    let damaged =
+        |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
     let mut out = BTreeMap::new();
@@ -28,10 +30,13 @@ pub(super) fn members(path: &Path) -> Result<BTreeMap<String, Member>, Error> {
         let member = archive.by_index_raw(i).map_err(|e| damaged(&e))?;
         let name = member.name().map_err(|e| damaged(&e))?.into_owned();
         if member.compression() != CompressionMethod::Stored || member.encrypted() {
-            let what = format!("has the compressed member `{name}`; save it uncompressed (numpy.savez, torch.save)");
+            let what = format!(
+                "has the compressed member `{name}`; save it uncompressed (numpy.savez, torch.save)"
+            );
             return Err(Error::file(path, what));
         }
-        let offset = member.data_start().ok_or_else(|| damaged(&format!("nothing is known of `{name}`")))?;
+        let offset =
+            member.data_start().ok_or_else(|| damaged(&format!("nothing is known of `{name}`")))?;
         out.insert(name, Member { offset, bytes: member.size() });
     }
     Ok(out)
@@ -52,7 +57,8 @@ pub(super) fn read(path: &Path, member: Member) -> Result<Vec<u8>, Error> {
 
 /// Whether there is a member of this name.
 pub(super) fn has(path: &Path, name: &str) -> Result<bool, Error> {
-    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
+    let damaged =
+        |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
     let archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
     Ok(archive.index_for_name(name).is_some())
@@ -63,7 +69,8 @@ const LARGEST_RATIO: u64 = 64;
 
 /// The bytes of a member that may be compressed.
 pub(super) fn unpack(path: &Path, name: &str) -> Result<Vec<u8>, Error> {
-    let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot unpack `{name}`: {e}"));
+    let damaged =
+        |e: &dyn std::fmt::Display| Error::file(path, format!("cannot unpack `{name}`: {e}"));
     let file = File::open(path).map_err(|e| Error::io(path, &e))?;
     let limit = LARGEST_RATIO * file.metadata().map_err(|e| Error::io(path, &e))?.len();
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
@@ -73,7 +80,9 @@ pub(super) fn unpack(path: &Path, name: &str) -> Result<Vec<u8>, Error> {
     if bytes.len() as u64 > limit {
         return Err(Error::file(
             path,
-            format!("has the member `{name}`, which unpacks to over {LARGEST_RATIO} times the file"),
+            format!(
+                "has the member `{name}`, which unpacks to over {LARGEST_RATIO} times the file"
+            ),
         ));
     }
     Ok(bytes)
@@ -89,7 +98,10 @@ pub(super) fn arrays(path: &Path) -> Result<Vec<Entry>, Error> {
         let start = read(path, Member { bytes: member.bytes.min(LONGEST), ..member })?;
         let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
         let (dtype, shape, size) = header(&start).ok_or_else(|| {
-            Error::file(path, format!("has the member `{name}`, which is no array of numbers in C order"))
+            Error::file(
+                path,
+                format!("has the member `{name}`, which is no array of numbers in C order"),
+            )
         })?;
         let (offset, bytes) = (member.offset + size, member.bytes.saturating_sub(size));
         out.push(Entry { name, shape, dtype: Some(dtype), offset, bytes });

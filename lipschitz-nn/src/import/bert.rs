@@ -23,16 +23,22 @@ impl Encoder {
     /// The body of one block: a sum and a norm, twice.
     fn block(&self, takes: &mut Takes, to: &str, from: &str) -> Vec<Node> {
         let Self { dim, heads, hidden, eps, .. } = *self;
-        let [query, key, value, output, first, up, down, second] = self.names.map(|name| format!("{from}.{name}"));
-        for (ours, theirs) in [("query", query), ("key", key), ("value", value), ("output", output)] {
+        let [query, key, value, output, first, up, down, second] =
+            self.names.map(|name| format!("{from}.{name}"));
+        for (ours, theirs) in [("query", query), ("key", key), ("value", value), ("output", output)]
+        {
             takes.linear(&format!("{to}.attention.{ours}"), &theirs, dim, dim, true);
         }
         takes.norm(&format!("{to}.attention_norm"), &first, dim, true);
         takes.linear(&format!("{to}.mlp.up"), &up, hidden, dim, true);
         takes.linear(&format!("{to}.mlp.down"), &down, dim, hidden, true);
         takes.norm(&format!("{to}.mlp_norm"), &second, dim, true);
-        let mixer =
-            Attention { causal: false, bias: true, output_bias: true, ..Attention::new(dim, heads, dim / heads) };
+        let mixer = Attention {
+            causal: false,
+            bias: true,
+            output_bias: true,
+            ..Attention::new(dim, heads, dim / heads)
+        };
         let mut mlp = vec![linear("up", dim, hidden, true)];
         mlp.extend(self.phi.nodes());
         mlp.push(linear("down", hidden, dim, true));
@@ -68,10 +74,13 @@ fn head(config: &Config, class: &str) -> Result<Head, Error> {
         Some(Ok("ForMaskedLM")) => Head::Vocabulary,
         Some(Ok("ForSequenceClassification")) => Head::Classes,
         Some(Ok(rest)) => {
-            return Err(config.wrong("architectures", format!("names `{class}{rest}`, which is not supported")));
+            return Err(config
+                .wrong("architectures", format!("names `{class}{rest}`, which is not supported")));
         }
         Some(Err(name)) => {
-            return Err(config.wrong("architectures", format!("names `{name}`, which is not supported")));
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
         }
     })
 }
@@ -80,9 +89,10 @@ fn head(config: &Config, class: &str) -> Result<Head, Error> {
 fn classes(files: &Files, weight: &str) -> Result<usize, Error> {
     match files.get(weight).map(|info| info.shape.as_slice()) {
         Some([classes, _]) => Ok(*classes),
-        Some(shape) => {
-            Err(Error::Weight { name: weight.into(), what: format!("has shape {shape:?}, wanted a matrix") })
-        }
+        Some(shape) => Err(Error::Weight {
+            name: weight.into(),
+            what: format!("has shape {shape:?}, wanted a matrix"),
+        }),
         None => Err(Error::Weight { name: weight.into(), what: "is missing".into() }),
     }
 }
@@ -99,7 +109,8 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
     let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
     divides(config, "num_attention_heads", heads, dim)?;
     let eps = config.eps("layer_norm_eps", 1e-12)?;
-    let (vocabulary, positions) = (config.size("vocab_size")?, config.size("max_position_embeddings")?);
+    let (vocabulary, positions) =
+        (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     let types = config.size_or("type_vocab_size", if roberta { 1 } else { 2 })?;
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
@@ -110,13 +121,16 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
     if let Some(kind) = config.text("position_embedding_type")?
         && kind != "absolute"
     {
-        return Err(config.wrong("position_embedding_type", format!("is `{kind}`, which is not supported")));
+        return Err(
+            config.wrong("position_embedding_type", format!("is `{kind}`, which is not supported"))
+        );
     }
     let tied = config.flag("tie_word_embeddings", true)?;
     // RoBERTa counts positions from behind the padding id.
     let offset = if roberta { config.size_or("pad_token_id", 1)? + 1 } else { 0 };
     let context = positions.checked_sub(offset).filter(|n| *n > 0);
-    let context = context.ok_or_else(|| config.wrong("max_position_embeddings", format!("is {positions}")))?;
+    let context = context
+        .ok_or_else(|| config.wrong("max_position_embeddings", format!("is {positions}")))?;
     let encoder = Encoder {
         dim,
         heads,
@@ -137,14 +151,21 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
     };
     let root = files.prefix(prefix);
     let mut takes = Takes::default();
-    let table = |name: &str, rows: usize| Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim]);
+    let table = |name: &str, rows: usize| {
+        Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
+    };
     let embedding = table("word", vocabulary);
     takes.put("embedding.weight", embedding.clone());
     let first_type = table("token_type", types).rows(0, 1);
-    takes.put("positions.weight", table("position", positions).rows(offset, context).add_row(first_type));
+    takes.put(
+        "positions.weight",
+        table("position", positions).rows(offset, context).add_row(first_type),
+    );
     takes.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
     let bodies = (0..encoder.layers)
-        .map(|i| encoder.block(&mut takes, &format!("blocks.{i}"), &format!("{root}encoder.layer.{i}")))
+        .map(|i| {
+            encoder.block(&mut takes, &format!("blocks.{i}"), &format!("{root}encoder.layer.{i}"))
+        })
         .collect();
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
@@ -153,7 +174,10 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
         blocks(bodies),
     ];
     let pooler = "pooler.dense";
-    let mut aside = vec![("position_ids", "positions count from 0"), ("embeddings.token_type_ids", "all are 0")];
+    let mut aside = vec![
+        ("position_ids", "positions count from 0"),
+        ("embeddings.token_type_ids", "all are 0"),
+    ];
     match head(config, class)? {
         Head::Hidden => aside.extend([
             ("pooler.dense.weight", "the output is the vectors of all tokens"),
@@ -176,7 +200,11 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
             takes.put("head.weight", if tied { embedding } else { own });
             takes.vector("head.bias", bias, vocabulary);
             nodes.push(linear("transform", dim, dim, true));
-            nodes.extend(if roberta { Activation::plain(Function::GeluErf).nodes() } else { phi.nodes() });
+            nodes.extend(if roberta {
+                Activation::plain(Function::GeluErf).nodes()
+            } else {
+                phi.nodes()
+            });
             nodes.push(layer_norm("transform_norm", dim, eps, true));
             nodes.push(linear("head", dim, vocabulary, true));
             aside.extend([
@@ -213,7 +241,8 @@ pub(super) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
 pub(super) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
     let (dim, heads) = (config.size("dim")?, config.size("n_heads")?);
     divides(config, "n_heads", heads, dim)?;
-    let (vocabulary, context) = (config.size("vocab_size")?, config.size("max_position_embeddings")?);
+    let (vocabulary, context) =
+        (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     // Sinusoidal positions are stored in the same table as learned ones.
     config.ignore(&["sinusoidal_pos_embds"]);
     let mut phi = Activation::read(config, "activation", "gelu")?;
@@ -242,13 +271,21 @@ pub(super) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     };
     let root = files.prefix("distilbert.");
     let mut takes = Takes::default();
-    let table = |name: &str, rows: usize| Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim]);
+    let table = |name: &str, rows: usize| {
+        Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
+    };
     let embedding = table("word", vocabulary);
     takes.put("embedding.weight", embedding.clone());
     takes.put("positions.weight", table("position", context));
     takes.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
     let bodies = (0..encoder.layers)
-        .map(|i| encoder.block(&mut takes, &format!("blocks.{i}"), &format!("{root}transformer.layer.{i}")))
+        .map(|i| {
+            encoder.block(
+                &mut takes,
+                &format!("blocks.{i}"),
+                &format!("{root}transformer.layer.{i}"),
+            )
+        })
         .collect();
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),

@@ -1,4 +1,5 @@
-//! A `config.json`, read strictly: what is not known to leave the function as it is stops the import.
+//! A `config.json`, read strictly: what is not known to leave the function as it is stops the
+//! import.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -64,7 +65,8 @@ const INERT: &[&str] = &[
 /// The largest size of anything: a graph takes no larger.
 const LARGEST: u64 = 1 << 28;
 
-/// The options of a model. Each that is read is remembered; [`Config::finish`] fails on the first that nobody read.
+/// The options of a model. Each that is read is remembered; [`Config::finish`] fails on the first
+/// that nobody read.
 pub(super) struct Config {
     path: PathBuf,
     /// Where in the file, for messages.
@@ -120,7 +122,11 @@ impl Config {
 
     /// As [`Config::size_if`], where 0 means something too.
     pub fn size_if_zero(&self, key: &str) -> Result<Option<usize>, Error> {
-        if self.value(key).and_then(Value::as_u64) == Some(0) { Ok(Some(0)) } else { self.size_if(key) }
+        if self.value(key).and_then(Value::as_u64) == Some(0) {
+            Ok(Some(0))
+        } else {
+            self.size_if(key)
+        }
     }
 
     pub fn size(&self, key: &str) -> Result<usize, Error> {
@@ -149,7 +155,8 @@ impl Config {
         if eps > 0.0 {
             return Ok(eps);
         }
-        Err(self.wrong(key, format!("is {eps}: a norm without ε > 0 has no finite Lipschitz constant")))
+        Err(self
+            .wrong(key, format!("is {eps}: a norm without ε > 0 has no finite Lipschitz constant")))
     }
 
     pub fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
@@ -178,13 +185,17 @@ impl Config {
 
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+        let texts = value
+            .as_array()
+            .and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         texts.map(Some).ok_or_else(|| self.wrong(key, "is not a list of texts"))
     }
 
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let numbers = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        let numbers = value
+            .as_array()
+            .and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
         numbers.map(Some).ok_or_else(|| self.wrong(key, "is not a list of numbers"))
     }
 
@@ -203,7 +214,9 @@ impl Config {
     pub fn layers(&self, key: &str, tensors: usize) -> Result<usize, Error> {
         let layers = self.size(key)?;
         if layers > tensors {
-            return Err(self.wrong(key, format!("is {layers}, but the files hold {tensors} tensors")));
+            return Err(
+                self.wrong(key, format!("is {layers}, but the files hold {tensors} tensors"))
+            );
         }
         Ok(layers)
     }
@@ -213,7 +226,10 @@ impl Config {
         Ok(match self.texts("architectures")?.as_deref() {
             None | Some([]) => None,
             Some([one]) => Some(*one),
-            Some(more) => return Err(self.wrong("architectures", format!("names {} classes, wanted one", more.len()))),
+            Some(more) => {
+                return Err(self
+                    .wrong("architectures", format!("names {} classes, wanted one", more.len())));
+            }
         })
     }
 
@@ -221,14 +237,22 @@ impl Config {
     pub fn finish(&self) -> Result<(), Error> {
         let read = self.read.borrow();
         let inert = |key: &str| {
-            INERT.contains(&key) || key.contains("dropout") || key.ends_with("pdrop") || key.ends_with("drop_rate")
+            INERT.contains(&key)
+                || key.contains("dropout")
+                || key.ends_with("pdrop")
+                || key.ends_with("drop_rate")
         };
-        match self.options.iter().find(|(key, value)| !read.contains(*key) && !inert(key) && !value.is_null()) {
+        match self
+            .options
+            .iter()
+            .find(|(key, value)| !read.contains(*key) && !inert(key) && !value.is_null())
+        {
             None => Ok(()),
             Some((key, value)) => Err(self.wrong(
                 key,
                 format!(
-                    "= {value} is not known to this importer and may change the function; if it does not, remove it from the file"
+                    "= {value} is not known to this importer and may change the function; if it \
+                     does not, remove it from the file"
                 ),
             )),
         }
@@ -249,7 +273,8 @@ impl Activation {
 
     pub fn read(config: &Config, key: &str, default: &str) -> Result<Self, Error> {
         let name = config.text(key)?.unwrap_or(default);
-        Self::named(name).ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
+        Self::named(name)
+            .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
     }
 
     pub fn named(name: &str) -> Option<Self> {
@@ -281,6 +306,10 @@ impl Activation {
 
     /// φ, for a gated unit.
     pub fn gate(self, config: &Config, key: &str) -> Result<Function, Error> {
-        if self.factor == 1.0 { Ok(self.function) } else { Err(config.wrong(key, "is not supported in a gated unit")) }
+        if self.factor == 1.0 {
+            Ok(self.function)
+        } else {
+            Err(config.wrong(key, "is not supported in a gated unit"))
+        }
     }
 }

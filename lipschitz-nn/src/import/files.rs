@@ -1,8 +1,8 @@
-//! The tensors of foreign files: where each one lies. Every format ends in raw little-endian numbers at an offset, so reading an
-//! index is all that a format needs.
+//! The tensors of foreign files: where each one lies. Every format ends in raw little-endian
+//! numbers at an offset, so reading an index is all that a format needs.
 //!
-//! Files are not trusted: an index is no larger than its file, shapes are multiplied with checks, and every tensor must lie
-//! inside the file before any memory is taken for it.
+//! Files are not trusted: an index is no larger than its file, shapes are multiplied with checks,
+//! and every tensor must lie inside the file before any memory is taken for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -70,7 +70,10 @@ impl Files {
                 return Self::of_shards(directory, &index);
             }
         }
-        Err(Error::file(directory, "holds neither model.safetensors nor pytorch_model.bin, nor an index of shards"))
+        Err(Error::file(
+            directory,
+            "holds neither model.safetensors nor pytorch_model.bin, nor an index of shards",
+        ))
     }
 
     /// The tensors of a `.safetensors` file, of a zip archive of PyTorch, or of a `.npz`.
@@ -82,8 +85,15 @@ impl Files {
 
     /// Tensors that are in memory.
     pub fn of_tensors(tensors: Vec<(String, Tensor)>) -> Self {
-        let info = |t: Tensor| Info { shape: t.dims().to_vec(), dtype: Some(t.dtype()), place: Place::Memory(t) };
-        Self { paths: Vec::new(), tensors: tensors.into_iter().map(|(name, t)| (name, info(t))).collect() }
+        let info = |t: Tensor| Info {
+            shape: t.dims().to_vec(),
+            dtype: Some(t.dtype()),
+            place: Place::Memory(t),
+        };
+        Self {
+            paths: Vec::new(),
+            tensors: tensors.into_iter().map(|(name, t)| (name, info(t))).collect(),
+        }
     }
 
     fn of_shards(directory: &Path, index: &Path) -> Result<Self, Error> {
@@ -92,17 +102,23 @@ impl Files {
             weight_map: BTreeMap<String, String>,
         }
         let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, &e))?;
-        let Index { weight_map } =
-            serde_json::from_str(&text).map_err(|e| Error::file(index, format!("is no index of shards: {e}")))?;
+        let Index { weight_map } = serde_json::from_str(&text)
+            .map_err(|e| Error::file(index, format!("is no index of shards: {e}")))?;
         let mut files = Self::default();
         for shard in weight_map.values().collect::<BTreeSet<_>>() {
             if Path::new(shard).file_name() != Some(std::ffi::OsStr::new(shard)) {
-                return Err(Error::file(index, format!("names the shard `{shard}`, which is not a file beside it")));
+                return Err(Error::file(
+                    index,
+                    format!("names the shard `{shard}`, which is not a file beside it"),
+                ));
             }
             files.add(&directory.join(shard))?;
         }
         if let Some(name) = weight_map.keys().find(|name| !files.tensors.contains_key(*name)) {
-            return Err(Error::file(index, format!("names the tensor `{name}`, which no shard holds")));
+            return Err(Error::file(
+                index,
+                format!("names the tensor `{name}`, which no shard holds"),
+            ));
         }
         Ok(files)
     }
@@ -112,13 +128,15 @@ impl Files {
         let mut start = [0; 4];
         let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        file.read_exact(&mut start).map_err(|_| Error::file(path, "is empty or truncated; fetch it again"))?;
+        file.read_exact(&mut start)
+            .map_err(|_| Error::file(path, "is empty or truncated; fetch it again"))?;
         let npz = path.extension().is_some_and(|e| e == "npz");
         let entries = match (&start, npz) {
             (b"PK\x03\x04", true) => archive::arrays(path)?,
             (b"PK\x03\x04", false) => torch::tensors(path)?,
             (b"\x80\x02\x8a\x0a", _) => {
-                let what = "was saved by a PyTorch before 1.6; load it there and save it again with torch.save";
+                let what = "was saved by a PyTorch before 1.6; load it there and save it again \
+                            with torch.save";
                 return Err(Error::file(path, what));
             }
             _ => safetensors(path, length)?,
@@ -136,20 +154,33 @@ impl Files {
             match wanted {
                 Some(wanted) if fits && (dtype.is_none() || wanted as u64 == bytes) => {}
                 _ => {
-                    let what = format!("has the tensor `{name}` of shape {shape:?} in {bytes} bytes at {offset}");
-                    return Err(Error::file(path, format!("{what}, which its {length} bytes do not hold")));
+                    let what = format!(
+                        "has the tensor `{name}` of shape {shape:?} in {bytes} bytes at {offset}"
+                    );
+                    return Err(Error::file(
+                        path,
+                        format!("{what}, which its {length} bytes do not hold"),
+                    ));
                 }
             }
             total = total.saturating_add(bytes);
             let name = legacy(name);
-            let info = Info { shape, dtype, place: Place::File { file: self.paths.len(), offset, bytes } };
+            let info =
+                Info { shape, dtype, place: Place::File { file: self.paths.len(), offset, bytes } };
             if self.tensors.insert(name.clone(), info).is_some() {
-                return Err(Error::file(path, format!("has the tensor `{name}`, which there is already")));
+                return Err(Error::file(
+                    path,
+                    format!("has the tensor `{name}`, which there is already"),
+                ));
             }
         }
-        // Tied weights share their bytes; more sharing than that would take more memory than the file has bytes.
+        // Tied weights share their bytes; more sharing than that would take more memory than the
+        // file has bytes.
         if total > length.saturating_mul(2) {
-            return Err(Error::file(path, format!("has tensors of {total} bytes in a file of {length}")));
+            return Err(Error::file(
+                path,
+                format!("has tensors of {total} bytes in a file of {length}"),
+            ));
         }
         let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
         self.paths.push((path.to_path_buf(), changed));
@@ -170,7 +201,10 @@ impl Files {
 
     /// Whether some tensor's name starts so.
     pub fn below(&self, prefix: &str) -> bool {
-        self.tensors.range(prefix.to_string()..).next().is_some_and(|(name, _)| name.starts_with(prefix))
+        self.tensors
+            .range(prefix.to_string()..)
+            .next()
+            .is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
     /// `prefix` if tensors have it, nothing otherwise: a base model saves its tensors without one.
@@ -186,11 +220,15 @@ impl Files {
             Place::File { file, offset, bytes } => (*file, *offset, *bytes),
         };
         let (path, changed) = &self.paths[file];
-        let dtype = info.dtype.ok_or_else(|| Error::weight(name, "has a type that no weight can have"))?;
+        let dtype =
+            info.dtype.ok_or_else(|| Error::weight(name, "has a type that no weight can have"))?;
         let io = |e: std::io::Error| Error::io(path, &e);
         let mut file = File::open(path).map_err(io)?;
         if file.metadata().and_then(|file| file.modified()).ok() != *changed {
-            return Err(Error::file(path, "has changed since it was opened; start again when nothing writes to it"));
+            return Err(Error::file(
+                path,
+                "has changed since it was opened; start again when nothing writes to it",
+            ));
         }
         file.seek(SeekFrom::Start(offset)).map_err(io)?;
         let mut bytes = vec![0; bytes as usize];
@@ -225,7 +263,8 @@ fn safetensors(path: &Path, length: u64) -> Result<Vec<Entry>, Error> {
     }
     let mut bytes = Vec::new();
     file.take(size).read_to_end(&mut bytes).map_err(io)?;
-    // Checks that tensors follow each other without gaps or overlaps, each as long as its shape says.
+    // Checks that tensors follow each other without gaps or overlaps, each as long as its shape
+    // says.
     let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
     let wanted = (8 + size).saturating_add(header.data_len() as u64);
     if wanted != length {
@@ -234,7 +273,13 @@ fn safetensors(path: &Path, length: u64) -> Result<Vec<Entry>, Error> {
     let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (from, to) = info.data_offsets;
         let dtype = DType::try_from(info.dtype).ok();
-        Entry { name, shape: info.shape.clone(), dtype, offset: 8 + size + from as u64, bytes: (to - from) as u64 }
+        Entry {
+            name,
+            shape: info.shape.clone(),
+            dtype,
+            offset: 8 + size + from as u64,
+            bytes: (to - from) as u64,
+        }
     };
     Ok(header.tensors().into_iter().map(entry).collect())
 }

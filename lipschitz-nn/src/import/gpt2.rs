@@ -1,4 +1,5 @@
-//! GPT-2, whose matrices are stored transposed, and GPT-BigCode, whose heads share one key and value.
+//! GPT-2, whose matrices are stored transposed, and GPT-BigCode, whose heads share one key and
+//! value.
 
 use super::Dialect;
 use super::config::{Activation, Config};
@@ -45,9 +46,17 @@ fn shape(config: &Config, files: &Files, class: &str) -> Result<Shape, Error> {
     ]);
     let head = match config.architecture()? {
         None => true,
-        Some(name) if name == format!("{class}LMHeadModel") || name == format!("{class}ForCausalLM") => true,
+        Some(name)
+            if name == format!("{class}LMHeadModel") || name == format!("{class}ForCausalLM") =>
+        {
+            true
+        }
         Some(name) if name == format!("{class}Model") => false,
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     };
     Ok(Shape {
         dim,
@@ -74,7 +83,10 @@ pub(super) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<P
         for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
             let weight = Take::new(format!("{from}.attn.c_attn.weight"), &[dim, 3 * dim]);
             let bias = Take::new(format!("{from}.attn.c_attn.bias"), &[3 * dim]);
-            takes.put(format!("{to}.attention.{name}.weight"), weight.transpose().rows(j * dim, dim));
+            takes.put(
+                format!("{to}.attention.{name}.weight"),
+                weight.transpose().rows(j * dim, dim),
+            );
             takes.put(format!("{to}.attention.{name}.bias"), bias.rows(j * dim, dim));
         }
         for (ours, theirs, inputs, outputs) in [
@@ -89,10 +101,17 @@ pub(super) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<P
         let head_dim = dim / s.heads;
         let scale = if scaled { (head_dim as f64).sqrt().recip() } else { 1.0 };
         let logit_scale = if by_layer { scale / (i + 1) as f64 } else { scale };
-        Attention { logit_scale, bias: true, output_bias: true, ..Attention::new(dim, s.heads, head_dim) }
+        Attention {
+            logit_scale,
+            bias: true,
+            output_bias: true,
+            ..Attention::new(dim, s.heads, head_dim)
+        }
     };
     let plan = decoder(config, files, &s, "gelu_new", blocks)?;
-    Ok(plan.aside("attn.bias", "the causal mask").aside("attn.masked_bias", "the number that masks"))
+    Ok(plan
+        .aside("attn.bias", "the causal mask")
+        .aside("attn.masked_bias", "the number that masks"))
 }
 
 pub(super) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
@@ -124,13 +143,25 @@ pub(super) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Resul
                 takes.put(format!("{to}.attention.{name}.{part}"), take);
             }
         }
-        takes.linear(&format!("{to}.attention.output"), &format!("{from}.attn.c_proj"), dim, dim, true);
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.attn.c_proj"),
+            dim,
+            dim,
+            true,
+        );
         takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.c_fc"), hidden, dim, true);
         takes.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.c_proj"), dim, hidden, true);
         let key_value_heads = if shared { 1 } else { heads };
-        Attention { key_value_heads, bias: true, output_bias: true, ..Attention::new(dim, heads, head_dim) }
+        Attention {
+            key_value_heads,
+            bias: true,
+            output_bias: true,
+            ..Attention::new(dim, heads, head_dim)
+        }
     };
-    Ok(decoder(config, files, &s, "gelu_pytorch_tanh", blocks)?.aside("attn.bias", "the causal mask"))
+    Ok(decoder(config, files, &s, "gelu_pytorch_tanh", blocks)?
+        .aside("attn.bias", "the causal mask"))
 }
 
 /// Learned positions, blocks with layer norms in front, and a head.
@@ -173,5 +204,9 @@ fn decoder(
         takes.put("head.weight", if s.tied { embedding } else { own });
     }
     let plan = Plan::new(Input::tokens(context), nodes, takes)?;
-    Ok(if s.tied || !s.head { plan.aside("lm_head.weight", "the head is the embedding") } else { plan })
+    Ok(if s.tied || !s.head {
+        plan.aside("lm_head.weight", "the head is the embedding")
+    } else {
+        plan
+    })
 }

@@ -13,7 +13,8 @@ struct Kind {
     class: &'static str,
     eps: f64,
     tied: bool,
-    /// Bias on queries, keys and values, on the output, and in the gated unit; none: the config says.
+    /// Bias on queries, keys and values, on the output, and in the gated unit; none: the config
+    /// says.
     qkv_bias: Option<bool>,
     output_bias: Option<bool>,
     mlp_bias: Option<bool>,
@@ -54,9 +55,24 @@ fn kind(family: &str) -> Kind {
     match family {
         "mistral" => Kind { class: "Mistral", qkv_bias: none, output_bias: none, ..llama },
         "qwen2" => Kind { class: "Qwen2", qkv_bias: Some(true), output_bias: none, ..llama },
-        "qwen3" => Kind { class: "Qwen3", query_key_norm: Some(Span::Head), head_dim: Some(128), ..llama },
-        "phi3" => Kind { class: "Phi3", eps: 1e-5, qkv_bias: none, output_bias: none, fused: true, ..llama },
-        "olmo2" => Kind { class: "Olmo2", eps: 1e-5, norms: Norms::After, query_key_norm: Some(Span::Heads), ..llama },
+        "qwen3" => {
+            Kind { class: "Qwen3", query_key_norm: Some(Span::Head), head_dim: Some(128), ..llama }
+        }
+        "phi3" => Kind {
+            class: "Phi3",
+            eps: 1e-5,
+            qkv_bias: none,
+            output_bias: none,
+            fused: true,
+            ..llama
+        },
+        "olmo2" => Kind {
+            class: "Olmo2",
+            eps: 1e-5,
+            norms: Norms::After,
+            query_key_norm: Some(Span::Heads),
+            ..llama
+        },
         "gemma" => Kind {
             class: "Gemma",
             tied: true,
@@ -78,7 +94,12 @@ fn kind(family: &str) -> Kind {
     }
 }
 
-pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &str) -> Result<Plan, Error> {
+pub(super) fn llama(
+    config: &Config,
+    files: &Files,
+    dialect: Dialect,
+    family: &str,
+) -> Result<Plan, Error> {
     let kind = kind(family);
     let (dim, vocabulary) = (config.size("hidden_size")?, config.size("vocab_size")?);
     let (hidden, heads) = (config.size("intermediate_size")?, config.size("num_attention_heads")?);
@@ -89,7 +110,8 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
         (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
         (None, None) if dim.is_multiple_of(heads) => dim / heads,
         (None, None) => {
-            return Err(config.wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
+            return Err(config
+                .wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
         }
     };
     let bias = |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key, false), Ok);
@@ -106,7 +128,10 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
         "gemma2" => {
             config.only("use_bidirectional_attention", false)?;
             let scalar = config.number_or("query_pre_attn_scalar", 256.0)?;
-            let caps = (config.number_if("attn_logit_softcapping")?, config.number_if("final_logit_softcapping")?);
+            let caps = (
+                config.number_if("attn_logit_softcapping")?,
+                config.number_if("final_logit_softcapping")?,
+            );
             (caps.0, caps.1, if dialect == Dialect::Candle { head_dim as f64 } else { scalar })
         }
         "gemma" => {
@@ -116,14 +141,20 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
         _ => (None, None, head_dim as f64),
     };
     if scalar <= 0.0 {
-        return Err(config.wrong("query_pre_attn_scalar", format!("is {scalar}, wanted a number above 0")));
+        return Err(
+            config.wrong("query_pre_attn_scalar", format!("is {scalar}, wanted a number above 0"))
+        );
     }
 
     let head = match config.architecture()? {
         None => true,
         Some(name) if name == format!("{}ForCausalLM", kind.class) => true,
         Some(name) if name == format!("{}Model", kind.class) => false,
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     };
     let tied = config.flag("tie_word_embeddings", kind.tied)?;
 
@@ -131,7 +162,10 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
     let mut takes = Takes::default();
     let embedding = Take::new(format!("{root}embed_tokens.weight"), &[vocabulary, dim]);
     let scale = (dim as f64).sqrt();
-    takes.put("embedding.weight", if kind.gemma { embedding.clone().times(scale) } else { embedding.clone() });
+    takes.put(
+        "embedding.weight",
+        if kind.gemma { embedding.clone().times(scale) } else { embedding.clone() },
+    );
     let norm = |takes: &mut Takes, to: &str, from: &str, width: usize| {
         let gain = Take::new(format!("{from}.weight"), &[width]);
         takes.put(format!("{to}.weight"), if kind.gemma { gain.add(1.0) } else { gain });
@@ -150,24 +184,64 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
             takes.put(format!("{to}.mlp.gate.weight"), fused().rows(0, hidden));
             takes.put(format!("{to}.mlp.up.weight"), fused().rows(hidden, hidden));
         } else {
-            for (ours, name, width) in [("query", "q_proj", query), ("key", "k_proj", key), ("value", "v_proj", key)] {
-                takes.linear(&format!("{mine}.{ours}"), &format!("{theirs}.{name}"), width, dim, qkv_bias);
+            for (ours, name, width) in
+                [("query", "q_proj", query), ("key", "k_proj", key), ("value", "v_proj", key)]
+            {
+                takes.linear(
+                    &format!("{mine}.{ours}"),
+                    &format!("{theirs}.{name}"),
+                    width,
+                    dim,
+                    qkv_bias,
+                );
             }
-            takes.linear(&format!("{to}.mlp.gate"), &format!("{from}.mlp.gate_proj"), hidden, dim, mlp_bias);
-            takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.up_proj"), hidden, dim, mlp_bias);
+            takes.linear(
+                &format!("{to}.mlp.gate"),
+                &format!("{from}.mlp.gate_proj"),
+                hidden,
+                dim,
+                mlp_bias,
+            );
+            takes.linear(
+                &format!("{to}.mlp.up"),
+                &format!("{from}.mlp.up_proj"),
+                hidden,
+                dim,
+                mlp_bias,
+            );
         }
-        takes.linear(&format!("{mine}.output"), &format!("{theirs}.o_proj"), dim, query, output_bias);
-        takes.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.down_proj"), dim, hidden, mlp_bias);
+        takes.linear(
+            &format!("{mine}.output"),
+            &format!("{theirs}.o_proj"),
+            dim,
+            query,
+            output_bias,
+        );
+        takes.linear(
+            &format!("{to}.mlp.down"),
+            &format!("{from}.mlp.down_proj"),
+            dim,
+            hidden,
+            mlp_bias,
+        );
         if let Some(span) = kind.query_key_norm {
             let width = |all| if span == Span::Heads { all } else { head_dim };
-            norm(&mut takes, &format!("{mine}.query_norm"), &format!("{theirs}.q_norm"), width(query));
+            norm(
+                &mut takes,
+                &format!("{mine}.query_norm"),
+                &format!("{theirs}.q_norm"),
+                width(query),
+            );
             norm(&mut takes, &format!("{mine}.key_norm"), &format!("{theirs}.k_norm"), width(key));
         }
         let norms: &[(&str, &str)] = match kind.norms {
-            Norms::Before => &[("attention.norm", "input_layernorm"), ("mlp.norm", "post_attention_layernorm")],
-            Norms::After => {
-                &[("attention.post_norm", "post_attention_layernorm"), ("mlp.post_norm", "post_feedforward_layernorm")]
+            Norms::Before => {
+                &[("attention.norm", "input_layernorm"), ("mlp.norm", "post_attention_layernorm")]
             }
+            Norms::After => &[
+                ("attention.post_norm", "post_attention_layernorm"),
+                ("mlp.post_norm", "post_feedforward_layernorm"),
+            ],
             Norms::Both => &[
                 ("attention.norm", "input_layernorm"),
                 ("attention.post_norm", "post_attention_layernorm"),
@@ -175,7 +249,9 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
                 ("mlp.post_norm", "post_feedforward_layernorm"),
             ],
         };
-        norms.iter().for_each(|(ours, name)| norm(&mut takes, &format!("{to}.{ours}"), &format!("{from}.{name}"), dim));
+        norms.iter().for_each(|(ours, name)| {
+            norm(&mut takes, &format!("{to}.{ours}"), &format!("{from}.{name}"), dim)
+        });
 
         let mixer = Attention {
             key_value_heads,
@@ -195,11 +271,17 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
             let after = (kind.norms != Norms::Before).then(|| rms_norm("post_norm", dim, eps));
             before.into_iter().chain([node]).chain(after).collect()
         };
-        bodies.push(vec![residual("attention", around(attention(mixer))), residual("mlp", around(gated))]);
+        bodies.push(vec![
+            residual("attention", around(attention(mixer))),
+            residual("mlp", around(gated)),
+        ]);
     }
     norm(&mut takes, "norm", &format!("{root}norm"), dim);
-    let mut nodes =
-        vec![Node::new("embedding", Op::Embedding { vocabulary, dim }), blocks(bodies), rms_norm("norm", dim, eps)];
+    let mut nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        blocks(bodies),
+        rms_norm("norm", dim, eps),
+    ];
     if head {
         nodes.push(linear("head", dim, vocabulary, false));
         let own = Take::new("lm_head.weight", &[vocabulary, dim]);
@@ -213,7 +295,8 @@ pub(super) fn llama(config: &Config, files: &Files, dialect: Dialect, family: &s
     }
     plan.notes.extend(note);
     if kind.gemma {
-        plan = plan.note("embedding vectors are those multiplied by √dim, gains those with 1 added");
+        plan =
+            plan.note("embedding vectors are those multiplied by √dim, gains those with 1 added");
     }
     Ok(plan)
 }
@@ -224,21 +307,31 @@ fn activation(config: &Config, kind: &Kind, family: &str) -> Result<crate::graph
         // Some releases give both names.
         let (new, old) = (config.text("hidden_activation")?, config.text("hidden_act")?);
         return match (new, old) {
-            (Some(new), Some(old)) if new != old => {
-                Err(config.wrong("hidden_activation", format!("is `{new}`, and `hidden_act` is `{old}`; remove one")))
+            (Some(new), Some(old)) if new != old => Err(config.wrong(
+                "hidden_activation",
+                format!("is `{new}`, and `hidden_act` is `{old}`; remove one"),
+            )),
+            (Some(_), _) => Activation::read(config, "hidden_activation", default)?
+                .gate(config, "hidden_activation"),
+            (None, _) => {
+                Activation::read(config, "hidden_act", default)?.gate(config, "hidden_act")
             }
-            (Some(_), _) => Activation::read(config, "hidden_activation", default)?.gate(config, "hidden_activation"),
-            (None, _) => Activation::read(config, "hidden_act", default)?.gate(config, "hidden_act"),
         };
     }
     Activation::read(config, key, default)?.gate(config, key)
 }
 
-/// How many positions each layer's tokens see. Candle's masks let one more through than the library's, and do not differ by
-/// layer.
-fn windows(config: &Config, family: &str, layers: usize, dialect: Dialect) -> Result<Vec<Option<usize>>, Error> {
+/// How many positions each layer's tokens see. Candle's masks let one more through than the
+/// library's, and do not differ by layer.
+fn windows(
+    config: &Config,
+    family: &str,
+    layers: usize,
+    dialect: Dialect,
+) -> Result<Vec<Option<usize>>, Error> {
     let default = matches!(family, "mistral" | "gemma2").then_some(4096);
-    let given = if config.names("sliding_window") { config.size_if("sliding_window")? } else { default };
+    let given =
+        if config.names("sliding_window") { config.size_if("sliding_window")? } else { default };
     let types: Option<Vec<String>> =
         config.texts("layer_types")?.map(|types| types.into_iter().map(str::to_string).collect());
     if !matches!(family, "mistral" | "qwen2" | "qwen3" | "phi3" | "gemma2") {
@@ -251,50 +344,68 @@ fn windows(config: &Config, family: &str, layers: usize, dialect: Dialect) -> Re
         return Ok(vec![None; layers]);
     }
     let (used, first) = match family {
-        "qwen2" | "qwen3" => {
-            (config.flag("use_sliding_window", false)?, config.size_if_zero("max_window_layers")?.unwrap_or(28))
-        }
+        "qwen2" | "qwen3" => (
+            config.flag("use_sliding_window", false)?,
+            config.size_if_zero("max_window_layers")?.unwrap_or(28),
+        ),
         _ => (true, 0),
     };
     if dialect == Dialect::Candle {
         if family == "qwen3" && used {
-            return Err(config.wrong("use_sliding_window", "is true, which candle refuses for this family"));
+            return Err(
+                config.wrong("use_sliding_window", "is true, which candle refuses for this family")
+            );
         }
         let window = if matches!(family, "phi3" | "qwen3") { None } else { given.map(|w| w + 1) };
         return Ok(vec![window; layers]);
     }
-    let slides = |i: usize| -> Result<bool, Error> {
-        if let Some(types) = &types {
-            return match types.get(i).map(String::as_str) {
-                Some("sliding_attention") => Ok(true),
-                Some("full_attention") => Ok(false),
-                Some(other) => Err(config.wrong("layer_types", format!("names `{other}`, which is not supported"))),
-                None => Err(config.wrong("layer_types", format!("has {} entries for {layers} layers", types.len()))),
-            };
-        }
-        Ok(match family {
-            "gemma2" => i.is_multiple_of(2),
-            "qwen2" | "qwen3" => used && i >= first,
-            _ => true,
-        })
-    };
+    let slides =
+        |i: usize| -> Result<bool, Error> {
+            if let Some(types) = &types {
+                return match types.get(i).map(String::as_str) {
+                    Some("sliding_attention") => Ok(true),
+                    Some("full_attention") => Ok(false),
+                    Some(other) => Err(config
+                        .wrong("layer_types", format!("names `{other}`, which is not supported"))),
+                    None => Err(config.wrong(
+                        "layer_types",
+                        format!("has {} entries for {layers} layers", types.len()),
+                    )),
+                };
+            }
+            Ok(match family {
+                "gemma2" => i.is_multiple_of(2),
+                "qwen2" | "qwen3" => used && i >= first,
+                _ => true,
+            })
+        };
     (0..layers)
         .map(|i| match (slides(i)?, given) {
             (true, Some(window)) => Ok(Some(window)),
-            (true, None) if types.is_some() => Err(config.wrong("sliding_window", "is missing, but layers slide")),
+            (true, None) if types.is_some() => {
+                Err(config.wrong("sliding_window", "is missing, but layers slide"))
+            }
             _ => Ok(None),
         })
         .collect()
 }
 
 /// Options that candle's model of this family does not know.
-fn refused_by_candle(config: &Config, family: &str, square: bool, scaled: bool) -> Result<(), Error> {
+fn refused_by_candle(
+    config: &Config,
+    family: &str,
+    square: bool,
+    scaled: bool,
+) -> Result<(), Error> {
     if matches!(family, "llama" | "qwen2" | "olmo2" | "phi3") && !square {
-        return Err(
-            config.wrong("head_dim", "times the heads is not the width, which candle's model takes for granted")
-        );
+        return Err(config.wrong(
+            "head_dim",
+            "times the heads is not the width, which candle's model takes for granted",
+        ));
     }
-    if family == "llama" && (config.flag("attention_bias", false)? || config.flag("mlp_bias", false)?) {
+    if family == "llama"
+        && (config.flag("attention_bias", false)? || config.flag("mlp_bias", false)?)
+    {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
     }
     if !matches!(family, "llama" | "phi3") && scaled {

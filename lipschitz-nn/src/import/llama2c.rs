@@ -45,7 +45,10 @@ fn header(path: &Path, length: u64) -> Result<Header, Error> {
     let wrong = |what: String| Error::file(path, format!("is no model of llama2.c: {what}"));
     let first = number(0) != Some(MAGIC);
     if !first && number(1) != Some(1) {
-        return Err(wrong(format!("version {} is not supported, 1 is", number(1).unwrap_or_default())));
+        return Err(wrong(format!(
+            "version {} is not supported, 1 is",
+            number(1).unwrap_or_default()
+        )));
     }
     let at = if first { 0 } else { 2 };
     let mut sizes = [0usize; 7];
@@ -58,16 +61,31 @@ fn header(path: &Path, length: u64) -> Result<Header, Error> {
         }
         let n = if first && i == 5 { n.unsigned_abs() } else { n.max(0).unsigned_abs() } as usize;
         if n == 0 || n as u64 > length {
-            return Err(wrong(format!("its header says a size of {n} in a file of {length} bytes")));
+            return Err(wrong(format!(
+                "its header says a size of {n} in a file of {length} bytes"
+            )));
         }
         *size = n;
     }
     let [dim, hidden, layers, heads, key_value_heads, vocabulary, context] = sizes;
     if !dim.is_multiple_of(heads) || !heads.is_multiple_of(key_value_heads) {
-        return Err(wrong(format!("{heads} heads and {key_value_heads} of keys do not divide a width of {dim}")));
+        return Err(wrong(format!(
+            "{heads} heads and {key_value_heads} of keys do not divide a width of {dim}"
+        )));
     }
     let start = if first { 28 } else { 256 };
-    Ok(Header { dim, hidden, layers, heads, key_value_heads, vocabulary, context, shared, start, first })
+    Ok(Header {
+        dim,
+        hidden,
+        layers,
+        heads,
+        key_value_heads,
+        vocabulary,
+        context,
+        shared,
+        start,
+        first,
+    })
 }
 
 /// The index of the file, by names of our own.
@@ -94,7 +112,9 @@ fn entries(path: &Path, h: &Header, length: u64) -> Result<Vec<Entry>, Error> {
         order.push(single(&table));
         order.extend((0..9).map(many));
         order.push(single(&norm));
-        order.extend(["freq_real", "freq_imag"].map(|name| (false, name.to_string(), vec![h.context, half])));
+        order.extend(
+            ["freq_real", "freq_imag"].map(|name| (false, name.to_string(), vec![h.context, half])),
+        );
     } else {
         order.extend([many(0), many(5), single(&norm), single(&table)]);
         order.extend([1, 2, 3, 4, 6, 7, 8].map(many));
@@ -107,13 +127,20 @@ fn entries(path: &Path, h: &Header, length: u64) -> Result<Vec<Entry>, Error> {
     for (layered, name, shape) in order {
         let count = shape.iter().try_fold(4u64, |n, d| n.checked_mul(*d as u64));
         for i in 0..if layered { h.layers } else { 1 } {
-            let end = count.and_then(|bytes| offset.checked_add(bytes)).filter(|end| *end <= length);
+            let end =
+                count.and_then(|bytes| offset.checked_add(bytes)).filter(|end| *end <= length);
             let Some(end) = end else {
                 let what = format!("its header wants more than its {length} bytes (at `{name}`)");
                 return Err(Error::file(path, format!("is no whole model of llama2.c: {what}")));
             };
             let name = if layered { format!("layers.{i}.{name}") } else { name.clone() };
-            out.push(Entry { name, shape: shape.clone(), dtype: Some(DType::F32), offset, bytes: end - offset });
+            out.push(Entry {
+                name,
+                shape: shape.clone(),
+                dtype: Some(DType::F32),
+                offset,
+                bytes: end - offset,
+            });
             offset = end;
         }
     }
@@ -140,7 +167,10 @@ pub(super) fn open(path: &Path) -> Result<(Plan, Files), Error> {
     for i in 0..h.layers {
         let to = format!("blocks.{i}");
         let mut matrix = |ours: &str, theirs: &str, outputs: usize, inputs: usize| {
-            takes.put(format!("{to}.{ours}.weight"), Take::new(format!("layers.{i}.{theirs}"), &[outputs, inputs]));
+            takes.put(
+                format!("{to}.{ours}.weight"),
+                Take::new(format!("layers.{i}.{theirs}"), &[outputs, inputs]),
+            );
         };
         matrix("attention.query", "wq", dim, dim);
         matrix("attention.key", "wk", head_dim * h.key_value_heads, dim);
@@ -149,21 +179,29 @@ pub(super) fn open(path: &Path) -> Result<(Plan, Files), Error> {
         matrix("mlp.gate", "w1", hidden, dim);
         matrix("mlp.down", "w2", dim, hidden);
         matrix("mlp.up", "w3", hidden, dim);
-        takes.vector(&format!("{to}.attention.norm.weight"), &format!("layers.{i}.attention_norm"), dim);
+        takes.vector(
+            &format!("{to}.attention.norm.weight"),
+            &format!("layers.{i}.attention_norm"),
+            dim,
+        );
         takes.vector(&format!("{to}.mlp.norm.weight"), &format!("layers.{i}.ffn_norm"), dim);
         let mixer = Attention {
             key_value_heads: h.key_value_heads,
             rotary: Some(Rotary::new(10000.0, Pairing::Interleaved)),
             ..Attention::new(dim, heads, head_dim)
         };
-        let gated = Node::new("", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
+        let gated =
+            Node::new("", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
         bodies.push(vec![
             residual("attention", vec![rms_norm("norm", dim, EPS), attention(mixer)]),
             residual("mlp", vec![rms_norm("norm", dim, EPS), gated]),
         ]);
     }
     takes.vector("norm.weight", "norm", dim);
-    takes.put("head.weight", if h.shared { embedding } else { Take::new("head", &[vocabulary, dim]) });
+    takes.put(
+        "head.weight",
+        if h.shared { embedding } else { Take::new("head", &[vocabulary, dim]) },
+    );
     let nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         blocks(bodies),
@@ -171,6 +209,8 @@ pub(super) fn open(path: &Path) -> Result<(Plan, Files), Error> {
         linear("head", dim, vocabulary, false),
     ];
     let why = "rotary angles, which follow from the header";
-    let plan = Plan::new(Input::tokens(context), nodes, takes)?.aside("freq_real", why).aside("freq_imag", why);
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?
+        .aside("freq_real", why)
+        .aside("freq_imag", why);
     Ok((plan, files))
 }

@@ -1,4 +1,5 @@
-//! Plain multilayer perceptrons: a file of matrices in the order of the layers, with or without biases.
+//! Plain multilayer perceptrons: a file of matrices in the order of the layers, with or without
+//! biases.
 
 use std::path::Path;
 
@@ -14,7 +15,9 @@ fn natural(name: &str) -> Vec<(String, u64)> {
     for c in name.chars() {
         let last = out.len() - 1;
         match c.to_digit(10) {
-            Some(digit) => out[last].1 = out[last].1.saturating_mul(10).saturating_add(u64::from(digit) + 1),
+            Some(digit) => {
+                out[last].1 = out[last].1.saturating_mul(10).saturating_add(u64::from(digit) + 1)
+            }
             None => {
                 if out[last].1 > 0 {
                     out.push((String::new(), 0));
@@ -42,29 +45,39 @@ pub(super) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Resul
                 "{what}; give --activation, such as relu (a directory with a config.json says it)"
             )));
         }
-        (Some(name), _) => {
-            Some(Activation::named(name).ok_or_else(|| wrong(format!("has no activation called `{name}`")))?)
-        }
+        (Some(name), _) => Some(
+            Activation::named(name)
+                .ok_or_else(|| wrong(format!("has no activation called `{name}`")))?,
+        ),
     };
     let mut takes = Takes::default();
     let mut nodes = Vec::new();
     let mut width: Option<(usize, &str)> = None;
     let mut first = 0;
     for (i, name) in names.iter().enumerate() {
-        let &[outputs, inputs] = files.get(name).map(|info| info.shape.as_slice()).unwrap_or_default() else {
+        let &[outputs, inputs] =
+            files.get(name).map(|info| info.shape.as_slice()).unwrap_or_default()
+        else {
             continue;
         };
         match width {
             None => first = inputs,
             Some((width, before)) if width != inputs => {
-                let what = format!("`{name}` reads {inputs} numbers, and `{before}` in front of it gives {width}");
-                return Err(wrong(format!("{what}; matrices are [outputs, inputs], in the order of their names")));
+                let what = format!(
+                    "`{name}` reads {inputs} numbers, and `{before}` in front of it gives {width}"
+                );
+                return Err(wrong(format!(
+                    "{what}; matrices are [outputs, inputs], in the order of their names"
+                )));
             }
             Some(_) => {}
         }
         width = Some((outputs, name));
         let ours = format!("layer{i}");
-        let bias = name.strip_suffix("weight").map(|stem| format!("{stem}bias")).filter(|b| files.get(b).is_some());
+        let bias = name
+            .strip_suffix("weight")
+            .map(|stem| format!("{stem}bias"))
+            .filter(|b| files.get(b).is_some());
         takes.put(format!("{ours}.weight"), Take::new(*name, &[outputs, inputs]));
         if let Some(bias) = &bias {
             takes.vector(&format!("{ours}.bias"), bias, outputs);

@@ -1,8 +1,9 @@
 //! Other people's models: a foreign checkpoint becomes a graph and its weights.
 //!
-//! A family (one file each) turns a `config.json` into a graph and says for each weight which tensor it is and what is done with
-//! it; everything else is shared. An import is complete or it fails: every weight is found in the shape that the config
-//! implies, every tensor is used or known not to matter, every option is read or known to leave the function as it is.
+//! A family (one file each) turns a `config.json` into a graph and says for each weight which
+//! tensor it is and what is done with it; everything else is shared. An import is complete or it
+//! fails: every weight is found in the shape that the config implies, every tensor is used or known
+//! not to matter, every option is read or known to leave the function as it is.
 
 mod archive;
 mod bert;
@@ -44,11 +45,13 @@ pub use report::{Misshapen, Report};
 /// How to import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Whose function it is to be, where candle computes another one than the library that the model comes from.
+    /// Whose function it is to be, where candle computes another one than the library that the
+    /// model comes from.
     pub dialect: Dialect,
     /// Whether tensors that nothing is known about may be left out; they are named in the origin.
     pub allow_unused: bool,
-    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch, such as `relu`.
+    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
+    /// such as `relu`.
     pub activation: Option<String>,
 }
 
@@ -97,28 +100,35 @@ pub const FAMILIES: &[&str] = &[
     "xlm-roberta",
 ];
 
-/// Whether `path` is a model of somebody else's: a directory with a `config.json`, or a file of a foreign format.
+/// Whether `path` is a model of somebody else's: a directory with a `config.json`, or a file of a
+/// foreign format.
 pub fn is_foreign(path: &Path) -> bool {
     if path.is_dir() {
         return path.join("config.json").exists();
     }
-    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ["bin", "pt", "pth", "npz"].contains(&e))
+    path.extension()
+        .and_then(|e| e.to_str())
+        .is_some_and(|e| ["bin", "pt", "pth", "npz"].contains(&e))
 }
 
-/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of llama2.c; a `.npz` of the
-/// method's JAX code, an archive of a run or matrices with the config beside them; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
+/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of
+/// llama2.c; a `.npz` of the method's JAX code, an archive of a run or matrices with the config
+/// beside them; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a multilayer
 /// perceptron.
 ///
-/// The weights keep their float type where all have one and none is computed with; else they become f32 (f64 where there is
-/// some). Each file is read tensor by tensor, so that memory stays within the size of the weights and of the largest tensor.
+/// The weights keep their float type where all have one and none is computed with; else they become
+/// f32 (f64 where there is some). Each file is read tensor by tensor, so that memory stays within
+/// the size of the weights and of the largest tensor.
 ///
 /// # Errors
-/// [`Error::File`] names the file, and the option or tensor that is missing, unknown or does not fit.
+/// [`Error::File`] names the file, and the option or tensor that is missing, unknown or does not
+/// fit.
 pub fn import(path: &Path, options: &Options) -> Result<Imported, Error> {
     let foreign = Foreign::open(path, options)?;
     let weight = |name: &String| Ok((name.clone(), foreign.tensor(name)?));
     let weights = foreign.takes.keys().map(weight).collect::<Result<Weights, Error>>()?;
-    let model = Model::new(foreign.meta.graph.clone(), weights).map_err(|e| Error::file(path, e))?;
+    let model =
+        Model::new(foreign.meta.graph.clone(), weights).map_err(|e| Error::file(path, e))?;
     Ok(Imported { model, meta: foreign.meta, report: foreign.report })
 }
 
@@ -132,7 +142,9 @@ fn open_directory(path: &Path, options: &Options) -> Result<Foreign, Error> {
 
 fn open_file(path: &Path, options: &Options) -> Result<Foreign, Error> {
     let mut start = [0; 4];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start)).map_err(|e| Error::io(path, &e))?;
+    let read = std::fs::File::open(path)
+        .and_then(|mut file| file.read(&mut start))
+        .map_err(|e| Error::io(path, &e))?;
     let bin = path.extension().is_some_and(|e| e == "bin");
     if bin && &start[..read] != b"PK\x03\x04" {
         let (plan, files) = llama2c::open(path)?;
@@ -154,15 +166,20 @@ fn open_file(path: &Path, options: &Options) -> Result<Foreign, Error> {
     complete(path, "mlp".into(), plan, files, None, options)
 }
 
-/// The tensors that a model directory's `config.json` asks for, by name and shape; reads no weights.
+/// The tensors that a model directory's `config.json` asks for, by name and shape; reads no
+/// weights.
 ///
 /// # Errors
 /// As [`import`].
 pub fn wanted(path: &Path, options: &Options) -> Result<Vec<(String, Vec<usize>)>, Error> {
     let config = Config::open(&path.join("config.json"))?;
     let (_, plan) = plan(&config, &Files::of_directory(path)?, options.dialect)?;
-    let mut out: Vec<(String, Vec<usize>)> =
-        plan.takes.iter().flat_map(|(_, take)| take.sources()).map(|(n, s)| (n.to_string(), s.to_vec())).collect();
+    let mut out: Vec<(String, Vec<usize>)> = plan
+        .takes
+        .iter()
+        .flat_map(|(_, take)| take.sources())
+        .map(|(n, s)| (n.to_string(), s.to_vec()))
+        .collect();
     out.sort();
     out.dedup();
     Ok(out)
@@ -184,16 +201,18 @@ fn plan(config: &Config, files: &Files, dialect: Dialect) -> Result<(String, Pla
         "gemma" | "gemma2" | "llama" | "mistral" | "olmo2" | "phi3" | "qwen2" | "qwen3" => {
             llama::llama(config, files, dialect, &family)?
         }
-        "mixtral" | "qwen2_moe" | "qwen3_moe" | "deepseek_v2" | "deepseek_v3" | "phimoe" | "olmoe" | "jamba"
-        | "dbrx" | "granitemoe" | "gpt_oss" => {
-            let what = "sends tokens to the top experts, so its function jumps and has no finite Lipschitz constant";
+        "mixtral" | "qwen2_moe" | "qwen3_moe" | "deepseek_v2" | "deepseek_v3" | "phimoe"
+        | "olmoe" | "jamba" | "dbrx" | "granitemoe" | "gpt_oss" => {
+            let what = "sends tokens to the top experts, so its function jumps and has no finite \
+                        Lipschitz constant";
             return Err(config.wrong("model_type", format!("is `{family}`: it {what}")));
         }
         _ => {
             let known = FAMILIES.join(", ");
-            return Err(
-                config.wrong("model_type", format!("is `{family}`, which is not supported; supported are {known}"))
-            );
+            return Err(config.wrong(
+                "model_type",
+                format!("is `{family}`, which is not supported; supported are {known}"),
+            ));
         }
     };
     config.finish()?;
@@ -221,7 +240,8 @@ fn complete(
         _ if types.contains(&DType::F64) => DType::F64,
         _ => DType::F32,
     };
-    let shapes: BTreeMap<_, _> = plan.graph.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
+    let shapes: BTreeMap<_, _> =
+        plan.graph.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
     let takes: BTreeMap<_, _> = plan.takes.into_iter().collect();
     if let Some(name) = shapes.keys().find(|name| !takes.contains_key(*name)) {
         return Err(Error::file(path, Error::weight(name, "is missing")));
@@ -232,10 +252,14 @@ fn complete(
     let mut notes = plan.notes;
     notes.extend(report.set_aside());
     let origin = Origin { family, dialect: options.dialect, notes, unused: report.unused.clone() };
-    let provenance =
-        Provenance { version: env!("CARGO_PKG_VERSION").into(), origin: Some(origin), ..Provenance::default() };
+    let provenance = Provenance {
+        version: env!("CARGO_PKG_VERSION").into(),
+        origin: Some(origin),
+        ..Provenance::default()
+    };
     let config = serde_json::Value::Null;
-    let meta = Meta { format: checkpoint::FORMAT, graph: plan.graph, config, tokenizer, provenance };
+    let meta =
+        Meta { format: checkpoint::FORMAT, graph: plan.graph, config, tokenizer, provenance };
     Ok(Foreign { path: path.to_path_buf(), files, takes, shapes, dtype, meta, report })
 }
 
@@ -261,7 +285,8 @@ impl Foreign {
     /// Reads a weight, on the CPU.
     ///
     /// # Errors
-    /// [`Error::File`] if there is none of this name, it cannot be read, its shape is not the graph's, or a number is not finite.
+    /// [`Error::File`] if there is none of this name, it cannot be read, its shape is not the
+    /// graph's, or a number is not finite.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let read = || {
             let (Some(take), Some(shape)) = (self.takes.get(name), self.shapes.get(name)) else {
@@ -269,7 +294,10 @@ impl Foreign {
             };
             let weight = take.read(&self.files, self.dtype)?;
             if weight.dims() != shape {
-                return Err(Error::weight(name, format!("has shape {:?}, the graph wants {shape:?}", weight.dims())));
+                return Err(Error::weight(
+                    name,
+                    format!("has shape {:?}, the graph wants {shape:?}", weight.dims()),
+                ));
             }
             check_finite(name, &weight)?;
             Ok(weight)
@@ -285,6 +313,7 @@ fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
         return Ok(None);
     }
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
-    let json = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
+    let json =
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
     Ok(Some(Tokenizer::Json { json }))
 }

@@ -1,4 +1,5 @@
-//! ModernBERT: an encoder with norms in front, gated units, rotary positions, and local attention in most layers.
+//! ModernBERT: an encoder with norms in front, gated units, rotary positions, and local attention
+//! in most layers.
 
 use super::Dialect;
 use super::config::{Activation, Config};
@@ -10,9 +11,12 @@ use crate::graph::{Attention, Input, Node, Op, Pairing, Rotary};
 pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
     let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
     if !dim.is_multiple_of(heads) {
-        return Err(config.wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
+        return Err(
+            config.wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}"))
+        );
     }
-    let (vocabulary, context) = (config.size("vocab_size")?, config.size("max_position_embeddings")?);
+    let (vocabulary, context) =
+        (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
     let eps = config.eps("norm_eps", config.number_or("layer_norm_eps", 1e-5)?)?;
@@ -40,18 +44,24 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         None => Ok(!i.is_multiple_of(every)),
         Some(Some("sliding_attention")) => Ok(true),
         Some(Some("full_attention")) => Ok(false),
-        Some(other) => Err(config.wrong("layer_types", format!("has {other:?} for layer {i}, which is not supported"))),
+        Some(other) => Err(config
+            .wrong("layer_types", format!("has {other:?} for layer {i}, which is not supported"))),
     };
     let [global_base, local_base] = bases(config)?;
     if dialect == Dialect::Candle
-        && (phi != Activation::named("gelu").unwrap_or(phi) || types.is_some() && !uniform(&types, every))
+        && (phi != Activation::named("gelu").unwrap_or(phi)
+            || types.is_some() && !uniform(&types, every))
     {
-        return Err(config.wrong("layer_types", "or `hidden_activation` is one that candle's model does not know"));
+        return Err(config.wrong(
+            "layer_types",
+            "or `hidden_activation` is one that candle's model does not know",
+        ));
     }
 
     let root = files.prefix("model.");
     let mut takes = Takes::default();
-    let embedding = Take::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]);
+    let embedding =
+        Take::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]);
     takes.put("embedding.weight", embedding.clone());
     takes.norm("embedding_norm", &format!("{root}embeddings.norm"), dim, false);
     let mut bodies = Vec::new();
@@ -61,7 +71,13 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
             takes.put(format!("{to}.attention.{name}.weight"), fused.clone().rows(j * dim, dim));
         }
-        takes.linear(&format!("{to}.attention.output"), &format!("{from}.attn.Wo"), dim, dim, false);
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.attn.Wo"),
+            dim,
+            dim,
+            false,
+        );
         let fused = Take::new(format!("{from}.mlp.Wi.weight"), &[2 * hidden, dim]);
         takes.put(format!("{to}.mlp.gate.weight"), fused.clone().rows(0, hidden));
         takes.put(format!("{to}.mlp.up.weight"), fused.rows(hidden, hidden));
@@ -83,8 +99,10 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         }
         let function = phi.gate(config, "hidden_activation")?;
         let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: false });
-        bodies
-            .push(vec![residual("attention", mix), residual("mlp", vec![layer_norm("norm", dim, eps, false), gated])]);
+        bodies.push(vec![
+            residual("attention", mix),
+            residual("mlp", vec![layer_norm("norm", dim, eps, false), gated]),
+        ]);
     }
     takes.norm("norm", &format!("{root}final_norm"), dim, false);
     let mut nodes = vec![
@@ -104,7 +122,8 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
             takes.put("head.weight", if tied { embedding } else { own });
             takes.vector("head.bias", "decoder.bias", vocabulary);
             nodes.push(linear("transform", dim, dim, false));
-            // The library calls the head's activation that of the classifier, GELU in every release.
+            // The library calls the head's activation that of the classifier, GELU in every
+            // release.
             nodes.extend(phi.nodes());
             nodes.push(layer_norm("transform_norm", dim, eps, false));
             nodes.push(linear("head", dim, vocabulary, true));
@@ -112,7 +131,11 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
                 plan_aside.push(("decoder.weight".to_string(), "the head is the embedding"));
             }
         }
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     }
     config.flag("tie_word_embeddings", true)?;
     let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note("no token is padding");
@@ -122,14 +145,17 @@ pub(super) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
 
 /// Whether the layers' kinds are what their number alone says.
 fn uniform(types: &Option<Vec<&str>>, every: usize) -> bool {
-    let kind = |i: usize| if i.is_multiple_of(every) { "full_attention" } else { "sliding_attention" };
+    let kind =
+        |i: usize| if i.is_multiple_of(every) { "full_attention" } else { "sliding_attention" };
     types.as_ref().is_none_or(|types| types.iter().enumerate().all(|(i, t)| *t == kind(i)))
 }
 
 /// Bases of the rotary positions of global and local layers.
 fn bases(config: &Config) -> Result<[f64; 2], Error> {
-    let mut bases =
-        [config.number_or("global_rope_theta", 160_000.0)?, config.number_or("local_rope_theta", 10_000.0)?];
+    let mut bases = [
+        config.number_or("global_rope_theta", 160_000.0)?,
+        config.number_or("local_rope_theta", 10_000.0)?,
+    ];
     if let Some(kinds) = config.inside("rope_parameters")? {
         for (base, kind) in bases.iter_mut().zip(["full_attention", "sliding_attention"]) {
             let Some(inner) = kinds.inside(kind)? else { continue };

@@ -1,5 +1,6 @@
-//! Checkpoints of the method's JAX code: the list of matrices of `model.initialize`, in its order, in a `.npz`
-//! (`numpy.savez(path, *weights)`), beside the run's config in a `.json` of the same name.
+//! Checkpoints of the method's JAX code: the list of matrices of `model.initialize`, in its order,
+//! in a `.npz` (`numpy.savez(path, *weights)`), beside the run's config in a `.json` of the same
+//! name.
 
 use std::path::Path;
 
@@ -17,7 +18,8 @@ pub(super) fn modula(path: &Path, files: &Files) -> Result<Option<Plan>, Error> 
         return Ok(None);
     }
     let whole = Config::open(&beside)?;
-    // A results file holds the config of its run; options that the model's constructor does not take are of training.
+    // A results file holds the config of its run; options that the model's constructor does not
+    // take are of training.
     let config = whole.inside("parameters")?.unwrap_or(whole);
     Ok(Some(plan(&config, files)?))
 }
@@ -27,7 +29,9 @@ pub(super) fn plan(config: &Config, files: &Files) -> Result<Plan, Error> {
     match config.text("data")? {
         Some("cifar") => perceptron(config, files),
         Some("shakespeare" | "fineweb") => transformer(config, files),
-        other => Err(config.wrong("data", format!("is {other:?}, wanted cifar, shakespeare or fineweb"))),
+        other => {
+            Err(config.wrong("data", format!("is {other:?}, wanted cifar, shakespeare or fineweb")))
+        }
     }
 }
 
@@ -45,7 +49,8 @@ fn perceptron(config: &Config, files: &Files) -> Result<Plan, Error> {
     let mut takes = Takes::default();
     let mut nodes = Vec::new();
     for i in 0..count.max(2) {
-        let (inputs, outputs) = (if i == 0 { INPUTS } else { dim }, if i + 1 == count.max(2) { 10 } else { dim });
+        let (inputs, outputs) =
+            (if i == 0 { INPUTS } else { dim }, if i + 1 == count.max(2) { 10 } else { dim });
         if i > 0 {
             nodes.push(Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }));
         }
@@ -56,8 +61,8 @@ fn perceptron(config: &Config, files: &Files) -> Result<Plan, Error> {
     Plan::new(Input::Vector { dim: INPUTS }, nodes, takes)
 }
 
-/// The code takes sines for cosines and the other way round, so that each pair is mirrored by an angle in place of turned. Between a
-/// query and a key two mirrors make a turn, the other way.
+/// The code takes sines for cosines and the other way round, so that each pair is mirrored by an
+/// angle in place of turned. Between a query and a key two mirrors make a turn, the other way.
 fn turned_back(head_dim: usize) -> Rotary {
     const BASE: f64 = 10000.0;
     let half = head_dim / 2;
@@ -66,7 +71,8 @@ fn turned_back(head_dim: usize) -> Rotary {
 }
 
 fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
-    let (dim, heads, vocabulary) = (config.size("d_embed")?, config.size("num_heads")?, config.size("vocab_size")?);
+    let (dim, heads, vocabulary) =
+        (config.size("d_embed")?, config.size("num_heads")?, config.size("vocab_size")?);
     if !dim.is_multiple_of(heads) {
         return Err(config.wrong("num_heads", format!("is {heads}, which does not divide {dim}")));
     }
@@ -91,7 +97,8 @@ fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
         number += 1;
     };
     next(&mut takes, "embedding.weight".into(), [dim, vocabulary], true);
-    let mix = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
+    let mix =
+        |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
     let mut bodies = Vec::new();
     for i in 0..layers {
         // In the order in which the code composes its modules.
@@ -101,8 +108,10 @@ fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
         next(&mut takes, format!("blocks.{i}.mlp.up.weight"), [4 * dim, dim], false);
         next(&mut takes, format!("blocks.{i}.mlp.down.weight"), [dim, 4 * dim], false);
         // JAX takes the tanh approximation unless told otherwise.
-        let gelu = Node::new("", Op::Activation { function: Function::GeluTanh, scale: GELU_SCALE });
-        let mlp = vec![linear("up", dim, 4 * dim, false), gelu, linear("down", 4 * dim, dim, false)];
+        let gelu =
+            Node::new("", Op::Activation { function: Function::GeluTanh, scale: GELU_SCALE });
+        let mlp =
+            vec![linear("up", dim, 4 * dim, false), gelu, linear("down", 4 * dim, dim, false)];
         bodies.push(vec![mix("attention", vec![attention(mixer.clone())]), mix("mlp", mlp)]);
     }
     next(&mut takes, "head.weight".into(), [vocabulary, dim], false);

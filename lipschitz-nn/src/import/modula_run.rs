@@ -1,5 +1,6 @@
-//! The archives that the method's own training script writes: `numpy.savez_compressed` of Python objects, the run's config as `args`
-//! and each checkpoint's matrices, as nested lists of floats, as `weights_checkpoint_0` and so on.
+//! The archives that the method's own training script writes: `numpy.savez_compressed` of Python
+//! objects, the run's config as `args` and each checkpoint's matrices, as nested lists of floats,
+//! as `weights_checkpoint_0` and so on.
 
 use std::path::Path;
 
@@ -27,10 +28,13 @@ pub(super) fn open(path: &Path) -> Result<Option<(Config, Files)>, Error> {
         _ => Err("is no dictionary of options".into()),
     })?;
     let tensors = object(path, &member(last), |machine, id| {
-        let Object::Dict(pairs) = &machine.memory[id] else { return Err("is no dictionary of matrices".into()) };
+        let Object::Dict(pairs) = &machine.memory[id] else {
+            return Err("is no dictionary of matrices".into());
+        };
         let one = |(key, rows): &(Id, Id)| {
             let number = machine.number(*key).ok_or("has a key that is no number")?;
-            let matrix = matrix(machine, *rows).ok_or(format!("has the matrix {number}, which is no list of rows"))?;
+            let matrix = matrix(machine, *rows)
+                .ok_or(format!("has the matrix {number}, which is no list of rows"))?;
             Ok::<_, String>((format!("arr_{number}"), matrix))
         };
         pairs.iter().map(one).collect::<Result<Vec<_>, _>>()
@@ -42,19 +46,29 @@ pub(super) fn open(path: &Path) -> Result<Option<(Config, Files)>, Error> {
 fn known(name: &str) -> bool {
     matches!(
         name,
-        "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct" | "numpy.ndarray" | "numpy.dtype"
+        "numpy.core.multiarray._reconstruct"
+            | "numpy._core.multiarray._reconstruct"
+            | "numpy.ndarray"
+            | "numpy.dtype"
     )
 }
 
 /// Reads the Python object that a member holds.
-fn object<T>(path: &Path, name: &str, read: impl FnOnce(&Machine, Id) -> Result<T, String>) -> Result<T, Error> {
+fn object<T>(
+    path: &Path,
+    name: &str,
+    read: impl FnOnce(&Machine, Id) -> Result<T, String>,
+) -> Result<T, Error> {
     let wrong = |what: String| Error::file(path, format!("`{name}`: {what}"));
     let bytes = archive::unpack(path, name)?;
-    let code = archive::pickled(&bytes).ok_or_else(|| wrong("is no array of a Python object".into()))?;
+    let code =
+        archive::pickled(&bytes).ok_or_else(|| wrong("is no array of a Python object".into()))?;
     let (machine, top) = Machine::run(code, known).map_err(wrong)?;
     // The state of an array: version, shape, type, order, and its objects in a list.
     let only = || {
-        let [_, _, _, _, objects] = *machine.tuple(*machine.states.get(&top)?)? else { return None };
+        let [_, _, _, _, objects] = *machine.tuple(*machine.states.get(&top)?)? else {
+            return None;
+        };
         match &machine.memory[objects] {
             Object::List(items) if items.len() == 1 => Some(items[0]),
             _ => None,
@@ -64,10 +78,12 @@ fn object<T>(path: &Path, name: &str, read: impl FnOnce(&Machine, Id) -> Result<
     read(&machine, id).map_err(wrong)
 }
 
-/// A list of rows of one length; in f32, in which the method trains, unless that would round a weight.
+/// A list of rows of one length; in f32, in which the method trains, unless that would round a
+/// weight.
 fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
     let Object::List(rows) = &machine.memory[id] else { return None };
-    let row = |id: &Id| if let Object::Floats(row) = &machine.memory[*id] { Some(row) } else { None };
+    let row =
+        |id: &Id| if let Object::Floats(row) = &machine.memory[*id] { Some(row) } else { None };
     let columns = row(rows.first()?)?.len();
     let mut data = Vec::with_capacity(rows.len() * columns);
     for id in rows {
@@ -82,7 +98,8 @@ fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
     if exact { matrix.to_dtype(DType::F32).ok() } else { Some(matrix) }
 }
 
-/// Options as JSON, of no more than `room` values: what contains one list many times over could be larger than any memory.
+/// Options as JSON, of no more than `room` values: what contains one list many times over could be
+/// larger than any memory.
 fn value(machine: &Machine, id: Id, room: &mut usize) -> Option<Value> {
     *room = room.checked_sub(1)?;
     Some(match &machine.memory[id] {

@@ -1,9 +1,11 @@
-//! Pickles. A pickle is a program; this machine knows the instructions that build numbers, texts, lists and dictionaries, writes down
-//! calls in place of making them, and stops at the first name that its caller does not know.
+//! Pickles. A pickle is a program; this machine knows the instructions that build numbers, texts,
+//! lists and dictionaries, writes down calls in place of making them, and stops at the first name
+//! that its caller does not know.
 
 use std::collections::BTreeMap;
 
-/// A value, by its place in the machine's memory: values that contain each other need no care when they are dropped.
+/// A value, by its place in the machine's memory: values that contain each other need no care when
+/// they are dropped.
 pub(super) type Id = usize;
 
 #[derive(Clone, Debug)]
@@ -46,7 +48,8 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// What is wrong with it.
     pub fn run(code: &'a [u8], known: fn(&str) -> bool) -> Result<(Self, Id), String> {
-        let (memory, stack, memo, states) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let (memory, stack, memo, states) =
+            (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
         let mut machine = Self { code, known, memory, stack, memo, remembered: 0, states };
         while !machine.step()? {}
         let top = machine.pop()?;
@@ -75,7 +78,8 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, size: usize) -> Result<(), String> {
-        let text = std::str::from_utf8(self.take(size)?).map_err(|_| "its pickle has a text that is not UTF-8")?;
+        let text = std::str::from_utf8(self.take(size)?)
+            .map_err(|_| "its pickle has a text that is not UTF-8")?;
         self.push(Object::Text(text.to_string()));
         Ok(())
     }
@@ -94,7 +98,8 @@ impl<'a> Machine<'a> {
     }
 
     fn popped(&mut self, count: usize) -> Result<Vec<Id>, String> {
-        let at = self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
+        let at =
+            self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -109,7 +114,9 @@ impl<'a> Machine<'a> {
     fn set(&mut self, pairs: &[Id]) -> Result<(), String> {
         let dict = self.top()?;
         match (&mut self.memory[dict], pairs.len() % 2) {
-            (Object::Dict(there), 0) => there.extend(pairs.chunks(2).map(|pair| (pair[0], pair[1]))),
+            (Object::Dict(there), 0) => {
+                there.extend(pairs.chunks(2).map(|pair| (pair[0], pair[1])))
+            }
             _ => return Err("its pickle sets items of what is no dictionary".into()),
         }
         Ok(())
@@ -131,7 +138,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The items that are appended to a list, if it and they are floats alone; they leave the memory, so that a float takes eight bytes.
+    /// The items that are appended to a list, if it and they are floats alone; they leave the
+    /// memory, so that a float takes eight bytes.
     fn floats(&mut self, list: Id, items: &[Id]) -> Option<Vec<f64>> {
         let fits = match &self.memory[list] {
             Object::List(there) => there.is_empty(),
@@ -139,8 +147,10 @@ impl<'a> Machine<'a> {
             _ => false,
         };
         let first = *items.first()?;
-        // The last that were made, with nothing between, and nothing remembers them: then nothing else can speak of them.
-        let last = items.iter().enumerate().all(|(i, id)| *id == first + i) && first + items.len() == self.memory.len();
+        // The last that were made, with nothing between, and nothing remembers them: then nothing
+        // else can speak of them.
+        let last = items.iter().enumerate().all(|(i, id)| *id == first + i)
+            && first + items.len() == self.memory.len();
         if !fits || !last || self.remembered >= first || list >= first {
             return None;
         }
@@ -159,7 +169,9 @@ impl<'a> Machine<'a> {
 
     fn name(&mut self, name: String) -> Result<(), String> {
         if !(self.known)(&name) {
-            return Err(format!("its pickle names `{name}`, which is no part of a tensor; nothing was run"));
+            return Err(format!(
+                "its pickle names `{name}`, which is no part of a tensor; nothing was run"
+            ));
         }
         self.push(Object::Name(name));
         Ok(())
@@ -194,7 +206,8 @@ impl<'a> Machine<'a> {
                 if size > 8 {
                     return Err("its pickle has a number of more than 8 bytes".into());
                 }
-                let mut full = [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 8];
+                let mut full =
+                    [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 8];
                 full[..size].copy_from_slice(bytes);
                 self.push(Object::Number(i64::from_le_bytes(full)));
             }
@@ -263,7 +276,11 @@ impl<'a> Machine<'a> {
             b'R' | 0x81 => {
                 let parts = self.popped(2)?;
                 let ordered = matches!(&self.memory[parts[0]], Object::Name(n) if n == "collections.OrderedDict");
-                self.push(if ordered { Object::Dict(Vec::new()) } else { Object::Call(parts[0], parts[1]) });
+                self.push(if ordered {
+                    Object::Dict(Vec::new())
+                } else {
+                    Object::Call(parts[0], parts[1])
+                });
             }
             // State of an object, such as the version numbers of a state dictionary.
             b'b' => {
@@ -287,7 +304,11 @@ impl<'a> Machine<'a> {
                 let at = self.word()?;
                 self.recall(at)?;
             }
-            code => return Err(format!("its pickle has the instruction {code:#04x}, which no tensor needs")),
+            code => {
+                return Err(format!(
+                    "its pickle has the instruction {code:#04x}, which no tensor needs"
+                ));
+            }
         }
         Ok(false)
     }
@@ -310,6 +331,10 @@ impl<'a> Machine<'a> {
 
     /// A text or a name.
     pub fn said(&self, id: Id) -> Option<&str> {
-        if let Object::Text(text) | Object::Name(text) = &self.memory[id] { Some(text) } else { None }
+        if let Object::Text(text) | Object::Name(text) = &self.memory[id] {
+            Some(text)
+        } else {
+            None
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What a family makes of a config: a graph, and for each of its weights the tensor to take and what to do with it.
+//! What a family makes of a config: a graph, and for each of its weights the tensor to take and
+//! what to do with it.
 
 use candle_core::{DType, Tensor};
 
@@ -103,7 +104,8 @@ impl Take {
 
     /// Whether numbers change, so that they are rounded.
     pub fn computes(&self) -> bool {
-        let moves = |step: &Step| matches!(step, Step::Transpose | Step::Reshape(_) | Step::Narrow { .. });
+        let moves =
+            |step: &Step| matches!(step, Step::Transpose | Step::Reshape(_) | Step::Narrow { .. });
         !self.steps.iter().all(moves)
     }
 
@@ -126,7 +128,9 @@ impl Take {
                     shape[0] = by.elem_count();
                     x.broadcast_mul(&by.reshape(shape)?)?
                 }
-                Step::AddRow(row) => x.broadcast_add(&row.read(files, DType::F64)?.flatten_all()?)?,
+                Step::AddRow(row) => {
+                    x.broadcast_add(&row.read(files, DType::F64)?.flatten_all()?)?
+                }
             };
         }
         // A copy, so that a weight does not keep the whole of a fused tensor alive.
@@ -188,12 +192,20 @@ pub(super) fn attention(a: Attention) -> Node {
 /// The node `blocks` of these bodies.
 pub(super) fn blocks(bodies: Vec<Vec<Node>>) -> Node {
     let block = |(i, body): (usize, Vec<Node>)| Node::new(i.to_string(), Op::Sequential { body });
-    Node::new("blocks", Op::Sequential { body: bodies.into_iter().enumerate().map(block).collect() })
+    Node::new(
+        "blocks",
+        Op::Sequential { body: bodies.into_iter().enumerate().map(block).collect() },
+    )
 }
 
 impl Plan {
     pub fn new(input: Input, nodes: Vec<Node>, takes: Takes) -> Result<Self, Error> {
-        Ok(Self { graph: Graph::new(input, nodes)?, takes: takes.0, aside: Vec::new(), notes: Vec::new() })
+        Ok(Self {
+            graph: Graph::new(input, nodes)?,
+            takes: takes.0,
+            aside: Vec::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// Sets aside the tensors whose names end so.

@@ -16,7 +16,8 @@ pub struct Misshapen {
     pub wanted: Vec<usize>,
 }
 
-/// What became of each tensor. Names are those of the file; `applied` maps weights of the graph to them.
+/// What became of each tensor. Names are those of the file; `applied` maps weights of the graph to
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Each weight of the graph, and the tensors that it is made of.
@@ -37,7 +38,10 @@ impl Report {
         let mut wanted = BTreeMap::new();
         for (name, take) in &plan.takes {
             let sources = take.sources();
-            report.applied.insert(name.clone(), sources.iter().map(|(name, _)| (*name).to_string()).collect());
+            report.applied.insert(
+                name.clone(),
+                sources.iter().map(|(name, _)| (*name).to_string()).collect(),
+            );
             wanted.extend(sources);
         }
         for (name, shape) in &wanted {
@@ -78,7 +82,10 @@ impl Report {
         }
         if !self.unused.is_empty() && !allow_unused {
             let what = "give --allow-unused if the function does not need them";
-            parts.push(format!("has tensors that nothing is known about: {}; {what}", list(&self.unused)));
+            parts.push(format!(
+                "has tensors that nothing is known about: {}; {what}",
+                list(&self.unused)
+            ));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
@@ -87,7 +94,8 @@ impl Report {
     pub(super) fn set_aside(&self) -> Vec<String> {
         let reasons: BTreeSet<&String> = self.aside.values().collect();
         let line = |why: &&String| {
-            let names: Vec<String> = self.aside.iter().filter(|(_, w)| w == why).map(|(n, _)| n.clone()).collect();
+            let names: Vec<String> =
+                self.aside.iter().filter(|(_, w)| w == why).map(|(n, _)| n.clone()).collect();
             format!("set aside, {why}: {}", list(&names))
         };
         reasons.iter().map(line).collect()

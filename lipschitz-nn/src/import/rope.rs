@@ -18,17 +18,20 @@ pub(super) struct Rope {
     pub note: Option<String>,
 }
 
-/// What configs that say no `rope_theta` mean: the default of the original library's config classes (Su et al., *RoFormer*, equation
-/// 15). Llama's first two generations are published without the key. A turn changes no norm, so no bound rests on it; that the function
-/// is the original's does, and parity tests hold it to that.
+/// What configs that say no `rope_theta` mean: the default of the original library's config classes
+/// (Su et al., *RoFormer*, equation 15). Llama's first two generations are published without the
+/// key. A turn changes no norm, so no bound rests on it; that the function is the original's does,
+/// and parity tests hold it to that.
 const BASE: f64 = 10000.0;
 
 /// What configs that say no `partial_rotary_factor` mean: every coordinate is turned.
 const ALL: f64 = 1.0;
 
-/// Reads the rotary positions of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or `rope_parameters`.
+/// Reads the rotary positions of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or
+/// `rope_parameters`.
 ///
-/// Sources: for `llama3` the code published with Llama 3.1; Peng et al., *YaRN*, sections 3.2 and 3.4; Ding et al., *LongRoPE*.
+/// Sources: for `llama3` the code published with Llama 3.1; Peng et al., *YaRN*, sections 3.2 and
+/// 3.4; Ding et al., *LongRoPE*.
 pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result<Rope, Error> {
     let outer = config.number_if("rope_theta")?;
     let outer_part = config.number_if("partial_rotary_factor")?;
@@ -52,7 +55,8 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
     let turned = rope.rotary.frequencies.as_ref().map_or(head_dim / 2, Vec::len);
     let usual: Vec<f64> = (0..turned).map(|i| theta.powf(-(i as f64) / turned as f64)).collect();
     let wanted = |key: &str| inner.number_if(key)?.ok_or_else(|| inner.wrong(key, "is missing"));
-    let before = || original.ok_or_else(|| inner.wrong("original_max_position_embeddings", "is missing"));
+    let before =
+        || original.ok_or_else(|| inner.wrong("original_max_position_embeddings", "is missing"));
     let mut attention = 1.0;
     match kind.as_str() {
         "default" => {}
@@ -61,7 +65,8 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
             rope.rotary.frequencies = Some(usual.iter().map(|f| f / factor).collect());
         }
         "llama3" => {
-            let (factor, low, high) = (wanted("factor")?, wanted("low_freq_factor")?, wanted("high_freq_factor")?);
+            let (factor, low, high) =
+                (wanted("factor")?, wanted("low_freq_factor")?, wanted("high_freq_factor")?);
             let before = before()? as f64;
             let scale = |f: &f64| {
                 let turns = before * f / TAU;
@@ -73,7 +78,8 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
         "yarn" => {
             let factor = wanted("factor")?;
             let before = before()? as f64;
-            let (fast, slow) = (inner.number_or("beta_fast", 32.0)?, inner.number_or("beta_slow", 1.0)?);
+            let (fast, slow) =
+                (inner.number_or("beta_fast", 32.0)?, inner.number_or("beta_slow", 1.0)?);
             let truncate = inner.flag("truncate", true)?;
             attention = inner.number_or("attention_factor", 0.1 * factor.max(1.0).ln() + 1.0)?;
             // The pair that makes so many turns over the original context.
@@ -92,16 +98,23 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
             };
             rope.rotary.frequencies = Some(usual.iter().enumerate().map(scale).collect());
         }
-        // Two sets of frequencies, chosen by the length of the sequence: within the original context the short one.
+        // Two sets of frequencies, chosen by the length of the sequence: within the original
+        // context the short one.
         "longrope" => {
-            let short = inner.numbers("short_factor")?.ok_or_else(|| inner.wrong("short_factor", "is missing"))?;
+            let short = inner
+                .numbers("short_factor")?
+                .ok_or_else(|| inner.wrong("short_factor", "is missing"))?;
             inner.ignore(&["long_factor"]);
             let before = before()?;
             if short.len() != turned {
-                return Err(inner.wrong("short_factor", format!("has {} numbers, wanted {turned}", short.len())));
+                return Err(inner.wrong(
+                    "short_factor",
+                    format!("has {} numbers, wanted {turned}", short.len()),
+                ));
             }
             let factor = inner.number_or("factor", context as f64 / before as f64)?;
-            let usual_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (before as f64).ln()).sqrt() };
+            let usual_factor =
+                if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (before as f64).ln()).sqrt() };
             attention = inner.number_or("attention_factor", usual_factor)?;
             let candle = dialect == Dialect::Candle;
             if candle {
@@ -112,14 +125,20 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
             rope.rotary.frequencies = Some(usual.iter().zip(&short).map(scale).collect());
             rope.context = context.min(before);
             if before < context {
-                let text = "sequences up to the original context alone, where the short rotary factors hold";
+                let text = "sequences up to the original context alone, where the short rotary \
+                            factors hold";
                 rope.note = Some(format!("{text} ({before} tokens)"));
             }
         }
-        other => return Err(inner.wrong("rope_type", format!("is `{other}`, which is not supported"))),
+        other => {
+            return Err(inner.wrong("rope_type", format!("is `{other}`, which is not supported")));
+        }
     }
     if attention != 1.0 && 2 * turned != head_dim {
-        return Err(inner.wrong("attention_factor", "with rotary positions for a part of each head is not supported"));
+        return Err(inner.wrong(
+            "attention_factor",
+            "with rotary positions for a part of each head is not supported",
+        ));
     }
     // Queries and keys are both multiplied.
     rope.logits = attention * attention;
@@ -133,18 +152,28 @@ pub(super) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
 }
 
 /// Unscaled frequencies, for a part of each head.
-fn plain(config: &Config, theta: f64, part: f64, head_dim: usize, context: usize) -> Result<Rope, Error> {
+fn plain(
+    config: &Config,
+    theta: f64,
+    part: f64,
+    head_dim: usize,
+    context: usize,
+) -> Result<Rope, Error> {
     if theta <= 0.0 {
         return Err(config.wrong("rope_theta", format!("is {theta}, wanted a number above 0")));
     }
     let width = (part * head_dim as f64) as usize;
     if !(part > 0.0 && part <= 1.0) || width < 2 || !width.is_multiple_of(2) {
-        return Err(config.wrong("partial_rotary_factor", format!("is {part}, which turns {width} of {head_dim}")));
+        return Err(config.wrong(
+            "partial_rotary_factor",
+            format!("is {part}, which turns {width} of {head_dim}"),
+        ));
     }
     let mut rotary = Rotary::new(theta, Pairing::Half);
     if width < head_dim {
         let half = width / 2;
-        rotary.frequencies = Some((0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect());
+        rotary.frequencies =
+            Some((0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect());
     }
     Ok(Rope { rotary, logits: 1.0, context, note: None })
 }

@@ -1,4 +1,5 @@
-//! The encoder of T5: learned numbers for distances, logits that are not scaled, norms without a mean.
+//! The encoder of T5: learned numbers for distances, logits that are not scaled, norms without a
+//! mean.
 
 use super::Dialect;
 use super::config::{Activation, Config};
@@ -8,7 +9,8 @@ use crate::Error;
 use crate::graph::{Attention, Function, Input, Node, Op, PositionBias};
 
 pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
-    let (dim, heads, head_dim) = (config.size("d_model")?, config.size("num_heads")?, config.size("d_kv")?);
+    let (dim, heads, head_dim) =
+        (config.size("d_model")?, config.size("num_heads")?, config.size("d_kv")?);
     let (vocabulary, hidden) = (config.size("vocab_size")?, config.size("d_ff")?);
     let layers = config.layers("num_layers", files.len())?;
     let eps = config.eps("layer_norm_epsilon", 1e-6)?;
@@ -16,7 +18,8 @@ pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
         buckets: config.size_or("relative_attention_num_buckets", 32)?,
         max_distance: config.size_or("relative_attention_max_distance", 128)?,
     };
-    // Positions are relative, so no length is too long; this is the one that the library trained with.
+    // Positions are relative, so no length is too long; this is the one that the library trained
+    // with.
     let context = config.size_or("n_positions", 512)?;
     config.ignore(&[
         "dense_act_fn",
@@ -34,13 +37,27 @@ pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
         _ => (false, Activation::read(config, "feed_forward_proj", "relu")?),
     };
     // Candle takes ReLU for every unit that is not gated.
-    let function = if dialect == Dialect::Candle && !gated { Activation::plain(Function::Relu) } else { function };
+    let function = if dialect == Dialect::Candle && !gated {
+        Activation::plain(Function::Relu)
+    } else {
+        function
+    };
     match config.architecture()? {
-        None | Some("T5EncoderModel" | "T5ForConditionalGeneration" | "T5Model" | "T5WithLMHeadModel") => {}
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        None
+        | Some("T5EncoderModel" | "T5ForConditionalGeneration" | "T5Model" | "T5WithLMHeadModel") =>
+            {}
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     }
 
-    let table = if files.get("shared.weight").is_some() { "shared.weight" } else { "encoder.embed_tokens.weight" };
+    let table = if files.get("shared.weight").is_some() {
+        "shared.weight"
+    } else {
+        "encoder.embed_tokens.weight"
+    };
     let mut takes = Takes::default();
     takes.put("embedding.weight", Take::new(table, &[vocabulary, dim]));
     let width = heads * head_dim;
@@ -56,10 +73,19 @@ pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
                 false,
             );
         }
-        takes.linear(&format!("{to}.attention.output"), &format!("{from}.0.SelfAttention.o"), dim, width, false);
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.0.SelfAttention.o"),
+            dim,
+            width,
+            false,
+        );
         // One table for all layers, stored with the first.
         let numbers = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-        takes.put(format!("{to}.attention.position_bias.weight"), Take::new(numbers, &[bias.buckets, heads]));
+        takes.put(
+            format!("{to}.attention.position_bias.weight"),
+            Take::new(numbers, &[bias.buckets, heads]),
+        );
         takes.norm(&format!("{to}.attention.norm"), &format!("{from}.0.layer_norm"), dim, false);
         takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.1.layer_norm"), dim, false);
         let ff = format!("{from}.1.DenseReluDense");
@@ -88,9 +114,13 @@ pub(super) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
         ]);
     }
     takes.norm("norm", "encoder.final_layer_norm", dim, false);
-    let nodes =
-        vec![Node::new("embedding", Op::Embedding { vocabulary, dim }), blocks(bodies), rms_norm("norm", dim, eps)];
-    let plan = Plan::new(Input::tokens(context), nodes, takes)?.note("the encoder alone; no token is padding");
+    let nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        blocks(bodies),
+        rms_norm("norm", dim, eps),
+    ];
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?
+        .note("the encoder alone; no token is padding");
     let why = "the encoder does not read it";
     Ok(plan
         .aside("decoder.*", why)

@@ -11,7 +11,8 @@ use crate::Error;
 
 /// What may be named: what PyTorch writes for a dictionary of tensors.
 fn known(name: &str) -> bool {
-    let storage = name.strip_prefix("torch.").is_some_and(|n| n.ends_with("Storage") && !n.contains('.'));
+    let storage =
+        name.strip_prefix("torch.").is_some_and(|n| n.ends_with("Storage") && !n.contains('.'));
     storage
         || matches!(
             name,
@@ -33,7 +34,11 @@ fn tensor(machine: &Machine, id: Id) -> Option<(Option<DType>, String, u64, Vec<
             // A parameter holds a tensor, and no further one.
             let inner = *arguments.first()?;
             let Object::Call(name, _) = machine.memory[inner] else { return None };
-            if machine.said(name)? == "torch._utils._rebuild_tensor_v2" { tensor(machine, inner) } else { None }
+            if machine.said(name)? == "torch._utils._rebuild_tensor_v2" {
+                tensor(machine, inner)
+            } else {
+                None
+            }
         }
         "torch._utils._rebuild_tensor_v2" => {
             let [storage, offset, shape, stride, ..] = *arguments else { return None };
@@ -49,7 +54,9 @@ fn tensor(machine: &Machine, id: Id) -> Option<(Option<DType>, String, u64, Vec<
                 "BoolStorage" => None,
                 _ => return None,
             };
-            let sizes = |id: Id| machine.tuple(id)?.iter().map(|n| machine.number(*n)).collect::<Option<Vec<u64>>>();
+            let sizes = |id: Id| {
+                machine.tuple(id)?.iter().map(|n| machine.number(*n)).collect::<Option<Vec<u64>>>()
+            };
             let (shape, stride) = (sizes(shape)?, sizes(stride)?);
             let mut dense = 1u64;
             for (size, stride) in shape.iter().zip(&stride).rev() {
@@ -71,18 +78,28 @@ const LONGEST: u64 = 1 << 24;
 /// Reads the index of tensors; a dictionary may hold them under `state_dict` or `model`.
 pub(super) fn tensors(path: &Path) -> Result<Vec<Entry>, Error> {
     let members = archive::members(path)?;
-    let mut programs = members.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
+    let mut programs =
+        members.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
     let (Some(program), None) = (programs.next(), programs.next()) else {
-        return Err(Error::file(path, "is a zip archive without one data.pkl; torch.save writes one"));
+        return Err(Error::file(
+            path,
+            "is a zip archive without one data.pkl; torch.save writes one",
+        ));
     };
     let root = program.strip_suffix("data.pkl").unwrap_or_default();
     if let Some(order) = members.get(&format!("{root}byteorder"))
         && archive::read(path, *order)? != b"little"
     {
-        return Err(Error::file(path, "holds big-endian numbers; save it on a little-endian machine"));
+        return Err(Error::file(
+            path,
+            "holds big-endian numbers; save it on a little-endian machine",
+        ));
     }
     if members[program].bytes > LONGEST {
-        return Err(Error::file(path, format!("has a pickle of {} bytes, which is no index", members[program].bytes)));
+        return Err(Error::file(
+            path,
+            format!("has a pickle of {} bytes, which is no index", members[program].bytes),
+        ));
     }
     let code = archive::read(path, members[program])?;
     let named = |what: String| Error::file(path, what);
@@ -91,7 +108,9 @@ pub(super) fn tensors(path: &Path) -> Result<Vec<Entry>, Error> {
         return Err(named("its pickle holds no dictionary of tensors".into()));
     };
     let inner = |(key, value): &(Id, Id)| match &machine.memory[*value] {
-        Object::Dict(inner) if matches!(machine.said(*key), Some("state_dict" | "model")) => Some(inner.clone()),
+        Object::Dict(inner) if matches!(machine.said(*key), Some("state_dict" | "model")) => {
+            Some(inner.clone())
+        }
         _ => None,
     };
     if let Some(inner) = pairs.iter().find_map(inner) {
@@ -99,9 +118,14 @@ pub(super) fn tensors(path: &Path) -> Result<Vec<Entry>, Error> {
     }
     let mut out = Vec::new();
     for (key, value) in pairs {
-        let name = machine.said(key).ok_or_else(|| named("its dictionary has a key that is no text".into()))?;
+        let name = machine
+            .said(key)
+            .ok_or_else(|| named("its dictionary has a key that is no text".into()))?;
         let (dtype, member, offset, shape) = tensor(&machine, value).ok_or_else(|| {
-            named(format!("`{name}` is no contiguous tensor of a type that is known; save the state_dict alone"))
+            named(format!(
+                "`{name}` is no contiguous tensor of a type that is known; save the \
+                           state_dict alone"
+            ))
         })?;
         let storage = members
             .get(&format!("{root}data/{member}"))
@@ -110,10 +134,13 @@ pub(super) fn tensors(path: &Path) -> Result<Vec<Entry>, Error> {
         let count = shape.iter().try_fold(size, |n, d| n.checked_mul(*d as u64));
         let within = |bytes: u64| {
             let from = offset.checked_mul(size)?;
-            (from.checked_add(bytes)? <= storage.bytes).then_some((storage.offset.checked_add(from)?, bytes))
+            (from.checked_add(bytes)? <= storage.bytes)
+                .then_some((storage.offset.checked_add(from)?, bytes))
         };
         let (offset, bytes) = count.and_then(within).ok_or_else(|| {
-            named(format!("has the tensor `{name}` of shape {shape:?}, which its storage does not hold"))
+            named(format!(
+                "has the tensor `{name}` of shape {shape:?}, which its storage does not hold"
+            ))
         })?;
         out.push(Entry { name: name.to_string(), shape, dtype, offset, bytes });
     }

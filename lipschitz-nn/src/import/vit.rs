@@ -24,11 +24,14 @@ impl Shape {
     fn read(config: &Config, files: &Files, eps: f64) -> Result<Self, Error> {
         let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
         if !dim.is_multiple_of(heads) {
-            return Err(config.wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
+            return Err(config
+                .wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
         }
         let (side, patch) = (config.size_or("image_size", 224)?, config.size_or("patch_size", 16)?);
         if !side.is_multiple_of(patch) {
-            return Err(config.wrong("patch_size", format!("is {patch}, which does not divide {side}")));
+            return Err(
+                config.wrong("patch_size", format!("is {patch}, which does not divide {side}"))
+            );
         }
         Ok(Self {
             dim,
@@ -52,10 +55,16 @@ impl Shape {
         let Self { dim, channels, patch, .. } = *self;
         let (numbers, tokens) = (channels * patch * patch, (self.side / patch).pow(2) + 1);
         // A convolution whose steps are as long as its kernel is a linear map of each patch.
-        let kernel = Take::new(format!("{from}.patch_embeddings.projection.weight"), &[dim, channels, patch, patch]);
+        let kernel = Take::new(
+            format!("{from}.patch_embeddings.projection.weight"),
+            &[dim, channels, patch, patch],
+        );
         takes.put("patches.weight", kernel.reshape(&[dim, numbers]));
         takes.vector("patches.bias", &format!("{from}.patch_embeddings.projection.bias"), dim);
-        takes.put("class.weight", Take::new(format!("{from}.cls_token"), &[1, 1, dim]).reshape(&[dim]));
+        takes.put(
+            "class.weight",
+            Take::new(format!("{from}.cls_token"), &[1, 1, dim]).reshape(&[dim]),
+        );
         let positions = Take::new(format!("{from}.position_embeddings"), &[1, tokens, dim]);
         takes.put("positions.weight", positions.reshape(&[tokens, dim]));
         vec![
@@ -70,9 +79,20 @@ impl Shape {
     fn mixer(&self, takes: &mut Takes, to: &str, from: &str) -> Vec<Node> {
         let Self { dim, heads, bias, .. } = *self;
         for name in ["query", "key", "value"] {
-            takes.linear(&format!("{to}.{name}"), &format!("{from}.attention.{name}"), dim, dim, bias);
+            takes.linear(
+                &format!("{to}.{name}"),
+                &format!("{from}.attention.{name}"),
+                dim,
+                dim,
+                bias,
+            );
         }
-        let mixer = Attention { causal: false, bias, output_bias: true, ..Attention::new(dim, heads, dim / heads) };
+        let mixer = Attention {
+            causal: false,
+            bias,
+            output_bias: true,
+            ..Attention::new(dim, heads, dim / heads)
+        };
         vec![layer_norm("norm", dim, self.eps, true), attention(mixer)]
     }
 }
@@ -90,10 +110,22 @@ pub(super) fn vit(config: &Config, files: &Files) -> Result<Plan, Error> {
     for i in 0..s.layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}encoder.layer.{i}"));
         let mixer = s.mixer(&mut takes, &format!("{to}.attention"), &format!("{from}.attention"));
-        takes.linear(&format!("{to}.attention.output"), &format!("{from}.attention.output.dense"), dim, dim, true);
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.attention.output.dense"),
+            dim,
+            dim,
+            true,
+        );
         takes.norm(&format!("{to}.attention.norm"), &format!("{from}.layernorm_before"), dim, true);
         takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.layernorm_after"), dim, true);
-        takes.linear(&format!("{to}.mlp.up"), &format!("{from}.intermediate.dense"), hidden, dim, true);
+        takes.linear(
+            &format!("{to}.mlp.up"),
+            &format!("{from}.intermediate.dense"),
+            hidden,
+            dim,
+            true,
+        );
         takes.linear(&format!("{to}.mlp.down"), &format!("{from}.output.dense"), dim, hidden, true);
         let mut mlp = vec![layer_norm("norm", dim, eps, true), linear("up", dim, hidden, true)];
         mlp.extend(s.phi.nodes());
@@ -105,7 +137,11 @@ pub(super) fn vit(config: &Config, files: &Files) -> Result<Plan, Error> {
     let classifier = match config.architecture()? {
         None | Some("ViTModel") => false,
         Some("ViTForImageClassification") => true,
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     };
     if classifier {
         let classes = classes(files)?;
@@ -121,7 +157,10 @@ pub(super) fn vit(config: &Config, files: &Files) -> Result<Plan, Error> {
     }
     let why = "the output does not read it";
     let plan = Plan::new(s.input(), nodes, takes)?.note(FIXED);
-    Ok(plan.aside("pooler.dense.weight", why).aside("pooler.dense.bias", why).aside("mask_token", "nothing is masked"))
+    Ok(plan
+        .aside("pooler.dense.weight", why)
+        .aside("pooler.dense.bias", why)
+        .aside("mask_token", "nothing is masked"))
 }
 
 pub(super) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
@@ -165,10 +204,19 @@ pub(super) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
             let factors = Take::new(factors, &[dim]);
             let weight = Take::new(format!("{from}.weight"), &[dim, inputs]);
             takes.put(format!("{to}.weight"), weight.scale_rows(factors.clone()));
-            takes.put(format!("{to}.bias"), Take::new(format!("{from}.bias"), &[dim]).scale_rows(factors));
+            takes.put(
+                format!("{to}.bias"),
+                Take::new(format!("{from}.bias"), &[dim]).scale_rows(factors),
+            );
         };
-        let (first, second) = (format!("{from}.layer_scale1.lambda1"), format!("{from}.layer_scale2.lambda1"));
-        scaled(format!("{to}.attention.output"), format!("{from}.attention.output.dense"), dim, &first);
+        let (first, second) =
+            (format!("{from}.layer_scale1.lambda1"), format!("{from}.layer_scale2.lambda1"));
+        scaled(
+            format!("{to}.attention.output"),
+            format!("{from}.attention.output.dense"),
+            dim,
+            &first,
+        );
         let last = if gated { "weights_out" } else { "fc2" };
         scaled(format!("{to}.mlp.down"), format!("{from}.mlp.{last}"), hidden, &second);
         let mut mlp = vec![layer_norm("norm", dim, eps, true)];
@@ -179,7 +227,10 @@ pub(super) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
                 takes.put(format!("{to}.mlp.{name}.weight"), weight.rows(j * hidden, hidden));
                 takes.put(format!("{to}.mlp.{name}.bias"), bias.rows(j * hidden, hidden));
             }
-            mlp.push(Node::new("", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: true }));
+            mlp.push(Node::new(
+                "",
+                Op::GatedMlp { dim, hidden, function: Function::Silu, bias: true },
+            ));
         } else {
             takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.fc1"), hidden, dim, true);
             mlp.push(linear("up", dim, hidden, true));
@@ -198,7 +249,11 @@ pub(super) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
             nodes.extend([Node::new("", Op::FirstAndMean), linear("head", 2 * dim, classes, true)]);
             takes.linear("head", "classifier", classes, 2 * dim, true);
         }
-        Some(name) => return Err(config.wrong("architectures", format!("names `{name}`, which is not supported"))),
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
     }
     Ok(Plan::new(s.input(), nodes, takes)?.note(FIXED).aside("mask_token", "nothing is masked"))
 }
@@ -207,6 +262,9 @@ pub(super) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
 fn classes(files: &Files) -> Result<usize, Error> {
     match files.get("classifier.weight").map(|info| info.shape.as_slice()) {
         Some([classes, _]) => Ok(*classes),
-        _ => Err(Error::Weight { name: "classifier.weight".into(), what: "is missing, or no matrix".into() }),
+        _ => Err(Error::Weight {
+            name: "classifier.weight".into(),
+            what: "is missing, or no matrix".into(),
+        }),
     }
 }

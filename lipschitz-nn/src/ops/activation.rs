@@ -13,7 +13,11 @@ use crate::graph::Function;
 /// # Errors
 /// Candle's own, such as a device out of memory.
 pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
-    if fused(&[x]) { apply(Map::Activation(function, scale), &[x], true) } else { composed(x, function, scale) }
+    if fused(&[x]) {
+        apply(Map::Activation(function, scale), &[x], true)
+    } else {
+        composed(x, function, scale)
+    }
 }
 
 /// `cap·tanh(x/cap)`, elementwise.
@@ -172,7 +176,8 @@ pub(super) fn values<T: Real>(function: Function, scale: f64, x: &[T], y: &mut [
     );
 }
 
-/// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what a perceptron's gradient needs of its hidden layer.
+/// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what a perceptron's gradient needs of its hidden
+/// layer.
 pub(super) fn gradients<T: Real>(function: Function, scale: f64, x: &mut [T], grad: &mut [T]) {
     let scale = T::of(scale);
     simd(
@@ -287,7 +292,13 @@ impl Kernel for Map {
         (y, ())
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         let x = inputs[0].data;
         let mut out = vec![T::of(0.0); x.len()];
         let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK));

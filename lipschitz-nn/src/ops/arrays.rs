@@ -13,25 +13,36 @@ pub trait MatrixMap: Sync {
     fn run<T: Real>(&self, x: &[T], out: &mut [T], rows: usize, columns: usize, parallel: bool);
 }
 
-/// Each map of each matrix of its `[…, rows, columns]`, all at once; none where the fused kernels do not run: other devices and
-/// float types.
+/// Each map of each matrix of its `[…, rows, columns]`, all at once; none where the fused kernels
+/// do not run: other devices and float types.
 ///
 /// # Errors
 /// Candle's own.
 pub fn each_matrix<M: MatrixMap>(jobs: &[(M, Tensor)]) -> Result<Option<Vec<Tensor>>> {
     fn run<T: Real, M: MatrixMap>(jobs: &[(M, Tensor)]) -> Result<Vec<Tensor>> {
-        let inputs = jobs.iter().map(|(_, x)| x.detach().contiguous()).collect::<Result<Vec<_>>>()?;
-        let mut outputs: Vec<Vec<T>> = inputs.iter().map(|x| vec![T::of(0.0); x.elem_count()]).collect();
+        let inputs =
+            jobs.iter().map(|(_, x)| x.detach().contiguous()).collect::<Result<Vec<_>>>()?;
+        let mut outputs: Vec<Vec<T>> =
+            inputs.iter().map(|x| vec![T::of(0.0); x.elem_count()]).collect();
         with_slices::<T, _>(&inputs.iter().collect::<Vec<_>>(), |slices| {
             let mut tasks = Vec::new();
             for (((map, x), input), out) in jobs.iter().zip(slices).zip(&mut outputs) {
-                let &[.., rows, columns] = x.dims() else { bail!("{:?} are no matrices", x.dims()) };
+                let &[.., rows, columns] = x.dims() else {
+                    bail!("{:?} are no matrices", x.dims())
+                };
                 let size = (rows * columns).max(1);
-                tasks.extend(out.chunks_mut(size).zip(input.chunks(size)).map(|(out, x)| (map, x, out, rows, columns)));
+                tasks.extend(
+                    out.chunks_mut(size)
+                        .zip(input.chunks(size))
+                        .map(|(out, x)| (map, x, out, rows, columns)),
+                );
             }
-            // A product of a few matrices is worth splitting, of many is not; either way the bits are the same.
+            // A product of a few matrices is worth splitting, of many is not; either way the bits
+            // are the same.
             let few = tasks.len() < 2 * rayon::current_num_threads();
-            let one = |(map, x, out, rows, columns): (&M, _, _, _, _)| map.run::<T>(x, out, rows, columns, few);
+            let one = |(map, x, out, rows, columns): (&M, _, _, _, _)| {
+                map.run::<T>(x, out, rows, columns, few)
+            };
             if few {
                 tasks.into_iter().for_each(one);
             } else {
@@ -39,13 +50,19 @@ pub fn each_matrix<M: MatrixMap>(jobs: &[(M, Tensor)]) -> Result<Option<Vec<Tens
             }
             Ok(())
         })??;
-        outputs.into_iter().zip(&inputs).map(|(out, x)| Tensor::from_vec(out, x.shape(), x.device())).collect()
+        outputs
+            .into_iter()
+            .zip(&inputs)
+            .map(|(out, x)| Tensor::from_vec(out, x.shape(), x.device()))
+            .collect()
     }
     let inputs: Vec<&Tensor> = jobs.iter().map(|(_, x)| x).collect();
     Ok(match inputs.first() {
-        Some(first) if fused(&inputs) => {
-            Some(if first.dtype() == DType::F32 { run::<f32, M>(jobs)? } else { run::<f64, M>(jobs)? })
-        }
+        Some(first) if fused(&inputs) => Some(if first.dtype() == DType::F32 {
+            run::<f32, M>(jobs)?
+        } else {
+            run::<f64, M>(jobs)?
+        }),
         _ => None,
     })
 }
@@ -87,8 +104,8 @@ pub fn mix(x: &mut Tensor, a: f64, y: &Tensor, b: f64) -> Result<()> {
     Ok(())
 }
 
-/// A step of Adam: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, and the direction `(m/c₁) / (√(v/c₂) + ε)` scaled and added:
-/// `w ← keep·w − rate·direction`.
+/// A step of Adam: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, and the direction `(m/c₁) / (√(v/c₂)
+/// + ε)` scaled and added: `w ← keep·w − rate·direction`.
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
     /// β₁ and β₂.
@@ -108,7 +125,13 @@ impl Adam {
     ///
     /// # Errors
     /// Shapes that differ, and candle's own.
-    pub fn step(&self, w: &candle_core::Var, m: &mut Tensor, v: &mut Tensor, g: &Tensor) -> Result<()> {
+    pub fn step(
+        &self,
+        w: &candle_core::Var,
+        m: &mut Tensor,
+        v: &mut Tensor,
+        g: &Tensor,
+    ) -> Result<()> {
         let g = g.detach().contiguous()?;
         mix(m, self.betas.0, &g, 1.0 - self.betas.0)?;
         if fused(&[w, m, v, &g]) {
@@ -116,7 +139,8 @@ impl Adam {
             return w.as_tensor().inplace_op3(m, v, self);
         }
         *v = ((v.detach() * self.betas.1)? + (g.sqr()? * (1.0 - self.betas.1))?)?;
-        let direction = ((&*m / self.corrections.0)? / ((&*v / self.corrections.1)?.sqrt()? + self.eps)?)?;
+        let direction =
+            ((&*m / self.corrections.0)? / ((&*v / self.corrections.1)?.sqrt()? + self.eps)?)?;
         w.set(&((w.as_tensor().detach() * self.keep)? - (direction * self.rate)?)?)
     }
 }
@@ -152,7 +176,13 @@ impl InplaceOp2 for Mix {
         "mix"
     }
 
-    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<()> {
         match s2 {
             CpuStorage::F32(_) => self.run::<f32>(slice_mut(s1, l1)?, slice(s2, l2)?),
             _ => self.run::<f64>(slice_mut(s1, l1)?, slice(s2, l2)?),
@@ -196,7 +226,9 @@ impl InplaceOp3 for Adam {
         l3: &Layout,
     ) -> Result<()> {
         match s2 {
-            CpuStorage::F32(_) => self.run::<f32>(slice_mut(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?),
+            CpuStorage::F32(_) => {
+                self.run::<f32>(slice_mut(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?)
+            }
             _ => self.run::<f64>(slice_mut(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?),
         }
     }
@@ -209,16 +241,18 @@ impl Adam {
         }
         let [keep, rate, eps] = [self.keep, self.rate, self.eps].map(T::of);
         let [first, second] = [self.corrections.0, self.corrections.1].map(|c| T::of(1.0 / c));
-        w.par_chunks_mut(CHUNK).zip(m.par_chunks(CHUNK)).zip(v.par_chunks(CHUNK)).for_each(|((w, m), v)| {
-            simd(
-                #[inline(always)]
-                || {
-                    for ((w, m), v) in w.iter_mut().zip(m).zip(v) {
-                        *w = keep * *w - rate * (*m * first) / (Real::sqrt(*v * second) + eps);
-                    }
-                },
-            );
-        });
+        w.par_chunks_mut(CHUNK).zip(m.par_chunks(CHUNK)).zip(v.par_chunks(CHUNK)).for_each(
+            |((w, m), v)| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        for ((w, m), v) in w.iter_mut().zip(m).zip(v) {
+                            *w = keep * *w - rate * (*m * first) / (Real::sqrt(*v * second) + eps);
+                        }
+                    },
+                );
+            },
+        );
         Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! Softmax attention, a block of queries at a time, with the probabilities recomputed for the gradient.
+//! Softmax attention, a block of queries at a time, with the probabilities recomputed for the
+//! gradient.
 
 use std::ops::Range;
 
@@ -29,7 +30,8 @@ pub enum Mask {
 }
 
 impl Mask {
-    /// What is added to logits `[…, tokens, tokens]`: −∞ where a key is hidden, made on their device; nothing if none is.
+    /// What is added to logits `[…, tokens, tokens]`: −∞ where a key is hidden, made on their
+    /// device; nothing if none is.
     fn added(self, tokens: usize, logits: &Tensor) -> Result<Option<Tensor>> {
         let (device, tokens) = (logits.device(), tokens as u32);
         let at = Tensor::arange(0, tokens, device)?.to_dtype(DType::F32)?;
@@ -38,7 +40,9 @@ impl Mask {
             Self::None => return Ok(None),
             Self::Causal => ahead.gt(0f32)?,
             Self::Near { window, causal: false } => ahead.abs()?.ge(window as f32)?,
-            Self::Near { window, causal: true } => ahead.gt(0f32)?.maximum(&ahead.le(-(window as f32))?)?,
+            Self::Near { window, causal: true } => {
+                ahead.gt(0f32)?.maximum(&ahead.le(-(window as f32))?)?
+            }
         };
         let infinite = Tensor::full(f32::NEG_INFINITY, hidden.dims(), device)?;
         Ok(Some(hidden.where_cond(&infinite, &infinite.zeros_like()?)?.to_dtype(logits.dtype())?))
@@ -71,8 +75,9 @@ impl Scores<'_> {
 
 /// `softmax(cap(scale · q kᵀ) + bias + mask) v`, head by head; see [`Scores`].
 ///
-/// `q` is `[batch, tokens, heads, head_dim]`, `k` and `v` are `[batch, tokens, key_value_heads, head_dim]` and each
-/// serves `heads / key_value_heads` neighbouring query heads; the result has the shape of `q`.
+/// `q` is `[batch, tokens, heads, head_dim]`, `k` and `v` are `[batch, tokens, key_value_heads,
+/// head_dim]` and each serves `heads / key_value_heads` neighbouring query heads; the result has
+/// the shape of `q`.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
@@ -122,7 +127,10 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         (Some(mask), None) | (None, Some(mask)) => logits.broadcast_add(&mask)?,
         (None, None) => logits,
     };
-    precision.matmul(&candle_nn::ops::softmax(&logits, D::Minus1)?, &v)?.transpose(1, 2)?.contiguous()
+    precision
+        .matmul(&candle_nn::ops::softmax(&logits, D::Minus1)?, &v)?
+        .transpose(1, 2)?
+        .contiguous()
 }
 
 #[derive(Clone, Copy)]
@@ -135,7 +143,9 @@ struct Dims {
 
 impl Dims {
     fn of(q: &[usize], k: &[usize], v: &[usize]) -> Result<Self> {
-        let (&[batch, tokens, heads, dim], &[key_batch, key_tokens, key_value_heads, key_dim]) = (q, k) else {
+        let (&[batch, tokens, heads, dim], &[key_batch, key_tokens, key_value_heads, key_dim]) =
+            (q, k)
+        else {
             bail!("attention: queries {q:?} and keys {k:?} are [batch, tokens, heads, head_dim]")
         };
         let fits = key_value_heads > 0 && heads % key_value_heads == 0;
@@ -175,7 +185,8 @@ pub(super) struct Head<'a, T> {
     bias: &'a [T],
 }
 
-/// Queries at a time: keeps a block of probabilities in cache, and skips most of what a causal mask hides.
+/// Queries at a time: keeps a block of probabilities in cache, and skips most of what a causal mask
+/// hides.
 const BLOCK: usize = 64;
 
 /// Room for a block of probabilities and its gradient.
@@ -199,7 +210,8 @@ pub(super) struct Target<'a, T> {
 impl Attention {
     /// For a head of this sequence, with what is added to its logits.
     pub fn of_sequence<'a, T>(&'a self, sequence: usize, bias: &'a [T]) -> Head<'a, T> {
-        let starts = self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
+        let starts =
+            self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
         Head { scale: self.scale, causal: self.mask == Mask::Causal, starts, bias }
     }
 }
@@ -230,11 +242,13 @@ impl<T: Real> Head<'_, T> {
                     for (x, bias) in row.iter_mut().zip(bias) {
                         *x += *bias;
                     }
-                    // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps it.
+                    // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps
+                    // it.
                     let max = largest(row);
                     for x in row.iter_mut() {
                         let e = Real::exp(*x - max);
-                        // Far below the rounding of the sum; kept, its products would be denormal, which processors are slow at.
+                        // Far below the rounding of the sum; kept, its products would be denormal,
+                        // which processors are slow at.
                         *x = if e < negligible { T::of(0.0) } else { e };
                     }
                     let inverse = T::of(1.0) / sum(row.len(), |i| row[i]);
@@ -258,7 +272,14 @@ impl<T: Real> Head<'_, T> {
     }
 
     /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
-    pub fn mix(&self, out: Target<T>, q: Strided<T>, k: Strided<T>, v: Strided<T>, scratch: &mut Scratch<T>) {
+    pub fn mix(
+        &self,
+        out: Target<T>,
+        q: Strided<T>,
+        k: Strided<T>,
+        v: Strided<T>,
+        scratch: &mut Scratch<T>,
+    ) {
         for (first, rows, keys) in self.blocks(q.rows) {
             let p = &mut scratch.p[..rows * keys];
             self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
@@ -267,9 +288,10 @@ impl<T: Real> Head<'_, T> {
         }
     }
 
-    /// Its gradient, where those of keys and values are added to what is there. With P the probabilities:
-    /// `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk = scale·dSᵀ q`; to that of the bias, if there is
-    /// one, the sum of dS for each distance is added.
+    /// Its gradient, where those of keys and values are added to what is there. With P the
+    /// probabilities: `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk
+    /// = scale·dSᵀ q`; to that of the bias, if there is one, the sum of dS for each distance is
+    /// added.
     pub fn gradient(
         &self,
         [dq, dk, dv]: [Target<T>; 3],
@@ -328,32 +350,54 @@ impl Kernel for Attention {
                 for head in 0..d.heads {
                     let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
                     let q = Strided::rows(&q[at..], d.tokens, d.dim, row);
-                    let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
-                    self.of_sequence(sequence, &[]).mix(Target { data: &mut out[at..], row }, q, k, v, scratch);
+                    let [k, v] =
+                        [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
+                    self.of_sequence(sequence, &[]).mix(
+                        Target { data: &mut out[at..], row },
+                        q,
+                        k,
+                        v,
+                        scratch,
+                    );
                 }
             },
         );
         (out, ())
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         let (d, [q, k, v]) = split(inputs);
         let (queries, keys) = d.sizes();
         let (row, key_row) = (d.heads * d.dim, d.key_value_heads * d.dim);
         let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::of(0.0); x.len()]);
-        let out = dq.par_chunks_mut(queries).zip(dk.par_chunks_mut(keys)).zip(dv.par_chunks_mut(keys));
+        let out =
+            dq.par_chunks_mut(queries).zip(dk.par_chunks_mut(keys)).zip(dv.par_chunks_mut(keys));
         let sequences = q.par_chunks(queries).zip(k.par_chunks(keys)).zip(v.par_chunks(keys));
         out.zip(sequences.zip(grad.par_chunks(queries))).enumerate().for_each_init(
             || Scratch::new(d.tokens),
             |scratch, (sequence, (((dq, dk), dv), (((q, k), v), grad)))| {
                 for head in 0..d.heads {
                     let (at, key_at) = (head * d.dim, head / d.group() * d.dim);
-                    let [q, grad] = [q, grad].map(|x| Strided::rows(&x[at..], d.tokens, d.dim, row));
-                    let [k, v] = [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
+                    let [q, grad] =
+                        [q, grad].map(|x| Strided::rows(&x[at..], d.tokens, d.dim, row));
+                    let [k, v] =
+                        [k, v].map(|x| Strided::rows(&x[key_at..], d.tokens, d.dim, key_row));
                     let dq = Target { data: &mut dq[at..], row };
                     let dk = Target { data: &mut dk[key_at..], row: key_row };
                     let dv = Target { data: &mut dv[key_at..], row: key_row };
-                    self.of_sequence(sequence, &[]).gradient([dq, dk, dv], &mut [], [q, k, v], grad, scratch);
+                    self.of_sequence(sequence, &[]).gradient(
+                        [dq, dk, dv],
+                        &mut [],
+                        [q, k, v],
+                        grad,
+                        scratch,
+                    );
                 }
             },
         );

@@ -1,4 +1,5 @@
-//! A residual attention layer as one operation: each head is projected, mixed and given back while it is in cache.
+//! A residual attention layer as one operation: each head is projected, mixed and given back while
+//! it is in cache.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -36,12 +37,12 @@ pub struct AttentionBlock {
     pub documents: Option<Documents>,
 }
 
-/// `skip·x + branch·attention(x Wqᵀ, x Wkᵀ, x Wvᵀ) Woᵀ` for `x` of shape `[batch, tokens, dim]`; `projections` holds the rows of
-/// Wq, Wk and Wv one after the other, `[(heads + 2·key_value_heads)·head_dim, dim]`, and `output` is Wo,
-/// `[dim, heads·head_dim]`.
+/// `skip·x + branch·attention(x Wqᵀ, x Wkᵀ, x Wvᵀ) Woᵀ` for `x` of shape `[batch, tokens, dim]`;
+/// `projections` holds the rows of Wq, Wk and Wv one after the other, `[(heads +
+/// 2·key_value_heads)·head_dim, dim]`, and `output` is Wo, `[dim, heads·head_dim]`.
 ///
-/// Queries, keys, values and mixed values are kept for the gradient if `keep`, and worked out again otherwise; probabilities
-/// always are.
+/// Queries, keys, values and mixed values are kept for the gradient if `keep`, and worked out again
+/// otherwise; probabilities always are.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
@@ -59,7 +60,8 @@ pub fn attention_block(
     }
 }
 
-/// The same out of candle's operations; `bias` is added to the logits, as [`super::position_bias`] makes it.
+/// The same out of candle's operations; `bias` is added to the logits, as [`super::position_bias`]
+/// makes it.
 ///
 /// # Errors
 /// Candle's own.
@@ -83,9 +85,14 @@ pub fn composed(
             _ => Ok(y),
         }
     };
-    let (q, k, v) = (part(0, heads, true)?, part(heads, shared, true)?, part(heads + shared, shared, false)?);
+    let (q, k, v) =
+        (part(0, heads, true)?, part(heads, shared, true)?, part(heads + shared, shared, false)?);
     let mask = if block.causal { Mask::Causal } else { Mask::None };
-    let scores = Scores { bias, documents: block.documents.as_ref(), ..Scores::new(block.logit_scale, mask) };
+    let scores = Scores {
+        bias,
+        documents: block.documents.as_ref(),
+        ..Scores::new(block.logit_scale, mask)
+    };
     let mixed = attention(&q, &k, &v, &scores)?.reshape((batch, tokens, heads * dim))?;
     residual(x, &linear(&mixed, output, None, precision)?, block.skip, block.branch)
 }
@@ -112,10 +119,16 @@ impl Sizes {
         ((self.group + 2) * self.one(), self.group * self.one())
     }
 
-    /// Where the rows of the j-th member of group g, its queries first, then its key and its value, lie in `projections`.
+    /// Where the rows of the j-th member of group g, its queries first, then its key and its value,
+    /// lie in `projections`.
     fn rows(self, g: usize, j: usize) -> usize {
         let heads = self.group * self.groups;
-        self.head * if j < self.group { g * self.group + j } else { heads + g + (j - self.group) * self.groups }
+        self.head
+            * if j < self.group {
+                g * self.group + j
+            } else {
+                heads + g + (j - self.group) * self.groups
+            }
     }
 
     /// The head that the h-th row block of `projections` is: its group and its place there.
@@ -128,8 +141,8 @@ impl Sizes {
     }
 }
 
-/// Queries, keys and values group by group, `[batch, groups, group + 2, tokens, head]`, turned; and what they mix to,
-/// `[batch, groups, group, tokens, head]`.
+/// Queries, keys and values group by group, `[batch, groups, group + 2, tokens, head]`, turned; and
+/// what they mix to, `[batch, groups, group, tokens, head]`.
 pub(super) struct Kept<T: Real> {
     projected: Buffer<T>,
     mixed: Buffer<T>,
@@ -139,7 +152,13 @@ impl AttentionBlock {
     fn sizes<T>(&self, inputs: &[Array<T>]) -> Sizes {
         let (tokens, dim) = (inputs[0].dims[1], inputs[0].dims[2]);
         let head = inputs[2].dims[1] / self.heads;
-        Sizes { tokens, dim, head, group: self.heads / self.key_value_heads, groups: self.key_value_heads }
+        Sizes {
+            tokens,
+            dim,
+            head,
+            group: self.heads / self.key_value_heads,
+            groups: self.key_value_heads,
+        }
     }
 
     /// What is added to the logits of a head by distance; nothing without a fourth input.
@@ -175,15 +194,20 @@ impl AttentionBlock {
         let (x, w, output) = (inputs[0].data, inputs[1].data, inputs[2].data);
         let (per_group, per_mix) = s.of_group();
         let tasks = inputs[0].dims[0] * s.groups;
-        let mut kept = Kept { projected: Buffer::take(tasks * per_group), mixed: Buffer::take(tasks * per_mix) };
+        let mut kept = Kept {
+            projected: Buffer::take(tasks * per_group),
+            mixed: Buffer::take(tasks * per_mix),
+        };
         let turns = self.rotary.as_ref().map(|r| Turns::new(r, s.tokens, s.head));
         let attention = self.attention();
-        let groups = kept.projected.par_chunks_mut(per_group).zip(kept.mixed.par_chunks_mut(per_mix));
+        let groups =
+            kept.projected.par_chunks_mut(per_group).zip(kept.mixed.par_chunks_mut(per_mix));
         groups.enumerate().for_each_init(
             || Scratch::new(s.tokens),
             |scratch, (task, (projected, mixed))| {
                 let (sequence, g) = (task / s.groups, task % s.groups);
-                let x = Strided::dense(&x[sequence * s.tokens * s.dim..][..s.tokens * s.dim], s.dim);
+                let x =
+                    Strided::dense(&x[sequence * s.tokens * s.dim..][..s.tokens * s.dim], s.dim);
                 for (j, head) in projected.chunks_mut(s.one()).enumerate() {
                     let w = Strided::dense(&w[s.rows(g, j) * s.dim..][..s.head * s.dim], s.dim);
                     product(head, s.head, x, w.t(), false, 1.0, false);
@@ -192,7 +216,8 @@ impl AttentionBlock {
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
                 for (j, out) in mixed.chunks_mut(s.one()).enumerate() {
                     let out = Target { data: out, row: s.head };
-                    let mixing = attention.of_sequence(sequence, Self::bias(inputs, g * s.group + j));
+                    let mixing =
+                        attention.of_sequence(sequence, Self::bias(inputs, g * s.group + j));
                     mixing.mix(out, head(j), head(s.group), head(s.group + 1), scratch);
                 }
             },
@@ -200,7 +225,10 @@ impl AttentionBlock {
         let mut out = scaled(x, self.skip);
         each_rows(&mut out, s, |sequence, from, rows, out| {
             for h in 0..s.group * s.groups {
-                let mixed = Strided::dense(&kept.mixed[(sequence * self.heads + h) * s.one()..][..s.one()], s.head);
+                let mixed = Strided::dense(
+                    &kept.mixed[(sequence * self.heads + h) * s.one()..][..s.one()],
+                    s.head,
+                );
                 let w = Strided::rows(&output[h * s.head..], s.dim, s.head, self.heads * s.head);
                 product(out, s.dim, mixed.part(from, from + rows), w.t(), true, self.branch, false);
             }
@@ -235,9 +263,11 @@ impl AttentionBlock {
         let mut dbiases = vec![T::of(0.0); batch * biases];
         let per_bias = biases / s.groups;
         let mut rest = &mut dbiases[..];
-        let dbias: Vec<&mut [T]> =
-            (0..batch * s.groups).map(|_| rest.split_off_mut(..per_bias).unwrap_or_default()).collect();
-        let groups = dp.par_chunks_mut(per_group).zip(kept.projected.par_chunks(per_group)).zip(dbias);
+        let dbias: Vec<&mut [T]> = (0..batch * s.groups)
+            .map(|_| rest.split_off_mut(..per_bias).unwrap_or_default())
+            .collect();
+        let groups =
+            dp.par_chunks_mut(per_group).zip(kept.projected.par_chunks(per_group)).zip(dbias);
         groups.enumerate().for_each_init(
             || (Scratch::new(s.tokens), vec![T::of(0.0); s.one()]),
             |(scratch, dmixed), (task, ((dp, projected), dbias))| {
@@ -269,7 +299,15 @@ impl AttentionBlock {
                 let group = &dp[(sequence * s.groups + g) * per_group..][..per_group];
                 for (j, head) in group.chunks(s.one()).enumerate() {
                     let w = Strided::dense(&w[s.rows(g, j) * s.dim..][..s.head * s.dim], s.dim);
-                    product(dx, s.dim, Strided::dense(head, s.head).part(from, from + rows), w, true, 1.0, false);
+                    product(
+                        dx,
+                        s.dim,
+                        Strided::dense(head, s.head).part(from, from + rows),
+                        w,
+                        true,
+                        1.0,
+                        false,
+                    );
                 }
             }
         });
@@ -281,7 +319,10 @@ impl AttentionBlock {
             dw.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
                 let (g, j) = s.member(h);
                 for i in 0..batch {
-                    let head = Strided::dense(&dp[(i * s.groups + g) * per_group + j * s.one()..][..s.one()], s.head);
+                    let head = Strided::dense(
+                        &dp[(i * s.groups + g) * per_group + j * s.one()..][..s.one()],
+                        s.head,
+                    );
                     let x = Strided::dense(&x[sequence_of(x, i)], s.dim);
                     product(dw, s.dim, head.t(), x, i > 0, 1.0, false);
                 }
@@ -289,7 +330,10 @@ impl AttentionBlock {
             let mut transposed = Buffer::take(output.len());
             transposed.par_chunks_mut(s.head * s.dim).enumerate().for_each(|(h, dw)| {
                 for i in 0..batch {
-                    let mixed = Strided::dense(&kept.mixed[(i * self.heads + h) * s.one()..][..s.one()], s.head);
+                    let mixed = Strided::dense(
+                        &kept.mixed[(i * self.heads + h) * s.one()..][..s.one()],
+                        s.head,
+                    );
                     product(dw, s.dim, mixed.t(), rows_of(i), i > 0, self.branch, false);
                 }
             });
@@ -309,13 +353,26 @@ impl Kernel for AttentionBlock {
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
         let (heads, shared) = (self.heads, self.key_value_heads);
-        let (&[_, tokens, dim], &[rows, columns], &[out, mixed]) = (inputs[0], inputs[1], inputs[2]) else {
+        let (&[_, tokens, dim], &[rows, columns], &[out, mixed]) =
+            (inputs[0], inputs[1], inputs[2])
+        else {
             bail!("attention block: {inputs:?} are not [batch, tokens, dim] and two matrices")
         };
-        let divides = heads > 0 && shared > 0 && heads % shared == 0 && mixed % heads == 0 && mixed > 0 && tokens > 0;
+        let divides = heads > 0
+            && shared > 0
+            && heads % shared == 0
+            && mixed % heads == 0
+            && mixed > 0
+            && tokens > 0;
         let head = mixed / heads.max(1);
         let turns = self.rotary.as_ref().is_none_or(|r| fits(r, head));
-        if !divides || !turns || rows != (heads + 2 * shared) * head || columns != dim || out != dim || dim == 0 {
+        if !divides
+            || !turns
+            || rows != (heads + 2 * shared) * head
+            || columns != dim
+            || out != dim
+            || dim == 0
+        {
             bail!("attention block: {heads} and {shared} heads do not fit {inputs:?}")
         }
         Ok(inputs[0].to_vec())
@@ -326,7 +383,13 @@ impl Kernel for AttentionBlock {
         (out.into_vec(), kept)
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], kept: Kept<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        kept: Kept<T>,
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>> {
         let [mut dw, mut doutput] = [1, 2].map(|i| vec![T::of(0.0); inputs[i].data.len()]);
         let weights = (wanted[1] || wanted[2]).then_some([&mut dw[..], &mut doutput[..], &mut []]);
         let dx = self.gradient(inputs, &kept, grad, wanted[0], weights);
@@ -334,8 +397,8 @@ impl Kernel for AttentionBlock {
     }
 }
 
-/// Runs `f(sequence, first token, tokens, their rows)` on blocks of rows of `out`, `[batch, tokens, dim]`, none of which spans
-/// two sequences.
+/// Runs `f(sequence, first token, tokens, their rows)` on blocks of rows of `out`, `[batch, tokens,
+/// dim]`, none of which spans two sequences.
 fn each_rows<T: Real>(out: &mut [T], s: Sizes, f: impl Fn(usize, usize, usize, &mut [T]) + Sync) {
     out.par_chunks_mut(s.tokens * s.dim).enumerate().for_each(|(sequence, out)| {
         out.par_chunks_mut(ROWS * s.dim).enumerate().for_each(|(block, out)| {

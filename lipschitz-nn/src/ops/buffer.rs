@@ -1,12 +1,13 @@
-//! Memory that one step leaves for the next: the large arrays of a network have the same sizes at every step, and clearing fresh
-//! pages for them costs a tenth of it.
+//! Memory that one step leaves for the next: the large arrays of a network have the same sizes at
+//! every step, and clearing fresh pages for them costs a tenth of it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use super::real::Real;
 
-/// An array that goes back to its pool. Starts with whatever is there: whoever takes one writes every element.
+/// An array that goes back to its pool. Starts with whatever is there: whoever takes one writes
+/// every element.
 pub(super) struct Buffer<T: Real>(Vec<T>);
 
 /// What is not in use, and how much is and was, in elements.
@@ -30,7 +31,8 @@ impl<T: Real> Buffer<T> {
         let found = pool.free.iter().position(|free| free.len() == len);
         let found = found.map(|i| pool.free.swap_remove(i));
         // Together never more than was in use at once.
-        let (room, mut kept) = (pool.most - pool.used, pool.free.iter().map(Vec::len).sum::<usize>());
+        let (room, mut kept) =
+            (pool.most - pool.used, pool.free.iter().map(Vec::len).sum::<usize>());
         while kept > room {
             kept -= pool.free.remove(0).len();
         }

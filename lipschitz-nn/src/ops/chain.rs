@@ -1,5 +1,5 @@
-//! Residual blocks one after the other as one operation: what one block leaves for the next never becomes a tensor, whose gradient would be
-//! cleared, added to and allocated anew at every step.
+//! Residual blocks one after the other as one operation: what one block leaves for the next never
+//! becomes a tensor, whose gradient would be cleared, added to and allocated anew at every step.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -16,11 +16,13 @@ use crate::graph::PositionBias;
 pub enum Block {
     /// [`super::mlp_block`] with U and D.
     Perceptron(MlpBlock, [Tensor; 2]),
-    /// [`super::attention_block`] with Wq, Wk, Wv and Wo, and the table of a position bias, if there is one.
+    /// [`super::attention_block`] with Wq, Wk, Wv and Wo, and the table of a position bias, if
+    /// there is one.
     Attention(AttentionBlock, [Tensor; 4], Option<(PositionBias, Tensor)>),
 }
 
-/// The blocks in turn on `x`, `[…, dim]`; with `keep`, what they need for the gradient is kept, otherwise their inputs alone.
+/// The blocks in turn on `x`, `[…, dim]`; with `keep`, what they need for the gradient is kept,
+/// otherwise their inputs alone.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
@@ -37,7 +39,11 @@ pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
     } else {
         Keep::Inputs
     };
-    let links = blocks.iter().zip(&weights).map(|(block, weights)| Link::new(block, weights)).collect::<Result<_>>()?;
+    let links = blocks
+        .iter()
+        .zip(&weights)
+        .map(|(block, weights)| Link::new(block, weights))
+        .collect::<Result<_>>()?;
     let flat = weights.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
     apply(Chain { links, keep }, &[x, &Tensor::cat(&flat, 0)?], true)
 }
@@ -51,14 +57,25 @@ pub fn composed(x: &Tensor, blocks: &[Block]) -> Result<Tensor> {
         Block::Perceptron(block, [up, down]) => super::composed::mlp_block(*block, &x, up, down),
         Block::Attention(block, [query, key, value, output], bias) => {
             let bias = by_distance(block, bias.as_ref(), &x)?;
-            super::composed::attention_block(block, &x, &Tensor::cat(&[query, key, value], 0)?, output, bias.as_ref())
+            super::composed::attention_block(
+                block,
+                &x,
+                &Tensor::cat(&[query, key, value], 0)?,
+                output,
+                bias.as_ref(),
+            )
         }
     })
 }
 
 /// A position bias for the tokens of `x`.
-fn by_distance(block: &AttentionBlock, bias: Option<&(PositionBias, Tensor)>, x: &Tensor) -> Result<Option<Tensor>> {
-    bias.map(|(bias, table)| super::position_bias(table, *bias, block.causal, x.dim(1)?)).transpose()
+fn by_distance(
+    block: &AttentionBlock,
+    bias: Option<&(PositionBias, Tensor)>,
+    x: &Tensor,
+) -> Result<Option<Tensor>> {
+    bias.map(|(bias, table)| super::position_bias(table, *bias, block.causal, x.dim(1)?))
+        .transpose()
 }
 
 impl Block {
@@ -66,7 +83,9 @@ impl Block {
     fn given(&self) -> impl Iterator<Item = &Tensor> {
         let (weights, bias) = match self {
             Self::Perceptron(_, weights) => (&weights[..], None),
-            Self::Attention(_, weights, bias) => (&weights[..], bias.as_ref().map(|(_, table)| table)),
+            Self::Attention(_, weights, bias) => {
+                (&weights[..], bias.as_ref().map(|(_, table)| table))
+            }
         };
         weights.iter().chain(bias)
     }
@@ -95,7 +114,8 @@ enum Kind {
     Attention(AttentionBlock),
 }
 
-/// A block, and the shapes of its two matrices and its position bias, which lie one after the other; `[0, 0]` where there is no bias.
+/// A block, and the shapes of its two matrices and its position bias, which lie one after the
+/// other; `[0, 0]` where there is no bias.
 struct Link {
     kind: Kind,
     shapes: [[usize; 2]; 3],
@@ -120,7 +140,11 @@ impl Link {
                 let projections = [rows, query.dim(1)?];
                 Self {
                     kind: Kind::Attention(block.clone()),
-                    shapes: [projections, shape(output)?, weights.get(4).map_or(Ok([0, 0]), shape)?],
+                    shapes: [
+                        projections,
+                        shape(output)?,
+                        weights.get(4).map_or(Ok([0, 0]), shape)?,
+                    ],
                 }
             }
         })
@@ -135,7 +159,8 @@ impl Link {
         match &self.kind {
             Kind::Perceptron(block) => block.dims(&inputs),
             Kind::Attention(block) => {
-                let (bias, wanted) = (self.shapes[2], [block.heads, 2 * x.get(1).unwrap_or(&0).max(&1) - 1]);
+                let (bias, wanted) =
+                    (self.shapes[2], [block.heads, 2 * x.get(1).unwrap_or(&0).max(&1) - 1]);
                 if bias != [0, 0] && bias != wanted {
                     bail!("attention block: a position bias of shape {bias:?}, not {wanted:?}")
                 }
@@ -148,8 +173,8 @@ impl Link {
     fn arrays<'a, T>(&'a self, x: Array<'a, T>, weights: &'a [T]) -> [Array<'a, T>; 4] {
         let (first, rest) = weights.split_at(self.sizes()[0]);
         let (second, third) = rest.split_at(self.sizes()[1]);
-        let [first, second, third] =
-            [(first, 0), (second, 1), (third, 2)].map(|(data, i)| Array { data, dims: &self.shapes[i] });
+        let [first, second, third] = [(first, 0), (second, 1), (third, 2)]
+            .map(|(data, i)| Array { data, dims: &self.shapes[i] });
         [x, first, second, third]
     }
 
@@ -178,7 +203,9 @@ impl Link {
             (Kind::Perceptron(block), LinkKept::Perceptron(h)) => {
                 block.gradient(inputs, h, grad, wanted, weights.map(|[up, down, _]| [up, down]))
             }
-            (Kind::Attention(block), LinkKept::Attention(kept)) => block.gradient(inputs, &kept, grad, wanted, weights),
+            (Kind::Attention(block), LinkKept::Attention(kept)) => {
+                block.gradient(inputs, &kept, grad, wanted, weights)
+            }
             // A link is handed what it kept itself.
             _ => None,
         }
@@ -239,11 +266,19 @@ impl Kernel for Chain {
         (current.map_or_else(|| x.data.to_vec(), Buffer::into_vec), steps)
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], steps: Vec<Step<T>>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        steps: Vec<Step<T>>,
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>> {
         let (x, weights) = (inputs[0], inputs[1].data);
         let mut dweights = vec![T::of(0.0); if wanted[1] { weights.len() } else { 0 }];
         let mut current: Option<Buffer<T>> = None;
-        for ((i, (link, place)), step) in self.places().enumerate().collect::<Vec<_>>().into_iter().zip(steps).rev() {
+        for ((i, (link, place)), step) in
+            self.places().enumerate().collect::<Vec<_>>().into_iter().zip(steps).rev()
+        {
             let input = Array { data: step.input.as_deref().unwrap_or(x.data), dims: x.dims };
             let arrays = link.arrays(input, &weights[place.clone()]);
             let kept = step.kept.unwrap_or_else(|| link.run(&arrays).1);
@@ -252,7 +287,13 @@ impl Kernel for Chain {
                 let (second, third) = rest.split_at_mut(link.sizes()[1]);
                 [first, second, third]
             });
-            let dx = link.gradient(&arrays, kept, current.as_deref().unwrap_or(grad), i > 0 || wanted[0], targets);
+            let dx = link.gradient(
+                &arrays,
+                kept,
+                current.as_deref().unwrap_or(grad),
+                i > 0 || wanted[0],
+                targets,
+            );
             current = dx;
         }
         vec![current.map_or_else(Vec::new, Buffer::into_vec), dweights]

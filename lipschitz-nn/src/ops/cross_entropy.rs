@@ -7,8 +7,9 @@ use super::kernel::{Array, Kernel, apply};
 use super::real::{Real, largest, simd, sum};
 use super::{ROWS, fused};
 
-/// For logits `[n, classes]` and targets `[n]`: the mean of `−log softmax(logits)[target]` in nats, and the share of rows whose
-/// largest logit is the target's, as a tensor `[2]`. The first is differentiable.
+/// For logits `[n, classes]` and targets `[n]`: the mean of `−log softmax(logits)[target]` in nats,
+/// and the share of rows whose largest logit is the target's, as a tensor `[2]`. The first is
+/// differentiable.
 ///
 /// # Errors
 /// A target beyond the classes, shapes that do not fit, and candle's own.
@@ -56,11 +57,15 @@ impl Kernel for CrossEntropy {
         match *inputs[0] {
             [n, classes] if n == self.targets.len() && n > 0 && classes > 0 => {
                 match self.targets.iter().find(|t| **t as usize >= classes) {
-                    Some(target) => bail!("cross-entropy: target {target} is beyond the {classes} classes"),
+                    Some(target) => {
+                        bail!("cross-entropy: target {target} is beyond the {classes} classes")
+                    }
                     None => Ok(vec![2]),
                 }
             }
-            ref found => bail!("cross-entropy: logits {found:?} for {} targets", self.targets.len()),
+            ref found => {
+                bail!("cross-entropy: logits {found:?} for {} targets", self.targets.len())
+            }
         }
     }
 
@@ -74,13 +79,16 @@ impl Kernel for CrossEntropy {
                 *sum = log_sum_exp(row);
                 loss += (*sum - row[target]).to_f64();
                 // The first of equals, as `argmax` has it.
-                let wins =
-                    row[..target].iter().all(|x| *x < row[target]) && row[target..].iter().all(|x| *x <= row[target]);
+                let wins = row[..target].iter().all(|x| *x < row[target])
+                    && row[target..].iter().all(|x| *x <= row[target]);
                 hits += u32::from(wins);
             }
             (loss, hits)
         };
-        let chunks = sums.par_chunks_mut(ROWS).zip(x.par_chunks(ROWS * classes)).zip(self.targets.par_chunks(ROWS));
+        let chunks = sums
+            .par_chunks_mut(ROWS)
+            .zip(x.par_chunks(ROWS * classes))
+            .zip(self.targets.par_chunks(ROWS));
         // Summed in order, so that the loss does not depend on the number of threads.
         let parts: Vec<(f64, u32)> = chunks.map(of_rows).collect();
         let loss: f64 = parts.iter().map(|(loss, _)| loss).sum();
@@ -88,24 +96,34 @@ impl Kernel for CrossEntropy {
         (vec![T::of(loss / n as f64), T::of(f64::from(hits) / n as f64)], sums)
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], sums: Vec<T>, grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        sums: Vec<T>,
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         let (x, classes) = (inputs[0].data, inputs[0].width());
         let factor = grad[0] / T::of(self.targets.len() as f64);
         let mut out = vec![T::of(0.0); x.len()];
         let chunks = out.par_chunks_mut(ROWS * classes).zip(x.par_chunks(ROWS * classes));
-        chunks.zip(sums.par_chunks(ROWS)).zip(self.targets.par_chunks(ROWS)).for_each(|(((out, x), sums), targets)| {
-            for (((out, x), sum), target) in out.chunks_mut(classes).zip(x.chunks(classes)).zip(sums).zip(targets) {
-                simd(
-                    #[inline(always)]
-                    || {
-                        for (out, x) in out.iter_mut().zip(x) {
-                            *out = factor * Real::exp(*x - *sum);
-                        }
-                    },
-                );
-                out[*target as usize] += -factor;
-            }
-        });
+        chunks.zip(sums.par_chunks(ROWS)).zip(self.targets.par_chunks(ROWS)).for_each(
+            |(((out, x), sums), targets)| {
+                for (((out, x), sum), target) in
+                    out.chunks_mut(classes).zip(x.chunks(classes)).zip(sums).zip(targets)
+                {
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for (out, x) in out.iter_mut().zip(x) {
+                                *out = factor * Real::exp(*x - *sum);
+                            }
+                        },
+                    );
+                    out[*target as usize] += -factor;
+                }
+            },
+        );
         vec![out]
     }
 }

@@ -14,7 +14,8 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// Of token ids `[batch, tokens]`: a document begins with each `separator` and with each sequence.
+    /// Of token ids `[batch, tokens]`: a document begins with each `separator` and with each
+    /// sequence.
     ///
     /// # Errors
     /// Another shape, and candle's own.
@@ -38,15 +39,19 @@ impl Documents {
         &self.starts[sequence * self.tokens..][..self.tokens]
     }
 
-    /// What is added to logits `[batch, heads, tokens, tokens]`: −∞ between documents, `[batch, 1, tokens, tokens]`.
+    /// What is added to logits `[batch, heads, tokens, tokens]`: −∞ between documents, `[batch, 1,
+    /// tokens, tokens]`.
     pub(super) fn mask(&self, logits: &Tensor) -> Result<Tensor> {
-        let fits = |mask: &&Tensor| mask.dtype() == logits.dtype() && mask.device().same_device(logits.device());
+        let fits = |mask: &&Tensor| {
+            mask.dtype() == logits.dtype() && mask.device().same_device(logits.device())
+        };
         if let Some(mask) = self.mask.get().filter(fits) {
             return Ok(mask.clone());
         }
         let t = self.tokens;
         let one = |starts: &[u32]| {
-            let hidden = |i: usize| if starts[i / t] == starts[i % t] { 0.0 } else { f32::NEG_INFINITY };
+            let hidden =
+                |i: usize| if starts[i / t] == starts[i % t] { 0.0 } else { f32::NEG_INFINITY };
             (0..t * t).map(hidden).collect::<Vec<_>>()
         };
         let all: Vec<f32> = self.starts.chunks(t.max(1)).flat_map(one).collect();

@@ -59,7 +59,13 @@ impl Kernel for Embedding {
     }
 
     /// Touches only the rows that were read.
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         let dim = inputs[0].width();
         let mut out = vec![T::of(0.0); inputs[0].data.len()];
         // In order, so that sums do not depend on the number of threads.

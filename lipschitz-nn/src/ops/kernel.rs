@@ -1,9 +1,13 @@
-//! What a fused operation is to candle: a forward pass and a gradient on plain arrays, in `f32` and `f64`.
+//! What a fused operation is to candle: a forward pass and a gradient on plain arrays, in `f32` and
+//! `f64`.
 
 use std::any::Any;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    bail,
+};
 
 use super::real::Real;
 
@@ -15,7 +19,8 @@ pub(super) struct Array<'a, T> {
 }
 
 impl<T> Array<'_, T> {
-    /// The size of the last dimension; a kernel that asks has seen in [`Kernel::dims`] that there is one.
+    /// The size of the last dimension; a kernel that asks has seen in [`Kernel::dims`] that there
+    /// is one.
     pub fn width(&self) -> usize {
         self.dims[self.dims.len() - 1]
     }
@@ -37,12 +42,17 @@ pub(super) trait Kernel: Send + Sync + 'static {
     fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Self::Saved<T>);
 
     /// The gradient of each input that is wanted; of the others, anything of any length.
-    fn backward<T: Real>(&self, inputs: &[Array<T>], saved: Self::Saved<T>, grad: &[T], wanted: &[bool])
-    -> Vec<Vec<T>>;
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        saved: Self::Saved<T>,
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>>;
 }
 
-/// Applies a kernel to CPU tensors of one float type. With `keep`, what the gradient needs is kept until then; otherwise the
-/// forward pass runs again.
+/// Applies a kernel to CPU tensors of one float type. With `keep`, what the gradient needs is kept
+/// until then; otherwise the forward pass runs again.
 pub(super) fn apply<K: Kernel>(kernel: K, inputs: &[&Tensor], keep: bool) -> Result<Tensor> {
     let inputs = inputs.iter().map(|x| x.contiguous()).collect::<Result<Vec<_>>>()?;
     // Constants get no gradient: for the first layer of a network that is a third of its work.
@@ -73,7 +83,10 @@ pub(super) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Re
 }
 
 /// Runs `f` on the elements of contiguous CPU tensors.
-pub(super) fn with_slices<T: Real, R>(tensors: &[&Tensor], f: impl FnOnce(&[&[T]]) -> R) -> Result<R> {
+pub(super) fn with_slices<T: Real, R>(
+    tensors: &[&Tensor],
+    f: impl FnOnce(&[&[T]]) -> R,
+) -> Result<R> {
     let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
     let mut slices = Vec::with_capacity(tensors.len());
     for (storage, layout) in &guards {
@@ -124,7 +137,8 @@ impl<K: Kernel> Fused<K> {
         tensors.push(&grad);
         let gradients = with_slices::<T, _>(&tensors, |slices| {
             let (grad, data) = slices.split_last().map_or((&[][..], slices), |(g, d)| (*g, d));
-            let arrays: Vec<_> = data.iter().zip(inputs).map(|(data, t)| Array { data, dims: t.dims() }).collect();
+            let arrays: Vec<_> =
+                data.iter().zip(inputs).map(|(data, t)| Array { data, dims: t.dims() }).collect();
             let saved = kept.map_or_else(|| self.kernel.forward(&arrays).1, |saved| *saved);
             self.kernel.backward(&arrays, saved, grad, &self.wanted)
         })?;
@@ -138,7 +152,9 @@ impl<K: Kernel> Fused<K> {
 
 /// The first N of a list of gradients.
 fn exactly<const N: usize>(gradients: Vec<Option<Tensor>>) -> Result<[Option<Tensor>; N]> {
-    gradients.try_into().map_err(|g: Vec<_>| candle_core::Error::Msg(format!("{} gradients of {N} inputs", g.len())))
+    gradients.try_into().map_err(|g: Vec<_>| {
+        candle_core::Error::Msg(format!("{} gradients of {N} inputs", g.len()))
+    })
 }
 
 impl<K: Kernel> CustomOp1 for Fused<K> {
@@ -161,11 +177,23 @@ impl<K: Kernel> CustomOp2 for Fused<K> {
         K::NAME
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.fwd(&[(s1, l1), (s2, l2)])
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let [a, b] = exactly(Fused::bwd(self, &[x, y], grad)?)?;
         Ok((a, b))
     }

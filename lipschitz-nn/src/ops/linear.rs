@@ -12,7 +12,12 @@ use super::real::Real;
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
+pub fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
     if precision != Precision::F32 || !fused(&[x, weight]) {
         return composed(x, weight, bias, precision);
     }
@@ -25,12 +30,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Pre
 
 /// The same out of candle's operations.
 ///
-/// The input is made contiguous and flattened first: candle's own linear layer is silently wrong on a non-contiguous
-/// 3-D input, and a product over the flat batch is one call instead of one a sequence.
+/// The input is made contiguous and flattened first: candle's own linear layer is silently wrong on
+/// a non-contiguous 3-D input, and a product over the flat batch is one call instead of one a
+/// sequence.
 ///
 /// # Errors
 /// Candle's own, such as shapes that do not fit.
-pub fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
+pub fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let Some(last) = dims.last_mut() else { bail!("a linear map needs at least one dimension") };
     let inputs = std::mem::replace(last, weight.dim(0)?);
@@ -48,7 +59,8 @@ impl Kernel for Linear {
     type Saved<T: Real> = ();
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
-        let (Some((width, batch)), &[outputs, columns]) = (inputs[0].split_last(), inputs[1]) else {
+        let (Some((width, batch)), &[outputs, columns]) = (inputs[0].split_last(), inputs[1])
+        else {
             bail!("linear: input {:?}, weight {:?}", inputs[0], inputs[1])
         };
         if *width != columns {
@@ -64,7 +76,13 @@ impl Kernel for Linear {
         (y, ())
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>> {
         let (rows, inputs, outputs, x, w) = views(inputs);
         let g = Strided::rows(grad, rows, outputs, outputs);
         let (mut dx, mut dw) = (Vec::new(), Vec::new());
@@ -74,7 +92,15 @@ impl Kernel for Linear {
         }
         if wanted[1] {
             dw.resize(outputs * inputs, T::of(0.0));
-            product(&mut dw, inputs, g.t(), Strided::rows(x, rows, inputs, inputs), false, 1.0, true);
+            product(
+                &mut dw,
+                inputs,
+                g.t(),
+                Strided::rows(x, rows, inputs, inputs),
+                false,
+                1.0,
+                true,
+            );
         }
         vec![dx, dw]
     }

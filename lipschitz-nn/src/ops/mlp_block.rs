@@ -26,14 +26,25 @@ pub struct MlpBlock {
     pub branch: f64,
 }
 
-/// `skip·x + branch·(scale·φ(x Uᵀ)) Dᵀ` for `x` of shape `[…, dim]`, `U` of `[hidden, dim]` and `D` of `[dim, hidden]`.
+/// `skip·x + branch·(scale·φ(x Uᵀ)) Dᵀ` for `x` of shape `[…, dim]`, `U` of `[hidden, dim]` and `D`
+/// of `[dim, hidden]`.
 ///
 /// `x Uᵀ` is kept for the gradient if `keep`, and worked out again otherwise.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn mlp_block(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor, keep: bool) -> Result<Tensor> {
-    if fused(&[x, up, down]) { apply(block, &[x, up, down], keep) } else { composed(block, x, up, down) }
+pub fn mlp_block(
+    block: MlpBlock,
+    x: &Tensor,
+    up: &Tensor,
+    down: &Tensor,
+    keep: bool,
+) -> Result<Tensor> {
+    if fused(&[x, up, down]) {
+        apply(block, &[x, up, down], keep)
+    } else {
+        composed(block, x, up, down)
+    }
 }
 
 /// The same out of candle's operations.
@@ -61,14 +72,22 @@ impl MlpBlock {
                 let after = &mut after[..before.len()];
                 product(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
                 values(self.function, self.scale, before, after);
-                product(out, dim, Strided::dense(after, hidden), down.t(), true, self.branch, false);
+                product(
+                    out,
+                    dim,
+                    Strided::dense(after, hidden),
+                    down.t(),
+                    true,
+                    self.branch,
+                    false,
+                );
             },
         );
         (out, before)
     }
 
-    /// With `h = x Uᵀ`, `a = scale·φ(h)`, `da = branch·grad D`, `dh = scale·φ'(h) ∘ da`: `dx = skip·grad + dh U`,
-    /// `dU = dhᵀ x`, `dD = branch·gradᵀ a`.
+    /// With `h = x Uᵀ`, `a = scale·φ(h)`, `da = branch·grad D`, `dh = scale·φ'(h) ∘ da`: `dx =
+    /// skip·grad + dh U`, `dU = dhᵀ x`, `dD = branch·gradᵀ a`.
     pub(super) fn gradient<T: Real>(
         &self,
         inputs: &[Array<T>],
@@ -94,8 +113,24 @@ impl MlpBlock {
             });
         }
         if let Some([dup, ddown]) = weights {
-            product(dup, dim, Strided::dense(&dh, hidden).t(), Strided::dense(x, dim), false, 1.0, true);
-            product(ddown, hidden, Strided::dense(grad, dim).t(), Strided::dense(&h, hidden), false, self.branch, true);
+            product(
+                dup,
+                dim,
+                Strided::dense(&dh, hidden).t(),
+                Strided::dense(x, dim),
+                false,
+                1.0,
+                true,
+            );
+            product(
+                ddown,
+                hidden,
+                Strided::dense(grad, dim).t(),
+                Strided::dense(&h, hidden),
+                false,
+                self.branch,
+                true,
+            );
         }
         dx
     }
@@ -111,7 +146,12 @@ impl Kernel for MlpBlock {
             (Some(&d), &[h, d1], &[d2, h1]) if d == d1 && d == d2 && h == h1 && d > 0 && h > 0 => {
                 Ok(inputs[0].to_vec())
             }
-            _ => bail!("perceptron block: input {:?}, weights {:?} and {:?}", inputs[0], inputs[1], inputs[2]),
+            _ => bail!(
+                "perceptron block: input {:?}, weights {:?} and {:?}",
+                inputs[0],
+                inputs[1],
+                inputs[2]
+            ),
         }
     }
 
@@ -120,7 +160,13 @@ impl Kernel for MlpBlock {
         (out.into_vec(), before)
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], h: Buffer<T>, grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        h: Buffer<T>,
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>> {
         let [mut dup, mut ddown] = [1, 2].map(|i| vec![T::of(0.0); inputs[i].data.len()]);
         let weights = (wanted[1] || wanted[2]).then_some([&mut dup[..], &mut ddown[..]]);
         let dx = self.gradient(inputs, h, grad, wanted[0], weights);

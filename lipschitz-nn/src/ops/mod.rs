@@ -1,8 +1,9 @@
 //! Differentiable operations that candle lacks, gets wrong or is slow at.
 //!
-//! On CPU, in `f32` and `f64`, each is one fused kernel with its own gradient; elsewhere it is composed of candle's
-//! differentiable operations. The composed form is also the oracle of the tests. A kernel's result does not depend on the
-//! number of threads, bit for bit: work is cut up by size alone, and sums are added in order.
+//! On CPU, in `f32` and `f64`, each is one fused kernel with its own gradient; elsewhere it is
+//! composed of candle's differentiable operations. The composed form is also the oracle of the
+//! tests. A kernel's result does not depend on the number of threads, bit for bit: work is cut up
+//! by size alone, and sums are added in order.
 
 mod activation;
 mod arrays;
@@ -44,7 +45,9 @@ pub use rotary::rotary;
 
 /// The forms composed of candle's operations, for comparison.
 pub mod composed {
-    pub use super::activation::{clip_composed as clip, composed as activation, soft_cap_composed as soft_cap};
+    pub use super::activation::{
+        clip_composed as clip, composed as activation, soft_cap_composed as soft_cap,
+    };
     pub use super::attention::composed as attention;
     pub use super::attention_block::composed as attention_block;
     pub use super::chain::composed as chain;
@@ -65,7 +68,8 @@ thread_local! {
     static COMPOSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// For tests: what this thread does in `f` is composed of candle's operations, as on a device for which there are no kernels.
+/// For tests: what this thread does in `f` is composed of candle's operations, as on a device for
+/// which there are no kernels.
 #[doc(hidden)]
 pub fn without_kernels<R>(f: impl FnOnce() -> R) -> R {
     let before = COMPOSED.replace(true);
@@ -82,8 +86,8 @@ pub(crate) fn fused(tensors: &[&Tensor]) -> bool {
         && tensors.iter().all(|t| matches!(t.device(), Device::Cpu) && Some(t.dtype()) == dtype)
 }
 
-/// Rows that one task works on: few enough that what it makes stays in cache, and the same on every machine, so that results
-/// do not depend on the number of threads.
+/// Rows that one task works on: few enough that what it makes stays in cache, and the same on every
+/// machine, so that results do not depend on the number of threads.
 const ROWS: usize = 128;
 
 /// Elements that one task of an elementwise operation works on.

@@ -47,7 +47,12 @@ pub fn rms_norm_composed(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> 
 ///
 /// # Errors
 /// Candle's own, such as shapes that do not fit.
-pub fn layer_norm_composed(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+pub fn layer_norm_composed(
+    x: &Tensor,
+    gain: &Tensor,
+    bias: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let y = rms_norm_composed(&centred, gain, eps)?;
     match bias {
@@ -56,7 +61,8 @@ pub fn layer_norm_composed(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps
     }
 }
 
-/// `γ ∘ n + β` with `n = (x − μ)·r`, μ the mean if `centred` and 0 otherwise, `r = 1/√(mean (x−μ)² + ε)`.
+/// `γ ∘ n + β` with `n = (x − μ)·r`, μ the mean if `centred` and 0 otherwise, `r = 1/√(mean (x−μ)²
+/// + ε)`.
 struct Norm {
     eps: f64,
     centred: bool,
@@ -108,12 +114,22 @@ impl Kernel for Norm {
         (out, ())
     }
 
-    /// With `h = γ ∘ grad`: `dx = r·(h − mean(h)·[centred] − n·mean(h ∘ n))`, `dγ = Σ grad ∘ n`, `dβ = Σ grad`.
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    /// With `h = γ ∘ grad`: `dx = r·(h − mean(h)·[centred] − n·mean(h ∘ n))`, `dγ = Σ grad ∘ n`,
+    /// `dβ = Σ grad`.
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         let (x, gain, dim) = (inputs[0].data, inputs[1].data, inputs[0].width());
         let inverse = T::of(1.0 / dim as f64);
         let mut dx = vec![T::of(0.0); x.len()];
-        let chunks = dx.par_chunks_mut(ROWS * dim).zip(x.par_chunks(ROWS * dim)).zip(grad.par_chunks(ROWS * dim));
+        let chunks = dx
+            .par_chunks_mut(ROWS * dim)
+            .zip(x.par_chunks(ROWS * dim))
+            .zip(grad.par_chunks(ROWS * dim));
         let parts: Vec<(Vec<T>, Vec<T>)> = chunks
             .map(|((dx, x), grad)| {
                 let (mut dgain, mut dbias) = (vec![T::of(0.0); dim], vec![T::of(0.0); dim]);
@@ -123,9 +139,13 @@ impl Kernel for Norm {
                         || {
                             let (mean, r) = self.statistics(x);
                             let (x, grad, gain) = (&x[..dim], &grad[..dim], &gain[..dim]);
-                            let along = sum(dim, |i| gain[i] * grad[i] * (x[i] - mean) * r) * inverse;
-                            let constant =
-                                if self.centred { sum(dim, |i| gain[i] * grad[i]) * inverse } else { T::of(0.0) };
+                            let along =
+                                sum(dim, |i| gain[i] * grad[i] * (x[i] - mean) * r) * inverse;
+                            let constant = if self.centred {
+                                sum(dim, |i| gain[i] * grad[i]) * inverse
+                            } else {
+                                T::of(0.0)
+                            };
                             for i in 0..dim {
                                 let n = (x[i] - mean) * r;
                                 dx[i] = r * (gain[i] * grad[i] - constant - n * along);

@@ -4,23 +4,33 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::graph::PositionBias;
 
-/// What is added to logits, by key − query: `[heads, 2·tokens − 1]` from a `[buckets, heads]` table, in column d + tokens − 1 for the
-/// distance d.
+/// What is added to logits, by key − query: `[heads, 2·tokens − 1]` from a `[buckets, heads]`
+/// table, in column d + tokens − 1 for the distance d.
 ///
 /// # Errors
 /// Buckets that a position bias cannot have, a table of another size, and candle's own.
-pub fn position_bias(table: &Tensor, bias: PositionBias, causal: bool, tokens: usize) -> Result<Tensor> {
+pub fn position_bias(
+    table: &Tensor,
+    bias: PositionBias,
+    causal: bool,
+    tokens: usize,
+) -> Result<Tensor> {
     if !bias.fits(causal) || table.dims().first() != Some(&bias.buckets) || tokens == 0 {
-        bail!("position bias: {bias:?} with a table of shape {:?} and {tokens} tokens", table.dims())
+        bail!(
+            "position bias: {bias:?} with a table of shape {:?} and {tokens} tokens",
+            table.dims()
+        )
     }
     let last = tokens as i64 - 1;
-    let buckets: Vec<u32> = (-last..=last).map(|distance| bias.bucket(causal, distance) as u32).collect();
+    let buckets: Vec<u32> =
+        (-last..=last).map(|distance| bias.bucket(causal, distance) as u32).collect();
     table.index_select(&Tensor::new(buckets, table.device())?, 0)?.t()?.contiguous()
 }
 
 /// The same for each query and key, `[heads, tokens, tokens]`.
 ///
-/// Rows of width 2T, one after the other, are read again as rows of width 2T − 1: each begins one number later than the one before.
+/// Rows of width 2T, one after the other, are read again as rows of width 2T − 1: each begins one
+/// number later than the one before.
 ///
 /// # Errors
 /// A bias of another shape, and candle's own.
@@ -29,7 +39,16 @@ pub(super) fn by_pair(by_distance: &Tensor, heads: usize, tokens: usize) -> Resu
     if by_distance.dims() != [heads, width] {
         bail!("position bias: a shape of {:?}, not [{heads}, {width}]", by_distance.dims())
     }
-    let rows = by_distance.pad_with_zeros(1, 0, 1)?.unsqueeze(1)?.broadcast_as((heads, tokens, width + 1))?;
-    let skewed = rows.contiguous()?.reshape((heads, tokens * (width + 1)))?.narrow(1, 0, tokens * width)?;
-    skewed.contiguous()?.reshape((heads, tokens, width))?.narrow(2, tokens - 1, tokens)?.contiguous()
+    let rows = by_distance.pad_with_zeros(1, 0, 1)?.unsqueeze(1)?.broadcast_as((
+        heads,
+        tokens,
+        width + 1,
+    ))?;
+    let skewed =
+        rows.contiguous()?.reshape((heads, tokens * (width + 1)))?.narrow(1, 0, tokens * width)?;
+    skewed
+        .contiguous()?
+        .reshape((heads, tokens, width))?
+        .narrow(2, tokens - 1, tokens)?
+        .contiguous()
 }

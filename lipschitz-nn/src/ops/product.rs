@@ -1,5 +1,5 @@
-//! Matrix products over strided views: faer's, which reach the processor's peak at small sizes too and give the same bits
-//! on any number of threads.
+//! Matrix products over strided views: faer's, which reach the processor's peak at small sizes too
+//! and give the same bits on any number of threads.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -7,7 +7,8 @@ use faer::{Accum, MatMut, MatRef, Par};
 
 use super::real::Real;
 
-/// A view of a matrix: element (i, j) is `data[i·row + j·column]`, where one of `row` and `column` is 1.
+/// A view of a matrix: element (i, j) is `data[i·row + j·column]`, where one of `row` and `column`
+/// is 1.
 #[derive(Clone, Copy)]
 pub struct Strided<'a, T> {
     data: &'a [T],
@@ -48,13 +49,25 @@ impl<'a, T> Strided<'a, T> {
 
     fn view(self) -> MatRef<'a, T> {
         match self.column {
-            1 => MatRef::from_column_major_slice_with_stride(self.data, self.columns, self.rows, self.row).transpose(),
-            _ => MatRef::from_column_major_slice_with_stride(self.data, self.rows, self.columns, self.column),
+            1 => MatRef::from_column_major_slice_with_stride(
+                self.data,
+                self.columns,
+                self.rows,
+                self.row,
+            )
+            .transpose(),
+            _ => MatRef::from_column_major_slice_with_stride(
+                self.data,
+                self.rows,
+                self.columns,
+                self.column,
+            ),
         }
     }
 }
 
-/// A row-major output. (faer's own row-major constructor of a strided mutable view swaps the strides in 0.24.)
+/// A row-major output. (faer's own row-major constructor of a strided mutable view swaps the
+/// strides in 0.24.)
 fn output<T>(out: &mut [T], rows: usize, columns: usize, row: usize) -> MatMut<'_, T> {
     // A single row may be longer than the distance to the next.
     let row = if rows == 1 { columns } else { row };
@@ -72,8 +85,8 @@ fn accum(keep: bool) -> Accum {
     if keep { Accum::Add } else { Accum::Replace }
 }
 
-/// `out = keep·out + factor·(a b)` with `keep` 0 or 1, `out` row-major with rows `row` elements apart; on all cores if
-/// `parallel`.
+/// `out = keep·out + factor·(a b)` with `keep` 0 or 1, `out` row-major with rows `row` elements
+/// apart; on all cores if `parallel`.
 ///
 /// # Panics
 /// If the shapes do not fit: a mistake of the caller, never of an input.
@@ -90,8 +103,8 @@ pub fn product<T: Real>(
     matmul(out, accum(keep), a.view(), b.view(), T::of(factor), threads(&a, &b, parallel));
 }
 
-/// The lower triangle of `out = keep·out + factor·(a b)`, `[n, n]` with rows `row` elements apart, by little more than half the
-/// work; what is above stays as it is.
+/// The lower triangle of `out = keep·out + factor·(a b)`, `[n, n]` with rows `row` elements apart,
+/// by little more than half the work; what is above stays as it is.
 ///
 /// # Panics
 /// As [`product`].
@@ -106,14 +119,31 @@ pub fn lower<T: Real>(
 ) {
     let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
     let (out, threads) = (output(out, a.rows, a.rows, row), threads(&a, &b, parallel));
-    triangular::matmul(out, lower, accum(keep), a.view(), full, b.view(), full, T::of(factor), threads);
+    triangular::matmul(
+        out,
+        lower,
+        accum(keep),
+        a.view(),
+        full,
+        b.view(),
+        full,
+        T::of(factor),
+        threads,
+    );
 }
 
 /// [`lower`] of a product that is symmetric, on both sides; dense.
 ///
 /// # Panics
 /// As [`product`].
-pub fn symmetric<T: Real>(out: &mut [T], a: Strided<T>, b: Strided<T>, keep: bool, factor: f64, parallel: bool) {
+pub fn symmetric<T: Real>(
+    out: &mut [T],
+    a: Strided<T>,
+    b: Strided<T>,
+    keep: bool,
+    factor: f64,
+    parallel: bool,
+) {
     lower(out, a.rows, a, b, keep, factor, parallel);
     mirror(out, a.rows);
 }

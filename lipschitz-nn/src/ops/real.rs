@@ -1,4 +1,5 @@
-//! `f32` and `f64` with the special functions that the kernels need, written so that loops over them vectorise.
+//! `f32` and `f64` with the special functions that the kernels need, written so that loops over
+//! them vectorise.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use std::sync::Mutex;
@@ -8,8 +9,8 @@ use faer::traits::ComplexField;
 
 use super::buffer::Pool;
 
-/// Runs a loop with the widest vectors of the processor; it and what it calls must be inlined, so mark the closure
-/// `#[inline(always)]`.
+/// Runs a loop with the widest vectors of the processor; it and what it calls must be inlined, so
+/// mark the closure `#[inline(always)]`.
 #[inline(always)]
 pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -50,7 +51,10 @@ pub(super) fn largest<T: Real>(x: &[T]) -> T {
             *lane = if *x > *lane { *x } else { *lane };
         }
     }
-    lanes.iter().chain(chunks.remainder()).fold(T::of(f64::NEG_INFINITY), |m, x| if *x > m { *x } else { m })
+    lanes
+        .iter()
+        .chain(chunks.remainder())
+        .fold(T::of(f64::NEG_INFINITY), |m, x| if *x > m { *x } else { m })
 }
 
 /// Floats that kernels are written for.
@@ -98,7 +102,8 @@ impl Real for f64 {
 
     #[inline(always)]
     fn normal(self) -> (Self, Self) {
-        let distribution = 0.5 * candle_core::cpu::erf::erfc_f64(-self * std::f64::consts::FRAC_1_SQRT_2);
+        let distribution =
+            0.5 * candle_core::cpu::erf::erfc_f64(-self * std::f64::consts::FRAC_1_SQRT_2);
         (distribution, (-0.5 * self * self).exp() * INV_SQRT_2PI)
     }
 
@@ -137,7 +142,8 @@ impl Real for f32 {
         x as f32
     }
 
-    /// Relative error below 2e-7 where the result is normal; Cody–Waite reduction and a degree-6 Taylor polynomial.
+    /// Relative error below 2e-7 where the result is normal; Cody–Waite reduction and a degree-6
+    /// Taylor polynomial.
     #[inline(always)]
     fn exp(self) -> Self {
         // Adding 1.5·2²³ rounds to an integer without a call into libm.
@@ -145,8 +151,10 @@ impl Real for f32 {
         let x = self.clamp(-87.0, 88.0);
         let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
         let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-        let p =
-            1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
+        let p = 1.0
+            + r * (1.0
+                + r * (0.5
+                    + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
         // NaN passes through p, whatever the exponent bits become.
         let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
         p * power
@@ -156,10 +164,13 @@ impl Real for f32 {
     #[inline(always)]
     fn normal(self) -> (Self, Self) {
         let z = self.abs() * std::f32::consts::FRAC_1_SQRT_2;
-        // Smaller values are below the error, and their products would be denormal, which processors are slow at.
+        // Smaller values are below the error, and their products would be denormal, which
+        // processors are slow at.
         let e = Real::exp((-z * z).max(-60.0));
         let t = 1.0 / (1.0 + 0.327_591_1 * z);
-        let poly = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_8 + t * (-1.453_152 + t * 1.061_405_4))));
+        let poly = t
+            * (0.254_829_6
+                + t * (-0.284_496_74 + t * (1.421_413_8 + t * (-1.453_152 + t * 1.061_405_4))));
         let tail = 0.5 * poly * e;
         let distribution = if self > 0.0 { 1.0 - tail } else { tail };
         (distribution, e * INV_SQRT_2PI as f32)

@@ -13,7 +13,11 @@ use super::{CHUNK, fused};
 /// # Errors
 /// Shapes that differ, and candle's own.
 pub fn residual(x: &Tensor, y: &Tensor, skip: f64, branch: f64) -> Result<Tensor> {
-    if fused(&[x, y]) { apply(Residual { skip, branch }, &[x, y], true) } else { composed(x, y, skip, branch) }
+    if fused(&[x, y]) {
+        apply(Residual { skip, branch }, &[x, y], true)
+    } else {
+        composed(x, y, skip, branch)
+    }
 }
 
 /// The same out of candle's operations.
@@ -75,8 +79,16 @@ impl Kernel for Residual {
         (out, ())
     }
 
-    fn backward<T: Real>(&self, _: &[Array<T>], (): (), grad: &[T], wanted: &[bool]) -> Vec<Vec<T>> {
-        let times = |factor: f64, wanted: bool| if wanted { scaled(grad, factor).into_vec() } else { Vec::new() };
+    fn backward<T: Real>(
+        &self,
+        _: &[Array<T>],
+        (): (),
+        grad: &[T],
+        wanted: &[bool],
+    ) -> Vec<Vec<T>> {
+        let times = |factor: f64, wanted: bool| {
+            if wanted { scaled(grad, factor).into_vec() } else { Vec::new() }
+        };
         vec![times(self.skip, wanted[0]), times(self.branch, wanted[1])]
     }
 }

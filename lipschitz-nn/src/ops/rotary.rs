@@ -1,4 +1,5 @@
-//! Rotary positions: each pair of coordinates is turned by an angle proportional to the token's position.
+//! Rotary positions: each pair of coordinates is turned by an angle proportional to the token's
+//! position.
 
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -8,15 +9,19 @@ use super::kernel::{Array, Kernel, apply};
 use super::real::{Real, simd};
 use crate::graph::{Pairing, Rotary};
 
-/// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle `t·base^(−2i/head_dim)`, or t times
-/// frequency i where frequencies are given.
+/// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle
+/// `t·base^(−2i/head_dim)`, or t times frequency i where frequencies are given.
 ///
 /// Source: Su et al., *RoFormer*, eq. 15. A rotation, so it changes no norm.
 ///
 /// # Errors
 /// Candle's own, such as an odd `head_dim`.
 pub fn rotary(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
-    if fused(&[x]) { apply(Turn { rotary: rotary.clone() }, &[x], true) } else { composed(x, rotary) }
+    if fused(&[x]) {
+        apply(Turn { rotary: rotary.clone() }, &[x], true)
+    } else {
+        composed(x, rotary)
+    }
 }
 
 /// The angle a token of each pair of `head_dim` coordinates.
@@ -48,18 +53,21 @@ pub fn composed(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     }
     let angles = angles(&frequencies, tokens);
     let table = |f: fn(f64) -> f64, shape: &[usize]| {
-        Tensor::from_vec(angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), shape, x.device())?.to_dtype(x.dtype())
+        Tensor::from_vec(angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), shape, x.device())?
+            .to_dtype(x.dtype())
     };
     match rotary.pairing {
         Pairing::Half => {
-            let (cos, sin) = (table(f64::cos, &[tokens, 1, half])?, table(f64::sin, &[tokens, 1, half])?);
+            let (cos, sin) =
+                (table(f64::cos, &[tokens, 1, half])?, table(f64::sin, &[tokens, 1, half])?);
             let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let second = (a.broadcast_mul(&sin)? + b.broadcast_mul(&cos)?)?;
             Tensor::cat(&[first, second], D::Minus1)
         }
         Pairing::Interleaved => {
-            let (cos, sin) = (table(f64::cos, &[tokens, 1, half, 1])?, table(f64::sin, &[tokens, 1, half, 1])?);
+            let (cos, sin) =
+                (table(f64::cos, &[tokens, 1, half, 1])?, table(f64::sin, &[tokens, 1, half, 1])?);
             let pairs = x.reshape((batch, tokens, heads, half, 2))?;
             let (a, b) = (pairs.narrow(4, 0, 1)?, pairs.narrow(4, 1, 1)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
@@ -89,8 +97,8 @@ impl<T: Real> Turns<T> {
         }
     }
 
-    /// Turns a head of a token in place; back if `sign` is −1, which is the gradient: a rotation's transpose is its inverse.
-    /// Coordinates beyond the pairs stay as they are.
+    /// Turns a head of a token in place; back if `sign` is −1, which is the gradient: a rotation's
+    /// transpose is its inverse. Coordinates beyond the pairs stay as they are.
     #[inline(always)]
     pub fn apply(&self, x: &mut [T], token: usize, sign: f64) {
         let (half, sign) = (self.half, T::of(sign));
@@ -99,7 +107,9 @@ impl<T: Real> Turns<T> {
         match self.pairing {
             Pairing::Half => {
                 let (first, rest) = x.split_at_mut(half);
-                for (((a, b), cos), sin) in first.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin) {
+                for (((a, b), cos), sin) in
+                    first.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin)
+                {
                     let sin = *sin * sign;
                     (*a, *b) = (*a * *cos - *b * sin, *a * sin + *b * *cos);
                 }
@@ -157,7 +167,13 @@ impl Kernel for Turn {
         (self.run(inputs[0].data, inputs[0].dims, 1.0), ())
     }
 
-    fn backward<T: Real>(&self, inputs: &[Array<T>], (): (), grad: &[T], _: &[bool]) -> Vec<Vec<T>> {
+    fn backward<T: Real>(
+        &self,
+        inputs: &[Array<T>],
+        (): (),
+        grad: &[T],
+        _: &[bool],
+    ) -> Vec<Vec<T>> {
         vec![self.run(grad, inputs[0].dims, -1.0)]
     }
 }

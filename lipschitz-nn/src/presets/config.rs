@@ -31,7 +31,8 @@ pub enum ModelConfig {
         /// Factor on the network's logits.
         #[serde(default = "one")]
         final_scale: f64,
-        /// The token that begins a new document: attention stays within a document. All is one without it.
+        /// The token that begins a new document: attention stays within a document. All is one
+        /// without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separator: Option<u32>,
         /// How attention knows positions.
@@ -116,7 +117,8 @@ impl ModelConfig {
     /// The graph for this vocabulary (or number of classes).
     ///
     /// # Errors
-    /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot be read.
+    /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot
+    /// be read.
     pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
         match self {
             ModelConfig::Gpt {
@@ -141,13 +143,27 @@ impl ModelConfig {
                     ..Block::new(*dim, *heads)
                 };
                 let (final_scale, separator) = (*final_scale, *separator);
-                Gpt { final_scale, separator, ..Gpt::new(outputs, *context, *layers, block) }.graph()
+                Gpt { final_scale, separator, ..Gpt::new(outputs, *context, *layers, block) }
+                    .graph()
             }
-            ModelConfig::Vit { dim, layers, heads, patch, logit_scale, output_scale, final_scale } => {
+            ModelConfig::Vit {
+                dim,
+                layers,
+                heads,
+                patch,
+                logit_scale,
+                output_scale,
+                final_scale,
+            } => {
                 let (dim, heads, output_scale) = (*dim, *heads, *output_scale);
                 let logit_scale = logit_scale.factor(dim, heads);
-                let block =
-                    Block { logit_scale, output_scale, causal: false, positions: None, ..Block::new(dim, heads) };
+                let block = Block {
+                    logit_scale,
+                    output_scale,
+                    causal: false,
+                    positions: None,
+                    ..Block::new(dim, heads)
+                };
                 let (patch, layers, final_scale) = (*patch, *layers, *final_scale);
                 Vit { image: [3, 32, 32], patch, outputs, block, layers, final_scale }.graph()
             }

@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary};
 
-/// GELU is divided by this in the method, which makes |φ(x)| ≤ |x| / 1.1289 (its slope stays a hair above 1).
+/// GELU is divided by this in the method, which makes |φ(x)| ≤ |x| / 1.1289 (its slope stays a hair
+/// above 1).
 pub const GELU_SCALE: f64 = 1.0 / 1.1289;
 
-/// A decoder-only transformer (*Training Transformers with Enforced Lipschitz Constants*, section 4).
+/// A decoder-only transformer (*Training Transformers with Enforced Lipschitz Constants*, section
+/// 4).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpt {
     /// Token ids.
@@ -34,7 +36,8 @@ impl Gpt {
     /// The graph: the embedding, the blocks, the head.
     ///
     /// # Errors
-    /// [`Error::Graph`] if a size is zero, α is out of range, or the heads do not divide the width into parts that fit.
+    /// [`Error::Graph`] if a size is zero, α is out of range, or the heads do not divide the width
+    /// into parts that fit.
     pub fn graph(&self) -> Result<Graph, Error> {
         let &Self { vocabulary, context, layers, ref block, final_scale, separator } = self;
         let dim = block.dim;
@@ -68,8 +71,8 @@ pub enum Positions {
     /// Queries and keys are turned by their position, as in the method.
     #[default]
     Rotary,
-    /// Numbers learned for distances are added to the logits, 32 buckets up to a distance of 128 as in T5: heads can look at near
-    /// tokens whatever the caps are.
+    /// Numbers learned for distances are added to the logits, 32 buckets up to a distance of 128 as
+    /// in T5: heads can look at near tokens whatever the caps are.
     Bias,
 }
 
@@ -95,7 +98,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// The method's: causal, logits over head_dim, a third of the attention output, rotary positions, GELU.
+    /// The method's: causal, logits over head_dim, a third of the attention output, rotary
+    /// positions, GELU.
     pub fn new(dim: usize, heads: usize) -> Self {
         Self {
             dim,
@@ -113,27 +117,38 @@ impl Block {
 /// The node `blocks`: `(1−α)x + α·attention(x)` and `(1−α)x + α·mlp(x)` in turn.
 ///
 /// # Errors
-/// [`Error::Graph`] if there are no layers, `heads` does not divide the width, or α is not above 0 and at most 1.
+/// [`Error::Graph`] if there are no layers, `heads` does not divide the width, or α is not above 0
+/// and at most 1.
 pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
-    let &Block { dim, heads, logit_scale, output_scale, causal, positions, activation, alpha } = block;
+    let &Block { dim, heads, logit_scale, output_scale, causal, positions, activation, alpha } =
+        block;
     if heads == 0 || dim % heads != 0 {
-        return Err(Error::graph("", format!("has width {dim}, which {heads} heads do not divide")));
+        return Err(Error::graph(
+            "",
+            format!("has width {dim}, which {heads} heads do not divide"),
+        ));
     }
     if layers == 0 {
         return Err(Error::graph("", "has no layers"));
     }
     let alpha = alpha.unwrap_or(1.0 / (2.0 * layers as f64));
     if !(alpha > 0.0 && alpha <= 1.0) {
-        return Err(Error::graph("", format!("has alpha = {alpha}, which must be above 0 and at most 1")));
+        return Err(Error::graph(
+            "",
+            format!("has alpha = {alpha}, which must be above 0 and at most 1"),
+        ));
     }
-    let residual = |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
-    let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
+    let residual =
+        |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
+    let linear =
+        |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
     let attention = Op::Attention(Attention {
         logit_scale,
         output_scale,
         causal,
         rotary: (positions == Some(Positions::Rotary)).then(|| Rotary::new(10000.0, Pairing::Half)),
-        position_bias: (positions == Some(Positions::Bias)).then_some(PositionBias { buckets: 32, max_distance: 128 }),
+        position_bias: (positions == Some(Positions::Bias))
+            .then_some(PositionBias { buckets: 32, max_distance: 128 }),
         ..Attention::new(dim, heads, dim / heads)
     });
     let activation = match activation {
@@ -141,8 +156,15 @@ pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
         Activation::Abs => Op::Activation { function: Function::Abs, scale: 1.0 },
     };
     let one = |i: usize| {
-        let mlp = vec![linear("up", dim, 4 * dim), Node::new("", activation.clone()), linear("down", 4 * dim, dim)];
-        let body = vec![residual("attention", vec![Node::new("", attention.clone())]), residual("mlp", mlp)];
+        let mlp = vec![
+            linear("up", dim, 4 * dim),
+            Node::new("", activation.clone()),
+            linear("down", 4 * dim, dim),
+        ];
+        let body = vec![
+            residual("attention", vec![Node::new("", attention.clone())]),
+            residual("mlp", mlp),
+        ];
         Node::new(i.to_string(), Op::Sequential { body })
     };
     Ok(Node::new("blocks", Op::Sequential { body: (0..layers).map(one).collect() }))
@@ -159,7 +181,8 @@ mod tests {
         parameters.into_iter().map(|p| (p.name, p.init)).collect()
     }
 
-    /// Branches start at zero where there is a stream beside them; where there is none, a network of zeros would never move.
+    /// Branches start at zero where there is a stream beside them; where there is none, a network
+    /// of zeros would never move.
     #[test]
     fn what_starts_at_zero() {
         let zeros = |alpha| {

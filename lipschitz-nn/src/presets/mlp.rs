@@ -24,9 +24,14 @@ impl Mlp {
     pub fn graph(&self) -> Result<Graph, Error> {
         let mut width = match self.input {
             Input::Vector { dim } => dim,
-            Input::Pixels { channels, height, width } => channels.saturating_mul(height).saturating_mul(width),
+            Input::Pixels { channels, height, width } => {
+                channels.saturating_mul(height).saturating_mul(width)
+            }
             Input::Tokens { .. } => {
-                return Err(Error::graph("input", "is tokens; this network reads vectors or images"));
+                return Err(Error::graph(
+                    "input",
+                    "is tokens; this network reads vectors or images",
+                ));
             }
         };
         let mut nodes = Vec::new();
@@ -39,7 +44,10 @@ impl Mlp {
             nodes.push(Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }));
             width = *hidden;
         }
-        nodes.push(Node::new("head", Op::Linear { inputs: width, outputs: self.outputs, bias: false }));
+        nodes.push(Node::new(
+            "head",
+            Op::Linear { inputs: width, outputs: self.outputs, bias: false },
+        ));
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
         }

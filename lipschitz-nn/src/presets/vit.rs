@@ -4,12 +4,12 @@ use super::gpt::{Block, blocks};
 use crate::Error;
 use crate::graph::{Graph, Input, Node, Op};
 
-/// A vision transformer without layer norm, biases or a class token: patches, an embedding that is averaged with learned
-/// positions, blocks whose tokens all see each other, the mean over tokens, and the head (after Dosovitskiy et al., *An image is
-/// worth 16×16 words*, 2021).
+/// A vision transformer without layer norm, biases or a class token: patches, an embedding that is
+/// averaged with learned positions, blocks whose tokens all see each other, the mean over tokens,
+/// and the head (after Dosovitskiy et al., *An image is worth 16×16 words*, 2021).
 ///
-/// Pixels are clipped to [-1, 1], so that attention's inputs are bounded, and with them the constant for all inputs; those of
-/// images, in [0, 1], stay as they are.
+/// Pixels are clipped to [-1, 1], so that attention's inputs are bounded, and with them the
+/// constant for all inputs; those of images, in [0, 1], stay as they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vit {
     /// Colour channels, height and width of an image.
@@ -30,16 +30,22 @@ impl Vit {
     /// The graph.
     ///
     /// # Errors
-    /// [`Error::Graph`] if a size is zero, `heads` does not divide the width, or `patch` the sides of the image.
+    /// [`Error::Graph`] if a size is zero, `heads` does not divide the width, or `patch` the sides
+    /// of the image.
     pub fn graph(&self) -> Result<Graph, Error> {
         let [channels, height, width] = self.image;
         let (patch, dim) = (self.patch, self.block.dim);
-        let linear = |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: false });
+        let linear = |name: &str, inputs, outputs| {
+            Node::new(name, Op::Linear { inputs, outputs, bias: false })
+        };
         let mut nodes = vec![
             Node::new("", Op::Clip { limit: 1.0 }),
             Node::new("", Op::Patches { size: patch }),
             linear("embedding", channels * patch * patch, dim),
-            Node::new("positions", Op::Positions { length: height / patch.max(1) * (width / patch.max(1)), dim }),
+            Node::new(
+                "positions",
+                Op::Positions { length: height / patch.max(1) * (width / patch.max(1)), dim },
+            ),
             Node::new("", Op::Scale { factor: 0.5 }),
             blocks(&self.block, self.layers)?,
             Node::new("", Op::MeanPool),

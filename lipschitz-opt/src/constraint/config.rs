@@ -8,37 +8,43 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::blocks::{Heads, role};
 
-/// What is done to every matrix W after a step of learning rate η, with σ its norm, `u`, `v` its first singular vectors and σ_max the
-/// cap. *Training Transformers with Enforced Lipschitz Constants* compares them (section 3 and appendix).
+/// What is done to every matrix W after a step of learning rate η, with σ its norm, `u`, `v` its
+/// first singular vectors and σ_max the cap. *Training Transformers with Enforced Lipschitz
+/// Constants* compares them (section 3 and appendix).
 ///
-/// What each guarantees, with norms that are proven: `tests/oracle.rs` shows every guarantee, and every limit.
+/// What each guarantees, with norms that are proven: `tests/oracle.rs` shows every guarantee, and
+/// every limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// Nothing; no guarantee.
     #[default]
     None,
-    /// `W ← (1−λη)W`. Under Muon `σ ≤ u/λ`, with u the norm of an update of learning rate 1; weights start below it. Under AdamW
-    /// and SGD no guarantee.
+    /// `W ← (1−λη)W`. Under Muon `σ ≤ u/λ`, with u the norm of an update of learning rate 1;
+    /// weights start below it. Under AdamW and SGD no guarantee.
     WeightDecay,
-    /// `W ← W − λσuvᵀ`. No guarantee under any optimizer: one singular value shrinks a step, and Muon's updates let all grow.
+    /// `W ← W − λσuvᵀ`. No guarantee under any optimizer: one singular value shrinks a step, and
+    /// Muon's updates let all grow.
     SpectralWeightDecay,
-    /// `W ← W / max(1, σ/σ_max)`. With `norm = "proven"`, `σ ≤ σ_max` under any optimizer. With `norm = "power"` σ is estimated
-    /// from below, so no guarantee.
+    /// `W ← W / max(1, σ/σ_max)`. With `norm = "proven"`, `σ ≤ σ_max` under any optimizer. With
+    /// `norm = "power"` σ is estimated from below, so no guarantee.
     SpectralNormalize,
-    /// `W ← σ_max UVᵀ`: `σ ≤ σ_max` under any optimizer, and all singular values equal it but those that are tiny.
+    /// `W ← σ_max UVᵀ`: `σ ≤ σ_max` under any optimizer, and all singular values equal it but those
+    /// that are tiny.
     Stiefel,
     /// `W ← W + (σ_max − σ)uvᵀ`. No guarantee: a second singular value above the cap stays there.
     SpectralHammer,
-    /// `x − αx³`, then `x + αx³` on the singular values, with α coupled to the learning rate: `σ ≤ σ_max` under any optimizer. The
-    /// coupling needs updates of bounded norm, as Muon's are, and a learning rate that is not too large (up to about 0.3 σ_max);
-    /// elsewhere [`Method::SpectralNormalize`] follows or takes its place.
+    /// `x − αx³`, then `x + αx³` on the singular values, with α coupled to the learning rate: `σ ≤
+    /// σ_max` under any optimizer. The coupling needs updates of bounded norm, as Muon's are, and a
+    /// learning rate that is not too large (up to about 0.3 σ_max); elsewhere
+    /// [`Method::SpectralNormalize`] follows or takes its place.
     SpectralSoftCap,
-    /// `min(x, σ_max)` on the singular values, by products alone: `σ ≤ σ_max` under any optimizer. With `form = "quintic"` the
-    /// published polynomials, which shrink small singular values by up to 5 % a step; with `form = "sign"` exactly, through the
-    /// matrix sign.
+    /// `min(x, σ_max)` on the singular values, by products alone: `σ ≤ σ_max` under any optimizer.
+    /// With `form = "quintic"` the published polynomials, which shrink small singular values by up
+    /// to 5 % a step; with `form = "sign"` exactly, through the matrix sign.
     SpectralHardCap,
-    /// `min(x, σ_max)` on the singular values by an SVD in f64 on the CPU: `σ ≤ σ_max` under any optimizer.
+    /// `min(x, σ_max)` on the singular values by an SVD in f64 on the CPU: `σ ≤ σ_max` under any
+    /// optimizer.
     SvdClip,
 }
 
@@ -133,13 +139,15 @@ pub enum HardCap {
 
 /// Which constraint, and its constants.
 ///
-/// Caps are on `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`; rows of tables are kept at RMS norm 1 along with them. Vectors are left alone.
+/// Caps are on `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`; rows of tables are kept at RMS norm 1 along with
+/// them. Vectors are left alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConstraintConfig {
     /// What is done to every matrix.
     pub method: Method,
-    /// The cap, for methods that have one. Left out where it is solved from a constant to end below.
+    /// The cap, for methods that have one. Left out where it is solved from a constant to end
+    /// below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
     /// λ of weight decay, spectral weight decay, or beside the soft cap.
@@ -154,15 +162,16 @@ pub struct ConstraintConfig {
     /// How the hard cap is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<HardCap>,
-    /// Matrices, such as `head`, whose rows are capped in place of singular values: `√in·‖row‖₂ ≤ σ_max`, their RMS→∞ norm, which the
-    /// RMS→RMS norm is never above.
+    /// Matrices, such as `head`, whose rows are capped in place of singular values: `√in·‖row‖₂ ≤
+    /// σ_max`, their RMS→∞ norm, which the RMS→RMS norm is never above.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub row_caps: BTreeSet<String>,
-    /// Matrices whose columns are capped in place of singular values: `‖column‖_RMS ≤ σ_max`, their ℓ1→RMS norm. Their RMS→RMS norm is
-    /// then at most `in·σ_max`.
+    /// Matrices whose columns are capped in place of singular values: `‖column‖_RMS ≤ σ_max`, their
+    /// ℓ1→RMS norm. Their RMS→RMS norm is then at most `in·σ_max`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub column_caps: BTreeSet<String>,
-    /// Factors on the cap of the matrices of a name, such as `query` or `head`; 1 for names that are not here.
+    /// Factors on the cap of the matrices of a name, such as `query` or `head`; 1 for names that
+    /// are not here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub factors: BTreeMap<String, f64>,
 }
@@ -200,7 +209,8 @@ impl ConstraintConfig {
         if self.method.capped() && self.sigma_max.is_none() {
             let key = self.method.key();
             return Err(Error::Config(format!(
-                "constraint.sigma_max is missing; `{key}` needs it, or a lipschitz_target that it is solved from"
+                "constraint.sigma_max is missing; `{key}` needs it, or a lipschitz_target that it \
+                 is solved from"
             )));
         }
         Ok(())
@@ -237,7 +247,10 @@ impl ConstraintConfig {
             ("factors", !self.factors.is_empty() && !method.capped()),
         ];
         if let Some((key, _)) = stray.into_iter().find(|(_, stray)| *stray) {
-            return refuse(format!("{key} is no constant of `{}`; take it out or choose another method", method.key()));
+            return refuse(format!(
+                "{key} is no constant of `{}`; take it out or choose another method",
+                method.key()
+            ));
         }
         match self.decay {
             None if method.decays() == Some(true) => {
@@ -262,7 +275,9 @@ impl ConstraintConfig {
             }
         }
         match self.row_caps.intersection(&self.column_caps).next() {
-            Some(name) => refuse(format!("column_caps has `{name}`, and so has row_caps; choose one")),
+            Some(name) => {
+                refuse(format!("column_caps has `{name}`, and so has row_caps; choose one"))
+            }
             None => Ok(()),
         }
     }
@@ -273,7 +288,8 @@ impl ConstraintConfig {
     /// [`Error::Config`] names the first that does not, and the names there are.
     pub fn check_names(&self, parameters: &[Parameter]) -> Result<(), Error> {
         let names = |heads: bool| -> BTreeSet<&str> {
-            let fit = |p: &&Parameter| p.geometry == Geometry::Matrix && (!heads || p.heads.is_some());
+            let fit =
+                |p: &&Parameter| p.geometry == Geometry::Matrix && (!heads || p.heads.is_some());
             parameters.iter().filter(fit).map(|p| role(&p.name)).collect()
         };
         let (all, heads) = (names(false), names(true));

@@ -14,7 +14,9 @@ use lipschitz_nn::graph::{Geometry, HeadBlocks, Parameter};
 
 use crate::blocks::{batched, merge, role, scale, split};
 use crate::optimizer::{Rate, UpdateBound, Variable, saved};
-use crate::polynomial::{hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_each, soft_cap_strength};
+use crate::polynomial::{
+    hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_each, soft_cap_strength,
+};
 use crate::{Error, Recipe};
 use norms::{Top, gram, power, start};
 
@@ -93,7 +95,9 @@ pub(crate) fn promise(
             let inputs = parameter.shape[1] as f64;
             match vectors(config, parameter) {
                 None => Some(Promise { sigma_max, heads, row: None }),
-                Some(Vectors::Rows) => Some(Promise { sigma_max, heads: None, row: Some(sigma_max / inputs.sqrt()) }),
+                Some(Vectors::Rows) => {
+                    Some(Promise { sigma_max, heads: None, row: Some(sigma_max / inputs.sqrt()) })
+                }
                 Some(Vectors::Columns) => plain(inputs * sigma_max),
             }
         }
@@ -196,15 +200,18 @@ impl Constraint {
         for v in variables {
             let Some(promise) = self.promise(&v.parameter) else { continue };
             let w = v.var.as_tensor().detach();
-            v.var.set(&match (v.parameter.geometry, vectors(&self.recipe.constraint, &v.parameter)) {
-                (Geometry::Table, _) => cap_rows(&w, promise.sigma_max)?,
-                (_, Some(side)) => self.cap_vectors(&w, &v.parameter, side)?,
-                _ => {
-                    let factor = scale(&v.parameter, promise.heads);
-                    let x = normalize(&(split(&w, promise.heads)? * factor)?, promise.sigma_max)?;
-                    (merge(&x, promise.heads)? / factor)?
-                }
-            })?;
+            v.var.set(
+                &match (v.parameter.geometry, vectors(&self.recipe.constraint, &v.parameter)) {
+                    (Geometry::Table, _) => cap_rows(&w, promise.sigma_max)?,
+                    (_, Some(side)) => self.cap_vectors(&w, &v.parameter, side)?,
+                    _ => {
+                        let factor = scale(&v.parameter, promise.heads);
+                        let x =
+                            normalize(&(split(&w, promise.heads)? * factor)?, promise.sigma_max)?;
+                        (merge(&x, promise.heads)? / factor)?
+                    }
+                },
+            )?;
         }
         Ok(())
     }
@@ -222,7 +229,9 @@ impl Constraint {
             let learning_rate = rate.now() * v.rate;
             match (config.method, p.geometry) {
                 (Method::None, _) | (_, Geometry::Vector) => {}
-                (Method::WeightDecay, _) => v.var.set(&(w * (1.0 - config.decay() * learning_rate).max(0.0))?)?,
+                (Method::WeightDecay, _) => {
+                    v.var.set(&(w * (1.0 - config.decay() * learning_rate).max(0.0))?)?
+                }
                 (_, Geometry::Table) => v.var.set(&cap_rows(&w, 1.0)?)?,
                 (method, Geometry::Matrix) => {
                     if let Some(side) = vectors(&config, p) {
@@ -244,7 +253,9 @@ impl Constraint {
                         Method::Stiefel => Some(Job::Stiefel { cap: cap * (1.0 - MARGIN) }),
                         Method::SpectralSoftCap => Some(self.soft(p, cap, learning_rate / scale)),
                         Method::SpectralHardCap => {
-                            let bounded = self.grown(p, cap, learning_rate / scale).is_some_and(|k| k <= DOMAIN * cap);
+                            let bounded = self
+                                .grown(p, cap, learning_rate / scale)
+                                .is_some_and(|k| k <= DOMAIN * cap);
                             let form = config.form.unwrap_or_default();
                             Some(Job::Hard { form, cap: cap * (1.0 - MARGIN), bounded })
                         }
@@ -282,11 +293,18 @@ impl Constraint {
     ///
     /// # Errors
     /// [`Error::State`] names a vector of the wrong shape.
-    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>, variables: &[Variable]) -> Result<(), Error> {
+    pub fn load_state(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        variables: &[Variable],
+    ) -> Result<(), Error> {
         for v in variables.iter().filter(|v| v.parameter.geometry == Geometry::Matrix) {
             let name = key(&v.parameter.name);
             if state.contains_key(&name) {
-                let like = start(&split(v.var.as_tensor(), self.recipe.constraint.per_head.of(&v.parameter))?)?;
+                let like = start(&split(
+                    v.var.as_tensor(),
+                    self.recipe.constraint.per_head.of(&v.parameter),
+                )?)?;
                 self.kept.insert(v.parameter.name.clone(), saved(state, &name, &like)?);
             }
         }
@@ -299,11 +317,15 @@ impl Constraint {
         config.sigma_max().map_or(f64::INFINITY, |sigma| sigma * config.factor(parameter))
     }
 
-    /// What a singular value at its cap can have grown to by a step, where that is known: `(1−d)σ + ηu`, with d the optimizer's own
-    /// decay, and η over the scale of the norm.
+    /// What a singular value at its cap can have grown to by a step, where that is known: `(1−d)σ +
+    /// ηu`, with d the optimizer's own decay, and η over the scale of the norm.
     fn grown(&self, parameter: &Parameter, cap: f64, learning_rate: f64) -> Option<f64> {
         let bound = self.recipe.optimizer_of(parameter).update_bound(parameter)?;
-        let update = if self.recipe.constraint.per_head.of(parameter).is_some() { bound.block } else { bound.whole };
+        let update = if self.recipe.constraint.per_head.of(parameter).is_some() {
+            bound.block
+        } else {
+            bound.whole
+        };
         // A decay of the optimizer only shrinks; without it the bound is larger.
         Some(cap + learning_rate * update)
     }
@@ -311,7 +333,8 @@ impl Constraint {
     fn soft(&self, parameter: &Parameter, cap: f64, learning_rate: f64) -> Job {
         let keep = (1.0 - self.recipe.constraint.decay() * learning_rate).max(0.0);
         let grown = self.grown(parameter, cap, learning_rate);
-        // Without a bound the strength is chosen as for an update of learning-rate size, and not relied on.
+        // Without a bound the strength is chosen as for an update of learning-rate size, and not
+        // relied on.
         let k = keep * grown.unwrap_or(cap + learning_rate);
         match soft_cap_strength(k, cap * (1.0 - MARGIN)) {
             Some(alpha) => Job::Soft { keep, alpha, cap, bounded: grown.is_some() },
@@ -319,8 +342,15 @@ impl Constraint {
         }
     }
 
-    /// The methods that change one singular value, or scale by its estimate, with the vector of the step before.
-    fn by_top_vector(&mut self, config: &ConstraintConfig, name: &str, x: &Tensor, cap: f64) -> Result<Tensor, Error> {
+    /// The methods that change one singular value, or scale by its estimate, with the vector of the
+    /// step before.
+    fn by_top_vector(
+        &mut self,
+        config: &ConstraintConfig,
+        name: &str,
+        x: &Tensor,
+        cap: f64,
+    ) -> Result<Tensor, Error> {
         let (fresh, again) = ITERATIONS;
         let top = match self.kept.get(name) {
             Some(kept) => power(x, kept, again)?,
@@ -329,13 +359,20 @@ impl Constraint {
         self.kept.insert(name.to_string(), top.right.clone());
         let Top { sigma, .. } = &top;
         Ok(match config.method {
-            Method::SpectralWeightDecay => (x - top.outer()?.broadcast_mul(&(sigma * config.decay())?)?)?,
+            Method::SpectralWeightDecay => {
+                (x - top.outer()?.broadcast_mul(&(sigma * config.decay())?)?)?
+            }
             Method::SpectralHammer => (x + top.outer()?.broadcast_mul(&(sigma.neg()? + cap)?)?)?,
             _ => x.broadcast_div(&(sigma / cap)?.maximum(1f64)?)?,
         })
     }
 
-    fn cap_vectors(&self, w: &Tensor, parameter: &Parameter, side: Vectors) -> Result<Tensor, Error> {
+    fn cap_vectors(
+        &self,
+        w: &Tensor,
+        parameter: &Parameter,
+        side: Vectors,
+    ) -> Result<Tensor, Error> {
         let cap = self.cap(parameter);
         match side {
             // √in·‖row‖₂ is in times the row's RMS norm.
@@ -353,7 +390,8 @@ fn set(v: &Variable, heads: Option<HeadBlocks>, x: &Tensor) -> Result<(), Error>
     Ok(v.var.set(&merge(x, heads)?)?)
 }
 
-/// Each matrix of `[count, rows, columns]` over the larger of 1 and its norm over the cap, with the norm from above.
+/// Each matrix of `[count, rows, columns]` over the larger of 1 and its norm over the cap, with the
+/// norm from above.
 fn normalize(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     Ok(x.broadcast_div(&(gram(x)? / (cap * (1.0 - MARGIN)))?.maximum(1f64)?)?)
 }

@@ -6,16 +6,17 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 
-/// Squarings of the Gram matrix: for n equal singular values the bound is `n^(2^-(SQUARINGS+2))` times the norm, 0.3 % above it
-/// for 768.
+/// Squarings of the Gram matrix: for n equal singular values the bound is `n^(2^-(SQUARINGS+2))`
+/// times the norm, 0.3 % above it for 768.
 pub(crate) const SQUARINGS: i32 = 9;
 
 fn tiny() -> f64 {
     f64::from(f32::MIN_POSITIVE)
 }
 
-/// Not below σ_max of each matrix of `[count, rows, columns]`, as `[count, 1, 1]`: `σ_max² ≤ ‖G^(2^K)‖_F^(1/2^K)` (Delattre et al.,
-/// *Efficient bound of Lipschitz constant for convolutional layers by Gram iteration*, 2023).
+/// Not below σ_max of each matrix of `[count, rows, columns]`, as `[count, 1, 1]`: `σ_max² ≤
+/// ‖G^(2^K)‖_F^(1/2^K)` (Delattre et al., *Efficient bound of Lipschitz constant for convolutional
+/// layers by Gram iteration*, 2023).
 pub(super) fn gram(x: &Tensor) -> Result<Tensor, Error> {
     let t = x.transpose(D::Minus2, D::Minus1)?;
     let mut g = if x.dim(D::Minus2)? <= x.dim(D::Minus1)? { x.matmul(&t)? } else { t.matmul(x)? };
@@ -29,7 +30,8 @@ pub(super) fn gram(x: &Tensor) -> Result<Tensor, Error> {
             g = unit.matmul(&unit)?;
         }
     }
-    // f32 sums of n terms and the squarings are off by far less than 1e-4, relatively: what a squaring rounds counts 2^-k.
+    // f32 sums of n terms and the squarings are off by far less than 1e-4, relatively: what a
+    // squaring rounds counts 2^-k.
     Ok(((log * 0.5)?.exp()? * (1.0 + 1e-4))?)
 }
 
@@ -65,7 +67,8 @@ pub(super) fn power(x: &Tensor, start: &Tensor, iterations: usize) -> Result<Top
     Ok(Top { sigma, left, right })
 }
 
-/// Where power iteration starts: the same pseudo-random vectors for the same shape, `[count, columns, 1]`.
+/// Where power iteration starts: the same pseudo-random vectors for the same shape, `[count,
+/// columns, 1]`.
 pub(super) fn start(x: &Tensor) -> Result<Tensor, Error> {
     let (count, _, columns) = x.dims3()?;
     let mut rng = ChaCha8Rng::seed_from_u64(columns as u64);

@@ -5,10 +5,12 @@ use faer::Mat;
 
 use crate::Error;
 
-/// `min(σ, cap)` on the singular values of each matrix of `[count, rows, columns]`, in f64 on the CPU.
+/// `min(σ, cap)` on the singular values of each matrix of `[count, rows, columns]`, in f64 on the
+/// CPU.
 pub(super) fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     let (count, rows, columns) = x.dims3()?;
-    let values = x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let values =
+        x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let mut out = Vec::with_capacity(values.len());
     for block in values.chunks(rows * columns).take(count) {
         let m = Mat::from_fn(rows, columns, |i, j| block[i * columns + j]);
@@ -20,7 +22,11 @@ pub(super) fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
             left.col_mut(j).iter_mut().for_each(|x| *x *= kept);
         }
         let capped = left * svd.V().transpose();
-        out.extend((0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| capped[(i, j)]));
+        out.extend(
+            (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).map(|(i, j)| capped[(i, j)]),
+        );
     }
-    Ok(Tensor::from_vec(out, (count, rows, columns), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?)
+    Ok(Tensor::from_vec(out, (count, rows, columns), &Device::Cpu)?
+        .to_dtype(x.dtype())?
+        .to_device(x.device())?)
 }

@@ -19,9 +19,11 @@ pub fn soft_cap(x: &Tensor, alpha: f64) -> Result<Tensor> {
     }
 }
 
-/// [`soft_cap`] of each of these, times a factor before, with an α of its own, at once; none where its kernel does not run.
+/// [`soft_cap`] of each of these, times a factor before, with an α of its own, at once; none where
+/// its kernel does not run.
 pub(crate) fn soft_cap_each(stacks: &[(f64, f64, Tensor)]) -> Result<Option<Vec<Tensor>>> {
-    let job = |(keep, alpha, x): &(f64, f64, Tensor)| (SoftCap { keep: *keep, alpha: *alpha }, x.clone());
+    let job =
+        |(keep, alpha, x): &(f64, f64, Tensor)| (SoftCap { keep: *keep, alpha: *alpha }, x.clone());
     each_matrix(&stacks.iter().map(job).collect::<Vec<_>>())
 }
 
@@ -44,9 +46,10 @@ fn add_cube(x: &Tensor, factor: f64) -> Result<Tensor> {
     x + (cube * factor)?
 }
 
-/// The strength α of the soft cap `x − αx³`, then `x + αx³`, that takes k to `sigma`: the least non-negative root of
-/// `−k⁹α⁴ + 3k⁷α³ − 3k⁵α² + k − σ = 0` (*Training Transformers with Enforced Lipschitz Constants*, appendix). On [0, k] the cap is then at most
-/// σ, since `x − αx³` rises as long as `3αk² ≤ 1`; without such a root there is no cap, and none is returned.
+/// The strength α of the soft cap `x − αx³`, then `x + αx³`, that takes k to `sigma`: the least
+/// non-negative root of `−k⁹α⁴ + 3k⁷α³ − 3k⁵α² + k − σ = 0` (*Training Transformers with Enforced
+/// Lipschitz Constants*, appendix). On [0, k] the cap is then at most σ, since `x − αx³` rises as
+/// long as `3αk² ≤ 1`; without such a root there is no cap, and none is returned.
 pub fn soft_cap_strength(k: f64, sigma: f64) -> Option<f64> {
     if k <= sigma {
         return Some(0.0);
@@ -68,8 +71,9 @@ pub fn soft_cap_strength(k: f64, sigma: f64) -> Option<f64> {
     Some(high)
 }
 
-/// The published hard cap: four quintics near `min(x, 1)` on [0, 3.5] (*Training Transformers with Enforced Lipschitz
-/// Constants*, appendix). They pass 1 by up to 1.1 %, and take a small x to 0.951 x.
+/// The published hard cap: four quintics near `min(x, 1)` on [0, 3.5] (*Training Transformers with
+/// Enforced Lipschitz Constants*, appendix). They pass 1 by up to 1.1 %, and take a small x to
+/// 0.951 x.
 pub fn hard_cap_steps() -> Steps {
     vec![
         [0.805032, 0.206361, -0.019763],
@@ -87,7 +91,8 @@ pub fn hard_cap_maximum() -> f64 {
     maximum(&hard_cap_steps(), HARD_CAP_END)
 }
 
-/// [`hard_cap_steps`] on the singular values of `[…, rows, columns]`, scaled so that none in `[0, 3.4·cap]` ends above `cap`.
+/// [`hard_cap_steps`] on the singular values of `[…, rows, columns]`, scaled so that none in `[0,
+/// 3.4·cap]` ends above `cap`.
 ///
 /// # Errors
 /// Candle's own.
@@ -96,11 +101,12 @@ pub fn hard_cap_quintic(x: &Tensor, cap: f64) -> Result<Tensor> {
     apply(&(x / cap)?, &hard_cap_steps())? * cap
 }
 
-/// `min(σ, cap)` on the singular values of `[…, rows, columns]`, none above `2·cap`, through two matrix signs: with `O = UVᵀ` and
-/// `S = x Oᵀ = UΣUᵀ` it is `½ (cap·O + x − sign(S − cap) (x − cap·O))`, since `min(σ, c) = ½ (c + σ − |σ − c|)`.
+/// `min(σ, cap)` on the singular values of `[…, rows, columns]`, none above `2·cap`, through two
+/// matrix signs: with `O = UVᵀ` and `S = x Oᵀ = UΣUᵀ` it is `½ (cap·O + x − sign(S − cap) (x −
+/// cap·O))`, since `min(σ, c) = ½ (c + σ − |σ − c|)`.
 ///
-/// Where the sign is not yet ±1, next to the cap, it is off by less than 10⁻⁴ of the cap, and where O is not yet orthogonal,
-/// at small σ, the terms in O cancel.
+/// Where the sign is not yet ±1, next to the cap, it is off by less than 10⁻⁴ of the cap, and where
+/// O is not yet orthogonal, at small σ, the terms in O cancel.
 ///
 /// # Errors
 /// Candle's own.
@@ -135,9 +141,10 @@ mod tests {
             for ratio in [1e-6, 1e-3, 0.05, 0.2] {
                 let k = sigma * (1.0 + ratio);
                 let alpha = soft_cap_strength(k, sigma).unwrap();
-                let value =
-                    -k.powi(9) * alpha.powi(4) + 3.0 * k.powi(7) * alpha.powi(3) - 3.0 * k.powi(5) * alpha * alpha + k
-                        - sigma;
+                let value = -k.powi(9) * alpha.powi(4) + 3.0 * k.powi(7) * alpha.powi(3)
+                    - 3.0 * k.powi(5) * alpha * alpha
+                    + k
+                    - sigma;
                 assert!(value.abs() < 1e-9 * sigma, "{sigma} {ratio}: {value}");
                 for i in 0..=1000 {
                     let x = k * f64::from(i) / 1000.0;
@@ -158,7 +165,8 @@ mod tests {
         assert!((largest - hard_cap_maximum()).abs() < 1e-9, "{largest}");
         assert!((1.005..1.012).contains(&largest), "{largest}");
         assert!((at(&steps, 1e-6) / 1e-6 - 0.951).abs() < 1e-3);
-        let off = grid(HARD_CAP_END).map(|x| (at(&steps, x) - x.min(1.0)).abs()).fold(0.0, f64::max);
+        let off =
+            grid(HARD_CAP_END).map(|x| (at(&steps, x) - x.min(1.0)).abs()).fold(0.0, f64::max);
         println!("hard cap: largest value {largest:.5}, largest distance from min(x, 1) {off:.4}");
         assert!(grid(3.4).all(|x| hard_cap_quintic_at(6.0 * x, 6.0) <= 6.0 * (1.0 + 1e-12)));
         // Beyond its domain it fails, which is why the domain is checked.

@@ -1,5 +1,6 @@
-//! The polynomials on the CPU, a matrix at a time: symmetric products by half of their work, sums inside products, everything of a
-//! matrix in cache where it fits. Twins of the forms composed of tensors.
+//! The polynomials on the CPU, a matrix at a time: symmetric products by half of their work, sums
+//! inside products, everything of a matrix in cache where it fits. Twins of the forms composed of
+//! tensors.
 
 use lipschitz_nn::ops::{MatrixMap, Real, Strided, product, sum_of_squares, symmetric};
 
@@ -15,7 +16,12 @@ struct Short<'a, T> {
 
 impl<'a, T: Real> Short<'a, T> {
     fn new(x: &'a [T], rows: usize, columns: usize, parallel: bool) -> Self {
-        Self { x: Strided::rows(x, rows, columns, columns), wide: rows <= columns, n: rows.min(columns), parallel }
+        Self {
+            x: Strided::rows(x, rows, columns, columns),
+            wide: rows <= columns,
+            n: rows.min(columns),
+            parallel,
+        }
     }
 
     fn square(&self) -> Vec<T> {
@@ -37,7 +43,14 @@ impl<'a, T: Real> Short<'a, T> {
 
     /// `out ← keep·out + factor·a b` for symmetric factors that commute.
     fn commuting(&self, out: &mut [T], a: &[T], b: &[T], keep: bool, factor: f64) {
-        symmetric(out, Strided::dense(a, self.n), Strided::dense(b, self.n), keep, factor, self.parallel);
+        symmetric(
+            out,
+            Strided::dense(a, self.n),
+            Strided::dense(b, self.n),
+            keep,
+            factor,
+            self.parallel,
+        );
     }
 }
 
@@ -56,8 +69,8 @@ fn scaled<T: Real>(out: &mut [T], x: &[T], factor: f64) {
     }
 }
 
-/// Odd quintics in turn, of singular values that are first divided by the Frobenius norm if `unit`; with products of the short
-/// side alone if `gram`, which needs a step.
+/// Odd quintics in turn, of singular values that are first divided by the Frobenius norm if `unit`;
+/// with products of the short side alone if `gram`, which needs a step.
 pub(super) struct Quintics<'a> {
     pub steps: &'a Steps,
     pub unit: bool,
@@ -81,12 +94,20 @@ impl MatrixMap for Quintics<'_> {
     }
 }
 
-/// Norms of matrices whose squares can be formed first and scaled later, without underflow or overflow.
+/// Norms of matrices whose squares can be formed first and scaled later, without underflow or
+/// overflow.
 const NEAR_ONE: std::ops::Range<f64> = 1e-9..1e9;
 
 impl Quintics<'_> {
     /// `x ← a x + (b G + c G²) x` with `G = xxᵀ`.
-    fn plain<T: Real>(&self, mut x: Vec<T>, out: &mut [T], rows: usize, columns: usize, parallel: bool) {
+    fn plain<T: Real>(
+        &self,
+        mut x: Vec<T>,
+        out: &mut [T],
+        rows: usize,
+        columns: usize,
+        parallel: bool,
+    ) {
         let n = rows.min(columns);
         let (mut gram, mut mix) = (vec![T::of(0.0); n * n], vec![T::of(0.0); n * n]);
         for &[a, b, c] in self.steps {
@@ -103,9 +124,17 @@ impl Quintics<'_> {
         out.copy_from_slice(&x);
     }
 
-    /// With `p = a + b G + c G²`: `G ← p G p`, `q ← p q`, all polynomials of one matrix, so that every product is symmetric; the long
-    /// side is met at the start and the end. From `unit·x`.
-    fn gram_form<T: Real>(&self, x: &[T], unit: f64, out: &mut [T], rows: usize, columns: usize, parallel: bool) {
+    /// With `p = a + b G + c G²`: `G ← p G p`, `q ← p q`, all polynomials of one matrix, so that
+    /// every product is symmetric; the long side is met at the start and the end. From `unit·x`.
+    fn gram_form<T: Real>(
+        &self,
+        x: &[T],
+        unit: f64,
+        out: &mut [T],
+        rows: usize,
+        columns: usize,
+        parallel: bool,
+    ) {
         let short = Short::new(x, rows, columns, parallel);
         let [mut gram, mut p, mut t, mut q] = std::array::from_fn(|_| short.square());
         short.gram(&mut gram, unit * unit);
@@ -128,7 +157,8 @@ impl Quintics<'_> {
     }
 }
 
-/// `y = x − αx³`, then `y + αy³`, from `keep` times the matrix. With `A = αG` that is `(I − A) + (A − A²)(I − 2A + A²)` times x.
+/// `y = x − αx³`, then `y + αy³`, from `keep` times the matrix. With `A = αG` that is `(I − A) + (A
+/// − A²)(I − 2A + A²)` times x.
 pub(super) struct SoftCap {
     pub keep: f64,
     pub alpha: f64,

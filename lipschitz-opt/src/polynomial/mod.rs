@@ -8,8 +8,8 @@ mod polar_express;
 
 pub(crate) use caps::soft_cap_each;
 pub use caps::{
-    HARD_CAP_END, hard_cap_maximum, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, hard_cap_steps, soft_cap,
-    soft_cap_strength,
+    HARD_CAP_END, hard_cap_maximum, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign,
+    hard_cap_steps, soft_cap, soft_cap_strength,
 };
 pub use newton_schulz::{NewtonSchulz, Steps, at, maximum};
 pub use orthogonal::{apply, orthogonalise, polar, rounding};

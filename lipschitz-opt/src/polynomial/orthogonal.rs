@@ -10,8 +10,9 @@ use super::newton_schulz::{NewtonSchulz, Steps};
 /// Long side over short side from which the Gram form needs fewer products.
 const GRAM: usize = 2;
 
-/// By which share [`orthogonalise`] in f32 can pass the polynomials' maximum through rounding, with room to spare. A Gram matrix
-/// rounds the squares of singular values near 10⁻³ of the norm by up to two hundredths, the worst that a search found.
+/// By which share [`orthogonalise`] in f32 can pass the polynomials' maximum through rounding, with
+/// room to spare. A Gram matrix rounds the squares of singular values near 10⁻³ of the norm by up
+/// to two hundredths, the worst that a search found.
 pub fn rounding(rows: usize, columns: usize) -> f64 {
     if by_gram(rows, columns) { 0.04 } else { 5e-4 }
 }
@@ -21,10 +22,11 @@ pub(crate) fn by_gram(rows: usize, columns: usize) -> bool {
     rows.max(columns) >= GRAM * rows.min(columns)
 }
 
-/// `UVᵀ` of `m = UΣVᵀ`, nearly: singular values over the Frobenius norm go through [`NewtonSchulz::at`]. `m` is
-/// `[…, rows, columns]`, each matrix by itself, in f32, f64 or bf16; zero stays zero. In f32 every element
-/// is within 3·10⁻³ of the polynomial's exact value (10⁻⁴ but for rectangular matrices with singular values near 10⁻³ of the
-/// norm, whose squares a Gram matrix rounds), in bf16 within 0.2.
+/// `UVᵀ` of `m = UΣVᵀ`, nearly: singular values over the Frobenius norm go through
+/// [`NewtonSchulz::at`]. `m` is `[…, rows, columns]`, each matrix by itself, in f32, f64 or bf16;
+/// zero stays zero. In f32 every element is within 3·10⁻³ of the polynomial's exact value (10⁻⁴ but
+/// for rectangular matrices with singular values near 10⁻³ of the norm, whose squares a Gram matrix
+/// rounds), in bf16 within 0.2.
 ///
 /// # Errors
 /// Candle's own.
@@ -36,7 +38,10 @@ pub fn orthogonalise(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
 }
 
 /// [`orthogonalise`] of all of these at once; none where its kernel does not run.
-pub(crate) fn orthogonalise_each(stacks: &[Tensor], set: NewtonSchulz) -> Result<Option<Vec<Tensor>>> {
+pub(crate) fn orthogonalise_each(
+    stacks: &[Tensor],
+    set: NewtonSchulz,
+) -> Result<Option<Vec<Tensor>>> {
     let steps = set.steps();
     let job = |m: &Tensor| {
         let (rows, columns) = (m.dim(D::Minus2)?, m.dim(D::Minus1)?);
@@ -62,8 +67,9 @@ pub fn composed(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
     })
 }
 
-/// `UVᵀ` to rounding: the six-step set, then steps whose distance from 1 is squared, `1 − (1−x)²(1+x/2)`, never above 1. For
-/// singular values of at least 10⁻³ of the Frobenius norm; smaller ones end between.
+/// `UVᵀ` to rounding: the six-step set, then steps whose distance from 1 is squared, `1 −
+/// (1−x)²(1+x/2)`, never above 1. For singular values of at least 10⁻³ of the Frobenius norm;
+/// smaller ones end between.
 ///
 /// # Errors
 /// Candle's own.
@@ -71,8 +77,8 @@ pub fn polar(m: &Tensor) -> Result<Tensor> {
     wide(&orthogonalise(m, NewtonSchulz::SixStep)?, |x| plain(x, &vec![[1.5, -0.5, 0.0]; 3]))
 }
 
-/// The sign of symmetric matrices `[…, n, n]` with eigenvalues in [-1, 1]: `sign(λ)` to rounding for |λ| above 10⁻³, between
-/// 0 and it below.
+/// The sign of symmetric matrices `[…, n, n]` with eigenvalues in [-1, 1]: `sign(λ)` to rounding
+/// for |λ| above 10⁻³, between 0 and it below.
 ///
 /// # Errors
 /// Candle's own.
@@ -113,7 +119,9 @@ fn unit(x: &Tensor) -> Result<Tensor> {
 
 /// `x ← (a + b G + c G²) x` with `G = x xᵀ`.
 fn plain(mut x: Tensor, steps: &Steps) -> Result<Tensor> {
-    if let Some(mut all) = each_matrix(&[(Quintics { steps, unit: false, gram: false }, x.clone())])? {
+    if let Some(mut all) =
+        each_matrix(&[(Quintics { steps, unit: false, gram: false }, x.clone())])?
+    {
         return Ok(all.remove(0));
     }
     for &[a, b, c] in steps {
@@ -127,8 +135,8 @@ fn plain(mut x: Tensor, steps: &Steps) -> Result<Tensor> {
     Ok(x)
 }
 
-/// The same with products of the short side alone: with `p = a + b G + c G²`, `G ← p G p` and the factors multiply, `q ← p q`;
-/// the long side is met at the start and the end.
+/// The same with products of the short side alone: with `p = a + b G + c G²`, `G ← p G p` and the
+/// factors multiply, `q ← p q`; the long side is met at the start and the end.
 fn gram_form(x: &Tensor, steps: &Steps) -> Result<Tensor> {
     let n = x.dim(D::Minus2)?;
     let one = Tensor::eye(n, x.dtype(), x.device())?;
@@ -150,11 +158,13 @@ fn gram_form(x: &Tensor, steps: &Steps) -> Result<Tensor> {
     }
 }
 
-/// A product of `[…, m, k]` and `[…, k, n]`. On the CPU, where candle has none in bf16, factors and result are rounded to bf16
-/// and sums kept in f32, as a tensor core does.
+/// A product of `[…, m, k]` and `[…, k, n]`. On the CPU, where candle has none in bf16, factors and
+/// result are rounded to bf16 and sums kept in f32, as a tensor core does.
 pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match (a.dtype(), a.device()) {
-        (DType::BF16, Device::Cpu) => a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(DType::BF16),
+        (DType::BF16, Device::Cpu) => {
+            a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(DType::BF16)
+        }
         _ => a.matmul(b),
     }
 }

@@ -1,17 +1,18 @@
-//! The best odd quintics for the matrix sign, one after another (Amsel, Persson, Musco and Gower, *The Polar Express*, 2025).
+//! The best odd quintics for the matrix sign, one after another (Amsel, Persson, Musco and Gower,
+//! *The Polar Express*, 2025).
 
 use super::newton_schulz::{Steps, at};
 
-/// What singular values may exceed the interval by, from rounding in low precision: each step but the last is read as if
-/// they were this much larger.
+/// What singular values may exceed the interval by, from rounding in low precision: each step but
+/// the last is read as if they were this much larger.
 const SAFETY: f64 = 1.01;
 
-/// The share of the interval's upper end below which its lower end is not followed: a quintic that reached further down would
-/// leave the large singular values far from 1 for too long.
+/// The share of the interval's upper end below which its lower end is not followed: a quintic that
+/// reached further down would leave the large singular values far from 1 for too long.
 const CUSHION: f64 = 0.02407327424182761;
 
-/// `count` steps for singular values in [`lower`, 1]: each the odd quintic nearest to 1 on the interval that the one before
-/// leaves, scaled so that what it leaves is centred on 1.
+/// `count` steps for singular values in [`lower`, 1]: each the odd quintic nearest to 1 on the
+/// interval that the one before leaves, scaled so that what it leaves is centred on 1.
 pub fn steps(lower: f64, count: usize) -> Steps {
     let (mut low, mut high) = (lower, 1.0);
     (0..count)
@@ -27,11 +28,12 @@ pub fn steps(lower: f64, count: usize) -> Steps {
         .collect()
 }
 
-/// The odd quintic nearest to 1 on [`low`, `high`], and its error, by Remez' exchange: at the best one the error is ±E in
-/// turn at four points, the two ends and the two extremes between.
+/// The odd quintic nearest to 1 on [`low`, `high`], and its error, by Remez' exchange: at the best
+/// one the error is ±E in turn at four points, the two ends and the two extremes between.
 fn best(low: f64, high: f64) -> ([f64; 3], f64) {
     if low >= high * (1.0 - 5e-6) {
-        // The limit of the best ones on a shrinking interval: value 1, with first and second derivative zero.
+        // The limit of the best ones on a shrinking interval: value 1, with first and second
+        // derivative zero.
         let u = high;
         let limit = [15.0 / (8.0 * u), -10.0 / (8.0 * u.powi(3)), 3.0 / (8.0 * u.powi(5))];
         return (limit, (1.0 - low / high).powi(3));

@@ -1,10 +1,13 @@
-//! What the tests share: matrices of given spectra, variables of every kind, steps along given gradients.
+//! What the tests share: matrices of given spectra, variables of every kind, steps along given
+//! gradients.
 #![allow(dead_code)]
 
 use candle_core::{Device, Tensor, Var};
 use faer::Mat;
 use lipschitz_nn::graph::{Axis, Geometry, HeadBlocks, Init, Parameter};
-use lipschitz_opt::{AdamWConfig, MuonConfig, Optimizer, Rate, SgdConfig, Variable, Variables, scale};
+use lipschitz_opt::{
+    AdamWConfig, MuonConfig, Optimizer, Rate, SgdConfig, Variable, Variables, scale,
+};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -13,7 +16,8 @@ fn unit(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 pub fn random(shape: &[usize], factor: f64, rng: &mut ChaCha8Rng) -> Tensor {
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| (factor * unit(rng)) as f32).collect();
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| (factor * unit(rng)) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -24,14 +28,20 @@ pub fn matrix(t: &Tensor) -> Mat<f64> {
 
 fn tensor(m: &Mat<f64>) -> Tensor {
     let at = (0..m.nrows()).flat_map(|i| (0..m.ncols()).map(move |j| (i, j)));
-    Tensor::from_vec(at.map(|at| m[at] as f32).collect::<Vec<_>>(), (m.nrows(), m.ncols()), &Device::Cpu).unwrap()
+    Tensor::from_vec(
+        at.map(|at| m[at] as f32).collect::<Vec<_>>(),
+        (m.nrows(), m.ncols()),
+        &Device::Cpu,
+    )
+    .unwrap()
 }
 
 /// A random matrix with these singular values.
 pub fn spectrum(rows: usize, columns: usize, values: &[f64], rng: &mut ChaCha8Rng) -> Tensor {
     let m = matrix(&random(&[rows, columns], 1.0, rng));
     let svd = m.thin_svd().unwrap();
-    let diagonal = Mat::from_fn(values.len(), values.len(), |i, j| if i == j { values[i] } else { 0.0 });
+    let diagonal =
+        Mat::from_fn(values.len(), values.len(), |i, j| if i == j { values[i] } else { 0.0 });
     tensor(&(svd.U() * diagonal * svd.V().transpose()))
 }
 
@@ -68,7 +78,8 @@ pub fn all(t: &Tensor) -> Tensor {
     tensor(&(svd.U() * svd.V().transpose()))
 }
 
-/// A table, a vector, matrices wide, tall and split into heads either way; two of one shape; rates that differ.
+/// A table, a vector, matrices wide, tall and split into heads either way; two of one shape; rates
+/// that differ.
 pub fn variables(rng: &mut ChaCha8Rng) -> Variables {
     let heads = |axis| Some(HeadBlocks { count: 4, axis });
     [
@@ -99,13 +110,22 @@ pub fn copy(variables: &Variables) -> Variables {
 }
 
 pub fn bits(variables: &Variables) -> Vec<u32> {
-    let values = variables.iter().flat_map(|v| v.var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    let values =
+        variables.iter().flat_map(|v| v.var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     values.map(f32::to_bits).collect()
 }
 
 /// A step along given gradients: those of `Σ ⟨W, G⟩`.
-pub fn step(optimizer: &mut dyn Optimizer, variables: &Variables, gradients: &[Tensor], rate: Rate) {
-    let terms = variables.iter().zip(gradients).map(|(v, g)| (v.var.as_tensor() * g).unwrap().sum_all().unwrap());
+pub fn step(
+    optimizer: &mut dyn Optimizer,
+    variables: &Variables,
+    gradients: &[Tensor],
+    rate: Rate,
+) {
+    let terms = variables
+        .iter()
+        .zip(gradients)
+        .map(|(v, g)| (v.var.as_tensor() * g).unwrap().sum_all().unwrap());
     let loss = terms.reduce(|a, b| (a + b).unwrap()).unwrap();
     optimizer.step(&loss.backward().unwrap(), rate).unwrap();
 }
@@ -115,7 +135,14 @@ pub fn muon() -> MuonConfig {
 }
 
 pub fn adamw() -> AdamWConfig {
-    AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-6, bias_correction: true, weight_decay: 0.1, decoupled: false }
+    AdamWConfig {
+        beta1: 0.8,
+        beta2: 0.95,
+        eps: 1e-6,
+        bias_correction: true,
+        weight_decay: 0.1,
+        decoupled: false,
+    }
 }
 
 pub fn sgd() -> SgdConfig {

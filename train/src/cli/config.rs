@@ -11,8 +11,9 @@ pub struct ConfigCommand {
 
 impl ConfigCommand {
     pub fn run(self) -> Result<()> {
-        let text = preset::text(&self.preset)
-            .ok_or_else(|| anyhow!("there is no preset `{}`; there are {}", self.preset, preset::NAMES.join(", ")))?;
+        let text = preset::text(&self.preset).ok_or_else(|| {
+            anyhow!("there is no preset `{}`; there are {}", self.preset, preset::NAMES.join(", "))
+        })?;
         print!("{text}");
         Ok(())
     }

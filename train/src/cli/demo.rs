@@ -13,12 +13,14 @@ use train::trainer::{self, End, Options};
 
 use super::{Stopped, stop_on_interrupt, table};
 
-/// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound costs.
+/// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound
+/// costs.
 ///
 /// About a minute on two cores; nothing to download.
 #[derive(Args)]
 pub struct Demo {
-    /// Where everything goes. Networks that are there already are kept, so a stopped demo continues.
+    /// Where everything goes. Networks that are there already are kept, so a stopped demo
+    /// continues.
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
 }
@@ -32,7 +34,11 @@ const MEMBERS: [(&str, &[&str]); 6] = [
     ("Muon alone", &["constraint={ method = \"none\" }"]),
     (
         "AdamW alone",
-        &["optimizer={ kind = \"adamw\" }", "constraint={ method = \"none\" }", "train.learning_rate=0.003"],
+        &[
+            "optimizer={ kind = \"adamw\" }",
+            "constraint={ method = \"none\" }",
+            "train.learning_rate=0.003",
+        ],
     ),
 ];
 
@@ -71,11 +77,17 @@ impl Demo {
         for extension in ["svg", "png"] {
             let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss", None)?;
             chart::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
-            chart::write(&self.out.join(format!("training.{extension}")), &training::charts(&runs)?)?;
+            chart::write(
+                &self.out.join(format!("training.{extension}")),
+                &training::charts(&runs)?,
+            )?;
         }
         println!("{}\n", table::summaries(&summaries));
         let floor = play::entropy_per_character();
-        println!("No model of this text can have an expected loss below its entropy, {floor:.3} nats a character.");
+        println!(
+            "No model of this text can have an expected loss below its entropy, {floor:.3} nats a \
+             character."
+        );
         let out = self.out.display();
         println!(
             "{:.0} s. Picture: {out}/tradeoff.svg; runs with checkpoints and certificates: {out}",

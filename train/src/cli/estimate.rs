@@ -8,8 +8,8 @@ use train::estimate::{Machine, estimate};
 
 /// Memory and time of a step before anything is run, on any number of GPUs, by arithmetic.
 ///
-/// The speeds that stand here without being given are 40 % of what NVIDIA's data sheet says of an H100 SXM (989 Tflop/s in bf16, 67 in f32,
-/// 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
+/// The speeds that stand here without being given are 40 % of what NVIDIA's data sheet says of an
+/// H100 SXM (989 Tflop/s in bf16, 67 in f32, 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
 #[derive(Args)]
 pub struct EstimateCommand {
     /// The config of a run.
@@ -65,8 +65,16 @@ impl EstimateCommand {
             exchange: self.exchange * 1e9,
         };
         let what = if graph.context().is_some() { "tokens" } else { "images" };
-        let mut memory = table(&["weights", "gradients", "optimizer", "activations", "update", "peak"]);
-        let mut time = table(&["products", "traffic", "update", "exchange", "a step", &format!("{what} a second")]);
+        let mut memory =
+            table(&["weights", "gradients", "optimizer", "activations", "update", "peak"]);
+        let mut time = table(&[
+            "products",
+            "traffic",
+            "update",
+            "exchange",
+            "a step",
+            &format!("{what} a second"),
+        ]);
         let mut last = None;
         for &processes in &self.processes {
             if processes == 0 {
@@ -74,7 +82,8 @@ impl EstimateCommand {
             }
             let e = estimate(&config, &graph, processes)?;
             let m = &e.memory;
-            let row = [m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib);
+            let row =
+                [m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib);
             memory.add_row(std::iter::once(processes.to_string()).chain(row));
             let row = match e.seconds(&machine) {
                 Some(parts) => {
@@ -96,7 +105,10 @@ impl EstimateCommand {
         );
         println!("GiB of each process:\n{memory}\nseconds of a step:\n{time}");
         if e.update.is_none() {
-            println!("?: an SVD is done on the CPU, and its time is not known; another constraint does without");
+            println!(
+                "?: an SVD is done on the CPU, and its time is not known; another constraint does \
+                 without"
+            );
         }
         Ok(())
     }

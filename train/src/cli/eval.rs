@@ -21,7 +21,8 @@ pub struct Eval {
     /// Sequences or images at a time.
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
-    /// Put the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and `paper_accuracy`, for pictures.
+    /// Put the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and
+    /// `paper_accuracy`, for pictures.
     #[arg(long)]
     record: bool,
     /// Print the figures as JSON.
@@ -49,13 +50,20 @@ impl Eval {
         let result = task.evaluate(&model, protocol, self.batch_size.max(1), &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
         if let Some((file, summary, _lock)) = kept {
-            let summary = Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
+            let summary =
+                Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
             checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
         }
         if self.json {
-            println!("{}", serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count }));
+            println!(
+                "{}",
+                serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count })
+            );
         } else {
-            println!("loss {loss:.4} nats, accuracy {:.2} %, over {count} predictions", 100.0 * accuracy);
+            println!(
+                "loss {loss:.4} nats, accuracy {:.2} %, over {count} predictions",
+                100.0 * accuracy
+            );
         }
         Ok(())
     }
@@ -63,18 +71,23 @@ impl Eval {
     fn summary(&self) -> Result<(PathBuf, Summary, Lock)> {
         if !matches!(self.protocol, ProtocolName::Paper) {
             bail!(
-                "--record keeps the figures of `--protocol paper`; those of the whole split are in summary.json already"
+                "--record keeps the figures of `--protocol paper`; those of the whole split are \
+                 in summary.json already"
             )
         }
         let file = self.model.join("summary.json");
         if !self.model.is_dir() || !file.exists() {
             bail!(
-                "{}: is no directory of a finished run, so --record has no summary.json to write to",
+                "{}: is no directory of a finished run, so --record has no summary.json to write \
+                 to",
                 self.model.display()
             )
         }
         let Some(lock) = Lock::take(&self.model)? else {
-            bail!("{}: another process is training this run; wait for its end", self.model.display())
+            bail!(
+                "{}: another process is training this run; wait for its end",
+                self.model.display()
+            )
         };
         let summary = read(&file)?;
         Ok((file, summary, lock))
@@ -83,5 +96,6 @@ impl Eval {
 
 fn read(file: &Path) -> Result<Summary> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: is no summary of a run", file.display()))
+    serde_json::from_str(&text)
+        .with_context(|| format!("{}: is no summary of a run", file.display()))
 }

@@ -19,7 +19,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Trains networks under an enforced Lipschitz constant.
 ///
-/// Exit code 0: fine; 1: a bound or a cap does not hold, or a run of a sweep failed; 2: bad input; 130: stopped by Ctrl-C, with a checkpoint saved.
+/// Exit code 0: fine; 1: a bound or a cap does not hold, or a run of a sweep failed; 2: bad input;
+/// 130: stopped by Ctrl-C, with a checkpoint saved.
 #[derive(Parser)]
 #[command(name = "train", version)]
 struct Cli {
@@ -121,7 +122,8 @@ fn stop_on_interrupt() -> Arc<AtomicBool> {
             std::process::exit(130);
         }
     };
-    // Without a handler Ctrl-C ends the program at once, which loses no more than the steps since the last checkpoint.
+    // Without a handler Ctrl-C ends the program at once, which loses no more than the steps since
+    // the last checkpoint.
     let _ = ctrlc::set_handler(handler);
     stop
 }

@@ -35,12 +35,21 @@ impl Run {
         if let Some(device) = self.device {
             config.train.device = device;
         }
-        let name = |path: &Path| path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+        let name = |path: &Path| {
+            path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned())
+        };
         let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
         let label = name(&out);
         let ranks = Rc::new(Ranks::join()?);
-        let options =
-            Options { out: &out, resume: self.resume, stop: stop_on_interrupt(), quiet, locked: false, label, ranks };
+        let options = Options {
+            out: &out,
+            resume: self.resume,
+            stop: stop_on_interrupt(),
+            quiet,
+            locked: false,
+            label,
+            ranks,
+        };
         let ranks = &options.ranks;
         let end = trainer::run(&config, &options);
         // What one process cannot go on after, the others would wait for without end.

@@ -28,9 +28,13 @@ impl Sample {
     pub fn run(self) -> Result<()> {
         let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
         let tokenizer = meta.tokenizer.ok_or_else(|| {
-            anyhow!("{}: holds no tokenizer; only a language model writes text", self.model.display())
+            anyhow!(
+                "{}: holds no tokenizer; only a language model writes text",
+                self.model.display()
+            )
         })?;
-        let sampling = Sampling { tokens: self.tokens, temperature: self.temperature, seed: self.seed };
+        let sampling =
+            Sampling { tokens: self.tokens, temperature: self.temperature, seed: self.seed };
         println!("{}", sample(&model, &tokenizer, &self.prompt, sampling)?);
         Ok(())
     }

@@ -8,7 +8,8 @@ use train::shards::{self, Plan};
 /// Make token shards from text.
 #[derive(Args)]
 pub struct Shards {
-    /// Text files, each a document; of `.jsonl` files each line is one, under the key `text`. A single text file is cut in two.
+    /// Text files, each a document; of `.jsonl` files each line is one, under the key `text`. A
+    /// single text file is cut in two.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// The directory to write `text_train_*.bin`, `text_val_*.bin` and `tokenizer.json` to.
@@ -33,13 +34,26 @@ pub struct Shards {
 
 impl Shards {
     pub fn run(self, quiet: bool) -> Result<()> {
-        let tokenizer = shards::tokenizer(self.tokenizer.as_deref(), self.vocab.as_deref(), self.merges.as_deref())?;
+        let tokenizer = shards::tokenizer(
+            self.tokenizer.as_deref(),
+            self.vocab.as_deref(),
+            self.merges.as_deref(),
+        )?;
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
         bar.set_style(ProgressStyle::with_template("{spinner} {msg}")?);
-        let plan =
-            Plan { inputs: &self.inputs, tokenizer: &tokenizer, out: &self.out, size: self.shard_size, val: self.val };
+        let plan = Plan {
+            inputs: &self.inputs,
+            tokenizer: &tokenizer,
+            out: &self.out,
+            size: self.shard_size,
+            val: self.val,
+        };
         let made = shards::make(&plan, &|made| {
-            bar.set_message(format!("{} documents, {} tokens", made.documents, made.train.0 + made.val.0));
+            bar.set_message(format!(
+                "{} documents, {} tokens",
+                made.documents,
+                made.train.0 + made.val.0
+            ));
             bar.tick();
         })?;
         bar.finish_and_clear();

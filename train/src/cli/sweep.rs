@@ -38,7 +38,9 @@ pub struct Sweep {
 
 fn shard(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    parts.filter(|(i, n)| (1..=*n).contains(i)).ok_or_else(|| "write it as I/N with I from 1 to N".into())
+    parts
+        .filter(|(i, n)| (1..=*n).contains(i))
+        .ok_or_else(|| "write it as I/N with I from 1 to N".into())
 }
 
 impl Sweep {
@@ -53,13 +55,18 @@ impl Sweep {
             members.retain(|_| at.next().is_some_and(|at: usize| at % n == i - 1));
         }
         sweep::check(&members)?;
-        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads =
+            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let (out, jobs, retry_failed) = (&*self.out, self.jobs, self.retry_failed);
-        let plan = Plan { members: &members, out, jobs, threads, retry_failed, stop: stop.clone(), quiet };
+        let plan =
+            Plan { members: &members, out, jobs, threads, retry_failed, stop: stop.clone(), quiet };
         let outcomes = pool::run(&plan)?;
         let ended = outcomes.iter().filter(|(_, o)| *o != Outcome::Stopped).count();
         if stop.load(Ordering::Relaxed) && ended < members.len() {
-            let after = format!("with {ended} of {} runs ended; checkpoints of the others are saved", members.len());
+            let after = format!(
+                "with {ended} of {} runs ended; checkpoints of the others are saved",
+                members.len()
+            );
             return Err(Stopped { after, command: command_line() }.into());
         }
         if self.json {
@@ -69,8 +76,10 @@ impl Sweep {
         }
         let failed = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Finished(_))).count();
         if failed > 0 {
-            let what =
-                format!("{failed} of {} runs are not finished; --retry-failed makes failed ones again", members.len());
+            let what = format!(
+                "{failed} of {} runs are not finished; --retry-failed makes failed ones again",
+                members.len()
+            );
             return Err(Failed(what).into());
         }
         Ok(())
@@ -78,11 +87,14 @@ impl Sweep {
 }
 
 fn print_table(members: &[Member], outcomes: &[(PathBuf, Outcome)]) {
-    let finished = members.iter().zip(outcomes).filter_map(|(member, (_, outcome))| match outcome {
-        // The label that this sweep file gives, whatever it was called when it was made.
-        Outcome::Finished(summary) => Some(Summary { label: member.label.clone(), ..(**summary).clone() }),
-        _ => None,
-    });
+    let finished =
+        members.iter().zip(outcomes).filter_map(|(member, (_, outcome))| match outcome {
+            // The label that this sweep file gives, whatever it was called when it was made.
+            Outcome::Finished(summary) => {
+                Some(Summary { label: member.label.clone(), ..(**summary).clone() })
+            }
+            _ => None,
+        });
     let finished: Vec<Summary> = finished.collect();
     if !finished.is_empty() {
         println!("{}", table::summaries(&finished));
@@ -118,7 +130,8 @@ fn print_json(members: &[Member], outcomes: &[(PathBuf, Outcome)]) -> Result<()>
 /// This program's command line, as a shell would read it.
 fn command_line() -> String {
     let quoted = |text: &str| {
-        let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/=+:,@%".contains(c));
+        let plain = !text.is_empty()
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/=+:,@%".contains(c));
         if plain { text.to_string() } else { format!("'{}'", text.replace('\'', "'\\''")) }
     };
     let rest = std::env::args_os().skip(1).map(|arg| quoted(&arg.to_string_lossy()));

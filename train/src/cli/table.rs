@@ -18,8 +18,17 @@ pub fn summaries(summaries: &[Summary]) -> Table {
     for s in summaries {
         let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
         let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
-        let (loss, accuracy) = (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
-        table.add_row([&s.label, &s.method, &sigma, &loss, &accuracy, &s.lipschitz.to_string(), &found]);
+        let (loss, accuracy) =
+            (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
+        table.add_row([
+            &s.label,
+            &s.method,
+            &sigma,
+            &loss,
+            &accuracy,
+            &s.lipschitz.to_string(),
+            &found,
+        ]);
     }
     for column in 2..=6 {
         if let Some(column) = table.column_mut(column) {

@@ -1,4 +1,5 @@
-//! The processes that train one network together: each takes its part of every batch, and moves its part of the weights.
+//! The processes that train one network together: each takes its part of every batch, and moves its
+//! part of the weights.
 //!
 //! `mpirun` starts them. What they exchange goes through MPI, or through NCCL between GPUs.
 
@@ -30,7 +31,8 @@ fn said(names: [&str; 2]) -> Option<usize> {
     names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
 }
 
-/// Which of the processes of its machine this one is: GPU `cuda:N` of a config is the first one's, those that follow belong to the others.
+/// Which of the processes of its machine this one is: GPU `cuda:N` of a config is the first one's,
+/// those that follow belong to the others.
 pub fn local_rank() -> usize {
     said(LOCAL).unwrap_or(0)
 }
@@ -47,7 +49,10 @@ impl Ranks {
         #[cfg(feature = "mpi")]
         return Ok(Self::Mpi(mpi::World::join()?));
         #[cfg(not(feature = "mpi"))]
-        bail!("mpirun has started several processes, and this program is built for one; build it with --features mpi")
+        bail!(
+            "mpirun has started several processes, and this program is built for one; build it \
+             with --features mpi"
+        )
     }
 
     /// Gets ready to exchange tensors of a device.
@@ -137,7 +142,9 @@ impl Ranks {
         let all = self.gather(text.as_bytes().to_vec());
         let differs = all.iter().position(|other| *other != text.as_bytes());
         if let Some(rank) = differs {
-            bail!("{what} of rank {rank} differ from those of rank 0: the processes do not run alike")
+            bail!(
+                "{what} of rank {rank} differ from those of rank 0: the processes do not run alike"
+            )
         }
         Ok(())
     }
@@ -157,7 +164,8 @@ impl Ranks {
     }
 }
 
-/// The owner of each of some jobs of these sizes: the largest first, each to who has least. Everybody finds the same.
+/// The owner of each of some jobs of these sizes: the largest first, each to who has least.
+/// Everybody finds the same.
 pub fn owners(sizes: &[u64], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));

@@ -57,7 +57,8 @@ impl Default for Grid {
 /// Values for keys of a config, each key as its path.
 pub(super) type Changes = Vec<(String, Value)>;
 
-/// The runs that a sweep file asks for, in its order, each once; `settings` (`path.to.key=value`) hold for all of them.
+/// The runs that a sweep file asks for, in its order, each once; `settings` (`path.to.key=value`)
+/// hold for all of them.
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it, or the run whose config is.
@@ -81,9 +82,13 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> 
     let mut points = Vec::new();
     for block in blocks {
         for point in product(block)? {
-            if let Some((key, _)) = point.iter().find(|(key, _)| draws.iter().flatten().any(|(drawn, _)| drawn == key))
+            if let Some((key, _)) =
+                point.iter().find(|(key, _)| draws.iter().flatten().any(|(drawn, _)| drawn == key))
             {
-                bail!("`{key}` is in [grid] and in [random]; a run has one value of it, so leave one out")
+                bail!(
+                    "`{key}` is in [grid] and in [random]; a run has one value of it, so leave \
+                     one out"
+                )
             }
             points.extend(draws.iter().map(|draw| [&point[..], draw].concat()));
         }
@@ -110,26 +115,37 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> 
 fn base(file: &File, inside: &Path) -> Result<Table> {
     match (&file.preset, &file.base) {
         (Some(name), None) => {
-            let text = preset::text(name)
-                .ok_or_else(|| anyhow!("there is no preset `{name}`; there are {}", preset::NAMES.join(", ")))?;
+            let text = preset::text(name).ok_or_else(|| {
+                anyhow!("there is no preset `{name}`; there are {}", preset::NAMES.join(", "))
+            })?;
             toml::from_str(text).map_err(|e| config::one_line(&e))
         }
         (None, Some(path)) => {
             let path = inside.join(path);
-            let text = std::fs::read_to_string(&path).map_err(|e| lipschitz_nn::Error::io(&path, &e))?;
-            toml::from_str(&text).map_err(|e| config::one_line(&e)).with_context(|| path.display().to_string())
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| lipschitz_nn::Error::io(&path, &e))?;
+            toml::from_str(&text)
+                .map_err(|e| config::one_line(&e))
+                .with_context(|| path.display().to_string())
         }
-        _ => bail!("name what the runs start from: either preset = \"NAME\" or base = \"CONFIG.toml\""),
+        _ => bail!(
+            "name what the runs start from: either preset = \"NAME\" or base = \"CONFIG.toml\""
+        ),
     }
 }
 
-/// A table as paths and values: `a.b = 1` and `"a.b" = 1` are the same. Tables that `whole` accepts are values.
+/// A table as paths and values: `a.b = 1` and `"a.b" = 1` are the same. Tables that `whole` accepts
+/// are values.
 pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Result<Changes> {
     let mut out = Changes::new();
     for (key, value) in table {
         match value {
             Value::Table(inner) if !whole(&inner) => {
-                out.extend(flatten(inner, whole)?.into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
+                out.extend(
+                    flatten(inner, whole)?
+                        .into_iter()
+                        .map(|(rest, value)| (format!("{key}.{rest}"), value)),
+                );
             }
             value => out.push((key, value)),
         }
@@ -137,13 +153,14 @@ pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Result<Ch
     Ok(out)
 }
 
-/// A section that says which of several kinds it is replaces the base's; another changes the keys that it names.
+/// A section that says which of several kinds it is replaces the base's; another changes the keys
+/// that it names.
 fn is_choice(table: &Table) -> bool {
     ["kind", "method", "preset"].iter().any(|key| table.contains_key(*key))
 }
 
-/// All combinations of a block's values, the last key the fastest. A whole section comes before keys inside it, which its
-/// order of keys provides.
+/// All combinations of a block's values, the last key the fastest. A whole section comes before
+/// keys inside it, which its order of keys provides.
 fn product(block: Table) -> Result<Vec<Changes>> {
     let mut points = vec![Changes::new()];
     for (key, values) in flatten(block, &|_| false)? {
@@ -151,8 +168,10 @@ fn product(block: Table) -> Result<Vec<Changes>> {
         if values.is_empty() {
             bail!("grid: `{key}` has no values")
         }
-        let with = |point: &Changes, value: &Value| [&point[..], &[(key.clone(), value.clone())]].concat();
-        points = points.iter().flat_map(|point| values.iter().map(|value| with(point, value))).collect();
+        let with =
+            |point: &Changes, value: &Value| [&point[..], &[(key.clone(), value.clone())]].concat();
+        points =
+            points.iter().flat_map(|point| values.iter().map(|value| with(point, value))).collect();
     }
     Ok(points)
 }
@@ -169,13 +188,13 @@ mod tests {
         members.iter().map(|m| m.label.clone()).collect()
     }
 
-    const GRID: &str =
-        "preset = 'demo'\n[set]\ntrain.steps = 9\n[grid]\n'train.seed' = [0, 1]\nlipschitz_target = [2, 10]\n";
+    const GRID: &str = "preset = 'demo'\n[set]\ntrain.steps = 9\n[grid]\n'train.seed' = [0, \
+                        1]\nlipschitz_target = [2, 10]\n";
 
     #[test]
     fn a_key_of_the_grid_is_not_drawn_too() {
-        let text =
-            "preset = \"demo\"\n[grid]\ntrain.seed = [1]\n[random]\ncount = 2\ntrain.seed = { integer = [1, 9] }\n";
+        let text = "preset = \"demo\"\n[grid]\ntrain.seed = [1]\n[random]\ncount = 2\ntrain.seed \
+                    = { integer = [1, 9] }\n";
         let said = parse(text, Path::new(""), &[]).unwrap_err().to_string();
         assert!(said.contains("`train.seed` is in [grid] and in [random]"), "{said}");
     }
@@ -184,13 +203,20 @@ mod tests {
     fn a_grid_is_all_combinations_and_its_names_say_what_varies() {
         let members = ok(GRID);
         let expected = [(2.0, 0), (2.0, 1), (10.0, 0), (10.0, 1)];
-        let found: Vec<_> = members.iter().map(|m| (m.config.lipschitz_target.unwrap(), m.config.train.seed)).collect();
+        let found: Vec<_> = members
+            .iter()
+            .map(|m| (m.config.lipschitz_target.unwrap(), m.config.train.seed))
+            .collect();
         assert_eq!(found, expected);
-        assert!(members.iter().all(|m| m.config.train.steps == 9 && m.config.train.batch_size == 16));
+        assert!(
+            members.iter().all(|m| m.config.train.steps == 9 && m.config.train.batch_size == 16)
+        );
         assert_eq!(members[2].label, "lipschitz_target=10, seed=0");
         assert!(members[2].name.starts_with("lipschitz_target=10-seed=0-"), "{}", members[2].name);
         // The digest is of the content, so another file with the same run gives it the same end.
-        let alone = ok("preset = 'demo'\n[set]\ntrain.steps = 9\ntrain.seed = 0\nlipschitz_target = 10.0\n");
+        let alone = ok(
+            "preset = 'demo'\n[set]\ntrain.steps = 9\ntrain.seed = 0\nlipschitz_target = 10.0\n",
+        );
         let digest = |m: &Member| m.name.rsplit('-').next().unwrap().to_string();
         assert_eq!((alone.len(), digest(&alone[0])), (1, digest(&members[2])));
         assert_eq!(alone[0].config, members[2].config);
@@ -212,8 +238,10 @@ mod tests {
         "#;
         let members = ok(text);
         assert!(members.iter().all(|m| m.config.optimizer.name() == "AdamW"));
-        let found: Vec<_> =
-            members.iter().map(|m| (m.config.constraint.name(), m.config.constraint.sigma_max())).collect();
+        let found: Vec<_> = members
+            .iter()
+            .map(|m| (m.config.constraint.name(), m.config.constraint.sigma_max()))
+            .collect();
         let expected = [
             ("no constraint", None),
             ("spectral normalize", Some(4.0)),
@@ -221,9 +249,17 @@ mod tests {
             ("spectral soft cap", Some(5.0)),
         ];
         assert_eq!(found, expected);
-        assert_eq!(names(&members), ["none", "spectral_normalize, sigma_max=4", "sigma_max=3", "sigma_max=5"]);
+        assert_eq!(
+            names(&members),
+            ["none", "spectral_normalize, sigma_max=4", "sigma_max=3", "sigma_max=5"]
+        );
         let settings = ["constraint.sigma_max=1".to_string()];
-        let one = parse("preset = 'demo'\n[grid]\nconstraint.sigma_max = [3, 5]\n", Path::new(""), &settings).unwrap();
+        let one = parse(
+            "preset = 'demo'\n[grid]\nconstraint.sigma_max = [3, 5]\n",
+            Path::new(""),
+            &settings,
+        )
+        .unwrap();
         assert_eq!(one.len(), 1, "a setting holds for all runs");
     }
 
@@ -244,7 +280,8 @@ mod tests {
         }
         let rates: Vec<f64> = many.iter().map(|m| m.config.train.learning_rate).collect();
         assert!(rates.iter().all(|r| (0.01..=1.0).contains(r)) && rates.iter().any(|r| *r < 0.1));
-        let sizes: std::collections::BTreeSet<usize> = many.iter().map(|m| m.config.train.batch_size).collect();
+        let sizes: std::collections::BTreeSet<usize> =
+            many.iter().map(|m| m.config.train.batch_size).collect();
         assert_eq!(sizes, (2..=9).collect());
     }
 
@@ -262,12 +299,20 @@ mod tests {
             let members = members(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
             for member in &members {
                 let graph = member.config.graph(10).unwrap();
-                member.config.recipe().check_for(&graph).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                member
+                    .config
+                    .recipe()
+                    .check_for(&graph)
+                    .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             }
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let line = readme.lines().find(|line| line.contains(&format!("({name})")));
             let line = line.unwrap_or_else(|| panic!("{name} is not in the README"));
-            assert!(line.ends_with(&format!("| {} |", members.len())), "{name} has {} runs: {line}", members.len());
+            assert!(
+                line.ends_with(&format!("| {} |", members.len())),
+                "{name} has {} runs: {line}",
+                members.len()
+            );
             count += 1;
         }
         assert_eq!(count, 13);
@@ -288,8 +333,14 @@ mod tests {
             ("preset = 'demo'\n[grid]\ntrain.steps = [1, 0]", "train.steps is 0"),
             ("preset = 'demo'\n[random]\ntrain.seed = { choice = [1] }", "count"),
             ("preset = 'demo'\n[random]\ncount = 2\ntrain.seed = 3", "`train.seed`"),
-            ("preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { log = [0, 1] }", "above 0"),
-            ("preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { uniform = [2, 1] }", "[low, high]"),
+            (
+                "preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { log = [0, 1] }",
+                "above 0",
+            ),
+            (
+                "preset = 'demo'\n[random]\ncount = 2\ntrain.learning_rate = { uniform = [2, 1] }",
+                "[low, high]",
+            ),
             ("preset = 'demo'\n[random]\ncount = 0\n", "count is 0"),
         ];
         for (text, expected) in cases {

@@ -1,4 +1,5 @@
-//! A sweep as it goes, on stderr: a table of the runs at work on a terminal, a line a finished run elsewhere.
+//! A sweep as it goes, on stderr: a table of the runs at work on a terminal, a line a finished run
+//! elsewhere.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -41,7 +42,13 @@ impl Live {
             total.set_style(style("{bar:30} {pos}/{len} runs  {msg}  {elapsed} spent"));
             Table { all, total, rows: BTreeMap::new() }
         });
-        Self { total: members.len(), ended: 0, table, lines: !seen && !quiet, looked: Instant::now() }
+        Self {
+            total: members.len(),
+            ended: 0,
+            table,
+            lines: !seen && !quiet,
+            looked: Instant::now(),
+        }
     }
 
     /// A run has been started.
@@ -63,11 +70,15 @@ impl Live {
 
     /// Reads how far the runs at work have come.
     pub fn update(&mut self, places: &[PathBuf]) {
-        let Some(table) = self.table.as_ref().filter(|_| self.looked.elapsed() >= REFRESH) else { return };
+        let Some(table) = self.table.as_ref().filter(|_| self.looked.elapsed() >= REFRESH) else {
+            return;
+        };
         self.looked = Instant::now();
         for (member, bar) in &table.rows {
-            let text = std::fs::read_to_string(places[*member].join("metrics.jsonl")).unwrap_or_default();
-            let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Metrics>(line).ok());
+            let text =
+                std::fs::read_to_string(places[*member].join("metrics.jsonl")).unwrap_or_default();
+            let mut lines =
+                text.lines().rev().filter_map(|line| serde_json::from_str::<Metrics>(line).ok());
             let Some(last) = lines.next() else { continue };
             bar.set_position(last.step);
             let loss = last.train_loss.unwrap_or(f64::NAN);
@@ -90,9 +101,13 @@ impl Live {
                 s.lipschitz,
                 if before { " (finished before)" } else { "" }
             ),
-            Outcome::Failed(said) if before => format!("failed before: {said} (--retry-failed makes it again)"),
+            Outcome::Failed(said) if before => {
+                format!("failed before: {said} (--retry-failed makes it again)")
+            }
             Outcome::Failed(said) => format!("failed: {said}"),
-            Outcome::Killed(how) => format!("ended from outside ({how}); the same command continues it"),
+            Outcome::Killed(how) => {
+                format!("ended from outside ({how}); the same command continues it")
+            }
             Outcome::Stopped => return,
         };
         self.ended += 1;

@@ -1,5 +1,5 @@
-//! Many runs from one file: which there are ([`mod@file`]), and making them, several at once, so that the whole can be killed
-//! at any moment and continued ([`pool`]).
+//! Many runs from one file: which there are ([`mod@file`]), and making them, several at once, so
+//! that the whole can be killed at any moment and continued ([`pool`]).
 
 pub mod file;
 mod live;
@@ -39,9 +39,11 @@ pub fn check(members: &[Member]) -> Result<()> {
         let data = &member.config.data;
         if !tasks.iter().any(|(known, _)| known == data) {
             let few = match data {
-                DataConfig::Cifar10 { path, .. } => {
-                    DataConfig::Cifar10 { path: path.clone(), limit_train: Some(1), limit_test: Some(1) }
-                }
+                DataConfig::Cifar10 { path, .. } => DataConfig::Cifar10 {
+                    path: path.clone(),
+                    limit_train: Some(1),
+                    limit_test: Some(1),
+                },
                 other => other.clone(),
             };
             tasks.push((data.clone(), few.load().with_context(what)?));
@@ -61,8 +63,9 @@ fn content(config: &Config) -> Result<String> {
     config.to_toml()
 }
 
-/// Where each member's run is or will be: a directory that holds its config already, however it is named, or the one of its
-/// own name. So a sweep file that changes finds the runs that it still has.
+/// Where each member's run is or will be: a directory that holds its config already, however it is
+/// named, or the one of its own name. So a sweep file that changes finds the runs that it still
+/// has.
 fn places(out: &Path, members: &[Member]) -> Result<Vec<PathBuf>> {
     let mut known: HashMap<String, PathBuf> = HashMap::new();
     for entry in out.read_dir().into_iter().flatten().flatten() {
@@ -75,7 +78,9 @@ fn places(out: &Path, members: &[Member]) -> Result<Vec<PathBuf>> {
             known.insert(content, directory);
         }
     }
-    let place = |m: &Member| Ok(known.get(&content(&m.config)?).cloned().unwrap_or_else(|| out.join(&m.name)));
+    let place = |m: &Member| {
+        Ok(known.get(&content(&m.config)?).cloned().unwrap_or_else(|| out.join(&m.name)))
+    };
     members.iter().map(place).collect()
 }
 

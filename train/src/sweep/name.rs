@@ -1,4 +1,5 @@
-//! Names of runs: what varies over the sweep, in words that a file system takes, and a digest of everything.
+//! Names of runs: what varies over the sweep, in words that a file system takes, and a digest of
+//! everything.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -25,8 +26,10 @@ pub fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> 
         if !seen.insert(content.clone()) {
             continue;
         }
-        let parts: Vec<String> = varied.iter().filter_map(|key| Some(part(key, own.get(*key)?, &varied))).collect();
-        let digest: String = Sha256::digest(content).iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        let parts: Vec<String> =
+            varied.iter().filter_map(|key| Some(part(key, own.get(*key)?, &varied))).collect();
+        let digest: String =
+            Sha256::digest(content).iter().take(5).map(|byte| format!("{byte:02x}")).collect();
         let readable: String = parts.join("-").chars().map(plain).take(LONGEST).collect();
         let (name, label) = match parts.is_empty() {
             true => (format!("run-{digest}"), "run".into()),
@@ -39,24 +42,31 @@ pub fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> 
 
 /// A point in words, for messages.
 pub fn describe(point: &Changes) -> String {
-    let parts: Vec<String> = leaves(point).iter().map(|(key, value)| part(key, value, &[])).collect();
+    let parts: Vec<String> =
+        leaves(point).iter().map(|(key, value)| part(key, value, &[])).collect();
     parts.join(", ")
 }
 
 /// Every single value that a point sets, by its path.
 fn leaves(point: &Changes) -> BTreeMap<String, String> {
     let table = point.iter().cloned().collect();
-    flatten(table, &|_| false).into_iter().flatten().map(|(key, value)| (key, text(&value))).collect()
+    flatten(table, &|_| false)
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key, text(&value)))
+        .collect()
 }
 
-/// `sigma_max=4`; a kind by its name alone; the section as well where another section has a key of this name.
+/// `sigma_max=4`; a kind by its name alone; the section as well where another section has a key of
+/// this name.
 fn part(key: &str, value: &str, all: &[&String]) -> String {
     let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
     if ["kind", "method", "preset"].contains(&last) {
         return value.to_string();
     }
     let alone = all.iter().filter(|other| other.rsplit('.').next() == Some(last)).count() < 2;
-    let name = if alone || section.is_empty() { last.to_string() } else { format!("{section}.{last}") };
+    let name =
+        if alone || section.is_empty() { last.to_string() } else { format!("{section}.{last}") };
     format!("{name}={value}")
 }
 

@@ -1,8 +1,9 @@
 //! Makes the runs of a sweep, several at once, each in a process of its own.
 //!
-//! A run belongs to the process that holds the [`Lock`] of its directory, so two sweeps share a directory without making a run twice. A
-//! child reads its config from its standard input and stops, with a checkpoint, when that input
-//! ends: so children do not outlive a sweep that is killed.
+//! A run belongs to the process that holds the [`Lock`] of its directory, so two sweeps share a
+//! directory without making a run twice. A child reads its config from its standard input and
+//! stops, with a checkpoint, when that input ends: so children do not outlive a sweep that is
+//! killed.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -64,8 +65,8 @@ const FAILED: &str = "failed.txt";
 /// How long until a run that another process holds is looked at again.
 const LATER: Duration = Duration::from_millis(300);
 
-/// Makes all runs that are not finished; one outcome a member, with its directory. Waits for runs that another sweep is
-/// making.
+/// Makes all runs that are not finished; one outcome a member, with its directory. Waits for runs
+/// that another sweep is making.
 ///
 /// # Errors
 /// If the directory cannot be read or written. A run that fails is no error here.
@@ -84,7 +85,11 @@ pub fn run(plan: &Plan) -> Result<Vec<(PathBuf, Outcome)>> {
         thread::sleep(Duration::from_millis(20));
     }
     pool.live.finish();
-    Ok(pool.places.into_iter().zip(pool.outcomes.into_iter().map(|o| o.unwrap_or(Outcome::Stopped))).collect())
+    Ok(pool
+        .places
+        .into_iter()
+        .zip(pool.outcomes.into_iter().map(|o| o.unwrap_or(Outcome::Stopped)))
+        .collect())
 }
 
 struct Pool<'a> {
@@ -132,7 +137,8 @@ impl Pool<'_> {
     }
 
     fn start(&mut self, member: usize) -> Result<()> {
-        let (directory, Member { config, label, .. }) = (&self.places[member], &self.plan.members[member]);
+        let (directory, Member { config, label, .. }) =
+            (&self.places[member], &self.plan.members[member]);
         if let Some(summary) = finished(directory, config) {
             self.end(member, Outcome::Finished(Box::new(summary)), true);
             return Ok(());
@@ -144,8 +150,11 @@ impl Pool<'_> {
             return Ok(());
         }
         let threads = (self.plan.threads / self.plan.jobs.max(1)).max(1).to_string();
-        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
-        command.args(["--quiet", "--threads", &threads, "sweep-member", "--label", label, "--out"]).arg(directory);
+        let mut command =
+            Command::new(std::env::current_exe().context("the path of this program")?);
+        command
+            .args(["--quiet", "--threads", &threads, "sweep-member", "--label", label, "--out"])
+            .arg(directory);
         for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
             if std::env::var_os(variable).is_none() {
                 command.env(variable, &threads);
@@ -227,7 +236,8 @@ pub enum Ended {
     Elsewhere,
 }
 
-/// Makes one run for a sweep, which gives the config as a line of JSON on standard input and stops the run by closing it.
+/// Makes one run for a sweep, which gives the config as a line of JSON on standard input and stops
+/// the run by closing it.
 ///
 /// # Errors
 /// As [`trainer::run`].
@@ -248,7 +258,8 @@ pub fn child(out: &Path, label: String) -> Result<Ended> {
         return Ok(Ended::Done);
     }
     let resume = out.join("config.toml").exists();
-    let options = Options { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
+    let options =
+        Options { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
     Ok(match trainer::run(&config, &options)? {
         End::Done(_) => Ended::Done,
         End::Stopped(step) => Ended::Stopped(step),

@@ -1,4 +1,5 @@
-//! Random values for keys. Draw number i of a key depends on seed, key and i alone, so a sweep that grows keeps its runs.
+//! Random values for keys. Draw number i of a key depends on seed, key and i alone, so a sweep that
+//! grows keeps its runs.
 
 use anyhow::{Context, Result, anyhow, bail};
 use certify::data::order;
@@ -50,7 +51,9 @@ pub fn draws(random: Random) -> Result<Vec<Changes>> {
         range.check().with_context(told)?;
         ranges.push((key, range));
     }
-    let draw = |i: u64| ranges.iter().map(|(key, range)| (key.clone(), range.draw(random.seed, key, i))).collect();
+    let draw = |i: u64| {
+        ranges.iter().map(|(key, range)| (key.clone(), range.draw(random.seed, key, i))).collect()
+    };
     Ok((0..random.count as u64).map(draw).collect())
 }
 
@@ -60,7 +63,11 @@ impl Range {
             Self::Uniform([a, b]) | Self::Log([a, b]) => a.is_finite() && b.is_finite() && a <= b,
             Self::Integer([a, b]) => a <= b,
             Self::Choice(values) => {
-                return if values.is_empty() { Err(anyhow!("has no values to choose from")) } else { Ok(()) };
+                return if values.is_empty() {
+                    Err(anyhow!("has no values to choose from"))
+                } else {
+                    Ok(())
+                };
             }
         };
         if !ordered {
@@ -73,14 +80,20 @@ impl Range {
     }
 
     fn draw(&self, seed: u64, key: &str, i: u64) -> Value {
-        let digest = Sha256::digest(key).iter().take(12).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let digest = Sha256::digest(key)
+            .iter()
+            .take(12)
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>();
         let mut rng = order::random(seed, &digest, i);
         let steps = 1 << 53;
         let share = order::below(&mut rng, steps) as f64 / steps as f64;
         match self {
             Self::Uniform([a, b]) => Value::Float(short(a + share * (b - a)).clamp(*a, *b)),
             Self::Log([a, b]) => Value::Float(short(a * (b / a).powf(share)).clamp(*a, *b)),
-            Self::Integer([a, b]) => Value::Integer(a + order::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64),
+            Self::Integer([a, b]) => {
+                Value::Integer(a + order::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64)
+            }
             Self::Choice(values) => values[order::below(&mut rng, values.len())].clone(),
         }
     }

@@ -1,15 +1,18 @@
-//! Weighted grammars whose texts can be read back in one way only, so that their entropy is known exactly.
+//! Weighted grammars whose texts can be read back in one way only, so that their entropy is known
+//! exactly.
 //!
-//! A rule is a list of weighted alternatives, an alternative a row of literal texts and rules, never empty. Follow the
-//! leftmost symbol of an alternative down to literals: these are the texts it can begin with. [`Grammar::new`] demands
-//! that over all alternatives of a rule no such literal is a prefix of another. Reading a text from the left, the
-//! characters ahead then match at most one alternative at every choice, so **a text has one derivation**, and its
-//! probability is the product of the choices in it.
+//! A rule is a list of weighted alternatives, an alternative a row of literal texts and rules,
+//! never empty. Follow the leftmost symbol of an alternative down to literals: these are the texts
+//! it can begin with. [`Grammar::new`] demands that over all alternatives of a rule no such literal
+//! is a prefix of another. Reading a text from the left, the characters ahead then match at most
+//! one alternative at every choice, so **a text has one derivation**, and its probability is the
+//! product of the choices in it.
 //!
-//! Therefore the entropy of a rule's text is the entropy of its derivation, and that is linear in the rules:
-//! `H(A) = Σ p (−ln p + Σ H(symbols))`, with `L(A) = Σ p Σ L(symbols)` for the expected length. For texts drawn
-//! independently and put one behind the other (still read in one way only), the law of large numbers over the texts gives
-//! `−ln p(first n characters) / n → H / L` with probability one: the entropy per character.
+//! Therefore the entropy of a rule's text is the entropy of its derivation, and that is linear in
+//! the rules: `H(A) = Σ p (−ln p + Σ H(symbols))`, with `L(A) = Σ p Σ L(symbols)` for the expected
+//! length. For texts drawn independently and put one behind the other (still read in one way only),
+//! the law of large numbers over the texts gives `−ln p(first n characters) / n → H / L` with
+//! probability one: the entropy per character.
 
 use std::collections::BTreeMap;
 
@@ -51,8 +54,8 @@ impl Grammar {
     /// Reads templates; the first rule is where a text starts.
     ///
     /// # Errors
-    /// One line that names the rule: defined twice, missing, empty, left-recursive, or with two alternatives that the
-    /// text ahead cannot tell apart.
+    /// One line that names the rule: defined twice, missing, empty, left-recursive, or with two
+    /// alternatives that the text ahead cannot tell apart.
     pub fn new(templates: &Templates) -> Result<Self, String> {
         let mut ids = BTreeMap::new();
         for (id, (name, _)) in templates.iter().enumerate() {
@@ -95,18 +98,29 @@ impl Grammar {
                 };
             }
             if rule.alternatives.len() > 1 {
-                let mut all: Vec<&String> = rule.alternatives.iter().flat_map(|a| &a.first).collect();
+                let mut all: Vec<&String> =
+                    rule.alternatives.iter().flat_map(|a| &a.first).collect();
                 all.sort();
                 // Sorted, a prefix of anything is a prefix of its successor.
-                if let Some(pair) = all.windows(2).find(|pair| pair[1].starts_with(pair[0].as_str())) {
-                    return Err(format!("`{}` cannot tell {:?} from {:?}", rule.name, pair[0], pair[1]));
+                if let Some(pair) =
+                    all.windows(2).find(|pair| pair[1].starts_with(pair[0].as_str()))
+                {
+                    return Err(format!(
+                        "`{}` cannot tell {:?} from {:?}",
+                        rule.name, pair[0], pair[1]
+                    ));
                 }
             }
         }
         Ok(())
     }
 
-    fn first_of(&self, id: usize, known: &mut [Option<Vec<String>>], depth: usize) -> Result<Vec<String>, String> {
+    fn first_of(
+        &self,
+        id: usize,
+        known: &mut [Option<Vec<String>>],
+        depth: usize,
+    ) -> Result<Vec<String>, String> {
         if let Some(first) = &known[id] {
             return Ok(first.clone());
         }
@@ -127,8 +141,8 @@ impl Grammar {
 
     /// Entropy in nats and expected length in characters of one text.
     ///
-    /// The equations are iterated to their least solution; it is finite because every text ends with probability one, and
-    /// quickly enough (tested against what samples show).
+    /// The equations are iterated to their least solution; it is finite because every text ends
+    /// with probability one, and quickly enough (tested against what samples show).
     pub fn entropy_and_length(&self) -> (f64, f64) {
         let mut value = vec![(0.0, 0.0); self.rules.len()];
         for _ in 0..100_000 {
@@ -141,11 +155,14 @@ impl Grammar {
                         Symbol::Text(text) => (0.0, text.chars().count() as f64),
                         Symbol::Rule(other) => value[*other],
                     });
-                    let (h, l) = parts.fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+                    let (h, l) =
+                        parts.fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
                     entropy += p * (h - p.ln());
                     length += p * l;
                 }
-                moved = moved.max((length - value[id].1) / length).max((entropy - value[id].0) / length);
+                moved = moved
+                    .max((length - value[id].1) / length)
+                    .max((entropy - value[id].0) / length);
                 value[id] = (entropy, length);
             }
             if moved < 1e-15 {
@@ -172,15 +189,17 @@ impl Grammar {
                         draw = draw.saturating_sub(weight);
                         here
                     });
-                    ahead.extend(chosen.into_iter().flat_map(|alternative| alternative.symbols.iter().rev()));
+                    ahead.extend(
+                        chosen.into_iter().flat_map(|alternative| alternative.symbols.iter().rev()),
+                    );
                 }
             }
         }
         text
     }
 
-    /// The logarithm of the probability of the choices that a text shows, read from the text alone; the last text may be
-    /// cut off anywhere. `None` for what this grammar does not write.
+    /// The logarithm of the probability of the choices that a text shows, read from the text alone;
+    /// the last text may be cut off anywhere. `None` for what this grammar does not write.
     pub fn log_probability(&self, mut text: &str) -> Option<f64> {
         let (mut sum, mut ahead): (f64, Vec<&Symbol>) = (0.0, Vec::new());
         while !text.is_empty() {
@@ -193,7 +212,8 @@ impl Grammar {
                 },
                 Some(Symbol::Rule(id)) => {
                     let rule = &self.rules[*id];
-                    let begins = |a: &&Alternative| a.first.iter().any(|f| text.starts_with(f.as_str()));
+                    let begins =
+                        |a: &&Alternative| a.first.iter().any(|f| text.starts_with(f.as_str()));
                     let chosen = match rule.alternatives.as_slice() {
                         [only] => only,
                         several => match several.iter().find(begins) {
@@ -224,8 +244,11 @@ fn symbols(template: &str, ids: &BTreeMap<&str, usize>) -> Result<Vec<Symbol>, S
         if literal.len() == rest.len() {
             break;
         }
-        let (name, after) = tail.split_once('}').ok_or_else(|| format!("`{template}` lacks a `}}`"))?;
-        symbols.push(Symbol::Rule(*ids.get(name).ok_or_else(|| format!("there is no rule `{name}`"))?));
+        let (name, after) =
+            tail.split_once('}').ok_or_else(|| format!("`{template}` lacks a `}}`"))?;
+        symbols.push(Symbol::Rule(
+            *ids.get(name).ok_or_else(|| format!("there is no rule `{name}`"))?,
+        ));
         rest = after;
     }
     if symbols.is_empty() { Err("an alternative is empty".to_string()) } else { Ok(symbols) }
@@ -237,14 +260,18 @@ mod tests {
     use crate::data::order::random;
 
     fn grammar(rules: &[(&str, &[(u32, &str)])]) -> Result<Grammar, String> {
-        let alternatives = |list: &[(u32, &str)]| list.iter().map(|(w, t)| (*w, t.to_string())).collect();
-        Grammar::new(&rules.iter().map(|(name, list)| (name.to_string(), alternatives(list))).collect())
+        let alternatives =
+            |list: &[(u32, &str)]| list.iter().map(|(w, t)| (*w, t.to_string())).collect();
+        Grammar::new(
+            &rules.iter().map(|(name, list)| (name.to_string(), alternatives(list))).collect(),
+        )
     }
 
     #[test]
     fn entropy_and_length_of_a_geometric_word_are_the_textbook_ones() {
         // a…ab with chance 3/4 to go on: 3 a's and a b on average, and h(1/4) a letter.
-        let (h, l) = grammar(&[("word", &[(3, "a{word}"), (1, "b")])]).unwrap().entropy_and_length();
+        let (h, l) =
+            grammar(&[("word", &[(3, "a{word}"), (1, "b")])]).unwrap().entropy_and_length();
         let bit = -(0.75_f64 * 0.75_f64.ln() + 0.25 * 0.25_f64.ln());
         assert!((l - 4.0).abs() < 1e-12 && (h - 4.0 * bit).abs() < 1e-12, "{h} {l}");
     }
@@ -267,16 +294,25 @@ mod tests {
             }
         }
         let (h, l) = g.entropy_and_length();
-        assert!((sum - 1.0).abs() < 1e-12 && (h - entropy).abs() < 1e-12 && (l - length).abs() < 1e-12);
+        assert!(
+            (sum - 1.0).abs() < 1e-12 && (h - entropy).abs() < 1e-12 && (l - length).abs() < 1e-12
+        );
         assert_eq!(g.log_probability("the cat sleeps."), None);
-        assert_eq!(g.log_probability("the c"), Some((1.0_f64 / 3.0).ln()), "the cut-off word is not counted");
+        assert_eq!(
+            g.log_probability("the c"),
+            Some((1.0_f64 / 3.0).ln()),
+            "the cut-off word is not counted"
+        );
     }
 
     #[test]
     fn what_cannot_be_read_back_in_one_way_is_refused() {
         let refused = |rules: &[(&str, &[(u32, &str)])]| grammar(rules).unwrap_err();
         assert!(refused(&[("s", &[(1, "sea"), (1, "season")])]).contains("cannot tell"));
-        assert!(refused(&[("s", &[(1, "{t}x"), (1, "{t}y")]), ("t", &[(1, "t")])]).contains("cannot tell"));
+        assert!(
+            refused(&[("s", &[(1, "{t}x"), (1, "{t}y")]), ("t", &[(1, "t")])])
+                .contains("cannot tell")
+        );
         assert!(refused(&[("s", &[(1, "{s}a"), (1, "b")])]).contains("begins with itself"));
         assert!(refused(&[("s", &[(1, "a"), (1, "")])]).contains("empty"));
         assert!(refused(&[("s", &[(1, "{nowhere}")])]).contains("no rule `nowhere`"));

@@ -1,7 +1,9 @@
-//! Small plays written by a seeded grammar: something to learn that needs no download, with a known entropy.
+//! Small plays written by a seeded grammar: something to learn that needs no download, with a known
+//! entropy.
 //!
-//! A model's validation loss can be compared with [`entropy_per_character`], which no model undercuts in the long run;
-//! one that sees only a window of text ends above it, as it cannot know what was settled before.
+//! A model's validation loss can be compared with [`entropy_per_character`], which no model
+//! undercuts in the long run; one that sees only a window of text ends above it, as it cannot know
+//! what was settled before.
 
 mod grammar;
 mod script;
@@ -25,7 +27,8 @@ pub fn text(seed: u64, characters: usize) -> String {
 
 /// The entropy of the plays in nats per character: entropy of one play over its expected length.
 ///
-/// Exact but for rounding: the grammar's texts have one derivation each, which the grammar checks when it is made.
+/// Exact but for rounding: the grammar's texts have one derivation each, which the grammar checks
+/// when it is made.
 pub fn entropy_per_character() -> f64 {
     static ENTROPY: OnceLock<f64> = OnceLock::new();
     *ENTROPY.get_or_init(|| {
@@ -34,15 +37,17 @@ pub fn entropy_per_character() -> f64 {
     })
 }
 
-/// The logarithm of the probability that plays begin with this text, less what its last, cut-off word gives away; `None`
-/// for a text that is not the beginning of plays.
+/// The logarithm of the probability that plays begin with this text, less what its last, cut-off
+/// word gives away; `None` for a text that is not the beginning of plays.
 pub fn log_probability(text: &str) -> Option<f64> {
     grammar().log_probability(text)
 }
 
 fn grammar() -> &'static Grammar {
     static GRAMMAR: OnceLock<Grammar> = OnceLock::new();
-    GRAMMAR.get_or_init(|| Grammar::new(&script::rules()).expect("the built-in rules are read by a test"))
+    GRAMMAR.get_or_init(|| {
+        Grammar::new(&script::rules()).expect("the built-in rules are read by a test")
+    })
 }
 
 #[cfg(test)]
@@ -90,10 +95,18 @@ mod tests {
     fn it_reads_as_plays() {
         let text = text(7, 300_000);
         eprintln!("{}", &text[..1500]);
-        for part in ["ACT 1\n\nScene 1. ", "\n\nORLA:\n", "[Enter Orla and Bram]", "[Exeunt]", "THE END", "?"] {
+        for part in [
+            "ACT 1\n\nScene 1. ",
+            "\n\nORLA:\n",
+            "[Enter Orla and Bram]",
+            "[Exeunt]",
+            "THE END",
+            "?",
+        ] {
             assert!(text.contains(part), "{part}");
         }
-        let speeches = text.split("\n\n").filter(|part| part.lines().next().is_some_and(|l| l.ends_with(':')));
+        let speeches =
+            text.split("\n\n").filter(|part| part.lines().next().is_some_and(|l| l.ends_with(':')));
         let speeches: Vec<&str> = speeches.collect();
         let distinct: BTreeSet<&&str> = speeches.iter().collect();
         assert!(

@@ -1,8 +1,8 @@
 //! The grammar of the plays: acts and scenes, who is on stage, whose turn it is, what they say.
 //!
-//! What a model can learn, from near to far: spelling; agreement of determiner, noun and verb; which words belong to the
-//! scene's topic; who may speak next and whom they can address, settled where the scene begins; the count of scenes and
-//! acts.
+//! What a model can learn, from near to far: spelling; agreement of determiner, noun and verb;
+//! which words belong to the scene's topic; who may speak next and whom they can address, settled
+//! where the scene begins; the count of scenes and acts.
 
 use super::grammar::Templates;
 use super::words::{CASTS, CRIES, KINDS, LINKS, MODALS, NAMES, TIMES, TOPICS, Topic, VERBS};
@@ -30,8 +30,15 @@ pub fn rules() -> Templates {
 struct Script(Templates);
 
 impl Script {
-    fn rule<T: ToString>(&mut self, name: impl ToString, alternatives: impl IntoIterator<Item = (u32, T)>) {
-        let alternatives = alternatives.into_iter().map(|(weight, template)| (weight, template.to_string())).collect();
+    fn rule<T: ToString>(
+        &mut self,
+        name: impl ToString,
+        alternatives: impl IntoIterator<Item = (u32, T)>,
+    ) {
+        let alternatives = alternatives
+            .into_iter()
+            .map(|(weight, template)| (weight, template.to_string()))
+            .collect();
         self.0.push((name.to_string(), alternatives));
     }
 
@@ -53,7 +60,10 @@ impl Script {
                 );
                 let mut then = Vec::new();
                 if scene < SCENES {
-                    then.push((3, format!("\n\nScene {}. A {{stage}}{{then {act}.{}}}", scene + 1, scene + 1)));
+                    then.push((
+                        3,
+                        format!("\n\nScene {}. A {{stage}}{{then {act}.{}}}", scene + 1, scene + 1),
+                    ));
                 }
                 if act < ACTS && scene > 1 {
                     then.push((1, format!("\n\nACT {}\n\n{{scene {}.1}}", act + 1, act + 1)));
@@ -65,8 +75,9 @@ impl Script {
             }
         }
         // Every setting belongs to one topic and every topic admits every cast.
-        let settings =
-            TOPICS.iter().flat_map(|t| t.settings.iter().map(move |s| (1, format!("{s}.\n{{enter {}}}", t.name))));
+        let settings = TOPICS.iter().flat_map(|t| {
+            t.settings.iter().map(move |s| (1, format!("{s}.\n{{enter {}}}", t.name)))
+        });
         self.rule("stage", settings.collect::<Vec<_>>());
     }
 
@@ -75,23 +86,35 @@ impl Script {
         if cast == 0 {
             let enter = |(cast, members): (usize, &&[usize])| {
                 let names: Vec<_> = members.iter().map(|m| NAMES[*m]).collect();
-                let (last, others) = names.split_last().map_or(("", [].as_slice()), |(last, others)| (*last, others));
+                let (last, others) = names
+                    .split_last()
+                    .map_or(("", [].as_slice()), |(last, others)| (*last, others));
                 (1, format!("[Enter {} and {last}]{{first {topic}.{cast}}}", others.join(", ")))
             };
-            self.rule(format!("enter {topic}"), CASTS.iter().enumerate().map(enter).collect::<Vec<_>>());
+            self.rule(
+                format!("enter {topic}"),
+                CASTS.iter().enumerate().map(enter).collect::<Vec<_>>(),
+            );
         }
-        let speech = |m: &usize| format!("\n\n{}:\n{{speech {topic}.{cast}.{m}}}", NAMES[*m].to_uppercase());
+        let speech =
+            |m: &usize| format!("\n\n{}:\n{{speech {topic}.{cast}.{m}}}", NAMES[*m].to_uppercase());
         self.rule(format!("first {topic}.{cast}"), members.iter().map(|m| (1, speech(m))));
         for me in members {
             let others = || members.iter().filter(move |m| *m != me);
             let share = if members.len() == 2 { 2 } else { 1 };
             let next = format!("{{next {topic}.{cast}.{me}}}");
-            let call = |m: &usize| (share, format!("{}, {{clause {topic}}}{{end {topic}}}{next}", NAMES[*m]));
+            let call = |m: &usize| {
+                (share, format!("{}, {{clause {topic}}}{{end {topic}}}{next}", NAMES[*m]))
+            };
             let plain = (10, format!("{{sentence {topic}}}{next}"));
             self.rule(format!("speech {topic}.{cast}.{me}"), others().map(call).chain([plain]));
             let turn = || others().map(|m| (5 * share, speech(m)));
             let aside = format!("\n\n({{direction {topic}}}){{turn {topic}.{cast}.{me}}}");
-            let more = [(12, format!(" {{sentence {topic}}}{next}")), (1, aside), (1, "\n\n[Exeunt]".to_string())];
+            let more = [
+                (12, format!(" {{sentence {topic}}}{next}")),
+                (1, aside),
+                (1, "\n\n[Exeunt]".to_string()),
+            ];
             self.rule(format!("next {topic}.{cast}.{me}"), turn().chain(more));
             self.rule(format!("turn {topic}.{cast}.{me}"), turn());
         }
@@ -126,13 +149,19 @@ impl Script {
             (3, format!(", {{link}} {{clause {t}}}{{end {t}}}")),
         ];
         self.rule(format!("end {t}"), end);
-        self.rule(format!("moment {t}"), [(3, "{time}".to_string()), (1, format!("{{place {t}}}"))]);
+        self.rule(
+            format!("moment {t}"),
+            [(3, "{time}".to_string()), (1, format!("{{place {t}}}"))],
+        );
     }
 
     fn clauses(&mut self, t: &str) {
         let subject = |capital: bool| {
-            let case = |word: &str| if capital { word[..1].to_uppercase() + &word[1..] } else { word.to_string() };
-            let (one, many) = (if capital { "One" } else { "one" }, if capital { "Many" } else { "many" });
+            let case = |word: &str| {
+                if capital { word[..1].to_uppercase() + &word[1..] } else { word.to_string() }
+            };
+            let (one, many) =
+                (if capital { "One" } else { "one" }, if capital { "Many" } else { "many" });
             [
                 (5, format!("I {{do I {t}}}")),
                 (3, format!("{} {{do you {t}}}", case("you"))),
@@ -143,9 +172,11 @@ impl Script {
         };
         self.rule(format!("clause {t}"), subject(false));
         self.rule(format!("Clause {t}"), subject(true));
-        for (rule, verb, have, be) in
-            [("do I", "plain", "have", "am"), ("do you", "plain", "have", "are"), ("does", "does", "has", "is")]
-        {
+        for (rule, verb, have, be) in [
+            ("do I", "plain", "have", "am"),
+            ("do you", "plain", "have", "are"),
+            ("does", "does", "has", "is"),
+        ] {
             let predicate = [
                 (6, format!("{{{verb}}} {{object {t}}}")),
                 (3, format!("{{modal}} {{plain}} {{object {t}}}")),
@@ -171,12 +202,21 @@ impl Script {
             ("many", [(3, "those"), (2, "our"), (2, "these"), (1, "two"), (1, "such")]),
         ];
         for (number, words) in determiners {
-            let phrase = |(weight, word): (u32, &str)| (weight, format!("{word} {{{number} bare {t}}}"));
+            let phrase =
+                |(weight, word): (u32, &str)| (weight, format!("{word} {{{number} bare {t}}}"));
             self.rule(format!("{number} {t}"), words.map(phrase));
-            let capital = |(weight, word): (u32, &str)| phrase((weight, &(word[..1].to_uppercase() + &word[1..])));
-            self.rule(format!("{}{} {t}", number[..1].to_uppercase(), &number[1..]), words.map(capital));
+            let capital = |(weight, word): (u32, &str)| {
+                phrase((weight, &(word[..1].to_uppercase() + &word[1..])))
+            };
+            self.rule(
+                format!("{}{} {t}", number[..1].to_uppercase(), &number[1..]),
+                words.map(capital),
+            );
             let noun = format!("{{thing {t}}}{}", if number == "many" { "s" } else { "" });
-            self.rule(format!("{number} bare {t}"), [(3, noun.clone()), (1, format!("{{quality {t}}} {noun}"))]);
+            self.rule(
+                format!("{number} bare {t}"),
+                [(3, noun.clone()), (1, format!("{{quality {t}}} {noun}"))],
+            );
         }
         self.words(format!("thing {t}"), topic.things);
         self.words(format!("quality {t}"), topic.qualities);

@@ -1,8 +1,10 @@
 //! The words of the plays. In every list the first words are the most frequent.
 
 /// Who speaks, as in the dialogue; headings have them in capitals.
-pub const NAMES: [&str; 12] =
-    ["Orla", "Bram", "Tessaly", "Hewin", "Margery", "Dunstan", "Pell", "Quillon", "Wynne", "Lucan", "Adela", "Corvin"];
+pub const NAMES: [&str; 12] = [
+    "Orla", "Bram", "Tessaly", "Hewin", "Margery", "Dunstan", "Pell", "Quillon", "Wynne", "Lucan",
+    "Adela", "Corvin",
+];
 
 /// Who meets whom, by place in [`NAMES`].
 pub const CASTS: [&[usize]; 14] = [
@@ -44,13 +46,25 @@ pub struct Topic {
 pub const TOPICS: [Topic; 5] = [
     Topic {
         name: "sea",
-        settings: &["harbour wall at low tide", "narrow deck", "net loft", "lamp room above the bay"],
+        settings: &[
+            "harbour wall at low tide",
+            "narrow deck",
+            "net loft",
+            "lamp room above the bay",
+        ],
         places: &["at the quay", "under the pier", "beyond the reef", "in the hold"],
         things: &[
-            "ship", "tide", "sail", "anchor", "captain", "gull", "lantern", "rope", "oar", "current", "mast", "pilot",
+            "ship", "tide", "sail", "anchor", "captain", "gull", "lantern", "rope", "oar",
+            "current", "mast", "pilot",
         ],
-        qualities: &["salt", "drowned", "tarred", "restless", "grey", "deep", "leaking", "becalmed"],
-        directions: &["A ship's bell, far off.", "Wind. The lamp goes out.", "A rope falls from above."],
+        qualities: &[
+            "salt", "drowned", "tarred", "restless", "grey", "deep", "leaking", "becalmed",
+        ],
+        directions: &[
+            "A ship's bell, far off.",
+            "Wind. The lamp goes out.",
+            "A rope falls from above.",
+        ],
         sayings: &[
             "A wet rope holds no grudge.",
             "The gull eats first and thanks last.",
@@ -60,7 +74,12 @@ pub const TOPICS: [Topic; 5] = [
     },
     Topic {
         name: "court",
-        settings: &["throne hall before noon", "gallery hung with maps", "private chamber", "stair behind the chapel"],
+        settings: &[
+            "throne hall before noon",
+            "gallery hung with maps",
+            "private chamber",
+            "stair behind the chapel",
+        ],
         places: &["in the council", "behind the curtain", "on the stair", "at the gate"],
         things: &[
             "crown",
@@ -77,7 +96,11 @@ pub const TOPICS: [Topic; 5] = [
             "guard",
         ],
         qualities: &["royal", "gilded", "false", "patient", "sworn", "idle", "jealous", "nameless"],
-        directions: &["Trumpets within.", "A door closes softly.", "They kneel as the banner passes."],
+        directions: &[
+            "Trumpets within.",
+            "A door closes softly.",
+            "They kneel as the banner passes.",
+        ],
         sayings: &[
             "A crown is heaviest on the way down.",
             "The curtain has heard more than the king.",
@@ -87,7 +110,12 @@ pub const TOPICS: [Topic; 5] = [
     },
     Topic {
         name: "field",
-        settings: &["barn in late summer", "ditch between two farms", "hillside with hives", "kitchen garden"],
+        settings: &[
+            "barn in late summer",
+            "ditch between two farms",
+            "hillside with hives",
+            "kitchen garden",
+        ],
         places: &["by the hedge", "in the orchard", "near the well", "across the furrow"],
         things: &[
             "plough",
@@ -103,7 +131,9 @@ pub const TOPICS: [Topic; 5] = [
             "seed",
             "kettle",
         ],
-        qualities: &["ripe", "muddy", "stubborn", "golden", "hungry", "blighted", "plain", "honest"],
+        qualities: &[
+            "ripe", "muddy", "stubborn", "golden", "hungry", "blighted", "plain", "honest",
+        ],
         directions: &["A dog barks twice.", "They shake the tree.", "Rain begins."],
         sayings: &[
             "Rain asks nobody's leave.",
@@ -135,8 +165,21 @@ pub const TOPICS: [Topic; 5] = [
             "mould",
             "debt",
         ],
-        qualities: &["molten", "crooked", "tempered", "dull", "iron", "unfinished", "silent", "bright"],
-        directions: &["Three blows of a hammer.", "The fire is covered.", "A wheel turns by itself."],
+        qualities: &[
+            "molten",
+            "crooked",
+            "tempered",
+            "dull",
+            "iron",
+            "unfinished",
+            "silent",
+            "bright",
+        ],
+        directions: &[
+            "Three blows of a hammer.",
+            "The fire is covered.",
+            "A wheel turns by itself.",
+        ],
         sayings: &[
             "Cold iron keeps no secrets.",
             "Every lock was once an open door.",
@@ -146,13 +189,27 @@ pub const TOPICS: [Topic; 5] = [
     },
     Topic {
         name: "road",
-        settings: &["crossroads in fog", "tent behind the lines", "toll bridge", "room at a poor inn"],
+        settings: &[
+            "crossroads in fog",
+            "tent behind the lines",
+            "toll bridge",
+            "room at a poor inn",
+        ],
         places: &["past the milestone", "over the bridge", "inside the camp", "along the ridge"],
         things: &[
-            "soldier", "drum", "horse", "banner", "stranger", "coin", "cart", "beggar", "sword", "song", "widow",
-            "boot",
+            "soldier", "drum", "horse", "banner", "stranger", "coin", "cart", "beggar", "sword",
+            "song", "widow", "boot",
         ],
-        qualities: &["weary", "borrowed", "distant", "ragged", "loyal", "wounded", "lucky", "forgotten"],
+        qualities: &[
+            "weary",
+            "borrowed",
+            "distant",
+            "ragged",
+            "loyal",
+            "wounded",
+            "lucky",
+            "forgotten",
+        ],
         directions: &["Drums, then nothing.", "A cart passes.", "Someone sings in the dark."],
         sayings: &[
             "The road has no opinion of boots.",
@@ -207,10 +264,12 @@ pub const TIMES: [&str; 10] = [
 ];
 
 /// Before a clause, at the beginning of a sentence.
-pub const CRIES: [&str; 9] = ["Alas", "Come", "No", "Indeed", "Hush", "Well", "Perhaps", "Truly", "Enough"];
+pub const CRIES: [&str; 9] =
+    ["Alas", "Come", "No", "Indeed", "Hush", "Well", "Perhaps", "Truly", "Enough"];
 
 /// Between two clauses.
 pub const LINKS: [&str; 5] = ["and", "but", "for", "yet", "so"];
 
 /// In the titles of plays.
-pub const KINDS: [&str; 8] = ["TRAGEDY", "COMEDY", "HISTORY", "TRIAL", "WEDDING", "EXILE", "LEDGER", "LAST WINTER"];
+pub const KINDS: [&str; 8] =
+    ["TRAGEDY", "COMEDY", "HISTORY", "TRIAL", "WEDDING", "EXILE", "LEDGER", "LAST WINTER"];
