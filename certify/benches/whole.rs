@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::{Formula, certify};
-use certify::spectral::{Matrix, Method};
 use faer::Mat;
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::spectral::{Matrix, Method};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{Model, Weights};

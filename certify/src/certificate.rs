@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Row, Walk, Watch, WeightNorms, paper, walk};
-use crate::data::hex;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::Upper;
@@ -300,7 +299,7 @@ pub fn digest(source: &dyn Source) -> Result<String, Error> {
         };
         hash.update(format!("{name} {:?} {:?} {digest}\n", weight.dtype(), shape));
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// The digest of numbers, in hexadecimal; none unless all are finite.
@@ -319,5 +318,5 @@ fn values<T: Copy, const N: usize>(
         chunk.iter().for_each(|x| buffer.extend_from_slice(&bytes(*x)));
         hash.update(&buffer);
     }
-    Some(hex(&hash.finalize()))
+    Some(hex::encode(hash.finalize()))
 }

@@ -1,18 +1,41 @@
-//! What stops a proof.
+//! Why there is no certificate.
 
-/// An error of this crate; every message names the thing and the remedy.
+use lipschitz_opt::constraint::Method;
+
+/// An error of this crate. It says what is wrong; the command line adds what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The graph, a weight, an input or a file.
     #[error(transparent)]
     Network(#[from] lipschitz_nn::Error),
+    /// An optimizer or constraint whose constants do not fit.
+    #[error(transparent)]
+    Recipe(#[from] lipschitz_opt::Error),
     /// Something that nothing is proven about.
     #[error("nothing is known about {0}; no bound is given")]
     Unknown(String),
-    /// A picture that the library which draws it gave up on.
-    #[error("the picture cannot be drawn: {0}")]
-    Picture(String),
+    /// A target, and a constraint that promises no norm to solve it with.
+    #[error("the constraint `{}` promises no norm under this optimizer", .0.key())]
+    NoPromise(Method),
+    /// A target that even the smallest caps exceed.
+    #[error("a Lipschitz constant of {target} cannot be met: caps of {cap:e} allow more")]
+    Unreachable {
+        /// The constant asked for, RMS → RMS.
+        target: f64,
+        /// The smallest cap tried.
+        cap: f64,
+    },
+    /// Data that does not fit the network.
+    #[error("{0}")]
+    Data(String),
+    /// A batch that could not be read.
+    #[error(transparent)]
+    Batch(Box<dyn std::error::Error + Send + Sync>),
+    /// A chart that is not drawn.
+    #[cfg(feature = "cli")]
+    #[error(transparent)]
+    Plot(#[from] lipschitz_plot::Error),
     /// A claim that does not hold: a found sensitivity above a certified one, or a number of a
     /// certificate that cannot be proven again.
     #[error("{0}")]

@@ -1,21 +1,24 @@
-//! Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
+//! Proves a Lipschitz bound of a trained checkpoint, and verifies it again.
 
 pub mod bound;
 pub mod certificate;
-pub mod data;
 mod error;
+#[cfg(feature = "import")]
 mod open;
 pub mod plan;
-pub mod plot;
+#[cfg(feature = "cli")]
+pub mod plots;
 pub mod probe;
+#[cfg(feature = "cli")]
 pub mod report;
 pub mod robust;
 pub mod source;
 pub mod spectral;
-pub mod task;
+#[cfg(feature = "cli")]
 pub mod terminal;
 pub mod upper;
 pub mod verify;
 
 pub use error::Error;
-pub use open::{Opened, checkpoint_path, open, read};
+#[cfg(feature = "import")]
+pub use open::{Opened, checkpoint_path, load, open};

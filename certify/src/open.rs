@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use lipschitz_import::{Foreign, Imported, Options, import, is_foreign};
 use lipschitz_nn::checkpoint::{self, Meta, Origin, Reader};
-use lipschitz_nn::import::{self, Foreign, Imported, Options};
 use lipschitz_nn::{Graph, Model};
 
 use crate::Error;
@@ -32,9 +32,9 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
 ///
 /// # Errors
 /// As [`checkpoint::load`] and [`import::import`].
-pub fn open(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
-    if import::is_foreign(path) {
-        let Imported { model, meta, .. } = import::import(path, &Options::default())?;
+pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
+    if is_foreign(path) {
+        let Imported { model, meta, .. } = import(path, &Options::default())?;
         let dtype = model.dtype();
         return Ok((model.to(device, dtype)?, meta));
     }
@@ -54,8 +54,8 @@ pub enum Opened {
 ///
 /// # Errors
 /// As [`Reader::open`] and [`Foreign::open`].
-pub fn read(path: &Path) -> Result<Opened, Error> {
-    if import::is_foreign(path) {
+pub fn open(path: &Path) -> Result<Opened, Error> {
+    if is_foreign(path) {
         return Ok(Opened::Foreign(Box::new(Foreign::open(path, &Options::default())?)));
     }
     Ok(Opened::Checkpoint(Box::new(Reader::open(&checkpoint_path(path)?)?)))

@@ -7,10 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, paper, walk};
 use crate::upper::Upper;
-use anyhow::{Result, bail};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
-use lipschitz_opt::constraint::Method;
 use lipschitz_opt::{Recipe, role, scale};
 
 /// What a constraint promises about every weight of a graph.
@@ -99,7 +97,7 @@ fn unknown(vector: &str) -> Error {
 ///
 /// # Errors
 /// If the constraint promises nothing about a weight, or has a factor for no weight.
-pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
+pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk, Error> {
     let caps = caps(graph, recipe)?;
     let walk = walk(graph, &caps, None)?;
     caps.finite(walk.lipschitz)?;
@@ -110,11 +108,11 @@ pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk> {
 ///
 /// # Errors
 /// As [`plan`], and for a node that the formula does not speak of.
-pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
-    Ok(paper::formula(graph, &caps(graph, recipe)?)?)
+pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper, Error> {
+    paper::formula(graph, &caps(graph, recipe)?)
 }
 
-fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
+fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps, Error> {
     recipe.check_for(graph)?;
     let mut weights = HashMap::new();
     for parameter in graph.parameters() {
@@ -145,7 +143,7 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps> {
 ///
 /// # Errors
 /// As [`plan`].
-pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
+pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper, Error> {
     Ok(plan(graph, recipe)?.rms())
 }
 
@@ -154,16 +152,16 @@ pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper> {
 ///
 /// # Errors
 /// If the constraint has no cap to choose, or no cap in 10⁻⁶…10⁶ will do.
-pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
+pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe, Error> {
     let goal = Upper::from_f64(target);
-    let with = |log: f64| recipe.with_sigma_max(10f64.powf(log)).ok_or_else(|| capless(recipe));
+    let with = |log: f64| recipe.with_sigma_max(10f64.powf(log)).ok_or_else(|| no_promise(recipe));
     if !with(0.0)?.promises_all(graph) {
-        return Err(capless(recipe));
+        return Err(no_promise(recipe));
     }
-    let fits = |log: f64| -> Result<bool> { Ok(bound(graph, &with(log)?)? <= goal) };
+    let fits = |log: f64| -> Result<bool, Error> { Ok(bound(graph, &with(log)?)? <= goal) };
     let (mut low, mut high) = (-6.0, 6.0);
     if !fits(low)? {
-        bail!("a constant of {target} cannot be met: even caps of 1e-6 allow more")
+        return Err(Error::Unreachable { target, cap: 1e-6 });
     }
     for _ in 0..50 {
         let middle = 0.5 * (low + high);
@@ -172,16 +170,8 @@ pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
     with(low)
 }
 
-/// What is told when nothing can be solved for.
-pub fn capless(recipe: &Recipe) -> anyhow::Error {
-    let method = recipe.constraint.method;
-    let promises =
-        if method == Method::WeightDecay { "a norm under Muon alone" } else { "no norm" };
-    anyhow::anyhow!(
-        "constraint.method `{}` promises {promises}, and a target needs one: choose one that keeps sigma_max, such as \
-         spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
-        method.key()
-    )
+fn no_promise(recipe: &Recipe) -> Error {
+    Error::NoPromise(recipe.constraint.method)
 }
 
 /// Factors stay within this of 1, so that no matrix is starved.
@@ -196,7 +186,7 @@ const FACTOR: f64 = 8.0;
 ///
 /// # Errors
 /// As [`solve`].
-pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
+pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe, Error> {
     const ROUNDS: usize = 60;
     let matrices: Vec<_> =
         graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
@@ -205,22 +195,23 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe> {
         matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64
     };
     if !recipe.constraint.method.capped() {
-        return Err(capless(recipe));
+        return Err(no_promise(recipe));
     }
     let given = |logs: &BTreeMap<String, f64>| {
         let mut out = recipe.clone();
         out.constraint.factors = logs.iter().map(|(name, log)| (name.clone(), log.exp())).collect();
         out
     };
-    let log_bound = |logs: &BTreeMap<String, f64>, cap: f64| -> Result<f64> {
-        Ok(bound(graph, &given(logs).with_sigma_max(cap).ok_or_else(|| capless(recipe))?)?.log10())
+    let log_bound = |logs: &BTreeMap<String, f64>, cap: f64| -> Result<f64, Error> {
+        Ok(bound(graph, &given(logs).with_sigma_max(cap).ok_or_else(|| no_promise(recipe))?)?
+            .log10())
     };
     let mut logs: BTreeMap<String, f64> = names.iter().map(|name| (name.clone(), 0.0)).collect();
     let mut best = solve(graph, &given(&logs), target)?;
     for round in 0..ROUNDS {
         // Elasticity of the constant in each cap, over the number of matrices of that name.
         let here = solve(graph, &given(&logs), target)?;
-        let cap = here.constraint.sigma_max().ok_or_else(|| capless(recipe))?;
+        let cap = here.constraint.sigma_max().ok_or_else(|| no_promise(recipe))?;
         if mean_cap(&here, &matrices) > mean_cap(&best, &matrices) {
             best = here;
         }
@@ -258,7 +249,7 @@ pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Para
 #[cfg(test)]
 mod tests {
     use lipschitz_nn::presets::{Activation, Block, Gpt, Positions, Vit};
-    use lipschitz_opt::constraint::ConstraintConfig;
+    use lipschitz_opt::constraint::{ConstraintConfig, Method};
     use lipschitz_opt::{Heads, MuonConfig, OptimizerConfig};
 
     use super::*;
@@ -300,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_planned_is_said() {
-        let said = |r: Result<Recipe>| r.unwrap_err().to_string();
+        let said = |r: Result<Recipe, Error>| r.unwrap_err().to_string();
         for method in [Method::None, Method::SpectralHammer, Method::SpectralWeightDecay] {
             let said = said(solve(&graph(), &recipe(method, Heads::default()), 10.0));
             assert!(said.contains("promises no norm"), "{said}");

@@ -1,11 +1,12 @@
-//! Manners of both programs: mistakes on the command line get one line, and output that cannot be
-//! written is no panic.
+//! Command-line conventions of both programs: errors and mistakes on one line with what to do about
+//! them, results that cannot be printed, completions.
 
-use std::io::Write;
-use std::panic;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use crate::Error;
 
 /// The command line, or the exit code after help, a version, or one line on what is wrong with it.
 ///
@@ -29,34 +30,112 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
 
 /// A line on stderr; one that cannot be written is no reason to stop what it tells of.
 pub fn note(line: std::fmt::Arguments) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Makes printing results to a closed pipe, as `head` leaves one, end the program quietly, and to a
-/// full disk with a line and exit code 2.
-pub fn end_with_the_reader() {
-    let loud = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let said = info
-            .payload()
-            .downcast_ref::<String>()
-            .and_then(|said| said.strip_prefix("failed printing to stdout: "));
-        match said {
-            Some(said) if said.contains("Broken pipe") => std::process::exit(0),
-            Some(said) => {
-                note(format_args!(
-                    "error: the result cannot be printed: {said}; write it elsewhere"
-                ));
-                std::process::exit(2)
-            }
-            None => loud(info),
+/// A line of a result on stdout. Ends the program quietly if nobody reads it, as behind `head`, and
+/// with a line and exit code 2 if it cannot be written, as on a full disk.
+pub fn print(line: std::fmt::Arguments) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = out.write_fmt(line).and_then(|()| out.flush()) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(0)
         }
-    }));
+        note(format_args!("error: the result cannot be printed: {error}; write it elsewhere"));
+        std::process::exit(2)
+    }
+}
+
+/// As `println!`, by way of [`terminal::print`](print()).
+#[macro_export]
+macro_rules! outln {
+    ($($part:tt)*) => {
+        $crate::terminal::print(format_args!("{}\n", format_args!($($part)*)))
+    };
+}
+
+/// An error as one line: its causes, each unless a text before it says so already, and what to do
+/// about it.
+pub fn line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut named = false;
+    for cause in error.chain() {
+        let said = cause.to_string().replace('\n', " ");
+        // The error that names the file has said what the system says.
+        if text.contains(&said) || named && cause.is::<io::Error>() {
+            continue;
+        }
+        named = matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += &said;
+    }
+    match error.chain().find_map(remedy) {
+        Some(remedy) => format!("{text}; {remedy}"),
+        None => text,
+    }
+}
+
+/// 1 for a claim that does not hold, 2 for bad input.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(Error::Violated(_))) { 1 } else { 2 }
+}
+
+/// What to do about an error of a library, which does not know who calls it.
+fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<Error>() {
+        Some(Error::NoPromise(_)) => {
+            return Some(
+                "a target needs one: choose a constraint.method that keeps sigma_max, such as \
+                 spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
+            );
+        }
+        // A transparent error is not in the chain itself.
+        Some(Error::Network(error)) => return remedy_of_network(error),
+        _ => {}
+    }
+    error.downcast_ref().and_then(remedy_of_network)
+}
+
+fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
+    use io::ErrorKind as K;
+    let lipschitz_nn::Error::Io { error, .. } = error else { return None };
+    match error.kind() {
+        K::NotFound | K::NotADirectory => Some("check the path"),
+        K::PermissionDenied => Some("check who may read and write it"),
+        K::StorageFull => Some("free some space and run again"),
+        K::IsADirectory => Some("name a file"),
+        K::AlreadyExists => Some("choose another name"),
+        _ => None,
+    }
 }
 
 /// Shell completions, on stdout.
 pub fn completions(shell: clap_complete::Shell, command: &mut clap::Command, name: &str) {
     let mut text = Vec::new();
     clap_complete::generate(shell, command, name, &mut text);
-    print!("{}", String::from_utf8_lossy(&text));
+    print(format_args!("{}", String::from_utf8_lossy(&text)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anyhow::Context;
+    use lipschitz_nn::At;
+
+    use super::line;
+
+    #[test]
+    fn an_error_is_said_once_with_its_remedy() {
+        let missing = || std::fs::read("no/such").at(Path::new("no/such")).unwrap_err();
+        let wanted = "no/such: no such file or directory; check the path";
+        assert_eq!(line(&missing().into()), wanted);
+        assert_eq!(line(&crate::Error::from(missing()).into()), wanted);
+        let context = Err::<(), _>(missing()).context("run a").unwrap_err();
+        assert_eq!(line(&context), format!("run a: {wanted}"));
+        let inside = lipschitz_nn::Error::file(Path::new("b"), missing());
+        assert_eq!(line(&inside.into()), format!("b: {wanted}"));
+    }
 }

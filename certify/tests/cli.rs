@@ -5,7 +5,7 @@ mod workshop;
 use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::Certificate;
+use lipschitz_certify::certificate::Certificate;
 use lipschitz_nn::checkpoint;
 use workshop::Workshop;
 

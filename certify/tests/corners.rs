@@ -2,9 +2,9 @@
 //! be wrong.
 
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::{Certificate, Formula, certify};
-use certify::probe;
-use certify::spectral::Method;
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::probe;
+use lipschitz_certify::spectral::Method;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op};
 

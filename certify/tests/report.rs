@@ -5,10 +5,10 @@ mod workshop;
 
 use std::path::{Path, PathBuf};
 
-use certify::certificate::{Formula, certify};
-use certify::plot::scene;
-use certify::report;
-use certify::spectral::Method;
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::report;
+use lipschitz_certify::spectral::Method;
+use lipschitz_plot::scene;
 use serde_json::json;
 use workshop::Workshop;
 

@@ -1,11 +1,11 @@
 //! Certified ≤ attacked ≤ clean, against networks whose true accuracy within a radius is known.
 
 use candle_core::{DType, Device, Tensor};
-use certify::data::cifar10::{PIXELS, Split};
-use certify::data::order;
-use certify::data::play;
-use certify::data::text::TextData;
-use certify::robust::{self, Effort, Settings};
+use lipschitz_certify::robust::{self, Effort, Robustness, Settings};
+use lipschitz_data::cifar10::{PIXELS, Split};
+use lipschitz_data::order;
+use lipschitz_data::play;
+use lipschitz_data::text::TextData;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
@@ -25,6 +25,34 @@ fn pictures(count: usize) -> Split {
     let pixels = (0..count * PIXELS).map(|_| 90 + order::below(&mut rng, 76) as u8).collect();
     let labels = (0..count).map(|i| (i % 10) as u8).collect();
     Split { pixels, labels }
+}
+
+fn images(
+    model: &Model,
+    test: &Split,
+    settings: &Settings,
+    watch: &dyn Fn(f64),
+) -> Result<Robustness, lipschitz_certify::Error> {
+    let batches = test.batches(robust::BATCH, &Device::Cpu);
+    robust::images(model, batches, test.len(), settings, watch)
+}
+
+fn tokens(
+    model: &Model,
+    data: &TextData,
+    settings: &Settings,
+    watch: &dyn Fn(f64),
+) -> Result<Robustness, lipschitz_certify::Error> {
+    let windows = data.full(robust::WINDOWS, robust::window(model)?, &Device::Cpu);
+    robust::tokens(model, windows, settings, watch)
+}
+
+fn certified_accuracy(
+    model: &Model,
+    test: &Split,
+    eps: f64,
+) -> Result<f64, lipschitz_certify::Error> {
+    robust::certified_accuracy(model, test.batches(robust::BATCH, &Device::Cpu), eps)
 }
 
 fn settings(eps: &[f64], limit: usize) -> Settings {
@@ -90,17 +118,14 @@ fn a_linear_classifier_is_certified_exactly() {
         (sorted[i] + sorted[i + 1]) / 2.0
     };
     let eps = [0.0, between(0.2), between(0.5), between(0.9)];
-    let report = robust::images(&model, &test, &settings(&eps, usize::MAX), &|_| {}).unwrap();
+    let report = images(&model, &test, &settings(&eps, usize::MAX), &|_| {}).unwrap();
     for (row, eps) in report.rows.iter().zip(eps) {
         let share = exact.iter().filter(|r| **r > eps).count() as f64 / count as f64;
         assert_eq!(row.certified, share, "{row:?}");
         assert_eq!(row.clean, exact.iter().filter(|r| **r > 0.0).count() as f64 / count as f64);
         assert!(row.attacked - share <= 0.01, "the attack is weak: {row:?}, exact {share}");
     }
-    assert_eq!(
-        robust::certified_accuracy(&model, &test, eps[2]).unwrap(),
-        report.rows[2].certified
-    );
+    assert_eq!(certified_accuracy(&model, &test, eps[2]).unwrap(), report.rows[2].certified);
 }
 
 /// Scaling the logits changes the constant and nothing that is certified.
@@ -119,7 +144,7 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
         ];
         let model =
             image_model(nodes, &[("first.weight", hidden.clone()), ("head.weight", head.clone())]);
-        robust::images(&model, &test, &settings(&[0.01, 0.0, 0.3, 5.0], 50), &|_| {}).unwrap()
+        images(&model, &test, &settings(&[0.01, 0.0, 0.3, 5.0], 50), &|_| {}).unwrap()
     };
     let (one, many) = (report(1.0), report(64.0));
     assert_eq!((one.inputs, one.rows.len()), (50, 4));
@@ -147,8 +172,7 @@ fn next_tokens_are_certified_and_attacked() {
     }
     let model = Model::new(graph, weights).unwrap();
     let report =
-        robust::tokens(&model, &data, &settings(&[0.0, 1e-4, 1e-3, 0.3, 3.0], 20), &|_| {})
-            .unwrap();
+        tokens(&model, &data, &settings(&[0.0, 1e-4, 1e-3, 0.3, 3.0], 20), &|_| {}).unwrap();
     assert_eq!((report.inputs, report.rows.len()), (20, 5));
     let (near, far) = (&report.rows[1], &report.rows[4]);
     assert!(near.clean == 1.0 && near.certified > 0.0, "{:?}", report.rows);
@@ -180,7 +204,7 @@ fn numbers_that_cancel_certify_nothing() {
     ];
     let model = image_model(nodes, &weights);
     let test = Split { pixels: vec![230; PIXELS], labels: vec![1] };
-    assert_eq!(robust::certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
+    assert_eq!(certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
     // The same inside of one map, whose output is small.
     let mut row = vec![0.0; 2 * PIXELS];
     (row[0], row[1]) = (huge, 1.0);
@@ -190,7 +214,7 @@ fn numbers_that_cancel_certify_nothing() {
     let mut pixels = vec![230; PIXELS];
     pixels[0] = 255;
     let test = Split { pixels, labels: vec![1] };
-    assert_eq!(robust::certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
+    assert_eq!(certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
 }
 
 /// With documents, only windows within one are looked at: of others the network is another function
@@ -202,7 +226,7 @@ fn windows_with_a_new_document_are_left_out() {
         let graph = Gpt::new(data.vocabulary, 12, 1, Block::new(16, 2)).graph().unwrap();
         let graph = Graph::new(Input::Tokens { context: 12, separator }, graph.nodes).unwrap();
         let weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
-        robust::tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {})
+        tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {})
             .map(|r| r.available)
     };
     let windows: Vec<Vec<u32>> = data

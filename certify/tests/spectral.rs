@@ -1,10 +1,10 @@
 //! Spectral norms against known norms and an SVD.
 
-use certify::spectral::{
+use faer::Mat;
+use lipschitz_certify::spectral::{
     Matrix, Method, affine_norm, max_row_norm, product_norm, spectral_norm, vector_norm,
 };
-use certify::upper::Upper;
-use faer::Mat;
+use lipschitz_certify::upper::Upper;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;

@@ -3,10 +3,10 @@
 mod workshop;
 
 use candle_core::Tensor;
-use certify::certificate::{Certificate, Formula, certify};
-use certify::source::{Rounded, Rounding};
-use certify::spectral::Method;
-use certify::verify::verify;
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::source::{Rounded, Rounding};
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::verify::verify;
 use lipschitz_nn::Model;
 use serde_json::Value;
 use workshop::{Workshop, normalised};
@@ -105,7 +105,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
 fn from_disk_a_tensor_at_a_time_it_is_the_same() {
     let w = Workshop::new();
     let reader = lipschitz_nn::checkpoint::Reader::open(&w.path("model.safetensors")).unwrap();
-    let certify = |source: &dyn certify::source::Source| {
+    let certify = |source: &dyn lipschitz_certify::source::Source| {
         certify(source, Method::Proven, Formula::Sound, None).unwrap()
     };
     assert_eq!(certify(&reader), certify(&Workshop::model()));
@@ -142,7 +142,7 @@ fn certificates_obey_the_published_schema() {
     let published = include_str!("../../docs/certificate.schema.json");
     assert_eq!(
         published,
-        certify::certificate::schema(),
+        lipschitz_certify::certificate::schema(),
         "run `certify schema > docs/certificate.schema.json`"
     );
     let validator = jsonschema::validator_for(&serde_json::from_str(published).unwrap()).unwrap();

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fits;
-use crate::{Error, Graph, Model, Weights, strict};
+use crate::{At, Error, Graph, Model, Weights, strict};
 
 /// The format version of a checkpoint's metadata.
 pub const FORMAT: u32 = 1;
@@ -130,11 +130,10 @@ pub fn save_tensors<'a>(
 /// # Errors
 /// [`Error::File`] names the path and what the system said.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let io = |e: std::io::Error| Error::io(path, &e);
     // These stand for a file that others write to as well, which must not be replaced.
     match path.to_str() {
-        Some("/dev/stdout") => return std::io::stdout().write_all(bytes).map_err(io),
-        Some("/dev/stderr") => return std::io::stderr().write_all(bytes).map_err(io),
+        Some("/dev/stdout") => return std::io::stdout().write_all(bytes).at(path),
+        Some("/dev/stderr") => return std::io::stderr().write_all(bytes).at(path),
         _ => {}
     }
     // A link may point to what is not there yet.
@@ -147,7 +146,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
             .write(true)
             .open(path)
             .and_then(|mut pipe| pipe.write_all(bytes))
-            .map_err(io);
+            .at(path);
     }
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
     let fresh = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
@@ -155,7 +154,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, path)) {
         let _ = std::fs::remove_file(&fresh);
-        return Err(io(error));
+        return Err(Error::Io { path: path.to_path_buf(), error });
     }
     Ok(())
 }
@@ -233,9 +232,8 @@ impl Reader {
     /// [`Error::File`] if the file is missing, truncated, or not a checkpoint of this project, or
     /// its weights do not fit.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let io = |e: std::io::Error| Error::io(path, &e);
-        let mut file = File::open(path).map_err(io)?;
-        let state = state(&file).map_err(io)?;
+        let mut file = File::open(path).at(path)?;
+        let state = state(&file).at(path)?;
         let (length, _) = state;
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| damaged(path, &"the file ends in its header"))?;
@@ -244,7 +242,7 @@ impl Reader {
             return Err(damaged(path, &"the file ends in its header"));
         }
         let mut bytes = Vec::new();
-        (&file).take(size).read_to_end(&mut bytes).map_err(io)?;
+        (&file).take(size).read_to_end(&mut bytes).at(path)?;
         let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e))?;
         let (start, wanted) = (8 + size, header.data_len() as u64);
         if start + wanted != length {
@@ -284,17 +282,16 @@ impl Reader {
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.header.info(name).ok_or_else(|| Error::weight(name, "is missing"))?;
         let (from, to) = info.data_offsets;
-        let io = |e: std::io::Error| Error::io(&self.path, &e);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0; to - from];
         let read = file
             .seek(SeekFrom::Start(self.start + from as u64))
             .and_then(|_| file.read_exact(&mut bytes));
-        if state(&file).map_err(io)? != self.state {
+        if state(&file).at(&self.path)? != self.state {
             let what = "has changed since it was opened; start again when nothing writes to it";
             return Err(Error::file(&self.path, what));
         }
-        read.map_err(io)?;
+        read.at(&self.path)?;
         let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(&self.path, e))?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
     }
@@ -314,7 +311,7 @@ pub fn load_tensors(
     path: &Path,
     device: &Device,
 ) -> Result<(Weights, HashMap<String, String>), Error> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+    let bytes = std::fs::read(path).at(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let tensors = candle_core::safetensors::load_buffer(&bytes, device)

@@ -1,9 +1,10 @@
-//! What can be wrong with a graph, a weight, an input or a file; every message names the thing and
-//! the remedy.
+//! What can be wrong with a graph, a weight, an input or a file.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// An error of this crate.
+/// An error of this crate. Its text is complete, causes and all, in one line; the fields and
+/// [`source`](std::error::Error::source) hold the causes as values.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,54 +27,77 @@ pub enum Error {
     /// An input that the graph cannot read.
     #[error("input: {0}")]
     Input(String),
-    /// A file that cannot be read or written, or does not hold what it should.
+    /// What the operating system says of a file.
+    #[error("{}: {}", path.display(), in_words(error))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Its kind decides what can be done about it.
+        #[source]
+        error: io::Error,
+    },
+    /// A file that does not hold what it should.
     #[error("{}: {what}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        what: String,
+        #[source]
+        what: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An error from candle: a device that ran out of memory, for example.
-    #[error("{0}")]
-    Candle(String),
+    #[error("{}", .0.to_string().lines().next().unwrap_or_default())]
+    Candle(#[source] Box<candle_core::Error>),
 }
 
 impl Error {
-    pub(crate) fn graph(path: &str, what: impl Into<String>) -> Self {
+    /// An error about a node, or about the whole graph where `path` is empty.
+    pub fn graph(path: &str, what: impl Into<String>) -> Self {
         Self::Graph { path: path.to_string(), what: what.into() }
     }
 
-    pub(crate) fn weight(name: &str, what: impl Into<String>) -> Self {
+    /// An error about a weight.
+    pub fn weight(name: &str, what: impl Into<String>) -> Self {
         Self::Weight { name: name.to_string(), what: what.into() }
     }
 
-    /// An error about a file.
-    pub fn file(path: &Path, what: impl std::fmt::Display) -> Self {
-        Self::File { path: path.to_path_buf(), what: what.to_string() }
+    /// An error about what a file holds.
+    pub fn file(path: &Path, what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::File { path: path.to_path_buf(), what: what.into() }
     }
+}
 
-    /// An operating-system error about a file, with the remedy where there is an obvious one.
-    pub fn io(path: &Path, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind as K;
-        let what = match error.kind() {
-            K::NotFound => "no such file or directory; check the path".to_string(),
-            K::PermissionDenied => "permission denied; check who may read and write it".to_string(),
-            K::StorageFull => "the disk is full; free some space and run again".to_string(),
-            K::IsADirectory => "is a directory; name a file".to_string(),
-            K::NotADirectory => {
-                "is, or lies below, a file that is no directory; check the path".to_string()
-            }
-            K::AlreadyExists => "is a file already; choose another name".to_string(),
-            _ => error.to_string(),
-        };
-        Self::file(path, what)
+/// The usual errors of an operating system in words, without its number.
+fn in_words(error: &io::Error) -> String {
+    use io::ErrorKind as K;
+    match error.kind() {
+        K::NotFound => "no such file or directory".into(),
+        K::PermissionDenied => "permission denied".into(),
+        K::StorageFull => "the disk is full".into(),
+        K::IsADirectory => "is a directory".into(),
+        K::NotADirectory => "is, or lies below, a file that is no directory".into(),
+        K::AlreadyExists => "is a file already".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Names the file in an error of the operating system.
+pub trait At<T> {
+    /// The value, or [`Error::Io`] about `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn at(self, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, path: &Path) -> Result<T, Error> {
+        self.map_err(|error| Error::Io { path: path.to_path_buf(), error })
     }
 }
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        // Candle may append a backtrace; the first line says it all.
-        Self::Candle(error.to_string().lines().next().unwrap_or_default().to_string())
+        Self::Candle(Box::new(error))
     }
 }

@@ -4,11 +4,11 @@
 //! device; a [`checkpoint`] is both in one file. The same graph is what an optimizer takes its
 //! parameters from and what a certificate is proven from.
 
+mod candle;
 pub mod checkpoint;
 mod error;
 mod gradient;
 pub mod graph;
-pub mod import;
 pub mod init;
 mod model;
 pub mod norm;
@@ -16,6 +16,7 @@ pub mod ops;
 pub mod presets;
 pub mod strict;
 
-pub use error::Error;
+pub use candle::{Agreement, compare, from_var_map};
+pub use error::{At, Error};
 pub use graph::Graph;
 pub use model::{Model, Weights, check_finite};

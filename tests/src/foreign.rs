@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use lipschitz_import::{Dialect, Imported, Options, import, wanted};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::save_tensors;
-use lipschitz_nn::import::{Dialect, Imported, Options, import, wanted};
 use serde_json::Value;
 
 use crate::Dice;

@@ -2,6 +2,8 @@
 
 pub mod foreign;
 
+use std::path::{Path, PathBuf};
+
 use candle_core::{Device, Tensor};
 use lipschitz_nn::graph::{
     Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
@@ -199,3 +201,13 @@ pub struct Guide;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/import/candle.md")]
 pub struct CandlePrograms;
+
+/// A file of the data kept beside the repository, or `None`, said loudly, where there is none.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: there is no {}", path.display());
+    None
+}

@@ -18,7 +18,7 @@ use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, Heads, MuonConfig, OptimizerConfig, Rate, Recipe, SgdConfig};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
-use train::step::{Times, Training};
+use lipschitz_train::step::{Times, Training};
 
 /// Where something runs.
 #[derive(Clone)]

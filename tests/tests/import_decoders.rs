@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{
     bigcode, gemma, gemma2, llama, mistral, olmo2, phi3, qwen2, qwen3,
 };
-use lipschitz_nn::import::Dialect;
+use lipschitz_import::Dialect;
 use lipschitz_tests::foreign::{Case, Recorder, Run};
 use serde_json::{Value, json};
 

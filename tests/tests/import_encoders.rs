@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use candle_nn::{Module, VarBuilder};
 use candle_transformers::models::{bert, dinov2, distilbert, modernbert, t5, vit, xlm_roberta};
-use lipschitz_nn::import::Dialect;
+use lipschitz_import::Dialect;
 use lipschitz_tests::Dice;
 use lipschitz_tests::foreign::{Case, Recorder, Run, Tensors};
 use serde_json::{Value, json};

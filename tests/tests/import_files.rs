@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama2_c::{Cache, Config, Llama};
 use candle_transformers::models::llama2_c_weights::TransformerWeights;
-use lipschitz_nn::import::{Dialect, Foreign, Imported, Options, import};
+use lipschitz_import::{Dialect, Foreign, Imported, Options, import};
 use lipschitz_nn::{Model, graph::Op};
 use lipschitz_tests::Dice;
 use lipschitz_tests::foreign::{Tensors, distance, flat, ids, ours, seeded, write};

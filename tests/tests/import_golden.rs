@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use certify::certificate::{Certificate, Formula, certify};
-use certify::spectral::Method;
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::spectral::Method;
+use lipschitz_import::{Dialect, Options, import};
 use lipschitz_nn::checkpoint::load_tensors;
-use lipschitz_nn::import::{Dialect, Options, import};
 use lipschitz_tests::foreign::{distance, flat, ours};
 
 fn golden() -> PathBuf {
@@ -52,14 +52,15 @@ fn outputs_are_those_of_the_library() {
 fn certificates_are_finite_and_name_the_origin() {
     for dir in models() {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let opened = certify::read(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let opened = lipschitz_certify::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
         let certificate: Certificate =
             certify(&opened, Method::Proven, Formula::Sound, None).unwrap();
         assert!(certificate.proven && certificate.l2.is_finite(), "{name}");
         let origin = certificate.origin.clone().unwrap();
         assert!(name.starts_with(&origin.family.replace("gpt_", "")), "{name}: {}", origin.family);
         assert_eq!((origin.dialect, origin.unused.len()), (Dialect::Original, 0));
-        certify::verify::verify(&certificate, &opened).unwrap_or_else(|e| panic!("{name}: {e}"));
+        lipschitz_certify::verify::verify(&certificate, &opened)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
 
@@ -78,7 +79,8 @@ fn the_methods_checkpoints_are_those_of_its_code() {
         let off = distance(&found, &wanted) / size;
         assert!(size > 0.01 && off < 1e-6, "{name}: {off:.2e} of {size:.2} apart");
         let certificate =
-            certify(&certify::read(&path).unwrap(), Method::Proven, Formula::Sound, None).unwrap();
+            certify(&lipschitz_certify::open(&path).unwrap(), Method::Proven, Formula::Sound, None)
+                .unwrap();
         assert!(certificate.l2.is_finite());
         assert_eq!(certificate.origin.unwrap().family, "modula");
     }

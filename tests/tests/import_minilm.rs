@@ -13,11 +13,12 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{BertModel, Config};
-use certify::certificate::{Formula, certify};
-use certify::probe;
-use certify::spectral::Method;
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::probe;
+use lipschitz_certify::spectral::Method;
+use lipschitz_import::{Dialect, Imported, Options, import};
 use lipschitz_nn::checkpoint::load_tensors;
-use lipschitz_nn::import::{Dialect, Imported, Options, compare, import};
+use lipschitz_nn::compare;
 use tokenizers::Tokenizer;
 
 fn directory() -> Option<PathBuf> {

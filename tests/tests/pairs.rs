@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use lipschitz_opt::constraint::Method;
-use train::config::Config;
-use train::run_dir::Metrics;
-use train::trainer::{self, End, Options};
+use lipschitz_train::config::Config;
+use lipschitz_train::run_dir::Metrics;
+use lipschitz_train::trainer::{self, End, Options};
 
 /// Optimizers, each with its learning rate; that of SGD depends on what is learnt and for how long.
 const OPTIMIZERS: [(&str, Option<f64>); 3] = [
@@ -114,11 +114,17 @@ fn plays(steps: u64) {
         "data.characters=20000",
         "train.batch_size=8",
     ];
-    all_pairs(train::preset::text("demo").unwrap(), true, steps, 0.3, &small.map(String::from));
+    all_pairs(
+        lipschitz_train::preset::text("demo").unwrap(),
+        true,
+        steps,
+        0.3,
+        &small.map(String::from),
+    );
 }
 
 fn pixels(steps: u64, sgd: f64) {
-    let Some(path) = certify::data::shared("cifar10") else { return };
+    let Some(path) = lipschitz_tests::shared("cifar10") else { return };
     let mut small: Vec<String> = [
         "model.hidden=[32,16]",
         "data.limit_train=400",
@@ -128,7 +134,7 @@ fn pixels(steps: u64, sgd: f64) {
     .map(String::from)
     .into();
     small.push(format!("data.path={}", path.display()));
-    all_pairs(train::preset::text("mlp-cifar10").unwrap(), false, steps, sgd, &small);
+    all_pairs(lipschitz_train::preset::text("mlp-cifar10").unwrap(), false, steps, sgd, &small);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::{Formula, certify};
-use certify::read;
-use certify::spectral::Method;
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::open;
+use lipschitz_certify::spectral::Method;
 use serde_json::json;
 
 const DIM: usize = 4096;
@@ -81,7 +81,7 @@ fn a_layer_of_seven_billion_weights_is_certified_from_shards() {
         write(directory.path(), layers);
         peak();
         let start = Instant::now();
-        let model = read(directory.path()).unwrap();
+        let model = open(directory.path()).unwrap();
         let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
         let (seconds, most) = (start.elapsed().as_secs_f64(), peak());
         println!(

@@ -2,10 +2,10 @@
 //! the certificate.
 
 use candle_core::{Device, Tensor};
-use certify::certificate::{Certificate, Formula, certify};
-use certify::probe;
-use certify::spectral::Method;
-use certify::upper::Upper;
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::probe;
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::upper::Upper;
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
 use lipschitz_nn::{Model, Weights};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};

@@ -14,9 +14,9 @@ use lipschitz_opt::constraint::{ConstraintConfig, Estimate, HardCap, Method};
 use lipschitz_opt::{
     AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig,
 };
-use train::config::Config;
-use train::preset;
-use train::step::{Times, Training};
+use lipschitz_train::config::Config;
+use lipschitz_train::preset;
+use lipschitz_train::step::{Times, Training};
 
 /// As in the program.
 #[global_allocator]
@@ -27,7 +27,7 @@ const STEPS: usize = 7;
 #[allow(unsafe_code)]
 fn main() {
     // SAFETY: the first statement of the program.
-    unsafe { train::runtime::prepare() };
+    unsafe { lipschitz_train::runtime::prepare() };
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["256"] => table(256, 3),

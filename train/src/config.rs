@@ -1,12 +1,13 @@
 //! A run as a TOML file. Unknown keys are refused, with the nearest known one named.
 
+use lipschitz_nn::At;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use certify::data::cifar10::{Cifar10, Limits};
-use certify::data::shards;
-use certify::data::text::TextData;
-use certify::task::Task;
+use lipschitz_data::cifar10::{Cifar10, Limits};
+use lipschitz_data::shards;
+use lipschitz_data::task::Task;
+use lipschitz_data::text::TextData;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::ops::Precision;
@@ -186,8 +187,7 @@ impl Config {
     /// # Errors
     /// One line that names the file and the key.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| anyhow!(lipschitz_nn::Error::io(path, &e)))?;
+        let text = std::fs::read_to_string(path).at(path)?;
         Self::parse(&text, settings).with_context(|| path.display().to_string())
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
-use certify::certificate::Certificate;
-use certify::spectral::{Matrix, Method, max_row_norm, spectral_norm};
-use certify::upper::Upper;
+use lipschitz_certify::certificate::Certificate;
+use lipschitz_certify::spectral::{Matrix, Method, max_row_norm, spectral_norm};
+use lipschitz_certify::upper::Upper;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_opt::constraint::{Constraint, Promise};
@@ -77,7 +77,7 @@ pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64> {
 /// Every cap that the constraint promises, against norms that are proven.
 ///
 /// # Errors
-/// [`certify::Error::Violated`] names the weight that is above its cap.
+/// [`lipschitz_certify::Error::Violated`] names the weight that is above its cap.
 pub fn check_caps(
     certificate: &Certificate,
     variables: &Variables,
@@ -88,7 +88,7 @@ pub fn check_caps(
         let Some(promise) = constraint.promise(p) else { continue };
         for (what, norm, cap) in promised(certificate, p, v.var.as_tensor(), &promise)? {
             if norm > Upper::from_f64(cap * (1.0 + CAP_TOLERANCE)) {
-                bail!(certify::Error::Violated(format!(
+                bail!(lipschitz_certify::Error::Violated(format!(
                     "`{what}` has norm {norm} above its cap {cap:.6}: the constraint does not hold"
                 )))
             }

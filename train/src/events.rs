@@ -10,7 +10,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lipschitz_nn::Error;
+use lipschitz_nn::{At, Error};
 
 /// Writes scalars for TensorBoard. Every start of a run writes a file of its own; TensorBoard reads
 /// those of a directory as one run.
@@ -28,14 +28,14 @@ impl EventWriter {
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
     pub fn create(directory: &Path) -> Result<Self, Error> {
-        std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, &e))?;
+        std::fs::create_dir_all(directory).at(directory)?;
         let mut seconds = since_epoch().as_secs();
         let (path, file) = loop {
             let path = directory.join(format!("events.out.tfevents.{seconds:010}.train"));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => break (path, file),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => seconds += 1,
-                Err(e) => return Err(Error::io(&path, &e)),
+                Err(error) => return Err(Error::Io { path, error }),
             }
         };
         let mut writer = Self { path, file: BufWriter::new(file) };
@@ -74,7 +74,7 @@ impl EventWriter {
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(|e| Error::io(&self.path, &e))
+        self.file.flush().at(&self.path)
     }
 
     /// The file.
@@ -87,7 +87,7 @@ impl EventWriter {
         event.extend(since_epoch().as_secs_f64().to_le_bytes());
         event.extend(varint_field(2, step));
         event.extend(content);
-        self.file.write_all(&frame(&event)).map_err(|e| Error::io(&self.path, &e))
+        self.file.write_all(&frame(&event)).at(&self.path)
     }
 }
 

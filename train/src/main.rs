@@ -8,6 +8,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[allow(unsafe_code)]
 fn main() -> std::process::ExitCode {
     // SAFETY: the first statement of the program.
-    unsafe { train::runtime::prepare() };
+    unsafe { lipschitz_train::runtime::prepare() };
     cli::main()
 }

@@ -2,9 +2,9 @@
 
 use std::io::IsTerminal;
 
-use certify::terminal;
-use certify::upper::Upper;
 use indicatif::{ProgressBar, ProgressStyle};
+use lipschitz_certify::terminal;
+use lipschitz_certify::upper::Upper;
 
 use crate::run_dir::Metrics;
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
-use certify::upper::Upper;
+use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta};
-use lipschitz_nn::{Error, Model};
+use lipschitz_nn::{At, Error, Model};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -129,16 +129,12 @@ impl Lock {
     /// If the directory cannot be written to.
     pub fn take(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(".lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io(&path, &e))?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(Error::io(&path, &e).into()),
+            Err(TryLockError::Error(error)) => Err(Error::Io { path, error }.into()),
         }
     }
 
@@ -193,7 +189,7 @@ impl RunDir {
                 path.display()
             )
         }
-        fs::create_dir_all(path).map_err(|e| Error::io(path, &e))?;
+        fs::create_dir_all(path).at(path)?;
         let lock = Lock::unless_held(path, locked)?;
         checkpoint::write(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
         Self::open(path, lock)
@@ -230,7 +226,7 @@ impl RunDir {
         let step = saved.as_ref().map_or(0, |s| s.step);
         let file = path.join("metrics.jsonl");
         if file.exists() {
-            let text = fs::read_to_string(&file).map_err(|e| Error::io(&file, &e))?;
+            let text = fs::read_to_string(&file).at(&file)?;
             // A line cut short by a crash is dropped with those that will be written again.
             let earlier =
                 |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|m| m.step <= step);
@@ -243,11 +239,7 @@ impl RunDir {
 
     fn open(path: &Path, lock: Option<Lock>) -> Result<Self> {
         let file = path.join("metrics.jsonl");
-        let metrics = File::options()
-            .create(true)
-            .append(true)
-            .open(&file)
-            .map_err(|e| Error::io(&file, &e))?;
+        let metrics = File::options().create(true).append(true).open(&file).at(&file)?;
         Ok(Self { path: path.to_path_buf(), metrics, _lock: lock })
     }
 
@@ -263,7 +255,7 @@ impl RunDir {
     pub fn log(&mut self, metrics: &Metrics) -> Result<()> {
         let line = format!("{}\n", serde_json::to_string(metrics)?);
         let file = self.path.join("metrics.jsonl");
-        Ok(self.metrics.write_all(line.as_bytes()).map_err(|e| Error::io(&file, &e))?)
+        Ok(self.metrics.write_all(line.as_bytes()).at(&file)?)
     }
 
     /// Replaces `checkpoint/`; the old one is there until the new one is whole.
@@ -281,14 +273,10 @@ impl RunDir {
         let [current, fresh, old] =
             ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
         let remove = |dir: &Path| {
-            if dir.exists() {
-                fs::remove_dir_all(dir).map_err(|e| Error::io(dir, &e))
-            } else {
-                Ok(())
-            }
+            if dir.exists() { fs::remove_dir_all(dir).at(dir) } else { Ok(()) }
         };
         remove(&fresh)?;
-        fs::create_dir(&fresh).map_err(|e| Error::io(&fresh, &e))?;
+        fs::create_dir(&fresh).at(&fresh)?;
         checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
         let position = serde_json::to_string(&Position { step, seconds })?;
         let state = state.iter().map(|(name, t)| (name.as_str(), t.clone()));
@@ -297,9 +285,9 @@ impl RunDir {
         // After a crash between the two renames below, the old one is all there is.
         if current.exists() {
             remove(&old)?;
-            fs::rename(&current, &old).map_err(|e| Error::io(&current, &e))?;
+            fs::rename(&current, &old).at(&current)?;
         }
-        fs::rename(&fresh, &current).map_err(|e| Error::io(&fresh, &e))?;
+        fs::rename(&fresh, &current).at(&fresh)?;
         Ok(remove(&old)?)
     }
 

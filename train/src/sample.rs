@@ -7,7 +7,7 @@ use lipschitz_nn::checkpoint::Tokenizer;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use certify::data::text::Codec;
+use lipschitz_data::text::Codec;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug)]

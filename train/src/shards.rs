@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use certify::data::shards::{MOST, Shard, files};
-use certify::data::text::{Codec, read, read_tokenizer};
-use lipschitz_nn::Error;
+use lipschitz_data::shards::{MOST, Shard, files};
+use lipschitz_data::text::{Codec, read, read_tokenizer};
+use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
@@ -22,7 +22,7 @@ pub const SEPARATOR: &str = "<|endoftext|>";
 /// One line that names the file that is missing or damaged.
 pub fn gpt2_tokenizer(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
     for path in [vocabulary, merges] {
-        File::open(path).map_err(|e| Error::io(path, &e))?;
+        File::open(path).at(path)?;
     }
     let name = |path: &Path| path.to_string_lossy().into_owned();
     let bpe = BPE::from_file(&name(vocabulary), &name(merges)).build();
@@ -91,7 +91,7 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
         "the tokenizer has {} tokens; shards hold 16 bits a token, up to {MOST}",
         codec.vocabulary()
     );
-    std::fs::create_dir_all(plan.out).map_err(|e| Error::io(plan.out, &e))?;
+    std::fs::create_dir_all(plan.out).at(plan.out)?;
     for part in ["train", "val"] {
         if let Some(path) = files(plan.out, part)?.first() {
             bail!("{}: is there already; choose another --out", path.display())
@@ -135,9 +135,9 @@ pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
                     add(&read(path)?, None, &said)?;
                     continue;
                 }
-                let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+                let file = File::open(path).at(path)?;
                 for (line, number) in BufReader::new(file).lines().zip(1..) {
-                    let line = line.map_err(|e| Error::io(path, &e))?;
+                    let line = line.at(path)?;
                     if line.trim().is_empty() {
                         continue;
                     }

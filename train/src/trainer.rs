@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
-use certify::certificate::{Formula, certify, digest};
-use certify::plan;
-use certify::probe;
-use certify::robust;
-use certify::spectral::Method;
-use certify::task::{Order, Protocol, Task};
-use certify::upper::Upper;
+use lipschitz_certify::certificate::{Formula, certify, digest};
+use lipschitz_certify::plan;
+use lipschitz_certify::probe;
+use lipschitz_certify::robust;
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::upper::Upper;
+use lipschitz_data::task::{Order, Protocol, Task};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
@@ -331,7 +331,7 @@ fn copies(training: &Training) -> Result<Vec<Tensor>> {
 fn check_target(config: &Config, l: Upper) -> Result<()> {
     match config.lipschitz_target {
         Some(target) if l > Upper::from_f64(target) => {
-            bail!(certify::Error::Violated(format!(
+            bail!(lipschitz_certify::Error::Violated(format!(
                 "the certified constant {l} is above lipschitz_target {target}"
             )))
         }
@@ -362,7 +362,7 @@ fn finish(
     let found = probe::search(model, &task.starts(model)?, certificate.domain.radius.to_f64(), 24)?;
     // A value found is measured in floating point; the certificate speaks of real arithmetic.
     if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > certificate.l2 {
-        bail!(certify::Error::Violated(format!(
+        bail!(lipschitz_certify::Error::Violated(format!(
             "found a sensitivity of {} above the certified {}: this is a defect of the \
              certificate, please report it",
             found.sensitivity, certificate.l2
@@ -398,9 +398,11 @@ fn finish(
         median_margin: Some(result.margin).filter(|x| x.is_finite()),
         margin_normalized_log10: log10(certificate.margin.l2.over(result.margin)),
         certified_accuracy: match task {
-            Task::Images(data) => {
-                Some(robust::certified_accuracy(model, &data.test, robust::USUAL)?)
-            }
+            Task::Images(data) => Some(robust::certified_accuracy(
+                model,
+                data.test.batches(robust::BATCH, &Device::Cpu),
+                robust::EPS_36_255,
+            )?),
             Task::Text(_) => None,
         },
         paper_loss: None,

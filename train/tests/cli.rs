@@ -131,7 +131,7 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     assert!(found.as_f64().unwrap() <= certified.as_f64().unwrap());
 
     // The checkpoint alone gives the network back: evaluated anew it has the loss of the summary.
-    std::fs::write(w.path("play.txt"), certify::data::play::text(1, 20000)).unwrap();
+    std::fs::write(w.path("play.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
     let checkpoint = w.string("run/model.safetensors");
     let out = ok(&["eval", &checkpoint, "--data", &w.string("play.txt"), "--json"]);
     let result: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -279,7 +279,7 @@ fn a_run_in_bf16_ends_below_its_target_and_with_the_checkpoint_s_own_figures() {
         assert!((number(&a, "val_loss") - number(&b, "val_loss")).abs() < 0.1, "{a} {b}");
         assert!(number(&b, "lipschitz_log10") <= 20f64.log10());
         assert!(number(&b, "found_log10") <= number(&b, "lipschitz_log10"));
-        std::fs::write(w.path("play.txt"), certify::data::play::text(1, 20000)).unwrap();
+        std::fs::write(w.path("play.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
         let out = ok(&["eval", &half, "--data", &w.string("play.txt"), "--json"]);
         let result: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert!((number(&result, "loss") - number(&b, "val_loss")).abs() < 1e-6, "{out}");
@@ -481,7 +481,7 @@ fn a_run_is_trained_by_one_process_at_a_time() {
     let w = Workshop::new();
     let settings = ["train.steps=4", "train.eval_every=2"];
     w.trained("run", &settings);
-    let held = train::run_dir::Lock::take(&w.path("run")).unwrap().unwrap();
+    let held = lipschitz_train::run_dir::Lock::take(&w.path("run")).unwrap().unwrap();
     let before = metrics(&w.path("run"));
     let said = w.refused("run", &["train.steps=8", "train.eval_every=2"], &["--resume", "--quiet"]);
     assert!(said.contains("another process is training this run"), "{said}");

@@ -9,9 +9,9 @@ use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::without_kernels;
 use lipschitz_opt::Rate;
-use train::config::Config;
-use train::estimate::estimate;
-use train::step::{Times, Training};
+use lipschitz_train::config::Config;
+use lipschitz_train::estimate::estimate;
+use lipschitz_train::step::{Times, Training};
 
 /// A line of `/proc/self/status`, in bytes.
 fn status(key: &str) -> f64 {
@@ -40,7 +40,8 @@ fn measure(settings: &[&str], vocabulary: usize) -> (f64, f64) {
     let mut all =
         vec!["model.dim=256".to_string(), "model.layers=3".into(), "model.heads=4".into()];
     all.extend(settings.iter().map(|s| s.to_string()));
-    let config = Config::parse(train::preset::text("gpt-shakespeare").unwrap(), &all).unwrap();
+    let config =
+        Config::parse(lipschitz_train::preset::text("gpt-shakespeare").unwrap(), &all).unwrap();
     let graph = config.graph(vocabulary).unwrap();
     let said = estimate(&config, &graph, 1).unwrap().memory;
     let recipe = config.recipe();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lipschitz_train::run_dir::{Metrics, Summary};
 use tempfile::TempDir;
-use train::run_dir::{Metrics, Summary};
 
 const CONFIG: &str = r#"
     lipschitz_target = 10

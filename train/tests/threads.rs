@@ -9,7 +9,7 @@ use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::constraint::{ConstraintConfig, Method};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
-use train::step::{Times, Training};
+use lipschitz_train::step::{Times, Training};
 
 fn training(graph: &Graph, recipe: &Recipe, recompute: bool) -> Training {
     let weights = init::weights(graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();

@@ -1,16 +1,17 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::bound::savings::{self, Tightening};
-use certify::bound::{Row, WeightNorms};
-use certify::certificate::{self, Certificate, Formula};
-use certify::source::{Rounded, Rounding, Source};
-use certify::spectral::Method;
-use certify::terminal;
-use certify::upper::Upper;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use lipschitz_certify::bound::savings::{self, Tightening};
+use lipschitz_certify::bound::{Row, WeightNorms};
+use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::source::{Rounded, Rounding, Source};
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::terminal;
+use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{Dialect, Origin};
 
 /// Prove a Lipschitz bound.
@@ -72,7 +73,7 @@ enum FormulaName {
 impl Bound {
     pub fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
-        let stored = certify::read(&self.model)?;
+        let stored = lipschitz_certify::open(&self.model)?;
         let rounding = self.weights.map(|weights| match weights {
             Weights::Bf16 => Rounding::Bf16,
             Weights::F16 => Rounding::F16,
@@ -105,12 +106,12 @@ impl Bound {
             if !certificate.proven {
                 terminal::note(format_args!("warning: NOT PROVEN"));
             }
-            println!("{}", certificate.rms.plain());
+            outln!("{}", certificate.rms.plain());
         } else {
             print(&certificate);
         }
         if self.savings {
-            println!("\n{}", savings(model, method, &certificate, self.radius)?);
+            outln!("\n{}", savings(model, method, &certificate, self.radius)?);
         }
         Ok(())
     }
@@ -131,30 +132,31 @@ fn decimals(x: f64, up: bool) -> String {
 }
 
 fn print(c: &Certificate) {
-    println!("{}\n", nodes(&c.nodes));
+    outln!("{}\n", nodes(&c.nodes));
     let mut matrices = table(["norm", "at least", "at most", "method"]);
     for row in &c.weights {
         let (lower, upper) = (decimals(row.lower, false), decimals(row.upper.to_f64(), true));
         matrices.add_row([row.name.as_str(), &lower, &upper, &row.method.to_string()]);
     }
     (1..=2).for_each(|i| right(&mut matrices, i));
-    println!("{matrices}\n");
+    outln!("{matrices}\n");
     let what = if c.proven { "certified" } else { "NOT PROVEN" };
-    println!("L ≤ {}  RMS → RMS    {what}", c.rms);
-    println!("L ≤ {}  ℓ2 → ℓ2", c.l2);
-    println!(
+    outln!("L ≤ {}  RMS → RMS    {what}", c.rms);
+    outln!("L ≤ {}  ℓ2 → ℓ2", c.l2);
+    outln!(
         "one output moves by at most {} times the RMS norm ({} times the ℓ2 norm) of a change",
-        c.logit.rms, c.logit.l2
+        c.logit.rms,
+        c.logit.l2
     );
-    println!("the margin of two by at most {} times ({} times)", c.margin.rms, c.margin.l2);
-    println!("domain: {}, ‖x‖₂ ≤ {}", c.domain.text, c.domain.radius);
+    outln!("the margin of two by at most {} times ({} times)", c.margin.rms, c.margin.l2);
+    outln!("domain: {}, ‖x‖₂ ≤ {}", c.domain.text, c.domain.radius);
     if let Some(diameter) = c.domain.diameter {
-        println!("        two embedding rows are at most {diameter} apart");
+        outln!("        two embedding rows are at most {diameter} apart");
     }
     c.origin.iter().for_each(origin);
-    c.assumptions.iter().for_each(|text| println!("assumes: {text}"));
-    println!("weights: sha256 {}", c.weights_sha256);
-    c.warnings.iter().for_each(|text| println!("warning: {text}"));
+    c.assumptions.iter().for_each(|text| outln!("assumes: {text}"));
+    outln!("weights: sha256 {}", c.weights_sha256);
+    c.warnings.iter().for_each(|text| outln!("warning: {text}"));
 }
 
 /// Whose function it is.
@@ -163,10 +165,10 @@ pub fn origin(origin: &Origin) {
         Dialect::Original => "as the library that it comes from computes it",
         Dialect::Candle => "as candle's model of the family computes it",
     };
-    println!("imported: {}, {whose}", origin.family);
-    origin.notes.iter().for_each(|note| println!("imported: {note}"));
+    outln!("imported: {}, {whose}", origin.family);
+    origin.notes.iter().for_each(|note| outln!("imported: {note}"));
     if !origin.unused.is_empty() {
-        println!("imported: left out, unknown: {}", origin.unused.join(", "));
+        outln!("imported: left out, unknown: {}", origin.unused.join(", "));
     }
 }
 

@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use certify::certificate::{self, Formula};
-use certify::spectral::Method;
 use clap::Args;
+use lipschitz_certify::certificate::{self, Formula};
+use lipschitz_certify::spectral::Method;
 
 /// Draw the architecture with each node's bound.
 #[derive(Args)]
@@ -22,7 +22,7 @@ impl GraphCommand {
         if !["svg", "dot", "json"].contains(&extension.as_str()) {
             bail!("{}: name the output .svg, .dot or .json", self.output.display())
         }
-        let model = certify::read(&self.model)?;
+        let model = lipschitz_certify::open(&self.model)?;
         let graph = &model.meta().graph;
         let text = if extension == "json" {
             serde_json::to_string_pretty(graph)?

@@ -1,9 +1,10 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use lipschitz_import::{Imported, Options, Report, import};
 use lipschitz_nn::checkpoint::{self, Dialect};
-use lipschitz_nn::import::{self, Imported, Options, Report};
 
 /// Make a checkpoint of somebody else's model.
 ///
@@ -47,7 +48,7 @@ impl Import {
         };
         let options =
             Options { dialect, allow_unused: self.allow_unused, activation: self.activation };
-        let Imported { model, meta, report } = import::import(&self.path, &options)?;
+        let Imported { model, meta, report } = import(&self.path, &options)?;
         checkpoint::save(&self.output, &model, &meta)?;
         if self.report {
             list(&report);
@@ -55,7 +56,7 @@ impl Import {
         meta.provenance.origin.iter().for_each(super::bound::origin);
         let (count, dtype) = (model.parameter_count(), model.dtype().as_str());
         let (weights, aside) = (report.applied.len(), report.aside.len());
-        println!(
+        outln!(
             "{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside",
             self.output.display()
         );
@@ -64,7 +65,7 @@ impl Import {
 }
 
 fn list(report: &Report) {
-    report.applied.iter().for_each(|(to, from)| println!("applied: {to} = {}", from.join(", ")));
-    report.aside.iter().for_each(|(name, why)| println!("set aside: {name}: {why}"));
-    report.unused.iter().for_each(|name| println!("unused: {name}"));
+    report.applied.iter().for_each(|(to, from)| outln!("applied: {to} = {}", from.join(", ")));
+    report.aside.iter().for_each(|(name, why)| outln!("set aside: {name}: {why}"));
+    report.unused.iter().for_each(|name| outln!("unused: {name}"));
 }

@@ -13,8 +13,8 @@ mod verify;
 
 use std::process::ExitCode;
 
-use certify::terminal;
 use clap::{CommandFactory, Parser, Subcommand};
+use lipschitz_certify::terminal;
 
 /// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
 ///
@@ -53,7 +53,6 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    terminal::end_with_the_reader();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -74,7 +73,7 @@ pub fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Schema => {
-            print!("{}", certify::certificate::schema());
+            terminal::print(format_args!("{}", lipschitz_certify::certificate::schema()));
             Ok(())
         }
         Command::Completions { shell } => {
@@ -85,24 +84,23 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: the chain of causes, without repeating what a cause says already.
-            terminal::note(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
-            let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
-            ExitCode::from(if violated { 1 } else { 2 })
+            terminal::note(format_args!("error: {}", terminal::line(&error)));
+            ExitCode::from(terminal::exit_code(&error))
         }
     }
 }
 
 /// What is wrong with a weight, said with the model that holds it.
-fn about(model: &std::path::Path, error: certify::Error) -> anyhow::Error {
-    let weight = matches!(error, certify::Error::Network(lipschitz_nn::Error::Weight { .. }));
+fn about(model: &std::path::Path, error: lipschitz_certify::Error) -> anyhow::Error {
+    let weight =
+        matches!(error, lipschitz_certify::Error::Network(lipschitz_nn::Error::Weight { .. }));
     let error = anyhow::Error::from(error);
     if weight { error.context(model.display().to_string()) } else { error }
 }
 
 /// Names runs that a picture of finished ones lacks.
 fn tell_unfinished(runs: &[std::path::PathBuf]) {
-    for run in certify::plot::unfinished(runs) {
+    for run in lipschitz_certify::plots::unfinished(runs) {
         terminal::note(format_args!("left out: {} is not finished", run.display()));
     }
 }

@@ -1,8 +1,10 @@
+use lipschitz_certify::outln;
+use lipschitz_nn::At;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use certify::plan;
 use clap::Args;
+use lipschitz_certify::plan;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::presets::ModelConfig;
@@ -67,7 +69,7 @@ impl Plan {
             }
         }
         let path = &self.config;
-        let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+        let text = std::fs::read_to_string(path).at(path)?;
         let config: Planned = toml::from_str(&text)
             .map_err(|e| anyhow::anyhow!(e.message().to_string()))
             .with_context(|| path.display().to_string())?;
@@ -88,7 +90,9 @@ impl Plan {
             (None, Some(sigma)) => {
                 match recipe.with_sigma_max(sigma).filter(|recipe| recipe.promises_all(&graph)) {
                     Some(recipe) => bound(&graph, &recipe, known),
-                    None => Err(plan::capless(&recipe)),
+                    None => {
+                        Err(lipschitz_certify::Error::NoPromise(recipe.constraint.method).into())
+                    }
                 }
             }
             (None, None) => Ok(()),
@@ -99,19 +103,19 @@ impl Plan {
 fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
     let walk = plan::plan(graph, recipe)?;
     if known {
-        println!("{}\n", super::bound::nodes(&walk.rows));
+        outln!("{}\n", super::bound::nodes(&walk.rows));
     }
-    println!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
+    outln!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
     if let Ok(formula) = plan::published(graph, recipe) {
-        println!("the published formula, no bound for more than one head, says {formula}");
+        outln!("the published formula, no bound for more than one head, says {formula}");
     }
     if known {
-        println!(
+        outln!(
             "one output moves by at most {} times the RMS norm of a change",
             walk.from_rms(walk.logit)
         );
     } else {
-        println!(
+        outln!(
             "give --outputs N for the constants of nodes and of single outputs, which depend on their number"
         );
     }
@@ -121,7 +125,7 @@ fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
 fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
     let uniform = plan::solve(graph, recipe, target)?;
     let show = |title: &str, planned: &Recipe| -> Result<()> {
-        println!(
+        outln!(
             "# {title}: L ≤ {}  RMS → RMS\n{}",
             plan::bound(graph, planned)?,
             section(&planned.constraint)?
@@ -137,7 +141,7 @@ fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
         graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
     let gain = plan::mean_cap(&spent, &matrices) / plan::mean_cap(&uniform, &matrices) - 1.0;
     if gain < 0.01 {
-        println!("# Caps a matrix name would be larger by {:.1} % only.", 100.0 * gain);
+        outln!("# Caps a matrix name would be larger by {:.1} % only.", 100.0 * gain);
         return Ok(());
     }
     show(&format!("A cap for each matrix name, {:.0} % larger in the mean", 100.0 * gain), &spent)

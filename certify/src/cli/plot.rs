@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use certify::certificate::{Formula, certify};
-use certify::plot::tradeoff::Tradeoff;
-use certify::plot::{chart, layers, robust, training};
-use certify::spectral::Method;
-use certify::terminal;
 use clap::{Args, Subcommand};
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::plots::tradeoff::Tradeoff;
+use lipschitz_certify::plots::{self, layers, robust, training};
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::terminal;
 use lipschitz_nn::checkpoint;
 
 /// Draw runs.
@@ -85,22 +85,26 @@ impl Plot {
                         run.display()
                     ));
                 }
-                chart::write(&output, &[tradeoff.chart()])?;
+                plots::write(&output, &[tradeoff.chart()])?;
                 if let Some(csv) = csv {
                     checkpoint::write(&csv, tradeoff.csv().as_bytes())?;
                 }
             }
             Picture::Layers { model, output, radius } => {
                 super::check_radius(radius)?;
-                let certificate =
-                    certify(&certify::read(&model)?, Method::Proven, Formula::Sound, radius)
-                        .map_err(|e| super::about(&model, e))?;
-                chart::write(&output, &[layers::chart(&certificate)])?;
+                let certificate = certify(
+                    &lipschitz_certify::open(&model)?,
+                    Method::Proven,
+                    Formula::Sound,
+                    radius,
+                )
+                .map_err(|e| super::about(&model, e))?;
+                plots::write(&output, &[layers::chart(&certificate)])?;
             }
             Picture::Robust { results, output } => {
-                chart::write(&output, &[robust::chart(&results)?])?
+                plots::write(&output, &[robust::chart(&results)?])?
             }
-            Picture::Training { runs, output } => chart::write(&output, &training::charts(&runs)?)?,
+            Picture::Training { runs, output } => plots::write(&output, &training::charts(&runs)?)?,
         }
         Ok(())
     }

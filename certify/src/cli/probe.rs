@@ -1,3 +1,4 @@
+use lipschitz_certify::outln;
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -5,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
-use certify::Error;
-use certify::certificate::{self, Formula};
-use certify::data::order;
-use certify::probe;
-use certify::spectral::Method;
-use certify::task::Task;
-use certify::upper::Upper;
 use clap::Args;
+use lipschitz_certify::Error;
+use lipschitz_certify::certificate::{self, Formula};
+use lipschitz_certify::probe;
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::upper::Upper;
+use lipschitz_data::order;
+use lipschitz_data::task::Task;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::save_tensors;
 use lipschitz_nn::graph::{Input, Op};
@@ -60,7 +61,7 @@ impl Probe {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)
         }
         super::check_radius(self.radius)?;
-        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let inputs = match &self.data {
             Some(path) => Task::for_model(path, &meta)?.starts(&model)?,
             None => made_up(&model)?,
@@ -108,11 +109,11 @@ impl Probe {
                 certified_rms: rms,
                 ratio,
             };
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            outln!("{}", serde_json::to_string_pretty(&report)?);
         } else {
-            println!("found {:.6} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", found.sensitivity);
-            println!("found {found_rms:.6} ≤ true ≤ certified {rms}  RMS → RMS");
-            println!("certified / found: {}", Upper::from_f64(ratio));
+            outln!("found {:.6} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", found.sensitivity);
+            outln!("found {found_rms:.6} ≤ true ≤ certified {rms}  RMS → RMS");
+            outln!("certified / found: {}", Upper::from_f64(ratio));
         }
         Ok(())
     }

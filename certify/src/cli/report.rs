@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::report;
 use clap::Args;
+use lipschitz_certify::report;
 use lipschitz_nn::checkpoint;
 
 /// One page for many runs: trade-off, sortable table, certificates by layer, training curves.

@@ -1,12 +1,13 @@
+use lipschitz_certify::outln;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use certify::robust::{self, Effort, Report, Settings, Share};
-use certify::task::Task;
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
+use lipschitz_data::task::Task;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
@@ -66,7 +67,7 @@ impl Robust {
         if self.steps == 0 || self.restarts == 0 || self.limit == Some(0) {
             bail!("--steps, --restarts and --limit must be at least 1")
         }
-        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let task = Task::for_model(&self.data, &meta)?;
         let effort = Effort { steps: self.steps, restarts: self.restarts };
         let loud = std::io::stderr().is_terminal();
@@ -81,7 +82,9 @@ impl Robust {
             |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
         let mut report = match &task {
             Task::Images(data) => {
-                robust::images(&model, &data.test, &settings(given(PIXELS.to_vec()), 2000), &watch)?
+                let settings = settings(given(PIXELS.to_vec()), 2000);
+                let batches = data.test.batches(robust::BATCH, &Device::Cpu);
+                robust::images(&model, batches, data.test.len(), &settings, &watch)?
             }
             Task::Text(data) => {
                 let longest = longest_row(&model)?;
@@ -89,7 +92,9 @@ impl Robust {
                     .iter()
                     .map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s))
                     .collect();
-                robust::tokens(&model, data, &settings(given(shares), 64), &watch)?
+                let windows = data.full(robust::WINDOWS, robust::window(&model)?, &Device::Cpu);
+                robust::tokens(&model, windows, &settings(given(shares), 64), &watch)
+                    .with_context(|| data.name.clone())?
             }
         };
         if loud {
@@ -106,7 +111,7 @@ impl Robust {
 
 /// A run by its method, cap and learning rate, any other model by its name.
 fn label(model: &Path) -> String {
-    let summary = certify::plot::summary(model).unwrap_or_default();
+    let summary = lipschitz_certify::plots::summary(model).unwrap_or_default();
     let number =
         |key: &str| summary.get(key).and_then(Value::as_f64).map(|x| (x * 1e4).round() / 1e4);
     let Some(method) = summary.get("method").and_then(Value::as_str) else {
@@ -133,7 +138,7 @@ fn longest_row(model: &Model) -> Result<f64> {
     Ok(rows.max(0)?.to_scalar::<f64>()?)
 }
 
-fn print(report: &Report) {
+fn print(report: &Robustness) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
@@ -147,7 +152,7 @@ fn print(report: &Report) {
     header.push("certified");
     table.set_header(&header);
     for row in &report.rows {
-        let mut cells = vec![certify::plot::plain(row.eps), percent(row.clean)];
+        let mut cells = vec![lipschitz_plot::plain(row.eps), percent(row.clean)];
         cells.extend(row.attacked_one.map(percent));
         cells.extend([percent(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
@@ -157,27 +162,29 @@ fn print(report: &Report) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
+    outln!("{table}");
     let of = match report.of {
         Share::Accuracy => "share of pictures whose class is right",
         Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
     };
-    println!("{of}; the first {} of {} inputs", report.inputs, report.available);
-    println!(
+    outln!("{of}; the first {} of {} inputs", report.inputs, report.available);
+    outln!(
         "radius: {}; attack: {} searches of {} steps",
-        report.unit, report.restarts, report.steps
+        report.unit,
+        report.restarts,
+        report.steps
     );
     if let Some(diameter) = report.diameter {
-        println!(
+        outln!(
             "for scale: embedding vectors have ℓ2 norm up to {}, two differ by up to {diameter}",
             report.domain
         );
-        println!(
+        outln!(
             "the certified share holds for a change of one token as of all: the norm is the \
              largest of a token"
         );
     }
-    println!(
+    outln!(
         "certified ≤ true ≤ attacked ≤ clean, for every input; L ≤ {} ℓ2 → ℓ2",
         report.lipschitz
     );

@@ -24,7 +24,7 @@ pub struct Run {
 
 impl Run {
     pub fn run(self) -> Result<()> {
-        let (model, _) = certify::open(&self.model, &Device::Cpu)?;
+        let (model, _) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let dtype = match (self.double, model.dtype()) {
             (true, _) => DType::F64,
             (false, DType::BF16 | DType::F16) => DType::F32,

@@ -1,9 +1,11 @@
+use lipschitz_certify::outln;
+use lipschitz_nn::At;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use certify::certificate::Certificate;
-use certify::{Error, verify};
 use clap::Args;
+use lipschitz_certify::certificate::Certificate;
+use lipschitz_certify::{Error, verify};
 use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
@@ -18,7 +20,7 @@ pub struct Verify {
 impl Verify {
     pub fn run(self) -> Result<()> {
         let path = &self.certificate;
-        let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+        let text = std::fs::read_to_string(path).at(path)?;
         let refused = |e: serde_json::Error| {
             lipschitz_nn::Error::file(
                 path,
@@ -35,7 +37,7 @@ impl Verify {
             false => refused(e).into(),
         })?;
         strict::known(&document, &claim).map_err(held)?;
-        let model = certify::read(&self.model)?;
+        let model = lipschitz_certify::open(&self.model)?;
         verify::verify(&claim, &model).map_err(|e| match e {
             Error::Violated(_) => anyhow::Error::from(e).context(path.display().to_string()),
             e => super::about(&self.model, e),
@@ -45,12 +47,12 @@ impl Verify {
         } else {
             "is what these weights give, but NOT a proven bound"
         };
-        println!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
-        println!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
+        outln!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
+        outln!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
         if let Some(rounding) = claim.rounding {
-            println!("weights: rounded to {}", rounding.dtype().as_str());
+            outln!("weights: rounded to {}", rounding.dtype().as_str());
         }
-        claim.warnings.iter().for_each(|text| println!("warning: {text}"));
+        claim.warnings.iter().for_each(|text| outln!("warning: {text}"));
         Ok(())
     }
 }

@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::certificate::Certificate;
-use crate::plot::chart::{self, Chart};
-use crate::plot::svg::{self, Glyphs, escape};
-use crate::plot::tradeoff::Tradeoff;
-use crate::plot::{self, layers, training};
+use crate::plots::tradeoff::Tradeoff;
+use crate::plots::{self, layers, training};
+use lipschitz_plot::svg::{self, Glyphs, escape};
+use lipschitz_plot::{self as plot, Chart};
 
 /// A finished run.
 struct Run {
@@ -26,10 +26,10 @@ struct Run {
 
 impl Run {
     fn read(path: &Path) -> Result<Self, Error> {
-        let summary = plot::summary(path)?;
+        let summary = plots::summary(path)?;
         let file = path.join("certificate.json");
         let certificate = match file.is_file() {
-            true => serde_json::from_str(&plot::read(&file)?)
+            true => serde_json::from_str(&plots::read(&file)?)
                 .map_err(|e| lipschitz_nn::Error::file(&file, format!("is no certificate: {e}")))?,
             false => None,
         };
@@ -49,7 +49,7 @@ impl Run {
 /// [`Error::Network`] names a directory without finished runs, or a file of a run that cannot be
 /// read.
 pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
-    let found = plot::runs(paths, "summary.json")?;
+    let found = plots::runs(paths, "summary.json")?;
     let runs: Vec<Run> = found.iter().map(|path| Run::read(path)).collect::<Result<_, _>>()?;
     let mut glyphs = Glyphs::new();
     let mut body = String::new();
@@ -104,7 +104,7 @@ fn draw(charts: &[Chart], glyphs: &mut Glyphs) -> Result<String, Error> {
     if charts.is_empty() {
         Ok("<p class=\"note\">There is nothing to draw.</p>\n".into())
     } else {
-        Ok(svg::part(&chart::scene(&charts)?, glyphs))
+        Ok(svg::part(&plot::scene(&charts)?, glyphs))
     }
 }
 

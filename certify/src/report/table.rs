@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use super::Run;
 use crate::certificate::Certificate;
-use crate::plot::svg::escape;
-use crate::plot::{method, plain};
+use crate::plots::method;
 use crate::robust;
 use crate::upper::Upper;
+use lipschitz_plot::{plain, svg::escape};
 
 /// A cell: what it says, and what it is sorted by; numbers stand to the right.
 struct Cell {

@@ -7,11 +7,10 @@ mod tokens;
 
 pub use attack::{Effort, Reach};
 pub use margins::{Margins, largest};
-pub use tokens::tokens;
+pub use tokens::{WINDOWS, tokens, window};
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::Input;
@@ -19,17 +18,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::bound::{Walk, WeightNorms, walk};
-use crate::data::cifar10::Split;
 use crate::spectral::Method;
 use crate::upper::Upper;
 use attack::{Attack, beaten};
 
-/// Inputs worked on at once.
-const BATCH: usize = 250;
+/// Images worked on at once.
+pub const BATCH: usize = 250;
 
 /// The radius at which certified accuracies of CIFAR-10 are compared: 36/255, in pixels from 0 to
 /// 1.
-pub const USUAL: f64 = 36.0 / 255.0;
+pub const EPS_36_255: f64 = 36.0 / 255.0;
+
+/// Any error of whoever reads the data.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How much to do.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ pub struct Settings {
 
 /// What was found, as `--json` holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct Robustness {
     /// Name in tables and pictures.
     pub label: String,
     /// What the shares are of.
@@ -75,7 +76,7 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Share {
-    /// Pictures whose class is right and stays so.
+    /// Images whose class is right and stays so.
     Accuracy,
     /// Next tokens that stay what they are, right or wrong.
     Stability,
@@ -96,26 +97,28 @@ pub struct Row {
     pub certified: f64,
 }
 
-/// Pictures `[images, 3, 32, 32]` in \[0, 1\]: certified, attacked and clean accuracy. The
-/// adversary moves a picture by an ℓ2 distance of at most ε and stays in the cube of pictures; a
-/// tie counts as wrong.
+/// Certified, attacked and clean accuracy on images in \[0, 1\]. The adversary moves an image by an
+/// ℓ2 distance of at most ε and stays in the cube of images; a tie counts as wrong.
 ///
-/// `watch` hears the radius at work.
+/// `batches` gives `(images, classes)`, `[batch, channels, height, width]` and u32 `[batch]`, of
+/// which the first [`Settings::limit`] images are looked at; batches of [`BATCH`] make what the
+/// attack draws comparable. `watch` hears the radius at work.
 ///
 /// # Errors
 /// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
 /// does not fit the model.
-pub fn images(
+pub fn images<E: Into<BoxError>>(
     model: &Model,
-    test: &Split,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    available: usize,
     settings: &Settings,
     watch: &dyn Fn(f64),
-) -> Result<Report> {
+) -> Result<Robustness, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let count = test.len().min(settings.limit);
-    let (walk, margins) = pictures(&model)?;
-    let inputs = inputs(test, count)?;
-    let shape = |x: &Tensor| x.reshape((x.dim(0)?, 3, 32, 32));
+    let (shape, walk, margins) = over_images(&model)?;
+    let inputs = inputs(batches, settings.limit)?;
+    let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
+    let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
     let network = |x: &Tensor| -> Result<Tensor, Error> { Ok(model.forward(&shape(x)?)?) };
     let mut broken = Vec::new();
     let mut radii = Vec::new();
@@ -142,12 +145,12 @@ pub fn images(
         });
     }
     ordered(&rows)?;
-    Ok(Report {
+    Ok(Robustness {
         label: String::new(),
         of: Share::Accuracy,
-        unit: "ℓ2 distance of pictures with pixels in [0, 1]".into(),
+        unit: "ℓ2 distance of images with pixels in [0, 1]".into(),
         inputs: count,
-        available: test.len(),
+        available,
         lipschitz: walk.lipschitz,
         domain: walk.domain,
         diameter: None,
@@ -158,37 +161,39 @@ pub fn images(
     })
 }
 
-/// The share of pictures whose class is right and proven to stay so within ℓ2 distance `eps`.
+/// The share of images whose class is right and proven to stay so within ℓ2 distance `eps`;
+/// `batches` as for [`images`].
 ///
 /// # Errors
 /// If the data does not fit the model.
-pub fn certified_accuracy(model: &Model, test: &Split, eps: f64) -> Result<f64> {
+pub fn certified_accuracy<E: Into<BoxError>>(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    eps: f64,
+) -> Result<f64, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (_, margins) = pictures(&model)?;
+    let (_, _, margins) = over_images(&model)?;
     let mut radii = Vec::new();
-    for batch in test.batches(BATCH, &Device::Cpu) {
-        let (x, y) = batch?;
+    for batch in batches {
+        let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
-        radii.extend(
-            logits
-                .iter()
-                .zip(y.to_vec1::<u32>()?)
-                .map(|(z, class)| margins.radius(z, class as usize)),
-        );
+        let classes = y.to_vec1::<u32>()?;
+        let radius = |(z, class): (&Vec<f64>, u32)| margins.radius(z, class as usize);
+        radii.extend(logits.iter().zip(classes).map(radius));
     }
     Ok(above(&radii, eps))
 }
 
-/// The walk over the ball that holds all pictures, and its margins.
-fn pictures(model: &Model) -> Result<(Walk, Margins)> {
+/// The walk over the ball that holds all images of the model's shape, and its margins.
+fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
     let Input::Pixels { channels, height, width } = model.graph().input else {
-        bail!("the model reads no pictures")
+        return Err(Error::Data("the model reads no images".into()));
     };
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let walk = walk(model.graph(), &norms, Some(radius))?;
     let margins = Margins::new(&walk, &norms)?;
-    Ok((walk, margins))
+    Ok(([channels, height, width], walk, margins))
 }
 
 /// A share that is proven, in per cent, not rounded up.
@@ -198,19 +203,27 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", (hundredths + 1e-6).floor() / 100.0)
 }
 
-/// Batches of rows `[batch, 1, pixels]` in f64 with their classes.
-fn inputs(test: &Split, count: usize) -> Result<Vec<(Tensor, Vec<usize>)>> {
-    if count == 0 {
-        bail!("there are no pictures to look at")
+/// The first `limit` images as rows `[batch, 1, pixels]` in f64 with their classes.
+fn inputs<E: Into<BoxError>>(
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    limit: usize,
+) -> Result<Vec<(Tensor, Vec<usize>)>, Error> {
+    let (mut out, mut count) = (Vec::new(), 0);
+    for batch in batches {
+        let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
+        let take = x.dim(0)?.min(limit - count);
+        let x = x.narrow(0, 0, take)?.to_dtype(DType::F64)?.reshape((take, 1, ()))?;
+        let classes = y.to_vec1::<u32>()?.into_iter().take(take).map(|class| class as usize);
+        out.push((x, classes.collect()));
+        count += take;
+        if count == limit {
+            break;
+        }
     }
-    let starts = (0..count).step_by(BATCH);
-    let batch = |start: usize| {
-        let (x, y) =
-            test.batch(&(start..count.min(start + BATCH)).collect::<Vec<_>>(), &Device::Cpu)?;
-        let x = x.to_dtype(DType::F64)?.reshape((x.dim(0)?, 1, ()))?;
-        Ok((x, y.to_vec1::<u32>()?.into_iter().map(|class| class as usize).collect()))
-    };
-    starts.map(batch).collect()
+    match count {
+        0 => Err(Error::Data("there are no images to look at".into())),
+        _ => Ok(out),
+    }
 }
 
 /// Attacks what is not broken yet: a point found at a smaller radius is one at a larger as well.
@@ -219,7 +232,7 @@ fn attack_left(
     inputs: &[(Tensor, Vec<usize>)],
     eps: f64,
     broken: &mut [bool],
-) -> Result<()> {
+) -> Result<(), Error> {
     if eps == 0.0 {
         return Ok(());
     }
@@ -266,7 +279,10 @@ fn ordered(rows: &[Row]) -> Result<(), Error> {
 }
 
 /// The share at many radii, those of the rows among them.
-fn curve(rows: &[Row], certified: impl Fn(f64) -> Result<f64>) -> Result<Vec<(f64, f64)>> {
+fn curve(
+    rows: &[Row],
+    certified: impl Fn(f64) -> Result<f64, Error>,
+) -> Result<Vec<(f64, f64)>, Error> {
     const POINTS: usize = 100;
     let known: BTreeMap<u64, f64> =
         rows.iter().map(|row| (row.eps.to_bits(), row.certified)).collect();

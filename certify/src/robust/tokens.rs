@@ -1,23 +1,36 @@
 //! Language models: next tokens under a change of embedding vectors.
 
-use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Input, Op, join};
+use lipschitz_nn::graph::{Input, join};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
 use super::{
-    Report, Row, Settings, Share, above, attack_left, check, curve, ordered, share, sorted,
+    BoxError, Robustness, Row, Settings, Share, above, attack_left, check, curve, ordered, share,
+    sorted,
 };
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
-use crate::data::text::TextData;
 use crate::spectral::Method;
 use crate::upper::Upper;
 
 /// Windows worked on at once.
-const BATCH: usize = 50;
+pub const WINDOWS: usize = 50;
+
+/// The windows that [`tokens`] looks at: as long as the network reads, up to 64 tokens.
+///
+/// # Errors
+/// [`Error::Data`] if it reads no tokens.
+pub fn window(model: &Model) -> Result<usize, Error> {
+    const LONGEST: usize = 64;
+    let context = model.graph().context();
+    context.map(|context| context.min(LONGEST)).ok_or_else(no_tokens)
+}
+
+fn no_tokens() -> Error {
+    Error::Data("the model reads no tokens".into())
+}
 
 /// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at
 /// most r, those of all tokens or of one alone. The certificate's norm is the largest of a token,
@@ -28,20 +41,14 @@ const BATCH: usize = 50;
 /// # Errors
 /// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
 /// does not fit the model.
-pub fn tokens(
+pub fn tokens<E: Into<BoxError>>(
     model: &Model,
-    data: &TextData,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     settings: &Settings,
     watch: &dyn Fn(f64),
-) -> Result<Report> {
-    /// Longest window.
-    const WINDOW: usize = 64;
+) -> Result<Robustness, Error> {
+    let length = window(model)?;
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (Some(context), Some(Op::Embedding { .. })) =
-        (model.graph().context(), model.graph().nodes.first().map(|n| &n.op))
-    else {
-        bail!("the model reads no tokens")
-    };
     let table = Block::whole(join(&model.graph().nodes[0].name, "weight"));
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let (domain, diameter) =
@@ -52,12 +59,10 @@ pub fn tokens(
     };
     let separator =
         if let Input::Tokens { separator, .. } = model.graph().input { separator } else { None };
-    // The windows of the held-out split that are whole, each up to WINDOW tokens, and what is
-    // predicted behind each.
-    let length = context.min(WINDOW);
+    // The windows that are whole, and what is predicted behind each.
     let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
-    for batch in data.full(BATCH, length, &Device::Cpu) {
-        let (x, _) = batch?;
+    for batch in batches {
+        let (x, _) = batch.map_err(|e| Error::Batch(e.into()))?;
         if x.dim(1)? != length {
             continue;
         }
@@ -77,13 +82,13 @@ pub fn tokens(
     let classes: Vec<usize> =
         inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
     if classes.is_empty() {
-        bail!(
-            "{}: the held-out split holds no window of {length} tokens within one document; give \
-             more text",
-            data.name
-        )
+        let what = format!(
+            "the held-out split holds no window of {length} tokens within one document; give more \
+             text"
+        );
+        return Err(Error::Data(what));
     }
-    let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>)> {
+    let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
         let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms)?;
         let radii =
@@ -118,7 +123,7 @@ pub fn tokens(
     }
     ordered(&rows)?;
     let curve = curve(&rows, |eps| Ok(above(&radii_at(eps)?.1, eps)))?;
-    Ok(Report {
+    Ok(Robustness {
         label: String::new(),
         of: Share::Stability,
         unit: "ℓ2 distance of an embedding vector".into(),
@@ -135,7 +140,7 @@ pub fn tokens(
 }
 
 /// The windows of token ids `[windows, tokens]` in which no document begins behind the first token.
-fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>> {
+fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>, Error> {
     let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
     let whole = |row: &Vec<u32>| separator.is_none_or(|separator| !row[1..].contains(&separator));
     Ok((0..).zip(&rows).filter(|(_, row)| whole(row)).map(|(i, _)| i).collect())

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Block, Gpt, Mlp, Positions, Vit};
 use crate::graph::Input;
-use crate::{Error, Graph};
+use crate::{At, Error, Graph};
 
 /// The network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,7 +172,7 @@ impl ModelConfig {
                 Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()
             }
             ModelConfig::Graph { path } => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?;
+                let text = std::fs::read_to_string(path).at(path)?;
                 Graph::from_json(&text).map_err(|e| Error::file(path, e))
             }
         }

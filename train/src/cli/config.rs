@@ -1,6 +1,7 @@
 use anyhow::{Result, anyhow};
 use clap::Args;
-use train::preset;
+use lipschitz_certify::terminal;
+use lipschitz_train::preset;
 
 /// Print a commented config to start from.
 #[derive(Args)]
@@ -14,7 +15,7 @@ impl ConfigCommand {
         let text = preset::text(&self.preset).ok_or_else(|| {
             anyhow!("there is no preset `{}`; there are {}", self.preset, preset::NAMES.join(", "))
         })?;
-        print!("{text}");
+        terminal::print(format_args!("{text}"));
         Ok(())
     }
 }

@@ -1,15 +1,16 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
-use certify::data::play;
-use certify::plot::{chart, tradeoff::Tradeoff, training};
-use certify::terminal;
 use clap::Args;
-use train::config::Config;
-use train::preset;
-use train::trainer::{self, End, Options};
+use lipschitz_certify::plots::{self, tradeoff::Tradeoff, training};
+use lipschitz_certify::terminal;
+use lipschitz_data::play;
+use lipschitz_train::config::Config;
+use lipschitz_train::preset;
+use lipschitz_train::trainer::{self, End, Options};
 
 use super::{Stopped, stop_on_interrupt, table};
 
@@ -76,24 +77,24 @@ impl Demo {
         let runs = [self.out.clone()];
         for extension in ["svg", "png"] {
             let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss", None)?;
-            chart::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
-            chart::write(
+            plots::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;
+            plots::write(
                 &self.out.join(format!("training.{extension}")),
                 &training::charts(&runs)?,
             )?;
         }
-        println!("{}\n", table::summaries(&summaries));
+        outln!("{}\n", table::summaries(&summaries));
         let floor = play::entropy_per_character();
-        println!(
+        outln!(
             "No model of this text can have an expected loss below its entropy, {floor:.3} nats a \
              character."
         );
         let out = self.out.display();
-        println!(
+        outln!(
             "{:.0} s. Picture: {out}/tradeoff.svg; runs with checkpoints and certificates: {out}",
             clock.elapsed().as_secs_f64()
         );
-        println!("Next: certify bound {out}/L10");
+        outln!("Next: certify bound {out}/L10");
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
-use train::config::{Config, DataConfig};
-use train::estimate::{Machine, estimate};
+use lipschitz_train::config::{Config, DataConfig};
+use lipschitz_train::estimate::{Machine, estimate};
 
 /// Memory and time of a step before anything is run, on any number of GPUs, by arithmetic.
 ///
@@ -97,15 +98,15 @@ impl EstimateCommand {
             last = Some(e);
         }
         let Some(e) = last else { bail!("--processes: give at least one number") };
-        println!(
+        outln!(
             "{} weights; {} {what} a step in {} parts a process. By arithmetic, not measured.",
             significant(e.weights as f64),
             significant(e.tokens as f64),
             config.train.accumulate
         );
-        println!("GiB of each process:\n{memory}\nseconds of a step:\n{time}");
+        outln!("GiB of each process:\n{memory}\nseconds of a step:\n{time}");
         if e.update.is_none() {
-            println!(
+            outln!(
                 "?: an SVD is done on the CPU, and its time is not known; another constraint does \
                  without"
             );

@@ -1,11 +1,12 @@
+use lipschitz_certify::outln;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use certify::task::{Protocol, Task};
 use clap::{Args, ValueEnum};
-use lipschitz_nn::{Error, checkpoint};
-use train::run_dir::{Lock, Summary};
+use lipschitz_data::task::{Protocol, Task};
+use lipschitz_nn::{At, checkpoint};
+use lipschitz_train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
@@ -41,7 +42,7 @@ enum ProtocolName {
 impl Eval {
     pub fn run(self) -> Result<()> {
         let kept = if self.record { Some(self.summary()?) } else { None };
-        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let task = Task::for_model(&self.data, &meta)?;
         let protocol = match self.protocol {
             ProtocolName::Full => Protocol::Full,
@@ -55,12 +56,12 @@ impl Eval {
             checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
         }
         if self.json {
-            println!(
+            outln!(
                 "{}",
                 serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count })
             );
         } else {
-            println!(
+            outln!(
                 "loss {loss:.4} nats, accuracy {:.2} %, over {count} predictions",
                 100.0 * accuracy
             );
@@ -95,7 +96,7 @@ impl Eval {
 }
 
 fn read(file: &Path) -> Result<Summary> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, &e))?;
+    let text = std::fs::read_to_string(file).at(file)?;
     serde_json::from_str(&text)
         .with_context(|| format!("{}: is no summary of a run", file.display()))
 }

@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use certify::terminal;
 use clap::{CommandFactory, Parser, Subcommand};
+use lipschitz_certify::terminal;
 
 /// Trains networks under an enforced Lipschitz constant.
 ///
@@ -67,7 +67,6 @@ struct Stopped {
 struct Failed(String);
 
 pub fn main() -> ExitCode {
-    terminal::end_with_the_reader();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -98,19 +97,14 @@ pub fn main() -> ExitCode {
         return ExitCode::from(130);
     }
     if error.is::<sweep::Elsewhere>() {
-        return ExitCode::from(train::sweep::pool::ELSEWHERE);
+        return ExitCode::from(lipschitz_train::sweep::pool::ELSEWHERE);
     }
-    terminal::note(format_args!("error: {}", line(&error)));
+    terminal::note(format_args!("error: {}", terminal::line(&error)));
     ExitCode::from(code(&error))
 }
 
-fn line(error: &anyhow::Error) -> String {
-    format!("{error:#}").replace('\n', " ")
-}
-
 fn code(error: &anyhow::Error) -> u8 {
-    let violated = matches!(error.downcast_ref(), Some(certify::Error::Violated(_)));
-    if violated || error.is::<Failed>() { 1 } else { 2 }
+    if error.is::<Failed>() { 1 } else { terminal::exit_code(error) }
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.

@@ -1,12 +1,13 @@
+use lipschitz_certify::outln;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Result;
-use certify::terminal;
 use clap::Args;
-use train::config::Config;
-use train::ranks::Ranks;
-use train::trainer::{self, End, Options};
+use lipschitz_certify::terminal;
+use lipschitz_train::config::Config;
+use lipschitz_train::ranks::Ranks;
+use lipschitz_train::trainer::{self, End, Options};
 
 use super::{Stopped, stop_on_interrupt};
 
@@ -54,7 +55,7 @@ impl Run {
         let end = trainer::run(&config, &options);
         // What one process cannot go on after, the others would wait for without end.
         if let (Err(error), 2..) = (&end, ranks.count()) {
-            terminal::note(format_args!("error: rank {}: {}", ranks.rank(), super::line(error)));
+            terminal::note(format_args!("error: rank {}: {}", ranks.rank(), terminal::line(error)));
             ranks.abort(super::code(error));
         }
         match end? {
@@ -67,13 +68,13 @@ impl Run {
             }
             End::Done(Some(summary)) => {
                 let accuracy = 100.0 * summary.val_accuracy;
-                println!(
+                outln!(
                     "{}: val loss {:.4}, accuracy {accuracy:.2} %, L ≤ {}",
                     out.display(),
                     summary.val_loss,
                     summary.lipschitz
                 );
-                println!("certificate: certify bound {}", out.display());
+                outln!("certificate: certify bound {}", out.display());
                 Ok(())
             }
         }

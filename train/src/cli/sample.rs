@@ -1,9 +1,10 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use candle_core::Device;
 use clap::Args;
-use train::sample::{Sampling, sample};
+use lipschitz_train::sample::{Sampling, sample};
 
 /// Write text with a language model.
 #[derive(Args)]
@@ -26,7 +27,7 @@ pub struct Sample {
 
 impl Sample {
     pub fn run(self) -> Result<()> {
-        let (model, meta) = certify::open(&self.model, &Device::Cpu)?;
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let tokenizer = meta.tokenizer.ok_or_else(|| {
             anyhow!(
                 "{}: holds no tokenizer; only a language model writes text",
@@ -35,7 +36,7 @@ impl Sample {
         })?;
         let sampling =
             Sampling { tokens: self.tokens, temperature: self.temperature, seed: self.seed };
-        println!("{}", sample(&model, &tokenizer, &self.prompt, sampling)?);
+        outln!("{}", sample(&model, &tokenizer, &self.prompt, sampling)?);
         Ok(())
     }
 }

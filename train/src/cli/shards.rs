@@ -1,9 +1,10 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use train::shards::{self, Plan};
+use lipschitz_train::shards::{self, Plan};
 
 /// Make token shards from text.
 #[derive(Args)]
@@ -58,7 +59,7 @@ impl Shards {
         })?;
         bar.finish_and_clear();
         let files = |n: usize| if n == 1 { "file" } else { "files" };
-        println!(
+        outln!(
             "{}: {} tokens to train on in {} {}, {} held out in {} {}",
             self.out.display(),
             made.train.0,
@@ -68,7 +69,7 @@ impl Shards {
             made.val.1,
             files(made.val.1)
         );
-        println!("use them with [data] kind = \"shards\", path = \"{}\"", self.out.display());
+        outln!("use them with [data] kind = \"shards\", path = \"{}\"", self.out.display());
         Ok(())
     }
 }

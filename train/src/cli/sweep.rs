@@ -1,11 +1,12 @@
+use lipschitz_certify::outln;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use train::run_dir::Summary;
-use train::sweep::pool::{self, Ended, Outcome, Plan};
-use train::sweep::{self, Member};
+use lipschitz_train::run_dir::Summary;
+use lipschitz_train::sweep::pool::{self, Ended, Outcome, Plan};
+use lipschitz_train::sweep::{self, Member};
 
 use super::{Failed, Stopped, stop_on_interrupt, table};
 
@@ -97,7 +98,7 @@ fn print_table(members: &[Member], outcomes: &[(PathBuf, Outcome)]) {
         });
     let finished: Vec<Summary> = finished.collect();
     if !finished.is_empty() {
-        println!("{}", table::summaries(&finished));
+        outln!("{}", table::summaries(&finished));
     }
     for (member, (directory, outcome)) in members.iter().zip(outcomes) {
         let what = match outcome {
@@ -105,7 +106,7 @@ fn print_table(members: &[Member], outcomes: &[(PathBuf, Outcome)]) {
             Outcome::Killed(how) => format!("ended from outside ({how})"),
             Outcome::Finished(_) | Outcome::Stopped => continue,
         };
-        println!("{}: {what} ({})", member.label, directory.display());
+        outln!("{}: {what} ({})", member.label, directory.display());
     }
 }
 
@@ -123,7 +124,7 @@ fn print_json(members: &[Member], outcomes: &[(PathBuf, Outcome)]) -> Result<()>
         })
     };
     let runs: Vec<serde_json::Value> = members.iter().zip(outcomes).map(run).collect();
-    println!("{}", serde_json::to_string_pretty(&runs)?);
+    outln!("{}", serde_json::to_string_pretty(&runs)?);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Runs as a table on stdout.
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
-use train::run_dir::Summary;
+use lipschitz_train::run_dir::Summary;
 
 /// A row a run.
 pub fn summaries(summaries: &[Summary]) -> Table {

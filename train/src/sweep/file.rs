@@ -17,6 +17,7 @@
 //! train.learning_rate = { log = [0.01, 1.0] }
 //! ```
 
+use lipschitz_nn::At;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -63,7 +64,7 @@ pub(super) type Changes = Vec<(String, Value)>;
 /// # Errors
 /// One line that names the file and what is wrong with it, or the run whose config is.
 pub fn members(path: &Path, settings: &[String]) -> Result<Vec<Member>> {
-    let text = std::fs::read_to_string(path).map_err(|e| lipschitz_nn::Error::io(path, &e))?;
+    let text = std::fs::read_to_string(path).at(path)?;
     let inside = path.parent().unwrap_or(Path::new(""));
     parse(&text, inside, settings).with_context(|| path.display().to_string())
 }
@@ -122,8 +123,7 @@ fn base(file: &File, inside: &Path) -> Result<Table> {
         }
         (None, Some(path)) => {
             let path = inside.join(path);
-            let text =
-                std::fs::read_to_string(&path).map_err(|e| lipschitz_nn::Error::io(&path, &e))?;
+            let text = std::fs::read_to_string(&path).at(&path)?;
             toml::from_str(&text)
                 .map_err(|e| config::one_line(&e))
                 .with_context(|| path.display().to_string())

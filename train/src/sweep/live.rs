@@ -6,8 +6,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use certify::terminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use lipschitz_certify::terminal;
 
 use super::Member;
 use super::pool::Outcome;

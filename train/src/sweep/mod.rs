@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use certify::task::Task;
+use lipschitz_data::task::Task;
 
 use crate::config::{Config, DataConfig};
 use crate::run_dir::Summary;

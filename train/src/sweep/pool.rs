@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lipschitz_nn::{Error, checkpoint};
+use lipschitz_nn::{At, checkpoint};
 
 use super::live::Live;
 use super::{Member, finished, places};
@@ -71,7 +71,7 @@ const LATER: Duration = Duration::from_millis(300);
 /// # Errors
 /// If the directory cannot be read or written. A run that fails is no error here.
 pub fn run(plan: &Plan) -> Result<Vec<(PathBuf, Outcome)>> {
-    fs::create_dir_all(plan.out).map_err(|e| Error::io(plan.out, &e))?;
+    fs::create_dir_all(plan.out).at(plan.out)?;
     let places = places(plan.out, plan.members)?;
     let mut pool = Pool {
         plan,
@@ -145,7 +145,7 @@ impl Pool<'_> {
         }
         let failed = directory.join(FAILED);
         if failed.exists() && !self.plan.retry_failed {
-            let said = fs::read_to_string(&failed).map_err(|e| Error::io(&failed, &e))?;
+            let said = fs::read_to_string(&failed).at(&failed)?;
             self.end(member, Outcome::Failed(said.trim().to_string()), true);
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl Pool<'_> {
             (Some(130), _) => Outcome::Stopped,
             (Some(_), _) => {
                 let message = message(&said, status);
-                fs::create_dir_all(directory).map_err(|e| Error::io(directory, &e))?;
+                fs::create_dir_all(directory).at(directory)?;
                 checkpoint::write(&failed, format!("{message}\n").as_bytes())?;
                 Outcome::Failed(message)
             }
@@ -251,7 +251,7 @@ pub fn child(out: &Path, label: String) -> Result<Ended> {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         flag.store(true, Ordering::Relaxed);
     });
-    fs::create_dir_all(out).map_err(|e| Error::io(out, &e))?;
+    fs::create_dir_all(out).at(out)?;
     let Some(_lock) = Lock::take(out)? else { return Ok(Ended::Elsewhere) };
     // Another sweep may have finished it between the look at its files and the lock.
     if finished(out, &config).is_some() {

@@ -2,7 +2,7 @@
 //! grows keeps its runs.
 
 use anyhow::{Context, Result, anyhow, bail};
-use certify::data::order;
+use lipschitz_data::order;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};

@@ -1,0 +1,115 @@
+//! Where a bound comes from: a bar a node.
+
+use lipschitz_nn::graph::{Node, Op};
+
+use crate::certificate::Certificate;
+use crate::upper::Upper;
+use lipschitz_plot::{Axis, Chart, Mark, Series};
+
+/// What a row of a certificate is to the constant.
+enum Role {
+    /// A sequence, which is made of others.
+    Made,
+    /// One of the numbers that multiply to the constant.
+    Factor(String),
+    /// A part of a residual's branch.
+    Part(String),
+}
+
+/// The roles of all rows, in the order of the walk: a node comes behind what is inside it.
+fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
+    for node in nodes {
+        let path = node.path(prefix);
+        let name = if node.name.is_empty() {
+            format!("{path} {}", node.op.kind()).trim().to_string()
+        } else {
+            path.clone()
+        };
+        match &node.op {
+            Op::Sequential { body } => {
+                roles(body, &path, branch, out);
+                out.push(Role::Made);
+                continue;
+            }
+            Op::Residual { body, .. } => roles(body, &path, true, out),
+            _ => {}
+        }
+        out.push(if branch { Role::Part(name) } else { Role::Factor(name) });
+    }
+}
+
+/// The factors that multiply to the constant, and inside each branch the constants that it is made
+/// of.
+pub fn chart(certificate: &Certificate) -> Chart {
+    let (mut factors, mut parts) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    roles(&certificate.graph.nodes, "", false, &mut all);
+    let mut before = 0.0;
+    let log = |x: Upper| Some(x.log10()).filter(|x| x.is_finite());
+    for (row, role) in certificate.nodes.iter().zip(all) {
+        let y = -((factors.len() + parts.len()) as f64);
+        match role {
+            Role::Made => {}
+            // The walk may have found a better factor than the node's own constant.
+            Role::Factor(name) => {
+                let Some(after) = log(row.cumulative) else { continue };
+                let factor = after - before;
+                let own = log(row.lipschitz)
+                    .filter(|own| (own - factor).abs() < 1e-9)
+                    .map(|_| row.lipschitz);
+                let shown = own.unwrap_or(Upper::from_f64(10f64.powf(factor)));
+                factors.push(((factor, y), format!("{name}  × {shown}")));
+                before = after;
+            }
+            Role::Part(name) => {
+                let Some(own) = log(row.lipschitz) else { continue };
+                parts.push(((own, y), format!("{name}  {}", row.lipschitz)));
+            }
+        }
+    }
+    let series = |name: &str, color, bars: Vec<((f64, f64), String)>| {
+        let (points, labels) = bars.into_iter().unzip();
+        Series { name: name.into(), color, mark: Mark::Bar, points, labels, ..Series::default() }
+    };
+    Chart {
+        title: format!("Where L ≤ {} (ℓ2 → ℓ2) comes from", certificate.l2),
+        note: format!("RMS → RMS: L ≤ {}", certificate.rms),
+        x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true, ..Axis::default() },
+        series: vec![series("factor of L", 0, factors), series("inside a branch", 4, parts)],
+        ..Chart::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use lipschitz_nn::Model;
+    use lipschitz_nn::init::{self, Blocks};
+    use lipschitz_nn::presets::{Block, Gpt};
+
+    use super::*;
+    use crate::certificate::{Formula, certify};
+    use crate::spectral::Method;
+
+    #[test]
+    fn the_factors_multiply_to_the_constant() {
+        let gpt = Gpt {
+            final_scale: 3.0,
+            ..Gpt::new(9, 4, 2, Block { output_scale: 1.0, ..Block::new(8, 2) })
+        };
+        let graph = gpt.graph().unwrap();
+        let mut weights =
+            init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+        // What starts at zero would make everything zero.
+        weights.values_mut().for_each(|w| *w = (&*w + 0.1).unwrap());
+        let model = Model::new(graph, weights).unwrap();
+        let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+        let chart = chart(&certificate);
+        let [factors, parts] = &chart.series[..] else { panic!("{chart:?}") };
+        let product: f64 = factors.points.iter().map(|p| p.0).sum();
+        assert!((product - certificate.l2.log10()).abs() < 1e-9, "{product}");
+        // Embedding, two residuals in each of two blocks, head, scale; beside them four nodes a
+        // block in the branches.
+        assert_eq!((factors.points.len(), parts.points.len()), (7, 8), "{chart:?}");
+    }
+}

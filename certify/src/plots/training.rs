@@ -1,0 +1,133 @@
+//! How runs went: losses, certified constant and norms over the steps.
+
+use std::path::{Path, PathBuf};
+
+use lipschitz_nn::Error;
+use serde_json::{Map, Value};
+
+use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
+
+/// Runs up to which each has its name beside its line; of more, the legend names them.
+const FEW: usize = 8;
+
+/// The lines of a run's `metrics.jsonl`.
+///
+/// # Errors
+/// [`Error::File`] names a line that is no JSON.
+pub fn metrics(run: &Path) -> Result<Vec<Map<String, Value>>, Error> {
+    let file = run.join("metrics.jsonl");
+    let parse = |(number, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::file(&file, format!("line {} is no metrics line: {e}", number + 1)))
+    };
+    super::read(&file)?.lines().enumerate().map(parse).collect()
+}
+
+/// Charts from the `metrics.jsonl` of runs, or of the runs inside a directory: the losses, the
+/// certified constant, and the largest norm of a matrix and of the gradient; those for which there
+/// is nothing to draw are left out.
+///
+/// # Errors
+/// [`Error::File`] names a directory without runs, or a line that is no JSON.
+pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
+    let [mut losses, mut bounds, mut norms, mut gradients] = [const { Vec::new() }; 4];
+    let runs = super::runs(paths, "metrics.jsonl")?;
+    for (color, run) in runs.iter().enumerate() {
+        let lines = metrics(run)?;
+        let points = |value: &dyn Fn(&Map<String, Value>) -> Option<f64>| -> Vec<(f64, f64)> {
+            lines
+                .iter()
+                .filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?)))
+                .collect()
+        };
+        let number = |key: &'static str| points(&move |line| line.get(key).and_then(Value::as_f64));
+        let text = name(run);
+        let named = |mark: Mark, points: Vec<(f64, f64)>| {
+            let (name, label) = if runs.len() > FEW {
+                (text.clone(), String::new())
+            } else {
+                (String::new(), text.clone())
+            };
+            Series { name, label, color, mark, points, ..Series::default() }
+        };
+        let plain = |mark: Mark, points: Vec<(f64, f64)>| Series {
+            color,
+            mark,
+            points,
+            ..Series::default()
+        };
+        losses.push(plain(Mark::Thin, number("train_loss")));
+        let evaluated = number("val_loss");
+        if evaluated.len() <= 20 {
+            losses.push(plain(Mark::Filled(Marker::number(color)), evaluated.clone()));
+        }
+        losses.push(named(Mark::Dashed, evaluated));
+        bounds.push(named(Mark::Dashed, number("lipschitz")));
+        norms.push(named(Mark::Dashed, points(&largest_norm)));
+        let log = |(step, norm): (f64, f64)| Some((step, norm.log10())).filter(|p| p.1.is_finite());
+        gradients
+            .push(named(Mark::Dashed, number("grad_norm").into_iter().filter_map(log).collect()));
+    }
+    let chart = |title: &str, label: &str, log10: bool, series: Vec<Series>| Chart {
+        title: title.into(),
+        x: Axis { label: "Step".into(), ..Axis::default() },
+        y: Axis { label: label.into(), log10, ..Axis::default() },
+        series,
+        ..Chart::default()
+    };
+    let mut loss = chart("Loss", "Cross-entropy, nats", false, losses);
+    loss.note = "pale: batches of training; strong: the whole held-out split".into();
+    let all = [
+        loss,
+        chart("Certified Lipschitz constant", "L, RMS → RMS", true, bounds),
+        chart("Largest norm of a matrix", "σ_max, RMS → RMS", false, norms),
+        chart("Norm of the gradient", "ℓ2", true, gradients),
+    ];
+    Ok(all.into_iter().filter(|chart| !chart.is_empty()).collect())
+}
+
+/// The largest of the norms of matrices that a line holds.
+fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
+    let norms = line
+        .get("matrices")?
+        .as_object()?
+        .values()
+        .filter_map(|matrix| matrix.get("norm")?.as_f64());
+    norms.reduce(f64::max)
+}
+
+/// What a run is called: in its summary, or else its directory.
+fn name(run: &Path) -> String {
+    let label = super::summary(run).ok().and_then(|s| s.get("label")?.as_str().map(str::to_string));
+    label.unwrap_or_else(|| {
+        run.file_name()
+            .map_or_else(|| run.display().to_string(), |n| n.to_string_lossy().into_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_gives_its_charts_and_a_bad_line_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("metrics.jsonl");
+        let lines = [
+            r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"matrices":{"a":{"norm":1.0},"b":{"norm":2.0}}}"#,
+            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"matrices":{"a":{"norm":4.0},"b":{"norm":2.0}}}"#,
+        ];
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let charts = charts(&[dir.path().to_path_buf()]).unwrap();
+        assert_eq!(charts.len(), 3, "there are no gradients");
+        assert_eq!(charts[0].series[0].points, [(1.0, 3.0), (2.0, 2.0)]);
+        assert_eq!(charts[0].series[2].points, [(2.0, 2.5)]);
+        assert_eq!(charts[1].series[0].points, [(1.0, 0.5)]);
+        assert_eq!(charts[2].series[0].points, [(1.0, 2.0), (2.0, 4.0)]);
+        super::super::write(&dir.path().join("t.svg"), &charts).unwrap();
+        std::fs::write(&file, "{}\n{").unwrap();
+        assert!(
+            super::charts(&[dir.path().to_path_buf()]).unwrap_err().to_string().contains("line 2")
+        );
+    }
+}

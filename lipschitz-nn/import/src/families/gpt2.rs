@@ -1,0 +1,212 @@
+//! GPT-2, whose matrices are stored transposed, and GPT-BigCode, whose heads share one key and
+//! value.
+
+use crate::Dialect;
+use crate::config::{Activation, Config};
+use crate::formats::files::Files;
+use crate::plan::{Plan, Take, Takes, attention, blocks, layer_norm, linear, residual};
+use lipschitz_nn::Error;
+use lipschitz_nn::graph::{Attention, Input, Node, Op};
+
+/// What the two families share, read from their common option names.
+struct Shape {
+    dim: usize,
+    heads: usize,
+    hidden: usize,
+    eps: f64,
+    vocabulary: usize,
+    context: usize,
+    layers: usize,
+    head: bool,
+    tied: bool,
+}
+
+fn shape(config: &Config, files: &Files, class: &str) -> Result<Shape, Error> {
+    let (dim, heads) = (config.size("n_embd")?, config.size("n_head")?);
+    if !dim.is_multiple_of(heads) {
+        return Err(config.wrong("n_head", format!("is {heads}, which does not divide {dim}")));
+    }
+    config.only("add_cross_attention", false)?;
+    config.ignore(&[
+        "n_ctx",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "reorder_and_upcast_attn",
+        "attention_softmax_in_fp32",
+        "scale_attention_softmax_in_fp32",
+        "inference_runner",
+        "validate_runner_input",
+        "pre_allocate_kv_cache",
+        "max_sequence_length",
+        "max_batch_size",
+        "is_decoder",
+        "num_key_value_heads",
+    ]);
+    let head = match config.architecture()? {
+        None => true,
+        Some(name)
+            if name == format!("{class}LMHeadModel") || name == format!("{class}ForCausalLM") =>
+        {
+            true
+        }
+        Some(name) if name == format!("{class}Model") => false,
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
+    };
+    Ok(Shape {
+        dim,
+        heads,
+        hidden: config.size_or("n_inner", 4 * dim)?,
+        eps: config.eps("layer_norm_epsilon", 1e-5)?,
+        vocabulary: config.size("vocab_size")?,
+        context: config.size("n_positions")?,
+        layers: config.layers("n_layer", files.len())?,
+        head,
+        tied: config.flag("tie_word_embeddings", true)?,
+    })
+}
+
+pub(crate) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+    if dialect == Dialect::Candle {
+        return Err(config.wrong("model_type", "is gpt2, which candle has no model of"));
+    }
+    let s = shape(config, files, "GPT2")?;
+    let scaled = config.flag("scale_attn_weights", true)?;
+    let by_layer = config.flag("scale_attn_by_inverse_layer_idx", false)?;
+    let (dim, hidden) = (s.dim, s.hidden);
+    let blocks = |takes: &mut Takes, i: usize, to: &str, from: &str| {
+        for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
+            let weight = Take::new(format!("{from}.attn.c_attn.weight"), &[dim, 3 * dim]);
+            let bias = Take::new(format!("{from}.attn.c_attn.bias"), &[3 * dim]);
+            takes.put(
+                format!("{to}.attention.{name}.weight"),
+                weight.transpose().rows(j * dim, dim),
+            );
+            takes.put(format!("{to}.attention.{name}.bias"), bias.rows(j * dim, dim));
+        }
+        for (ours, theirs, inputs, outputs) in [
+            ("attention.output", "attn.c_proj", dim, dim),
+            ("mlp.up", "mlp.c_fc", dim, hidden),
+            ("mlp.down", "mlp.c_proj", hidden, dim),
+        ] {
+            let weight = Take::new(format!("{from}.{theirs}.weight"), &[inputs, outputs]);
+            takes.put(format!("{to}.{ours}.weight"), weight.transpose());
+            takes.vector(&format!("{to}.{ours}.bias"), &format!("{from}.{theirs}.bias"), outputs);
+        }
+        let head_dim = dim / s.heads;
+        let scale = if scaled { (head_dim as f64).sqrt().recip() } else { 1.0 };
+        let logit_scale = if by_layer { scale / (i + 1) as f64 } else { scale };
+        Attention {
+            logit_scale,
+            bias: true,
+            output_bias: true,
+            ..Attention::new(dim, s.heads, head_dim)
+        }
+    };
+    let plan = decoder(config, files, &s, "gelu_new", blocks)?;
+    Ok(plan
+        .aside("attn.bias", "the causal mask")
+        .aside("attn.masked_bias", "the number that masks"))
+}
+
+pub(crate) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+    let s = shape(config, files, "GPTBigCode")?;
+    config.only("scale_attn_weights", true)?;
+    let shared = config.flag("multi_query", true)?;
+    if dialect == Dialect::Candle && !shared {
+        return Err(config.wrong("multi_query", "is false, for which candle's model does not run"));
+    }
+    let (dim, hidden, heads) = (s.dim, s.hidden, s.heads);
+    let head_dim = dim / heads;
+    let blocks = |takes: &mut Takes, _: usize, to: &str, from: &str| {
+        let rows = if shared { dim + 2 * head_dim } else { 3 * dim };
+        let fused = [("weight", vec![rows, dim]), ("bias", vec![rows])];
+        for (part, shape) in fused {
+            let fused = Take::new(format!("{from}.attn.c_attn.{part}"), &shape);
+            for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
+                let take = match (shared, j) {
+                    (true, 0) => fused.clone().rows(0, dim),
+                    (true, j) => fused.clone().rows(dim + (j - 1) * head_dim, head_dim),
+                    // Each head's query, key and value lie together.
+                    (false, j) => {
+                        let columns = &shape[1..];
+                        let split = [&[heads, 3, head_dim], columns].concat();
+                        let whole = [&[dim], columns].concat();
+                        fused.clone().reshape(&split).narrow(1, j, 1).reshape(&whole)
+                    }
+                };
+                takes.put(format!("{to}.attention.{name}.{part}"), take);
+            }
+        }
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.attn.c_proj"),
+            dim,
+            dim,
+            true,
+        );
+        takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.c_fc"), hidden, dim, true);
+        takes.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.c_proj"), dim, hidden, true);
+        let key_value_heads = if shared { 1 } else { heads };
+        Attention {
+            key_value_heads,
+            bias: true,
+            output_bias: true,
+            ..Attention::new(dim, heads, head_dim)
+        }
+    };
+    Ok(decoder(config, files, &s, "gelu_pytorch_tanh", blocks)?
+        .aside("attn.bias", "the causal mask"))
+}
+
+/// Learned positions, blocks with layer norms in front, and a head.
+fn decoder(
+    config: &Config,
+    files: &Files,
+    s: &Shape,
+    activation: &str,
+    block: impl Fn(&mut Takes, usize, &str, &str) -> Attention,
+) -> Result<Plan, Error> {
+    let Shape { dim, hidden, eps, vocabulary, context, .. } = *s;
+    let phi = Activation::read(config, "activation_function", activation)?;
+    let root = files.prefix("transformer.");
+    let mut takes = Takes::default();
+    let embedding = Take::new(format!("{root}wte.weight"), &[vocabulary, dim]);
+    takes.put("embedding.weight", embedding.clone());
+    takes.put("positions.weight", Take::new(format!("{root}wpe.weight"), &[context, dim]));
+    let mut bodies = Vec::new();
+    for i in 0..s.layers {
+        let (to, from) = (format!("blocks.{i}"), format!("{root}h.{i}"));
+        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.ln_1"), dim, true);
+        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.ln_2"), dim, true);
+        let mixer = block(&mut takes, i, &to, &from);
+        let mut mlp = vec![layer_norm("norm", dim, eps, true), linear("up", dim, hidden, true)];
+        mlp.extend(phi.nodes());
+        mlp.push(linear("down", hidden, dim, true));
+        let mixer = vec![layer_norm("norm", dim, eps, true), attention(mixer)];
+        bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
+    }
+    takes.norm("norm", &format!("{root}ln_f"), dim, true);
+    let mut nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        Node::new("positions", Op::Positions { length: context, dim }),
+        blocks(bodies),
+        layer_norm("norm", dim, eps, true),
+    ];
+    if s.head {
+        nodes.push(linear("head", dim, vocabulary, false));
+        let own = Take::new("lm_head.weight", &[vocabulary, dim]);
+        takes.put("head.weight", if s.tied { embedding } else { own });
+    }
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?;
+    Ok(if s.tied || !s.head {
+        plan.aside("lm_head.weight", "the head is the embedding")
+    } else {
+        plan
+    })
+}

@@ -1,0 +1,129 @@
+//! The encoder of T5: learned numbers for distances, logits that are not scaled, norms without a
+//! mean.
+
+use crate::Dialect;
+use crate::config::{Activation, Config};
+use crate::formats::files::Files;
+use crate::plan::{Plan, Take, Takes, attention, blocks, linear, residual, rms_norm};
+use lipschitz_nn::Error;
+use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, PositionBias};
+
+pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+    let (dim, heads, head_dim) =
+        (config.size("d_model")?, config.size("num_heads")?, config.size("d_kv")?);
+    let (vocabulary, hidden) = (config.size("vocab_size")?, config.size("d_ff")?);
+    let layers = config.layers("num_layers", files.len())?;
+    let eps = config.eps("layer_norm_epsilon", 1e-6)?;
+    let bias = PositionBias {
+        buckets: config.size_or("relative_attention_num_buckets", 32)?,
+        max_distance: config.size_or("relative_attention_max_distance", 128)?,
+    };
+    // Positions are relative, so no length is too long; this is the one that the library trained
+    // with.
+    let context = config.size_or("n_positions", 512)?;
+    config.ignore(&[
+        "dense_act_fn",
+        "is_gated_act",
+        "is_decoder",
+        "is_encoder_decoder",
+        "num_decoder_layers",
+        "scale_decoder_outputs",
+        "tie_word_embeddings",
+    ]);
+    let name = config.text("feed_forward_proj")?.unwrap_or("relu");
+    let (gated, function) = match name {
+        "gated-gelu" => (true, Activation::plain(Function::GeluTanh)),
+        "gated-silu" => (true, Activation::plain(Function::Silu)),
+        _ => (false, Activation::read(config, "feed_forward_proj", "relu")?),
+    };
+    // Candle takes ReLU for every unit that is not gated.
+    let function = if dialect == Dialect::Candle && !gated {
+        Activation::plain(Function::Relu)
+    } else {
+        function
+    };
+    match config.architecture()? {
+        None
+        | Some("T5EncoderModel" | "T5ForConditionalGeneration" | "T5Model" | "T5WithLMHeadModel") =>
+            {}
+        Some(name) => {
+            return Err(
+                config.wrong("architectures", format!("names `{name}`, which is not supported"))
+            );
+        }
+    }
+
+    let table = if files.get("shared.weight").is_some() {
+        "shared.weight"
+    } else {
+        "encoder.embed_tokens.weight"
+    };
+    let mut takes = Takes::default();
+    takes.put("embedding.weight", Take::new(table, &[vocabulary, dim]));
+    let width = heads * head_dim;
+    let mut bodies = Vec::new();
+    for i in 0..layers {
+        let (to, from) = (format!("blocks.{i}"), format!("encoder.block.{i}.layer"));
+        for (ours, theirs) in [("query", "q"), ("key", "k"), ("value", "v")] {
+            takes.linear(
+                &format!("{to}.attention.{ours}"),
+                &format!("{from}.0.SelfAttention.{theirs}"),
+                width,
+                dim,
+                false,
+            );
+        }
+        takes.linear(
+            &format!("{to}.attention.output"),
+            &format!("{from}.0.SelfAttention.o"),
+            dim,
+            width,
+            false,
+        );
+        // One table for all layers, stored with the first.
+        let numbers = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        takes.put(
+            format!("{to}.attention.position_bias.weight"),
+            Take::new(numbers, &[bias.buckets, heads]),
+        );
+        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.0.layer_norm"), dim, false);
+        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.1.layer_norm"), dim, false);
+        let ff = format!("{from}.1.DenseReluDense");
+        let mixer = Attention {
+            causal: false,
+            logit_scale: 1.0,
+            position_bias: Some(bias),
+            ..Attention::new(dim, heads, head_dim)
+        };
+        let mut mlp = vec![rms_norm("norm", dim, eps)];
+        takes.linear(&format!("{to}.mlp.down"), &format!("{ff}.wo"), dim, hidden, false);
+        if gated {
+            takes.linear(&format!("{to}.mlp.gate"), &format!("{ff}.wi_0"), hidden, dim, false);
+            takes.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi_1"), hidden, dim, false);
+            let function = function.gate(config, "feed_forward_proj")?;
+            mlp.push(Node::new("", Op::GatedMlp { dim, hidden, function, bias: false }));
+        } else {
+            takes.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi"), hidden, dim, false);
+            mlp.push(linear("up", dim, hidden, false));
+            mlp.extend(function.nodes());
+            mlp.push(linear("down", hidden, dim, false));
+        }
+        bodies.push(vec![
+            residual("attention", vec![rms_norm("norm", dim, eps), attention(mixer)]),
+            residual("mlp", mlp),
+        ]);
+    }
+    takes.norm("norm", "encoder.final_layer_norm", dim, false);
+    let nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        blocks(bodies),
+        rms_norm("norm", dim, eps),
+    ];
+    let plan = Plan::new(Input::tokens(context), nodes, takes)?
+        .note("the encoder alone; no token is padding");
+    let why = "the encoder does not read it";
+    Ok(plan
+        .aside("decoder.*", why)
+        .aside("lm_head.weight", why)
+        .aside("encoder.embed_tokens.weight", "it is the shared embedding"))
+}

@@ -1,0 +1,282 @@
+//! The tensors of foreign files: where each one lies. Every format ends in raw little-endian
+//! numbers at an offset, so reading an index is all that a format needs.
+//!
+//! Files are not trusted: an index is no larger than its file, shapes are multiplied with checks,
+//! and every tensor must lie inside the file before any memory is taken for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::Metadata;
+
+use super::{archive, torch};
+use lipschitz_nn::{At, Error};
+
+/// A tensor on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Info {
+    pub shape: Vec<usize>,
+    /// None for a type that no weight has, such as booleans.
+    pub dtype: Option<DType>,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    File {
+        file: usize,
+        offset: u64,
+        bytes: u64,
+    },
+    /// Unpacked already.
+    Memory(Tensor),
+}
+
+/// What an index says of one tensor.
+pub(crate) struct Entry {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: Option<DType>,
+    /// From the start of the file.
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// The tensors of one or several files, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Each with the time of its last change: what is read later must be what was read before.
+    paths: Vec<(PathBuf, Option<SystemTime>)>,
+    tensors: BTreeMap<String, Info>,
+}
+
+impl Files {
+    /// The weights of a Hugging Face directory: one file, or those that an index names.
+    pub fn of_directory(directory: &Path) -> Result<Self, Error> {
+        for (single, index) in [
+            ("model.safetensors", "model.safetensors.index.json"),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+        ] {
+            let single = directory.join(single);
+            if single.exists() {
+                return Self::of_file(&single);
+            }
+            let index = directory.join(index);
+            if index.exists() {
+                return Self::of_shards(directory, &index);
+            }
+        }
+        Err(Error::file(
+            directory,
+            "holds neither model.safetensors nor pytorch_model.bin, nor an index of shards",
+        ))
+    }
+
+    /// The tensors of a `.safetensors` file, of a zip archive of PyTorch, or of a `.npz`.
+    pub fn of_file(path: &Path) -> Result<Self, Error> {
+        let mut files = Self::default();
+        files.add(path)?;
+        Ok(files)
+    }
+
+    /// Tensors that are in memory.
+    pub fn of_tensors(tensors: Vec<(String, Tensor)>) -> Self {
+        let info = |t: Tensor| Info {
+            shape: t.dims().to_vec(),
+            dtype: Some(t.dtype()),
+            place: Place::Memory(t),
+        };
+        Self {
+            paths: Vec::new(),
+            tensors: tensors.into_iter().map(|(name, t)| (name, info(t))).collect(),
+        }
+    }
+
+    fn of_shards(directory: &Path, index: &Path) -> Result<Self, Error> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(index).at(index)?;
+        let Index { weight_map } = serde_json::from_str(&text)
+            .map_err(|e| Error::file(index, format!("is no index of shards: {e}")))?;
+        let mut files = Self::default();
+        for shard in weight_map.values().collect::<BTreeSet<_>>() {
+            if Path::new(shard).file_name() != Some(std::ffi::OsStr::new(shard)) {
+                return Err(Error::file(
+                    index,
+                    format!("names the shard `{shard}`, which is not a file beside it"),
+                ));
+            }
+            files.add(&directory.join(shard))?;
+        }
+        if let Some(name) = weight_map.keys().find(|name| !files.tensors.contains_key(*name)) {
+            return Err(Error::file(
+                index,
+                format!("names the tensor `{name}`, which no shard holds"),
+            ));
+        }
+        Ok(files)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), Error> {
+        let mut start = [0; 4];
+        let mut file = File::open(path).at(path)?;
+        let length = file.metadata().at(path)?.len();
+        file.read_exact(&mut start)
+            .map_err(|_| Error::file(path, "is empty or truncated; fetch it again"))?;
+        let npz = path.extension().is_some_and(|e| e == "npz");
+        let entries = match (&start, npz) {
+            (b"PK\x03\x04", true) => archive::arrays(path)?,
+            (b"PK\x03\x04", false) => torch::tensors(path)?,
+            (b"\x80\x02\x8a\x0a", _) => {
+                let what = "was saved by a PyTorch before 1.6; load it there and save it again \
+                            with torch.save";
+                return Err(Error::file(path, what));
+            }
+            _ => safetensors(path, length)?,
+        };
+        self.insert(path, length, entries)
+    }
+
+    /// Takes the entries of one file, each checked to lie inside it.
+    pub fn insert(&mut self, path: &Path, length: u64, entries: Vec<Entry>) -> Result<(), Error> {
+        let mut total = 0u64;
+        for Entry { name, shape, dtype, offset, bytes } in entries {
+            let wanted = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            let wanted = wanted.and_then(|n| n.checked_mul(dtype.map_or(1, |d| d.size_in_bytes())));
+            let fits = offset.checked_add(bytes).is_some_and(|end| end <= length);
+            match wanted {
+                Some(wanted) if fits && (dtype.is_none() || wanted as u64 == bytes) => {}
+                _ => {
+                    let what = format!(
+                        "has the tensor `{name}` of shape {shape:?} in {bytes} bytes at {offset}"
+                    );
+                    return Err(Error::file(
+                        path,
+                        format!("{what}, which its {length} bytes do not hold"),
+                    ));
+                }
+            }
+            total = total.saturating_add(bytes);
+            let name = legacy(name);
+            let info =
+                Info { shape, dtype, place: Place::File { file: self.paths.len(), offset, bytes } };
+            if self.tensors.insert(name.clone(), info).is_some() {
+                return Err(Error::file(
+                    path,
+                    format!("has the tensor `{name}`, which there is already"),
+                ));
+            }
+        }
+        // Tied weights share their bytes; more sharing than that would take more memory than the
+        // file has bytes.
+        if total > length.saturating_mul(2) {
+            return Err(Error::file(
+                path,
+                format!("has tensors of {total} bytes in a file of {length}"),
+            ));
+        }
+        let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+        self.paths.push((path.to_path_buf(), changed));
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Info> {
+        self.tensors.get(name)
+    }
+
+    /// Whether some tensor's name starts so.
+    pub fn below(&self, prefix: &str) -> bool {
+        self.tensors
+            .range(prefix.to_string()..)
+            .next()
+            .is_some_and(|(name, _)| name.starts_with(prefix))
+    }
+
+    /// `prefix` if tensors have it, nothing otherwise: a base model saves its tensors without one.
+    pub fn prefix<'a>(&self, prefix: &'a str) -> &'a str {
+        if self.below(prefix) { prefix } else { "" }
+    }
+
+    /// Reads a tensor onto the CPU.
+    pub fn read(&self, name: &str) -> Result<Tensor, Error> {
+        let info = self.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
+        let (file, offset, bytes) = match &info.place {
+            Place::Memory(tensor) => return Ok(tensor.clone()),
+            Place::File { file, offset, bytes } => (*file, *offset, *bytes),
+        };
+        let (path, changed) = &self.paths[file];
+        let dtype =
+            info.dtype.ok_or_else(|| Error::weight(name, "has a type that no weight can have"))?;
+        let mut file = File::open(path).at(path)?;
+        if file.metadata().and_then(|file| file.modified()).ok() != *changed {
+            return Err(Error::file(
+                path,
+                "has changed since it was opened; start again when nothing writes to it",
+            ));
+        }
+        file.seek(SeekFrom::Start(offset)).at(path)?;
+        let mut bytes = vec![0; bytes as usize];
+        file.read_exact(&mut bytes).at(path)?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
+    }
+}
+
+/// Old checkpoints of BERT call gain and shift of a norm gamma and beta.
+fn legacy(name: String) -> String {
+    match name.rsplit_once("LayerNorm.") {
+        Some((start, "gamma")) => format!("{start}LayerNorm.weight"),
+        Some((start, "beta")) => format!("{start}LayerNorm.bias"),
+        _ => name,
+    }
+}
+
+/// The format's own limit, in bytes.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+fn safetensors(path: &Path, length: u64) -> Result<Vec<Entry>, Error> {
+    let damaged = |what: &dyn std::fmt::Display| {
+        Error::file(path, format!("is not a whole safetensors file ({what}); fetch it again"))
+    };
+    let mut file = File::open(path).at(path)?;
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(|_| damaged(&"the file ends in its header"))?;
+    let size = u64::from_le_bytes(size);
+    if size > length.saturating_sub(8).min(LARGEST_HEADER) {
+        return Err(damaged(&format!("a header of {size} bytes in a file of {length}")));
+    }
+    let mut bytes = Vec::new();
+    file.take(size).read_to_end(&mut bytes).at(path)?;
+    // Checks that tensors follow each other without gaps or overlaps, each as long as its shape
+    // says.
+    let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
+    let wanted = (8 + size).saturating_add(header.data_len() as u64);
+    if wanted != length {
+        return Err(damaged(&format!("it has {length} bytes, its header wants {wanted}")));
+    }
+    let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let (from, to) = info.data_offsets;
+        let dtype = DType::try_from(info.dtype).ok();
+        Entry {
+            name,
+            shape: info.shape.clone(),
+            dtype,
+            offset: 8 + size + from as u64,
+            bytes: (to - from) as u64,
+        }
+    };
+    Ok(header.tensors().into_iter().map(entry).collect())
+}

@@ -1,0 +1,579 @@
+//! CIFAR-10, from a Hugging Face parquet directory or the original binary batches.
+//!
+//! Pixels stay in memory as bytes and are given to networks as value / 255, in \[0, 1\], with
+//! nothing subtracted and no other scale. So a Lipschitz constant and an attack radius speak of
+//! pixels in \[0, 1\]; a network that wants another scale carries it as a layer, where the
+//! certificate counts it.
+//!
+//! Images compressed as JPEG differ a little from the original pixels: say so beside a figure.
+
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use image::{ImageFormat, ImageReader};
+use lipschitz_nn::{At, Error};
+use parquet::data_type::ByteArray;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use rayon::prelude::*;
+
+use super::caught::caught;
+
+/// Height and width of an image.
+pub const SIDE: usize = 32;
+
+/// Bytes of an image: three planes (red, green, blue), each by rows.
+pub const PIXELS: usize = 3 * SIDE * SIDE;
+
+/// How many classes there are.
+pub const CLASSES: usize = 10;
+
+/// How many images to keep of each split, from its beginning; all unless told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// At most so many to train on.
+    pub train: Option<usize>,
+    /// At most so many to test on.
+    pub test: Option<usize>,
+}
+
+/// The data set.
+#[derive(Clone, Debug)]
+pub struct Cifar10 {
+    /// What is trained on.
+    pub train: Split,
+    /// What is tested on.
+    pub test: Split,
+    /// SHA-256, in hexadecimal, of the pixels and labels kept.
+    pub digest: String,
+}
+
+/// Images with their classes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Split {
+    /// `[images, 3, 32, 32]`, row-major.
+    pub pixels: Vec<u8>,
+    /// A class below [`CLASSES`] for each image.
+    pub labels: Vec<u8>,
+}
+
+impl Cifar10 {
+    /// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `plain_text/` with
+    /// these), or `data_batch_*.bin` and `test_batch.bin` (or `cifar-10-batches-bin/` with these).
+    ///
+    /// # Errors
+    /// One line that names the file, and the row in it: missing, not parquet, a column that is not
+    /// there, a picture that is damaged or has another size, a class out of range, a binary batch
+    /// that is cut short.
+    pub fn load(path: &Path, limits: Limits) -> Result<Self> {
+        let listing = |directory: PathBuf| Directory::read(&directory);
+        let mut places = vec![listing(path.to_path_buf())?];
+        for inside in ["plain_text", "cifar-10-batches-bin"].map(|name| path.join(name)) {
+            if inside.is_dir() {
+                places.push(listing(inside)?);
+            }
+        }
+        for place in &places {
+            let (train, test) =
+                (place.named("train-", ".parquet"), place.named("test-", ".parquet"));
+            if place.both(&train, &test, "train-*.parquet", "test-*.parquet")? {
+                return Self::new(
+                    read(&train, limits.train, parquet)?,
+                    read(&test, limits.test, parquet)?,
+                );
+            }
+            let (train, test) =
+                (place.named("data_batch_", ".bin"), place.named("test_batch", ".bin"));
+            if place.both(&train, &test, "data_batch_*.bin", "test_batch.bin")? {
+                return Self::new(
+                    read(&train, limits.train, binary)?,
+                    read(&test, limits.test, binary)?,
+                );
+            }
+        }
+        bail!(Error::file(
+            path,
+            "holds neither train-*.parquet and test-*.parquet nor data_batch_*.bin and test_batch.bin; give the directory of \
+             CIFAR-10"
+        ))
+    }
+
+    fn new(train: Split, test: Split) -> Result<Self> {
+        let digest = super::digest([&*train.pixels, &train.labels, &test.pixels, &test.labels]);
+        Ok(Self { train, test, digest })
+    }
+}
+
+impl Split {
+    /// How many images there are.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Images by their numbers, as `(pixels, classes)`: f32 `[b, 3, 32, 32]` in \[0, 1\] and u32
+    /// `[b]`. For shuffled epochs take the numbers from
+    /// [`Shuffle::batch`](super::order::Shuffle::batch).
+    ///
+    /// # Errors
+    /// [`Error::Input`] names a number out of range; candle's error if the device refuses.
+    pub fn batch(&self, images: &[usize], device: &Device) -> Result<(Tensor, Tensor), Error> {
+        if let Some(image) = images.iter().find(|image| **image >= self.len()) {
+            return Err(Error::Input(format!(
+                "there is no image {image}: the split has {}",
+                self.len()
+            )));
+        }
+        let mut pixels = vec![0f32; images.len() * PIXELS];
+        pixels.par_chunks_mut(PIXELS).zip(images).for_each(|(out, i)| {
+            for (out, byte) in out.iter_mut().zip(&self.pixels[i * PIXELS..(i + 1) * PIXELS]) {
+                *out = f32::from(*byte) / 255.0;
+            }
+        });
+        let labels: Vec<u32> = images.iter().map(|i| u32::from(self.labels[*i])).collect();
+        let pixels = Tensor::from_vec(pixels, (images.len(), 3, SIDE, SIDE), device)?;
+        Ok((pixels, Tensor::from_vec(labels, images.len(), device)?))
+    }
+
+    /// All images once, in order, in batches like [`Split::batch`]'s; the last one may be smaller.
+    pub fn batches<'a>(
+        &'a self,
+        batch_size: usize,
+        device: &'a Device,
+    ) -> impl Iterator<Item = Result<(Tensor, Tensor), Error>> + 'a {
+        let size = batch_size.max(1);
+        (0..self.len()).step_by(size).map(move |start| {
+            let images: Vec<usize> = (start..self.len().min(start + size)).collect();
+            self.batch(&images, device)
+        })
+    }
+}
+
+/// The files of a directory, sorted.
+struct Directory {
+    path: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Directory {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(path).at(path)? {
+            files.push(entry.at(path)?.path());
+        }
+        files.sort();
+        Ok(Self { path: path.to_path_buf(), files })
+    }
+
+    fn named(&self, start: &str, end: &str) -> Vec<&Path> {
+        let fits = |file: &&Path| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(start) && name.ends_with(end)
+        };
+        self.files.iter().map(PathBuf::as_path).filter(fits).collect()
+    }
+
+    /// Whether both splits are here; one without the other is an error.
+    fn both(
+        &self,
+        train: &[&Path],
+        test: &[&Path],
+        training: &str,
+        testing: &str,
+    ) -> Result<bool, Error> {
+        match (train.is_empty(), test.is_empty()) {
+            (true, true) => Ok(false),
+            (false, false) => Ok(true),
+            (true, false) => Err(Error::file(
+                &self.path,
+                format!("has {testing} but lacks {training}; fetch both"),
+            )),
+            (false, true) => Err(Error::file(
+                &self.path,
+                format!("has {training} but lacks {testing}; fetch both"),
+            )),
+        }
+    }
+}
+
+/// The images of several files, at most `limit`; `one` reads a file.
+fn read(
+    files: &[&Path],
+    limit: Option<usize>,
+    one: fn(&Path, usize) -> Result<Split>,
+) -> Result<Split> {
+    let limit = limit.unwrap_or(usize::MAX);
+    let mut all = Split::default();
+    for file in files {
+        if all.len() < limit {
+            let split = one(file, limit - all.len())?;
+            all.pixels.extend(split.pixels);
+            all.labels.extend(split.labels);
+        }
+    }
+    match files.first() {
+        Some(file) if all.is_empty() && limit > 0 => {
+            bail!(Error::file(file, "holds no images; fetch it again"))
+        }
+        _ => Ok(all),
+    }
+}
+
+/// An original batch: for each image its class and its pixels.
+fn binary(path: &Path, limit: usize) -> Result<Split> {
+    let bytes = std::fs::read(path).at(path)?;
+    let records = bytes.chunks_exact(1 + PIXELS);
+    let over = records.remainder().len();
+    if over > 0 {
+        let what = format!(
+            "is cut short: after {} images of {} bytes there are {over} bytes more; fetch it again",
+            bytes.len() / (1 + PIXELS),
+            1 + PIXELS
+        );
+        bail!(Error::file(path, what));
+    }
+    let mut split = Split::default();
+    for (row, record) in records.take(limit).enumerate() {
+        split.labels.push(class(path, row, i64::from(record[0]))?);
+        split.pixels.extend(&record[1..]);
+    }
+    Ok(split)
+}
+
+/// A parquet file with the columns `img` (a group with `bytes`) and `label`.
+fn parquet(path: &Path, limit: usize) -> Result<Split> {
+    let file = File::open(path).at(path)?;
+    let rows = || {
+        SerializedFileReader::new(file)?
+            .get_row_iter(None)?
+            .take(limit)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let rows: Vec<Row> =
+        caught(rows).and_then(|rows| rows.map_err(|e| e.to_string())).map_err(|said| {
+            let said = said.lines().collect::<Vec<_>>().join(" ");
+            Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
+        })?;
+    let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row));
+    let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_>>()?;
+    let decoded = rows.par_iter().enumerate().map(|(row, (bytes, _))| {
+        let planes = caught(|| planes(bytes.data()).map_err(|e| e.to_string()));
+        planes.and_then(|planes| planes).map_err(|what| {
+            Error::file(
+                path,
+                format!("row {row}: {what}; fetch the file again or leave the row out"),
+            )
+        })
+    });
+    let pixels: Vec<Vec<u8>> = decoded.collect::<Result<_, _>>()?;
+    Ok(Split {
+        pixels: pixels.concat(),
+        labels: rows.into_iter().map(|(_, label)| label).collect(),
+    })
+}
+
+/// The compressed picture and the class of a row.
+fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8)> {
+    let columns = row.into_columns();
+    let column = |columns: Vec<(String, Field)>, name: &str, inside: &str| {
+        let there =
+            columns.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field).ok_or_else(
+            || {
+                let what = format!(
+                    "{inside}has no column `{name}`, only {there}; give CIFAR-10 with \
+                                `img` and `label`"
+                );
+                Error::file(path, what)
+            },
+        )
+    };
+    let wrong =
+        |name: &str, what: &str| Error::file(path, format!("row {number}: column `{name}` {what}"));
+    let label = match column(columns.clone(), "label", "")? {
+        Field::Long(label) => label,
+        Field::Int(label) => i64::from(label),
+        Field::Null => bail!(wrong("label", "is empty; leave the row out")),
+        other => bail!(wrong("label", &format!("holds {}, not whole numbers", kind(&other)))),
+    };
+    let label = class(path, number, label)?;
+    let image = match column(columns, "img", "")? {
+        Field::Group(group) => column(group.into_columns(), "bytes", "column `img` ")?,
+        other => {
+            bail!(wrong("img", &format!("holds {}, not a group with `bytes` in it", kind(&other))))
+        }
+    };
+    match image {
+        Field::Bytes(bytes) => Ok((bytes, label)),
+        Field::Null => {
+            bail!(wrong(
+                "img",
+                "has no bytes (a link to a file is not followed); give files with the pictures in"
+            ))
+        }
+        other => bail!(wrong("img", &format!("has {} as `bytes`", kind(&other)))),
+    }
+}
+
+fn kind(field: &Field) -> &'static str {
+    match field {
+        Field::Null => "nothing",
+        Field::Group(_) => "groups",
+        Field::ListInternal(_) => "lists",
+        Field::Str(_) => "text",
+        Field::Bytes(_) => "bytes",
+        Field::Float(_) | Field::Double(_) | Field::Float16(_) => "floating-point numbers",
+        _ => "another type",
+    }
+}
+
+fn class(path: &Path, row: usize, label: i64) -> Result<u8> {
+    let class = u8::try_from(label).ok().filter(|class| usize::from(*class) < CLASSES);
+    match class {
+        Some(class) => Ok(class),
+        None => bail!(Error::file(
+            path,
+            format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?")
+        )),
+    }
+}
+
+/// The three planes of a JPEG or PNG of 32 × 32.
+fn planes(bytes: &[u8]) -> Result<Vec<u8>> {
+    let damaged = |e: &dyn std::fmt::Display| {
+        anyhow::anyhow!(
+            "its picture is damaged: {}",
+            e.to_string().lines().collect::<Vec<_>>().join(" ")
+        )
+    };
+    let reader =
+        || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(&e));
+    let format = reader()?.format();
+    ensure!(
+        matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)),
+        "its picture is neither JPEG nor PNG"
+    );
+    // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if format == Some(ImageFormat::Jpeg) && !bytes[..end].ends_with(&[0xff, 0xd9]) {
+        bail!("its picture is damaged: the JPEG is cut short");
+    }
+    let (width, height) = reader()?.into_dimensions().map_err(|e| damaged(&e))?;
+    ensure!(
+        (width as usize, height as usize) == (SIDE, SIDE),
+        "its picture is {width} × {height}, not {SIDE} × {SIDE}"
+    );
+    let image = reader()?.decode().map_err(|e| damaged(&e))?.into_rgb8();
+    Ok((0..3).flat_map(|channel| image.as_raw().iter().skip(channel).step_by(3)).copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use image::{DynamicImage, RgbImage};
+    use parquet::data_type::{ByteArrayType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    const SCHEMA: &str =
+        "message m { optional group img { optional binary bytes; } optional int64 label; }";
+
+    fn picture(shade: u8, side: u32, format: ImageFormat) -> Vec<u8> {
+        let pixel = |x: u32, y: u32| image::Rgb([shade, x as u8, y as u8]);
+        let mut bytes = Cursor::new(Vec::new());
+        DynamicImage::from(RgbImage::from_fn(side, side, pixel))
+            .write_to(&mut bytes, format)
+            .unwrap();
+        bytes.into_inner()
+    }
+
+    fn png(shade: u8) -> Vec<u8> {
+        picture(shade, 32, ImageFormat::Png)
+    }
+
+    fn write_parquet(path: &Path, schema: &str, rows: &[(Vec<u8>, i64)]) {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let nested = schema.get_fields()[0].is_group();
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer =
+            SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let pictures: Vec<ByteArray> = rows.iter().map(|(bytes, _)| bytes.clone().into()).collect();
+        let labels: Vec<i64> = rows.iter().map(|(_, label)| *label).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        let levels = vec![if nested { 2 } else { 1 }; rows.len()];
+        column.typed::<ByteArrayType>().write_batch(&pictures, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&labels, Some(&vec![1; rows.len()]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    fn directory(rows: &[(Vec<u8>, i64)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        write_parquet(&directory.path().join("train-00000-of-00001.parquet"), SCHEMA, rows);
+        write_parquet(
+            &directory.path().join("test-00000-of-00001.parquet"),
+            SCHEMA,
+            &[(png(9), 9)],
+        );
+        directory
+    }
+
+    fn refusal(path: &Path) -> String {
+        let error = format!("{:#}", Cifar10::load(path, Limits::default()).unwrap_err());
+        assert!(error.starts_with(&path.display().to_string()) && !error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn parquet_and_binary_batches_of_the_same_pictures_are_the_same_data() {
+        let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
+        let from_parquet = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap();
+        let original = tempfile::tempdir().unwrap();
+        let record = |label: u8, shade: u8| {
+            let plane = |value: fn(u8, u8, u8) -> u8| {
+                (0..32)
+                    .flat_map(move |y| (0..32).map(move |x| value(shade, x, y)))
+                    .collect::<Vec<u8>>()
+            };
+            [vec![label], plane(|s, _, _| s), plane(|_, x, _| x), plane(|_, _, y| y)].concat()
+        };
+        let batch =
+            |from: u8, to: u8| (from..to).flat_map(|i| record(i, 40 * i)).collect::<Vec<u8>>();
+        std::fs::write(original.path().join("data_batch_1.bin"), batch(0, 3)).unwrap();
+        std::fs::write(original.path().join("data_batch_2.bin"), batch(3, 5)).unwrap();
+        std::fs::write(original.path().join("test_batch.bin"), record(9, 9)).unwrap();
+        let from_binary = Cifar10::load(original.path(), Limits::default()).unwrap();
+        assert_eq!(from_parquet.train, from_binary.train);
+        assert_eq!(from_parquet.test, from_binary.test);
+        assert_eq!(from_parquet.digest, from_binary.digest);
+        let few = Cifar10::load(original.path(), Limits { train: Some(4), test: Some(0) }).unwrap();
+        assert_eq!((few.train.len(), few.test.len()), (4, 0));
+        assert_eq!(few.train.labels, [0, 1, 2, 3]);
+        assert_ne!(few.digest, from_binary.digest);
+    }
+
+    #[test]
+    fn batches_are_pixels_over_255_with_their_classes() {
+        let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
+        let data = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap().train;
+        let (pixels, labels) = data.batch(&[3, 0], &Device::Cpu).unwrap();
+        assert_eq!(
+            (pixels.dims(), labels.to_vec1::<u32>().unwrap()),
+            ([2, 3, 32, 32].as_slice(), vec![3, 0])
+        );
+        let at = |c: usize, y: usize, x: usize| {
+            pixels.get(0).and_then(|p| p.get(c)?.get(y)?.get(x)?.to_scalar::<f32>()).unwrap()
+        };
+        assert_eq!(
+            (at(0, 1, 2), at(1, 1, 2), at(2, 1, 2)),
+            (120.0 / 255.0, 2.0 / 255.0, 1.0 / 255.0)
+        );
+        let all: Vec<u32> = data
+            .batches(2, &Device::Cpu)
+            .flat_map(|b| b.unwrap().1.to_vec1::<u32>().unwrap())
+            .collect();
+        assert_eq!(all, [0, 1, 2, 3, 4]);
+        assert!(data.batch(&[5], &Device::Cpu).unwrap_err().to_string().contains("no image 5"));
+    }
+
+    #[test]
+    fn damaged_pictures_and_rows_are_named() {
+        let jpeg = picture(100, 32, ImageFormat::Jpeg);
+        let mut wrong_png = png(1);
+        let middle = wrong_png.len() / 2;
+        wrong_png[middle] ^= 0x55;
+        for (bytes, label, says) in [
+            (
+                jpeg[..jpeg.len() / 2].to_vec(),
+                1,
+                "row 1: its picture is damaged: the JPEG is cut short",
+            ),
+            ([&jpeg[..4], &[0xff, 0xd9]].concat(), 1, "row 1: its picture is damaged"),
+            (wrong_png, 1, "row 1: its picture is damaged"),
+            (png(1)[..60].to_vec(), 1, "row 1: its picture is damaged"),
+            (Vec::new(), 1, "row 1: its picture is neither JPEG nor PNG"),
+            (b"GIF89a and more".to_vec(), 1, "row 1: its picture is neither JPEG nor PNG"),
+            (picture(1, 28, ImageFormat::Png), 1, "row 1: its picture is 28 × 28, not 32 × 32"),
+            (png(1), 10, "row 1: class 10 is not in 0..10"),
+            (png(1), -1, "row 1: class -1 is not in 0..10"),
+        ] {
+            let error = refusal(directory(&[(jpeg.clone(), 0), (bytes, label)]).path());
+            assert!(error.contains(says) && error.contains("train-00000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn missing_columns_and_files_are_named() {
+        let with = |schema: &str| {
+            let directory = directory(&[(png(1), 1)]);
+            write_parquet(
+                &directory.path().join("train-00000-of-00001.parquet"),
+                schema,
+                &[(png(1), 1)],
+            );
+            refusal(directory.path())
+        };
+        let image = with(
+            "message m { optional group image { optional binary bytes; } optional int64 label; }",
+        );
+        assert!(image.contains("no column `img`, only `image`, `label`"), "{image}");
+        let fine = with(
+            "message m \
+             { optional group img { optional binary bytes; } optional int64 fine_label; }",
+        );
+        assert!(fine.contains("no column `label`"), "{fine}");
+        let file = with(
+            "message m { optional group img { optional binary data; } optional int64 label; }",
+        );
+        assert!(file.contains("column `img` has no column `bytes`, only `data`"), "{file}");
+        let flat = with("message m { optional binary img; optional int64 label; }");
+        assert!(flat.contains("holds bytes, not a group"), "{flat}");
+
+        let empty = tempfile::tempdir().unwrap();
+        assert!(refusal(empty.path()).contains("holds neither"));
+        assert!(refusal(&empty.path().join("nowhere")).contains("no such file"));
+        std::fs::write(empty.path().join("data_batch_1.bin"), vec![0; 2 * (1 + PIXELS) - 1])
+            .unwrap();
+        assert!(refusal(empty.path()).contains("lacks test_batch.bin"));
+        std::fs::write(empty.path().join("test_batch.bin"), [0; 1 + PIXELS]).unwrap();
+        assert!(refusal(empty.path()).contains("cut short: after 1 images"));
+        std::fs::write(empty.path().join("data_batch_1.bin"), "").unwrap();
+        assert!(refusal(empty.path()).contains("holds no images"));
+    }
+
+    #[test]
+    fn no_damage_to_a_parquet_file_is_a_panic() {
+        let place = directory(&[(png(1), 1), (picture(2, 32, ImageFormat::Jpeg), 2)]);
+        let path = place.path().join("train-00000-of-00001.parquet");
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            for mask in [0xff, 0x01, 0x80] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= mask;
+                std::fs::write(&path, &bytes).unwrap();
+                if let Err(e) = Cifar10::load(place.path(), Limits::default()) {
+                    assert!(!e.to_string().contains('\n'), "{e}");
+                }
+            }
+        }
+        for length in (0..whole.len()).step_by(7) {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(Cifar10::load(place.path(), Limits::default()).is_err());
+        }
+    }
+}
