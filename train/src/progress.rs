@@ -9,7 +9,7 @@ use lipschitz_certify::upper::Upper;
 use crate::run_dir::Metrics;
 
 /// Shows how a run goes.
-pub struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     lines: bool,
     latest: String,
@@ -17,7 +17,7 @@ pub struct Progress {
 
 impl Progress {
     /// For `steps` steps of which `done` are made; silent if `quiet`.
-    pub fn new(steps: u64, done: u64, quiet: bool) -> Self {
+    pub(crate) fn new(steps: u64, done: u64, quiet: bool) -> Self {
         let seen = std::io::stderr().is_terminal();
         let bar = (seen && !quiet).then(|| {
             let bar = ProgressBar::new(steps).with_position(done);
@@ -29,7 +29,7 @@ impl Progress {
     }
 
     /// A logged step, with its certified constant.
-    pub fn show(&mut self, m: &Metrics, l: Upper) {
+    pub(crate) fn show(&mut self, m: &Metrics, l: Upper) {
         if let (Some(loss), Some(accuracy)) = (m.val_loss, m.val_accuracy) {
             self.latest = format!("  val {loss:.4}  acc {:.1} %", 100.0 * accuracy);
         }
@@ -47,7 +47,7 @@ impl Progress {
     }
 
     /// Leaves the last state on the screen.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some(bar) = &self.bar {
             bar.abandon();
         }

@@ -23,7 +23,7 @@ pub struct Axis {
 /// Logarithms that span many decades are themselves compressed beyond [`KNEE`]: 10⁰ to 10⁶ keep
 /// most of the axis when there are points at 10³⁰⁰, and order and continuity hold everywhere.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Scale {
+pub(crate) struct Scale {
     low: f64,
     high: f64,
     log10: bool,
@@ -42,7 +42,7 @@ const GAP: (f64, f64) = (0.045, 0.014);
 impl Scale {
     /// Over the values and what the axis includes, with some room at the ends; `room` is a share of
     /// the axis.
-    pub fn new(values: impl Iterator<Item = f64>, axis: &Axis, room: f64) -> Self {
+    pub(crate) fn new(values: impl Iterator<Item = f64>, axis: &Axis, room: f64) -> Self {
         let all = values.chain(axis.include.iter().copied());
         let (low, high) =
             all.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
@@ -59,13 +59,13 @@ impl Scale {
     }
 
     /// The share of the axis that lies below a value.
-    pub fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         let (a, b) = (self.bend(self.low), self.bend(self.high));
         (self.bend(value) - a) / (b - a)
     }
 
     /// Whether the axis is compressed.
-    pub fn compressed(&self) -> bool {
+    pub(crate) fn compressed(&self) -> bool {
         self.compressed
     }
 

@@ -17,12 +17,12 @@ use crate::scene::{Color, Item, Line, Paint, Scene, Style};
 const UNITS: f32 = 10.0;
 
 /// The nearest whole number of units.
-pub fn units(pixels: f32) -> i32 {
+pub(crate) fn units(pixels: f32) -> i32 {
     (pixels * UNITS).round() as i32
 }
 
 /// A place in pixels.
-pub fn pixels((x, y): BackendCoord) -> (f32, f32) {
+pub(crate) fn pixels((x, y): BackendCoord) -> (f32, f32) {
     (x as f32 / UNITS, y as f32 / UNITS)
 }
 
@@ -94,7 +94,7 @@ fn paint(color: BackendColor) -> Paint {
 }
 
 /// A style for plotters.
-pub fn font(style: Style) -> TextStyle<'static> {
+pub(crate) fn font(style: Style) -> TextStyle<'static> {
     let weight = if style.bold { FontStyle::Bold } else { FontStyle::Normal };
     FontDesc::new(FontFamily::SansSerif, f64::from(style.size * UNITS), weight).color(&style.color)
 }

@@ -19,13 +19,13 @@ fn face(bold: bool) -> Option<&'static Face<'static>> {
 }
 
 /// Pixels to a unit of the font.
-pub fn scale(style: Style) -> f32 {
+pub(crate) fn scale(style: Style) -> f32 {
     face(style.bold).map_or(0.0, |face| style.size / f32::from(face.units_per_em()))
 }
 
 /// The glyphs of a text and where each begins, in units of the font; characters that the font lacks
 /// are shown as its box.
-pub fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
+pub(crate) fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
     let Some(face) = face(bold) else { return Vec::new() };
     let mut x = 0;
     let mut place = |c: char| {
@@ -38,7 +38,7 @@ pub fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
 }
 
 /// The width of a text, in pixels.
-pub fn width(text: &str, style: Style) -> f32 {
+pub(crate) fn width(text: &str, style: Style) -> f32 {
     let Some(face) = face(style.bold) else { return 0.0 };
     let end = glyphs(text, style.bold).last().map_or(0, |(glyph, at)| {
         at + u32::from(face.glyph_hor_advance(*glyph).unwrap_or_default())
@@ -47,7 +47,7 @@ pub fn width(text: &str, style: Style) -> f32 {
 }
 
 /// The outline of a glyph in units of the font, upwards; none for a space.
-pub fn outline(glyph: GlyphId, bold: bool) -> Option<Path> {
+pub(crate) fn outline(glyph: GlyphId, bold: bool) -> Option<Path> {
     let mut pen = Pen(PathBuilder::new());
     face(bold)?.outline_glyph(glyph, &mut pen)?;
     pen.0.finish()
@@ -55,7 +55,7 @@ pub fn outline(glyph: GlyphId, bold: bool) -> Option<Path> {
 
 /// From units of the font to pixels, for a glyph that begins `at` units along a text from (`x`,
 /// `y`).
-pub fn place(style: Style, (x, y): (f32, f32), at: u32, upwards: bool) -> Transform {
+pub(crate) fn place(style: Style, (x, y): (f32, f32), at: u32, upwards: bool) -> Transform {
     let s = scale(style);
     let along = at as f32 * s;
     if upwards {

@@ -51,7 +51,7 @@ type Drawn<T = ()> = Result<T, Box<dyn Error>>;
 ///
 /// # Errors
 /// What plotters could not draw.
-pub fn scene(charts: &[Chart]) -> Drawn<Scene> {
+pub(crate) fn scene(charts: &[Chart]) -> Drawn<Scene> {
     let heights: Vec<f32> = charts.iter().map(height).collect();
     let title = charts.iter().map(|c| c.title.as_str()).collect::<Vec<_>>().join("; ");
     let canvas =

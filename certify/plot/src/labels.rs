@@ -5,7 +5,7 @@ use crate::scene::Style;
 
 /// A box: left, top, right, bottom, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Area(pub f32, pub f32, pub f32, pub f32);
+pub(crate) struct Area(pub f32, pub f32, pub f32, pub f32);
 
 impl Area {
     /// The common area of two boxes.
@@ -22,7 +22,7 @@ impl Area {
 
 /// Where a text has been put.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// The left end of its base line.
     pub at: (f32, f32),
     /// From the text to its point, if it had to go far.
@@ -30,7 +30,7 @@ pub struct Placed {
 }
 
 /// Places texts one after another.
-pub struct Labels {
+pub(crate) struct Labels {
     bounds: Area,
     /// No text may lie on these.
     taken: Vec<Area>,
@@ -44,17 +44,17 @@ const NEAR: f32 = 15.0;
 
 impl Labels {
     /// Texts inside of `bounds`.
-    pub fn new(bounds: Area) -> Self {
+    pub(crate) fn new(bounds: Area) -> Self {
         Self { bounds, taken: Vec::new(), avoided: Vec::new() }
     }
 
     /// Keeps texts away from a mark.
-    pub fn avoid(&mut self, (x, y): (f32, f32), radius: f32) {
+    pub(crate) fn avoid(&mut self, (x, y): (f32, f32), radius: f32) {
         self.avoided.push(Area(x - radius, y - radius, x + radius, y + radius));
     }
 
     /// Keeps texts away from a line.
-    pub fn avoid_line(&mut self, a: (f32, f32), b: (f32, f32)) {
+    pub(crate) fn avoid_line(&mut self, a: (f32, f32), b: (f32, f32)) {
         const STEP: f32 = 6.0;
         let count = ((b.0 - a.0).hypot(b.1 - a.1) / STEP).ceil().clamp(1.0, 400.0);
         for i in 0..=count as usize {
@@ -65,7 +65,12 @@ impl Labels {
 
     /// A place for a text beside one of the points, the earlier ones rather; none if every one
     /// would cover another text.
-    pub fn place(&mut self, text: &str, points: &[(f32, f32)], style: Style) -> Option<Placed> {
+    pub(crate) fn place(
+        &mut self,
+        text: &str,
+        points: &[(f32, f32)],
+        style: Style,
+    ) -> Option<Placed> {
         let (width, up, down) = (style.width(text), style.above(), style.below());
         let mut best: Option<(f32, Placed, Area)> = None;
         for (rank, point) in points.iter().enumerate() {

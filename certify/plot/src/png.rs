@@ -6,13 +6,13 @@ use crate::font;
 use crate::scene::{Item, Line, Paint, Scene};
 
 /// Pixels of the picture to one of the scene.
-pub const SCALE: f32 = 2.0;
+pub(crate) const SCALE: f32 = 2.0;
 
 /// The bytes of the file.
 ///
 /// # Errors
 /// In words, if the picture is too large.
-pub fn write(scene: &Scene) -> Result<Vec<u8>, String> {
+pub(crate) fn write(scene: &Scene) -> Result<Vec<u8>, String> {
     let size = |x: f32| (x * SCALE) as u32;
     let (width, height) = (size(scene.width), size(scene.height));
     let mut pixels = Pixmap::new(width, height).ok_or("is too large a picture")?;

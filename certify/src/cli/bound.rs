@@ -16,7 +16,7 @@ use lipschitz_nn::checkpoint::{Dialect, Origin};
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
-pub struct Bound {
+pub(super) struct Bound {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Write the certificate to this file.
@@ -71,7 +71,7 @@ enum FormulaName {
 }
 
 impl Bound {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
         let stored = lipschitz_certify::open(&self.model)?;
         let rounding = self.weights.map(|weights| match weights {
@@ -160,7 +160,7 @@ fn print(c: &Certificate) {
 }
 
 /// Whose function it is.
-pub fn origin(origin: &Origin) {
+pub(super) fn origin(origin: &Origin) {
     let whose = match origin.dialect {
         Dialect::Original => "as the library that it comes from computes it",
         Dialect::Candle => "as candle's model of the family computes it",
@@ -191,7 +191,7 @@ fn savings(
 }
 
 /// A row a node.
-pub fn nodes(rows: &[Row]) -> Table {
+pub(super) fn nodes(rows: &[Row]) -> Table {
     let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
     for row in rows {
         let name = if row.path.is_empty() { "·" } else { &row.path };

@@ -7,7 +7,7 @@ use lipschitz_certify::spectral::Method;
 
 /// Draw the architecture with each node's bound.
 #[derive(Args)]
-pub struct GraphCommand {
+pub(super) struct GraphCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Where to: .svg, .dot or .json.
@@ -16,7 +16,7 @@ pub struct GraphCommand {
 }
 
 impl GraphCommand {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let extension =
             self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
         if !["svg", "dot", "json"].contains(&extension.as_str()) {

@@ -10,7 +10,7 @@ use lipschitz_nn::checkpoint::{self, Dialect};
 ///
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
-pub struct Import {
+pub(super) struct Import {
     /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a
     /// file of matrices.
     path: PathBuf,
@@ -41,7 +41,7 @@ enum Whose {
 }
 
 impl Import {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let dialect = match self.function {
             Whose::Original => Dialect::Original,
             Whose::Candle => Dialect::Candle,

@@ -52,7 +52,7 @@ enum Command {
     },
 }
 
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,

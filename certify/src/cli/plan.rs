@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// training finds.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
-pub struct Plan {
+pub(super) struct Plan {
     /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are
     /// read.
     config: PathBuf,
@@ -60,7 +60,7 @@ struct Section<'a> {
 }
 
 impl Plan {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         for (flag, value) in [("--target", self.target), ("--sigma-max", self.sigma_max)] {
             if let Some(value) = value
                 && !(value.is_finite() && value > 0.0)

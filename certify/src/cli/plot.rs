@@ -11,7 +11,7 @@ use lipschitz_nn::checkpoint;
 
 /// Draw runs.
 #[derive(Args)]
-pub struct Plot {
+pub(super) struct Plot {
     #[command(subcommand)]
     picture: Picture,
 }
@@ -71,7 +71,7 @@ enum Picture {
 }
 
 impl Plot {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         match self.picture {
             Picture::Tradeoff { runs, output, x, y, color, csv } => {
                 if csv.as_ref() == Some(&output) {

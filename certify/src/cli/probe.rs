@@ -22,7 +22,7 @@ use serde::Serialize;
 
 /// Search for the steepest pair of inputs, and set it beside the certified constant.
 #[derive(Args)]
-pub struct Probe {
+pub(super) struct Probe {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10
@@ -56,7 +56,7 @@ struct Report {
 }
 
 impl Probe {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)
         }

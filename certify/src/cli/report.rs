@@ -9,7 +9,7 @@ use lipschitz_nn::checkpoint;
 ///
 /// It opens from disk, needs no network, and is light or dark as the reader's system is.
 #[derive(Args)]
-pub struct Report {
+pub(super) struct Report {
     /// Run directories, or directories of runs.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
@@ -19,7 +19,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let page = report::page(&self.runs)?;
         super::tell_unfinished(&self.runs);
         Ok(checkpoint::write(&self.output, page.as_bytes())?)

@@ -10,7 +10,7 @@ use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
 #[derive(Args)]
-pub struct Verify {
+pub(super) struct Verify {
     /// The certificate, as `bound --json` writes one.
     certificate: PathBuf,
     /// A run directory, a checkpoint, or a model of another library.
@@ -18,7 +18,7 @@ pub struct Verify {
 }
 
 impl Verify {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let path = &self.certificate;
         let text = std::fs::read_to_string(path).at(path)?;
         let refused = |e: serde_json::Error| {

@@ -76,7 +76,7 @@ fn certified(run: &Run) -> Cell {
 }
 
 /// All runs, sortable; columns in which nothing is known are left out.
-pub fn runs(runs: &[Run]) -> String {
+pub(super) fn runs(runs: &[Run]) -> String {
     let known = |(_, _, cell): &&Column| runs.iter().any(|run| !cell(run).value.is_empty());
     let columns: Vec<&Column> = COLUMNS.iter().filter(known).collect();
     let class = |number: bool| if number { " class=\"number\"" } else { "" };
@@ -102,7 +102,7 @@ pub fn runs(runs: &[Run]) -> String {
 }
 
 /// A certificate, a row a node.
-pub fn nodes(certificate: &Certificate) -> String {
+pub(super) fn nodes(certificate: &Certificate) -> String {
     let mut text = String::from(
         "<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">node</th><th scope=\"col\">kind</th>\
          <th scope=\"col\" class=\"number\">its L ≤</th><th scope=\"col\" class=\"number\">up to here ≤</th>\

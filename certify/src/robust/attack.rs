@@ -30,7 +30,7 @@ pub enum Reach {
 }
 
 /// What may be changed, and how.
-pub struct Attack<'a> {
+pub(super) struct Attack<'a> {
     /// From `[batch, tokens, width]` to logits `[batch, outputs]`.
     pub network: &'a dyn Fn(&Tensor) -> Result<Tensor, Error>,
     /// How hard to search.
@@ -50,7 +50,7 @@ impl Attack<'_> {
     ///
     /// # Errors
     /// [`Error::Network`] if the inputs do not fit the network.
-    pub fn run(
+    pub(super) fn run(
         &self,
         x: &Tensor,
         classes: &[usize],
@@ -159,7 +159,7 @@ impl Attack<'_> {
 }
 
 /// Whether another number is as large as that of the class, or any is not finite.
-pub fn beaten(logits: &[f64], class: usize) -> bool {
+pub(super) fn beaten(logits: &[f64], class: usize) -> bool {
     logits.iter().enumerate().any(|(j, z)| !z.is_finite() || (j != class && *z >= logits[class]))
 }
 

@@ -78,7 +78,7 @@ pub(crate) struct Config {
 impl Config {
     /// # Errors
     /// [`Error::File`] if the file is missing or no JSON object.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).at(path)?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(options)) => Ok(Self::of(path, String::new(), options)),
@@ -87,12 +87,12 @@ impl Config {
         }
     }
 
-    pub fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
+    pub(crate) fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
         Self { path: path.to_path_buf(), within, options, read: RefCell::default() }
     }
 
     /// An error about an option.
-    pub fn wrong(&self, key: &str, what: impl std::fmt::Display) -> Error {
+    pub(crate) fn wrong(&self, key: &str, what: impl std::fmt::Display) -> Error {
         let within = &self.within;
         Error::file(&self.path, format!("`{within}{key}` {what}"))
     }
@@ -103,16 +103,16 @@ impl Config {
     }
 
     /// Whether an option is given, be it as null; does not count as reading it.
-    pub fn names(&self, key: &str) -> bool {
+    pub(crate) fn names(&self, key: &str) -> bool {
         self.options.contains_key(key)
     }
 
     /// Options that are known to leave the function as it is, for this family.
-    pub fn ignore(&self, keys: &[&str]) {
+    pub(crate) fn ignore(&self, keys: &[&str]) {
         self.read.borrow_mut().extend(keys.iter().map(|key| (*key).to_string()));
     }
 
-    pub fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
+    pub(crate) fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
@@ -121,7 +121,7 @@ impl Config {
     }
 
     /// As [`Config::size_if`], where 0 means something too.
-    pub fn size_if_zero(&self, key: &str) -> Result<Option<usize>, Error> {
+    pub(crate) fn size_if_zero(&self, key: &str) -> Result<Option<usize>, Error> {
         if self.value(key).and_then(Value::as_u64) == Some(0) {
             Ok(Some(0))
         } else {
@@ -129,15 +129,15 @@ impl Config {
         }
     }
 
-    pub fn size(&self, key: &str) -> Result<usize, Error> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize, Error> {
         self.size_if(key)?.ok_or_else(|| self.wrong(key, "is missing"))
     }
 
-    pub fn size_or(&self, key: &str, default: usize) -> Result<usize, Error> {
+    pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize, Error> {
         Ok(self.size_if(key)?.unwrap_or(default))
     }
 
-    pub fn number_if(&self, key: &str) -> Result<Option<f64>, Error> {
+    pub(crate) fn number_if(&self, key: &str) -> Result<Option<f64>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.as_f64() {
             Some(x) if x.is_finite() => Ok(Some(x)),
@@ -145,12 +145,12 @@ impl Config {
         }
     }
 
-    pub fn number_or(&self, key: &str, default: f64) -> Result<f64, Error> {
+    pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64, Error> {
         Ok(self.number_if(key)?.unwrap_or(default))
     }
 
     /// An ε: a norm without one has no finite constant.
-    pub fn eps(&self, key: &str, default: f64) -> Result<f64, Error> {
+    pub(crate) fn eps(&self, key: &str, default: f64) -> Result<f64, Error> {
         let eps = self.number_or(key, default)?;
         if eps > 0.0 {
             return Ok(eps);
@@ -159,7 +159,7 @@ impl Config {
             .wrong(key, format!("is {eps}: a norm without ε > 0 has no finite Lipschitz constant")))
     }
 
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
         match self.value(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -168,14 +168,14 @@ impl Config {
     }
 
     /// An option that this version knows at one value alone.
-    pub fn only(&self, key: &str, wanted: bool) -> Result<(), Error> {
+    pub(crate) fn only(&self, key: &str, wanted: bool) -> Result<(), Error> {
         match self.flag(key, wanted)? {
             found if found == wanted => Ok(()),
             found => Err(self.wrong(key, format!("is {found}, which is not supported"))),
         }
     }
 
-    pub fn text(&self, key: &str) -> Result<Option<&str>, Error> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, Error> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -183,7 +183,7 @@ impl Config {
         }
     }
 
-    pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, Error> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let texts = value
             .as_array()
@@ -191,7 +191,7 @@ impl Config {
         texts.map(Some).ok_or_else(|| self.wrong(key, "is not a list of texts"))
     }
 
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
+    pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let numbers = value
             .as_array()
@@ -200,7 +200,7 @@ impl Config {
     }
 
     /// Options inside an option.
-    pub fn inside(&self, key: &str) -> Result<Option<Config>, Error> {
+    pub(crate) fn inside(&self, key: &str) -> Result<Option<Config>, Error> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(options)) => {
@@ -211,7 +211,7 @@ impl Config {
     }
 
     /// Number of layers, of which there cannot be more than tensors.
-    pub fn layers(&self, key: &str, tensors: usize) -> Result<usize, Error> {
+    pub(crate) fn layers(&self, key: &str, tensors: usize) -> Result<usize, Error> {
         let layers = self.size(key)?;
         if layers > tensors {
             return Err(
@@ -222,7 +222,7 @@ impl Config {
     }
 
     /// What the model computes at its end: the class that saved it, if the config names one.
-    pub fn architecture(&self) -> Result<Option<&str>, Error> {
+    pub(crate) fn architecture(&self) -> Result<Option<&str>, Error> {
         Ok(match self.texts("architectures")?.as_deref() {
             None | Some([]) => None,
             Some([one]) => Some(*one),
@@ -234,7 +234,7 @@ impl Config {
     }
 
     /// Fails on the first option that nobody read and that may change the function.
-    pub fn finish(&self) -> Result<(), Error> {
+    pub(crate) fn finish(&self) -> Result<(), Error> {
         let read = self.read.borrow();
         let inert = |key: &str| {
             INERT.contains(&key)
@@ -267,17 +267,17 @@ pub(crate) struct Activation {
 }
 
 impl Activation {
-    pub fn plain(function: Function) -> Self {
+    pub(crate) fn plain(function: Function) -> Self {
         Self { function, factor: 1.0 }
     }
 
-    pub fn read(config: &Config, key: &str, default: &str) -> Result<Self, Error> {
+    pub(crate) fn read(config: &Config, key: &str, default: &str) -> Result<Self, Error> {
         let name = config.text(key)?.unwrap_or(default);
         Self::named(name)
             .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
     }
 
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Some(Self::plain(match name {
             "relu" => Function::Relu,
             "gelu" | "gelu_python" | "gelu_erf" => Function::GeluErf,
@@ -292,11 +292,11 @@ impl Activation {
     }
 
     /// Candle takes GELU's tanh approximation in some of its models.
-    pub fn approximate(self) -> Self {
+    pub(crate) fn approximate(self) -> Self {
         if self == Self::plain(Function::GeluErf) { Self::plain(Function::GeluTanh) } else { self }
     }
 
-    pub fn nodes(self) -> Vec<Node> {
+    pub(crate) fn nodes(self) -> Vec<Node> {
         let phi = |scale| Node::new("", Op::Activation { function: self.function, scale });
         if self.factor == 1.0 {
             return vec![phi(1.0)];
@@ -305,7 +305,7 @@ impl Activation {
     }
 
     /// φ, for a gated unit.
-    pub fn gate(self, config: &Config, key: &str) -> Result<Function, Error> {
+    pub(crate) fn gate(self, config: &Config, key: &str) -> Result<Function, Error> {
         if self.factor == 1.0 {
             Ok(self.function)
         } else {

@@ -48,7 +48,7 @@ enum Step {
 }
 
 impl Take {
-    pub fn new(name: impl Into<String>, shape: &[usize]) -> Self {
+    pub(crate) fn new(name: impl Into<String>, shape: &[usize]) -> Self {
         Self { name: name.into(), shape: shape.to_vec(), steps: Vec::new() }
     }
 
@@ -58,41 +58,41 @@ impl Take {
     }
 
     /// `[a, b]` to `[b, a]`.
-    pub fn transpose(self) -> Self {
+    pub(crate) fn transpose(self) -> Self {
         self.then(Step::Transpose)
     }
 
-    pub fn reshape(self, shape: &[usize]) -> Self {
+    pub(crate) fn reshape(self, shape: &[usize]) -> Self {
         self.then(Step::Reshape(shape.to_vec()))
     }
 
     /// `count` rows from row `from`.
-    pub fn rows(self, from: usize, count: usize) -> Self {
+    pub(crate) fn rows(self, from: usize, count: usize) -> Self {
         self.narrow(0, from, count)
     }
 
-    pub fn narrow(self, dim: usize, from: usize, count: usize) -> Self {
+    pub(crate) fn narrow(self, dim: usize, from: usize, count: usize) -> Self {
         self.then(Step::Narrow { dim, from, count })
     }
 
-    pub fn add(self, number: f64) -> Self {
+    pub(crate) fn add(self, number: f64) -> Self {
         self.then(Step::Add(number))
     }
 
-    pub fn times(self, number: f64) -> Self {
+    pub(crate) fn times(self, number: f64) -> Self {
         self.then(Step::Times(number))
     }
 
-    pub fn scale_rows(self, by: Take) -> Self {
+    pub(crate) fn scale_rows(self, by: Take) -> Self {
         self.then(Step::ScaleRows(by))
     }
 
-    pub fn add_row(self, row: Take) -> Self {
+    pub(crate) fn add_row(self, row: Take) -> Self {
         self.then(Step::AddRow(row))
     }
 
     /// Every tensor that it reads, with its shape.
-    pub fn sources(&self) -> Vec<(&str, &[usize])> {
+    pub(crate) fn sources(&self) -> Vec<(&str, &[usize])> {
         let mut out = vec![(self.name.as_str(), self.shape.as_slice())];
         for step in &self.steps {
             if let Step::ScaleRows(take) | Step::AddRow(take) = step {
@@ -103,14 +103,14 @@ impl Take {
     }
 
     /// Whether numbers change, so that they are rounded.
-    pub fn computes(&self) -> bool {
+    pub(crate) fn computes(&self) -> bool {
         let moves =
             |step: &Step| matches!(step, Step::Transpose | Step::Reshape(_) | Step::Narrow { .. });
         !self.steps.iter().all(moves)
     }
 
     /// The weight; steps are worked out in f64 and rounded once.
-    pub fn read(&self, files: &Files, dtype: DType) -> Result<Tensor, Error> {
+    pub(crate) fn read(&self, files: &Files, dtype: DType) -> Result<Tensor, Error> {
         let mut x = files.read(&self.name)?;
         if self.computes() {
             x = x.to_dtype(DType::F64)?;
@@ -143,12 +143,19 @@ impl Take {
 pub(crate) struct Takes(pub Vec<(String, Take)>);
 
 impl Takes {
-    pub fn put(&mut self, to: impl Into<String>, take: Take) {
+    pub(crate) fn put(&mut self, to: impl Into<String>, take: Take) {
         self.0.push((to.into(), take));
     }
 
     /// A `[outputs, inputs]` matrix, and its bias if it has one.
-    pub fn linear(&mut self, to: &str, from: &str, outputs: usize, inputs: usize, bias: bool) {
+    pub(crate) fn linear(
+        &mut self,
+        to: &str,
+        from: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) {
         self.put(format!("{to}.weight"), Take::new(format!("{from}.weight"), &[outputs, inputs]));
         if bias {
             self.vector(&format!("{to}.bias"), &format!("{from}.bias"), outputs);
@@ -156,14 +163,14 @@ impl Takes {
     }
 
     /// The gain of a norm, and its shift if it has one.
-    pub fn norm(&mut self, to: &str, from: &str, dim: usize, bias: bool) {
+    pub(crate) fn norm(&mut self, to: &str, from: &str, dim: usize, bias: bool) {
         self.vector(&format!("{to}.weight"), &format!("{from}.weight"), dim);
         if bias {
             self.vector(&format!("{to}.bias"), &format!("{from}.bias"), dim);
         }
     }
 
-    pub fn vector(&mut self, to: &str, from: &str, dim: usize) {
+    pub(crate) fn vector(&mut self, to: &str, from: &str, dim: usize) {
         self.put(to, Take::new(from, &[dim]));
     }
 }
@@ -199,7 +206,7 @@ pub(crate) fn blocks(bodies: Vec<Vec<Node>>) -> Node {
 }
 
 impl Plan {
-    pub fn new(input: Input, nodes: Vec<Node>, takes: Takes) -> Result<Self, Error> {
+    pub(crate) fn new(input: Input, nodes: Vec<Node>, takes: Takes) -> Result<Self, Error> {
         Ok(Self {
             graph: Graph::new(input, nodes)?,
             takes: takes.0,
@@ -209,12 +216,12 @@ impl Plan {
     }
 
     /// Sets aside the tensors whose names end so.
-    pub fn aside(mut self, end: impl Into<String>, why: &'static str) -> Self {
+    pub(crate) fn aside(mut self, end: impl Into<String>, why: &'static str) -> Self {
         self.aside.push((end.into(), why));
         self
     }
 
-    pub fn note(mut self, note: impl Into<String>) -> Self {
+    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }

@@ -196,7 +196,7 @@ pub(super) struct Scratch<T> {
 }
 
 impl<T: Real> Scratch<T> {
-    pub fn new(tokens: usize) -> Self {
+    pub(super) fn new(tokens: usize) -> Self {
         Self { p: vec![T::of(0.0); BLOCK * tokens], ds: vec![T::of(0.0); BLOCK * tokens] }
     }
 }
@@ -209,7 +209,7 @@ pub(super) struct Target<'a, T> {
 
 impl Attention {
     /// For a head of this sequence, with what is added to its logits.
-    pub fn of_sequence<'a, T>(&'a self, sequence: usize, bias: &'a [T]) -> Head<'a, T> {
+    pub(super) fn of_sequence<'a, T>(&'a self, sequence: usize, bias: &'a [T]) -> Head<'a, T> {
         let starts =
             self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
         Head { scale: self.scale, causal: self.mask == Mask::Causal, starts, bias }
@@ -272,7 +272,7 @@ impl<T: Real> Head<'_, T> {
     }
 
     /// One head: queries, keys and values are `[tokens, dim]`, and so is the result.
-    pub fn mix(
+    pub(super) fn mix(
         &self,
         out: Target<T>,
         q: Strided<T>,
@@ -292,7 +292,7 @@ impl<T: Real> Head<'_, T> {
     /// probabilities: `dv = Pᵀ do`, `dS = P ∘ (do vᵀ − rowsum(P ∘ do vᵀ))`, `dq = scale·dS k`, `dk
     /// = scale·dSᵀ q`; to that of the bias, if there is one, the sum of dS for each distance is
     /// added.
-    pub fn gradient(
+    pub(super) fn gradient(
         &self,
         [dq, dk, dv]: [Target<T>; 3],
         dbias: &mut [T],

@@ -24,7 +24,7 @@ impl<T> Pool<T> {
 }
 
 impl<T: Real> Buffer<T> {
-    pub fn take(len: usize) -> Self {
+    pub(super) fn take(len: usize) -> Self {
         let mut pool = T::pool().lock().unwrap_or_else(PoisonError::into_inner);
         pool.used += len;
         pool.most = pool.most.max(pool.used);
@@ -43,7 +43,7 @@ impl<T: Real> Buffer<T> {
 
 impl<T: Real> Buffer<T> {
     /// The array, which does not go back.
-    pub fn into_vec(mut self) -> Vec<T> {
+    pub(super) fn into_vec(mut self) -> Vec<T> {
         let data = std::mem::take(&mut self.0);
         T::pool().lock().unwrap_or_else(PoisonError::into_inner).used -= data.len();
         data

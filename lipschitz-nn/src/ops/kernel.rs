@@ -21,7 +21,7 @@ pub(super) struct Array<'a, T> {
 impl<T> Array<'_, T> {
     /// The size of the last dimension; a kernel that asks has seen in [`Kernel::dims`] that there
     /// is one.
-    pub fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.dims[self.dims.len() - 1]
     }
 }

@@ -86,7 +86,7 @@ pub(super) struct Turns<T> {
 }
 
 impl<T: Real> Turns<T> {
-    pub fn new(rotary: &Rotary, tokens: usize, head_dim: usize) -> Self {
+    pub(super) fn new(rotary: &Rotary, tokens: usize, head_dim: usize) -> Self {
         let frequencies = frequencies(rotary, head_dim);
         let angles = angles(&frequencies, tokens);
         Self {
@@ -100,7 +100,7 @@ impl<T: Real> Turns<T> {
     /// Turns a head of a token in place; back if `sign` is −1, which is the gradient: a rotation's
     /// transpose is its inverse. Coordinates beyond the pairs stay as they are.
     #[inline(always)]
-    pub fn apply(&self, x: &mut [T], token: usize, sign: f64) {
+    pub(super) fn apply(&self, x: &mut [T], token: usize, sign: f64) {
         let (half, sign) = (self.half, T::of(sign));
         let cos = &self.cos[token * half..][..half];
         let sin = &self.sin[token * half..][..half];

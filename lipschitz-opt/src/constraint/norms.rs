@@ -47,7 +47,7 @@ pub(super) struct Top {
 
 impl Top {
     /// `u vᵀ`, `[count, rows, columns]`.
-    pub fn outer(&self) -> Result<Tensor, Error> {
+    pub(super) fn outer(&self) -> Result<Tensor, Error> {
         Ok(self.left.broadcast_mul(&self.right.transpose(1, 2)?)?)
     }
 }

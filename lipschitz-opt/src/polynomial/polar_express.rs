@@ -13,7 +13,7 @@ const CUSHION: f64 = 0.02407327424182761;
 
 /// `count` steps for singular values in [`lower`, 1]: each the odd quintic nearest to 1 on the
 /// interval that the one before leaves, scaled so that what it leaves is centred on 1.
-pub fn steps(lower: f64, count: usize) -> Steps {
+pub(super) fn steps(lower: f64, count: usize) -> Steps {
     let (mut low, mut high) = (lower, 1.0);
     (0..count)
         .map(|i| {

@@ -15,13 +15,13 @@ fn unit(rng: &mut ChaCha8Rng) -> f64 {
     f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0
 }
 
-pub fn random(shape: &[usize], factor: f64, rng: &mut ChaCha8Rng) -> Tensor {
+pub(crate) fn random(shape: &[usize], factor: f64, rng: &mut ChaCha8Rng) -> Tensor {
     let values: Vec<f32> =
         (0..shape.iter().product()).map(|_| (factor * unit(rng)) as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-pub fn matrix(t: &Tensor) -> Mat<f64> {
+pub(crate) fn matrix(t: &Tensor) -> Mat<f64> {
     let rows = t.to_vec2::<f32>().unwrap();
     Mat::from_fn(rows.len(), rows[0].len(), |i, j| f64::from(rows[i][j]))
 }
@@ -37,7 +37,12 @@ fn tensor(m: &Mat<f64>) -> Tensor {
 }
 
 /// A random matrix with these singular values.
-pub fn spectrum(rows: usize, columns: usize, values: &[f64], rng: &mut ChaCha8Rng) -> Tensor {
+pub(crate) fn spectrum(
+    rows: usize,
+    columns: usize,
+    values: &[f64],
+    rng: &mut ChaCha8Rng,
+) -> Tensor {
     let m = matrix(&random(&[rows, columns], 1.0, rng));
     let svd = m.thin_svd().unwrap();
     let diagonal =
@@ -45,12 +50,12 @@ pub fn spectrum(rows: usize, columns: usize, values: &[f64], rng: &mut ChaCha8Rn
     tensor(&(svd.U() * diagonal * svd.V().transpose()))
 }
 
-pub fn sigma_max(t: &Tensor) -> f64 {
+pub(crate) fn sigma_max(t: &Tensor) -> f64 {
     matrix(t).singular_values().unwrap()[0]
 }
 
 /// The norm of a weight, or the largest of its heads' blocks, by SVD.
-pub fn norm(w: &Tensor, p: &Parameter, heads: Option<HeadBlocks>) -> f64 {
+pub(crate) fn norm(w: &Tensor, p: &Parameter, heads: Option<HeadBlocks>) -> f64 {
     let (rows, columns) = w.dims2().unwrap();
     let blocks: Vec<Tensor> = match heads {
         None => vec![w.clone()],
@@ -65,14 +70,14 @@ pub fn norm(w: &Tensor, p: &Parameter, heads: Option<HeadBlocks>) -> f64 {
 }
 
 /// The outer product of the first singular vectors: the step that makes a matrix grow most.
-pub fn top(t: &Tensor) -> Tensor {
+pub(crate) fn top(t: &Tensor) -> Tensor {
     let m = matrix(t);
     let svd = m.svd().unwrap();
     tensor(&Mat::from_fn(m.nrows(), m.ncols(), |i, j| svd.U()[(i, 0)] * svd.V()[(j, 0)]))
 }
 
 /// `UVᵀ`: the step that makes every singular value grow.
-pub fn all(t: &Tensor) -> Tensor {
+pub(crate) fn all(t: &Tensor) -> Tensor {
     let m = matrix(t);
     let svd = m.thin_svd().unwrap();
     tensor(&(svd.U() * svd.V().transpose()))
@@ -80,7 +85,7 @@ pub fn all(t: &Tensor) -> Tensor {
 
 /// A table, a vector, matrices wide, tall and split into heads either way; two of one shape; rates
 /// that differ.
-pub fn variables(rng: &mut ChaCha8Rng) -> Variables {
+pub(crate) fn variables(rng: &mut ChaCha8Rng) -> Variables {
     let heads = |axis| Some(HeadBlocks { count: 4, axis });
     [
         ("table", vec![12, 8], Geometry::Table, None),
@@ -104,19 +109,19 @@ pub fn variables(rng: &mut ChaCha8Rng) -> Variables {
     .collect()
 }
 
-pub fn copy(variables: &Variables) -> Variables {
+pub(crate) fn copy(variables: &Variables) -> Variables {
     let var = |v: &Variable| Var::from_tensor(&v.var.as_tensor().copy().unwrap()).unwrap();
     variables.iter().map(|v| Variable { var: var(v), ..v.clone() }).collect()
 }
 
-pub fn bits(variables: &Variables) -> Vec<u32> {
+pub(crate) fn bits(variables: &Variables) -> Vec<u32> {
     let values =
         variables.iter().flat_map(|v| v.var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     values.map(f32::to_bits).collect()
 }
 
 /// A step along given gradients: those of `Σ ⟨W, G⟩`.
-pub fn step(
+pub(crate) fn step(
     optimizer: &mut dyn Optimizer,
     variables: &Variables,
     gradients: &[Tensor],
@@ -130,11 +135,11 @@ pub fn step(
     optimizer.step(&loss.backward().unwrap(), rate).unwrap();
 }
 
-pub fn muon() -> MuonConfig {
+pub(crate) fn muon() -> MuonConfig {
     MuonConfig { beta: 0.9, nesterov: true, ..MuonConfig::default() }
 }
 
-pub fn adamw() -> AdamWConfig {
+pub(crate) fn adamw() -> AdamWConfig {
     AdamWConfig {
         beta1: 0.8,
         beta2: 0.95,
@@ -145,6 +150,6 @@ pub fn adamw() -> AdamWConfig {
     }
 }
 
-pub fn sgd() -> SgdConfig {
+pub(crate) fn sgd() -> SgdConfig {
     SgdConfig { momentum: 0.7, nesterov: false, weight_decay: 0.2 }
 }

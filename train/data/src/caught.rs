@@ -11,7 +11,7 @@ thread_local! {
 /// What `decode` gives, or, where it panics, what the panic says on one line; nothing is printed.
 ///
 /// Only for pure readers: `decode` must leave nothing half changed behind it.
-pub fn caught<T>(decode: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn caught<T>(decode: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let loud = panic::take_hook();

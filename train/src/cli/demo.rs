@@ -19,7 +19,7 @@ use super::{Stopped, stop_on_interrupt, table};
 ///
 /// About a minute on two cores; nothing to download.
 #[derive(Args)]
-pub struct Demo {
+pub(super) struct Demo {
     /// Where everything goes. Networks that are there already are kept, so a stopped demo
     /// continues.
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
@@ -44,7 +44,7 @@ const MEMBERS: [(&str, &[&str]); 6] = [
 ];
 
 impl Demo {
-    pub fn run(self, quiet: bool) -> Result<()> {
+    pub(super) fn run(self, quiet: bool) -> Result<()> {
         let stop = stop_on_interrupt();
         let clock = Instant::now();
         let mut summaries = Vec::new();

@@ -12,7 +12,7 @@ use lipschitz_train::estimate::{Machine, estimate};
 /// The speeds that stand here without being given are 40 % of what NVIDIA's data sheet says of an
 /// H100 SXM (989 Tflop/s in bf16, 67 in f32, 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
 #[derive(Args)]
-pub struct EstimateCommand {
+pub(super) struct EstimateCommand {
     /// The config of a run.
     config: PathBuf,
     /// Change a key of the config, as path.to.key=value.
@@ -39,7 +39,7 @@ pub struct EstimateCommand {
 }
 
 impl EstimateCommand {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let speeds = [
             ("--bf16", self.bf16),
             ("--f32", self.f32),

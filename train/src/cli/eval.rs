@@ -10,7 +10,7 @@ use lipschitz_train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
-pub struct Eval {
+pub(super) struct Eval {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// A text file, a directory of token shards, or a CIFAR-10 directory.
@@ -40,7 +40,7 @@ enum ProtocolName {
 }
 
 impl Eval {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let task = Task::for_model(&self.data, &meta)?;

@@ -66,7 +66,7 @@ struct Stopped {
 #[error("{0}")]
 struct Failed(String);
 
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,

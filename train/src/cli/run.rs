@@ -13,7 +13,7 @@ use super::{Stopped, stop_on_interrupt};
 
 /// Train one network.
 #[derive(Args)]
-pub struct Run {
+pub(super) struct Run {
     /// The config; `train config PRESET` prints one to start from.
     config: PathBuf,
     /// Change a key of the config, as path.to.key=value.
@@ -31,7 +31,7 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn run(self, quiet: bool) -> Result<()> {
+    pub(super) fn run(self, quiet: bool) -> Result<()> {
         let mut config = Config::read(&self.config, &self.settings)?;
         if let Some(device) = self.device {
             config.train.device = device;

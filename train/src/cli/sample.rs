@@ -8,7 +8,7 @@ use lipschitz_train::sample::{Sampling, sample};
 
 /// Write text with a language model.
 #[derive(Args)]
-pub struct Sample {
+pub(super) struct Sample {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// How the text begins.
@@ -26,7 +26,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let tokenizer = meta.tokenizer.ok_or_else(|| {
             anyhow!(

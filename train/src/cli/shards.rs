@@ -8,7 +8,7 @@ use lipschitz_train::shards::{self, Plan};
 
 /// Make token shards from text.
 #[derive(Args)]
-pub struct Shards {
+pub(super) struct Shards {
     /// Text files, each a document; of `.jsonl` files each line is one, under the key `text`. A
     /// single text file is cut in two.
     #[arg(required = true)]
@@ -34,7 +34,7 @@ pub struct Shards {
 }
 
 impl Shards {
-    pub fn run(self, quiet: bool) -> Result<()> {
+    pub(super) fn run(self, quiet: bool) -> Result<()> {
         let tokenizer = shards::tokenizer(
             self.tokenizer.as_deref(),
             self.vocab.as_deref(),

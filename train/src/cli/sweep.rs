@@ -14,7 +14,7 @@ use super::{Failed, Stopped, stop_on_interrupt, table};
 ///
 /// Finished runs are kept and half ones continued, so the same command goes on after any end.
 #[derive(Args)]
-pub struct Sweep {
+pub(super) struct Sweep {
     /// The sweep: a base config, and lists or ranges of values for its keys.
     file: PathBuf,
     /// Where the runs go, a directory each.
@@ -45,7 +45,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 }
 
 impl Sweep {
-    pub fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
+    pub(super) fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
         if self.jobs == 0 {
             bail!("--jobs 0: at least one run at a time")
         }
@@ -141,7 +141,7 @@ fn command_line() -> String {
 
 /// One run of a sweep, for the sweep's own use.
 #[derive(Args)]
-pub struct SweepMember {
+pub(super) struct SweepMember {
     #[arg(long)]
     out: PathBuf,
     #[arg(long)]
@@ -151,10 +151,10 @@ pub struct SweepMember {
 /// Another process is at work on the run.
 #[derive(Debug, thiserror::Error)]
 #[error("another process is at work on this run")]
-pub struct Elsewhere;
+pub(super) struct Elsewhere;
 
 impl SweepMember {
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         // Ctrl-C reaches the sweep as well, which stops its children.
         ctrlc::set_handler(|| {}).map_err(|e| anyhow!("Ctrl-C cannot be caught: {e}"))?;
         match pool::child(&self.out, self.label)? {

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use lipschitz_train::run_dir::Summary;
 
 /// A row a run.
-pub fn summaries(summaries: &[Summary]) -> Table {
+pub(super) fn summaries(summaries: &[Summary]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
         "network",

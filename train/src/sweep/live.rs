@@ -14,7 +14,7 @@ use super::pool::Outcome;
 use crate::run_dir::Metrics;
 
 /// Shows how a sweep goes.
-pub struct Live {
+pub(super) struct Live {
     total: usize,
     ended: usize,
     table: Option<Table>,
@@ -34,7 +34,7 @@ const REFRESH: Duration = Duration::from_millis(500);
 
 impl Live {
     /// For these runs; silent if `quiet`.
-    pub fn new(members: &[Member], quiet: bool) -> Self {
+    pub(super) fn new(members: &[Member], quiet: bool) -> Self {
         let seen = std::io::stderr().is_terminal();
         let table = (seen && !quiet).then(|| {
             let all = MultiProgress::new();
@@ -52,7 +52,7 @@ impl Live {
     }
 
     /// A run has been started.
-    pub fn start(&mut self, member: usize, label: &str, steps: u64) {
+    pub(super) fn start(&mut self, member: usize, label: &str, steps: u64) {
         let Some(table) = &mut self.table else { return };
         let bar = table.all.insert_before(&table.total, ProgressBar::new(steps));
         bar.set_style(style("{bar:20} {pos}/{len}  {prefix}  {msg}  {eta} left"));
@@ -61,7 +61,7 @@ impl Live {
     }
 
     /// Another process is at work on a run.
-    pub fn elsewhere(&mut self, member: usize) {
+    pub(super) fn elsewhere(&mut self, member: usize) {
         self.leave(member);
         if let Some(table) = &self.table {
             table.total.set_message("waiting for a run of another sweep");
@@ -69,7 +69,7 @@ impl Live {
     }
 
     /// Reads how far the runs at work have come.
-    pub fn update(&mut self, places: &[PathBuf]) {
+    pub(super) fn update(&mut self, places: &[PathBuf]) {
         let Some(table) = self.table.as_ref().filter(|_| self.looked.elapsed() >= REFRESH) else {
             return;
         };
@@ -91,7 +91,7 @@ impl Live {
     }
 
     /// A run has ended, or was found to have ended `before`.
-    pub fn end(&mut self, member: usize, label: &str, outcome: &Outcome, before: bool) {
+    pub(super) fn end(&mut self, member: usize, label: &str, outcome: &Outcome, before: bool) {
         self.leave(member);
         let what = match outcome {
             Outcome::Finished(s) => format!(
@@ -123,14 +123,14 @@ impl Live {
     }
 
     /// All runs have been told to stop.
-    pub fn stopping(&mut self) {
+    pub(super) fn stopping(&mut self) {
         if let Some(table) = &self.table {
             table.total.set_message("stopping: runs save their checkpoints");
         }
     }
 
     /// Takes the table off the screen.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if let Some(table) = &self.table {
             let _ = table.all.clear();
         }

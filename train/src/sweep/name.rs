@@ -15,7 +15,7 @@ use crate::config::Config;
 const LONGEST: usize = 120;
 
 /// Members for points and their configs; of those with the same config, the first.
-pub fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> {
+pub(super) fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> {
     let leaves: Vec<BTreeMap<String, String>> = points.iter().map(leaves).collect();
     let keys: BTreeSet<&String> = leaves.iter().flat_map(BTreeMap::keys).collect();
     let varies = |key: &&String| leaves.iter().any(|l| l.get(*key) != leaves[0].get(*key));
@@ -41,7 +41,7 @@ pub fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> 
 }
 
 /// A point in words, for messages.
-pub fn describe(point: &Changes) -> String {
+pub(super) fn describe(point: &Changes) -> String {
     let parts: Vec<String> =
         leaves(point).iter().map(|(key, value)| part(key, value, &[])).collect();
     parts.join(", ")

@@ -12,7 +12,7 @@ use crate::config;
 
 /// The section `[random]`.
 #[derive(Deserialize)]
-pub struct Random {
+pub(super) struct Random {
     count: usize,
     #[serde(default)]
     seed: u64,
@@ -35,7 +35,7 @@ enum Range {
 }
 
 /// The draws, each a value for every key.
-pub fn draws(random: Random) -> Result<Vec<Changes>> {
+pub(super) fn draws(random: Random) -> Result<Vec<Changes>> {
     if random.count == 0 {
         bail!("random: count is 0; it must be at least 1")
     }

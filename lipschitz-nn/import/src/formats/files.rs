@@ -56,7 +56,7 @@ pub(crate) struct Files {
 
 impl Files {
     /// The weights of a Hugging Face directory: one file, or those that an index names.
-    pub fn of_directory(directory: &Path) -> Result<Self, Error> {
+    pub(crate) fn of_directory(directory: &Path) -> Result<Self, Error> {
         for (single, index) in [
             ("model.safetensors", "model.safetensors.index.json"),
             ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -77,14 +77,14 @@ impl Files {
     }
 
     /// The tensors of a `.safetensors` file, of a zip archive of PyTorch, or of a `.npz`.
-    pub fn of_file(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn of_file(path: &Path) -> Result<Self, Error> {
         let mut files = Self::default();
         files.add(path)?;
         Ok(files)
     }
 
     /// Tensors that are in memory.
-    pub fn of_tensors(tensors: Vec<(String, Tensor)>) -> Self {
+    pub(crate) fn of_tensors(tensors: Vec<(String, Tensor)>) -> Self {
         let info = |t: Tensor| Info {
             shape: t.dims().to_vec(),
             dtype: Some(t.dtype()),
@@ -144,7 +144,12 @@ impl Files {
     }
 
     /// Takes the entries of one file, each checked to lie inside it.
-    pub fn insert(&mut self, path: &Path, length: u64, entries: Vec<Entry>) -> Result<(), Error> {
+    pub(crate) fn insert(
+        &mut self,
+        path: &Path,
+        length: u64,
+        entries: Vec<Entry>,
+    ) -> Result<(), Error> {
         let mut total = 0u64;
         for Entry { name, shape, dtype, offset, bytes } in entries {
             let wanted = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
@@ -186,20 +191,20 @@ impl Files {
         Ok(())
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.tensors.len()
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    pub fn get(&self, name: &str) -> Option<&Info> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Info> {
         self.tensors.get(name)
     }
 
     /// Whether some tensor's name starts so.
-    pub fn below(&self, prefix: &str) -> bool {
+    pub(crate) fn below(&self, prefix: &str) -> bool {
         self.tensors
             .range(prefix.to_string()..)
             .next()
@@ -207,12 +212,12 @@ impl Files {
     }
 
     /// `prefix` if tensors have it, nothing otherwise: a base model saves its tensors without one.
-    pub fn prefix<'a>(&self, prefix: &'a str) -> &'a str {
+    pub(crate) fn prefix<'a>(&self, prefix: &'a str) -> &'a str {
         if self.below(prefix) { prefix } else { "" }
     }
 
     /// Reads a tensor onto the CPU.
-    pub fn read(&self, name: &str) -> Result<Tensor, Error> {
+    pub(crate) fn read(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
         let (file, offset, bytes) = match &info.place {
             Place::Memory(tensor) => return Ok(tensor.clone()),

@@ -47,7 +47,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn run(code: &'a [u8], known: fn(&str) -> bool) -> Result<(Self, Id), String> {
+    pub(crate) fn run(code: &'a [u8], known: fn(&str) -> bool) -> Result<(Self, Id), String> {
         let (memory, stack, memo, states) =
             (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
         let mut machine = Self { code, known, memory, stack, memo, remembered: 0, states };
@@ -320,17 +320,17 @@ impl<'a> Machine<'a> {
     }
 
     /// The items of a tuple.
-    pub fn tuple(&self, id: Id) -> Option<&[Id]> {
+    pub(crate) fn tuple(&self, id: Id) -> Option<&[Id]> {
         if let Object::Tuple(items) = &self.memory[id] { Some(items) } else { None }
     }
 
     /// A whole number that is not negative.
-    pub fn number(&self, id: Id) -> Option<u64> {
+    pub(crate) fn number(&self, id: Id) -> Option<u64> {
         if let Object::Number(n) = self.memory[id] { u64::try_from(n).ok() } else { None }
     }
 
     /// A text or a name.
-    pub fn said(&self, id: Id) -> Option<&str> {
+    pub(crate) fn said(&self, id: Id) -> Option<&str> {
         if let Object::Text(text) | Object::Name(text) = &self.memory[id] {
             Some(text)
         } else {

@@ -22,7 +22,7 @@ use crate::order::below;
 
 /// A grammar that passed the checks; rule 0 is where a text starts.
 #[derive(Debug)]
-pub struct Grammar {
+pub(super) struct Grammar {
     rules: Vec<Rule>,
 }
 
@@ -48,7 +48,7 @@ enum Symbol {
 }
 
 /// Rules in the making: names, each with weights and templates in which `{name}` stands for a rule.
-pub type Templates = Vec<(String, Vec<(u32, String)>)>;
+pub(super) type Templates = Vec<(String, Vec<(u32, String)>)>;
 
 impl Grammar {
     /// Reads templates; the first rule is where a text starts.
@@ -56,7 +56,7 @@ impl Grammar {
     /// # Errors
     /// One line that names the rule: defined twice, missing, empty, left-recursive, or with two
     /// alternatives that the text ahead cannot tell apart.
-    pub fn new(templates: &Templates) -> Result<Self, String> {
+    pub(super) fn new(templates: &Templates) -> Result<Self, String> {
         let mut ids = BTreeMap::new();
         for (id, (name, _)) in templates.iter().enumerate() {
             if ids.insert(name.as_str(), id).is_some() {
@@ -143,7 +143,7 @@ impl Grammar {
     ///
     /// The equations are iterated to their least solution; it is finite because every text ends
     /// with probability one, and quickly enough (tested against what samples show).
-    pub fn entropy_and_length(&self) -> (f64, f64) {
+    pub(super) fn entropy_and_length(&self) -> (f64, f64) {
         let mut value = vec![(0.0, 0.0); self.rules.len()];
         for _ in 0..100_000 {
             let mut moved = 0.0_f64;
@@ -173,7 +173,7 @@ impl Grammar {
     }
 
     /// Writes texts one behind the other until there are at least `bytes` bytes.
-    pub fn write(&self, rng: &mut ChaCha8Rng, bytes: usize) -> String {
+    pub(super) fn write(&self, rng: &mut ChaCha8Rng, bytes: usize) -> String {
         let mut text = String::with_capacity(bytes + 1024);
         let mut ahead: Vec<&Symbol> = Vec::new();
         while text.len() < bytes {
@@ -200,7 +200,7 @@ impl Grammar {
 
     /// The logarithm of the probability of the choices that a text shows, read from the text alone;
     /// the last text may be cut off anywhere. `None` for what this grammar does not write.
-    pub fn log_probability(&self, mut text: &str) -> Option<f64> {
+    pub(super) fn log_probability(&self, mut text: &str) -> Option<f64> {
         let (mut sum, mut ahead): (f64, Vec<&Symbol>) = (0.0, Vec::new());
         while !text.is_empty() {
             match ahead.pop() {

@@ -12,7 +12,7 @@ const ACTS: usize = 5;
 const SCENES: usize = 4;
 
 /// The rules, the play first.
-pub fn rules() -> Templates {
+pub(super) fn rules() -> Templates {
     let mut script = Script(Vec::new());
     script.frame();
     for topic in &TOPICS {

@@ -1,13 +1,13 @@
 //! The words of the plays. In every list the first words are the most frequent.
 
 /// Who speaks, as in the dialogue; headings have them in capitals.
-pub const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 12] = [
     "Orla", "Bram", "Tessaly", "Hewin", "Margery", "Dunstan", "Pell", "Quillon", "Wynne", "Lucan",
     "Adela", "Corvin",
 ];
 
 /// Who meets whom, by place in [`NAMES`].
-pub const CASTS: [&[usize]; 14] = [
+pub(super) const CASTS: [&[usize]; 14] = [
     &[0, 1],
     &[2, 3],
     &[0, 4, 5],
@@ -25,7 +25,7 @@ pub const CASTS: [&[usize]; 14] = [
 ];
 
 /// What a scene is about.
-pub struct Topic {
+pub(super) struct Topic {
     /// Its name in rules.
     pub name: &'static str,
     /// Where a scene is set, after `A` in a heading.
@@ -43,7 +43,7 @@ pub struct Topic {
 }
 
 /// The topics.
-pub const TOPICS: [Topic; 5] = [
+pub(super) const TOPICS: [Topic; 5] = [
     Topic {
         name: "sea",
         settings: &[
@@ -221,7 +221,7 @@ pub const TOPICS: [Topic; 5] = [
 ];
 
 /// Verbs with an object: plain form, third person, participle.
-pub const VERBS: [(&str, &str, &str); 22] = [
+pub(super) const VERBS: [(&str, &str, &str); 22] = [
     ("know", "knows", "known"),
     ("fear", "fears", "feared"),
     ("love", "loves", "loved"),
@@ -247,10 +247,10 @@ pub const VERBS: [(&str, &str, &str); 22] = [
 ];
 
 /// Before a plain form.
-pub const MODALS: [&str; 6] = ["must", "will", "cannot", "would", "should", "never"];
+pub(super) const MODALS: [&str; 6] = ["must", "will", "cannot", "would", "should", "never"];
 
 /// When something happens.
-pub const TIMES: [&str; 10] = [
+pub(super) const TIMES: [&str; 10] = [
     "tonight",
     "again",
     "at dawn",
@@ -264,12 +264,12 @@ pub const TIMES: [&str; 10] = [
 ];
 
 /// Before a clause, at the beginning of a sentence.
-pub const CRIES: [&str; 9] =
+pub(super) const CRIES: [&str; 9] =
     ["Alas", "Come", "No", "Indeed", "Hush", "Well", "Perhaps", "Truly", "Enough"];
 
 /// Between two clauses.
-pub const LINKS: [&str; 5] = ["and", "but", "for", "yet", "so"];
+pub(super) const LINKS: [&str; 5] = ["and", "but", "for", "yet", "so"];
 
 /// In the titles of plays.
-pub const KINDS: [&str; 8] =
+pub(super) const KINDS: [&str; 8] =
     ["TRAGEDY", "COMEDY", "HISTORY", "TRIAL", "WEDDING", "EXILE", "LEDGER", "LAST WINTER"];
