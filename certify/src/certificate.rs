@@ -13,8 +13,8 @@ use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
-/// The format version of a certificate.
-pub const FORMAT: u32 = 1;
+/// The format version of a certificate. Format 1 lacks the ids of nodes.
+pub const FORMAT: u32 = 2;
 
 /// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
 pub fn schema() -> String {
@@ -76,6 +76,14 @@ pub struct Certificate {
     pub assumptions: Vec<String>,
     /// What a reader should know before using the number.
     pub warnings: Vec<String>,
+}
+
+impl Certificate {
+    /// What the certificate states of a norm, if the walk asked for it.
+    pub fn norm(&self, norm: &Norm) -> Option<Upper> {
+        let name = norm.to_string();
+        self.weights.iter().find(|row| row.name == name).map(|row| row.upper)
+    }
 }
 
 /// A constant to the absolute value of a number.
@@ -162,7 +170,7 @@ pub(crate) fn theorem(
     radius: Option<Upper>,
 ) -> Result<Theorem, Error> {
     let walk = walk(graph, norms, radius)?;
-    let diameter = match (graph.input, graph.nodes.first()) {
+    let diameter = match (graph.input(), graph.nodes().first()) {
         (Input::Tokens { .. }, Some(node)) => {
             Some(norms.norm(&Norm::RowDifference(Block::whole(join(&node.name, "weight"))))?)
         }
@@ -206,7 +214,7 @@ pub(crate) fn document(
     for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));
     }
-    let tokens = matches!(source.graph().input, Input::Tokens { .. });
+    let tokens = matches!(source.graph().input(), Input::Tokens { .. });
     let text = match (tokens, given) {
         (true, false) => {
             "sequences of vectors, each of ℓ2 norm at most that of the largest embedding row"
@@ -247,7 +255,7 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
         format!("The function is the graph in real arithmetic with {weights}."),
         "Rounding in a forward pass is not part of the function.".to_string(),
     ];
-    if let Input::Tokens { separator, .. } = graph.input {
+    if let Input::Tokens { separator, .. } = graph.input() {
         out.push(
             "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, \
              not token ids."
@@ -263,8 +271,8 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
             }
         });
     } else {
-        out.push(match graph.check() {
-            Ok(Shape::Tokens(_)) => {
+        out.push(match graph.output() {
+            Shape::Tokens(_) => {
                 "The norm is that of the whole input, and the largest of a token of the output."
                     .into()
             }

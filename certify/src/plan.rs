@@ -67,7 +67,7 @@ impl Norms for Caps {
         match norm {
             Norm::Matrix(block) => self.matrix(block),
             Norm::Row(block) => self.row(block),
-            Norm::Product(a, b) | Norm::TransposedProduct(a, b) => {
+            Norm::Product(a, b) | Norm::OutputValue(a, b) | Norm::QueryKey(a, b) => {
                 Ok(self.matrix(a)? * self.matrix(b)?)
             }
             // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped

@@ -135,11 +135,11 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
             }
         }
     }
-    let Some(Op::Embedding { dim, .. }) = model.graph().nodes.first().map(|node| &node.op) else {
+    let Some(Op::Embedding { dim, .. }) = model.graph().nodes().first().map(|node| &node.op) else {
         return Ok(Vec::new());
     };
     let mut weights = Vec::new();
-    visit(&model.graph().nodes, "", &mut weights);
+    visit(model.graph().nodes(), "", &mut weights);
     let mut out = Vec::new();
     for (name, heads) in weights {
         let weight = Matrix::from_tensor(&name, &model.weights()[&name])?;
@@ -185,7 +185,7 @@ struct Network {
 
 impl Network {
     fn new(model: &Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
-        let tokens = matches!(model.graph().input, Input::Tokens { .. });
+        let tokens = matches!(model.graph().input(), Input::Tokens { .. });
         Ok(Self {
             model: model.to(&Device::Cpu, DType::F64)?,
             tokens,

@@ -4,6 +4,7 @@
 //! that the certificate states, which must give every other number, bit for bit: the walk's
 //! arithmetic is the same on every machine.
 
+use lipschitz_nn::graph::NodeId;
 use serde_json::Value;
 
 use crate::Error;
@@ -21,10 +22,10 @@ const LOOSE: f64 = 1e-6;
 /// [`Error::Violated`] names the first number or text that does not hold; otherwise as
 /// [`certify`].
 pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
-    if claim.format != FORMAT {
+    if !(1..=FORMAT).contains(&claim.format) {
         let found = claim.format;
         return Err(violated(format!(
-            "format {found}: this version verifies format {FORMAT}; make a new certificate"
+            "format {found}: this version verifies formats 1 to {FORMAT}; make a new certificate"
         )));
     }
     let rounded = claim.rounding.map(|to| Rounded { source, to });
@@ -71,8 +72,12 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         theorem,
         claim.weights.clone(),
     )?;
-    // The program that wrote it may have been another version.
-    let implied = Certificate { version: claim.version.clone(), ..implied };
+    // The program that wrote it may have been another version, with another format.
+    let (version, format) = (claim.version.clone(), claim.format);
+    let mut implied = Certificate { version, format, ..implied };
+    if format == 1 {
+        implied.nodes.iter_mut().for_each(|row| row.id = NodeId::default());
+    }
     let value = |c: &Certificate| {
         serde_json::to_value(c).map_err(|e| violated(format!("cannot be compared: {e}")))
     };

@@ -8,6 +8,7 @@ use lipschitz_certify::source::{Rounded, Rounding};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Graph, NodeId};
 use serde_json::Value;
 use workshop::{Workshop, normalised};
 
@@ -91,14 +92,37 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     says(change(&|c| c.domain.given = true), "domain.text");
     says(change(&|c| c.method = Method::Frobenius), "weights[1]");
     says(change(&|c| c.formula = Formula::Paper), "weights[");
-    says(change(&|c| c.graph.nodes.truncate(1)), "graph");
-    says(change(&|c| c.format = 2), "format");
+    let shorter = |graph: &Graph| Graph::new(graph.input(), graph.nodes()[..1].to_vec()).unwrap();
+    says(change(&|c| c.graph = shorter(&c.graph)), "graph");
+    says(change(&|c| c.nodes[3].id = c.nodes[2].id.clone()), "nodes[3].id");
+    says(change(&|c| c.format = 3), "format");
+    says(change(&|c| c.format = 0), "format");
     // An estimate is not taken for a proof.
     let estimate = certify(&model, Method::Power, Formula::Sound, None).unwrap();
     verify(&estimate, &model).unwrap();
     let mut bold = estimate;
     (bold.proven, bold.method) = (true, Method::Proven);
     assert!(verify(&bold, &model).is_err());
+}
+
+/// Format 1 has no ids of nodes, format 2 has them all.
+#[test]
+fn certificates_of_format_1_are_verified_as_they_are() {
+    let model = Workshop::model();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    let mut ids: Vec<&NodeId> = certificate.nodes.iter().map(|row| &row.id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), certificate.nodes.len());
+
+    let mut first = Certificate { format: 1, ..certificate.clone() };
+    assert!(verify(&first, &model).unwrap_err().to_string().contains("nodes[0]"));
+    first.nodes.iter_mut().for_each(|row| row.id = NodeId::default());
+    let json = serde_json::to_string(&first).unwrap();
+    assert!(!json.contains("\"id\""));
+    verify(&serde_json::from_str(&json).unwrap(), &model).unwrap();
+    let nameless = Certificate { format: certificate.format, ..first };
+    assert!(verify(&nameless, &model).unwrap_err().to_string().contains("nodes[0]"));
 }
 
 #[test]

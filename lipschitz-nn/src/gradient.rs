@@ -33,7 +33,7 @@ impl Model {
         };
         let all_chained = segments.iter().all(chained);
         let Some((last, segments)) = segments.split_last().filter(|_| !all_chained) else {
-            let y = self.sequence(&self.graph().nodes, "", self.input(x)?, &mut pass)?;
+            let y = self.sequence(self.graph().nodes(), "", self.input(x)?, &mut pass)?;
             let value = loss(&y)?;
             self.add(total, value.backward().map_err(Error::from)?)?;
             return Ok(value.detach());
@@ -99,7 +99,7 @@ impl Model {
             }
         }
         let mut out = Vec::new();
-        collect(&self.graph().nodes, "", &mut out);
+        collect(self.graph().nodes(), "", &mut out);
         out
     }
 }

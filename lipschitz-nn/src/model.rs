@@ -50,7 +50,6 @@ impl Model {
     /// # Errors
     /// [`Error::Candle`] if `vb` lacks a weight, [`Error::Graph`] as in [`Model::new`].
     pub fn from_var_builder(graph: Graph, vb: &VarBuilder) -> Result<Self, Error> {
-        graph.check()?;
         let get = |p: &Parameter| Ok((p.name.clone(), vb.get(p.shape.as_slice(), &p.name)?));
         let weights = graph.parameters().iter().map(get).collect::<Result<_, Error>>()?;
         Self::new(graph, weights)
@@ -145,7 +144,7 @@ impl Model {
     /// [`Error::Input`] says what the graph reads instead; [`Error::Candle`] otherwise.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
         let mut pass = self.pass(x)?;
-        self.sequence(&self.graph.nodes, "", self.input(x)?, &mut pass)
+        self.sequence(self.graph.nodes(), "", self.input(x)?, &mut pass)
     }
 
     /// As [`Model::forward`]; `watch` hears the path of each node and its output.
@@ -158,13 +157,13 @@ impl Model {
         watch: &mut dyn FnMut(&str, &Tensor) -> Result<(), Error>,
     ) -> Result<Tensor, Error> {
         let mut pass = Pass { watch: Some(watch), ..self.pass(x)? };
-        self.sequence(&self.graph.nodes, "", self.input(x)?, &mut pass)
+        self.sequence(self.graph.nodes(), "", self.input(x)?, &mut pass)
     }
 
     /// What goes along with a pass on `x`, which is checked.
     pub(crate) fn pass<'a>(&self, x: &Tensor) -> Result<Pass<'a>, Error> {
         self.check_input(x)?;
-        let documents = match self.graph.input {
+        let documents = match self.graph.input() {
             Input::Tokens { separator: Some(id), .. } => Some(ops::Documents::new(x, id)?),
             _ => None,
         };
@@ -173,7 +172,7 @@ impl Model {
 
     /// What the first node reads.
     pub(crate) fn input(&self, x: &Tensor) -> Result<Tensor, Error> {
-        match self.graph.input {
+        match self.graph.input() {
             Input::Tokens { .. } => Ok(x.clone()),
             _ => Ok(x.to_dtype(self.dtype())?),
         }
@@ -189,7 +188,7 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] if the graph reads no tokens or these do not fit it.
     pub fn embed(&self, tokens: &Tensor) -> Result<Tensor, Error> {
-        match (self.graph.input, self.graph.nodes.first()) {
+        match (self.graph.input(), self.graph.nodes().first()) {
             (Input::Tokens { .. }, Some(node)) => {
                 self.check_input(tokens)?;
                 self.node(node, "", tokens.clone(), &mut Pass::default())
@@ -205,7 +204,7 @@ impl Model {
     /// [`Error::Input`] if the graph reads no tokens, or the shape does not fit.
     pub fn forward_embeddings(&self, x: &Tensor) -> Result<Tensor, Error> {
         let (Input::Tokens { context, .. }, Some(Op::Embedding { dim, .. })) =
-            (self.graph.input, self.graph.nodes.first().map(|n| &n.op))
+            (self.graph.input(), self.graph.nodes().first().map(|n| &n.op))
         else {
             return Err(Error::Input("this network has no embedding; it reads numbers".into()));
         };
@@ -217,12 +216,12 @@ impl Model {
                 )));
             }
         }
-        self.sequence(&self.graph.nodes[1..], "", x.to_dtype(self.dtype())?, &mut Pass::default())
+        self.sequence(&self.graph.nodes()[1..], "", x.to_dtype(self.dtype())?, &mut Pass::default())
     }
 
     fn check_input(&self, x: &Tensor) -> Result<(), Error> {
         let found = x.dims();
-        match self.graph.input {
+        match self.graph.input() {
             Input::Tokens { context, .. } => {
                 let [_, tokens] = *found else {
                     return Err(Error::Input(format!(
@@ -241,7 +240,7 @@ impl Model {
                     )));
                 }
                 if let Some(Op::Embedding { vocabulary, .. }) =
-                    self.graph.nodes.first().map(|n| &n.op)
+                    self.graph.nodes().first().map(|n| &n.op)
                     && x.elem_count() > 0
                 {
                     let ids = x.to_dtype(DType::I64)?.flatten_all()?;
@@ -509,7 +508,6 @@ impl candle_nn::Module for Model {
 
 /// Whether weights of these names, shapes and types are those of a graph; see [`Model::new`].
 pub(crate) fn fits(graph: &Graph, found: &BTreeMap<&str, (&[usize], DType)>) -> Result<(), Error> {
-    graph.check()?;
     let parameters = graph.parameters();
     let mut first = None;
     for Parameter { name, shape, .. } in &parameters {

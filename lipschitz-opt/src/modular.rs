@@ -60,7 +60,7 @@ impl RatesConfig {
             )));
         }
         let split = Split { residual: *residual, masses };
-        let parts = split.parts(&graph.nodes, "");
+        let parts = split.parts(graph.nodes(), "");
         if let Some(path) = masses.keys().find(|path| !parts.iter().any(|part| part.has(path))) {
             return Err(Error::Config(format!(
                 "rates.masses.{path}: the network has no node of this path with weights"

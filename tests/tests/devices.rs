@@ -79,7 +79,7 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
         let graph =
             if round % 3 == 2 { random_image_graph(&mut dice) } else { random_graph(&mut dice) };
         let model = random_model(graph, &mut dice);
-        let x = match model.graph().input {
+        let x = match model.graph().input() {
             Input::Tokens { .. } => {
                 Tensor::new(&[[0u32, 3, 1, 4], [2, 2, 0, 1]], &Device::Cpu).unwrap()
             }

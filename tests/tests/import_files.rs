@@ -256,7 +256,7 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     let Imported { model, meta, .. } = import(&path, &relu).unwrap();
     assert_eq!(flat(&model.weights()["layer9.weight"]), [10.0]);
     assert_eq!(
-        model.graph().nodes.iter().filter(|n| matches!(n.op, Op::Activation { .. })).count(),
+        model.graph().nodes().iter().filter(|n| matches!(n.op, Op::Activation { .. })).count(),
         10
     );
     assert!(meta.provenance.origin.unwrap().notes[0].contains("relu"));
@@ -458,7 +458,7 @@ fn configs_and_tensors_that_do_not_fit_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let (config, tensors) = small();
     write(dir.path(), &config, &tensors);
-    assert_eq!(ours(dir.path(), Dialect::Original).graph().outputs().unwrap(), 5);
+    assert_eq!(ours(dir.path(), Dialect::Original).graph().outputs(), 5);
     let options: Vec<(&str, Value, &str)> = vec![
         ("n_layer", json!(1_000_000_000), "`n_layer` is 1000000000"),
         ("n_layer", json!(1_000_000), "the files hold 16 tensors"),

@@ -280,12 +280,12 @@ impl Config {
         let graph = self.model.graph(vocabulary)?;
         let fits = match self.data {
             DataConfig::Cifar10 { .. } => {
-                matches!(graph.input, Input::Pixels { channels: 3, height: 32, width: 32 })
+                matches!(graph.input(), Input::Pixels { channels: 3, height: 32, width: 32 })
             }
-            _ => matches!(graph.input, Input::Tokens { .. }),
+            _ => matches!(graph.input(), Input::Tokens { .. }),
         };
         if !fits {
-            let reads = match graph.input {
+            let reads = match graph.input() {
                 Input::Tokens { .. } => "tokens".to_string(),
                 Input::Pixels { channels, height, width } => {
                     format!("images of {channels} x {height} x {width}")

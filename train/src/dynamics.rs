@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
+use lipschitz_certify::bound::{Block, Norm, Part};
 use lipschitz_certify::certificate::Certificate;
 use lipschitz_certify::spectral::{Matrix, Method, max_row_norm, spectral_norm};
 use lipschitz_certify::upper::Upper;
@@ -44,7 +45,8 @@ pub fn matrices(
             continue;
         }
         let w = Matrix::from_tensor(&p.name, v.var.as_tensor())?;
-        let sigma = known(certificate, &p.name)
+        let sigma = certificate
+            .norm(&Norm::Matrix(Block::whole(&p.name)))
             .unwrap_or_else(|| spectral_norm(&w, Method::Proven).upper)
             .to_f64();
         let frobenius = w.data.iter().map(|x| x * x).sum::<f64>();
@@ -97,54 +99,50 @@ pub fn check_caps(
     Ok(())
 }
 
-/// The ℓ2 norms that a promise speaks of, each with its name and its cap.
+/// The ℓ2 norms that a promise speaks of, each with its proven value and its cap.
 fn promised(
     certificate: &Certificate,
     p: &Parameter,
     w: &Tensor,
     promise: &Promise,
-) -> Result<Vec<(String, Upper, f64)>> {
+) -> Result<Vec<(Norm, Upper, f64)>> {
     let matrix = || Matrix::from_tensor(&p.name, w);
+    let whole = || Block::whole(&p.name);
     let mut out = Vec::new();
     if let Some(row) = promise.row {
-        out.push((format!("largest row of {}", p.name), max_row_norm(&matrix()?), row));
+        out.push((Norm::Row(whole()), max_row_norm(&matrix()?), row));
     }
     match p.geometry {
         Geometry::Vector => {}
         Geometry::Table => {
             let cap = promise.sigma_max * (p.shape[1] as f64).sqrt();
-            out.push((format!("largest row of {}", p.name), max_row_norm(&matrix()?), cap));
+            out.push((Norm::Row(whole()), max_row_norm(&matrix()?), cap));
         }
         Geometry::Matrix => {
             let cap = promise.sigma_max / scale(p, promise.heads);
             let count = promise.heads.map_or(1, |heads| heads.count);
             let rows = promise.heads.is_none_or(|heads| heads.axis == Axis::Rows);
-            for i in 0..count {
-                let side = if rows { "rows" } else { "columns" };
-                let name = if count == 1 {
-                    p.name.clone()
-                } else {
-                    format!("{} {side} {}/{count}", p.name, i + 1)
-                };
+            for index in 0..count {
+                let part = Part { index, count };
+                let block = if rows { whole().rows(part) } else { whole().columns(part) };
+                let norm = Norm::Matrix(block);
                 // The walk asks for other norms where a gain is folded in; then the cap's own is
                 // proven here.
-                let upper = match known(certificate, &name) {
+                let upper = match certificate.norm(&norm) {
                     Some(upper) => upper,
                     None => {
                         let w = matrix()?;
-                        let block =
-                            if rows { w.row_block(i, count) } else { w.column_block(i, count) };
+                        let block = if rows {
+                            w.row_block(index, count)
+                        } else {
+                            w.column_block(index, count)
+                        };
                         spectral_norm(&block, Method::Proven).upper
                     }
                 };
-                out.push((name, upper, cap));
+                out.push((norm, upper, cap));
             }
         }
     }
     Ok(out)
-}
-
-/// The proven norm of this name.
-fn known(certificate: &Certificate, name: &str) -> Option<Upper> {
-    certificate.weights.iter().find(|row| row.name == name).map(|row| row.upper)
 }

@@ -193,7 +193,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     let others = (processes - 1) as f64 / processes as f64;
     Ok(Estimate {
         weights: weights as u64,
-        tokens: graph.input.positions() as u64 * train.batch_size as u64,
+        tokens: graph.input().positions() as u64 * train.batch_size as u64,
         memory: Memory {
             weights: F32 * weights,
             // With several parts, the sum so far and the gradient of a part, which is added block
@@ -247,18 +247,18 @@ struct Walk {
 }
 
 fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
-    let (width, channels, separator) = match graph.input {
+    let (width, channels, separator) = match graph.input() {
         Input::Tokens { separator, .. } => (0.0, 0.0, separator.is_some()),
         Input::Pixels { channels, height, width } => {
             ((channels * height * width) as f64, channels as f64, false)
         }
         Input::Vector { dim } => (dim as f64, 0.0, false),
     };
-    let tokens = graph.input.positions() as f64;
+    let tokens = graph.input().positions() as f64;
     let mut walk = Walk { precision, separator, channels, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
     let mut first = true;
-    walk.top(&graph.nodes, &mut |node, segment| {
+    walk.top(graph.nodes(), &mut |node, segment| {
         let mut segment = segment;
         if let (Op::Linear { .. }, true) = (&node.op, first) {
             segment.without_gradient = segment.products;

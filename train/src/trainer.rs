@@ -264,7 +264,7 @@ pub fn run(config: &Config, options: &Options) -> Result<End> {
         let mut line = Metrics {
             step: done,
             // Tokens, or images.
-            tokens: done * t.batch_size as u64 * graph.input.positions() as u64,
+            tokens: done * t.batch_size as u64 * graph.input().positions() as u64,
             train_loss: Some(outcome.loss),
             grad_norm: Some(outcome.grad_norm),
             activation_max: Some(largest_activation(&model, &x)?),
@@ -369,7 +369,7 @@ fn finish(
         )))
     }
     check_target(config, certificate.rms)?;
-    let first = certificate.graph.nodes.first();
+    let first = certificate.graph.nodes().first();
     let inputs = match first.map(|n| &n.op) {
         Some(lipschitz_nn::graph::Op::Embedding { dim, .. }) => *dim,
         _ => found.pair.0.elem_count(),

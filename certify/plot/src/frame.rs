@@ -83,10 +83,10 @@ fn draw(part: &Part, chart: &Chart) -> Drawn {
     let (left, beside) = if bars { (28.0, 0.0) } else { (14.0, 74.0) };
     let width = WIDTH - left - beside - RIGHT;
     let (x, mut y) = (left + beside, 25.0);
-    text(part, &fit(&chart.title, width, TITLE), (x, y), TITLE)?;
+    text(part, &TITLE.fit(&chart.title, width), (x, y), TITLE)?;
     if !chart.note.is_empty() {
         y += ROW;
-        text(part, &fit(&chart.note, width, NOTE), (x, y), NOTE)?;
+        text(part, &NOTE.fit(&chart.note, width), (x, y), NOTE)?;
     }
     y = legend(part, chart, x, y)?;
     let (across, upwards) = scales(chart, bars, width);
@@ -132,21 +132,11 @@ fn text(part: &Part, text: &str, (x, y): (f32, f32), style: Style) -> Drawn {
     )?)
 }
 
-/// The text, or as much of its beginning as there is room for.
-fn fit(text: &str, width: f32, style: Style) -> String {
-    if style.width(text) <= width {
-        return text.into();
-    }
-    let mut short: String = text.into();
-    while short.pop().is_some() && style.width(&short) + style.width("…") > width {}
-    short + "…"
-}
-
 /// The named series in rows; the height of the last row.
 fn legend(part: &Part, chart: &Chart, left: f32, above: f32) -> Drawn<f32> {
     let (mut x, mut y) = (left, above);
     for series in chart.series.iter().filter(|s| !s.name.is_empty()) {
-        let name = fit(&series.name, WIDTH - RIGHT - left - 30.0, LEGEND);
+        let name = LEGEND.fit(&series.name, WIDTH - RIGHT - left - 30.0);
         let width = 30.0 + LEGEND.width(&name) + 24.0;
         if y == above || x + width > WIDTH - RIGHT + 24.0 {
             (x, y) = (left, y + ROW);
@@ -288,7 +278,7 @@ fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
     }
     let (_, base) = part.get_base_pixel();
     let mut put = |text: &str, points: &[(f32, f32)], style: Style| -> Drawn {
-        let text = fit(text, 0.4 * WIDTH, style);
+        let text = style.fit(text, 0.4 * WIDTH);
         let Some(placed) = labels.place(&text, points, style) else { return Ok(()) };
         let local = |(x, y): (f32, f32)| (units(x), units(y) - base);
         if let Some(ends) = placed.leader {

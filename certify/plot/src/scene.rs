@@ -3,7 +3,7 @@
 
 use plotters::style::Color as _;
 use plotters_backend::BackendColor;
-use tiny_skia::Path;
+use tiny_skia::{Path, PathBuilder, Rect};
 
 use crate::font;
 
@@ -138,6 +138,16 @@ impl Style {
     pub fn width(self, text: &str) -> f32 {
         font::width(text, self)
     }
+
+    /// The text, or as much of its beginning as fits into `width` pixels.
+    pub fn fit(self, text: &str, width: f32) -> String {
+        if self.width(text) <= width {
+            return text.into();
+        }
+        let mut short: String = text.into();
+        while short.pop().is_some() && self.width(&short) + self.width("…") > width {}
+        short + "…"
+    }
 }
 
 /// One shape.
@@ -186,6 +196,42 @@ impl Scene {
     /// An empty picture.
     pub fn new(width: f32, height: f32, title: &str) -> Self {
         Self { width, height, title: title.into(), items: Vec::new() }
+    }
+
+    /// Adds a rectangle, given by its left, top, width and height in pixels: filled, with an edge,
+    /// or both.
+    pub fn rectangle(
+        &mut self,
+        (x, y, width, height): (f32, f32, f32, f32),
+        fill: Option<Color>,
+        edge: Option<Color>,
+    ) {
+        let Some(shape) = Rect::from_xywh(x, y, width, height) else { return };
+        let path = PathBuilder::from_rect(shape);
+        let line = Line { width: 1.0, dash: &[] };
+        for (color, line) in [(fill, None), (edge, Some(line))] {
+            if let Some(color) = color {
+                let (path, paint) = (path.clone(), color.into());
+                self.items.push(Item::Shape { path, paint, line, title: String::new() });
+            }
+        }
+    }
+
+    /// Adds a thin line between two points, in pixels.
+    pub fn line(&mut self, from: (f32, f32), to: (f32, f32), color: Color) {
+        let mut path = PathBuilder::new();
+        path.move_to(from.0, from.1);
+        path.line_to(to.0, to.1);
+        let Some(path) = path.finish() else { return };
+        let line = Some(Line { width: 1.0, dash: &[] });
+        self.items.push(Item::Shape { path, paint: color.into(), line, title: String::new() });
+    }
+
+    /// Adds a text from the left end of its base line, in pixels.
+    pub fn text(&mut self, text: &str, (x, y): (f32, f32), style: Style) {
+        if !text.is_empty() {
+            self.items.push(Item::Text { text: text.into(), x, y, style, upwards: false });
+        }
     }
 }
 

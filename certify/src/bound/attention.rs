@@ -91,12 +91,12 @@ pub(super) fn bound(
         if plain {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
             let product =
-                norms.norm(&Norm::TransposedProduct(block("query", mine), block("key", shared)))?;
+                norms.norm(&Norm::QueryKey(block("query", mine), block("key", shared)))?;
             logit_slope = logit_slope.min(product * r + product * r + query_offset * key);
         }
         let columns = output_block.clone().columns(mine);
         let output_value = norms
-            .norm(&Norm::Product(columns.clone(), block("value", shared)))?
+            .norm(&Norm::OutputValue(columns.clone(), block("value", shared)))?
             .min(norms.matrix(&columns)? * value);
         heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
     }

@@ -17,7 +17,7 @@ pub use norms::{Block, Norm, Norms, Part};
 pub(crate) use weights::PAIRS;
 pub use weights::{SLACK, Watch, WeightNorms};
 
-use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
+use lipschitz_nn::graph::{Graph, Input, Node, NodeId, Op, join};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ use crate::upper::Upper;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
+    /// Which node of the graph; absent in certificates of format 1. A path may be that of several.
+    #[serde(default, skip_serializing_if = "NodeId::is_root")]
+    pub id: NodeId,
     /// The node's path.
     pub path: String,
     /// The node's kind.
@@ -138,6 +141,17 @@ struct Passed {
     active: bool,
 }
 
+/// Where a sequence of nodes lies in the graph.
+#[derive(Default)]
+struct Place {
+    /// The path of the node that it is the body of.
+    path: String,
+    /// That node's id.
+    id: NodeId,
+    /// The number of its first node.
+    first: usize,
+}
+
 /// A node's answer.
 struct Step {
     lipschitz: Upper,
@@ -155,15 +169,15 @@ struct Step {
 /// # Errors
 /// [`Error`] names the node or weight that nothing is known about.
 pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<Walk, Error> {
-    graph.check()?;
     let mut rows = Vec::new();
-    let (nodes, start) = match (graph.input, graph.nodes.split_first()) {
+    let (nodes, start) = match (graph.input(), graph.nodes().split_first()) {
         (Input::Tokens { .. }, Some((Node { name, op: Op::Embedding { dim, .. } }, rest))) => {
             let natural = norms.row(&Block::whole(join(name, "weight")))?;
             let radius = radius.unwrap_or(natural);
             let (one, kind, rule) =
                 (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
             rows.push(Row {
+                id: NodeId::default().child(0),
                 path: name.clone(),
                 kind,
                 lipschitz: one,
@@ -178,16 +192,17 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
         }
         (Input::Pixels { channels, height, width }, _) => {
             let radius = radius.unwrap_or(Upper::INFINITY);
-            (&graph.nodes[..], State::new(radius, channels * height * width))
+            (graph.nodes(), State::new(radius, channels * height * width))
         }
         (Input::Vector { dim }, _) => {
-            (&graph.nodes[..], State::new(radius.unwrap_or(Upper::INFINITY), dim))
+            (graph.nodes(), State::new(radius.unwrap_or(Upper::INFINITY), dim))
         }
     };
-    let channels = if let Input::Pixels { channels, .. } = graph.input { channels } else { 0 };
+    let channels = if let Input::Pixels { channels, .. } = graph.input() { channels } else { 0 };
     let mut walker = Walker { norms, channels, rows };
     let (domain, inputs) = (start.radius, start.width);
-    let (trail, out) = walker.sequence(nodes, "", start, Upper::ONE)?;
+    let top = Place { first: graph.nodes().len() - nodes.len(), ..Place::default() };
+    let (trail, out) = walker.sequence(nodes, &top, start, Upper::ONE)?;
     let lipschitz = last(&trail);
     let (logit, margin, head) = outputs(nodes, &trail, norms)?;
     let rows = walker.rows;
@@ -249,7 +264,7 @@ impl Walker<'_> {
     fn sequence(
         &mut self,
         nodes: &[Node],
-        prefix: &str,
+        place: &Place,
         start: State,
         from: Upper,
     ) -> Result<(Vec<Upper>, State), Error> {
@@ -257,14 +272,19 @@ impl Walker<'_> {
         let mut trail = Vec::with_capacity(nodes.len());
         let mut passed: Option<Passed> = None;
         for (i, node) in nodes.iter().enumerate() {
+            let own = Place {
+                path: node.path(&place.path),
+                id: place.id.child(place.first + i),
+                first: 0,
+            };
             let before = lipschitz;
             let linear = matches!(node.op, Op::Linear { .. });
-            let block = Block::whole(join(&node.path(prefix), "weight")).gain(state.gain.clone());
+            let block = Block::whole(join(&own.path, "weight")).gain(state.gain.clone());
             let fold = matches!(
                 nodes.get(i + 1),
                 Some(Node { op: Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. }, .. })
             );
-            let mut step = self.node(node, prefix, &state, from * lipschitz, fold)?;
+            let mut step = self.node(node, &own, &state, from * lipschitz, fold)?;
             lipschitz = before * step.lipschitz;
             // Around a centre of 0 the split is the product of norms.
             if let (true, Some(first)) =
@@ -282,12 +302,13 @@ impl Walker<'_> {
                 step.rule.push_str(", with γ");
             }
             state = step.out;
-            let (own, radius) = step.whole.unwrap_or((step.lipschitz, state.radius));
-            let reached = if step.whole.is_some() { before * own } else { lipschitz };
+            let (constant, radius) = step.whole.unwrap_or((step.lipschitz, state.radius));
+            let reached = if step.whole.is_some() { before * constant } else { lipschitz };
             self.rows.push(Row {
-                path: node.path(prefix),
+                id: own.id,
+                path: own.path,
                 kind: node.op.kind().into(),
-                lipschitz: own,
+                lipschitz: constant,
                 cumulative: from * reached,
                 radius,
                 rule: step.rule,
@@ -307,13 +328,12 @@ impl Walker<'_> {
     fn node(
         &mut self,
         node: &Node,
-        prefix: &str,
+        place: &Place,
         x: &State,
         from: Upper,
         fold: bool,
     ) -> Result<Step, Error> {
-        let path = node.path(prefix);
-        let path = path.as_str();
+        let path = place.path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
             Ok(Step {
                 lipschitz,
@@ -330,12 +350,12 @@ impl Walker<'_> {
         };
         match &node.op {
             Op::Sequential { body } => {
-                let (trail, out) = self.sequence(body, path, x.clone(), from)?;
+                let (trail, out) = self.sequence(body, place, x.clone(), from)?;
                 Ok(Step { lipschitz: last(&trail), out, rule: "product".into(), whole: None })
             }
             // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
             Op::Residual { skip, branch, body } => {
-                let (trail, out) = self.sequence(body, path, x.clone(), Upper::ONE)?;
+                let (trail, out) = self.sequence(body, place, x.clone(), Upper::ONE)?;
                 let (a, b) = (abs(*skip), abs(*branch));
                 step(a + b * last(&trail), a * x.radius + b * out.radius, x.width, "|a| + |b| L")
             }

@@ -76,10 +76,12 @@ impl fmt::Display for Block {
 pub enum Norm {
     /// `σ_max` of a block.
     Matrix(Block),
-    /// `‖A B‖`, such as O_h V_h.
+    /// `‖A B‖` of two linear maps with an activation between them.
     Product(Block, Block),
-    /// `‖Aᵀ B‖`, such as Q_hᵀ K_h.
-    TransposedProduct(Block, Block),
+    /// `‖O_h V_h‖` of an attention head.
+    OutputValue(Block, Block),
+    /// `‖Q_hᵀ K_h‖` of an attention head.
+    QueryKey(Block, Block),
     /// The largest norm of a row.
     Row(Block),
     /// The largest distance of two rows.
@@ -96,8 +98,8 @@ impl fmt::Display for Norm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Norm::Matrix(block) | Norm::Vector(block) => write!(f, "{block}"),
-            Norm::Product(a, b) => write!(f, "({a}) ({b})"),
-            Norm::TransposedProduct(a, b) => write!(f, "({a})ᵀ ({b})"),
+            Norm::Product(a, b) | Norm::OutputValue(a, b) => write!(f, "({a}) ({b})"),
+            Norm::QueryKey(a, b) => write!(f, "({a})ᵀ ({b})"),
             Norm::Row(block) => write!(f, "largest row of {block}"),
             Norm::RowDifference(block) => write!(f, "largest difference of two rows of {block}"),
             Norm::Affine(block, beta, None) => write!(f, "{block} · {beta}"),

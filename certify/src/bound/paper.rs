@@ -17,10 +17,9 @@ use crate::upper::Upper;
 /// # Errors
 /// [`Error::Unknown`] for a node that the formula does not speak of.
 pub fn formula(graph: &Graph, norms: &dyn Norms) -> Result<Upper, Error> {
-    graph.check()?;
-    let tokens = matches!(graph.input, Input::Tokens { .. });
+    let tokens = matches!(graph.input(), Input::Tokens { .. });
     let mut x = State { lipschitz: Upper::ONE, radius: Upper::ONE };
-    for node in &graph.nodes {
+    for node in graph.nodes() {
         x = step(node, "", x, norms, tokens)?;
     }
     Ok(x.lipschitz)

@@ -51,22 +51,17 @@ struct Without<'a> {
     norms: &'a dyn Norms,
 }
 
-/// Whether a product is that of a head, not of two linear maps around an activation.
-fn of_a_head(a: &Block) -> bool {
-    a.weight.ends_with("output.weight")
-}
-
 impl Norms for Without<'_> {
     fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
         let apart = |a: &Block, b: &Block| Ok(self.norms.matrix(a)? * self.norms.matrix(b)?);
         let whole = |block: &Block| block.clone().rows(Part::ALL).columns(Part::ALL);
         match (self.tightening, norm) {
             (Tightening::Heads, Norm::Matrix(block)) => self.norms.matrix(&whole(block)),
-            (Tightening::Heads, Norm::Product(a, b)) if of_a_head(a) => apart(&whole(a), &whole(b)),
-            (Tightening::Heads, Norm::TransposedProduct(a, b)) => apart(&whole(a), &whole(b)),
-            (Tightening::Products, Norm::Product(a, b)) if of_a_head(a) => apart(a, b),
-            (Tightening::Products, Norm::TransposedProduct(a, b)) => apart(a, b),
-            (Tightening::Split, Norm::Product(a, b)) if !of_a_head(a) => apart(a, b),
+            (Tightening::Heads, Norm::OutputValue(a, b) | Norm::QueryKey(a, b)) => {
+                apart(&whole(a), &whole(b))
+            }
+            (Tightening::Products, Norm::OutputValue(a, b) | Norm::QueryKey(a, b))
+            | (Tightening::Split, Norm::Product(a, b)) => apart(a, b),
             (Tightening::Folding, _) => self.unfolded(norm),
             _ => self.norms.norm(norm),
         }
@@ -81,17 +76,55 @@ impl Without<'_> {
             Some(gain) => self.norms.largest(gain),
             None => Ok(Upper::ONE),
         };
+        let both = |of: fn(Block, Block) -> Norm, a: &Block, b: &Block| {
+            Ok::<_, Error>(self.norms.norm(&of(plain(a), plain(b)))? * gain(a)? * gain(b)?)
+        };
         Ok(match norm {
             Norm::Matrix(a) => self.norms.matrix(&plain(a))? * gain(a)?,
             Norm::Row(a) => self.norms.row(&plain(a))? * gain(a)?,
             Norm::RowDifference(a) => self.norms.norm(&Norm::RowDifference(plain(a)))? * gain(a)?,
-            Norm::Product(a, b) => {
-                self.norms.norm(&Norm::Product(plain(a), plain(b)))? * gain(a)? * gain(b)?
-            }
-            Norm::TransposedProduct(a, b) => {
-                self.norms.norm(&Norm::TransposedProduct(plain(a), plain(b)))? * gain(a)? * gain(b)?
-            }
+            Norm::Product(a, b) => both(Norm::Product, a, b)?,
+            Norm::OutputValue(a, b) => both(Norm::OutputValue, a, b)?,
+            Norm::QueryKey(a, b) => both(Norm::QueryKey, a, b)?,
             other => self.norms.norm(other)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use lipschitz_nn::graph::{Function, Input, Node, Op};
+    use lipschitz_nn::init::{self, Blocks};
+    use lipschitz_nn::{Graph, Model};
+
+    use super::*;
+    use crate::bound::WeightNorms;
+    use crate::spectral::Method;
+
+    /// What a weight is called says nothing about what it does.
+    #[test]
+    fn a_perceptron_has_no_heads_whatever_its_layers_are_called() {
+        let constants = |last: &str| {
+            let linear = |name: &str, inputs, outputs| {
+                Node::new(name, Op::Linear { inputs, outputs, bias: false })
+            };
+            let bent = Op::Activation { function: Function::Relu, scale: 1.0 };
+            let nodes = vec![linear("first", 5, 7), Node::new("", bent), linear(last, 7, 4)];
+            let graph = Graph::new(Input::Vector { dim: 5 }, nodes).unwrap();
+            let mut weights =
+                init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+            weights.values_mut().for_each(|w| *w = (&*w + 0.1).unwrap());
+            let model = Model::new(graph, weights).unwrap();
+            let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+            let whole = walk(model.graph(), &norms, None).unwrap().rms();
+            let without = Tightening::ALL.map(|t| without(t, model.graph(), &norms, None).unwrap());
+            (whole, without)
+        };
+        let (whole, without) = constants("output");
+        assert_eq!((whole, without), constants("head"));
+        let [heads, products, split, folding] = without;
+        assert_eq!([heads, products, folding], [whole; 3]);
+        assert!(split > whole);
     }
 }

@@ -115,11 +115,11 @@ impl<'a> WeightNorms<'a> {
                 let m = self.block(block)?;
                 folded(spectral_norm(&m, self.method), &m, block.gain.is_some())
             }
-            Norm::Product(a, b) => {
+            Norm::Product(a, b) | Norm::OutputValue(a, b) => {
                 let (left, right) = (self.block(a)?, self.block(b)?);
                 product(&left, a, &right, b, self.method)
             }
-            Norm::TransposedProduct(a, b) => {
+            Norm::QueryKey(a, b) => {
                 let (left, right) = (self.block(a)?.t(), self.block(b)?);
                 product(&left, a, &right, b, self.method)
             }

@@ -3,7 +3,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use lipschitz_certify::certificate::{self, Formula};
+use lipschitz_certify::plots::graph;
 use lipschitz_certify::spectral::Method;
+use lipschitz_plot::svg;
 
 /// Draw the architecture with each node's bound.
 #[derive(Args)]
@@ -17,26 +19,23 @@ pub(super) struct GraphCommand {
 
 impl GraphCommand {
     pub(super) fn run(self) -> Result<()> {
-        let extension =
-            self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
-        if !["svg", "dot", "json"].contains(&extension.as_str()) {
+        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if !["svg", "dot", "json"].contains(&extension) {
             bail!("{}: name the output .svg, .dot or .json", self.output.display())
         }
         let model = lipschitz_certify::open(&self.model)?;
-        let graph = &model.meta().graph;
+        let network = &model.meta().graph;
         let text = if extension == "json" {
-            serde_json::to_string_pretty(graph)?
+            serde_json::to_string_pretty(network)?
         } else {
-            let nodes = certificate::certify(&model, Method::Proven, Formula::Sound, None)
-                .map_err(|e| super::about(&self.model, e))?
-                .nodes;
-            let note = |path: &str| {
-                nodes
-                    .iter()
-                    .find(|row| row.path == path)
-                    .map(|row| format!("L ≤ {}", row.lipschitz))
-            };
-            if extension == "svg" { graph.to_svg(&note) } else { graph.to_dot(&note) }
+            let certificate = certificate::certify(&model, Method::Proven, Formula::Sound, None)
+                .map_err(|e| super::about(&self.model, e))?;
+            let bounds = graph::bounds(&certificate);
+            if extension == "svg" {
+                svg::document(&graph::scene(network, &bounds))
+            } else {
+                network.to_dot(&bounds)
+            }
         };
         Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)
     }

@@ -87,11 +87,11 @@ impl Probe {
         }
         let (l2, rms) = (certificate.l2, certificate.rms);
         let ratio = l2.over(found.sensitivity).to_f64();
-        let inputs = match model.graph().input {
+        let inputs = match model.graph().input() {
             Input::Tokens { .. } => found.pair.0.dim(D::Minus1)?,
             _ => found.pair.0.elem_count(),
         };
-        let outputs = model.graph().outputs()?;
+        let outputs = model.graph().outputs();
         let found_rms = found.sensitivity * rms_to_rms(outputs, inputs);
         // Norms of a forward pass are rounded; the certificate speaks of real arithmetic.
         if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > l2 {
@@ -128,10 +128,10 @@ fn made_up(model: &Model) -> Result<Tensor> {
             .map(|_| order::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
         Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
     };
-    Ok(match model.graph().input {
+    Ok(match model.graph().input() {
         Input::Tokens { context, .. } => {
             let Some(Op::Embedding { vocabulary, .. }) =
-                model.graph().nodes.first().map(|node| &node.op)
+                model.graph().nodes().first().map(|node| &node.op)
             else {
                 bail!("the network has no embedding")
             };

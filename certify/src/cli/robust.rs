@@ -128,7 +128,7 @@ fn label(model: &Path) -> String {
 
 /// The ℓ2 norm of the longest embedding row, to choose radii by.
 fn longest_row(model: &Model) -> Result<f64> {
-    let (Input::Tokens { .. }, Some(node)) = (model.graph().input, model.graph().nodes.first())
+    let (Input::Tokens { .. }, Some(node)) = (model.graph().input(), model.graph().nodes().first())
     else {
         bail!("the model reads no tokens")
     };

@@ -43,7 +43,7 @@ fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
 pub fn chart(certificate: &Certificate) -> Chart {
     let (mut factors, mut parts) = (Vec::new(), Vec::new());
     let mut all = Vec::new();
-    roles(&certificate.graph.nodes, "", false, &mut all);
+    roles(certificate.graph.nodes(), "", false, &mut all);
     let mut before = 0.0;
     let log = |x: Upper| Some(x.log10()).filter(|x| x.is_finite());
     for (row, role) in certificate.nodes.iter().zip(all) {

@@ -1,5 +1,6 @@
 //! Pictures of runs, from the files that a run directory holds.
 
+pub mod graph;
 pub mod layers;
 pub mod robust;
 pub mod tradeoff;

@@ -186,7 +186,7 @@ pub fn certified_accuracy<E: Into<BoxError>>(
 
 /// The walk over the ball that holds all images of the model's shape, and its margins.
 fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
-    let Input::Pixels { channels, height, width } = model.graph().input else {
+    let Input::Pixels { channels, height, width } = model.graph().input() else {
         return Err(Error::Data("the model reads no images".into()));
     };
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});

@@ -49,7 +49,7 @@ pub fn tokens<E: Into<BoxError>>(
 ) -> Result<Robustness, Error> {
     let length = window(model)?;
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let table = Block::whole(join(&model.graph().nodes[0].name, "weight"));
+    let table = Block::whole(join(&model.graph().nodes()[0].name, "weight"));
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let (domain, diameter) =
         (norms.norm(&Norm::Row(table.clone()))?, norms.norm(&Norm::RowDifference(table))?);
@@ -58,7 +58,7 @@ pub fn tokens<E: Into<BoxError>>(
         Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
     };
     let separator =
-        if let Input::Tokens { separator, .. } = model.graph().input { separator } else { None };
+        if let Input::Tokens { separator, .. } = model.graph().input() { separator } else { None };
     // The windows that are whole, and what is predicted behind each.
     let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
     for batch in batches {

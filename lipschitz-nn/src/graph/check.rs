@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{Attention, Graph, Input, Node, Op, Shape};
+use super::parameter::parameters;
+use super::{Attention, Input, Node, Op, Shape};
 use crate::Error;
 
 /// Nesting beyond this is refused, so that a hostile file cannot exhaust the stack.
@@ -10,15 +11,19 @@ const MAX_DEPTH: usize = 32;
 /// Sizes beyond this are refused, so that products of two of them cannot overflow.
 const MAX_SIZE: usize = 1 << 28;
 
-pub(super) fn check(graph: &Graph) -> Result<Shape, Error> {
-    if graph.format != super::FORMAT {
-        let (found, known) = (graph.format, super::FORMAT);
-        return Err(Error::graph("", format!("has format {found}, this version reads {known}")));
-    }
-    let mut shape = match graph.input {
+/// What a node may want to know beside the shape it reads.
+struct Surroundings {
+    /// The longest sequence, for token ids.
+    context: Option<usize>,
+    /// Whether a class token is among the outermost nodes.
+    class_token: bool,
+}
+
+pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
+    let shape = match input {
         Input::Tokens { context, separator } => {
             size("input", "context", context)?;
-            let Some(Op::Embedding { vocabulary, .. }) = graph.nodes.first().map(|n| &n.op) else {
+            let Some(Op::Embedding { vocabulary, .. }) = nodes.first().map(|n| &n.op) else {
                 return Err(Error::graph("input", "token ids need an embedding as the first node"));
             };
             if let Some(id) = separator.filter(|id| *id as usize >= *vocabulary) {
@@ -38,9 +43,11 @@ pub(super) fn check(graph: &Graph) -> Result<Shape, Error> {
             Shape::Vector(dim)
         }
     };
-    shape = sequence(&graph.nodes, "", shape, graph, 0)?;
+    let context = if let Input::Tokens { context, .. } = input { Some(context) } else { None };
+    let class_token = nodes.iter().any(|node| matches!(node.op, Op::ClassToken { .. }));
+    let shape = sequence(nodes, "", shape, &Surroundings { context, class_token }, 0)?;
     let mut seen = HashSet::new();
-    for parameter in graph.parameters() {
+    for parameter in parameters(nodes) {
         if !seen.insert(parameter.name.clone()) {
             return Err(Error::graph(
                 &parameter.name,
@@ -55,7 +62,7 @@ fn sequence(
     nodes: &[Node],
     prefix: &str,
     mut shape: Shape,
-    graph: &Graph,
+    around: &Surroundings,
     depth: usize,
 ) -> Result<Shape, Error> {
     if depth > MAX_DEPTH {
@@ -67,7 +74,7 @@ fn sequence(
         if node.name.contains(|c: char| c == '.' || c.is_whitespace()) {
             return Err(Error::graph(&node.path(prefix), "has a dot or a space in its name"));
         }
-        shape = step(node, &node.path(prefix), shape, graph, depth)?;
+        shape = step(node, &node.path(prefix), shape, around, depth)?;
     }
     Ok(shape)
 }
@@ -76,7 +83,7 @@ fn step(
     node: &Node,
     path: &str,
     shape: Shape,
-    graph: &Graph,
+    around: &Surroundings,
     depth: usize,
 ) -> Result<Shape, Error> {
     let kind = node.op.kind();
@@ -89,11 +96,11 @@ fn step(
         if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) }
     };
     match &node.op {
-        Op::Sequential { body } => sequence(body, path, shape, graph, depth + 1),
+        Op::Sequential { body } => sequence(body, path, shape, around, depth + 1),
         Op::Residual { skip, branch, body } => {
             finite(path, "skip", *skip)?;
             finite(path, "branch", *branch)?;
-            let out = sequence(body, path, shape, graph, depth + 1)?;
+            let out = sequence(body, path, shape, around, depth + 1)?;
             if out != shape || shape == Shape::Ids {
                 return Err(Error::graph(path, format!("(residual) adds {shape} to {out}")));
             }
@@ -119,7 +126,7 @@ fn step(
         Op::Positions { length, dim } => {
             size(path, "length", *length)?;
             tokens(*dim)?;
-            match graph.context() {
+            match around.context {
                 Some(context) if context > *length => Err(Error::graph(
                     path,
                     format!("has {length} positions for a context of {context} tokens"),
@@ -183,7 +190,7 @@ fn step(
         },
         Op::ClassToken { dim } => {
             size(path, "dim", *dim)?;
-            if graph.context().is_some() {
+            if around.context.is_some() {
                 return Err(Error::graph(
                     path,
                     "(class_token) is for images; a sequence of token ids has its own",
@@ -198,11 +205,7 @@ fn step(
         },
         // One token alone has no others to take the mean of, so this needs a class token in front.
         Op::FirstAndMean => match shape {
-            Shape::Tokens(d)
-                if graph.nodes.iter().any(|n| matches!(n.op, Op::ClassToken { .. })) =>
-            {
-                Ok(Shape::Vector(2 * d))
-            }
+            Shape::Tokens(d) if around.class_token => Ok(Shape::Vector(2 * d)),
             _ => Err(wrong("tokens behind a class token".into())),
         },
     }

@@ -8,11 +8,14 @@
 mod attention;
 mod builder;
 mod check;
+mod id;
+mod outline;
 mod parameter;
-mod picture;
 
 pub use attention::{Attention, Pairing, PositionBias, Rotary, Span};
 pub use builder::Builder;
+pub use id::NodeId;
+pub use outline::Outline;
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
 
 use schemars::JsonSchema;
@@ -23,16 +26,46 @@ use crate::{Error, strict};
 /// The format version of a serialised graph.
 pub const FORMAT: u32 = 1;
 
-/// A network: what goes in, and the nodes it passes through.
+/// A network: what goes in, and the nodes it passes through. Every graph there is fits together:
+/// names, shapes and constants are checked when it is made, read or deserialised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Document", into = "Document")]
+#[schemars(with = "Document")]
 pub struct Graph {
+    input: Input,
+    nodes: Vec<Node>,
+    output: Shape,
+}
+
+/// A network: what goes in, and the nodes it passes through.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Graph")]
+struct Document {
     /// Format version, [`FORMAT`].
-    pub format: u32,
+    format: u32,
     /// What the network reads.
-    pub input: Input,
+    input: Input,
     /// The nodes, first to last.
-    pub nodes: Vec<Node>,
+    nodes: Vec<Node>,
+}
+
+impl TryFrom<Document> for Graph {
+    type Error = Error;
+
+    fn try_from(Document { format, input, nodes }: Document) -> Result<Self, Error> {
+        if format != FORMAT {
+            let what = format!("has format {format}, this version reads {FORMAT}");
+            return Err(Error::graph("", what));
+        }
+        Self::new(input, nodes)
+    }
+}
+
+impl From<Graph> for Document {
+    fn from(Graph { input, nodes, .. }: Graph) -> Self {
+        Self { format: FORMAT, input, nodes }
+    }
 }
 
 /// What a network reads.
@@ -311,62 +344,51 @@ pub fn join(prefix: &str, name: &str) -> String {
 }
 
 impl Graph {
-    /// A checked graph.
+    /// A graph that fits together.
     ///
     /// # Errors
     /// [`Error::Graph`] names the first node whose shapes, names or constants do not fit.
     pub fn new(input: Input, nodes: Vec<Node>) -> Result<Self, Error> {
-        let graph = Self { format: FORMAT, input, nodes };
-        graph.check()?;
-        Ok(graph)
+        let output = check::check(input, &nodes)?;
+        Ok(Self { input, nodes, output })
     }
 
-    /// Parses and checks a graph.
+    /// Parses a graph; a key that means nothing is refused.
     ///
     /// # Errors
     /// [`Error::Graph`] if the text is not a graph of this format, or does not fit together.
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        let graph: Graph =
-            strict::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))?;
-        graph.check()?;
-        Ok(graph)
+        strict::from_str(text).map_err(|e| Error::graph("", format!("cannot be read: {e}")))
     }
 
-    /// Checks names, shapes and constants; returns the shape of the output.
-    ///
-    /// # Errors
-    /// [`Error::Graph`] names the node and the mismatch.
-    pub fn check(&self) -> Result<Shape, Error> {
-        check::check(self)
+    /// What the network reads.
+    pub fn input(&self) -> Input {
+        self.input
+    }
+
+    /// The nodes, first to last.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The shape of one output.
+    pub fn output(&self) -> Shape {
+        self.output
     }
 
     /// The parameters in the order of the forward pass, with name, shape, geometry and
     /// initialisation.
     pub fn parameters(&self) -> Vec<Parameter> {
-        parameter::parameters(self)
-    }
-
-    /// A drawing in Graphviz's DOT language; `note` gives a second line for a node's path, such as
-    /// its bound.
-    pub fn to_dot(&self, note: &dyn Fn(&str) -> Option<String>) -> String {
-        picture::dot(self, note)
-    }
-
-    /// A drawing as SVG; `note` as for [`Graph::to_dot`].
-    pub fn to_svg(&self, note: &dyn Fn(&str) -> Option<String>) -> String {
-        picture::svg(self, note)
+        parameter::parameters(&self.nodes)
     }
 
     /// Numbers in one output: of a token, or of all.
-    ///
-    /// # Errors
-    /// As [`Graph::check`].
-    pub fn outputs(&self) -> Result<usize, Error> {
-        Ok(match self.check()? {
+    pub fn outputs(&self) -> usize {
+        match self.output {
             Shape::Ids => 0,
             Shape::Tokens(n) | Shape::Vector(n) => n,
             Shape::Image(c, h, w) => c * h * w,
-        })
+        }
     }
 
     /// The longest sequence the graph reads, for token input.

@@ -1,7 +1,7 @@
 //! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint
 //! work in.
 
-use super::{Attention, Graph, Node, Op, PositionBias, Span, join};
+use super::{Attention, Node, Op, PositionBias, Span, join};
 
 /// The norm that a weight is measured, updated and constrained in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +69,10 @@ pub struct Parameter {
     pub init: Init,
 }
 
-pub(super) fn parameters(graph: &Graph) -> Vec<Parameter> {
+pub(super) fn parameters(nodes: &[Node]) -> Vec<Parameter> {
     let mut out = Vec::new();
-    let last = graph.nodes.iter().rposition(|n| matches!(n.op, Op::Linear { .. }));
-    for (i, node) in graph.nodes.iter().enumerate() {
+    let last = nodes.iter().rposition(|n| matches!(n.op, Op::Linear { .. }));
+    for (i, node) in nodes.iter().enumerate() {
         let from = out.len();
         collect(node, "", &mut out);
         // The head starts at zero, so that training starts from uniform predictions.

@@ -69,9 +69,9 @@ impl Task {
     /// # Errors
     /// One line that names the file and what is wrong with it.
     pub fn for_model(path: &Path, meta: &Meta) -> Result<Self> {
-        match (meta.graph.input, &meta.tokenizer) {
+        match (meta.graph.input(), &meta.tokenizer) {
             (Input::Tokens { .. }, _) if path.is_dir() => {
-                let vocabulary = match meta.graph.nodes.first().map(|node| &node.op) {
+                let vocabulary = match meta.graph.nodes().first().map(|node| &node.op) {
                     Some(Op::Embedding { vocabulary, .. }) => Some(*vocabulary),
                     _ => None,
                 };

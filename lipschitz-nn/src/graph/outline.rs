@@ -1,0 +1,155 @@
+//! A graph in words, box by box, for whoever draws it; and as Graphviz's DOT language.
+
+use std::fmt::Write;
+
+use super::{Graph, Input, Node, NodeId, Op, Pairing};
+
+/// A node as a box to draw; a sequence or a residual is a frame around its body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outline {
+    /// Which node.
+    pub id: NodeId,
+    /// Its path.
+    pub path: String,
+    /// What it computes.
+    pub title: String,
+    /// The boxes inside of a frame.
+    pub body: Option<Vec<Outline>>,
+}
+
+impl Graph {
+    /// What the network reads, in words, and its nodes as boxes, first to last.
+    pub fn outline(&self) -> (String, Vec<Outline>) {
+        (input(self), boxes(&self.nodes, "", &NodeId::default()))
+    }
+
+    /// A drawing in Graphviz's DOT language; `note` gives a line more for a node, such as its
+    /// bound.
+    pub fn to_dot(&self, note: &dyn Fn(&NodeId) -> Option<String>) -> String {
+        let (input, boxes) = self.outline();
+        let mut dot = Dot { text: String::new(), note, count: 0, last: 0 };
+        dot.text += "digraph network {\n  rankdir=TB; node [shape=box, fontname=\"sans-serif\"];\n";
+        let _ = writeln!(dot.text, "  n0 [label={}, shape=ellipse];", quote(&input));
+        dot.boxes(&boxes, 1);
+        dot.text + "}\n"
+    }
+}
+
+fn boxes(nodes: &[Node], prefix: &str, above: &NodeId) -> Vec<Outline> {
+    let outline = |(i, node): (usize, &Node)| {
+        let (id, path) = (above.child(i), node.path(prefix));
+        let body = match &node.op {
+            Op::Sequential { body } | Op::Residual { body, .. } => Some(boxes(body, &path, &id)),
+            _ => None,
+        };
+        Outline { title: title(&node.op), id, path, body }
+    };
+    nodes.iter().enumerate().map(outline).collect()
+}
+
+fn title(op: &Op) -> String {
+    match op {
+        Op::Sequential { .. } => "sequential".into(),
+        Op::Residual { skip, branch, .. } => {
+            format!("{} x + {} f(x)", short(*skip), short(*branch))
+        }
+        Op::Linear { inputs, outputs, bias } => {
+            format!("linear {inputs} → {outputs}{}", if *bias { " + bias" } else { "" })
+        }
+        Op::Embedding { vocabulary, dim } => format!("embedding {vocabulary} → {dim}"),
+        Op::Positions { length, dim } => format!("positions {length} × {dim}"),
+        Op::Activation { function, scale } => {
+            let name = format!("{function:?}").to_lowercase();
+            if *scale == 1.0 { name } else { format!("{} · {name}", short(*scale)) }
+        }
+        Op::Scale { factor } => format!("× {}", short(*factor)),
+        Op::SoftCap { cap } => format!("soft cap {}", short(*cap)),
+        Op::Clip { limit } => format!("clip to ±{}", short(*limit)),
+        Op::Attention(a) => {
+            let kv = if a.key_value_heads == a.heads {
+                String::new()
+            } else {
+                format!(" ({} kv)", a.key_value_heads)
+            };
+            let rotary = match a.rotary.as_ref().map(|r| r.pairing) {
+                None => "",
+                Some(Pairing::Half) => ", rotary",
+                Some(Pairing::Interleaved) => ", rotary interleaved",
+            };
+            let window = a.window.map_or(String::new(), |w| format!(", window {w}"));
+            let bias = if a.position_bias.is_some() { ", position bias" } else { "" };
+            let norm = if a.query_key_norm.is_some() { ", query-key norm" } else { "" };
+            format!("attention {} heads{kv} × {}{rotary}{window}{bias}{norm}", a.heads, a.head_dim)
+        }
+        Op::RmsNorm { dim, .. } => format!("rms norm {dim}"),
+        Op::LayerNorm { dim, .. } => format!("layer norm {dim}"),
+        Op::GatedMlp { dim, hidden, function, .. } => {
+            format!("gated mlp {dim} → {hidden} → {dim}, {function:?}").to_lowercase()
+        }
+        Op::Flatten => "flatten".into(),
+        Op::Patches { size } => format!("patches {size} × {size}"),
+        Op::MeanPool => "mean over tokens".into(),
+        Op::ClassToken { .. } => "class token in front".into(),
+        Op::FirstToken => "first token".into(),
+        Op::FirstAndMean => "first token and mean of the others".into(),
+    }
+}
+
+fn short(x: f64) -> String {
+    let text = format!("{x:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+fn input(graph: &Graph) -> String {
+    match graph.input() {
+        Input::Tokens { context, separator: None } => format!("tokens, up to {context}"),
+        Input::Tokens { context, separator: Some(id) } => {
+            format!("tokens, up to {context}, documents from token {id} on")
+        }
+        Input::Pixels { channels, height, width } => {
+            format!("pixels {channels} × {height} × {width}")
+        }
+        Input::Vector { dim } => format!("vector {dim}"),
+    }
+}
+
+struct Dot<'a> {
+    text: String,
+    note: &'a dyn Fn(&NodeId) -> Option<String>,
+    /// Boxes and frames so far.
+    count: usize,
+    /// The number of the last box.
+    last: usize,
+}
+
+impl Dot<'_> {
+    fn boxes(&mut self, list: &[Outline], depth: usize) {
+        let pad = "  ".repeat(depth);
+        for Outline { id, path, title, body } in list {
+            self.count += 1;
+            let (count, note) = (self.count, (self.note)(id));
+            match body {
+                None => {
+                    let lines = [Some(path), Some(title), note.as_ref()].into_iter().flatten();
+                    let lines: Vec<&str> =
+                        lines.map(String::as_str).filter(|line| !line.is_empty()).collect();
+                    let label = quote(&lines.join("\n"));
+                    let _ = writeln!(self.text, "{pad}n{count} [label={label}];");
+                    let _ = writeln!(self.text, "{pad}n{} -> n{count};", self.last);
+                    self.last = count;
+                }
+                Some(body) => {
+                    let label = std::iter::once(format!("{path}: {title}")).chain(note);
+                    let label = quote(&label.collect::<Vec<_>>().join("\n"));
+                    let _ = writeln!(self.text, "{pad}subgraph cluster_{count} {{ label={label};");
+                    self.boxes(body, depth + 1);
+                    let _ = writeln!(self.text, "{pad}}}");
+                }
+            }
+        }
+    }
+}
+
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
