@@ -18,8 +18,25 @@ pub const FORMAT: u32 = 2;
 
 /// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
 pub fn schema() -> String {
-    let schema = schemars::schema_for!(Certificate);
-    format!("{:#}\n", schema.as_value())
+    let mut schema = schemars::schema_for!(Certificate).to_value();
+    unwrap_lines(&mut schema);
+    format!("{schema:#}\n")
+}
+
+/// Joins the lines of descriptions, which break where the source code does.
+fn unwrap_lines(schema: &mut serde_json::Value) {
+    match schema {
+        serde_json::Value::Object(fields) => {
+            fields.iter_mut().for_each(|(key, value)| match value {
+                serde_json::Value::String(text) if key == "description" => {
+                    *text = text.replace('\n', " ");
+                }
+                value => unwrap_lines(value),
+            })
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(unwrap_lines),
+        _ => {}
+    }
 }
 
 /// Which formula the bound comes from.

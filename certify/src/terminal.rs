@@ -62,10 +62,11 @@ pub fn line(error: &anyhow::Error) -> String {
     for cause in error.chain() {
         let said = cause.to_string().replace('\n', " ");
         // The error that names the file has said what the system says.
-        if text.contains(&said) || named && cause.is::<io::Error>() {
+        let told = text.contains(&said) || named && cause.is::<io::Error>();
+        named |= matches!(network(cause), Some(lipschitz_nn::Error::Io { .. }));
+        if told {
             continue;
         }
-        named = matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
         if !text.is_empty() {
             text += ": ";
         }
@@ -84,23 +85,14 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// What to do about an error of a library, which does not know who calls it.
 fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    match error.downcast_ref::<Error>() {
-        Some(Error::NoPromise(_)) => {
-            return Some(
-                "a target needs one: choose a constraint.method that keeps sigma_max, such as \
-                 spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
-            );
-        }
-        // A transparent error is not in the chain itself.
-        Some(Error::Network(error)) => return remedy_of_network(error),
-        _ => {}
-    }
-    error.downcast_ref().and_then(remedy_of_network)
-}
-
-fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
     use io::ErrorKind as K;
-    let lipschitz_nn::Error::Io { error, .. } = error else { return None };
+    if let Some(Error::NoPromise(_)) = error.downcast_ref() {
+        return Some(
+            "a target needs one: choose a constraint.method that keeps sigma_max, such as \
+             spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
+        );
+    }
+    let lipschitz_nn::Error::Io { error, .. } = network(error)? else { return None };
     match error.kind() {
         K::NotFound | K::NotADirectory => Some("check the path"),
         K::PermissionDenied => Some("check who may read and write it"),
@@ -108,6 +100,15 @@ fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
         K::IsADirectory => Some("name a file"),
         K::AlreadyExists => Some("choose another name"),
         _ => None,
+    }
+}
+
+/// The error about a network or a file that a link of a chain is or stands for.
+fn network<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a lipschitz_nn::Error> {
+    match error.downcast_ref() {
+        // A transparent error hides what it stands for from the chain.
+        Some(Error::Network(error)) => Some(error),
+        _ => error.downcast_ref(),
     }
 }
 

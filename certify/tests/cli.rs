@@ -174,7 +174,7 @@ fn certificates_are_verified_by_exit_code() {
     // A key that means nothing could be read as a claim.
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["graph"]["nodes"][0]["sigma_max"] = 0.1.into();
-    broken(value.to_string(), 1, "`graph.nodes()[0].sigma_max` is not known");
+    broken(value.to_string(), 1, "`graph.nodes[0].sigma_max` is not known");
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     (value["domain"]["given"], value["domain"]["radius"]) =
         (true.into(), serde_json::json!({ "mantissa": 0.0, "exponent": 0 }));
