@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, Row, Walk, Watch, WeightNorms, paper, walk};
+use crate::bound::{Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, paper, walk};
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::Upper;
@@ -86,7 +86,7 @@ pub struct Certificate {
     /// The inputs it speaks of.
     pub domain: Domain,
     /// A row a node.
-    pub nodes: Vec<Row>,
+    pub nodes: Vec<NodeBound>,
     /// A row a norm of a weight.
     pub weights: Vec<WeightRow>,
     /// What the theorem assumes, in words.
@@ -198,7 +198,7 @@ pub(crate) fn theorem(
         Formula::Paper => {
             let rms = paper::formula(graph, norms)?;
             let factor = Upper::from_f64(walk.outputs as f64).sqrt();
-            (rms, (rms * factor).over((walk.inputs as f64).sqrt().next_down()))
+            (rms, (rms * factor).div_up((walk.inputs as f64).sqrt().next_down()))
         }
     };
     Ok(Theorem { walk, rms, l2, diameter })

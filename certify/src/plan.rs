@@ -122,10 +122,10 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps, Error> {
         let factor = |heads| scale(&parameter, heads) * (1.0 - 4.0 * f64::EPSILON);
         let (whole, head) = match (parameter.geometry, promise.heads) {
             (Geometry::Matrix, Some(heads)) => {
-                let head = sigma.over(factor(Some(heads)));
+                let head = sigma.div_up(factor(Some(heads)));
                 (head * Upper::from_f64(heads.count as f64).sqrt(), Some(head))
             }
-            (Geometry::Matrix, None) => (sigma.over(factor(None)), None),
+            (Geometry::Matrix, None) => (sigma.div_up(factor(None)), None),
             (Geometry::Table, _) => {
                 (sigma * Upper::from_f64(parameter.shape[1] as f64).sqrt(), None)
             }

@@ -78,7 +78,7 @@ impl Upper {
 
     /// Not below `self/lower`; infinite unless `lower > 0`. Rounds up when `lower` is at most the
     /// divisor meant.
-    pub fn over(self, lower: f64) -> Self {
+    pub fn div_up(self, lower: f64) -> Self {
         if lower.is_nan() || lower <= 0.0 {
             return Self::INFINITY;
         }
@@ -299,12 +299,12 @@ mod tests {
         assert_eq!(up(1.0) * up(1.0), Upper::ONE);
         assert_eq!(up(0.75) + up(0.25), Upper::ONE);
         assert_eq!(up(9.0).sqrt(), up(3.0));
-        assert_eq!(up(6.0).over(3.0), up(2.0));
+        assert_eq!(up(6.0).div_up(3.0), up(2.0));
         assert_eq!(up(5e-324).to_f64(), f64::MIN_POSITIVE);
         assert_eq!(up(f64::NAN), Upper::INFINITY);
         assert_eq!(up(-1.0), Upper::INFINITY);
         assert_eq!(Upper::ZERO * Upper::INFINITY, Upper::INFINITY);
-        assert_eq!(up(1.0).over(0.0), Upper::INFINITY);
+        assert_eq!(up(1.0).div_up(0.0), Upper::INFINITY);
     }
 
     /// Against exact integer arithmetic: products and sums of 53-bit integers in 128 bits.
@@ -327,7 +327,7 @@ mod tests {
             assert!(found >= sum && found - sum <= 2 + (sum >> 51), "{a} + {b}");
             let root = x.sqrt();
             assert!(root * root >= x);
-            assert!(x.over(b as f64) * y >= x, "{a} / {b}");
+            assert!(x.div_up(b as f64) * y >= x, "{a} / {b}");
         }
     }
 

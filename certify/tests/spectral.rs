@@ -233,7 +233,7 @@ fn ten_thousand_exact_norms_are_not_undercut() {
             upper <= Upper::from_f64(truth) * Upper::from_f64(1.0 + 1e-6),
             "{what}: at most {upper} of {truth}"
         );
-        upper.over(truth).to_f64() - 1.0
+        upper.div_up(truth).to_f64() - 1.0
     });
     let widest = widest.filter(|x| x.is_finite()).reduce(|| 0.0, f64::max);
     println!("largest excess: {widest:.1e}");

@@ -396,7 +396,7 @@ fn finish(
         found_log10: Some((found.sensitivity * rms_to_rms(outputs, inputs)).log10())
             .filter(|x| x.is_finite()),
         median_margin: Some(result.margin).filter(|x| x.is_finite()),
-        margin_normalized_log10: log10(certificate.margin.l2.over(result.margin)),
+        margin_normalized_log10: log10(certificate.margin.l2.div_up(result.margin)),
         certified_accuracy: match task {
             Task::Images(data) => Some(robust::certified_accuracy(
                 model,

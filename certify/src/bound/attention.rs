@@ -65,7 +65,7 @@ pub(super) fn bound(
             a.query_key_norm,
         ) {
             (Some(gain), Some(eps)) => {
-                let slope = gain.over(eps.sqrt().next_down());
+                let slope = gain.div_up(eps.sqrt().next_down());
                 let root = count(span(heads) * a.head_dim).sqrt();
                 (slope * mixed, (root * gain).min(slope * (map * r + offset)))
             }
@@ -117,7 +117,7 @@ pub(super) fn bound(
     let query_offset = offset("query", Part::ALL)?;
     let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
         (Some(gain), Some(eps)) => {
-            let slope = gain.over(eps.sqrt().next_down());
+            let slope = gain.div_up(eps.sqrt().next_down());
             (
                 slope * query,
                 (count(a.heads * a.head_dim).sqrt() * gain).min(slope * (query * r + query_offset)),

@@ -27,7 +27,7 @@ use crate::upper::Upper;
 /// What the walk found out about one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Row {
+pub struct NodeBound {
     /// Which node of the graph; absent in certificates of format 1. A path may be that of several.
     #[serde(default, skip_serializing_if = "NodeId::is_root")]
     pub id: NodeId,
@@ -60,7 +60,7 @@ pub struct Walk {
     /// The constant of the difference of two output numbers, ℓ2 → absolute value.
     pub margin: Upper,
     /// The linear map that the network ends in, if it does.
-    pub head: Option<Head>,
+    pub head: Option<FinalLinear>,
     /// A bound on the ℓ2 norm of each token of the output.
     pub radius: Upper,
     /// Numbers in one token of the input.
@@ -68,12 +68,12 @@ pub struct Walk {
     /// Numbers in one token of the output.
     pub outputs: usize,
     /// A row a node, in the order of the forward pass.
-    pub rows: Vec<Row>,
+    pub rows: Vec<NodeBound>,
 }
 
 /// The linear map that a network ends in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Head {
+pub struct FinalLinear {
     /// Its weight.
     pub block: Block,
     /// The constant of all else: what comes before it, and scales behind it.
@@ -83,7 +83,7 @@ pub struct Head {
 impl Walk {
     /// The constant from RMS norm to RMS norm: `√(inputs/outputs)` times the one in ℓ2.
     pub fn rms(&self) -> Upper {
-        self.from_rms(self.lipschitz).over(down(self.outputs))
+        self.from_rms(self.lipschitz).div_up(down(self.outputs))
     }
 
     /// A constant that starts from RMS norm, of one that starts from ℓ2 norm: `√inputs` times it.
@@ -176,7 +176,7 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
             let radius = radius.unwrap_or(natural);
             let (one, kind, rule) =
                 (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
-            rows.push(Row {
+            rows.push(NodeBound {
                 id: NodeId::default().child(0),
                 path: name.clone(),
                 kind,
@@ -226,7 +226,7 @@ fn outputs(
     nodes: &[Node],
     trail: &[Upper],
     norms: &dyn Norms,
-) -> Result<(Upper, Upper, Option<Head>), Error> {
+) -> Result<(Upper, Upper, Option<FinalLinear>), Error> {
     let lipschitz = last(trail);
     let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
     let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
@@ -245,7 +245,7 @@ fn outputs(
     let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
     let logit = logit.min(before * norms.row(&block)?);
     let margin = margin.min(before * norms.norm(&Norm::RowDifference(block.clone()))?);
-    Ok((logit, margin, Some(Head { block, rest: before })))
+    Ok((logit, margin, Some(FinalLinear { block, rest: before })))
 }
 
 fn last(trail: &[Upper]) -> Upper {
@@ -256,7 +256,7 @@ struct Walker<'a> {
     norms: &'a dyn Norms,
     /// Colour channels of an image, the width of a patch of one pixel.
     channels: usize,
-    rows: Vec<Row>,
+    rows: Vec<NodeBound>,
 }
 
 impl Walker<'_> {
@@ -304,7 +304,7 @@ impl Walker<'_> {
             state = step.out;
             let (constant, radius) = step.whole.unwrap_or((step.lipschitz, state.radius));
             let reached = if step.whole.is_some() { before * constant } else { lipschitz };
-            self.rows.push(Row {
+            self.rows.push(NodeBound {
                 id: own.id,
                 path: own.path,
                 kind: node.op.kind().into(),
@@ -398,7 +398,7 @@ impl Walker<'_> {
             Op::Attention(a) => attention::bound(a, path, self.norms, x),
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
-                let slope = Upper::ONE.over(eps.sqrt().next_down());
+                let slope = Upper::ONE.div_up(eps.sqrt().next_down());
                 let radius = count(x.width).sqrt().min(slope * x.radius);
                 let gain = join(path, "weight");
                 let shift =

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{Row, WeightNorms};
+use lipschitz_certify::bound::{NodeBound, WeightNorms};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
@@ -16,7 +16,7 @@ use lipschitz_nn::checkpoint::{Dialect, Origin};
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
-pub(super) struct Bound {
+pub(super) struct BoundCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Write the certificate to this file.
@@ -70,7 +70,7 @@ enum FormulaName {
     Paper,
 }
 
-impl Bound {
+impl BoundCommand {
     pub(super) fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
         let stored = lipschitz_certify::open(&self.model)?;
@@ -191,7 +191,7 @@ fn savings(
 }
 
 /// A row a node.
-pub(super) fn nodes(rows: &[Row]) -> Table {
+pub(super) fn nodes(rows: &[NodeBound]) -> Table {
     let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
     for row in rows {
         let name = if row.path.is_empty() { "·" } else { &row.path };

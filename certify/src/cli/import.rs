@@ -10,7 +10,7 @@ use lipschitz_nn::checkpoint::{self, Dialect};
 ///
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
-pub(super) struct Import {
+pub(super) struct ImportCommand {
     /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a
     /// file of matrices.
     path: PathBuf,
@@ -40,7 +40,7 @@ enum Whose {
     Candle,
 }
 
-impl Import {
+impl ImportCommand {
     pub(super) fn run(self) -> Result<()> {
         let dialect = match self.function {
             Whose::Original => Dialect::Original,

@@ -33,16 +33,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Bound(bound::Bound),
-    Verify(verify::Verify),
-    Probe(probe::Probe),
-    Robust(robust::Robust),
-    Plan(plan::Plan),
-    Plot(plot::Plot),
-    Report(report::Report),
+    Bound(bound::BoundCommand),
+    Verify(verify::VerifyCommand),
+    Probe(probe::ProbeCommand),
+    Robust(robust::RobustCommand),
+    Plan(plan::PlanCommand),
+    Plot(plot::PlotCommand),
+    Report(report::ReportCommand),
     Graph(graph::GraphCommand),
-    Run(run::Run),
-    Import(import::Import),
+    Run(run::RunCommand),
+    Import(import::ImportCommand),
     /// The JSON schema of a certificate, on stdout.
     Schema,
     /// Shell completions, on stdout.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// training finds.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
-pub(super) struct Plan {
+pub(super) struct PlanCommand {
     /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are
     /// read.
     config: PathBuf,
@@ -59,7 +59,7 @@ struct Section<'a> {
     constraint: &'a ConstraintConfig,
 }
 
-impl Plan {
+impl PlanCommand {
     pub(super) fn run(self) -> Result<()> {
         for (flag, value) in [("--target", self.target), ("--sigma-max", self.sigma_max)] {
             if let Some(value) = value

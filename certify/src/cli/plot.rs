@@ -11,7 +11,7 @@ use lipschitz_nn::checkpoint;
 
 /// Draw runs.
 #[derive(Args)]
-pub(super) struct Plot {
+pub(super) struct PlotCommand {
     #[command(subcommand)]
     picture: Picture,
 }
@@ -70,7 +70,7 @@ enum Picture {
     },
 }
 
-impl Plot {
+impl PlotCommand {
     pub(super) fn run(self) -> Result<()> {
         match self.picture {
             Picture::Tradeoff { runs, output, x, y, color, csv } => {

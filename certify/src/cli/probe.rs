@@ -22,7 +22,7 @@ use serde::Serialize;
 
 /// Search for the steepest pair of inputs, and set it beside the certified constant.
 #[derive(Args)]
-pub(super) struct Probe {
+pub(super) struct ProbeCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10
@@ -46,7 +46,7 @@ pub(super) struct Probe {
 
 /// What was found, each constant from ℓ2 to ℓ2 and from RMS to RMS norm.
 #[derive(Serialize)]
-struct Report {
+struct ProbeResult {
     found_l2: f64,
     certified_l2: Upper,
     found_rms: f64,
@@ -55,7 +55,7 @@ struct Report {
     ratio: f64,
 }
 
-impl Probe {
+impl ProbeCommand {
     pub(super) fn run(self) -> Result<()> {
         if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)
@@ -86,7 +86,7 @@ impl Probe {
             save_tensors(path, [("a", a), ("b", b)].into_iter(), Some(said))?;
         }
         let (l2, rms) = (certificate.l2, certificate.rms);
-        let ratio = l2.over(found.sensitivity).to_f64();
+        let ratio = l2.div_up(found.sensitivity).to_f64();
         let inputs = match model.graph().input() {
             Input::Tokens { .. } => found.pair.0.dim(D::Minus1)?,
             _ => found.pair.0.elem_count(),
@@ -102,7 +102,7 @@ impl Probe {
             )))
         }
         if self.json {
-            let report = Report {
+            let report = ProbeResult {
                 found_l2: found.sensitivity,
                 certified_l2: l2,
                 found_rms,

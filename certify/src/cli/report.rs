@@ -9,7 +9,7 @@ use lipschitz_nn::checkpoint;
 ///
 /// It opens from disk, needs no network, and is light or dark as the reader's system is.
 #[derive(Args)]
-pub(super) struct Report {
+pub(super) struct ReportCommand {
     /// Run directories, or directories of runs.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
@@ -18,7 +18,7 @@ pub(super) struct Report {
     output: PathBuf,
 }
 
-impl Report {
+impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
         let page = report::page(&self.runs)?;
         super::tell_unfinished(&self.runs);

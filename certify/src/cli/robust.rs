@@ -19,7 +19,7 @@ use serde_json::Value;
 /// 1], as 36/255 in the literature. Language models: how often the next token stays the same when
 /// embedding vectors move, of one token or of all; a radius is an ℓ2 distance of a vector.
 #[derive(Args)]
-pub(super) struct Robust {
+pub(super) struct RobustCommand {
     /// A run directory or a checkpoint.
     model: PathBuf,
     /// A CIFAR-10 directory, a text file, or a directory of token shards.
@@ -62,7 +62,7 @@ const PIXELS: [f64; 10] =
 /// Radii for embedding vectors, as shares of the longest.
 const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 
-impl Robust {
+impl RobustCommand {
     pub(super) fn run(self) -> Result<()> {
         if self.steps == 0 || self.restarts == 0 || self.limit == Some(0) {
             bail!("--steps, --restarts and --limit must be at least 1")

@@ -7,7 +7,7 @@ use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 
 /// Run the forward pass on tensors from a file, for comparison with any other program.
 #[derive(Args)]
-pub(super) struct Run {
+pub(super) struct RunCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
     /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c,
@@ -22,7 +22,7 @@ pub(super) struct Run {
     double: bool,
 }
 
-impl Run {
+impl RunCommand {
     pub(super) fn run(self) -> Result<()> {
         let (model, _) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let dtype = match (self.double, model.dtype()) {

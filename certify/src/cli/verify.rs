@@ -10,14 +10,14 @@ use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
 #[derive(Args)]
-pub(super) struct Verify {
+pub(super) struct VerifyCommand {
     /// The certificate, as `bound --json` writes one.
     certificate: PathBuf,
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
 }
 
-impl Verify {
+impl VerifyCommand {
     pub(super) fn run(self) -> Result<()> {
         let path = &self.certificate;
         let text = std::fs::read_to_string(path).at(path)?;

@@ -23,7 +23,7 @@ const BOUND: Style = Style::new(12.0).color(Color::Data(1));
 
 /// The constant that a certificate states for each node.
 pub fn bounds(certificate: &Certificate) -> impl Fn(&NodeId) -> Option<String> {
-    let bound = |row: &crate::bound::Row| (row.id.clone(), format!("L ≤ {}", row.lipschitz));
+    let bound = |row: &crate::bound::NodeBound| (row.id.clone(), format!("L ≤ {}", row.lipschitz));
     let bounds: std::collections::HashMap<NodeId, String> =
         certificate.nodes.iter().map(bound).collect();
     move |id| bounds.get(id).cloned()

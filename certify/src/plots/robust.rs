@@ -41,7 +41,7 @@ fn draw(reports: &[Robustness]) -> Chart {
     let entry =
         |name: &str, mark| Series { name: name.into(), color: grey, mark, ..Series::default() };
     for (color, report) in reports.iter().enumerate() {
-        let points = |share: &dyn Fn(&crate::robust::Row) -> Option<f64>| -> Vec<(f64, f64)> {
+        let points = |share: &dyn Fn(&crate::robust::Shares) -> Option<f64>| -> Vec<(f64, f64)> {
             report.rows.iter().filter_map(|row| Some((row.eps, share(row)?))).collect()
         };
         let plain = |mark, points| Series { color, mark, points, ..Series::default() };
@@ -95,12 +95,12 @@ fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::robust::Row;
+    use crate::robust::Shares;
     use crate::upper::Upper;
 
     #[test]
     fn results_are_drawn_and_other_files_named() {
-        let row = |eps, attacked, certified| Row {
+        let row = |eps, attacked, certified| Shares {
             eps,
             clean: 0.6,
             attacked_one: None,

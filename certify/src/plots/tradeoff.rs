@@ -56,7 +56,7 @@ const CERTIFIED: &str = "lipschitz_log10";
 const FEW: usize = 12;
 
 /// One run, as it was read.
-struct Run {
+struct RunFigures {
     path: PathBuf,
     group: String,
     label: String,
@@ -87,7 +87,7 @@ impl Tradeoff {
                     // Runs of two colours are two points, whatever else they share.
                     Some(key) => {
                         let color = configured(&config(path)?, key);
-                        Run { group: format!("{color}\n{}", run.group), color, ..run }
+                        RunFigures { group: format!("{color}\n{}", run.group), color, ..run }
                     }
                     None => run,
                 }),
@@ -250,7 +250,7 @@ impl Tradeoff {
 }
 
 /// A run with both figures.
-fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Run> {
+fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<RunFigures> {
     let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
     let figures = (number(x)?, number(y)?);
@@ -259,7 +259,7 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
         config(path).ok().and_then(without_seed).unwrap_or_else(|| path.display().to_string());
     let (path, label) = (path.to_path_buf(), text("label"));
     let color = constraint.clone();
-    Some(Run {
+    Some(RunFigures {
         path,
         group,
         label,
@@ -302,9 +302,9 @@ fn without_seed(mut config: toml::Table) -> Option<String> {
 }
 
 /// Runs of the same config put together, in the order of the first of each.
-fn points(runs: Vec<Run>) -> Vec<Point> {
+fn points(runs: Vec<RunFigures>) -> Vec<Point> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let mut groups: Vec<Vec<Run>> = Vec::new();
+    let mut groups: Vec<Vec<RunFigures>> = Vec::new();
     for run in runs {
         let place = *places.entry(run.group.clone()).or_insert(groups.len());
         if place == groups.len() {
@@ -312,7 +312,7 @@ fn points(runs: Vec<Run>) -> Vec<Point> {
         }
         groups[place].push(run);
     }
-    let point = |group: Vec<Run>| {
+    let point = |group: Vec<RunFigures>| {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let range = |values: &[f64]| {
             values

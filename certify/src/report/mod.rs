@@ -16,7 +16,7 @@ use lipschitz_plot::svg::{self, Glyphs, escape};
 use lipschitz_plot::{self as plot, Chart};
 
 /// A finished run.
-struct Run {
+struct ReportedRun {
     path: PathBuf,
     label: String,
     summary: Map<String, Value>,
@@ -24,7 +24,7 @@ struct Run {
     certificate: Option<Certificate>,
 }
 
-impl Run {
+impl ReportedRun {
     fn read(path: &Path) -> Result<Self, Error> {
         let summary = plots::summary(path)?;
         let file = path.join("certificate.json");
@@ -50,7 +50,8 @@ impl Run {
 /// read.
 pub fn page(paths: &[PathBuf]) -> Result<String, Error> {
     let found = plots::runs(paths, "summary.json")?;
-    let runs: Vec<Run> = found.iter().map(|path| Run::read(path)).collect::<Result<_, _>>()?;
+    let runs: Vec<ReportedRun> =
+        found.iter().map(|path| ReportedRun::read(path)).collect::<Result<_, _>>()?;
     let mut glyphs = Glyphs::new();
     let mut body = String::new();
     for (y, heading) in [
@@ -109,7 +110,7 @@ fn draw(charts: &[Chart], glyphs: &mut Glyphs) -> Result<String, Error> {
 }
 
 /// A run: certificate by layer, training curves.
-fn one(i: usize, run: &Run, glyphs: &mut Glyphs) -> Result<String, Error> {
+fn one(i: usize, run: &ReportedRun, glyphs: &mut Glyphs) -> Result<String, Error> {
     let (label, path) = (escape(&run.label), escape(&run.path.display().to_string()));
     let mut text =
         format!("<details id=\"run{i}\">\n<summary>{label} <span>{path}</span></summary>\n");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Run;
+use super::ReportedRun;
 use crate::certificate::Certificate;
 use crate::plots::method;
 use crate::robust;
@@ -16,7 +16,7 @@ struct Cell {
 }
 
 /// A column: its head, whether it holds numbers, and its cell for a run.
-type Column = (&'static str, bool, fn(&Run) -> Cell);
+type Column = (&'static str, bool, fn(&ReportedRun) -> Cell);
 
 fn words(text: String) -> Cell {
     Cell { value: text.clone(), text }
@@ -66,7 +66,7 @@ const COLUMNS: [Column; 14] = [
 ];
 
 /// The certified constant as it is stored, which shows no less than is proven.
-fn certified(run: &Run) -> Cell {
+fn certified(run: &ReportedRun) -> Cell {
     let stored =
         run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
     match (stored, run.number("lipschitz_log10")) {
@@ -76,7 +76,7 @@ fn certified(run: &Run) -> Cell {
 }
 
 /// All runs, sortable; columns in which nothing is known are left out.
-pub(super) fn runs(runs: &[Run]) -> String {
+pub(super) fn runs(runs: &[ReportedRun]) -> String {
     let known = |(_, _, cell): &&Column| runs.iter().any(|run| !cell(run).value.is_empty());
     let columns: Vec<&Column> = COLUMNS.iter().filter(known).collect();
     let class = |number: bool| if number { " class=\"number\"" } else { "" };

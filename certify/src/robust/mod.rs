@@ -67,7 +67,7 @@ pub struct Robustness {
     /// Searches an input.
     pub restarts: usize,
     /// A row a radius.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Shares>,
     /// Radius and certified share at many radii, for pictures.
     pub curve: Vec<(f64, f64)>,
 }
@@ -84,7 +84,7 @@ pub enum Share {
 
 /// Shares at one radius.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct Shares {
     /// The radius.
     pub eps: f64,
     /// Without a change.
@@ -136,7 +136,7 @@ pub fn images<E: Into<BoxError>>(
             Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true };
         attack_left(&attack, &inputs, eps, &mut broken)?;
         check(&broken, &radii, eps)?;
-        rows.push(Row {
+        rows.push(Shares {
             eps,
             clean,
             attacked_one: None,
@@ -265,8 +265,8 @@ fn check(broken: &[bool], radii: &[f64], eps: f64) -> Result<(), Error> {
 }
 
 /// Certified ≤ attacked ≤ clean, in every row.
-fn ordered(rows: &[Row]) -> Result<(), Error> {
-    for Row { eps, clean, attacked_one, attacked, certified } in rows {
+fn ordered(rows: &[Shares]) -> Result<(), Error> {
+    for Shares { eps, clean, attacked_one, attacked, certified } in rows {
         let one = attacked_one.unwrap_or(*attacked);
         if !(certified <= attacked && *attacked <= one && one <= *clean) {
             return Err(Error::Violated(format!(
@@ -280,7 +280,7 @@ fn ordered(rows: &[Row]) -> Result<(), Error> {
 
 /// The share at many radii, those of the rows among them.
 fn curve(
-    rows: &[Row],
+    rows: &[Shares],
     certified: impl Fn(f64) -> Result<f64, Error>,
 ) -> Result<Vec<(f64, f64)>, Error> {
     const POINTS: usize = 100;

@@ -7,8 +7,8 @@ use lipschitz_nn::graph::{Input, join};
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
 use super::{
-    BoxError, Robustness, Row, Settings, Share, above, attack_left, check, curve, ordered, share,
-    sorted,
+    BoxError, Robustness, Settings, Share, Shares, above, attack_left, check, curve, ordered,
+    share, sorted,
 };
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
@@ -113,7 +113,7 @@ pub fn tokens<E: Into<BoxError>>(
         attack_left(&attack, &inputs, eps, &mut all)?;
         check(&all, &radii, eps)?;
         let attacked_one = Some(share(&one));
-        rows.push(Row {
+        rows.push(Shares {
             eps,
             clean,
             attacked_one,

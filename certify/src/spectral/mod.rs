@@ -85,5 +85,5 @@ fn gamma(k: usize) -> Upper {
     let ku = k as f64 * (f64::EPSILON / 2.0);
     // Both operands are exact for any k that fits in memory; 1 − ku rounds, so it is taken a step
     // down.
-    Upper::from_f64(ku).over((1.0 - ku).next_down())
+    Upper::from_f64(ku).div_up((1.0 - ku).next_down())
 }

@@ -169,7 +169,7 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     }
     let g = gamma(n + 4);
     let shrink = (1.0 - g.to_f64()).next_down();
-    Some((g * trace).over(shrink) + Upper::from_f64(UNDERFLOW))
+    Some((g * trace).div_up(shrink) + Upper::from_f64(UNDERFLOW))
 }
 
 /// Not below the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high power is
