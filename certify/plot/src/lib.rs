@@ -1,4 +1,25 @@
-//! Charts as data, drawn to SVG and PNG.
+//! Charts as data, drawn to SVG and PNG alike.
+//!
+//! ```
+//! use lipschitz_plot::{Axis, Chart, Format, Mark, Marker, Series, render};
+//!
+//! let points = vec![(0.0, 3.0), (1.0, 2.5), (2.0, 2.2)];
+//! let line = Series { name: "loss".into(), points: points.clone(), ..Series::default() };
+//! let marks = Series { mark: Mark::Filled(Marker::Disc), points, ..Series::default() };
+//! let chart = Chart {
+//!     title: "Loss over the constant".into(),
+//!     x: Axis { label: "L".into(), log10: true, ..Axis::default() },
+//!     y: Axis { label: "nats".into(), ..Axis::default() },
+//!     series: vec![line, marks],
+//!     ..Chart::default()
+//! };
+//! let svg = render(&[chart], Format::Svg)?;
+//! assert!(svg.starts_with(b"<svg"));
+//! # Ok::<(), lipschitz_plot::Error>(())
+//! ```
+//!
+//! A [`scene::Scene`] is a list of shapes and texts, which both writers draw; text becomes outlines
+//! of an embedded font.
 
 mod axis;
 mod canvas;
