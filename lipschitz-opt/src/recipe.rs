@@ -182,15 +182,25 @@ impl Recipe {
         Ok(Box::new(Parts(parts)))
     }
 
-    /// Optimizer and constraint, in tables and pictures.
-    pub fn name(&self) -> String {
+    /// The optimizers' names for tables and plots, the run's first: `Muon`, `Muon and AdamW`.
+    pub fn optimizer_name(&self) -> String {
         let mut names = vec![self.optimizer.name()];
         for optimizer in self.groups.iter().filter_map(|group| group.optimizer.as_ref()) {
             if !names.contains(&optimizer.name()) {
                 names.push(optimizer.name());
             }
         }
-        format!("{} + {}", names.join(" and "), self.constraint.name())
+        names.join(" and ")
+    }
+
+    /// The constraint's name for tables and plots.
+    pub fn constraint_name(&self) -> &'static str {
+        self.constraint.name()
+    }
+
+    /// Optimizer and constraint in one label for tables and plots: `Muon + spectral soft cap`.
+    pub fn name(&self) -> String {
+        format!("{} + {}", self.optimizer_name(), self.constraint_name())
     }
 
     /// Whether every matrix and table has a promise, so that a constant is known before training.
