@@ -1,6 +1,6 @@
 //! Why there is no certificate.
 
-use lipschitz_opt::constraint::Method;
+use lipschitz_opt::constraint::ConstraintKind;
 
 /// An error of this crate. It says what is wrong; the command line adds what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum Error {
     Unknown(String),
     /// A target, and a constraint that promises no norm to solve it with.
     #[error("the constraint `{}` promises no norm under this optimizer", .0.key())]
-    NoPromise(Method),
+    NoPromise(ConstraintKind),
     /// A target that even the smallest caps exceed.
     #[error("a Lipschitz constant of {target} cannot be met: caps of {cap:e} allow more")]
     Unreachable {

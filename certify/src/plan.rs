@@ -9,7 +9,7 @@ use crate::bound::{Block, Norm, Norms, Walk, paper, walk};
 use crate::upper::Upper;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
-use lipschitz_opt::{Recipe, role, scale};
+use lipschitz_opt::{Recipe, matrix_name, scale};
 
 /// What a constraint promises about every weight of a graph.
 struct Caps {
@@ -190,9 +190,11 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe, Erro
     const ROUNDS: usize = 60;
     let matrices: Vec<_> =
         graph.parameters().into_iter().filter(|p| p.geometry == Geometry::Matrix).collect();
-    let names: BTreeSet<String> = matrices.iter().map(|p| role(&p.name).to_string()).collect();
+    let names: BTreeSet<String> =
+        matrices.iter().map(|p| matrix_name(&p.name).to_string()).collect();
     let share = |name: &str| {
-        matrices.iter().filter(|p| role(&p.name) == name).count() as f64 / matrices.len() as f64
+        matrices.iter().filter(|p| matrix_name(&p.name) == name).count() as f64
+            / matrices.len() as f64
     };
     if !recipe.constraint.method.capped() {
         return Err(no_promise(recipe));
@@ -249,8 +251,8 @@ pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Para
 #[cfg(test)]
 mod tests {
     use lipschitz_nn::presets::{Activation, Block, Gpt, Positions, Vit};
-    use lipschitz_opt::constraint::{ConstraintConfig, Method};
-    use lipschitz_opt::{Heads, MuonConfig, OptimizerConfig};
+    use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
+    use lipschitz_opt::{MuonConfig, OptimizerConfig, PerHead};
 
     use super::*;
 
@@ -258,14 +260,14 @@ mod tests {
         Gpt::new(30, 16, 3, Block::new(32, 4)).graph().unwrap()
     }
 
-    fn recipe(method: Method, per_head: Heads) -> Recipe {
-        let decay = (method == Method::WeightDecay).then_some(0.1);
+    fn recipe(method: ConstraintKind, per_head: PerHead) -> Recipe {
+        let decay = (method == ConstraintKind::WeightDecay).then_some(0.1);
         let constraint = ConstraintConfig { per_head, decay, ..ConstraintConfig::new(method) };
         Recipe::new(OptimizerConfig::Muon(MuonConfig::default()), constraint)
     }
 
     fn constraint(per_head: bool) -> Recipe {
-        recipe(Method::SpectralNormalize, Heads::All(per_head))
+        recipe(ConstraintKind::SpectralNormalize, PerHead::All(per_head))
     }
 
     #[test]
@@ -292,8 +294,12 @@ mod tests {
     #[test]
     fn what_cannot_be_planned_is_said() {
         let said = |r: Result<Recipe, Error>| r.unwrap_err().to_string();
-        for method in [Method::None, Method::SpectralHammer, Method::SpectralWeightDecay] {
-            let said = said(solve(&graph(), &recipe(method, Heads::default()), 10.0));
+        for method in [
+            ConstraintKind::None,
+            ConstraintKind::SpectralHammer,
+            ConstraintKind::SpectralWeightDecay,
+        ] {
+            let said = said(solve(&graph(), &recipe(method, PerHead::default()), 10.0));
             assert!(said.contains("promises no norm"), "{said}");
         }
         assert!(said(solve(&graph(), &constraint(false), 1e-9)).contains("cannot be met"));
@@ -338,7 +344,7 @@ mod tests {
         }
         .graph()
         .unwrap();
-        let names = Heads::Of(["query", "key", "output"].map(String::from).into());
+        let names = PerHead::Named(["query", "key", "output"].map(String::from).into());
         let block = Block {
             positions: Some(Positions::Bias),
             activation: Activation::Abs,
@@ -347,11 +353,11 @@ mod tests {
         };
         let tight = Gpt::new(30, 16, 1, block).graph().unwrap();
         for graph in [graph(), tight, vit] {
-            for method in Method::ALL {
-                for heads in [Heads::All(false), Heads::All(true), names.clone()] {
+            for method in ConstraintKind::ALL {
+                for heads in [PerHead::All(false), PerHead::All(true), names.clone()] {
                     let mut recipe = recipe(
                         method,
-                        if method == Method::None { Heads::default() } else { heads },
+                        if method == ConstraintKind::None { PerHead::default() } else { heads },
                     );
                     let capped = recipe.with_sigma_max(1.0).is_some_and(|r| r.promises_all(&graph));
                     let solved = solve(&graph, &recipe, 7.0);

@@ -10,27 +10,27 @@ use serde::{Deserialize, Serialize};
 /// Which matrices are taken head by head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Heads {
+pub enum PerHead {
     /// Queries, keys and values, or none.
     All(bool),
     /// Those of these names, out of `query`, `key`, `value` and `output`.
-    Of(BTreeSet<String>),
+    Named(BTreeSet<String>),
 }
 
-impl Default for Heads {
+impl Default for PerHead {
     fn default() -> Self {
         Self::All(false)
     }
 }
 
-impl Heads {
+impl PerHead {
     /// The blocks of a weight; none if it is taken whole, or is one block.
     pub fn of(&self, parameter: &Parameter) -> Option<HeadBlocks> {
         parameter.heads.filter(|heads| {
             heads.count > 1
                 && match self {
                     Self::All(on) => *on && heads.axis == Axis::Rows,
-                    Self::Of(names) => names.contains(role(&parameter.name)),
+                    Self::Named(names) => names.contains(matrix_name(&parameter.name)),
                 }
         })
     }
@@ -39,7 +39,7 @@ impl Heads {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         match self {
             Self::All(_) => None,
-            Self::Of(names) => Some(names),
+            Self::Named(names) => Some(names),
         }
         .into_iter()
         .flatten()
@@ -48,7 +48,7 @@ impl Heads {
 }
 
 /// The name of a matrix among its kind: `query` of `blocks.0.attention.query.weight`.
-pub fn role(name: &str) -> &str {
+pub fn matrix_name(name: &str) -> &str {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     name.rsplit('.').next().unwrap_or(name)
 }
@@ -96,7 +96,7 @@ pub(crate) fn merge(blocks: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor
 
 /// Numbers that are put together at most: half a gigabyte of f32, and an update works with a few
 /// tensors of that size.
-pub const TOGETHER: usize = 1 << 27;
+pub const MAX_BATCHED_ELEMENTS: usize = 1 << 27;
 
 /// `f` of each stack `[count, rows, columns]`, with stacks of one block shape and one key put
 /// together first.
@@ -111,7 +111,7 @@ pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
         }
         let (key, first) = &stacks[i];
         let alike = |(k, x): &(K, Tensor)| k == key && x.dims()[1..] == first.dims()[1..];
-        let limit = (TOGETHER / first.elem_count().max(1)).max(1);
+        let limit = (MAX_BATCHED_ELEMENTS / first.elem_count().max(1)).max(1);
         let members: Vec<usize> = (i..stacks.len())
             .filter(|&j| out[j].is_none() && alike(&stacks[j]))
             .take(limit)

@@ -15,7 +15,7 @@ mod sgd;
 mod work;
 
 pub use adamw::{AdamW, AdamWConfig};
-pub use blocks::{Heads, TOGETHER, role, scale};
+pub use blocks::{MAX_BATCHED_ELEMENTS, PerHead, matrix_name, scale};
 pub use error::Error;
 pub use lipschitz_nn::ops::Precision;
 pub use muon::{Muon, MuonConfig, UpdateScale, Warmup};

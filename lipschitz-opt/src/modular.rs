@@ -24,7 +24,7 @@ pub enum RatesConfig {
     Modular {
         /// What the factors of a residual count for.
         #[serde(default)]
-        residual: Residual,
+        residual: ResidualSensitivity,
         /// Mass of everything below a node, by its path, such as `blocks = 32`; every weight has
         /// mass 1 where none is given.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -35,7 +35,7 @@ pub enum RatesConfig {
 /// The sensitivity of the factors a and b in `a x + b f(x)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Residual {
+pub enum ResidualSensitivity {
     /// |a| and |b|, as they are: convex combinations have sensitivity 1.
     #[default]
     Scaled,
@@ -123,7 +123,7 @@ impl Part {
 }
 
 struct Split<'a> {
-    residual: Residual,
+    residual: ResidualSensitivity,
     masses: &'a BTreeMap<String, f64>,
 }
 
@@ -146,8 +146,8 @@ impl Split<'_> {
             Op::Residual { skip, branch, body } => {
                 let inner = Part::sequence(path, self.parts(body, path));
                 let (a, b) = match self.residual {
-                    Residual::Scaled => (skip.abs(), branch.abs()),
-                    Residual::Unit => (1.0, 1.0),
+                    ResidualSensitivity::Scaled => (skip.abs(), branch.abs()),
+                    ResidualSensitivity::Unit => (1.0, 1.0),
                 };
                 Part { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
             }
@@ -259,7 +259,7 @@ mod tests {
     use lipschitz_nn::graph::Input;
     use lipschitz_nn::presets::{Block, Gpt, Mlp};
 
-    fn modular(residual: Residual, masses: &[(&str, f64)]) -> RatesConfig {
+    fn modular(residual: ResidualSensitivity, masses: &[(&str, f64)]) -> RatesConfig {
         RatesConfig::Modular {
             residual,
             masses: masses.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
@@ -278,11 +278,12 @@ mod tests {
             outputs: 2,
             final_scale: 1.0,
         };
-        let shares = modular(Residual::Scaled, &[]).shares(&mlp.graph().unwrap()).unwrap();
+        let shares =
+            modular(ResidualSensitivity::Scaled, &[]).shares(&mlp.graph().unwrap()).unwrap();
         assert_eq!(shares.len(), 3);
         shares.values().for_each(|share| near(*share, 1.0 / 3.0));
         // A scaled head moves everything before it more.
-        let shares = modular(Residual::Scaled, &[])
+        let shares = modular(ResidualSensitivity::Scaled, &[])
             .shares(&Mlp { final_scale: 8.0, ..mlp }.graph().unwrap())
             .unwrap();
         shares.values().for_each(|share| near(*share, 1.0 / 24.0));
@@ -295,7 +296,8 @@ mod tests {
     /// The published numbers: masses 1, 32, 1, and half the rate with each residual going back.
     #[test]
     fn the_published_split_of_a_transformer() {
-        let shares = modular(Residual::Unit, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
+        let shares =
+            modular(ResidualSensitivity::Unit, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
         near(shares["head.weight"], 1.0 / 34.0);
         let atom = 32.0 / 12.0 / 34.0;
         // Sensitivities inside a block: attention 1 (3 · ⅓), the perceptron 1.129/1.1289.
@@ -313,7 +315,8 @@ mod tests {
     /// a small branch moves more.
     #[test]
     fn the_true_split_of_a_transformer() {
-        let shares = modular(Residual::Scaled, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
+        let shares =
+            modular(ResidualSensitivity::Scaled, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
         let atom = 32.0 / 12.0 / 34.0;
         near(shares["blocks.1.mlp.down.weight"], atom / 0.25);
         assert!((shares["embedding.weight"] * 34.0 - 1.0).abs() < 1e-3);
@@ -322,12 +325,12 @@ mod tests {
     #[test]
     fn every_weight_has_a_share_and_masses_that_fit_nothing_are_named() {
         let said = |masses: &[(&str, f64)]| {
-            modular(Residual::Scaled, masses).shares(&gpt(1)).unwrap_err().to_string()
+            modular(ResidualSensitivity::Scaled, masses).shares(&gpt(1)).unwrap_err().to_string()
         };
         assert!(said(&[("block", 32.0)]).contains("rates.masses.block:"));
         assert!(said(&[("blocks", -1.0)]).contains("must be above 0"));
         let names: Vec<String> = gpt(2).parameters().into_iter().map(|p| p.name).collect();
-        let shares = modular(Residual::Unit, &[]).shares(&gpt(2)).unwrap();
+        let shares = modular(ResidualSensitivity::Unit, &[]).shares(&gpt(2)).unwrap();
         let mut found: Vec<String> = shares.into_keys().collect();
         let mut wanted = names;
         found.sort();

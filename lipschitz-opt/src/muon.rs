@@ -10,7 +10,7 @@ use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::{Precision, advance, mix};
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{Heads, batched, block, merge, split};
+use crate::blocks::{PerHead, batched, block, merge, split};
 use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each, rounding};
 use crate::{
     Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor,
@@ -38,7 +38,7 @@ pub struct MuonConfig {
     /// s
     pub update_scale: UpdateScale,
     /// Orthogonalises each head by itself.
-    pub per_head: Heads,
+    pub per_head: PerHead,
     /// The polynomials.
     pub newton_schulz: NewtonSchulz,
     /// What the polynomials are worked out in; in bf16, what an update can be is not known well
@@ -54,7 +54,7 @@ impl Default for MuonConfig {
             warmup: None,
             weight_decay: 0.0,
             update_scale: UpdateScale::default(),
-            per_head: Heads::default(),
+            per_head: PerHead::default(),
             newton_schulz: NewtonSchulz::default(),
             precision: Precision::default(),
         }

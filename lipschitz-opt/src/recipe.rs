@@ -9,7 +9,7 @@ use lipschitz_nn::graph::{Geometry, Graph, Parameter};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::constraint::{ConstraintConfig, Method, Promise, promise};
+use crate::constraint::{ConstraintConfig, ConstraintKind, Promise, promise};
 use crate::modular::RatesConfig;
 use crate::{Error, Optimizer, OptimizerConfig, Rate, Variable, Variables};
 
@@ -123,7 +123,7 @@ impl Recipe {
         let mut out = self.clone();
         let constraint = &mut out.constraint;
         match constraint.method {
-            Method::WeightDecay => {
+            ConstraintKind::WeightDecay => {
                 // Norms stay below u/λ; u is 1 up to what polynomials add.
                 let OptimizerConfig::Muon(muon) = &self.optimizer else { return None };
                 constraint.decay = Some(muon.newton_schulz.maximum() / cap);

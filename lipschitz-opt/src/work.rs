@@ -7,7 +7,7 @@
 use lipschitz_nn::graph::{Geometry, Parameter};
 
 use crate::blocks::block;
-use crate::constraint::{Estimate, HardCap, ITERATIONS, Method, SQUARINGS};
+use crate::constraint::{ConstraintKind, HardCap, ITERATIONS, NormEstimator, SQUARINGS};
 use crate::polynomial::{by_gram, hard_cap_steps};
 use crate::{NewtonSchulz, OptimizerConfig, Precision, Recipe};
 
@@ -91,16 +91,20 @@ impl Recipe {
         Some(
             count
                 * match config.method {
-                    Method::None | Method::WeightDecay => 0.0,
-                    Method::SpectralWeightDecay | Method::SpectralHammer => sides.power(),
-                    Method::SpectralNormalize if config.norm == Some(Estimate::Power) => {
+                    ConstraintKind::None | ConstraintKind::WeightDecay => 0.0,
+                    ConstraintKind::SpectralWeightDecay | ConstraintKind::SpectralHammer => {
                         sides.power()
                     }
-                    Method::SpectralNormalize => sides.norm(),
-                    Method::Stiefel => sides.polar(),
+                    ConstraintKind::SpectralNormalize
+                        if config.norm == Some(NormEstimator::Power) =>
+                    {
+                        sides.power()
+                    }
+                    ConstraintKind::SpectralNormalize => sides.norm(),
+                    ConstraintKind::Stiefel => sides.polar(),
                     // Two cubics.
-                    Method::SpectralSoftCap => sides.cubics(2) + norm,
-                    Method::SpectralHardCap => {
+                    ConstraintKind::SpectralSoftCap => sides.cubics(2) + norm,
+                    ConstraintKind::SpectralHardCap => {
                         norm + match config.form.unwrap_or_default() {
                             HardCap::Quintic => sides.quintics(hard_cap_steps().len()),
                             // The direction, its product with X, a sign of that, and one more
@@ -113,7 +117,7 @@ impl Recipe {
                             }
                         }
                     }
-                    Method::SvdClip => return None,
+                    ConstraintKind::SvdClip => return None,
                 },
         )
     }

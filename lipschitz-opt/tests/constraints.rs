@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use lipschitz_nn::graph::Geometry;
-use lipschitz_opt::constraint::{Constraint, ConstraintConfig, Estimate, HardCap, Method};
+use lipschitz_opt::constraint::{
+    Constraint, ConstraintConfig, ConstraintKind, HardCap, NormEstimator,
+};
 use lipschitz_opt::{
-    Heads, MuonConfig, NewtonSchulz, OptimizerConfig, Precision, Rate, Recipe, UpdateScale,
+    MuonConfig, NewtonSchulz, OptimizerConfig, PerHead, Precision, Rate, Recipe, UpdateScale,
     Variable, Variables,
 };
 use rand::SeedableRng;
@@ -17,11 +19,11 @@ use rand_chacha::ChaCha8Rng;
 use workshop::{adamw, all, muon, norm, random, sgd, step, top, variables};
 
 fn optimizers() -> Vec<OptimizerConfig> {
-    let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
+    let heads = |names: &[&str]| PerHead::Named(names.iter().map(ToString::to_string).collect());
     [
         MuonConfig { ..muon() },
         MuonConfig {
-            per_head: Heads::All(true),
+            per_head: PerHead::All(true),
             newton_schulz: NewtonSchulz::PolarExpress,
             ..muon()
         },
@@ -42,8 +44,8 @@ fn optimizers() -> Vec<OptimizerConfig> {
 /// Every constraint that promises a cap, with every option that changes it.
 fn constraints() -> Vec<ConstraintConfig> {
     let mut out = Vec::new();
-    let heads = |names: &[&str]| Heads::Of(names.iter().map(ToString::to_string).collect());
-    for per_head in [Heads::All(false), Heads::All(true), heads(&["key", "output"])] {
+    let heads = |names: &[&str]| PerHead::Named(names.iter().map(ToString::to_string).collect());
+    for per_head in [PerHead::All(false), PerHead::All(true), heads(&["key", "output"])] {
         for (sigma_max, factors) in [
             (0.3, BTreeMap::new()),
             (4.0, BTreeMap::from([("query".to_string(), 0.5), ("head".into(), 2.0)])),
@@ -54,13 +56,16 @@ fn constraints() -> Vec<ConstraintConfig> {
                 ..ConstraintConfig::capped(method, sigma_max)
             };
             out.extend([
-                base(Method::SpectralNormalize),
-                base(Method::Stiefel),
-                base(Method::SpectralSoftCap),
-                ConstraintConfig { decay: Some(0.05), ..base(Method::SpectralSoftCap) },
-                base(Method::SpectralHardCap),
-                ConstraintConfig { form: Some(HardCap::Sign), ..base(Method::SpectralHardCap) },
-                base(Method::SvdClip),
+                base(ConstraintKind::SpectralNormalize),
+                base(ConstraintKind::Stiefel),
+                base(ConstraintKind::SpectralSoftCap),
+                ConstraintConfig { decay: Some(0.05), ..base(ConstraintKind::SpectralSoftCap) },
+                base(ConstraintKind::SpectralHardCap),
+                ConstraintConfig {
+                    form: Some(HardCap::Sign),
+                    ..base(ConstraintKind::SpectralHardCap)
+                },
+                base(ConstraintKind::SvdClip),
             ]);
         }
     }
@@ -69,12 +74,12 @@ fn constraints() -> Vec<ConstraintConfig> {
     out.push(ConstraintConfig {
         row_caps: names(&["head", "query"]),
         column_caps: names(&["up"]),
-        ..ConstraintConfig::capped(Method::SpectralSoftCap, 0.7)
+        ..ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 0.7)
     });
-    out.extend([Heads::All(false), Heads::All(true)].map(|per_head| ConstraintConfig {
+    out.extend([PerHead::All(false), PerHead::All(true)].map(|per_head| ConstraintConfig {
         decay: Some(0.5),
         per_head,
-        ..ConstraintConfig::new(Method::WeightDecay)
+        ..ConstraintConfig::new(ConstraintKind::WeightDecay)
     }));
     out
 }
@@ -156,14 +161,14 @@ fn promises_hold_at_every_step() {
             assert!(largest <= 1.0, "{optimizer:?} {config:?}: {largest} of what is promised");
             // A constraint that crushes every weight would hold as well. Weight decay comes near
             // its limit after 1/(ηλ) steps.
-            let enough = if config.method == Method::WeightDecay { 0.3 } else { 0.9 };
+            let enough = if config.method == ConstraintKind::WeightDecay { 0.3 } else { 0.9 };
             assert!(
                 reached > enough,
                 "{optimizer:?} {config:?}: only {reached} of what is promised is used"
             );
         }
     }
-    let missing: Vec<_> = Method::ALL
+    let missing: Vec<_> = ConstraintKind::ALL
         .iter()
         .flat_map(|m| ["Muon", "AdamW", "SGD"].map(|o| (o, m.key())))
         .filter(|pair| !promised.contains(pair))
@@ -211,43 +216,50 @@ fn grown(
 fn methods_without_a_promise_fail_somewhere() {
     let muon = || OptimizerConfig::Muon(muon());
     // The hammer sets the first singular value, and the second is above the cap.
-    let hammer = ConstraintConfig::capped(Method::SpectralHammer, 1.0);
+    let hammer = ConstraintConfig::capped(ConstraintKind::SpectralHammer, 1.0);
     assert!(grown(&hammer, muon(), 20, 0.2) > 1.2);
     // Spectral weight decay of λ: with weight decay's coupling the norm would stay below η/λ.
-    let decay =
-        ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(Method::SpectralWeightDecay) };
+    let decay = ConstraintConfig {
+        decay: Some(0.1),
+        ..ConstraintConfig::new(ConstraintKind::SpectralWeightDecay)
+    };
     assert!(grown(&decay, muon(), 60, 0.1) > 1.5 * 0.1 / 0.1);
     // Power iteration estimates from below, so what it leaves may be above the cap.
     let power = ConstraintConfig {
-        norm: Some(Estimate::Power),
-        ..ConstraintConfig::capped(Method::SpectralNormalize, 1.0)
+        norm: Some(NormEstimator::Power),
+        ..ConstraintConfig::capped(ConstraintKind::SpectralNormalize, 1.0)
     };
     let most =
         [1, 2, 3, 5].map(|steps| grown(&power, muon(), steps, 2.0)).into_iter().fold(0.0, f64::max);
     assert!(most > 1.0 + 1e-6, "{most}");
     // Under AdamW a weight decay bounds no norm by 1/λ: an update of one element of learning-rate
     // size has any norm.
-    let decay = ConstraintConfig { decay: Some(0.5), ..ConstraintConfig::new(Method::WeightDecay) };
+    let decay =
+        ConstraintConfig { decay: Some(0.5), ..ConstraintConfig::new(ConstraintKind::WeightDecay) };
     assert!(grown(&decay, OptimizerConfig::Adamw(adamw()), 400, 0.05) > 1.0 / 0.5);
     // They do act: without any of them the norm grows by the learning rate a step.
-    assert!(grown(&ConstraintConfig::new(Method::None), muon(), 60, 0.1) > 5.0);
+    assert!(grown(&ConstraintConfig::new(ConstraintKind::None), muon(), 60, 0.1) > 5.0);
     assert!(grown(&hammer, muon(), 60, 0.1) < 5.0);
 }
 
 /// What is kept from step to step is part of the state.
 #[test]
 fn kept_vectors_are_saved() {
-    for method in [Method::SpectralHammer, Method::SpectralWeightDecay, Method::SpectralNormalize] {
+    for method in [
+        ConstraintKind::SpectralHammer,
+        ConstraintKind::SpectralWeightDecay,
+        ConstraintKind::SpectralNormalize,
+    ] {
         let config = match method {
-            Method::SpectralWeightDecay => {
+            ConstraintKind::SpectralWeightDecay => {
                 ConstraintConfig { decay: Some(0.1), ..ConstraintConfig::new(method) }
             }
-            Method::SpectralNormalize => ConstraintConfig {
-                norm: Some(Estimate::Power),
+            ConstraintKind::SpectralNormalize => ConstraintConfig {
+                norm: Some(NormEstimator::Power),
                 ..ConstraintConfig::capped(method, 1.0)
             },
             _ => ConstraintConfig {
-                per_head: Heads::All(true),
+                per_head: PerHead::All(true),
                 ..ConstraintConfig::capped(method, 1.0)
             },
         };
@@ -340,31 +352,37 @@ fn constants_that_do_not_fit_are_named() {
     let capped = |method| ConstraintConfig::capped(method, 1.0);
     let cases = [
         (
-            ConstraintConfig::capped(Method::SpectralNormalize, f64::NAN),
+            ConstraintConfig::capped(ConstraintKind::SpectralNormalize, f64::NAN),
             "constraint.sigma_max is NaN",
         ),
-        (capped(Method::WeightDecay), "constraint.sigma_max is no constant of `weight_decay`"),
-        (ConstraintConfig::new(Method::WeightDecay), "constraint.decay is missing"),
         (
-            ConstraintConfig { decay: Some(0.1), ..capped(Method::Stiefel) },
+            capped(ConstraintKind::WeightDecay),
+            "constraint.sigma_max is no constant of `weight_decay`",
+        ),
+        (ConstraintConfig::new(ConstraintKind::WeightDecay), "constraint.decay is missing"),
+        (
+            ConstraintConfig { decay: Some(0.1), ..capped(ConstraintKind::Stiefel) },
             "constraint.decay is no constant of `stiefel`",
         ),
         (
-            ConstraintConfig { decay: Some(-0.1), ..capped(Method::SpectralSoftCap) },
+            ConstraintConfig { decay: Some(-0.1), ..capped(ConstraintKind::SpectralSoftCap) },
             "constraint.decay is -0.1",
         ),
         (
-            ConstraintConfig { form: Some(HardCap::Sign), ..capped(Method::SvdClip) },
+            ConstraintConfig { form: Some(HardCap::Sign), ..capped(ConstraintKind::SvdClip) },
             "constraint.form",
         ),
         (
-            ConstraintConfig { norm: Some(Estimate::Power), ..capped(Method::SvdClip) },
+            ConstraintConfig {
+                norm: Some(NormEstimator::Power),
+                ..capped(ConstraintKind::SvdClip)
+            },
             "constraint.norm",
         ),
         (
             ConstraintConfig {
                 factors: [("head".to_string(), 0.0)].into(),
-                ..capped(Method::SvdClip)
+                ..capped(ConstraintKind::SvdClip)
             },
             "constraint.factors.head is 0",
         ),
@@ -372,7 +390,7 @@ fn constants_that_do_not_fit_are_named() {
             ConstraintConfig {
                 row_caps: ["head".to_string()].into(),
                 column_caps: ["head".to_string()].into(),
-                ..capped(Method::SvdClip)
+                ..capped(ConstraintKind::SvdClip)
             },
             "choose one",
         ),

@@ -9,7 +9,7 @@ use lipschitz_opt::polynomial::{
     orthogonalise, polar, rounding, soft_cap,
 };
 use lipschitz_opt::{
-    AdamWConfig, Heads, MuonConfig, OptimizerConfig, Precision, Rate, SgdConfig, UpdateScale,
+    AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Precision, Rate, SgdConfig, UpdateScale,
     Variables, Warmup, scale,
 };
 use rand::SeedableRng;
@@ -174,8 +174,8 @@ fn hard_caps_cap() {
 #[test]
 fn muon_moves_every_weight_by_the_learning_rate() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let names = Heads::Of(["query", "output"].map(String::from).into());
-    for per_head in [Heads::All(false), Heads::All(true), names] {
+    let names = PerHead::Named(["query", "output"].map(String::from).into());
+    for per_head in [PerHead::All(false), PerHead::All(true), names] {
         for newton_schulz in NewtonSchulz::ALL {
             for update_scale in [
                 UpdateScale::RmsToRms,

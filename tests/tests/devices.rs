@@ -15,8 +15,8 @@ use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::without_kernels;
 use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
 use lipschitz_nn::{Model, Weights, graph::Input};
-use lipschitz_opt::constraint::{ConstraintConfig, Method};
-use lipschitz_opt::{AdamWConfig, Heads, MuonConfig, OptimizerConfig, Rate, Recipe, SgdConfig};
+use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
+use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Rate, Recipe, SgdConfig};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 use lipschitz_train::step::{Times, Training};
 
@@ -215,7 +215,7 @@ fn optimizers() -> Vec<OptimizerConfig> {
         OptimizerConfig::Muon(MuonConfig::default()),
         OptimizerConfig::Muon(MuonConfig {
             nesterov: true,
-            per_head: Heads::All(true),
+            per_head: PerHead::All(true),
             ..MuonConfig::default()
         }),
         OptimizerConfig::Adamw(AdamWConfig::default()),
@@ -227,7 +227,8 @@ fn optimizers() -> Vec<OptimizerConfig> {
 fn one_step_of_each_optimizer_agrees() {
     for optimizer in optimizers() {
         for graph in [gpt(), mlp()] {
-            let recipe = Recipe::new(optimizer.clone(), ConstraintConfig::new(Method::None));
+            let recipe =
+                Recipe::new(optimizer.clone(), ConstraintConfig::new(ConstraintKind::None));
             let start = weights(&graph);
             let at = |place: &Place| {
                 let mut training = training(&graph, &recipe, &start, place);
@@ -254,13 +255,14 @@ fn each_constraint_agrees() {
         .iter()
         .map(|p| (p.name.clone(), dice.tensor(&p.shape, 1.0).to_dtype(DType::F32).unwrap()))
         .collect();
-    for method in Method::ALL {
+    for method in ConstraintKind::ALL {
         for heads in [false, true] {
-            let decays = matches!(method, Method::WeightDecay | Method::SpectralWeightDecay);
+            let decays =
+                matches!(method, ConstraintKind::WeightDecay | ConstraintKind::SpectralWeightDecay);
             let config = ConstraintConfig {
                 sigma_max: method.capped().then_some(0.7),
                 decay: decays.then_some(0.1),
-                per_head: Heads::All(heads),
+                per_head: PerHead::All(heads),
                 ..ConstraintConfig::new(method)
             };
             let recipe = Recipe::new(OptimizerConfig::Muon(MuonConfig::default()), config);
@@ -290,7 +292,7 @@ fn twenty_steps_agree() {
         for (graph, tolerance) in [(gpt(), 5e-3), (tight(), 5e-3), (mlp(), 5e-3)] {
             let recipe = Recipe::new(
                 optimizer.clone(),
-                ConstraintConfig::capped(Method::SpectralSoftCap, 2.0),
+                ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 2.0),
             );
             let start = weights(&graph);
             let at = |place: &Place| {
@@ -319,8 +321,10 @@ fn a_run_moves_from_one_device_to_another() {
     let graph = gpt();
     let places: Vec<Place> = places();
     for optimizer in optimizers() {
-        let recipe =
-            Recipe::new(optimizer.clone(), ConstraintConfig::capped(Method::SpectralSoftCap, 2.0));
+        let recipe = Recipe::new(
+            optimizer.clone(),
+            ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 2.0),
+        );
         let start = weights(&graph);
         for from in &places {
             for to in &places {

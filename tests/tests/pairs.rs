@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use lipschitz_opt::constraint::Method;
+use lipschitz_opt::constraint::ConstraintKind;
 use lipschitz_train::config::Config;
 use lipschitz_train::run_dir::Metrics;
 use lipschitz_train::trainer::{self, End, Options};
@@ -22,20 +22,22 @@ const OPTIMIZERS: [(&str, Option<f64>); 3] = [
 /// Every method, with the options that make it another one.
 fn constraints() -> Vec<String> {
     let mut out = Vec::new();
-    for method in Method::ALL {
+    for method in ConstraintKind::ALL {
         let key = method.key();
         let more: &[&str] = match method {
-            Method::None => &[""],
-            Method::WeightDecay => &["decay = 0.03"],
-            Method::SpectralWeightDecay => &["decay = 0.05"],
-            Method::SpectralNormalize => {
+            ConstraintKind::None => &[""],
+            ConstraintKind::WeightDecay => &["decay = 0.03"],
+            ConstraintKind::SpectralWeightDecay => &["decay = 0.05"],
+            ConstraintKind::SpectralNormalize => {
                 &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, norm = \"power\""]
             }
-            Method::SpectralHardCap => {
+            ConstraintKind::SpectralHardCap => {
                 &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, form = \"sign\""]
             }
-            Method::Stiefel | Method::SpectralHammer | Method::SvdClip => &["sigma_max = 1.5"],
-            Method::SpectralSoftCap => {
+            ConstraintKind::Stiefel | ConstraintKind::SpectralHammer | ConstraintKind::SvdClip => {
+                &["sigma_max = 1.5"]
+            }
+            ConstraintKind::SpectralSoftCap => {
                 &["sigma_max = 1.5, per_head = [\"query\", \"output\"], row_caps = [\"head\"]"]
             }
         };

@@ -10,7 +10,7 @@ use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::ops::{Strided, product};
 use lipschitz_nn::presets::{Block, Gpt};
-use lipschitz_opt::constraint::{ConstraintConfig, Estimate, HardCap, Method};
+use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind, HardCap, NormEstimator};
 use lipschitz_opt::{
     AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig,
 };
@@ -88,7 +88,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn usual() -> Recipe {
     let muon = OptimizerConfig::Muon(MuonConfig::default());
-    Recipe::new(muon, ConstraintConfig::capped(Method::SpectralSoftCap, 1.0))
+    Recipe::new(muon, ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 1.0))
 }
 
 /// How a step's time goes with each size, from the usual one; GFLOP/s of the products, and the time
@@ -216,20 +216,20 @@ fn table(dim: usize, layers: usize) {
         Recipe::new(OptimizerConfig::Adamw(AdamWConfig::default()), none()),
     ));
     rows.push(("SGD".into(), Recipe::new(OptimizerConfig::Sgd(SgdConfig::default()), none())));
-    for method in Method::ALL.into_iter().filter(|m| *m != Method::None) {
+    for method in ConstraintKind::ALL.into_iter().filter(|m| *m != ConstraintKind::None) {
         let base = || match method {
-            Method::WeightDecay | Method::SpectralWeightDecay => {
+            ConstraintKind::WeightDecay | ConstraintKind::SpectralWeightDecay => {
                 ConstraintConfig { decay: Some(0.05), ..ConstraintConfig::new(method) }
             }
             _ => ConstraintConfig::capped(method, 1.0),
         };
         let mut configs = vec![(method.name().to_string(), base())];
         match method {
-            Method::SpectralNormalize => {
-                let power = ConstraintConfig { norm: Some(Estimate::Power), ..base() };
+            ConstraintKind::SpectralNormalize => {
+                let power = ConstraintConfig { norm: Some(NormEstimator::Power), ..base() };
                 configs.push(("spectral normalize, power".into(), power));
             }
-            Method::SpectralHardCap => {
+            ConstraintKind::SpectralHardCap => {
                 configs.push((
                     "spectral hard cap, sign".into(),
                     ConstraintConfig { form: Some(HardCap::Sign), ..base() },

@@ -8,7 +8,7 @@ use anyhow::Result;
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Function, Geometry, Input, Node, Op, Parameter};
 use lipschitz_nn::ops::Precision;
-use lipschitz_opt::{OptimizerConfig, TOGETHER};
+use lipschitz_opt::{MAX_BATCHED_ELEMENTS, OptimizerConfig};
 
 use crate::config::Config;
 use crate::ranks::owners;
@@ -186,7 +186,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Esti
     let stack = parameters.iter().filter(|p| p.geometry == Geometry::Matrix).map(|p| {
         let alike: f64 =
             parameters.iter().filter(|other| other.shape == p.shape).map(numbers).sum();
-        alike.min(own).min((TOGETHER as f64).max(numbers(p)))
+        alike.min(own).min((MAX_BATCHED_ELEMENTS as f64).max(numbers(p)))
     });
     let stack = stack.fold(0.0, f64::max);
 

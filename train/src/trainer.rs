@@ -20,7 +20,7 @@ use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::Precision;
 use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::{Heads, Rate, Recipe};
+use lipschitz_opt::{PerHead, Rate, Recipe};
 
 use crate::config::Config;
 use crate::dynamics::{check_caps, largest_activation, matrices};
@@ -127,7 +127,7 @@ fn training(
     let model = match saved {
         Some(saved) => saved.model.clone(),
         None => {
-            let heads = recipe.constraint.per_head == Heads::All(true);
+            let heads = recipe.constraint.per_head == PerHead::All(true);
             let blocks = if heads { Blocks::PerHead } else { Blocks::Whole };
             Model::new(graph.clone(), init::weights(graph, t.seed, blocks, device, DType::F32)?)?
         }

@@ -7,7 +7,7 @@ use lipschitz_nn::graph::Input;
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
 use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::constraint::{ConstraintConfig, Method};
+use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
 use lipschitz_train::step::{Times, Training};
 
@@ -71,7 +71,7 @@ fn cases() -> Vec<(&'static str, Graph, Recipe)> {
     };
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     let adamw = OptimizerConfig::Adamw(AdamWConfig::default());
-    let soft = ConstraintConfig::capped(Method::SpectralSoftCap, 2.0);
+    let soft = ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 2.0);
     vec![
         ("transformer, Muon", gpt.graph().unwrap(), Recipe::new(muon.clone(), soft.clone())),
         ("transformer, AdamW", gpt.graph().unwrap(), Recipe::new(adamw, soft.clone())),

@@ -10,7 +10,7 @@ use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::modular::RatesConfig;
-use lipschitz_opt::{Group, Heads, OptimizerConfig, Recipe, SgdConfig};
+use lipschitz_opt::{Group, OptimizerConfig, PerHead, Recipe, SgdConfig};
 use serde::{Deserialize, Serialize};
 
 /// Before training: the bound at given caps, or the caps for a wanted bound.
@@ -83,7 +83,7 @@ impl PlanCommand {
         let Planned { optimizer, groups, constraint, .. } = config;
         let mut recipe = Recipe { optimizer, groups, rates: RatesConfig::default(), constraint };
         if self.per_head {
-            recipe.constraint.per_head = Heads::All(true);
+            recipe.constraint.per_head = PerHead::All(true);
         }
         match (self.target, self.sigma_max) {
             (Some(target), _) => caps(&graph, &recipe, target),

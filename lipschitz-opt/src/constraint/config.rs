@@ -6,7 +6,7 @@ use lipschitz_nn::graph::{Geometry, Parameter};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::blocks::{Heads, role};
+use crate::blocks::{PerHead, matrix_name};
 
 /// What is done to every matrix W after a step of learning rate η, with σ its norm, `u`, `v` its
 /// first singular vectors and σ_max the cap. *Training Transformers with Enforced Lipschitz
@@ -16,7 +16,7 @@ use crate::blocks::{Heads, role};
 /// every limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Method {
+pub enum ConstraintKind {
     /// Nothing; no guarantee.
     #[default]
     None,
@@ -37,7 +37,7 @@ pub enum Method {
     /// `x − αx³`, then `x + αx³` on the singular values, with α coupled to the learning rate: `σ ≤
     /// σ_max` under any optimizer. The coupling needs updates of bounded norm, as Muon's are, and a
     /// learning rate that is not too large (up to about 0.3 σ_max); elsewhere
-    /// [`Method::SpectralNormalize`] follows or takes its place.
+    /// [`ConstraintKind::SpectralNormalize`] follows or takes its place.
     SpectralSoftCap,
     /// `min(x, σ_max)` on the singular values, by products alone: `σ ≤ σ_max` under any optimizer.
     /// With `form = "quintic"` the published polynomials, which shrink small singular values by up
@@ -48,7 +48,7 @@ pub enum Method {
     SvdClip,
 }
 
-impl Method {
+impl ConstraintKind {
     /// Every method.
     pub const ALL: [Self; 9] = [
         Self::None,
@@ -118,7 +118,7 @@ impl Method {
 /// How spectral normalize finds σ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Estimate {
+pub enum NormEstimator {
     /// From above, by Gram iteration.
     #[default]
     Proven,
@@ -145,7 +145,7 @@ pub enum HardCap {
 #[serde(deny_unknown_fields)]
 pub struct ConstraintConfig {
     /// What is done to every matrix.
-    pub method: Method,
+    pub method: ConstraintKind,
     /// The cap, for methods that have one. Left out where it is solved from a constant to end
     /// below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,10 +155,10 @@ pub struct ConstraintConfig {
     pub decay: Option<f64>,
     /// Which matrices are taken head by head.
     #[serde(default, skip_serializing_if = "whole")]
-    pub per_head: Heads,
+    pub per_head: PerHead,
     /// How spectral normalize finds σ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub norm: Option<Estimate>,
+    pub norm: Option<NormEstimator>,
     /// How the hard cap is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<HardCap>,
@@ -176,18 +176,18 @@ pub struct ConstraintConfig {
     pub factors: BTreeMap<String, f64>,
 }
 
-fn whole(heads: &Heads) -> bool {
-    *heads == Heads::default()
+fn whole(heads: &PerHead) -> bool {
+    *heads == PerHead::default()
 }
 
 impl ConstraintConfig {
     /// A method with its defaults.
-    pub fn new(method: Method) -> Self {
+    pub fn new(method: ConstraintKind) -> Self {
         Self { method, ..Self::default() }
     }
 
     /// A method with a cap.
-    pub fn capped(method: Method, sigma_max: f64) -> Self {
+    pub fn capped(method: ConstraintKind, sigma_max: f64) -> Self {
         Self { method, sigma_max: Some(sigma_max), ..Self::default() }
     }
 
@@ -223,7 +223,7 @@ impl ConstraintConfig {
 
     /// The factor on the cap of a weight.
     pub fn factor(&self, parameter: &Parameter) -> f64 {
-        match self.factors.get(role(&parameter.name)) {
+        match self.factors.get(matrix_name(&parameter.name)) {
             Some(factor) => *factor,
             None => 1.0,
         }
@@ -239,9 +239,9 @@ impl ConstraintConfig {
         let stray = [
             ("sigma_max", self.sigma_max.is_some() && !method.capped()),
             ("decay", self.decay.is_some() && method.decays().is_none()),
-            ("norm", self.norm.is_some() && method != Method::SpectralNormalize),
-            ("form", self.form.is_some() && method != Method::SpectralHardCap),
-            ("per_head", !whole(&self.per_head) && method == Method::None),
+            ("norm", self.norm.is_some() && method != ConstraintKind::SpectralNormalize),
+            ("form", self.form.is_some() && method != ConstraintKind::SpectralHardCap),
+            ("per_head", !whole(&self.per_head) && method == ConstraintKind::None),
             ("row_caps", !self.row_caps.is_empty() && !method.capped()),
             ("column_caps", !self.column_caps.is_empty() && !method.capped()),
             ("factors", !self.factors.is_empty() && !method.capped()),
@@ -259,7 +259,7 @@ impl ConstraintConfig {
             Some(decay) if !(decay.is_finite() && decay >= 0.0) => {
                 return refuse(format!("decay is {decay}; it must be 0 or above"));
             }
-            Some(decay) if method == Method::SpectralWeightDecay && decay > 1.0 => {
+            Some(decay) if method == ConstraintKind::SpectralWeightDecay && decay > 1.0 => {
                 return refuse(format!("decay is {decay}; a share of the norm is at most 1"));
             }
             _ => {}
@@ -290,7 +290,7 @@ impl ConstraintConfig {
         let names = |heads: bool| -> BTreeSet<&str> {
             let fit =
                 |p: &&Parameter| p.geometry == Geometry::Matrix && (!heads || p.heads.is_some());
-            parameters.iter().filter(fit).map(|p| role(&p.name)).collect()
+            parameters.iter().filter(fit).map(|p| matrix_name(&p.name)).collect()
         };
         let (all, heads) = (names(false), names(true));
         let asked = [

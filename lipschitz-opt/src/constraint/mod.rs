@@ -4,7 +4,7 @@ mod config;
 mod norms;
 mod svd;
 
-pub use config::{ConstraintConfig, Estimate, HardCap, Method};
+pub use config::{ConstraintConfig, ConstraintKind, HardCap, NormEstimator};
 pub(crate) use norms::SQUARINGS;
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use candle_core::{D, Tensor};
 use lipschitz_nn::graph::{Geometry, HeadBlocks, Parameter};
 
-use crate::blocks::{batched, merge, role, scale, split};
+use crate::blocks::{batched, matrix_name, merge, scale, split};
 use crate::optimizer::{Rate, UpdateBound, Variable, saved};
 use crate::polynomial::{
     hard_cap_quintic, hard_cap_sign, polar, soft_cap, soft_cap_each, soft_cap_strength,
@@ -52,7 +52,7 @@ impl ConstraintConfig {
 }
 
 fn vectors(config: &ConstraintConfig, parameter: &Parameter) -> Option<Vectors> {
-    let name = role(&parameter.name);
+    let name = matrix_name(&parameter.name);
     if config.row_caps.contains(name) {
         Some(Vectors::Rows)
     } else if config.column_caps.contains(name) {
@@ -72,23 +72,28 @@ pub(crate) fn promise(
     let heads = config.per_head.of(parameter);
     match (config.method, parameter.geometry) {
         (_, Geometry::Vector)
-        | (Method::None | Method::SpectralWeightDecay | Method::SpectralHammer, Geometry::Matrix)
-        | (Method::None, Geometry::Table) => None,
+        | (
+            ConstraintKind::None
+            | ConstraintKind::SpectralWeightDecay
+            | ConstraintKind::SpectralHammer,
+            Geometry::Matrix,
+        )
+        | (ConstraintKind::None, Geometry::Table) => None,
         // The fixed point of `x ← (1−λη)(x + ηu)` lies below u/λ, whatever the learning rates.
-        (Method::WeightDecay, _) => {
+        (ConstraintKind::WeightDecay, _) => {
             let UpdateBound { whole, block } = update?;
             let update = if heads.is_some() { block } else { whole };
             let sigma_max = update / config.decay() / (1.0 - MARGIN);
             Some(Promise { sigma_max, heads, row: None }).filter(|p| p.sigma_max.is_finite())
         }
         (_, Geometry::Table) => plain(1.0),
-        (Method::SpectralNormalize, _) if config.norm == Some(Estimate::Power) => None,
+        (ConstraintKind::SpectralNormalize, _) if config.norm == Some(NormEstimator::Power) => None,
         (
-            Method::SpectralNormalize
-            | Method::Stiefel
-            | Method::SpectralSoftCap
-            | Method::SpectralHardCap
-            | Method::SvdClip,
+            ConstraintKind::SpectralNormalize
+            | ConstraintKind::Stiefel
+            | ConstraintKind::SpectralSoftCap
+            | ConstraintKind::SpectralHardCap
+            | ConstraintKind::SvdClip,
             Geometry::Matrix,
         ) => {
             let sigma_max = config.sigma_max()? * config.factor(parameter);
@@ -228,8 +233,8 @@ impl Constraint {
             let w = v.var.as_tensor().detach();
             let learning_rate = rate.now() * v.rate;
             match (config.method, p.geometry) {
-                (Method::None, _) | (_, Geometry::Vector) => {}
-                (Method::WeightDecay, _) => {
+                (ConstraintKind::None, _) | (_, Geometry::Vector) => {}
+                (ConstraintKind::WeightDecay, _) => {
                     v.var.set(&(w * (1.0 - config.decay() * learning_rate).max(0.0))?)?
                 }
                 (_, Geometry::Table) => v.var.set(&cap_rows(&w, 1.0)?)?,
@@ -244,22 +249,26 @@ impl Constraint {
                     // Of singular values, which is what the jobs work on.
                     let cap = self.cap(p) / scale;
                     let job = match method {
-                        Method::None | Method::WeightDecay => continue,
-                        Method::SpectralWeightDecay | Method::SpectralHammer => None,
-                        Method::SpectralNormalize => match config.norm {
-                            Some(Estimate::Power) => None,
-                            Some(Estimate::Proven) | None => Some(Job::Normalize { cap }),
+                        ConstraintKind::None | ConstraintKind::WeightDecay => continue,
+                        ConstraintKind::SpectralWeightDecay | ConstraintKind::SpectralHammer => {
+                            None
+                        }
+                        ConstraintKind::SpectralNormalize => match config.norm {
+                            Some(NormEstimator::Power) => None,
+                            Some(NormEstimator::Proven) | None => Some(Job::Normalize { cap }),
                         },
-                        Method::Stiefel => Some(Job::Stiefel { cap: cap * (1.0 - MARGIN) }),
-                        Method::SpectralSoftCap => Some(self.soft(p, cap, learning_rate / scale)),
-                        Method::SpectralHardCap => {
+                        ConstraintKind::Stiefel => Some(Job::Stiefel { cap: cap * (1.0 - MARGIN) }),
+                        ConstraintKind::SpectralSoftCap => {
+                            Some(self.soft(p, cap, learning_rate / scale))
+                        }
+                        ConstraintKind::SpectralHardCap => {
                             let bounded = self
                                 .grown(p, cap, learning_rate / scale)
                                 .is_some_and(|k| k <= DOMAIN * cap);
                             let form = config.form.unwrap_or_default();
                             Some(Job::Hard { form, cap: cap * (1.0 - MARGIN), bounded })
                         }
-                        Method::SvdClip => Some(Job::Svd { cap: cap * (1.0 - MARGIN) }),
+                        ConstraintKind::SvdClip => Some(Job::Svd { cap: cap * (1.0 - MARGIN) }),
                     };
                     match job {
                         Some(job) => {
@@ -359,10 +368,12 @@ impl Constraint {
         self.kept.insert(name.to_string(), top.right.clone());
         let Top { sigma, .. } = &top;
         Ok(match config.method {
-            Method::SpectralWeightDecay => {
+            ConstraintKind::SpectralWeightDecay => {
                 (x - top.outer()?.broadcast_mul(&(sigma * config.decay())?)?)?
             }
-            Method::SpectralHammer => (x + top.outer()?.broadcast_mul(&(sigma.neg()? + cap)?)?)?,
+            ConstraintKind::SpectralHammer => {
+                (x + top.outer()?.broadcast_mul(&(sigma.neg()? + cap)?)?)?
+            }
             _ => x.broadcast_div(&(sigma / cap)?.maximum(1f64)?)?,
         })
     }
