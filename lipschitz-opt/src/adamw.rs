@@ -7,7 +7,10 @@ use candle_core::{Device, Tensor};
 use lipschitz_nn::ops::Adam;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor};
+use crate::Error;
+use crate::optimizer::{
+    Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor,
+};
 
 /// AdamW's constants: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−d)W − η m/(√v + ε)`
 /// (Loshchilov and Hutter, 2019).
@@ -24,8 +27,8 @@ pub struct AdamWConfig {
     pub bias_correction: bool,
     /// λ of the weight decay d.
     pub weight_decay: f64,
-    /// `d = λ·(schedule's factor)`, apart from the learning rate, as its authors have it; else `d =
-    /// ηλ`, as PyTorch and the method have it.
+    /// `d = λ·(schedule's factor)`, independent of the learning rate, as in the original paper; else
+    /// `d = ηλ`, as in PyTorch and Newhouse et al. (2025).
     pub decoupled: bool,
 }
 
@@ -57,7 +60,7 @@ impl AdamWConfig {
     }
 }
 
-/// The optimizer: [`AdamWConfig`] with its means.
+/// AdamW with its running means.
 pub struct AdamW {
     variables: Variables,
     mean: Vec<Tensor>,
@@ -69,7 +72,7 @@ pub struct AdamW {
 const STEPS: &str = "adamw.steps";
 
 impl AdamW {
-    /// For these variables.
+    /// AdamW for these variables.
     ///
     /// # Errors
     /// [`Error::Config`] names a constant out of range; candle's own.

@@ -1,4 +1,4 @@
-//! Matrices as stacks of blocks: heads one by one, and blocks of one shape at once.
+//! Matrices as stacks of blocks, per head, and batches of blocks of one shape.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,13 @@ use lipschitz_nn::graph::{Axis, HeadBlocks, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
 use serde::{Deserialize, Serialize};
 
-/// Which matrices are taken head by head.
+/// Which matrices are treated per head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PerHead {
-    /// Queries, keys and values, or none.
+    /// Queries, keys and values; or none.
     All(bool),
-    /// Those of these names, out of `query`, `key`, `value` and `output`.
+    /// The matrices of these names, out of `query`, `key`, `value` and `output`.
     Named(BTreeSet<String>),
 }
 
@@ -24,7 +24,8 @@ impl Default for PerHead {
 }
 
 impl PerHead {
-    /// The blocks of a weight; none if it is taken whole, or is one block.
+    /// The blocks of a weight; none if it is treated as a whole, or is one block.
+    #[must_use]
     pub fn of(&self, parameter: &Parameter) -> Option<HeadBlocks> {
         parameter.heads.filter(|heads| {
             heads.count > 1
@@ -35,7 +36,12 @@ impl PerHead {
         })
     }
 
-    /// The names that are asked for.
+    /// Whether no matrix is treated per head because nothing was given.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The names that are given.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         match self {
             Self::All(_) => None,
@@ -47,15 +53,18 @@ impl PerHead {
     }
 }
 
-/// The name of a matrix among its kind: `query` of `blocks.0.attention.query.weight`.
+/// The name that configs call a matrix by, the last of its path: `query` of
+/// `blocks.0.attention.query.weight`.
+#[must_use]
 pub fn matrix_name(name: &str) -> &str {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     name.rsplit('.').next().unwrap_or(name)
 }
 
 /// The factor from σ_max of a block to its norm: `√(in/out)` for a whole matrix, `√(count·in/out)`
-/// for a head's block. For rows that is the block's own RMS→RMS norm; either way blocks of norm 1
-/// make a whole of norm at most 1.
+/// for a head's block. For rows it gives the block's own RMS→RMS norm. Either way blocks of norm 1 make
+/// a whole of norm at most 1.
+#[must_use]
 pub fn scale(parameter: &Parameter, heads: Option<HeadBlocks>) -> f64 {
     let count = heads.map_or(1, |heads| heads.count);
     rms_to_rms(parameter.shape[0], parameter.shape[1]) * (count as f64).sqrt()
@@ -94,12 +103,12 @@ pub(crate) fn merge(blocks: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor
     }
 }
 
-/// Numbers that are put together at most: half a gigabyte of f32, and an update works with a few
-/// tensors of that size.
+/// Maximum elements per batched update: half a gigabyte in f32. An update works with a few tensors of
+/// that size.
 pub const MAX_BATCHED_ELEMENTS: usize = 1 << 27;
 
-/// `f` of each stack `[count, rows, columns]`, with stacks of one block shape and one key put
-/// together first.
+/// `f` of each stack `[count, rows, columns]`. Stacks of one block shape and one key are concatenated
+/// first.
 pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
     stacks: &[(K, Tensor)],
     f: impl Fn(K, Tensor) -> std::result::Result<Tensor, E>,
@@ -116,11 +125,11 @@ pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
             .filter(|&j| out[j].is_none() && alike(&stacks[j]))
             .take(limit)
             .collect();
-        let together = match members[..] {
+        let batch = match members[..] {
             [_] => first.clone(),
             _ => Tensor::cat(&members.iter().map(|&j| &stacks[j].1).collect::<Vec<_>>(), 0)?,
         };
-        let done = f(*key, together)?;
+        let done = f(*key, batch)?;
         let mut from = 0;
         for j in members {
             let count = stacks[j].1.dim(0)?;

@@ -1,9 +1,9 @@
 //! The modular norm: how the learning rate is split over the weights of a network (Large et al.,
 //! *Scalable Optimization in the Modular Norm*, 2024).
 //!
-//! Every part of a network has a mass, its share of what is learnt, and a sensitivity, what its
-//! output moves by when its input moves by 1 and its weights have norm 1. Parts in turn: masses
-//! add, sensitivities multiply. An update of modular norm η then moves weight w by `η ·
+//! Every module of a network has a mass, its share of what is learnt, and a sensitivity, by which
+//! its output moves when its input moves by 1 and its weights have norm 1. Under composition masses
+//! add and sensitivities multiply. An update of modular norm η then moves weight w by `η ·
 //! mass(w)/mass(all) / (sensitivity of all that follows)`, and the output by at most η.
 
 use std::collections::BTreeMap;
@@ -17,16 +17,16 @@ use crate::Error;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RatesConfig {
-    /// Every weight has all of it.
+    /// Every weight has the whole of it.
     #[default]
     Equal,
     /// By the modular norm.
     Modular {
-        /// What the factors of a residual count for.
+        /// How the factors of a residual connection count.
         #[serde(default)]
         residual: ResidualSensitivity,
-        /// Mass of everything below a node, by its path, such as `blocks = 32`; every weight has
-        /// mass 1 where none is given.
+        /// Total mass of all below a node, by the node's path, such as `blocks = 32`. Where none is
+        /// given, every weight has mass 1.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         masses: BTreeMap<String, f64>,
     },
@@ -39,8 +39,8 @@ pub enum ResidualSensitivity {
     /// |a| and |b|, as they are: convex combinations have sensitivity 1.
     #[default]
     Scaled,
-    /// 1, as the published code has it: each residual doubles the sensitivity, so the rate halves a
-    /// residual going back.
+    /// 1, as in the published code. Each residual connection doubles the sensitivity, so the rate
+    /// halves with each of them towards the input.
     Unit,
 }
 
@@ -59,16 +59,18 @@ impl RatesConfig {
                 "rates.masses.{path} is {mass}; it must be above 0"
             )));
         }
-        let split = Split { residual: *residual, masses };
-        let parts = split.parts(graph.nodes(), "");
-        if let Some(path) = masses.keys().find(|path| !parts.iter().any(|part| part.has(path))) {
+        let norm = ModularNorm { residual: *residual, masses };
+        let modules = norm.modules(graph.nodes(), "");
+        if let Some(path) =
+            masses.keys().find(|path| !modules.iter().any(|module| module.has(path)))
+        {
             return Err(Error::Config(format!(
                 "rates.masses.{path}: the network has no node of this path with weights"
             )));
         }
         let mut out = BTreeMap::new();
-        let mass = parts.iter().map(|part| part.mass).sum();
-        allot(&parts, mass, 1.0, &mut out);
+        let mass = modules.iter().map(|module| module.mass).sum();
+        allot(&modules, mass, 1.0, &mut out);
         match out.iter().find(|(_, rate)| !f64::is_finite(**rate)) {
             Some((name, _)) => Err(Error::Config(format!(
                 "rates: `{name}` moves nothing, a scale after it is 0; choose kind = \"equal\""
@@ -78,12 +80,12 @@ impl RatesConfig {
     }
 }
 
-/// A part of a network: one weight, or parts in turn inside.
-struct Part {
+/// A module of a network: weights side by side, or a composition of modules.
+struct Module {
     path: String,
     mass: f64,
     sensitivity: f64,
-    /// What the parts inside are multiplied by on the way to this part's output.
+    /// The factor on the output of the modules inside.
     factor: f64,
     inside: Inside,
 }
@@ -92,10 +94,10 @@ enum Inside {
     Nothing,
     /// Weights that move the output side by side.
     Weights(Vec<String>),
-    Parts(Vec<Part>),
+    Modules(Vec<Module>),
 }
 
-impl Part {
+impl Module {
     fn plain(path: &str, sensitivity: f64) -> Self {
         Self { path: path.into(), mass: 0.0, sensitivity, factor: 1.0, inside: Inside::Nothing }
     }
@@ -110,29 +112,30 @@ impl Part {
         }
     }
 
-    fn sequence(path: &str, parts: Vec<Part>) -> Self {
-        let mass = parts.iter().map(|part| part.mass).sum();
-        let sensitivity = parts.iter().map(|part| part.sensitivity).product();
-        Self { path: path.into(), mass, sensitivity, factor: 1.0, inside: Inside::Parts(parts) }
+    fn sequence(path: &str, modules: Vec<Module>) -> Self {
+        let mass = modules.iter().map(|module| module.mass).sum();
+        let sensitivity = modules.iter().map(|module| module.sensitivity).product();
+        Self { path: path.into(), mass, sensitivity, factor: 1.0, inside: Inside::Modules(modules) }
     }
 
     fn has(&self, path: &str) -> bool {
         self.mass > 0.0 && self.path == path
-            || matches!(&self.inside, Inside::Parts(parts) if parts.iter().any(|part| part.has(path)))
+            || matches!(&self.inside, Inside::Modules(modules) if modules.iter().any(|module| module.has(path)))
     }
 }
 
-struct Split<'a> {
+/// The modular norm under these settings.
+struct ModularNorm<'a> {
     residual: ResidualSensitivity,
     masses: &'a BTreeMap<String, f64>,
 }
 
-impl Split<'_> {
-    fn parts(&self, nodes: &[Node], prefix: &str) -> Vec<Part> {
-        nodes.iter().map(|node| self.part(node, prefix)).collect()
+impl ModularNorm<'_> {
+    fn modules(&self, nodes: &[Node], prefix: &str) -> Vec<Module> {
+        nodes.iter().map(|node| self.module(node, prefix)).collect()
     }
 
-    fn part(&self, node: &Node, prefix: &str) -> Part {
+    fn module(&self, node: &Node, prefix: &str) -> Module {
         let path = node.path(prefix);
         let path = path.as_str();
         let weight = |name: &str| join(path, name);
@@ -141,26 +144,28 @@ impl Split<'_> {
             names.extend(bias.then(|| weight("bias")));
             names
         };
-        let mut part = match &node.op {
-            Op::Sequential { body } => Part::sequence(path, self.parts(body, path)),
+        let mut module = match &node.op {
+            Op::Sequential { body } => Module::sequence(path, self.modules(body, path)),
             Op::Residual { skip, branch, body } => {
-                let inner = Part::sequence(path, self.parts(body, path));
+                let inner = Module::sequence(path, self.modules(body, path));
                 let (a, b) = match self.residual {
                     ResidualSensitivity::Scaled => (skip.abs(), branch.abs()),
                     ResidualSensitivity::Unit => (1.0, 1.0),
                 };
-                Part { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
+                Module { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
             }
-            Op::Linear { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
+            Op::Linear { bias, .. } => Module::weights(path, with_bias(*bias), 1.0),
             Op::Embedding { .. } | Op::Positions { .. } => {
-                Part::weights(path, vec![weight("weight")], 1.0)
+                Module::weights(path, vec![weight("weight")], 1.0)
             }
-            Op::RmsNorm { .. } => Part::weights(path, vec![weight("weight")], 1.0),
-            Op::LayerNorm { bias, .. } => Part::weights(path, with_bias(*bias), 1.0),
-            Op::Activation { function, scale } => Part::plain(path, scale.abs() * slope(*function)),
-            Op::Scale { factor } => Part::plain(path, factor.abs()),
+            Op::RmsNorm { .. } => Module::weights(path, vec![weight("weight")], 1.0),
+            Op::LayerNorm { bias, .. } => Module::weights(path, with_bias(*bias), 1.0),
+            Op::Activation { function, scale } => {
+                Module::plain(path, scale.abs() * slope(*function))
+            }
+            Op::Scale { factor } => Module::plain(path, factor.abs()),
             Op::Attention(a) => attention(a, path),
-            // Two factors of norm 1, each moved by the input.
+            // A product of two factors of norm 1, both moved by the input.
             Op::GatedMlp { function, bias, .. } => {
                 let mut names = vec![weight("gate.weight"), weight("up.weight")];
                 let mut down = vec![weight("down.weight")];
@@ -168,31 +173,32 @@ impl Split<'_> {
                     names.extend([weight("gate.bias"), weight("up.bias")]);
                     down.push(weight("down.bias"));
                 }
-                let product = Part::weights(path, names, 2.0 * slope(*function).max(1.0));
-                Part::sequence(path, vec![product, Part::weights(path, down, 1.0)])
+                let product = Module::weights(path, names, 2.0 * slope(*function).max(1.0));
+                Module::sequence(path, vec![product, Module::weights(path, down, 1.0)])
             }
-            Op::ClassToken { .. } => Part::weights(path, vec![weight("weight")], 1.0),
-            // Two parts of norm at most that of the largest token.
-            Op::FirstAndMean => Part::plain(path, 2f64.sqrt()),
+            Op::ClassToken { .. } => Module::weights(path, vec![weight("weight")], 1.0),
+            // Two halves, each of norm at most that of the largest token.
+            Op::FirstAndMean => Module::plain(path, 2f64.sqrt()),
             Op::SoftCap { .. }
             | Op::Clip { .. }
             | Op::Flatten
             | Op::Patches { .. }
             | Op::MeanPool
-            | Op::FirstToken => Part::plain(path, 1.0),
+            | Op::FirstToken => Module::plain(path, 1.0),
         };
         if let Some(mass) = self.masses.get(path)
-            && part.mass > 0.0
+            && module.mass > 0.0
         {
-            tare(&mut part, *mass);
+            tare(&mut module, *mass);
         }
-        part
+        module
     }
 }
 
-/// Queries, keys and values side by side, then the mixing, then the output: sensitivity 3 for three
-/// copies of the input, which the method's output scale of ⅓ makes up for.
-fn attention(a: &Attention, path: &str) -> Part {
+/// Queries, keys and values side by side, then the mixing of values, then the output projection. The
+/// three copies of the input give sensitivity 3; the output scale of ⅓ of Newhouse et al. (2025)
+/// brings it back to 1.
+fn attention(a: &Attention, path: &str) -> Module {
     let weight = |name: &str| join(path, name);
     let mut names: Vec<String> =
         ["query", "key", "value"].map(|name| weight(&format!("{name}.weight"))).to_vec();
@@ -205,15 +211,15 @@ fn attention(a: &Attention, path: &str) -> Part {
     names.extend(a.position_bias.map(|_| weight("position_bias.weight")));
     let mut output = vec![weight("output.weight")];
     output.extend(a.output_bias.then(|| weight("output.bias")));
-    let parts = vec![
-        Part::weights(path, names, 3.0),
-        Part::weights(path, output, 1.0),
-        Part::plain(path, a.output_scale.abs()),
+    let modules = vec![
+        Module::weights(path, names, 3.0),
+        Module::weights(path, output, 1.0),
+        Module::plain(path, a.output_scale.abs()),
     ];
-    Part::sequence(path, parts)
+    Module::sequence(path, modules)
 }
 
-/// The slope that the modular norm counts an activation with: its largest.
+/// The sensitivity of an activation: its largest slope.
 fn slope(function: Function) -> f64 {
     match function {
         Function::Relu | Function::Abs | Function::Tanh => 1.0,
@@ -224,32 +230,32 @@ fn slope(function: Function) -> f64 {
 }
 
 /// Scales all masses inside so that they add up to `mass`.
-fn tare(part: &mut Part, mass: f64) {
-    let factor = mass / part.mass;
-    scale_mass(part, factor);
+fn tare(module: &mut Module, mass: f64) {
+    let factor = mass / module.mass;
+    scale_mass(module, factor);
 }
 
-fn scale_mass(part: &mut Part, factor: f64) {
-    part.mass *= factor;
-    if let Inside::Parts(parts) = &mut part.inside {
-        parts.iter_mut().for_each(|part| scale_mass(part, factor));
+fn scale_mass(module: &mut Module, factor: f64) {
+    module.mass *= factor;
+    if let Inside::Modules(modules) = &mut module.inside {
+        modules.iter_mut().for_each(|module| scale_mass(module, factor));
     }
 }
 
-/// Gives parts in turn their shares of `rate`, of which all masses together are `mass`.
-fn allot(parts: &[Part], mass: f64, rate: f64, out: &mut BTreeMap<String, f64>) {
+/// Gives the modules of a composition their shares of `rate`; all masses add up to `mass`.
+fn allot(modules: &[Module], mass: f64, rate: f64, out: &mut BTreeMap<String, f64>) {
     let mut after = 1.0;
-    for part in parts.iter().rev() {
-        let rate = rate / after / part.factor;
-        match &part.inside {
+    for module in modules.iter().rev() {
+        let rate = rate / after / module.factor;
+        match &module.inside {
             Inside::Nothing => {}
             Inside::Weights(names) => {
-                let share = part.mass / names.len() as f64 / mass;
+                let share = module.mass / names.len() as f64 / mass;
                 out.extend(names.iter().map(|name| (name.clone(), rate * share)));
             }
-            Inside::Parts(parts) => allot(parts, mass, rate, out),
+            Inside::Modules(modules) => allot(modules, mass, rate, out),
         }
-        after *= part.sensitivity;
+        after *= module.sensitivity;
     }
 }
 
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_perceptron_of_three_layers_gets_thirds() {
+    fn an_mlp_of_three_layers_gets_thirds() {
         let mlp = Mlp {
             input: Input::Vector { dim: 8 },
             hidden: vec![4, 4],
@@ -300,7 +306,7 @@ mod tests {
             modular(ResidualSensitivity::Unit, &[("blocks", 32.0)]).shares(&gpt(2)).unwrap();
         near(shares["head.weight"], 1.0 / 34.0);
         let atom = 32.0 / 12.0 / 34.0;
-        // Sensitivities inside a block: attention 1 (3 · ⅓), the perceptron 1.129/1.1289.
+        // Sensitivities inside a block: attention 1 (3 · ⅓), the MLP 1.129/1.1289.
         let gelu = 1.129 / 1.1289;
         near(shares["blocks.1.mlp.down.weight"], atom);
         near(shares["blocks.1.mlp.up.weight"], atom / gelu);

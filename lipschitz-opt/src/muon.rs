@@ -1,5 +1,4 @@
-//! Muon: momentum, made semi-orthogonal, so that every weight moves by the learning rate in its own
-//! norm.
+//! Muon: orthogonalised momentum, so that every weight moves by the learning rate in its own norm.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +9,19 @@ use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::{Precision, advance, mix};
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::blocks::{PerHead, batched, block, merge, split};
-use crate::polynomial::{NewtonSchulz, orthogonalise, orthogonalise_each, rounding};
-use crate::{
-    Error, Optimizer, Rate, UpdateBound, Variables, gradient, saved, share, steps_of, steps_tensor,
+use crate::optimizer::{
+    Optimizer, Rate, UpdateBound, Variable, Variables, gradient, saved, share, steps_of,
+    steps_tensor,
 };
+use crate::polynomial::{
+    NewtonSchulz, orthogonalise, orthogonalise_each, orthogonalise_work, rounding,
+};
+use crate::work::Sides;
 
-/// A row of an embedding whose gradient is this much smaller than the largest row's is not inflated
-/// further.
+/// How much more a table's row may be scaled up than its largest row. Rows with smaller gradients
+/// move by less than the learning rate.
 const INFLATION: f64 = 16.0;
 
 /// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al.,
@@ -28,21 +32,21 @@ const INFLATION: f64 = 16.0;
 pub struct MuonConfig {
     /// β, the share of the old momentum.
     pub beta: f64,
-    /// Looks one step ahead: orthogonalises `βm + (1−β)g`.
+    /// Whether to take Nesterov's step, which looks one step ahead: orthogonalises `βm + (1−β)g`.
     pub nesterov: bool,
-    /// β grows from here over the first steps.
+    /// A β that grows over the first steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<Warmup>,
     /// λ of the weight decay.
     pub weight_decay: f64,
-    /// s
+    /// s, the scale of an update.
     pub update_scale: UpdateScale,
-    /// Orthogonalises each head by itself.
+    /// Which matrices are orthogonalised per head.
     pub per_head: PerHead,
-    /// The polynomials.
+    /// The polynomials that orthogonalise.
     pub newton_schulz: NewtonSchulz,
-    /// What the polynomials are worked out in; in bf16, what an update can be is not known well
-    /// enough to cap by.
+    /// The type that the polynomials are evaluated in. In bf16 the norm of an update is not known
+    /// well enough to build a cap on.
     pub precision: Precision,
 }
 
@@ -67,7 +71,7 @@ impl Default for MuonConfig {
 pub struct Warmup {
     /// β at the first step.
     pub from: f64,
-    /// Steps until β is full, in a straight line.
+    /// Steps until β is full; it grows linearly.
     pub steps: u32,
 }
 
@@ -80,7 +84,7 @@ pub enum UpdateScale {
     RmsToRms,
     /// 1: the update has spectral norm 1.
     Spectral,
-    /// √max(1, out/in), of the first Muon.
+    /// √max(1, out/in), as in the first Muon.
     Jordan,
     /// 0.2·√max(out, in): elements as large as AdamW's (Liu et al., *Muon is scalable for LLM
     /// training*, 2025).
@@ -89,6 +93,7 @@ pub enum UpdateScale {
 
 impl UpdateScale {
     /// The factor for a matrix of this shape.
+    #[must_use]
     pub fn factor(self, outputs: usize, inputs: usize) -> f64 {
         let ratio = rms_to_rms(outputs, inputs).recip();
         match self {
@@ -123,13 +128,22 @@ impl MuonConfig {
         let (_, block_rows, block_columns) = block(parameter, self.per_head.of(parameter));
         let whole =
             self.newton_schulz.maximum() * scale * (1.0 + rounding(block_rows, block_columns));
-        // A whole update can put all of itself into one head's block, whose norm counts it √count
-        // times.
+        // An update of the whole can lie in one head's block alone, whose norm is √count times
+        // larger.
         let spread = match (self.per_head.of(parameter), parameter.heads) {
             (None, Some(heads)) => (heads.count as f64).sqrt(),
             _ => 1.0,
         };
         Some(UpdateBound { whole, block: whole * spread })
+    }
+
+    /// Floating-point operations of the products in a step of this weight.
+    pub(crate) fn update_work(&self, parameter: &Parameter) -> f64 {
+        if parameter.geometry != Geometry::Matrix {
+            return 0.0;
+        }
+        let (count, sides) = Sides::of(parameter, self.per_head.of(parameter));
+        count * orthogonalise_work(sides, self.newton_schulz, self.precision)
     }
 
     fn beta_at(&self, step: u32) -> f64 {
@@ -142,7 +156,7 @@ impl MuonConfig {
     }
 }
 
-/// The optimizer: [`MuonConfig`] with its momentum.
+/// Muon with its momentum.
 pub struct Muon {
     variables: Variables,
     momentum: Vec<Tensor>,
@@ -153,7 +167,7 @@ pub struct Muon {
 const STEPS: &str = "muon.steps";
 
 impl Muon {
-    /// For these variables.
+    /// Muon for these variables.
     ///
     /// # Errors
     /// [`Error::Config`] names a constant out of range; candle's own.
@@ -163,8 +177,8 @@ impl Muon {
         Ok(Self { variables, momentum, config, steps: 0 })
     }
 
-    /// The directions of a step, each with its factor: of norm at most 1, up to the polynomials'
-    /// maximum, in each parameter's norm.
+    /// The directions of a step, each with its factor. In each parameter's norm they are at most 1,
+    /// or at most the polynomials' maximum.
     fn directions(&self, momentum: &[Tensor]) -> Result<Vec<(Tensor, f64)>, Error> {
         let tiny = f64::from(f32::MIN_POSITIVE);
         let (mut matrices, mut stacks) = (Vec::new(), Vec::new());
@@ -203,10 +217,8 @@ impl Muon {
         }
         Ok(out)
     }
-}
 
-impl Muon {
-    /// Stacks of one shape together, as a device wants them.
+    /// Orthogonalises stacks of one shape in one batch, which keeps a device busy.
     fn orthogonalise_batched(&self, stacks: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
         let set = self.config.newton_schulz;
         let stacks: Vec<((), Tensor)> = stacks.into_iter().map(|m| ((), m)).collect();
@@ -256,7 +268,7 @@ impl Optimizer for Muon {
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let momentum = self.variables.iter().zip(&self.momentum);
-        let copied = |(v, m): (&crate::Variable, &Tensor)| Ok((key(&v.parameter), m.copy()?));
+        let copied = |(v, m): (&Variable, &Tensor)| Ok((key(&v.parameter), m.copy()?));
         let mut out = momentum.map(copied).collect::<Result<BTreeMap<_, _>, Error>>()?;
         out.insert(STEPS.into(), steps_tensor(self.steps, &Device::Cpu)?);
         Ok(out)

@@ -1,18 +1,17 @@
-//! What every optimizer is.
+//! What every optimizer is, and what their implementations share.
 
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use lipschitz_nn::graph::Parameter;
-use serde::{Deserialize, Serialize};
 
-use crate::{AdamW, AdamWConfig, Error, Muon, MuonConfig, Sgd, SgdConfig};
+use crate::Error;
 
 /// A weight that moves.
 #[derive(Clone, Debug)]
 pub struct Variable {
-    /// Its name, shape and norm.
+    /// Its name, shape and geometry.
     pub parameter: Parameter,
     /// Its value.
     pub var: Var,
@@ -33,18 +32,20 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A rate that does not change.
+    /// A rate without a schedule.
+    #[must_use]
     pub fn constant(peak: f64) -> Self {
         Self { peak, factor: 1.0 }
     }
 
     /// η at this step.
+    #[must_use]
     pub fn now(self) -> f64 {
         self.peak * self.factor
     }
 }
 
-/// How large one update of learning rate 1 can be, before weight decay.
+/// The largest norm of one update of learning rate 1, before weight decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateBound {
     /// In the norm of the whole weight.
@@ -61,7 +62,7 @@ pub trait Optimizer {
     /// [`Error::NoGradient`] names a parameter that the loss does not depend on; candle's own.
     fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error>;
 
-    /// Everything a resumed run needs to go on as if it had never stopped.
+    /// All that a resumed run needs to continue bit for bit.
     ///
     /// # Errors
     /// Candle's own.
@@ -74,63 +75,7 @@ pub trait Optimizer {
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error>;
 }
 
-/// Which optimizer, and its constants.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum OptimizerConfig {
-    /// Momentum, orthogonalised.
-    Muon(MuonConfig),
-    /// Adam with weight decay beside the gradient.
-    Adamw(AdamWConfig),
-    /// Gradient descent with momentum.
-    Sgd(SgdConfig),
-}
-
-impl OptimizerConfig {
-    /// Whether every constant is in range.
-    ///
-    /// # Errors
-    /// [`Error::Config`] names the first that is not.
-    pub fn check(&self) -> Result<(), Error> {
-        match self {
-            Self::Muon(config) => config.check(),
-            Self::Adamw(config) => config.check(),
-            Self::Sgd(config) => config.check(),
-        }
-    }
-
-    /// The optimizer for these variables.
-    ///
-    /// # Errors
-    /// [`Error::Config`] names a constant out of range.
-    pub fn build(&self, variables: Variables) -> Result<Box<dyn Optimizer>, Error> {
-        Ok(match self {
-            Self::Muon(config) => Box::new(Muon::new(variables, config.clone())?),
-            Self::Adamw(config) => Box::new(AdamW::new(variables, config.clone())?),
-            Self::Sgd(config) => Box::new(Sgd::new(variables, config.clone())?),
-        })
-    }
-
-    /// Its name, in tables and pictures.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Muon(_) => "Muon",
-            Self::Adamw(_) => "AdamW",
-            Self::Sgd(_) => "SGD",
-        }
-    }
-
-    /// How large one update of a weight can be, where that is known: under Muon it does not depend
-    /// on the gradient.
-    pub fn update_bound(&self, parameter: &Parameter) -> Option<UpdateBound> {
-        match self {
-            Self::Muon(config) => config.update_bound(parameter),
-            Self::Adamw(_) | Self::Sgd(_) => None,
-        }
-    }
-}
-
-/// Whether a constant that is a share is one.
+/// Whether a constant lies in [0, 1).
 pub(crate) fn share(key: &str, x: f64) -> Result<(), Error> {
     match x {
         0.0..1.0 => Ok(()),
@@ -138,8 +83,7 @@ pub(crate) fn share(key: &str, x: f64) -> Result<(), Error> {
     }
 }
 
-/// The gradient of a variable, cut from its graph: one that is kept would keep the whole step
-/// alive.
+/// The gradient of a variable, detached: a kept one would keep the whole step's graph alive.
 pub(crate) fn gradient(gradients: &GradStore, variable: &Variable) -> Result<Tensor, Error> {
     let name = || Error::NoGradient(variable.parameter.name.clone());
     Ok(gradients.get(variable.var.as_tensor()).ok_or_else(name)?.detach())
@@ -152,7 +96,7 @@ pub(crate) fn saved(
     like: &Tensor,
 ) -> Result<Tensor, Error> {
     match state.get(name) {
-        // A copy: steps are made in place.
+        // A copy, since steps work in place.
         Some(t) if t.dims() == like.dims() => {
             Ok(t.to_device(like.device())?.to_dtype(like.dtype())?.copy()?)
         }

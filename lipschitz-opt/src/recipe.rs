@@ -1,5 +1,5 @@
-//! The whole of what happens to weights: which optimizer moves each and how fast, and what keeps
-//! them small.
+//! A recipe for training: which optimizer moves each weight and how fast, and which constraint keeps
+//! it small.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,22 @@ use lipschitz_nn::graph::{Geometry, Graph, Parameter};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::constraint::{ConstraintConfig, ConstraintKind, Promise, promise};
+use crate::Error;
+use crate::constraint::ConstraintConfig;
+use crate::constraint::check::check_heads;
+use crate::constraint::rule::Promise;
+use crate::constraint::vectors::vectors;
 use crate::modular::RatesConfig;
-use crate::{Error, Optimizer, OptimizerConfig, Rate, Variable, Variables};
+use crate::optimizer::{Optimizer, Rate, Variable, Variables};
+use crate::optimizer_config::OptimizerConfig;
+use crate::work::Sides;
 
-/// Weights that move in a way of their own.
+/// Weights with an optimizer or a learning rate of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Names of weights, with `*` for any characters: `embedding.*`, `*.query.weight`. The first
-    /// group that fits a weight has it.
+    /// Names of weights, with `*` for any characters: `embedding.*`, `*.query.weight`. A weight
+    /// belongs to the first group whose pattern it matches.
     pub pattern: String,
     /// Their learning rate at its peak, in place of the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,21 +34,23 @@ pub struct Group {
     pub optimizer: Option<OptimizerConfig>,
 }
 
-/// What moves the weights of a network and what keeps them small.
+/// What moves the weights of a network and what keeps them small: optimizers, learning rates and a
+/// constraint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
-    /// Moves every weight that no group has.
+    /// Moves every weight outside the groups.
     pub optimizer: OptimizerConfig,
-    /// Weights that move in a way of their own.
+    /// Weights with an optimizer or a learning rate of their own.
     pub groups: Vec<Group>,
     /// How the learning rate is split over the weights.
     pub rates: RatesConfig,
-    /// What keeps them small.
+    /// What keeps the weights small.
     pub constraint: ConstraintConfig,
 }
 
 impl Recipe {
     /// One optimizer for all weights, at one learning rate.
+    #[must_use]
     pub fn new(optimizer: OptimizerConfig, constraint: ConstraintConfig) -> Self {
         Self { optimizer, groups: Vec::new(), rates: RatesConfig::default(), constraint }
     }
@@ -70,7 +78,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Whether every name and pattern belongs to a weight of the graph, too.
+    /// Whether every constant is in range, and every name and pattern belongs to a weight of the
+    /// graph.
     ///
     /// # Errors
     /// [`Error::Config`] names the first that does not.
@@ -82,13 +91,7 @@ impl Recipe {
             .chain(self.groups.iter().filter_map(|g| g.optimizer.as_ref()));
         for optimizer in all {
             if let OptimizerConfig::Muon(muon) = optimizer {
-                let heads = ConstraintConfig {
-                    per_head: muon.per_head.clone(),
-                    ..ConstraintConfig::default()
-                };
-                heads.check_names(&parameters).map_err(|e| {
-                    Error::Config(e.to_string().replace("constraint.", "optimizer."))
-                })?;
+                check_heads("optimizer.per_head", muon.per_head.names(), &parameters)?;
             }
         }
         match self.groups.iter().find(|group| !parameters.iter().any(|p| group.has(p))) {
@@ -106,6 +109,7 @@ impl Recipe {
     }
 
     /// The optimizer that moves a weight.
+    #[must_use]
     pub fn optimizer_of(&self, parameter: &Parameter) -> &OptimizerConfig {
         self.group_of(parameter)
             .and_then(|group| group.optimizer.as_ref())
@@ -113,28 +117,40 @@ impl Recipe {
     }
 
     /// What the constraint promises about a weight, after every step.
+    #[must_use]
     pub fn promise(&self, parameter: &Parameter) -> Option<Promise> {
-        promise(&self.constraint, parameter, self.optimizer_of(parameter).update_bound(parameter))
+        self.constraint.promise(parameter, self.optimizer_of(parameter).update_bound(parameter))
     }
 
-    /// The same with another cap, if there is one: σ_max, or for weight decay under Muon the λ that
-    /// keeps norms below it.
+    /// The recipe that keeps norms below another cap, if the constraint can: through σ_max, or for
+    /// weight decay under Muon through λ.
+    #[must_use]
     pub fn with_sigma_max(&self, cap: f64) -> Option<Self> {
-        let mut out = self.clone();
-        let constraint = &mut out.constraint;
-        match constraint.method {
-            ConstraintKind::WeightDecay => {
-                // Norms stay below u/λ; u is 1 up to what polynomials add.
-                let OptimizerConfig::Muon(muon) = &self.optimizer else { return None };
-                constraint.decay = Some(muon.newton_schulz.maximum() / cap);
-            }
-            method if method.capped() => constraint.sigma_max = Some(cap),
-            _ => return None,
-        }
-        Some(out)
+        let aim = self.constraint.method.rule().aim;
+        let constraint = aim(&self.constraint, cap, self.optimizer.update_norm())?;
+        Some(Self { constraint, ..self.clone() })
     }
 
-    /// Variables with their factor on the learning rate `peak`.
+    /// Floating-point operations of the optimizer's products in a step of this weight.
+    #[must_use]
+    pub fn update_work(&self, parameter: &Parameter) -> f64 {
+        self.optimizer_of(parameter).update_work(parameter)
+    }
+
+    /// Floating-point operations of the constraint's products in a step of this weight; none if
+    /// unknown, as for an SVD.
+    #[must_use]
+    pub fn constraint_work(&self, parameter: &Parameter) -> Option<f64> {
+        let config = &self.constraint;
+        if parameter.geometry != Geometry::Matrix || vectors(config, parameter).is_some() {
+            return Some(0.0);
+        }
+        let (count, sides) = Sides::of(parameter, config.per_head.of(parameter));
+        let bounded = self.optimizer_of(parameter).update_bound(parameter).is_some();
+        Some(count * (config.method.rule().work)(config, sides, bounded)?)
+    }
+
+    /// The variables, each with its factor on the learning rate `peak`.
     ///
     /// # Errors
     /// [`Error::Config`] if the split of the learning rate does not fit the graph.
@@ -162,7 +178,7 @@ impl Recipe {
             .collect()
     }
 
-    /// The optimizers for these variables, as one.
+    /// One optimizer for these variables, which steps each by its own.
     ///
     /// # Errors
     /// [`Error::Config`] names a constant out of range; candle's own.
@@ -179,10 +195,11 @@ impl Recipe {
             .into_iter()
             .map(|(config, members)| config.build(members))
             .collect::<Result<_, _>>()?;
-        Ok(Box::new(Parts(parts)))
+        Ok(Box::new(Grouped(parts)))
     }
 
     /// The optimizers' names for tables and plots, the run's first: `Muon`, `Muon and AdamW`.
+    #[must_use]
     pub fn optimizer_name(&self) -> String {
         let mut names = vec![self.optimizer.name()];
         for optimizer in self.groups.iter().filter_map(|group| group.optimizer.as_ref()) {
@@ -194,16 +211,20 @@ impl Recipe {
     }
 
     /// The constraint's name for tables and plots.
+    #[must_use]
     pub fn constraint_name(&self) -> &'static str {
         self.constraint.name()
     }
 
     /// Optimizer and constraint in one label for tables and plots: `Muon + spectral soft cap`.
+    #[must_use]
     pub fn name(&self) -> String {
         format!("{} + {}", self.optimizer_name(), self.constraint_name())
     }
 
-    /// Whether every matrix and table has a promise, so that a constant is known before training.
+    /// Whether every matrix and table has a promise, so that a Lipschitz constant is known before
+    /// training.
+    #[must_use]
     pub fn promises_all(&self, graph: &Graph) -> bool {
         graph
             .parameters()
@@ -219,9 +240,9 @@ impl Group {
 }
 
 /// Optimizers of disjoint weights.
-struct Parts(Vec<Box<dyn Optimizer>>);
+struct Grouped(Vec<Box<dyn Optimizer>>);
 
-impl Optimizer for Parts {
+impl Optimizer for Grouped {
     fn step(&mut self, gradients: &GradStore, rate: Rate) -> Result<(), Error> {
         self.0.iter_mut().try_for_each(|part| part.step(gradients, rate))
     }
@@ -229,7 +250,7 @@ impl Optimizer for Parts {
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut out = BTreeMap::new();
         for part in &self.0 {
-            // Counts of steps have one name for all, and are the same in all.
+            // Optimizers of one kind share the name of their step count, and its value.
             out.extend(part.state()?);
         }
         Ok(out)

@@ -1,4 +1,4 @@
-//! How the learning rate changes over a run.
+//! Learning-rate schedules.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 pub enum ScheduleConfig {
     /// Always the peak.
     Constant,
-    /// Straight to zero.
+    /// Linearly to zero.
     #[default]
     Linear,
     /// Half a cosine to zero.
     Cosine,
-    /// The peak, then straight to zero over the last part.
+    /// The peak, then linearly to zero over the last part.
     StableThenDecay {
         /// Share of the run that decays, in (0, 1].
         #[serde(default = "half")]
@@ -27,6 +27,7 @@ fn half() -> f64 {
 
 impl ScheduleConfig {
     /// The factor at `step` (from 0) of `steps`.
+    #[must_use]
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let left = 1.0 - step as f64 / steps.max(1) as f64;
         match self {

@@ -7,15 +7,16 @@ use candle_core::backprop::GradStore;
 use lipschitz_nn::ops::{advance, mix};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Optimizer, Rate, Variables, gradient, saved, share};
+use crate::Error;
+use crate::optimizer::{Optimizer, Rate, Variable, Variables, gradient, saved, share};
 
 /// SGD's constants: `m ← μm + g`, `W ← (1−ηλ)W − ηm`, or `− η(g + μm)` with Nesterov's step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdConfig {
-    /// μ
+    /// μ, the share of the old momentum.
     pub momentum: f64,
-    /// Looks one step ahead.
+    /// Whether to take Nesterov's step, which looks one step ahead.
     pub nesterov: bool,
     /// λ of the weight decay.
     pub weight_decay: f64,
@@ -34,7 +35,7 @@ impl SgdConfig {
     }
 }
 
-/// The optimizer: [`SgdConfig`] with its momentum.
+/// SGD with its momentum.
 pub struct Sgd {
     variables: Variables,
     momentum: Vec<Tensor>,
@@ -42,7 +43,7 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// For these variables.
+    /// SGD for these variables.
     ///
     /// # Errors
     /// [`Error::Config`] names a constant out of range; candle's own.
@@ -76,12 +77,12 @@ impl Optimizer for Sgd {
     }
 
     fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
-        let copied = |(v, m): (&crate::Variable, &Tensor)| Ok((key(&v.parameter.name), m.copy()?));
+        let copied = |(v, m): (&Variable, &Tensor)| Ok((key(&v.parameter.name), m.copy()?));
         self.variables.iter().zip(&self.momentum).map(copied).collect()
     }
 
     fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
-        let load = |v: &crate::Variable| saved(state, &key(&v.parameter.name), &v.var);
+        let load = |v: &Variable| saved(state, &key(&v.parameter.name), &v.var);
         self.momentum = self.variables.iter().map(load).collect::<Result<_, _>>()?;
         Ok(())
     }

@@ -4,9 +4,11 @@ mod workshop;
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Geometry;
+use lipschitz_opt::constraint::{
+    hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign, soft_cap, soft_cap_composed,
+};
 use lipschitz_opt::polynomial::{
-    NewtonSchulz, at, composed, hard_cap_quintic, hard_cap_quintic_at, hard_cap_sign,
-    orthogonalise, polar, rounding, soft_cap,
+    NewtonSchulz, at, orthogonalise, orthogonalise_composed, polar, rounding,
 };
 use lipschitz_opt::{
     AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Precision, Rate, SgdConfig, UpdateScale,
@@ -73,12 +75,12 @@ fn kernels_equal_their_twins() {
             let m = random(&[2, rows, columns], factor, &mut rng);
             for set in NewtonSchulz::ALL {
                 let (a, b) =
-                    (orthogonalise(&m, set).unwrap(), composed::orthogonalise(&m, set).unwrap());
+                    (orthogonalise(&m, set).unwrap(), orthogonalise_composed(&m, set).unwrap());
                 worst = worst.max(distance(&a, &b));
             }
         }
         let m = random(&[2, rows, columns], 1.0, &mut rng);
-        let (a, b) = (soft_cap(&m, 0.01).unwrap(), composed::soft_cap(&m, 0.01).unwrap());
+        let (a, b) = (soft_cap(&m, 0.01).unwrap(), soft_cap_composed(&m, 0.01).unwrap());
         worst = worst.max(distance(&a, &b));
     }
     println!("largest distance of an element: {worst:.1e}");

@@ -1,21 +1,21 @@
-//! The polynomials on the CPU, a matrix at a time: symmetric products by half of their work, sums
-//! inside products, everything of a matrix in cache where it fits. Twins of the forms composed of
-//! tensors.
+//! The polynomials on the CPU, one matrix at a time: symmetric products at half their work, sums
+//! inside products, a whole matrix in cache where it fits. Each agrees with a form composed of
+//! tensor operations.
 
 use lipschitz_nn::ops::{MatrixMap, Real, Strided, product, sum_of_squares, symmetric};
 
-use super::newton_schulz::Steps;
+use super::steps::Steps;
 
 /// Works on the short side of a matrix, whichever that is.
-struct Short<'a, T> {
+pub(crate) struct Short<'a, T> {
     x: Strided<'a, T>,
     wide: bool,
-    n: usize,
+    pub(crate) n: usize,
     parallel: bool,
 }
 
 impl<'a, T: Real> Short<'a, T> {
-    fn new(x: &'a [T], rows: usize, columns: usize, parallel: bool) -> Self {
+    pub(crate) fn new(x: &'a [T], rows: usize, columns: usize, parallel: bool) -> Self {
         Self {
             x: Strided::rows(x, rows, columns, columns),
             wide: rows <= columns,
@@ -24,25 +24,25 @@ impl<'a, T: Real> Short<'a, T> {
         }
     }
 
-    fn square(&self) -> Vec<T> {
+    pub(crate) fn square(&self) -> Vec<T> {
         vec![T::of(0.0); self.n * self.n]
     }
 
     /// `factor·xxᵀ` or `factor·xᵀx`, `[n, n]`.
-    fn gram(&self, out: &mut [T], factor: f64) {
+    pub(crate) fn gram(&self, out: &mut [T], factor: f64) {
         let x = if self.wide { self.x } else { self.x.t() };
         symmetric(out, x, x.t(), false, factor, self.parallel);
     }
 
     /// `out ← keep·out + factor·q x` or `x q` for a symmetric q, `[n, n]`.
-    fn times(&self, q: &[T], out: &mut [T], keep: bool, factor: f64) {
+    pub(crate) fn times(&self, q: &[T], out: &mut [T], keep: bool, factor: f64) {
         let q = Strided::dense(q, self.n);
         let (a, b) = if self.wide { (q, self.x) } else { (self.x, q) };
         product(out, self.x.columns, a, b, keep, factor, self.parallel);
     }
 
     /// `out ← keep·out + factor·a b` for symmetric factors that commute.
-    fn commuting(&self, out: &mut [T], a: &[T], b: &[T], keep: bool, factor: f64) {
+    pub(crate) fn commuting(&self, out: &mut [T], a: &[T], b: &[T], keep: bool, factor: f64) {
         symmetric(
             out,
             Strided::dense(a, self.n),
@@ -55,7 +55,7 @@ impl<'a, T: Real> Short<'a, T> {
 }
 
 /// Adds a number to the diagonal.
-fn add_diagonal<T: Real>(x: &mut [T], n: usize, a: f64) {
+pub(crate) fn add_diagonal<T: Real>(x: &mut [T], n: usize, a: f64) {
     for x in x.iter_mut().step_by(n + 1) {
         *x += T::of(a);
     }
@@ -154,33 +154,5 @@ impl Quintics<'_> {
             }
         }
         short.times(&q, out, false, unit);
-    }
-}
-
-/// `y = x − αx³`, then `y + αy³`, from `keep` times the matrix. With `A = αG` that is `(I − A) + (A
-/// − A²)(I − 2A + A²)` times x.
-pub(super) struct SoftCap {
-    pub keep: f64,
-    pub alpha: f64,
-}
-
-impl MatrixMap for SoftCap {
-    fn run<T: Real>(&self, x: &[T], out: &mut [T], rows: usize, columns: usize, parallel: bool) {
-        let short = Short::new(x, rows, columns, parallel);
-        let [mut a, mut square, mut left, mut right] = std::array::from_fn(|_| short.square());
-        short.gram(&mut a, self.alpha * self.keep * self.keep);
-        short.commuting(&mut square, &a, &a, false, 1.0);
-        for (((left, right), a), square) in left.iter_mut().zip(&mut right).zip(&a).zip(&square) {
-            *left = *a - *square;
-            *right = *square - (*a + *a);
-        }
-        add_diagonal(&mut right, short.n, 1.0);
-        let q = &mut a;
-        for q in q.iter_mut() {
-            *q = -*q;
-        }
-        add_diagonal(q, short.n, 1.0);
-        short.commuting(q, &left, &right, true, 1.0);
-        short.times(q, out, false, self.keep);
     }
 }

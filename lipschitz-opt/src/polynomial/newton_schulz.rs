@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::polar_express;
+use super::steps::{Steps, at, maximum};
 
 /// Steps `x ← a x + b x³ + c x⁵` that drive singular values in (0, 1] towards 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +21,6 @@ pub enum NewtonSchulz {
     /// so that values stay at most 1.
     PolarExpress,
 }
-
-/// Odd quintics in turn.
-pub type Steps = Vec<[f64; 3]>;
 
 impl NewtonSchulz {
     /// Every set.
@@ -65,32 +63,6 @@ impl NewtonSchulz {
     }
 }
 
-/// Odd quintics in turn, of a number.
-pub fn at(steps: &[[f64; 3]], x: f64) -> f64 {
-    steps.iter().fold(x, |x, [a, b, c]| x * (a + x * x * (b + x * x * c)))
-}
-
-/// The largest absolute value of odd quintics in turn on [0, `end`], up to rounding.
-///
-/// A continuous function takes an interval to an interval, so the range of the whole is found a
-/// step at a time: each step's extremes lie at the ends and where its slope `a + 3b x² + 5c x⁴` is
-/// zero.
-pub fn maximum(steps: &[[f64; 3]], end: f64) -> f64 {
-    let (low, high) = steps.iter().fold((0.0, end), |(low, high), &[a, b, c]| {
-        let f = |x: f64| x * (a + x * x * (b + x * x * c));
-        let root = (9.0 * b * b - 20.0 * a * c).sqrt();
-        let squares = if c == 0.0 {
-            [-a / (3.0 * b), f64::NAN]
-        } else {
-            [root, -root].map(|r| (r - 3.0 * b) / (10.0 * c))
-        };
-        let turns = squares.into_iter().filter(|s| *s > 0.0).flat_map(|s| [s.sqrt(), -s.sqrt()]);
-        let values = turns.filter(|x| (low..=high).contains(x)).chain([low, high]).map(f);
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), y| (l.min(y), h.max(y)))
-    });
-    high.max(-low)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,14 +89,5 @@ mod tests {
         assert!(NewtonSchulz::SixStep.maximum() <= 1.0);
         assert!(NewtonSchulz::PolarExpress.maximum() <= 1.0 + 1e-12);
         assert!((1.19..1.21).contains(&NewtonSchulz::Jordan.maximum()));
-    }
-
-    /// A step whose values turn negative, and one without a fifth power.
-    #[test]
-    fn maxima_of_odd_cases() {
-        assert!((maximum(&[[-1.0, 0.0, 0.0]], 2.0) - 2.0).abs() < 1e-12);
-        assert!((maximum(&[[1.5, -0.5, 0.0]], 3.0) - 9.0).abs() < 1e-12);
-        assert!((maximum(&[[1.5, -0.5, 0.0]], 1.5) - 1.0).abs() < 1e-12);
-        assert!((maximum(&[[-1.0, 0.0, 0.0], [1.5, -0.5, 0.0]], 2.0) - 1.0).abs() < 1e-12);
     }
 }

@@ -1,43 +1,47 @@
-//! Odd polynomials of matrices: `UΣVᵀ ↦ U p(Σ) Vᵀ` by products alone.
+//! Odd polynomials of matrices: `UΣVᵀ ↦ U p(Σ) Vᵀ` by matrix products alone.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use lipschitz_nn::ops::each_matrix;
+use lipschitz_nn::ops::{Precision, each_matrix};
 
 use super::kernel::Quintics;
-use super::newton_schulz::{NewtonSchulz, Steps};
+use super::newton_schulz::NewtonSchulz;
+use super::steps::Steps;
+use crate::work::Sides;
 
 /// Long side over short side from which the Gram form needs fewer products.
 const GRAM: usize = 2;
 
-/// By which share [`orthogonalise`] in f32 can pass the polynomials' maximum through rounding, with
-/// room to spare. A Gram matrix rounds the squares of singular values near 10⁻³ of the norm by up
-/// to two hundredths, the worst that a search found.
+/// The relative amount by which rounding can take [`orthogonalise`] in f32 above the polynomials'
+/// maximum, with room to spare. A Gram matrix rounds the squares of singular values near 10⁻³ of
+/// the norm by up to two hundredths, the worst that a search found.
 pub fn rounding(rows: usize, columns: usize) -> f64 {
     if by_gram(rows, columns) { 0.04 } else { 5e-4 }
 }
 
 /// Whether the Gram form needs fewer products.
-pub(crate) fn by_gram(rows: usize, columns: usize) -> bool {
+fn by_gram(rows: usize, columns: usize) -> bool {
     rows.max(columns) >= GRAM * rows.min(columns)
 }
 
 /// `UVᵀ` of `m = UΣVᵀ`, nearly: singular values over the Frobenius norm go through
-/// [`NewtonSchulz::at`]. `m` is `[…, rows, columns]`, each matrix by itself, in f32, f64 or bf16;
-/// zero stays zero. In f32 every element is within 3·10⁻³ of the polynomial's exact value (10⁻⁴ but
+/// [`NewtonSchulz::at`]. `m` is `[…, rows, columns]` in f32, f64 or bf16, each matrix by itself;
+/// zero stays zero.
+///
+/// In f32 every element is within 3·10⁻³ of the polynomial's exact value, and within 10⁻⁴ except
 /// for rectangular matrices with singular values near 10⁻³ of the norm, whose squares a Gram matrix
-/// rounds), in bf16 within 0.2.
+/// rounds. In bf16 it is within 0.2.
 ///
 /// # Errors
 /// Candle's own.
 pub fn orthogonalise(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
     match orthogonalise_each(std::slice::from_ref(m), set)? {
         Some(mut all) => Ok(all.remove(0)),
-        None => composed(m, set),
+        None => orthogonalise_composed(m, set),
     }
 }
 
-/// [`orthogonalise`] of all of these at once; none where its kernel does not run.
+/// [`orthogonalise`] of all stacks at once; none where its kernel does not run.
 pub(crate) fn orthogonalise_each(
     stacks: &[Tensor],
     set: NewtonSchulz,
@@ -50,11 +54,11 @@ pub(crate) fn orthogonalise_each(
     each_matrix(&stacks.iter().map(job).collect::<Result<Vec<_>>>()?)
 }
 
-/// The same out of tensors, for other devices and bf16.
+/// [`orthogonalise`] composed of tensor operations, for other devices and bf16.
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
+pub fn orthogonalise_composed(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
     wide(m, |x| {
         let x = unit(&x)?;
         let (rows, columns) = (x.dim(D::Minus2)?, x.dim(D::Minus1)?);
@@ -67,6 +71,18 @@ pub fn composed(m: &Tensor, set: NewtonSchulz) -> Result<Tensor> {
     })
 }
 
+/// Floating-point operations of [`orthogonalise`] in f32, or in bf16.
+pub(crate) fn orthogonalise_work(sides: Sides, set: NewtonSchulz, precision: Precision) -> f64 {
+    let steps = set.steps().len();
+    // A step is the square of the Gram matrix G and the product of the factors, and except in the
+    // last step two products for the next G.
+    if by_gram(sides.short, sides.long) && precision == Precision::F32 {
+        2.0 * sides.long_product() + (4 * steps - 3) as f64 * sides.short_product()
+    } else {
+        sides.quintics(steps)
+    }
+}
+
 /// `UVᵀ` to rounding: the six-step set, then steps whose distance from 1 is squared, `1 −
 /// (1−x)²(1+x/2)`, never above 1. For singular values of at least 10⁻³ of the Frobenius norm;
 /// smaller ones end between.
@@ -77,22 +93,32 @@ pub fn polar(m: &Tensor) -> Result<Tensor> {
     wide(&orthogonalise(m, NewtonSchulz::SixStep)?, |x| plain(x, &vec![[1.5, -0.5, 0.0]; 3]))
 }
 
+/// Floating-point operations of [`polar`].
+pub(crate) fn polar_work(sides: Sides) -> f64 {
+    orthogonalise_work(sides, NewtonSchulz::SixStep, Precision::F32) + sides.cubics(3)
+}
+
 /// The sign of symmetric matrices `[…, n, n]` with eigenvalues in [-1, 1]: `sign(λ)` to rounding
 /// for |λ| above 10⁻³, between 0 and it below.
 ///
 /// # Errors
 /// Candle's own.
-pub(super) fn sign(s: &Tensor) -> Result<Tensor> {
+pub(crate) fn sign(s: &Tensor) -> Result<Tensor> {
     let mut steps = NewtonSchulz::SixStep.steps();
     steps.extend([[1.5, -0.5, 0.0]; 3]);
     plain(s.clone(), &steps)
+}
+
+/// Floating-point operations of [`sign`] of `[s, s]`.
+pub(crate) fn sign_work(sides: Sides) -> f64 {
+    sides.quintics(NewtonSchulz::SixStep.steps().len()) + sides.cubics(3)
 }
 
 /// Odd quintics in turn on the singular values of `[…, rows, columns]`, without a scale.
 ///
 /// # Errors
 /// Candle's own.
-pub fn apply(x: &Tensor, steps: &Steps) -> Result<Tensor> {
+pub(crate) fn apply_steps(x: &Tensor, steps: &Steps) -> Result<Tensor> {
     match each_matrix(&[(Quintics { steps, unit: false, gram: false }, x.clone())])? {
         Some(mut all) => Ok(all.remove(0)),
         None => wide(x, |x| plain(x, steps)),
@@ -100,7 +126,7 @@ pub fn apply(x: &Tensor, steps: &Steps) -> Result<Tensor> {
 }
 
 /// Runs `f` on matrices with no more rows than columns.
-pub(super) fn wide(x: &Tensor, f: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+pub(crate) fn wide(x: &Tensor, f: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let flip = |x: &Tensor| x.transpose(D::Minus2, D::Minus1)?.contiguous();
     if x.dim(D::Minus2)? > x.dim(D::Minus1)? { flip(&f(flip(x)?)?) } else { f(x.contiguous()?) }
 }
@@ -135,8 +161,8 @@ fn plain(mut x: Tensor, steps: &Steps) -> Result<Tensor> {
     Ok(x)
 }
 
-/// The same with products of the short side alone: with `p = a + b G + c G²`, `G ← p G p` and the
-/// factors multiply, `q ← p q`; the long side is met at the start and the end.
+/// [`plain`] with products of the short side alone: with `p = a + b G + c G²`, `G ← p G p`, and the
+/// factors multiply, `q ← p q`. Products with the long side come at the start and the end.
 fn gram_form(x: &Tensor, steps: &Steps) -> Result<Tensor> {
     let n = x.dim(D::Minus2)?;
     let one = Tensor::eye(n, x.dtype(), x.device())?;
@@ -160,7 +186,7 @@ fn gram_form(x: &Tensor, steps: &Steps) -> Result<Tensor> {
 
 /// A product of `[…, m, k]` and `[…, k, n]`. On the CPU, where candle has none in bf16, factors and
 /// result are rounded to bf16 and sums kept in f32, as a tensor core does.
-pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match (a.dtype(), a.device()) {
         (DType::BF16, Device::Cpu) => {
             a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(DType::BF16)

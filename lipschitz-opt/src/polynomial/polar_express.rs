@@ -1,7 +1,7 @@
 //! The best odd quintics for the matrix sign, one after another (Amsel, Persson, Musco and Gower,
 //! *The Polar Express*, 2025).
 
-use super::newton_schulz::{Steps, at};
+use super::steps::{Steps, at};
 
 /// What singular values may exceed the interval by, from rounding in low precision: each step but
 /// the last is read as if they were this much larger.

@@ -1,13 +1,38 @@
-//! The exact clip.
+//! The exact clip: `min(σ, σ_max)` on the singular values by an SVD in f64 on the CPU.
+//!
+//! `σ ≤ σ_max` under any optimizer.
 
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 
+use super::super::config::ConstraintConfig;
+use super::super::norms::{MARGIN, TopVectors};
+use super::super::rule::{Apply, Blocks, Rule, aim_at_cap, each, promise_cap};
 use crate::Error;
+
+pub(super) static RULE: Rule = Rule {
+    key: "svd_clip",
+    name: "SVD clip",
+    capped: true,
+    constants: &[],
+    check: |_| Ok(()),
+    aim: aim_at_cap,
+    promise: promise_cap,
+    apply: Apply::Matrices(apply),
+    work: |_, _, _| None,
+};
+
+fn apply(
+    _: &ConstraintConfig,
+    matrices: &[Blocks<'_>],
+    _: &mut TopVectors,
+) -> Result<Vec<Tensor>, Error> {
+    each(matrices, |m| m.cap * (1.0 - MARGIN), |cap, x| clip(&x, cap))
+}
 
 /// `min(σ, cap)` on the singular values of each matrix of `[count, rows, columns]`, in f64 on the
 /// CPU.
-pub(super) fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
+fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     let (count, rows, columns) = x.dims3()?;
     let values =
         x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;

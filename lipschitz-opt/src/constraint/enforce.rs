@@ -1,0 +1,157 @@
+//! The constraint beside an optimizer.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use lipschitz_nn::graph::{Geometry, Parameter};
+
+use super::norms::{TopVectors, normalize, start};
+use super::rule::{Apply, Blocks, Promise};
+use super::vectors::{TABLE_ROWS, cap_rows, cap_vectors, vectors};
+use crate::blocks::{merge, scale, split};
+use crate::optimizer::{Rate, Variable, saved};
+use crate::{Error, Recipe};
+
+/// A recipe's constraint, with the vectors that it keeps from step to step.
+pub struct Constraint {
+    recipe: Recipe,
+    top: TopVectors,
+}
+
+impl Constraint {
+    /// The constraint of a recipe.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names a constant out of range, [`Error::MissingCap`] a kind without the
+    /// cap it needs.
+    pub fn new(recipe: &Recipe) -> Result<Self, Error> {
+        recipe.check()?;
+        recipe.constraint.check_complete()?;
+        Ok(Self { recipe: recipe.clone(), top: TopVectors::default() })
+    }
+
+    /// What it promises about a weight.
+    #[must_use]
+    pub fn promise(&self, parameter: &Parameter) -> Option<Promise> {
+        self.recipe.promise(parameter)
+    }
+
+    /// Brings weights under what is promised, before the first step.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn project(&self, variables: &[Variable]) -> Result<(), Error> {
+        for v in variables {
+            let p = &v.parameter;
+            let Some(promise) = self.promise(p) else { continue };
+            let w = v.var.as_tensor().detach();
+            let kept = match (p.geometry, vectors(&self.recipe.constraint, p)) {
+                (Geometry::Table, _) => cap_rows(&w, promise.sigma_max)?,
+                (_, Some(side)) => cap_vectors(&w, side, self.cap(p))?,
+                _ => {
+                    let factor = scale(p, promise.heads);
+                    let x = (split(&w, promise.heads)? * factor)?;
+                    (merge(&normalize(&x, promise.sigma_max)?, promise.heads)? / factor)?
+                }
+            };
+            v.var.set(&kept)?;
+        }
+        Ok(())
+    }
+
+    /// Constrains the weights after a step of this learning rate.
+    ///
+    /// # Errors
+    /// [`Error::Svd`] if an SVD fails; candle's own.
+    pub fn apply(&mut self, variables: &[Variable], rate: Rate) -> Result<(), Error> {
+        match &self.recipe.constraint.method.rule().apply {
+            Apply::Nothing => Ok(()),
+            Apply::Factor(factor) => {
+                for v in variables.iter().filter(|v| v.parameter.geometry != Geometry::Vector) {
+                    let factor = factor(&self.recipe.constraint, rate.now() * v.rate);
+                    v.var.set(&(v.var.as_tensor().detach() * factor)?)?;
+                }
+                Ok(())
+            }
+            Apply::Matrices(new_blocks) => {
+                let matrices = self.cap_vectors_and_split(variables, rate)?;
+                let new = new_blocks(&self.recipe.constraint, &matrices, &mut self.top)?;
+                for (m, x) in matrices.iter().zip(new) {
+                    m.variable.var.set(&merge(&x, m.heads)?)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Caps the rows of tables, and the rows or columns of matrices that are capped by them.
+    /// Returns the other matrices as blocks.
+    fn cap_vectors_and_split<'a>(
+        &self,
+        variables: &'a [Variable],
+        rate: Rate,
+    ) -> Result<Vec<Blocks<'a>>, Error> {
+        let mut matrices = Vec::new();
+        for v in variables {
+            let p = &v.parameter;
+            let w = v.var.as_tensor().detach();
+            match (p.geometry, vectors(&self.recipe.constraint, p)) {
+                (Geometry::Vector, _) => {}
+                (Geometry::Table, _) => v.var.set(&cap_rows(&w, TABLE_ROWS)?)?,
+                (Geometry::Matrix, Some(side)) => {
+                    v.var.set(&cap_vectors(&w, side, self.cap(p))?)?;
+                }
+                (Geometry::Matrix, None) => {
+                    let heads = self.recipe.constraint.per_head.of(p);
+                    let scale = scale(p, heads);
+                    let bound = self.recipe.optimizer_of(p).update_bound(p);
+                    matrices.push(Blocks {
+                        variable: v,
+                        heads,
+                        x: split(&w, heads)?,
+                        cap: self.cap(p) / scale,
+                        learning_rate: rate.now() * v.rate / scale,
+                        update: bound.map(|b| if heads.is_some() { b.block } else { b.whole }),
+                    });
+                }
+            }
+        }
+        Ok(matrices)
+    }
+
+    /// The vectors that a resumed run needs to continue bit for bit.
+    #[must_use]
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        self.top.0.iter().map(|(name, v)| (key(name), v.clone())).collect()
+    }
+
+    /// Restores what [`Constraint::state`] gave.
+    ///
+    /// # Errors
+    /// [`Error::State`] names a vector of the wrong shape.
+    pub fn load_state(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        variables: &[Variable],
+    ) -> Result<(), Error> {
+        for v in variables.iter().filter(|v| v.parameter.geometry == Geometry::Matrix) {
+            let name = key(&v.parameter.name);
+            if state.contains_key(&name) {
+                let heads = self.recipe.constraint.per_head.of(&v.parameter);
+                let like = start(&split(v.var.as_tensor(), heads)?)?;
+                self.top.0.insert(v.parameter.name.clone(), saved(state, &name, &like)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The cap on a weight's norm, promised or not.
+    fn cap(&self, parameter: &Parameter) -> f64 {
+        let config = &self.recipe.constraint;
+        config.sigma_max().map_or(f64::INFINITY, |sigma| sigma * config.factor(parameter))
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("constraint.vector.{name}")
+}
