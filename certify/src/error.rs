@@ -7,10 +7,10 @@ use lipschitz_opt::constraint::ConstraintKind;
 #[non_exhaustive]
 pub enum Error {
     /// The graph, a weight, an input or a file.
-    #[error(transparent)]
+    #[error("{0}")]
     Network(#[from] lipschitz_nn::Error),
     /// An optimizer or constraint whose constants do not fit.
-    #[error(transparent)]
+    #[error("{0}")]
     Recipe(#[from] lipschitz_opt::Error),
     /// Something that nothing is proven about.
     #[error("nothing is known about {0}; no bound is given")]

@@ -63,7 +63,7 @@ pub fn line(error: &anyhow::Error) -> String {
         let said = cause.to_string().replace('\n', " ");
         // The error that names the file has said what the system says.
         let told = text.contains(&said) || named && cause.is::<io::Error>();
-        named |= matches!(network(cause), Some(lipschitz_nn::Error::Io { .. }));
+        named |= matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
         if told {
             continue;
         }
@@ -85,14 +85,33 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// What to do about an error of a library, which does not know who calls it.
 fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    use io::ErrorKind as K;
-    if let Some(Error::NoPromise(_)) = error.downcast_ref() {
-        return Some(
+    None.or_else(|| error.downcast_ref().and_then(remedy_of_proof))
+        .or_else(|| error.downcast_ref().and_then(remedy_of_recipe))
+        .or_else(|| error.downcast_ref().and_then(remedy_of_network))
+}
+
+fn remedy_of_proof(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NoPromise(_) => Some(
             "a target needs one: choose a constraint.method that keeps sigma_max, such as \
              spectral_soft_cap, spectral_hard_cap, spectral_normalize, stiefel or svd_clip",
-        );
+        ),
+        _ => None,
     }
-    let lipschitz_nn::Error::Io { error, .. } = network(error)? else { return None };
+}
+
+fn remedy_of_recipe(error: &lipschitz_opt::Error) -> Option<&'static str> {
+    use lipschitz_opt::Error as E;
+    match error {
+        E::MissingCap(_) => Some("give it, or a lipschitz_target that it is solved from"),
+        E::Svd(_) => Some("lower train.learning_rate"),
+        _ => None,
+    }
+}
+
+fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
+    use io::ErrorKind as K;
+    let lipschitz_nn::Error::Io { error, .. } = error else { return None };
     match error.kind() {
         K::NotFound | K::NotADirectory => Some("check the path"),
         K::PermissionDenied => Some("check who may read and write it"),
@@ -100,15 +119,6 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         K::IsADirectory => Some("name a file"),
         K::AlreadyExists => Some("choose another name"),
         _ => None,
-    }
-}
-
-/// The error about a network or a file that a link of a chain is or stands for.
-fn network<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a lipschitz_nn::Error> {
-    match error.downcast_ref() {
-        // A transparent error hides what it stands for from the chain.
-        Some(Error::Network(error)) => Some(error),
-        _ => error.downcast_ref(),
     }
 }
 

@@ -27,8 +27,8 @@ pub struct AdamWConfig {
     pub bias_correction: bool,
     /// λ of the weight decay d.
     pub weight_decay: f64,
-    /// `d = λ·(schedule's factor)`, independent of the learning rate, as in the original paper; else
-    /// `d = ηλ`, as in PyTorch and Newhouse et al. (2025).
+    /// Whether `d = λ·(schedule's factor)`, independent of the learning rate, as in the original
+    /// paper; else `d = ηλ`, as in PyTorch and Newhouse et al. (2025).
     pub decoupled: bool,
 }
 

@@ -36,7 +36,7 @@ impl PerHead {
         })
     }
 
-    /// Whether no matrix is treated per head because nothing was given.
+    /// Whether it is what a config without the key has.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -53,7 +53,7 @@ impl PerHead {
     }
 }
 
-/// The name that configs call a matrix by, the last of its path: `query` of
+/// The name of a matrix in a config, the last segment of its path: `query` for
 /// `blocks.0.attention.query.weight`.
 #[must_use]
 pub fn matrix_name(name: &str) -> &str {
@@ -62,15 +62,15 @@ pub fn matrix_name(name: &str) -> &str {
 }
 
 /// The factor from σ_max of a block to its norm: `√(in/out)` for a whole matrix, `√(count·in/out)`
-/// for a head's block. For rows it gives the block's own RMS→RMS norm. Either way blocks of norm 1 make
-/// a whole of norm at most 1.
+/// for a head's block. For rows it gives the block's own RMS→RMS norm. Either way blocks of norm 1
+/// make a whole of norm at most 1.
 #[must_use]
 pub fn scale(parameter: &Parameter, heads: Option<HeadBlocks>) -> f64 {
     let count = heads.map_or(1, |heads| heads.count);
     rms_to_rms(parameter.shape[0], parameter.shape[1]) * (count as f64).sqrt()
 }
 
-/// How many blocks a matrix has, and the rows and columns of one.
+/// The number of blocks of a matrix, and the rows and columns of each.
 pub(crate) fn block(parameter: &Parameter, heads: Option<HeadBlocks>) -> (usize, usize, usize) {
     let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
     match heads {
@@ -103,12 +103,12 @@ pub(crate) fn merge(blocks: &Tensor, heads: Option<HeadBlocks>) -> Result<Tensor
     }
 }
 
-/// Maximum elements per batched update: half a gigabyte in f32. An update works with a few tensors of
-/// that size.
+/// Maximum elements per batched update: half a gigabyte in f32. An update works with a few tensors
+/// of that size.
 pub const MAX_BATCHED_ELEMENTS: usize = 1 << 27;
 
-/// `f` of each stack `[count, rows, columns]`. Stacks of one block shape and one key are concatenated
-/// first.
+/// `f` of each stack `[count, rows, columns]`. Stacks of one block shape and one key are
+/// concatenated first.
 pub(crate) fn batched<K: PartialEq + Copy, E: From<candle_core::Error>>(
     stacks: &[(K, Tensor)],
     f: impl Fn(K, Tensor) -> std::result::Result<Tensor, E>,

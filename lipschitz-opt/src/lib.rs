@@ -53,6 +53,10 @@
 //! [`modular`] splits the learning rate over the weights, [`schedule`] changes it over a run, and
 //! [`polynomial`] holds the matrix polynomials behind Muon and the caps.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod adamw;
 mod blocks;
 pub mod constraint;

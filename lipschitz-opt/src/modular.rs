@@ -1,4 +1,4 @@
-//! The modular norm: how the learning rate is split over the weights of a network (Large et al.,
+//! The modular norm, which splits the learning rate over the weights of a network (Large et al.,
 //! *Scalable Optimization in the Modular Norm*, 2024).
 //!
 //! Every module of a network has a mass, its share of what is learnt, and a sensitivity, by which
@@ -45,7 +45,7 @@ pub enum ResidualSensitivity {
 }
 
 impl RatesConfig {
-    /// Each weight's factor on the learning rate, by its name; empty if all are 1.
+    /// Each weight's factor on the learning rate, by the weight's name; empty if all are 1.
     ///
     /// # Errors
     /// [`Error::Config`] names a mass that is out of range or belongs to no node, or a node that
@@ -120,7 +120,10 @@ impl Module {
 
     fn has(&self, path: &str) -> bool {
         self.mass > 0.0 && self.path == path
-            || matches!(&self.inside, Inside::Modules(modules) if modules.iter().any(|module| module.has(path)))
+            || match &self.inside {
+                Inside::Modules(modules) => modules.iter().any(|module| module.has(path)),
+                Inside::Nothing | Inside::Weights(_) => false,
+            }
     }
 }
 
@@ -195,9 +198,9 @@ impl ModularNorm<'_> {
     }
 }
 
-/// Queries, keys and values side by side, then the mixing of values, then the output projection. The
-/// three copies of the input give sensitivity 3; the output scale of ⅓ of Newhouse et al. (2025)
-/// brings it back to 1.
+/// Queries, keys and values side by side, then the mixing of values, then the output projection.
+/// The three copies of the input give sensitivity 3; the output scale of ⅓ of Newhouse et al.
+/// (2025) brings it back to 1.
 fn attention(a: &Attention, path: &str) -> Module {
     let weight = |name: &str| join(path, name);
     let mut names: Vec<String> =

@@ -1,5 +1,5 @@
-//! A recipe for training: which optimizer moves each weight and how fast, and which constraint keeps
-//! it small.
+//! A recipe for training: which optimizer moves each weight and how fast, and which constraint
+//! keeps it small.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! What each constraint guarantees, at every step and under every optimizer, by SVD; and where a
-//! method guarantees nothing, an example in which it fails.
+//! What each constraint guarantees, at every step and under every optimizer, by SVD. Where a
+//! constraint guarantees nothing, an example in which it fails.
 
 mod workshop;
 
@@ -11,8 +11,8 @@ use lipschitz_opt::constraint::{
     Constraint, ConstraintConfig, ConstraintKind, HardCap, NormEstimator,
 };
 use lipschitz_opt::{
-    MuonConfig, NewtonSchulz, OptimizerConfig, PerHead, Precision, Rate, Recipe, UpdateScale,
-    Variable, Variables,
+    MuonConfig, NewtonSchulz, Optimizer, OptimizerConfig, PerHead, Precision, Rate, Recipe,
+    UpdateScale, Variable, Variables,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -114,8 +114,34 @@ fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
     (largest, reached)
 }
 
-/// Every promise holds after every step, with gradients that push where it hurts: along the first
-/// singular vectors, along all of them, at random, and with steps too large for a coupling.
+/// The largest values of [`used`] over steps with gradients that push where it hurts: along the
+/// first singular vectors, along all of them, at random, and with steps too large for a coupling.
+fn used_over_steps(
+    optimizer: &mut dyn Optimizer,
+    constraint: &mut Constraint,
+    variables: &Variables,
+    rng: &mut ChaCha8Rng,
+) -> (f64, f64) {
+    let (mut largest, mut reached) = (0f64, 0f64);
+    for i in 0..14 {
+        let rate = Rate::constant(if i < 11 { 0.08 } else { 3.0 });
+        let gradients: Vec<Tensor> = variables
+            .iter()
+            .map(|v| match (v.parameter.geometry, i % 3) {
+                (Geometry::Matrix, 1) => top(v.var.as_tensor()).neg().unwrap(),
+                (Geometry::Matrix, 2) => all(v.var.as_tensor()).neg().unwrap(),
+                _ => random(&v.parameter.shape, 1.0, rng),
+            })
+            .collect();
+        step(optimizer, variables, &gradients, rate);
+        constraint.apply(variables, rate).unwrap();
+        let (l, r) = used(constraint, variables);
+        (largest, reached) = (largest.max(l), reached.max(r));
+    }
+    (largest, reached)
+}
+
+/// Every promise holds after every step, and is used.
 #[test]
 fn promises_hold_at_every_step() {
     let mut promised = BTreeSet::new();
@@ -128,7 +154,7 @@ fn promises_hold_at_every_step() {
             let recipe = Recipe::new(optimizer.clone(), config.clone());
             let mut constraint = Constraint::new(&recipe).unwrap();
             let mut moves = recipe.build(&variables).unwrap();
-            // Tables alone are not what a method is about.
+            // Every constraint caps tables; a promise about a matrix is what counts.
             let promises = |v: &Variable| {
                 v.parameter.geometry == Geometry::Matrix
                     && constraint.promise(&v.parameter).is_some()
@@ -142,22 +168,8 @@ fn promises_hold_at_every_step() {
                 used(&constraint, &variables).0 <= 1.0,
                 "{optimizer:?} {config:?}: before the first step"
             );
-            let (mut largest, mut reached) = (0f64, 0f64);
-            for i in 0..14 {
-                let rate = Rate::constant(if i < 11 { 0.08 } else { 3.0 });
-                let gradients: Vec<Tensor> = variables
-                    .iter()
-                    .map(|v| match (v.parameter.geometry, i % 3) {
-                        (Geometry::Matrix, 1) => top(v.var.as_tensor()).neg().unwrap(),
-                        (Geometry::Matrix, 2) => all(v.var.as_tensor()).neg().unwrap(),
-                        _ => random(&v.parameter.shape, 1.0, &mut rng),
-                    })
-                    .collect();
-                step(&mut *moves, &variables, &gradients, rate);
-                constraint.apply(&variables, rate).unwrap();
-                let (l, r) = used(&constraint, &variables);
-                (largest, reached) = (largest.max(l), reached.max(r));
-            }
+            let (largest, reached) =
+                used_over_steps(&mut *moves, &mut constraint, &variables, &mut rng);
             assert!(largest <= 1.0, "{optimizer:?} {config:?}: {largest} of what is promised");
             // A constraint that crushes every weight would hold as well. Weight decay comes near
             // its limit after 1/(ηλ) steps.
@@ -211,9 +223,9 @@ fn grown(
     norm(variables[0].var.as_tensor(), &variables[0].parameter, None)
 }
 
-/// The methods that promise nothing, and why.
+/// The constraints that promise nothing, and why.
 #[test]
-fn methods_without_a_promise_fail_somewhere() {
+fn constraints_without_a_promise_fail_somewhere() {
     let muon = || OptimizerConfig::Muon(muon());
     // The hammer sets the first singular value, and the second is above the cap.
     let hammer = ConstraintConfig::capped(ConstraintKind::SpectralHammer, 1.0);
@@ -237,7 +249,7 @@ fn methods_without_a_promise_fail_somewhere() {
     let decay =
         ConstraintConfig { decay: Some(0.5), ..ConstraintConfig::new(ConstraintKind::WeightDecay) };
     assert!(grown(&decay, OptimizerConfig::Adamw(adamw()), 400, 0.05) > 1.0 / 0.5);
-    // They do act: without any of them the norm grows by the learning rate a step.
+    // They do act: without a constraint the norm grows by the learning rate per step.
     assert!(grown(&ConstraintConfig::new(ConstraintKind::None), muon(), 60, 0.1) > 5.0);
     assert!(grown(&hammer, muon(), 60, 0.1) < 5.0);
 }

@@ -172,6 +172,12 @@ fn hard_caps_cap() {
     }
 }
 
+/// The largest RMS norm of a row of 8.
+fn largest_row(x: &Tensor) -> f64 {
+    let rows = x.reshape(((), 8)).unwrap().sqr().unwrap().mean(1).unwrap().sqrt().unwrap();
+    f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap())
+}
+
 /// Updates have the size that the couplings build on: at most the stated bound, and close to it.
 #[test]
 fn muon_moves_every_weight_by_the_learning_rate() {
@@ -204,16 +210,7 @@ fn muon_moves_every_weight_by_the_learning_rate() {
                     let moved = ((before - v.var.as_tensor()).unwrap() / 0.5).unwrap();
                     let bound = config.update_bound(p).unwrap();
                     if p.geometry != Geometry::Matrix {
-                        let rows = moved
-                            .reshape(((), 8))
-                            .unwrap()
-                            .sqr()
-                            .unwrap()
-                            .mean(1)
-                            .unwrap()
-                            .sqrt()
-                            .unwrap();
-                        let size = f64::from(rows.max(0).unwrap().to_scalar::<f32>().unwrap());
+                        let size = largest_row(&moved);
                         assert!((0.95..=bound.whole).contains(&size), "{}: {size}", p.name);
                         continue;
                     }

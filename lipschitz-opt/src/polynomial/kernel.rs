@@ -6,7 +6,7 @@ use lipschitz_nn::ops::{MatrixMap, Real, Strided, product, sum_of_squares, symme
 
 use super::steps::Steps;
 
-/// Works on the short side of a matrix, whichever that is.
+/// A matrix seen from its short side, rows or columns.
 pub(crate) struct Short<'a, T> {
     x: Strided<'a, T>,
     wide: bool,
@@ -69,8 +69,8 @@ fn scaled<T: Real>(out: &mut [T], x: &[T], factor: f64) {
     }
 }
 
-/// Odd quintics in turn, of singular values that are first divided by the Frobenius norm if `unit`;
-/// with products of the short side alone if `gram`, which needs a step.
+/// Odd quintics in turn on singular values, which are divided by the Frobenius norm first if `unit`.
+/// If `gram`, products of the short side alone; that needs at least one step.
 pub(super) struct Quintics<'a> {
     pub steps: &'a Steps,
     pub unit: bool,
@@ -94,8 +94,7 @@ impl MatrixMap for Quintics<'_> {
     }
 }
 
-/// Norms of matrices whose squares can be formed first and scaled later, without underflow or
-/// overflow.
+/// Norms at which squares can be formed first and scaled later, without underflow or overflow.
 const NEAR_ONE: std::ops::Range<f64> = 1e-9..1e9;
 
 impl Quintics<'_> {
@@ -124,8 +123,9 @@ impl Quintics<'_> {
         out.copy_from_slice(&x);
     }
 
-    /// With `p = a + b G + c G²`: `G ← p G p`, `q ← p q`, all polynomials of one matrix, so that
-    /// every product is symmetric; the long side is met at the start and the end. From `unit·x`.
+    /// From `unit·x`, with `p = a + b G + c G²`: `G ← p G p` and `q ← p q`. All are polynomials of
+    /// one matrix, so every product is symmetric. Products with the long side come at the start and
+    /// the end.
     fn gram_form<T: Real>(
         &self,
         x: &[T],

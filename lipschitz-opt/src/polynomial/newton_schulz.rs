@@ -9,16 +9,16 @@ use super::steps::{Steps, at, maximum};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NewtonSchulz {
-    /// Six steps that never pass 1, so that an update's norm is at most the learning rate (Cesista,
+    /// Six steps that never exceed 1, so that an update's norm is at most the learning rate (Cesista,
     /// You and Jordan, *Squeezing 1–2 % efficiency gains out of Muon*, 2025).
     #[default]
     SixStep,
-    /// Five steps of the first Muon's coefficients, which stop near 1 only on average: values reach
+    /// Five steps with the first Muon's coefficients, which end near 1 only on average: values reach
     /// 1.203 (Jordan et al., *Muon*, 2024).
     Jordan,
-    /// Five steps, each the best quintic for where the last one has brought the singular values
-    /// (Amsel et al., *The Polar Express*, 2025), for singular values from 10⁻³; the last is scaled
-    /// so that values stay at most 1.
+    /// Five steps, each the best quintic for the interval that the previous one leaves, for singular
+    /// values from 10⁻³ (Amsel et al., *The Polar Express*, 2025). The last is scaled so that values
+    /// stay at most 1.
     PolarExpress,
 }
 
@@ -27,6 +27,7 @@ impl NewtonSchulz {
     pub const ALL: [Self; 3] = [Self::SixStep, Self::Jordan, Self::PolarExpress];
 
     /// The coefficients (a, b, c) of each step.
+    #[must_use]
     pub fn steps(self) -> Steps {
         match self {
             Self::SixStep => [
@@ -52,12 +53,14 @@ impl NewtonSchulz {
     }
 
     /// Where the steps take a singular value.
+    #[must_use]
     pub fn at(self, x: f64) -> f64 {
         at(&self.steps(), x)
     }
 
-    /// The largest value that a singular value in [0, 1] ends at: what an update's norm can be, for
-    /// learning rate 1.
+    /// The largest value that a singular value in [0, 1] ends at, which is the largest norm of an
+    /// update of learning rate 1.
+    #[must_use]
     pub fn maximum(self) -> f64 {
         maximum(&self.steps(), 1.0)
     }

@@ -15,6 +15,7 @@ const GRAM: usize = 2;
 /// The relative amount by which rounding can take [`orthogonalise`] in f32 above the polynomials'
 /// maximum, with room to spare. A Gram matrix rounds the squares of singular values near 10⁻³ of
 /// the norm by up to two hundredths, the worst that a search found.
+#[must_use]
 pub fn rounding(rows: usize, columns: usize) -> f64 {
     if by_gram(rows, columns) { 0.04 } else { 5e-4 }
 }
@@ -83,9 +84,9 @@ pub(crate) fn orthogonalise_work(sides: Sides, set: NewtonSchulz, precision: Pre
     }
 }
 
-/// `UVᵀ` to rounding: the six-step set, then steps whose distance from 1 is squared, `1 −
-/// (1−x)²(1+x/2)`, never above 1. For singular values of at least 10⁻³ of the Frobenius norm;
-/// smaller ones end between.
+/// `UVᵀ` up to rounding, for singular values of at least 10⁻³ of the Frobenius norm; smaller ones
+/// end between 0 and 1. The six-step set comes first, then steps that square the distance from 1,
+/// `1 − (1−x)²(1+x/2)`, and never exceed 1.
 ///
 /// # Errors
 /// Candle's own.
@@ -98,8 +99,8 @@ pub(crate) fn polar_work(sides: Sides) -> f64 {
     orthogonalise_work(sides, NewtonSchulz::SixStep, Precision::F32) + sides.cubics(3)
 }
 
-/// The sign of symmetric matrices `[…, n, n]` with eigenvalues in [-1, 1]: `sign(λ)` to rounding
-/// for |λ| above 10⁻³, between 0 and it below.
+/// The sign of symmetric matrices `[…, n, n]` with eigenvalues in [-1, 1]: `sign(λ)` up to rounding
+/// for |λ| above 10⁻³, between 0 and `sign(λ)` below.
 ///
 /// # Errors
 /// Candle's own.

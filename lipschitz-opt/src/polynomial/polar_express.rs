@@ -3,16 +3,16 @@
 
 use super::steps::{Steps, at};
 
-/// What singular values may exceed the interval by, from rounding in low precision: each step but
-/// the last is read as if they were this much larger.
+/// The factor by which rounding in low precision may take singular values above the interval. Each
+/// step but the last is applied as if they were this much smaller.
 const SAFETY: f64 = 1.01;
 
-/// The share of the interval's upper end below which its lower end is not followed: a quintic that
-/// reached further down would leave the large singular values far from 1 for too long.
+/// The share of the interval's upper end that its lower end is raised to. A quintic that reached
+/// further down would leave the large singular values far from 1 for too long.
 const CUSHION: f64 = 0.02407327424182761;
 
-/// `count` steps for singular values in [`lower`, 1]: each the odd quintic nearest to 1 on the
-/// interval that the one before leaves, scaled so that what it leaves is centred on 1.
+/// `count` steps for singular values in [`lower`, 1]. Each is the odd quintic nearest to 1 on the
+/// interval that the previous one leaves, scaled so that the interval it leaves is centred on 1.
 pub(super) fn steps(lower: f64, count: usize) -> Steps {
     let (mut low, mut high) = (lower, 1.0);
     (0..count)
@@ -28,8 +28,8 @@ pub(super) fn steps(lower: f64, count: usize) -> Steps {
         .collect()
 }
 
-/// The odd quintic nearest to 1 on [`low`, `high`], and its error, by Remez' exchange: at the best
-/// one the error is ±E in turn at four points, the two ends and the two extremes between.
+/// The odd quintic nearest to 1 on [`low`, `high`], and its error, by the Remez exchange. The error
+/// of the best one alternates between ±E at four points: the two ends and the two extremes between.
 fn best(low: f64, high: f64) -> ([f64; 3], f64) {
     if low >= high * (1.0 - 5e-6) {
         // The limit of the best ones on a shrinking interval: value 1, with first and second
@@ -54,7 +54,8 @@ fn best(low: f64, high: f64) -> ([f64; 3], f64) {
     (quintic, error)
 }
 
-/// Four linear equations, each with its right side last, by elimination with row exchanges.
+/// Solves four linear equations, each with its right side last, by Gaussian elimination with
+/// pivoting.
 fn solve(mut m: [[f64; 5]; 4]) -> [f64; 4] {
     for i in 0..4 {
         let pivot = (i..4).max_by(|&p, &q| m[p][i].abs().total_cmp(&m[q][i].abs())).unwrap_or(i);
@@ -92,7 +93,7 @@ mod tests {
         }
     }
 
-    /// The error is taken four times, with its sign in turn.
+    /// The error is taken at four points, with alternating sign.
     #[test]
     fn the_error_equioscillates() {
         for (low, high) in [(1e-3, 1.0), (0.1, 1.9), (0.7, 1.3), (0.99, 1.01)] {

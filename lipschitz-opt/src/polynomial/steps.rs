@@ -4,6 +4,7 @@
 pub type Steps = Vec<[f64; 3]>;
 
 /// Where the steps take a number.
+#[must_use]
 pub fn at(steps: &[[f64; 3]], x: f64) -> f64 {
     steps.iter().fold(x, |x, [a, b, c]| x * (a + x * x * (b + x * x * c)))
 }

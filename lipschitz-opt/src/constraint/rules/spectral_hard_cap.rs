@@ -118,6 +118,7 @@ pub fn hard_cap_sign(x: &Tensor, cap: f64) -> Result<Tensor> {
 }
 
 /// The value that [`hard_cap_quintic`] takes a singular value to.
+#[must_use]
 pub fn hard_cap_quintic_at(x: f64, cap: f64) -> f64 {
     let cap = cap / hard_cap_maximum();
     cap * at(&hard_cap_steps(), x / cap)
@@ -127,7 +128,7 @@ pub fn hard_cap_quintic_at(x: f64, cap: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// How far the published hard cap is from `min(x, 1)`, which its documentation states.
+    /// The distance of the four quintics from `min(x, 1)` is the documented one.
     #[test]
     fn the_hard_cap_is_what_it_says() {
         let steps = hard_cap_steps();

@@ -110,9 +110,11 @@ fn add_cube(x: &Tensor, factor: f64) -> Result<Tensor> {
     x + (cube * factor)?
 }
 
-/// The strength α of the soft cap `x − αx³`, then `x + αx³`, that takes k to `sigma`: the least
-/// non-negative root of `−k⁹α⁴ + 3k⁷α³ − 3k⁵α² + k − σ = 0` (Newhouse et al., 2025, appendix). On [0, k] the cap is then at most σ, since `x − αx³` rises as
-/// long as `3αk² ≤ 1`; without such a root there is no cap, and none is returned.
+/// The strength α of the soft cap that takes k to `sigma`: the least non-negative root of
+/// `−k⁹α⁴ + 3k⁷α³ − 3k⁵α² + k − σ = 0` (Newhouse et al., 2025, appendix).
+///
+/// On [0, k] the soft cap is then at most σ, since `x − αx³` rises as long as `3αk² ≤ 1`. None if
+/// no root satisfies that.
 fn soft_cap_strength(k: f64, sigma: f64) -> Option<f64> {
     if k <= sigma {
         return Some(0.0);
