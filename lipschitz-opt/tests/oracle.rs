@@ -64,10 +64,10 @@ fn matrices(rng: &mut ChaCha8Rng) -> Vec<Tensor> {
     out
 }
 
-/// The kernels and their twins agree, on both sides of the range of norms that need no scaling
-/// first.
+/// The kernels and the composed forms agree, on both sides of the range of norms that need no
+/// scaling first.
 #[test]
-fn kernels_equal_their_twins() {
+fn kernels_equal_the_composed_forms() {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let mut worst = 0f64;
     for (rows, columns) in SHAPES {
@@ -277,14 +277,14 @@ fn adamw_is_the_loop_over_scalars() {
         let config = AdamWConfig { bias_correction, decoupled, ..adamw() };
         let mut optimizer = OptimizerConfig::Adamw(config).build(variables.clone()).unwrap();
         let zeros = |v: &lipschitz_opt::Variable| vec![0.0; v.var.elem_count()];
-        let mut twins: Vec<[Vec<f64>; 3]> =
+        let mut scalars: Vec<[Vec<f64>; 3]> =
             variables.iter().map(|v| [flat(v.var.as_tensor()), zeros(v), zeros(v)]).collect();
         for t in 1..=20 {
             let rate = Rate { peak: 0.02, factor: 1.0 / f64::from(t) };
             let gradients: Vec<Tensor> =
                 variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
             step(&mut *optimizer, &variables, &gradients, rate);
-            for (([w, m, v], g), variable) in twins.iter_mut().zip(&gradients).zip(&variables) {
+            for (([w, m, v], g), variable) in scalars.iter_mut().zip(&gradients).zip(&variables) {
                 let learning_rate = rate.now() * variable.rate;
                 for (i, g) in flat(g).into_iter().enumerate() {
                     m[i] = 0.8 * m[i] + 0.2 * g;
@@ -297,10 +297,10 @@ fn adamw_is_the_loop_over_scalars() {
                 }
             }
         }
-        for (v, [twin, ..]) in variables.iter().zip(&twins) {
+        for (v, [scalar, ..]) in variables.iter().zip(&scalars) {
             let off = flat(v.var.as_tensor())
                 .iter()
-                .zip(twin)
+                .zip(scalar)
                 .map(|(a, b)| (a - b).abs())
                 .fold(0.0, f64::max);
             assert!(off < 1e-5, "{}: {off}", v.parameter.name);
@@ -315,7 +315,7 @@ fn sgd_is_the_loop_over_scalars() {
         let variables = variables(&mut rng);
         let config = SgdConfig { nesterov, ..sgd() };
         let mut optimizer = OptimizerConfig::Sgd(config).build(variables.clone()).unwrap();
-        let mut twins: Vec<[Vec<f64>; 2]> = variables
+        let mut scalars: Vec<[Vec<f64>; 2]> = variables
             .iter()
             .map(|v| [flat(v.var.as_tensor()), vec![0.0; v.var.elem_count()]])
             .collect();
@@ -323,7 +323,7 @@ fn sgd_is_the_loop_over_scalars() {
             let gradients: Vec<Tensor> =
                 variables.iter().map(|v| random(&v.parameter.shape, 1.0, &mut rng)).collect();
             step(&mut *optimizer, &variables, &gradients, Rate::constant(0.05));
-            for (([w, m], g), variable) in twins.iter_mut().zip(&gradients).zip(&variables) {
+            for (([w, m], g), variable) in scalars.iter_mut().zip(&gradients).zip(&variables) {
                 let learning_rate = 0.05 * variable.rate;
                 for (i, g) in flat(g).into_iter().enumerate() {
                     m[i] = 0.7 * m[i] + g;
@@ -332,10 +332,10 @@ fn sgd_is_the_loop_over_scalars() {
                 }
             }
         }
-        for (v, [twin, _]) in variables.iter().zip(&twins) {
+        for (v, [scalar, _]) in variables.iter().zip(&scalars) {
             let off = flat(v.var.as_tensor())
                 .iter()
-                .zip(twin)
+                .zip(scalar)
                 .map(|(a, b)| (a - b).abs())
                 .fold(0.0, f64::max);
             assert!(off < 1e-5, "{}: {off}", v.parameter.name);
@@ -343,8 +343,8 @@ fn sgd_is_the_loop_over_scalars() {
     }
 }
 
-/// The state is everything: an optimizer that is saved and loaded goes on bit for bit, and holds no
-/// old graph.
+/// The state is everything: an optimizer that is saved and loaded continues bit for bit, and holds
+/// no old graph.
 #[test]
 fn a_loaded_state_continues_bit_for_bit() {
     let warm =
