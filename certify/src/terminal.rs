@@ -80,7 +80,10 @@ pub fn line(error: &anyhow::Error) -> String {
 
 /// 1 for a claim that does not hold, 2 for bad input.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if matches!(error.downcast_ref(), Some(Error::Violated(_))) { 1 } else { 2 }
+    let violated = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(Error::Violated(_)))
+    };
+    if error.chain().any(violated) { 1 } else { 2 }
 }
 
 /// What to do about an error of a library, which does not know who calls it.
