@@ -1,4 +1,4 @@
-//! Axes: where a value lies, and which values are named.
+//! Axes: where a value lies, and which values have ticks.
 
 use std::ops::Range;
 
@@ -12,16 +12,16 @@ use plotters::coord::types::RangedCoordf64;
 pub struct Axis {
     /// What it measures, with its unit or norm.
     pub label: String,
-    /// Whether its values are log10 of what the ticks are to say.
+    /// Whether its values are log10 of what the ticks show.
     pub log10: bool,
-    /// Values that are to be on it, such as 0; may be empty.
+    /// Values that the axis must include, such as 0; may be empty.
     pub include: Vec<f64>,
 }
 
-/// From values to a share of the axis.
+/// The map from values to positions, as a share of the axis.
 ///
-/// Logarithms that span many decades are themselves compressed beyond [`KNEE`]: 10⁰ to 10⁶ keep
-/// most of the axis when there are points at 10³⁰⁰, and order and continuity hold everywhere.
+/// Logarithms that span many decades are compressed beyond [`KNEE`]: 10⁰ to 10⁶ keep most of the
+/// axis when there are points at 10³⁰⁰. The map is increasing and continuous everywhere.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scale {
     low: f64,
@@ -30,18 +30,19 @@ pub(crate) struct Scale {
     compressed: bool,
 }
 
-/// Decades on each side of 10⁰ that stay evenly spaced on a compressed axis.
+/// The number of decades on each side of 10⁰ that stay evenly spaced on a compressed axis.
 const KNEE: f64 = 6.0;
 
-/// Decades from which an axis is compressed.
+/// An axis of more decades than this is compressed.
 const MANY: f64 = 24.0;
 
-/// The share of an axis that names are apart at least, and for each of their characters.
+/// The least distance between tick labels as a share of the axis: at least the first, and at least
+/// the second times the number of characters.
 const GAP: (f64, f64) = (0.045, 0.014);
 
 impl Scale {
-    /// Over the values and what the axis includes, with some room at the ends; `room` is a share of
-    /// the axis.
+    /// The scale for these values and those that the axis must include, with a margin `room` at
+    /// both ends, as a share of the axis.
     pub(crate) fn new(values: impl Iterator<Item = f64>, axis: &Axis, room: f64) -> Self {
         let all = values.chain(axis.include.iter().copied());
         let (low, high) =
@@ -51,7 +52,7 @@ impl Scale {
             Self { low, high, log10: axis.log10, compressed: axis.log10 && high - low > MANY };
         let (a, b) = (scale.bend(low), scale.bend(high));
         let room = if b > a { room * (b - a) } else { 0.5 };
-        // What is included, such as 0, stays the end.
+        // An included value, such as 0, gets no margin.
         let end = |x: f64| axis.include.contains(&x);
         scale.low = if end(low) { low } else { scale.unbend(a - room) };
         scale.high = if end(high) && high > low { high } else { scale.unbend(b + room) };
@@ -85,7 +86,7 @@ impl Scale {
         }
     }
 
-    /// Values to name, at most about `count` of them, and values to mark between them.
+    /// Values with a labelled tick, at most about `count` of them, and values with a minor tick.
     fn ticks(&self, count: usize) -> (Vec<f64>, Vec<f64>) {
         let even = |low: f64, high: f64| {
             let zero = move |x: f64| if x.abs() < 1e-9 * (high - low) { 0.0 } else { x };
@@ -102,7 +103,7 @@ impl Scale {
         } else if !self.log10 {
             (even(self.low, self.high).collect(), Vec::new())
         } else if span < 1.2 {
-            // Within a decade or so, numbers themselves.
+            // Within about one decade, evenly spaced numbers.
             (
                 even(10f64.powf(self.low), 10f64.powf(self.high)).map(f64::log10).collect(),
                 Vec::new(),
@@ -110,7 +111,7 @@ impl Scale {
         } else {
             let mut names: Vec<f64> =
                 even(self.low, self.high).filter(|x| (x - x.round()).abs() < 1e-9).collect();
-            // With few decades, numbers in between.
+            // With few decades, also numbers between powers of ten.
             let digits = |digits: &[f64]| -> Vec<f64> {
                 let decades = self.low.floor() as i64..=self.high.floor() as i64;
                 decades
@@ -132,7 +133,7 @@ impl Scale {
         let (mut named, mut marked): (Vec<f64>, Vec<f64>) =
             (Vec::new(), marks.into_iter().filter(inside).collect());
         for x in names.into_iter().filter(inside) {
-            // The earlier ones matter more.
+            // Earlier values have priority.
             let gap = GAP.0.max(GAP.1 * self.format_ext(&x).chars().count() as f64);
             let free = named.iter().all(|other| (self.at(x) - self.at(*other)).abs() > gap);
             if free { named.push(x) } else { marked.push(x) }
@@ -140,7 +141,7 @@ impl Scale {
         (named, marked)
     }
 
-    /// Whether powers of ten read best written out.
+    /// Whether powers of ten are best written out.
     fn small(&self) -> bool {
         self.low > -4.0 && self.high < 5.0
     }
@@ -178,7 +179,7 @@ fn power(exponent: f64) -> String {
     format!("10{}", superscript(&plain(exponent)))
 }
 
-/// At most four significant digits.
+/// A number with at most four significant digits.
 pub fn plain(value: f64) -> String {
     if value == 0.0 {
         return "0".into();

@@ -1,4 +1,4 @@
-//! What plotters draws on: a backend that keeps the shapes, which both writers then draw.
+//! The plotters backend: it records shapes in a scene, which both writers then draw.
 
 use std::convert::Infallible;
 
@@ -12,26 +12,26 @@ use tiny_skia::{Path, PathBuilder, Rect};
 
 use crate::scene::{Color, Item, Line, Paint, Scene, Style};
 
-/// Plotters counts in whole numbers; in these a pixel is ten, so places and widths can lie between
-/// pixels.
+/// Plotters uses integer coordinates. A pixel is ten of them, so positions and widths can lie
+/// between pixels.
 const UNITS: f32 = 10.0;
 
-/// The nearest whole number of units.
+/// Pixels to plotters' units, rounded.
 pub(crate) fn units(pixels: f32) -> i32 {
     (pixels * UNITS).round() as i32
 }
 
-/// A place in pixels.
+/// A position in pixels.
 pub(crate) fn pixels((x, y): BackendCoord) -> (f32, f32) {
     (x as f32 / UNITS, y as f32 / UNITS)
 }
 
-/// What shapes can have and plotters has no word for.
+/// Properties of shapes that plotters does not have.
 #[derive(Clone, Debug, Default)]
 pub struct Pen {
-    /// What a pointer that rests on a shape is told; may be empty.
+    /// Tooltip; may be empty.
     pub title: String,
-    /// Lengths of a line on and off in turn, in pixels; empty for a line without gaps.
+    /// Dash pattern: lengths on and off in turn, in pixels; empty for a solid line.
     pub dash: &'static [f32],
 }
 
@@ -61,7 +61,7 @@ impl<C: Clone> Drawable<Canvas> for With<C> {
     }
 }
 
-/// Keeps what is drawn.
+/// Records what is drawn.
 #[derive(Default)]
 pub struct Canvas {
     /// The shapes so far.
@@ -69,11 +69,11 @@ pub struct Canvas {
     pen: Pen,
 }
 
-/// Keeping a shape cannot fail.
+/// Recording a shape cannot fail.
 type Drawn = Result<(), DrawingErrorKind<Infallible>>;
 
 impl Canvas {
-    /// Draws on a picture.
+    /// A canvas that adds to a scene.
     pub fn new(scene: Scene) -> Self {
         Self { scene, pen: Pen::default() }
     }
@@ -93,19 +93,19 @@ fn paint(color: BackendColor) -> Paint {
     Paint { color: Color::of(color.rgb), opacity: color.alpha as f32 }
 }
 
-/// A style for plotters.
+/// A style as plotters' text style.
 pub(crate) fn font(style: Style) -> TextStyle<'static> {
     let weight = if style.bold { FontStyle::Bold } else { FontStyle::Normal };
     FontDesc::new(FontFamily::SansSerif, f64::from(style.size * UNITS), weight).color(&style.color)
 }
 
-/// And back.
+/// A style from plotters' text style.
 fn style<S: BackendTextStyle>(font: &S) -> Style {
     let (bold, color) = (matches!(font.style(), FontStyle::Bold), paint(font.color()).color);
     Style { size: font.size() as f32 / UNITS, bold, color }
 }
 
-/// Through points; none without two of them.
+/// The path through points; none with fewer than two.
 fn outline(points: impl IntoIterator<Item = BackendCoord>, closed: bool) -> Option<Path> {
     let mut builder = PathBuilder::new();
     let points: Vec<BackendCoord> = points.into_iter().collect();

@@ -1,5 +1,4 @@
-//! DejaVu Sans as outlines: text looks the same everywhere, and no font is needed where a picture
-//! is opened.
+//! DejaVu Sans as outlines: text looks the same everywhere, and a figure needs no font to be shown.
 
 use std::sync::LazyLock;
 
@@ -13,18 +12,18 @@ static REGULAR: LazyLock<Option<Face<'static>>> =
 static BOLD: LazyLock<Option<Face<'static>>> =
     LazyLock::new(|| Face::parse(dejavu::sans::bold(), 0).ok());
 
-/// None for a damaged font alone, and the bytes are part of the program.
+/// None only for a damaged font, and the bytes are part of the program.
 fn face(bold: bool) -> Option<&'static Face<'static>> {
     if bold { BOLD.as_ref() } else { REGULAR.as_ref() }
 }
 
-/// Pixels to a unit of the font.
+/// Pixels per unit of the font.
 pub(crate) fn scale(style: Style) -> f32 {
     face(style.bold).map_or(0.0, |face| style.size / f32::from(face.units_per_em()))
 }
 
-/// The glyphs of a text and where each begins, in units of the font; characters that the font lacks
-/// are shown as its box.
+/// The glyphs of a text and where each begins, in units of the font. Characters that the font lacks
+/// become its placeholder glyph.
 pub(crate) fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
     let Some(face) = face(bold) else { return Vec::new() };
     let mut x = 0;
@@ -37,13 +36,25 @@ pub(crate) fn glyphs(text: &str, bold: bool) -> Vec<(GlyphId, u32)> {
     text.chars().map(&mut place).collect()
 }
 
-/// The width of a text, in pixels.
-pub(crate) fn width(text: &str, style: Style) -> f32 {
-    let Some(face) = face(style.bold) else { return 0.0 };
-    let end = glyphs(text, style.bold).last().map_or(0, |(glyph, at)| {
-        at + u32::from(face.glyph_hor_advance(*glyph).unwrap_or_default())
-    });
-    end as f32 * scale(style)
+impl Style {
+    /// The width of a text, in pixels.
+    pub fn width(self, text: &str) -> f32 {
+        let Some(face) = face(self.bold) else { return 0.0 };
+        let end = glyphs(text, self.bold).last().map_or(0, |(glyph, at)| {
+            at + u32::from(face.glyph_hor_advance(*glyph).unwrap_or_default())
+        });
+        end as f32 * scale(self)
+    }
+
+    /// The text, or as much of its beginning as fits into `width` pixels, with an ellipsis.
+    pub fn fit(self, text: &str, width: f32) -> String {
+        if self.width(text) <= width {
+            return text.into();
+        }
+        let mut short: String = text.into();
+        while short.pop().is_some() && self.width(&short) + self.width("…") > width {}
+        short + "…"
+    }
 }
 
 /// The outline of a glyph in units of the font, upwards; none for a space.
@@ -53,13 +64,13 @@ pub(crate) fn outline(glyph: GlyphId, bold: bool) -> Option<Path> {
     pen.0.finish()
 }
 
-/// From units of the font to pixels, for a glyph that begins `at` units along a text from (`x`,
-/// `y`).
+/// The transform from units of the font to pixels, for a glyph that begins `at` units along a text
+/// from (`x`, `y`).
 pub(crate) fn place(style: Style, (x, y): (f32, f32), at: u32, upwards: bool) -> Transform {
     let s = scale(style);
     let along = at as f32 * s;
     if upwards {
-        // Along is up, and up in the font is left.
+        // The text runs upwards, and the font's up direction is left.
         Transform::from_row(0.0, -s, -s, 0.0, x, y - along)
     } else {
         Transform::from_row(s, 0.0, 0.0, -s, x + along, y)

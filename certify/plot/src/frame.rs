@@ -1,4 +1,4 @@
-//! Draws charts with plotters: title, legend, axes, series, texts beside points.
+//! Draws charts with plotters: title, legend, axes, series, labels.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -26,9 +26,9 @@ const WIDTH: f32 = 960.0;
 const HEIGHT: f32 = 560.0;
 /// Height of a bar with its gap.
 const BAR: f32 = 21.0;
-/// Height of a row above the axes.
+/// Height of a row of text above the axes.
 const ROW: f32 = 23.0;
-/// From the axes to the right end.
+/// Margin to the right of the axes.
 const RIGHT: f32 = 28.0;
 
 const TITLE: Style = Style::new(19.0).bold();
@@ -38,19 +38,19 @@ const TICK: Style = Style::new(14.0);
 const LEGEND: Style = Style::new(14.0);
 const LABEL: Style = Style::new(13.0);
 
-/// Radius of a point.
+/// Radius of a marker.
 const POINT: f32 = 4.6;
 
-/// A part of the picture.
+/// A part of the figure.
 type Part = DrawingArea<Canvas, Shift>;
-/// What is between the axes.
+/// The area between the axes.
 type Plot<'a> = ChartContext<'a, Canvas, Cartesian2d<Scale, Scale>>;
 type Drawn<T = ()> = Result<T, Box<dyn Error>>;
 
 /// The charts below one another.
 ///
 /// # Errors
-/// What plotters could not draw.
+/// Plotters' own.
 pub(crate) fn scene(charts: &[Chart]) -> Drawn<Scene> {
     let heights: Vec<f32> = charts.iter().map(height).collect();
     let title = charts.iter().map(|c| c.title.as_str()).collect::<Vec<_>>().join("; ");
@@ -79,7 +79,7 @@ fn height(chart: &Chart) -> f32 {
 
 fn draw(part: &Part, chart: &Chart) -> Drawn {
     let bars = bars(chart) > 0;
-    // Beside the vertical axis its label and numbers.
+    // `beside` is the width of the label and numbers of the vertical axis.
     let (left, beside) = if bars { (28.0, 0.0) } else { (14.0, 74.0) };
     let width = WIDTH - left - beside - RIGHT;
     let (x, mut y) = (left + beside, 25.0);
@@ -123,7 +123,7 @@ fn draw(part: &Part, chart: &Chart) -> Drawn {
     names(part, &plot, chart)
 }
 
-/// A text from its left end, centred at a height.
+/// Draws a text from its left end, vertically centred at y.
 fn text(part: &Part, text: &str, (x, y): (f32, f32), style: Style) -> Drawn {
     Ok(part.draw_text(
         text,
@@ -132,7 +132,7 @@ fn text(part: &Part, text: &str, (x, y): (f32, f32), style: Style) -> Drawn {
     )?)
 }
 
-/// The named series in rows; the height of the last row.
+/// Draws the named series in rows; returns the position of the last row.
 fn legend(part: &Part, chart: &Chart, left: f32, above: f32) -> Drawn<f32> {
     let (mut x, mut y) = (left, above);
     for series in chart.series.iter().filter(|s| !s.name.is_empty()) {
@@ -175,7 +175,7 @@ fn scales(chart: &Chart, bars: bool, width: f32) -> (Scale, Scale) {
     if !bars {
         return (Scale::new(xs(), &chart.x, 0.04), Scale::new(ys(), &chart.y, 0.06));
     }
-    // Room behind the longest bar for the longest text.
+    // Room after the longest bar for the longest label.
     let text = all().flat_map(|s| &s.labels).map(|text| LABEL.width(text)).fold(0.0, f32::max);
     let (low, high) = (xs().fold(0.0, f64::min), xs().fold(0.0, f64::max));
     let share = f64::from((text + 20.0) / width).min(0.7);
@@ -212,9 +212,9 @@ fn draw_series(plot: &mut Plot, series: &Series) -> Drawn {
     Ok(())
 }
 
-/// What a series draws at points.
+/// The elements that a series draws at points.
 fn elements<C: Clone + 'static>(series: &Series, points: Vec<C>) -> Vec<With<C>> {
-    /// Patterns of gaps, so that lines differ in grey as well.
+    /// Dash patterns, so that lines differ in grey as well.
     const DASHES: [&[f32]; 8] = [
         &[],
         &[8.0, 4.0],
@@ -252,9 +252,9 @@ fn elements<C: Clone + 'static>(series: &Series, points: Vec<C>) -> Vec<With<C>>
     }
 }
 
-/// The names of series and points beside them.
+/// Draws the labels of series and points beside them.
 fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
-    // Of the whole picture, as what plotters gives back is.
+    // Positions are those in the whole figure, as plotters gives them.
     let (across, upwards) = plot.plotting_area().get_pixel_range();
     let ((left, top), (right, bottom)) =
         (pixels((across.start, upwards.start)), pixels((across.end, upwards.end)));
@@ -289,7 +289,7 @@ fn names(part: &Part, plot: &Plot, chart: &Chart) -> Drawn {
         Ok(part.draw_text(&text, &style_, local((placed.at.0, placed.at.1 + style.below())))?)
     };
     for series in chart.series.iter().filter(|s| !s.label.is_empty() && !s.points.is_empty()) {
-        // Of a line, rather near its end.
+        // On a line, positions near its end come first.
         const CANDIDATES: usize = 14;
         let step = series.points.len().div_ceil(CANDIDATES);
         let points: Vec<(f32, f32)> = all(series).into_iter().rev().step_by(step).collect();

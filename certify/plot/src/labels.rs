@@ -1,5 +1,4 @@
-//! Texts beside points, so that none covers another text or, where that can be helped, a point or a
-//! line.
+//! Label placement: no label covers another, nor, if possible, a point or a line.
 
 use crate::scene::Style;
 
@@ -8,7 +7,7 @@ use crate::scene::Style;
 pub(crate) struct Area(pub f32, pub f32, pub f32, pub f32);
 
 impl Area {
-    /// The common area of two boxes.
+    /// The area of the intersection of two boxes.
     fn overlap(self, other: Self) -> f32 {
         let width = self.2.min(other.2) - self.0.max(other.0);
         let height = self.3.min(other.3) - self.1.max(other.1);
@@ -20,40 +19,40 @@ impl Area {
     }
 }
 
-/// Where a text has been put.
+/// A label that has been placed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Placed {
     /// The left end of its base line.
     pub at: (f32, f32),
-    /// From the text to its point, if it had to go far.
+    /// A line from the text to its point, if the two are far apart.
     pub leader: Option<[(f32, f32); 2]>,
 }
 
-/// Places texts one after another.
+/// Places labels one after another.
 pub(crate) struct Labels {
     bounds: Area,
-    /// No text may lie on these.
+    /// Areas that no label may cover.
     taken: Vec<Area>,
-    /// Better not on these.
+    /// Areas that a label should not cover.
     avoided: Vec<Area>,
 }
 
-/// Distances from the point to try, in pixels; beyond [`NEAR`] a line leads back to it.
+/// Distances from the point to try, in pixels; beyond [`NEAR`] a line connects the label with it.
 const DISTANCES: [f32; 6] = [9.0, 14.0, 22.0, 34.0, 50.0, 75.0];
 const NEAR: f32 = 15.0;
 
 impl Labels {
-    /// Texts inside of `bounds`.
+    /// Labels inside `bounds`.
     pub(crate) fn new(bounds: Area) -> Self {
         Self { bounds, taken: Vec::new(), avoided: Vec::new() }
     }
 
-    /// Keeps texts away from a mark.
+    /// Keeps labels away from a marker.
     pub(crate) fn avoid(&mut self, (x, y): (f32, f32), radius: f32) {
         self.avoided.push(Area(x - radius, y - radius, x + radius, y + radius));
     }
 
-    /// Keeps texts away from a line.
+    /// Keeps labels away from a line.
     pub(crate) fn avoid_line(&mut self, a: (f32, f32), b: (f32, f32)) {
         const STEP: f32 = 6.0;
         let count = ((b.0 - a.0).hypot(b.1 - a.1) / STEP).ceil().clamp(1.0, 400.0);
@@ -63,8 +62,8 @@ impl Labels {
         }
     }
 
-    /// A place for a text beside one of the points, the earlier ones rather; none if every one
-    /// would cover another text.
+    /// Places a label beside one of the points, with a preference for earlier ones; none if every
+    /// position would cover another label.
     pub(crate) fn place(
         &mut self,
         text: &str,
@@ -78,7 +77,7 @@ impl Labels {
                 for direction in 0..12 {
                     let angle = direction as f32 * std::f32::consts::TAU / 12.0;
                     let (dx, dy) = (angle.cos(), -angle.sin());
-                    // The side of the text that looks to the point stands on it.
+                    // The side of the text that faces the point is at this distance.
                     let x = point.0 + dx * distance + (dx - 1.0) * width / 2.0;
                     let y = point.1 + dy * distance + (up - down) / 2.0 + dy * (up + down) / 2.0;
                     let area = Area(x - 2.0, y - up - 1.0, x + width + 2.0, y + down + 1.0);

@@ -29,9 +29,11 @@ mod frame;
 mod labels;
 mod marker;
 mod png;
+mod render;
 pub mod scene;
 pub mod svg;
 
 pub use axis::{Axis, plain};
-pub use chart::{Chart, Error, Format, Mark, Series, Spread, render, scene};
+pub use chart::{Chart, Mark, Series, Spread};
 pub use marker::Marker;
+pub use render::{Error, Format, render, scene};

@@ -1,11 +1,11 @@
-//! Shapes of points, which can be told apart without colour.
+//! Markers, which can be distinguished without colour.
 
 use plotters::element::{Circle, DynElement, EmptyElement, IntoDynElement, PathElement, Polygon};
 use plotters::style::ShapeStyle;
 
 use crate::canvas::{Canvas, units};
 
-/// The shape of a point.
+/// The shape of a marker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Marker {
     /// ●
@@ -22,12 +22,13 @@ pub enum Marker {
 }
 
 impl Marker {
-    /// Number `i`; they repeat.
+    /// Marker number `i`; they repeat.
     pub fn number(i: usize) -> Self {
         [Self::Disc, Self::Square, Self::Triangle, Self::Diamond, Self::Down][i % 5]
     }
 
-    /// The shape at a point, its edge on top; all have about the same area. `radius` is in pixels.
+    /// The marker at a point, with its edge on top. All have about the same area. `radius` is in
+    /// pixels.
     pub fn element<C: Clone + 'static>(
         self,
         at: C,

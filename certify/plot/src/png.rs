@@ -1,21 +1,21 @@
-//! A scene as PNG, two pixels of the picture to one of the scene.
+//! A scene as PNG, with two pixels of the file per pixel of the scene.
 
 use tiny_skia::{Color as Raw, FillRule, LineCap, LineJoin, Pixmap, Stroke, StrokeDash, Transform};
 
 use crate::font;
 use crate::scene::{Item, Line, Paint, Scene};
 
-/// Pixels of the picture to one of the scene.
+/// Pixels of the file per pixel of the scene.
 pub(crate) const SCALE: f32 = 2.0;
 
 /// The bytes of the file.
 ///
 /// # Errors
-/// In words, if the picture is too large.
+/// In words, if the figure is too large.
 pub(crate) fn write(scene: &Scene) -> Result<Vec<u8>, String> {
     let size = |x: f32| (x * SCALE) as u32;
     let (width, height) = (size(scene.width), size(scene.height));
-    let mut pixels = Pixmap::new(width, height).ok_or("is too large a picture")?;
+    let mut pixels = Pixmap::new(width, height).ok_or("the figure is too large")?;
     pixels.fill(Raw::WHITE);
     let zoom = Transform::from_scale(SCALE, SCALE);
     for item in &scene.items {
@@ -44,7 +44,7 @@ pub(crate) fn write(scene: &Scene) -> Result<Vec<u8>, String> {
             }
         }
     }
-    // The paper is opaque, so all of it is.
+    // The background is opaque, so every pixel is.
     let rgb: Vec<u8> =
         pixels.pixels().iter().flat_map(|p| [p.red(), p.green(), p.blue()]).collect();
     let mut png = std::io::Cursor::new(Vec::new());

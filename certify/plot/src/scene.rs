@@ -1,32 +1,30 @@
-//! A picture as a list of shapes. Both writers, SVG and PNG, draw the same list, so they show the
+//! A figure as a list of shapes. Both writers, SVG and PNG, draw the same list, so they show the
 //! same.
 
 use plotters::style::Color as _;
 use plotters_backend::BackendColor;
 use tiny_skia::{Path, PathBuilder, Rect};
 
-use crate::font;
-
-/// What a colour is for; the writers know which it is.
+/// A colour by its role; the writers choose the shade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Color {
     /// The background.
     Paper,
     /// Text and axes.
     Ink,
-    /// Text that matters less.
+    /// Secondary text.
     Muted,
-    /// Lines behind the data.
+    /// Grid lines.
     Grid,
     /// Data: a number in the palette, which repeats.
     Data(usize),
 }
 
-/// How many colours of data there are.
+/// The number of colours for data.
 pub const COLORS: usize = PALETTE.len();
 
-/// Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose neighbours
-/// differ in lightness.
+/// Colours close to Okabe and Ito's palette, which colour-blind readers can distinguish, in an
+/// order whose neighbours differ in lightness.
 const PALETTE: [u32; 8] =
     [0x0072b2, 0xd55e00, 0x009e73, 0xcc79a7, 0x56b4e9, 0xe69f00, 0x7a5195, 0x5a5a5a];
 
@@ -42,19 +40,19 @@ impl Color {
         }
     }
 
-    /// All of them.
+    /// All colours.
     pub fn all() -> impl Iterator<Item = Self> {
         [Self::Paper, Self::Ink, Self::Muted, Self::Grid]
             .into_iter()
             .chain((0..COLORS).map(Self::Data))
     }
 
-    /// The colour that is this on white paper; ink for one that is not in use.
+    /// The colour with these values on white paper; ink if there is none.
     pub fn of(rgb: (u8, u8, u8)) -> Self {
         Self::all().find(|color| color.rgb() == rgb).unwrap_or(Self::Ink)
     }
 
-    /// Its name where a style sheet chooses the colours.
+    /// Its variable in a style sheet.
     pub fn variable(self) -> String {
         match self {
             Self::Paper => "--paper".into(),
@@ -73,12 +71,12 @@ impl plotters::style::Color for Color {
     }
 }
 
-/// A colour and how much of it.
+/// A colour and its opacity.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paint {
     /// The colour.
     pub color: Color,
-    /// From 0, nothing, to 1.
+    /// From 0 (transparent) to 1.
     pub opacity: f32,
 }
 
@@ -88,21 +86,21 @@ impl From<Color> for Paint {
     }
 }
 
-/// How a line looks.
+/// The style of a line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
     /// Its width in pixels.
     pub width: f32,
-    /// Lengths on and off in turn, in pixels; empty for a line without gaps.
+    /// Dash pattern: lengths on and off in turn, in pixels; empty for a solid line.
     pub dash: &'static [f32],
 }
 
-/// A text on a line.
+/// The style of a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Style {
-    /// Pixels to the em.
+    /// Font size in pixels.
     pub size: f32,
-    /// Heavier.
+    /// Whether it is bold.
     pub bold: bool,
     /// Its colour.
     pub color: Color,
@@ -119,34 +117,19 @@ impl Style {
         Self { color, ..self }
     }
 
-    /// The same, heavier.
+    /// The same in bold.
     pub const fn bold(self) -> Self {
         Self { bold: true, ..self }
     }
 
-    /// How far letters reach above the base line, in pixels.
+    /// How far letters extend above the baseline, in pixels.
     pub fn above(self) -> f32 {
         0.74 * self.size
     }
 
-    /// How far they reach below it.
+    /// How far letters extend below the baseline, in pixels.
     pub fn below(self) -> f32 {
         0.22 * self.size
-    }
-
-    /// The width of a text, in pixels.
-    pub fn width(self, text: &str) -> f32 {
-        font::width(text, self)
-    }
-
-    /// The text, or as much of its beginning as fits into `width` pixels.
-    pub fn fit(self, text: &str, width: f32) -> String {
-        if self.width(text) <= width {
-            return text.into();
-        }
-        let mut short: String = text.into();
-        while short.pop().is_some() && self.width(&short) + self.width("…") > width {}
-        short + "…"
     }
 }
 
@@ -155,45 +138,45 @@ impl Style {
 pub enum Item {
     /// An outline.
     Shape {
-        /// In pixels from the upper left corner.
+        /// The outline, in pixels from the upper left corner.
         path: Path,
-        /// What it is painted with.
+        /// Colour and opacity.
         paint: Paint,
-        /// Along the outline; else inside of it.
+        /// The line along the outline; without one, its inside is filled.
         line: Option<Line>,
-        /// What a pointer that rests on it is told; may be empty.
+        /// Tooltip; may be empty.
         title: String,
     },
-    /// A text, from the left end of its base line.
+    /// A text, from the left end of its baseline.
     Text {
-        /// What it says.
+        /// The text.
         text: String,
         /// Pixels from the left.
         x: f32,
         /// Pixels from the top.
         y: f32,
-        /// How it looks.
+        /// Its style.
         style: Style,
         /// Whether it runs upwards.
         upwards: bool,
     },
 }
 
-/// A picture.
+/// A figure.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scene {
-    /// In pixels.
+    /// Width in pixels.
     pub width: f32,
-    /// In pixels.
+    /// Height in pixels.
     pub height: f32,
-    /// What it shows, in words.
+    /// Description for screen readers.
     pub title: String,
-    /// From the back to the front.
+    /// Shapes, from the back to the front.
     pub items: Vec<Item>,
 }
 
 impl Scene {
-    /// An empty picture.
+    /// An empty figure.
     pub fn new(width: f32, height: f32, title: &str) -> Self {
         Self { width, height, title: title.into(), items: Vec::new() }
     }
@@ -227,7 +210,7 @@ impl Scene {
         self.items.push(Item::Shape { path, paint: color.into(), line, title: String::new() });
     }
 
-    /// Adds a text from the left end of its base line, in pixels.
+    /// Adds a text from the left end of its baseline, in pixels.
     pub fn text(&mut self, text: &str, (x, y): (f32, f32), style: Style) {
         if !text.is_empty() {
             self.items.push(Item::Text { text: text.into(), x, y, style, upwards: false });
@@ -240,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_colour_is_known_by_its_mixture() {
+    fn a_colour_is_known_by_its_values() {
         for color in Color::all() {
             assert_eq!(Color::of(color.rgb()), color);
         }

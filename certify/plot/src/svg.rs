@@ -1,4 +1,4 @@
-//! A scene as SVG. Each glyph used is defined once, and texts put them in a row.
+//! A scene as SVG. Each glyph is defined once, and texts refer to it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -9,10 +9,10 @@ use ttf_parser::GlyphId;
 use crate::font;
 use crate::scene::{Color, Item, Line, Paint, Scene};
 
-/// Glyphs that pictures use: weight and number.
+/// The glyphs that figures use: whether bold, and number.
 pub type Glyphs = BTreeSet<(bool, u16)>;
 
-/// A document of its own.
+/// A standalone document.
 pub fn document(scene: &Scene) -> String {
     let mut glyphs = Glyphs::new();
     let body = body(scene, &mut glyphs, &|color| format!("#{:06x}", color.hex()));
@@ -25,14 +25,14 @@ pub fn document(scene: &Scene) -> String {
     )
 }
 
-/// A part of a page, whose style sheet defines the [variables](Color::variable) for colours and
-/// which holds the [`definitions`] of the glyphs that are added to `glyphs`.
+/// A part of a page. The page's style sheet must define the [variables](Color::variable) for
+/// colours, and the page must contain the [`definitions`] of the glyphs that are added to `glyphs`.
 pub fn part(scene: &Scene, glyphs: &mut Glyphs) -> String {
     let body = body(scene, glyphs, &|color| format!("var({})", color.variable()));
     format!("<svg {}>\n{body}</svg>\n", view(scene))
 }
 
-/// What the glyphs look like, for the `<defs>` of a page.
+/// The outlines of the glyphs, for the `<defs>` of a page.
 pub fn definitions(glyphs: &Glyphs) -> String {
     let mut text = String::new();
     for &(bold, number) in glyphs {
@@ -117,7 +117,7 @@ fn stroked(paint: Paint, Line { width, dash }: Line, color: &dyn Fn(Color) -> St
     text
 }
 
-/// The `d` of a path.
+/// The `d` attribute of a path.
 fn data(path: &Path) -> String {
     let mut text = String::new();
     for segment in path.segments() {
@@ -135,13 +135,13 @@ fn data(path: &Path) -> String {
     text
 }
 
-/// Hundredths of a pixel.
+/// A coordinate, to hundredths of a pixel.
 fn short(x: f32) -> String {
     let text = format!("{x:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// Text that XML and HTML take as text, in and outside of quotes.
+/// Escapes a text for XML and HTML, inside and outside of quotes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -151,7 +151,7 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // XML has no way to write these.
+            // XML cannot represent these.
             c if c.is_control() && !"\n\t".contains(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
