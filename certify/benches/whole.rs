@@ -1,6 +1,6 @@
-//! `cargo bench -p certify -- gpt2` (or `llama`): a whole certificate of a model of that shape with
-//! random weights, read from disk, against singular value decompositions of the same matrices in
-//! the same run; time and peak memory of each.
+//! `cargo bench -p lipschitz-certify -- gpt2` (or `llama`): a whole certificate of a model of that
+//! shape with random weights, read from disk. For `gpt2` also singular value decompositions of the
+//! same matrices in the same run. Prints time and peak memory of each.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{Model, Weights};
 
-/// As in the program.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -27,7 +27,8 @@ fn main() {
         ["gpt2"] => all("gpt2", true),
         ["llama"] => all("llama", false),
         [] => println!(
-            "name a shape: cargo bench -p certify -- gpt2, or llama (no SVD, 2.2 GB on disk)"
+            "name a shape: cargo bench -p lipschitz-certify -- gpt2, or llama (no SVD, 2.2 GB on \
+             disk)"
         ),
         ref other => panic!("unknown: {other:?}"),
     }
@@ -37,7 +38,7 @@ fn all(shape: &str, against: bool) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join(format!("{shape}.safetensors"));
     let file = file.to_str().expect("a path in UTF-8");
-    // Each in a process of its own, so that the peak memory is its own.
+    // Each step is a separate process, so that its peak memory is measured by itself.
     let step = |args: &[&str]| {
         let this = std::env::current_exe().expect("this program");
         assert!(Command::new(this).args(args).status().expect("it starts").success(), "{args:?}");
@@ -155,7 +156,7 @@ fn svd(file: &Path) {
     println!("SVD of {count} matrices: {:.1} s, {}", start.elapsed().as_secs_f64(), peak());
 }
 
-/// The most memory this process has held.
+/// The peak memory of this process.
 fn peak() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

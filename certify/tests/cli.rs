@@ -61,7 +61,7 @@ fn bounds_are_ordered_and_written() {
     let certificate: Certificate =
         serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
     assert!(certificate.proven);
-    // What is printed is rounded up from what is stored.
+    // The printed constant is the stored one, rounded up.
     assert!(
         (0.0..1e-2).contains(&(proven / certificate.rms.to_f64() - 1.0)),
         "{proven} {}",
@@ -105,9 +105,9 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     assert!(refused(&["probe", &dir, "--data", &w.string("none.txt")]).contains("tokenizer"));
 }
 
-/// `head` closes the pipe after a line.
+/// `head` closes the pipe after some lines.
 #[test]
-fn a_reader_that_goes_away_is_no_panic() {
+fn a_closed_pipe_is_no_panic() {
     let w = Workshop::new();
     let mut child = certify(&["bound", &w.string("")])
         .stdout(std::process::Stdio::piped())
@@ -130,13 +130,13 @@ fn plans_hold_before_training() {
     write("method = \"spectral_normalize\"\n");
     let text = ok(&["plan", &path, "--target", "5"]);
     assert!(text.contains("L ≤ 5  RMS") && text.contains("[constraint.factors]"), "{text}");
-    // What is printed can be put into the config, and means what it says.
+    // The printed section can be pasted into the config, and gives the printed constant.
     let last = text.rsplit("[constraint]").next().unwrap();
     write(last);
     let sigma = last.lines().find_map(|l| l.strip_prefix("sigma_max = ")).unwrap();
     let text = ok(&["plan", &path, "--sigma-max", sigma]);
     assert!(text.contains("L ≤ 5  RMS") && !text.contains("one output"), "{text}");
-    // What depends on the number of outputs is printed for that number alone.
+    // Constants that depend on the number of outputs are printed only if it is given.
     let outputs = |n: &str| ok(&["plan", &path, "--sigma-max", sigma, "--outputs", n]);
     let one = |text: &str| text.lines().find(|l| l.starts_with("one output")).unwrap().to_string();
     assert!(outputs("65").contains("L ≤ 5  RMS") && one(&outputs("65")) != one(&outputs("50304")));
@@ -171,7 +171,7 @@ fn certificates_are_verified_by_exit_code() {
     value["rms"].as_object_mut().unwrap().remove("log10");
     broken(value.to_string(), 1, "rms");
     broken(text.replacen("\"log10\": ", "\"log10\": 7", 1), 1, "log10");
-    // A key that means nothing could be read as a claim.
+    // A reader could take an unknown key for a claim.
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["graph"]["nodes"][0]["sigma_max"] = 0.1.into();
     broken(value.to_string(), 1, "`graph.nodes[0].sigma_max` is not known");
@@ -309,8 +309,7 @@ fn bad_input_gets_one_line() {
     assert!(refused(&["robust", &model, "--data", &w.string("none")]).contains("tokenizer"));
     assert!(refused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
     assert!(refused(&["robust", &model, "--data", "x", "--restarts", "0"]).contains("at least 1"));
-    // Weights too large for their bound to be a double still have one; it is printed as a power of
-    // ten.
+    // A bound beyond the range of f64 is printed as a power of ten.
     let large = w.save("large.safetensors", |weights| {
         weights.values_mut().for_each(|w| *w = (&*w * 1e30).unwrap());
     });
@@ -320,9 +319,9 @@ fn bad_input_gets_one_line() {
     assert!(exponent > 308, "{bound}");
 }
 
-/// A model of another library: imported, or given to a command as it is, it is the same model.
+/// A third-party model is the same model whether it is imported or given to a command directly.
 #[test]
-fn foreign_models_are_models() {
+fn third_party_models_are_models() {
     let w = Workshop::new();
     let golden = |name: &str| format!("{}/../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
     let (dir, file, json) =
@@ -339,7 +338,7 @@ fn foreign_models_are_models() {
     let document: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!(document["origin"]["dialect"], "original");
-    // The forward pass from the directory is what the library computed.
+    // The forward pass of the directory is that of the library.
     let (expected, out) = (format!("{dir}/expected.safetensors"), w.string("out.safetensors"));
     ok(&["run", &dir, "--input", &expected, "--output", &out, "--double"]);
     let read = |path: &str, name: &str| -> Vec<f64> {
@@ -352,7 +351,7 @@ fn foreign_models_are_models() {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f64::max);
     assert!(off < 1e-5, "{off}");
-    // Half precision computes in f32.
+    // Weights of half precision are computed with in f32.
     ok(&[
         "run",
         &golden("bigcode"),
@@ -373,7 +372,7 @@ fn foreign_models_are_models() {
     assert!(refused(&["bound", &golden(".")]).contains("config.json"));
 }
 
-/// A result written to a link goes where the link points, and what is no file is written into.
+/// A result written to a link goes where the link points; a pipe is written to.
 #[cfg(unix)]
 #[test]
 fn links_and_pipes_stay_what_they_are() {

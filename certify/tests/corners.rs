@@ -1,5 +1,4 @@
-//! Small networks whose true constant is known by hand, where a careless bound or statement would
-//! be wrong.
+//! Small networks with a known constant, for which a careless bound or statement would be wrong.
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::certificate::{Certificate, Formula, certify};
@@ -21,7 +20,7 @@ fn proven(model: &Model) -> Certificate {
     certify(model, Method::Proven, Formula::Sound, None).unwrap()
 }
 
-/// Attention of width 1 whose queries and keys are 0, so that it averages.
+/// Attention of width 1 with zero queries and keys, so that it averages.
 fn averaging(value: f64, output: f64) -> (Node, [(&'static str, Tensor); 4]) {
     let one = |x| matrix(&[x], (1, 1));
     let weights = [
@@ -34,8 +33,8 @@ fn averaging(value: f64, output: f64) -> (Node, [(&'static str, Tensor); 4]) {
 }
 
 /// An image of two pixels, each a token, averaged causally: (x, y) → (x, (x + y)/2) has norm 1.144
-/// as a whole, and 1 for the largest of the two tokens. The certificate is of the latter and says
-/// so, and the search measures the same.
+/// for the whole output, and 1 for the larger of the two tokens. The certificate states the latter
+/// and says so, and the search measures the same.
 #[test]
 fn tokens_of_an_image_are_measured_by_the_largest() {
     let (attention, weights) = averaging(1.0, 1.0);
@@ -58,8 +57,7 @@ fn tokens_of_an_image_are_measured_by_the_largest() {
     assert!(found <= l2 && found > 0.9, "{found}");
 }
 
-/// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to nothing, and O = 10³⁰⁰ brings it back: the slope at 0 is
-/// 10⁻¹⁰⁰.
+/// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to zero, but with O = 10³⁰⁰ the slope at 0 is 10⁻¹⁰⁰.
 #[test]
 fn a_gain_that_underflows_is_not_lost() {
     for (small, large) in [(1e-200, 1e300), (1e-160, 1e300)] {

@@ -1,5 +1,5 @@
-//! The page: all runs and certificates are on it, nothing from a file becomes markup, and it asks
-//! for nothing outside.
+//! The HTML page: it contains all runs and certificates, no text from a file becomes markup, and it
+//! loads nothing else.
 
 mod workshop;
 
@@ -18,7 +18,8 @@ fn run(out: &Path, name: &str, log10: Option<f64>, certificate: bool) -> PathBuf
     let dir = out.join(name);
     std::fs::create_dir_all(&dir).unwrap();
     let summary = json!({
-        "label": format!("{LABEL}{name}"), "method": "Muon + <b>cap</b>", "lipschitz_log10": log10, "found_log10": 0.1,
+        "label": format!("{LABEL}{name}"), "method": "Muon + <b>cap</b>",
+        "lipschitz_log10": log10, "found_log10": 0.1,
         "val_loss": 1.5, "val_accuracy": 0.5, "seed": 3, "sigma_max": 2.0,
     });
     std::fs::write(dir.join("summary.json"), summary.to_string()).unwrap();
@@ -47,9 +48,9 @@ fn a_page_holds_all_runs_and_no_markup_from_files() {
     assert_eq!(page.matches("<details").count(), 3);
     assert!(page.contains(
         "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot; \
-                       onclick=&quot;x &amp; éa"
+         onclick=&quot;x &amp; éa"
     ));
-    // The page's own script alone, and no markup of the labels or methods.
+    // Only the page's own script, and no markup from labels or methods.
     assert_eq!(page.matches("<script").count(), 1);
     assert!(!page.contains("<b>") && !page.contains("alert('1')") && !page.contains("onclick=\""));
     assert!(page.contains("blocks.0.attention") && page.contains("There is no certificate.json"));
@@ -57,8 +58,8 @@ fn a_page_holds_all_runs_and_no_markup_from_files() {
     for outside in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
-    // Every glyph that a text uses is defined once, every colour has a variable in light and in
-    // dark.
+    // Every glyph in use is defined once, and every colour has a variable for the light and one for
+    // the dark mode.
     let uses: std::collections::BTreeSet<&str> =
         page.split("href=\"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(uses.len() > 30);

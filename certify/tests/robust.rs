@@ -1,4 +1,4 @@
-//! Certified ≤ attacked ≤ clean, against networks whose true accuracy within a radius is known.
+//! Certified ≤ attacked ≤ clean, on networks whose true accuracy within a radius is known.
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings};
@@ -19,8 +19,8 @@ fn noise(label: &str, shape: &[usize]) -> Tensor {
         .unwrap()
 }
 
-/// Pictures far from black and white, so that the cube of pictures does not stop an attack.
-fn pictures(count: usize) -> Split {
+/// Images far from black and white, so that the range of pixels does not stop an attack.
+fn grey_images(count: usize) -> Split {
     let mut rng = order::random(3, "pictures", 0);
     let pixels = (0..count * PIXELS).map(|_| 90 + order::below(&mut rng, 76) as u8).collect();
     let labels = (0..count).map(|i| (i % 10) as u8).collect();
@@ -69,14 +69,14 @@ fn linear(inputs: usize, outputs: usize) -> Op {
     Op::Linear { inputs, outputs, bias: false }
 }
 
-/// For a linear classifier the radius of a picture is the least `(z_y − z_j) / ‖w_y − w_j‖`: what
-/// is certified is exact, and the attack finds nearly all that there is.
+/// For a linear classifier the radius of an image is the smallest `(z_y − z_j) / ‖w_y − w_j‖`: the
+/// certified share is exact, and the attack is nearly so.
 #[test]
 fn a_linear_classifier_is_certified_exactly() {
     let count = 200;
-    let test = pictures(count);
+    let test = grey_images(count);
     let (x, y) = test.batch(&(0..count).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    // Each class looks for the mean of its pictures, so that many are right.
+    // The row of each class is the mean of its images, so that many are classified correctly.
     let x = x.reshape((count, PIXELS)).unwrap().to_dtype(DType::F64).unwrap();
     let rows: Vec<Tensor> = (0..10)
         .map(|class| {
@@ -112,7 +112,7 @@ fn a_linear_classifier_is_certified_exactly() {
     let mut sorted: Vec<f64> = exact.iter().copied().filter(|r| *r > 0.0).collect();
     sorted.sort_by(f64::total_cmp);
     assert!(sorted.len() > count / 2, "{}", sorted.len());
-    // Between the radii of pictures.
+    // Radii between those of images.
     let between = |share: f64| {
         let i = (share * sorted.len() as f64) as usize;
         (sorted[i] + sorted[i + 1]) / 2.0
@@ -128,10 +128,10 @@ fn a_linear_classifier_is_certified_exactly() {
     assert_eq!(certified_accuracy(&model, &test, eps[2]).unwrap(), report.rows[2].certified);
 }
 
-/// Scaling the logits changes the constant and nothing that is certified.
+/// Scaling the logits changes the constant but no certified share.
 #[test]
 fn shares_do_not_depend_on_the_scale_of_logits() {
-    let test = pictures(60);
+    let test = grey_images(60);
     let hidden = (noise("first", &[24, PIXELS]) * 0.05).unwrap();
     let head = noise("head", &[10, 24]);
     let report = |factor: f64| {
@@ -166,7 +166,7 @@ fn next_tokens_are_certified_and_attacked() {
     let gpt = Gpt::new(vocabulary, 12, 1, Block { output_scale: 1.0, ..Block::new(16, 2) });
     let graph = gpt.graph().unwrap();
     let mut weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
-    // What starts at zero would make everything zero.
+    // Weights that start at zero would make all logits zero.
     for (i, w) in weights.values_mut().enumerate() {
         *w = (&*w + (noise(&format!("w{i}"), w.dims()) * 0.2).unwrap()).unwrap();
     }
@@ -181,10 +181,10 @@ fn next_tokens_are_certified_and_attacked() {
     assert!(far.attacked_one.unwrap() < 1.0, "{:?}", report.rows);
 }
 
-/// What rounding loses inside of a network need not show in its logits: 0.9 is lost on 2⁵³ here,
-/// and class 0 is ahead in truth.
+/// Rounding errors inside a network need not be visible in its logits: here 0.9 is lost beside
+/// 2⁵³, and class 0 has the larger logit in truth.
 #[test]
-fn numbers_that_cancel_certify_nothing() {
+fn values_that_cancel_certify_nothing() {
     let mut first = vec![0.0; PIXELS];
     first[0] = 1.0;
     let huge = (1u64 << 53) as f64;
@@ -205,7 +205,7 @@ fn numbers_that_cancel_certify_nothing() {
     let model = image_model(nodes, &weights);
     let test = Split { pixels: vec![230; PIXELS], labels: vec![1] };
     assert_eq!(certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
-    // The same inside of one map, whose output is small.
+    // The same inside one map whose output is small.
     let mut row = vec![0.0; 2 * PIXELS];
     (row[0], row[1]) = (huge, 1.0);
     let nodes = vec![Node::new("", Op::Flatten), Node::new("a", biased(PIXELS, 2))];
@@ -217,8 +217,8 @@ fn numbers_that_cancel_certify_nothing() {
     assert_eq!(certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
 }
 
-/// With documents, only windows within one are looked at: of others the network is another function
-/// of their embeddings.
+/// With documents, only windows within one document are evaluated: for others the network is
+/// another function of the embeddings.
 #[test]
 fn windows_with_a_new_document_are_left_out() {
     let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();

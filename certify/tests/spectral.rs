@@ -1,4 +1,4 @@
-//! Spectral norms against known norms and an SVD.
+//! Spectral norms, compared with known norms and an SVD.
 
 use faer::Mat;
 use lipschitz_certify::spectral::{
@@ -80,7 +80,7 @@ fn intervals_contain_the_svd() {
     }
 }
 
-/// Norms known without rounding: the upper end must not be below them at all.
+/// Norms that are known exactly: the upper end must not be below them.
 #[test]
 fn exact_norms_are_not_undercut() {
     for (rows, columns) in [(1, 1), (4, 9), (16, 16), (100, 25), (225, 64)] {
@@ -146,14 +146,15 @@ fn products_are_bounded_and_tight() {
     }
 }
 
-/// `H D H / n` with H a Hadamard matrix and D dyadic: every element and the norm max |D| are exact.
+/// `H D H / n` with H a Hadamard matrix and D dyadic: all elements, and the norm max |D|, are
+/// exact.
 fn known(log: u32, diagonal: &[f64]) -> Vec<f64> {
     let n = 1usize << log;
     let mut m = vec![0.0; n * n];
     for (i, d) in diagonal.iter().enumerate() {
         m[i * n + i] = *d;
     }
-    // Two Walsh–Hadamard transforms, over columns and over rows; sums of few bits stay exact.
+    // Walsh–Hadamard transforms over columns and over rows; sums of few bits are exact.
     for side in [(1, n), (n, 1)] {
         for line in 0..n {
             let mut half = 1;
@@ -173,9 +174,9 @@ fn known(log: u32, diagonal: &[f64]) -> Vec<f64> {
     m
 }
 
-/// 10,000 matrices of 1…512 rows and columns whose norm is known without rounding: clustered,
-/// repeated, graded, single and random spectra, scaled up to where f64 ends, rows and columns
-/// permuted, flipped and mixed with zero ones.
+/// 10,000 matrices of 1 to 512 rows and columns whose norm is known exactly: clustered, repeated,
+/// graded, single and random spectra, at scales up to the limits of f64, with rows and columns
+/// permuted, negated and interleaved with zeros.
 #[test]
 fn ten_thousand_exact_norms_are_not_undercut() {
     let widest = (0..10_000u64).into_par_iter().map(|seed| {
@@ -184,7 +185,7 @@ fn ten_thousand_exact_norms_are_not_undercut() {
         let log =
             if seed % 200 == 0 { 9 } else { below(if seed % 20 == 0 { 8 } else { 6 }) as u32 };
         let n = 1usize << log;
-        // At most 12 bits a number, so that sums of 512² of them are exact.
+        // At most 12 bits per number, so that sums of 512² of them are exact.
         let kind = below(6);
         let mut diagonal: Vec<f64> = (0..n)
             .map(|i| match kind {
@@ -205,8 +206,8 @@ fn ten_thousand_exact_norms_are_not_undercut() {
         let swap = below(n);
         diagonal.swap(0, swap);
         let truth = diagonal.iter().fold(0.0, |m: f64, d| m.max(d.abs()));
-        // Elements are multiples of 2⁻³⁰ (12 bits of D, n² = 2¹⁸), at most 1: this range loses none
-        // of them.
+        // Elements are multiples of 2⁻³⁰ (12 bits of D, n² = 2¹⁸) of at most 1, so all of these
+        // scales are exact.
         let scale = 2f64.powi([0, 0, 40, -40, 1000, -1000, -1040][below(7)]);
         let square = known(log, &diagonal);
         let (rows, columns) =
@@ -239,7 +240,7 @@ fn ten_thousand_exact_norms_are_not_undercut() {
     println!("largest excess: {widest:.1e}");
 }
 
-/// What overflowed on the way, as a product of huge f64 weights and gains can, has no bound by any
+/// A matrix with overflowed elements, as from huge f64 weights and gains, has no bound by any
 /// method.
 #[test]
 fn nothing_is_proven_about_what_is_not_finite() {

@@ -1,4 +1,4 @@
-//! A certificate holds for its checkpoint and for nothing else, whatever is changed in it.
+//! A certificate holds for its checkpoint and for no other, and no change in it goes unnoticed.
 
 mod workshop;
 
@@ -12,7 +12,7 @@ use lipschitz_nn::graph::{Graph, NodeId};
 use serde_json::Value;
 use workshop::{Workshop, normalised};
 
-/// Every number in a document.
+/// The paths of all numbers in a document.
 fn numbers(value: &Value, path: String, out: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
@@ -83,7 +83,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     };
     let says = |said: String, what: &str| assert!(said.contains(what), "{said}");
     says(change(&|c| drop(c.weights.remove(3))), "weights[3]");
-    says(change(&|c| c.weights.push(c.weights[0].clone())), "no norm that the walk asks for");
+    says(change(&|c| c.weights.push(c.weights[0].clone())), "no norm that the proof uses");
     says(change(&|c| drop(c.nodes.pop())), "nodes");
     says(change(&|c| c.nodes[2].path = "elsewhere".into()), "nodes[2].path");
     says(change(&|c| drop(c.assumptions.pop())), "assumptions");
@@ -97,7 +97,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     says(change(&|c| c.nodes[3].id = c.nodes[2].id.clone()), "nodes[3].id");
     says(change(&|c| c.format = 3), "format");
     says(change(&|c| c.format = 0), "format");
-    // An estimate is not taken for a proof.
+    // An estimate cannot claim to be a proof.
     let estimate = certify(&model, Method::Power, Formula::Sound, None).unwrap();
     verify(&estimate, &model).unwrap();
     let mut bold = estimate;
@@ -105,7 +105,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     assert!(verify(&bold, &model).is_err());
 }
 
-/// Format 1 has no ids of nodes, format 2 has them all.
+/// Format 1 has no ids of nodes; format 2 has an id for each.
 #[test]
 fn certificates_of_format_1_are_verified_as_they_are() {
     let model = Workshop::model();
@@ -126,7 +126,7 @@ fn certificates_of_format_1_are_verified_as_they_are() {
 }
 
 #[test]
-fn from_disk_a_tensor_at_a_time_it_is_the_same() {
+fn from_disk_one_tensor_at_a_time_it_is_the_same() {
     let w = Workshop::new();
     let reader = lipschitz_nn::checkpoint::Reader::open(&w.path("model.safetensors")).unwrap();
     let certify = |source: &dyn lipschitz_certify::source::Source| {
@@ -136,8 +136,8 @@ fn from_disk_a_tensor_at_a_time_it_is_the_same() {
     verify(&certify(&reader), &reader).unwrap();
 }
 
-/// A proof of half of one checkpoint and half of another is none: one that takes the place of the
-/// file changes nothing for a reader, one that is written into it is noticed.
+/// A proof must not mix two checkpoints: a checkpoint that replaces the file changes nothing for an
+/// open reader, and one that is written into the file is noticed.
 #[test]
 fn a_checkpoint_that_changes_under_a_proof() {
     let w = Workshop::new();
@@ -159,8 +159,8 @@ fn a_checkpoint_that_changes_under_a_proof() {
     assert!(said.contains("model.safetensors: has changed since"), "{said}");
 }
 
-/// The published schema is the program's, and certificates obey it; one that is changed in kind
-/// does not.
+/// The published schema is that of the program, and certificates obey it. One with a value of
+/// another type does not.
 #[test]
 fn certificates_obey_the_published_schema() {
     let published = include_str!("../../docs/certificate.schema.json");
@@ -181,7 +181,7 @@ fn certificates_obey_the_published_schema() {
     }
 }
 
-/// A constant far beyond f64 is stored, read and proven again exactly.
+/// A constant far beyond the range of f64 is stored, read and proven again exactly.
 #[test]
 fn huge_constants_survive() {
     let model = Workshop::model();
@@ -197,8 +197,8 @@ fn huge_constants_survive() {
     verify(&read, &model).unwrap();
 }
 
-/// What inference in bf16 runs is another network: its certificate is that of the rounded weights,
-/// and says so.
+/// Inference in bf16 runs another network. Its certificate is that of the rounded weights, and says
+/// so.
 #[test]
 fn rounded_weights_have_a_certificate_of_their_own() {
     let model = Workshop::model();

@@ -1,4 +1,4 @@
-//! Checkpoints for the tests, written by the library.
+//! Checkpoints for tests, written by the library.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -72,7 +72,7 @@ impl Workshop {
     }
 }
 
-/// A transformer with everything that imports need: norms with gains and shifts, biases, grouped
+/// A transformer with all features of imported models: norms with gains and shifts, biases, grouped
 /// queries, gated units.
 pub fn normalised() -> Model {
     let attention = Attention {
