@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::bound::{Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, paper, walk};
+use crate::bound::{
+    Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, WeightRow, paper, walk,
+};
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
-use crate::upper::Upper;
+use crate::upper::{Upper, count, root_down};
 
 /// The format version of a certificate. Format 1 lacks the ids of nodes.
 pub const FORMAT: u32 = 2;
@@ -23,7 +25,7 @@ pub fn schema() -> String {
     format!("{schema:#}\n")
 }
 
-/// Joins the lines of descriptions, which break where the source code does.
+/// Joins the lines of descriptions, which are wrapped as in the source code.
 fn unwrap_lines(schema: &mut serde_json::Value) {
     match schema {
         serde_json::Value::Object(fields) => {
@@ -62,11 +64,11 @@ pub struct Certificate {
     pub weights_sha256: String,
     /// The network.
     pub graph: Graph,
-    /// What the stored weights were rounded to first, if they were: the network that inference in
-    /// this type runs.
+    /// The type to which the stored weights were rounded first, if they were: the certificate is
+    /// then about the network that inference in this type runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<Rounding>,
-    /// For an imported network: whose it was, whose function it is, and what was left out.
+    /// For an imported network: its family, whose function it computes, and what was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Which formula the bound comes from.
@@ -75,19 +77,20 @@ pub struct Certificate {
     pub method: Method,
     /// Whether `rms` and `l2` are proven; false if a part of them is an estimate.
     pub proven: bool,
-    /// The constant from RMS norm to RMS norm, the largest of a token.
+    /// The constant from RMS norm to RMS norm; the norm of a sequence is the largest norm of a
+    /// token.
     pub rms: Upper,
-    /// The constant from ℓ2 norm to ℓ2 norm, the largest of a token.
+    /// The constant from ℓ2 norm to ℓ2 norm; the norm of a sequence is the largest norm of a token.
     pub l2: Upper,
-    /// The constant of one output: from RMS norm, or ℓ2 norm, to its absolute value.
+    /// The constant of a single output: from RMS norm, or ℓ2 norm, to its absolute value.
     pub logit: Output,
     /// The constant of the difference of any two outputs, the margin between two classes.
     pub margin: Output,
-    /// The inputs it speaks of.
+    /// The inputs that the theorem covers.
     pub domain: Domain,
-    /// A row a node.
+    /// One row per node.
     pub nodes: Vec<NodeBound>,
-    /// A row a norm of a weight.
+    /// One row per norm of a weight.
     pub weights: Vec<WeightRow>,
     /// What the theorem assumes, in words.
     pub assumptions: Vec<String>,
@@ -96,14 +99,14 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// What the certificate states of a norm, if the walk asked for it.
+    /// The upper bound that the certificate states for a norm, if the proof uses that norm.
     pub fn norm(&self, norm: &Norm) -> Option<Upper> {
         let name = norm.to_string();
         self.weights.iter().find(|row| row.name == name).map(|row| row.upper)
     }
 }
 
-/// A constant to the absolute value of a number.
+/// A Lipschitz constant of a scalar, in absolute value.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
@@ -113,39 +116,26 @@ pub struct Output {
     pub l2: Upper,
 }
 
-/// The inputs that a certificate speaks of.
+/// The inputs that a certificate covers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Domain {
     /// In words.
     pub text: String,
-    /// Whether the radius was chosen; otherwise it is that of the natural domain.
+    /// Whether the radius was given; otherwise it is that of the natural domain.
     pub given: bool,
-    /// ℓ2 radius of the ball that each token lies in; infinite for all inputs.
+    /// ℓ2 radius of the ball that contains each token; infinite for all inputs.
     pub radius: Upper,
-    /// For embeddings: the largest ℓ2 distance of two rows, so that a radius can be judged.
+    /// For embeddings: the largest ℓ2 distance of two rows, as a scale for radii.
     pub diameter: Option<Upper>,
 }
 
-/// What is known about a norm of a weight: the spectral norm, unless the name says another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct WeightRow {
-    /// The weight's name, with its block or partner.
-    pub name: String,
-    /// The norm is at least this.
-    pub lower: f64,
-    /// The norm is at most this.
-    pub upper: Upper,
-    /// How the upper end was found.
-    pub method: Method,
-}
-
-/// Proves what can be proven about a model on the ball of ℓ2 radius `radius` a token (its natural
-/// domain without).
+/// Certifies a model on the ball of ℓ2 radius `radius` per token, or without a radius on its
+/// natural domain.
 ///
 /// # Errors
-/// [`Error`] names the weight or node that nothing is known about, and NaN or infinity in a weight.
+/// [`Error`] names the weight or node about which nothing is known, or a weight that holds NaN or
+/// infinity.
 pub fn certify(
     source: &dyn Source,
     method: Method,
@@ -155,7 +145,7 @@ pub fn certify(
     certify_watched(source, method, formula, radius, &|_| {})
 }
 
-/// As [`certify`]; `watch` hears the name of each norm before it is worked out.
+/// As [`certify`]; `watch` is called with the name of each norm before it is computed.
 ///
 /// # Errors
 /// As [`certify`].
@@ -179,7 +169,7 @@ pub(crate) struct Theorem {
     diameter: Option<Upper>,
 }
 
-/// Walks the graph with given norms.
+/// Propagates bounds through the graph with given norms.
 pub(crate) fn theorem(
     graph: &Graph,
     norms: &dyn Norms,
@@ -197,8 +187,8 @@ pub(crate) fn theorem(
         Formula::Sound => (walk.rms(), walk.lipschitz),
         Formula::Paper => {
             let rms = paper::formula(graph, norms)?;
-            let factor = Upper::from_f64(walk.outputs as f64).sqrt();
-            (rms, (rms * factor).div_up((walk.inputs as f64).sqrt().next_down()))
+            let factor = count(walk.outputs).sqrt();
+            (rms, (rms * factor).div_up(root_down(walk.inputs as f64)))
         }
     };
     Ok(Theorem { walk, rms, l2, diameter })
@@ -280,12 +270,11 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
         );
         out.push(match separator {
             None => "Sequences of any length up to the context, two compared ones of equal \
-                     length.".into(),
-            Some(_) => {
-                "Sequences of any length up to the context, two compared ones of equal length, with documents that \
-                        begin at the same places."
-                    .into()
-            }
+                     length."
+                .into(),
+            Some(_) => "Sequences of any length up to the context, two compared ones of equal \
+                        length, with documents that begin at the same places."
+                .into(),
         });
     } else {
         out.push(match graph.output() {
@@ -299,11 +288,11 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     out
 }
 
-/// SHA-256 over the lines `name type shape digest` of all weights, in the order of names, each
-/// digest over the values as little-endian bytes of their type.
+/// SHA-256 over the lines `name type shape digest` of all weights, in the order of their names.
+/// Each digest is over the values as little-endian bytes of their type.
 ///
 /// # Errors
-/// [`Error::Network`] if a tensor cannot be read, or names the first that holds NaN or infinity.
+/// [`Error::Network`] if a tensor cannot be read, or holds NaN or infinity.
 pub fn digest(source: &dyn Source) -> Result<String, Error> {
     let mut hash = Sha256::new();
     for name in source.names() {
@@ -327,7 +316,7 @@ pub fn digest(source: &dyn Source) -> Result<String, Error> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// The digest of numbers, in hexadecimal; none unless all are finite.
+/// The digest of values, in hexadecimal; none unless all are finite.
 fn values<T: Copy, const N: usize>(
     values: &[T],
     finite: impl Fn(T) -> bool,

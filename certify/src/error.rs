@@ -6,19 +6,19 @@ use lipschitz_opt::constraint::ConstraintKind;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The graph, a weight, an input or a file.
+    /// An error about the graph, a weight, an input or a file.
     #[error("{0}")]
     Network(#[from] lipschitz_nn::Error),
-    /// An optimizer or constraint whose constants do not fit.
+    /// An optimizer or constraint with invalid constants.
     #[error("{0}")]
     Recipe(#[from] lipschitz_opt::Error),
-    /// Something that nothing is proven about.
+    /// Something about which nothing is proven.
     #[error("nothing is known about {0}; no bound is given")]
     Unknown(String),
-    /// A target, and a constraint that promises no norm to solve it with.
+    /// A target with a constraint that promises no norm.
     #[error("the constraint `{}` promises no norm under this optimizer", .0.key())]
     NoPromise(ConstraintKind),
-    /// A target that even the smallest caps exceed.
+    /// A target that is exceeded even by the smallest caps.
     #[error("a Lipschitz constant of {target} cannot be met: caps of {cap:e} allow more")]
     Unreachable {
         /// The constant asked for, RMS → RMS.
@@ -32,11 +32,11 @@ pub enum Error {
     /// A batch that could not be read.
     #[error(transparent)]
     Batch(Box<dyn std::error::Error + Send + Sync>),
-    /// A chart that is not drawn.
+    /// A chart that cannot be drawn.
     #[cfg(feature = "cli")]
     #[error(transparent)]
     Plot(#[from] lipschitz_plot::Error),
-    /// A claim that does not hold: a found sensitivity above a certified one, or a number of a
+    /// A claim that does not hold: a found sensitivity above a certified one, or a number in a
     /// certificate that cannot be proven again.
     #[error("{0}")]
     Violated(String),

@@ -1,4 +1,4 @@
-//! MODEL on the command line: a run directory, a checkpoint, or a model of somebody else's.
+//! MODEL on the command line: a run directory, a checkpoint, or a third-party model.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use lipschitz_nn::{Graph, Model};
 use crate::Error;
 use crate::source::Source;
 
-/// The checkpoint that `path` means: itself, or the `model.safetensors` of a run directory.
+/// The checkpoint at `path`: the file itself, or the `model.safetensors` of a run directory.
 ///
 /// # Errors
 /// [`Error::Network`] if there is none.
@@ -20,15 +20,14 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
     }
     let file = path.join("model.safetensors");
     if !file.exists() {
-        let what = "holds no model.safetensors; give a run directory that trained to its end, a checkpoint, or a \
-                    directory with a config.json";
+        let what = "holds no model.safetensors; give the directory of a finished run, a \
+                    checkpoint, or a directory with a config.json";
         return Err(lipschitz_nn::Error::file(path, what).into());
     }
     Ok(file)
 }
 
-/// Reads the model that `path` means; one of somebody else's is imported, with the options'
-/// defaults.
+/// Reads the model at `path`. A third-party model is imported with default options.
 ///
 /// # Errors
 /// As [`checkpoint::load`] and [`import::import`].
@@ -41,16 +40,16 @@ pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     Ok(checkpoint::load(&checkpoint_path(path)?, device)?)
 }
 
-/// A model whose weights are asked for one at a time.
+/// A model whose weights are read one at a time.
 #[derive(Debug)]
 pub enum Opened {
-    /// A checkpoint of ours, which stays on disk.
+    /// A checkpoint of this project, on disk.
     Checkpoint(Box<Reader>),
-    /// A foreign model, which does too.
+    /// A third-party model, on disk.
     Foreign(Box<Foreign>),
 }
 
-/// Opens the model that `path` means, to read it a tensor at a time.
+/// Opens the model at `path`, to read it one tensor at a time.
 ///
 /// # Errors
 /// As [`Reader::open`] and [`Foreign::open`].
@@ -62,7 +61,7 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
 }
 
 impl Opened {
-    /// What there is beside the weights.
+    /// Everything except the weights.
     pub fn meta(&self) -> &Meta {
         match self {
             Self::Checkpoint(reader) => reader.meta(),

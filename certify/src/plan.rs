@@ -1,5 +1,5 @@
-//! From a wanted constant to caps, before the first step: the walk of the certificate, with caps in
-//! place of norms.
+//! From a target constant to caps, before the first step: the bound propagation of a certificate,
+//! with caps in place of norms.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,25 +11,29 @@ use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_opt::{Recipe, matrix_name, scale};
 
-/// What a constraint promises about every weight of a graph.
+/// What a constraint promises about the weights of a graph.
 struct Caps {
     weights: HashMap<String, Cap>,
-    /// A vector that was asked for. None has a cap, so what depends on its size has no bound.
+    /// A vector whose norm was needed. Vectors have no cap, so what depends on its size has no
+    /// bound.
     uncapped: OnceCell<String>,
 }
 
 struct Cap {
     parameter: Parameter,
-    /// ℓ2, of the whole.
+    /// Cap on the spectral norm of the whole matrix.
     whole: Upper,
-    /// ℓ2, of each head's block.
+    /// Cap on the spectral norm of each head's block.
     head: Option<Upper>,
-    /// ℓ2, of each row.
+    /// Cap on the ℓ2 norm of each row.
     row: Upper,
 }
 
 impl Caps {
-    /// Whether there is a bound; else the vector that it lacks.
+    /// Checks that `bound` is finite.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] names the vector on whose size it depends.
     fn finite(&self, bound: Upper) -> Result<(), Error> {
         match self.uncapped.get() {
             Some(vector) if !bound.is_finite() => Err(Error::Unknown(format!(
@@ -51,7 +55,7 @@ impl Caps {
             return Err(unknown(gain));
         }
         let cap = self.get(&block.weight)?;
-        // A cap a head bounds every block that lies inside a head; blocks asked for are heads.
+        // A cap per head bounds the blocks of single heads, and no other blocks are asked for.
         let part = |axis| if axis == Axis::Rows { block.rows.count } else { block.columns.count };
         let blocks = cap.parameter.heads.is_some_and(|h| h.count == part(h.axis));
         Ok(if blocks { cap.head.unwrap_or(cap.whole).min(cap.whole) } else { cap.whole })
@@ -70,16 +74,16 @@ impl Norms for Caps {
             Norm::Product(a, b) | Norm::OutputValue(a, b) | Norm::QueryKey(a, b) => {
                 Ok(self.matrix(a)? * self.matrix(b)?)
             }
-            // A difference of two rows is Wᵀ times a vector of norm √2; rows of tables are capped
-            // one by one.
+            // A difference of two rows is Wᵀ times a vector of norm √2. Rows of tables are capped
+            // individually.
             Norm::RowDifference(block) => {
                 let two = Upper::from_f64(2.0);
                 let table = self.get(&block.weight)?.parameter.geometry == Geometry::Table;
                 let rows = self.row(block)? * two;
                 Ok(if table { rows } else { rows.min(self.matrix(block)? * two.sqrt()) })
             }
-            // A bias moves outputs, not differences of outputs: the constant is infinite only where
-            // it depends on sizes.
+            // A bias shifts outputs and changes no difference of outputs. So the constant is
+            // infinite only where it depends on the size of a value.
             Norm::Affine(_, vector, _) | Norm::Vector(Block { weight: vector, .. }) => {
                 self.uncapped.get_or_init(|| vector.clone());
                 Ok(Upper::INFINITY)
@@ -93,10 +97,11 @@ fn unknown(vector: &str) -> Error {
     Error::Unknown(format!("the cap of `{vector}`: vectors have none"))
 }
 
-/// The walk that holds for every network whose weights obey the constraint.
+/// The bounds that hold for every network whose weights obey the constraint.
 ///
 /// # Errors
-/// If the constraint promises nothing about a weight, or has a factor for no weight.
+/// If the constraint promises nothing about a weight, or has a factor for a name that no weight
+/// has.
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk, Error> {
     let caps = caps(graph, recipe)?;
     let walk = walk(graph, &caps, None)?;
@@ -104,10 +109,10 @@ pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Walk, Error> {
     Ok(walk)
 }
 
-/// What the published formula says of caps, RMS → RMS; see [`paper`].
+/// The published formula for the caps, RMS → RMS; see [`paper`].
 ///
 /// # Errors
-/// As [`plan`], and for a node that the formula does not speak of.
+/// As [`plan`], and for a node that the formula does not cover.
 pub fn published(graph: &Graph, recipe: &Recipe) -> Result<Upper, Error> {
     paper::formula(graph, &caps(graph, recipe)?)
 }
@@ -118,7 +123,7 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps, Error> {
     for parameter in graph.parameters() {
         let Some(promise) = recipe.promise(&parameter) else { continue };
         let sigma = Upper::from_f64(promise.sigma_max);
-        // Two square roots and a product round; a step down each.
+        // Two square roots and a product are rounded; this rounds down.
         let factor = |heads| scale(&parameter, heads) * (1.0 - 4.0 * f64::EPSILON);
         let (whole, head) = match (parameter.geometry, promise.heads) {
             (Geometry::Matrix, Some(heads)) => {
@@ -131,7 +136,7 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps, Error> {
             }
             (Geometry::Vector, _) => continue,
         };
-        // A square root and a quotient round.
+        // A square root and a quotient are rounded.
         let slack = Upper::from_f64(1.0 + 4.0 * f64::EPSILON);
         let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row) * slack);
         weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
@@ -151,7 +156,7 @@ pub fn bound(graph: &Graph, recipe: &Recipe) -> Result<Upper, Error> {
 /// `target`.
 ///
 /// # Errors
-/// If the constraint has no cap to choose, or no cap in 10⁻⁶…10⁶ will do.
+/// If the constraint has no cap to choose, or no cap from 10⁻⁶ to 10⁶ meets the target.
 pub fn solve(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe, Error> {
     let goal = Upper::from_f64(target);
     let with = |log: f64| recipe.with_sigma_max(10f64.powf(log)).ok_or_else(|| no_promise(recipe));
@@ -174,15 +179,16 @@ fn no_promise(recipe: &Recipe) -> Error {
     Error::NoPromise(recipe.constraint.method)
 }
 
-/// Factors stay within this of 1, so that no matrix is starved.
+/// Factors stay between 1/FACTOR and FACTOR, so that no cap becomes very small.
 const FACTOR: f64 = 8.0;
 
-/// Spends a target unequally: factors a matrix name (queries, keys, …), and the cap that goes with
-/// them, that make the product of all caps as large as it can be under the target.
+/// Spends a target unequally: searches for one factor per matrix name (queries, keys, …), from 1/8
+/// to 8, that makes the geometric mean of all caps as large as possible under the target. Returns
+/// the best factors it has seen, with their cap.
 ///
-/// At the best point one more per cent of cap costs the same share of the constant, whichever
-/// matrix gets it. Caps that the constant hardly depends on are raised, those it hangs on are
-/// lowered.
+/// At an optimum inside these limits, a 1 % increase of the caps of one name costs the constant in
+/// proportion to the number of its matrices. Caps that the constant hardly depends on are raised,
+/// and those on which it depends most are lowered.
 ///
 /// # Errors
 /// As [`solve`].
@@ -211,7 +217,7 @@ pub fn spend(graph: &Graph, recipe: &Recipe, target: f64) -> Result<Recipe, Erro
     let mut logs: BTreeMap<String, f64> = names.iter().map(|name| (name.clone(), 0.0)).collect();
     let mut best = solve(graph, &given(&logs), target)?;
     for round in 0..ROUNDS {
-        // Elasticity of the constant in each cap, over the number of matrices of that name.
+        // Elasticity of the constant in the caps of each name, over its share of the matrices.
         let here = solve(graph, &given(&logs), target)?;
         let cap = here.constraint.sigma_max().ok_or_else(|| no_promise(recipe))?;
         if mean_cap(&here, &matrices) > mean_cap(&best, &matrices) {
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_met_and_hardly_undershot() {
+    fn targets_are_met_and_nearly_used() {
         for per_head in [false, true] {
             for target in [0.5, 10.0, 1e4] {
                 let uniform = solve(&graph(), &constraint(per_head), target).unwrap();
@@ -292,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_planned_is_said() {
+    fn what_cannot_be_planned_is_refused() {
         let said = |r: Result<Recipe, Error>| r.unwrap_err().to_string();
         for method in [
             ConstraintKind::None,
@@ -308,28 +314,27 @@ mod tests {
         assert!(said(solve(&graph(), &odd, 10.0)).contains("query"));
     }
 
-    /// Biases have no cap and need none, unless something behind them depends on the size of what
-    /// it reads.
+    /// Biases have no cap and need none, unless a later node depends on the size of its input.
     #[test]
-    fn biases_are_in_the_way_of_attention_alone() {
+    fn biases_matter_in_front_of_attention_alone() {
         use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
         let linear = |name: &str| Node::new(name, Op::Linear { inputs: 8, outputs: 8, bias: true });
-        let bent = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
+        let relu = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
         let attention = Node::new("mix", Op::Attention(Attention::new(8, 2, 4)));
         let embedding = Node::new("embedding", Op::Embedding { vocabulary: 5, dim: 8 });
         let graph = |nodes: &[&Node]| {
             Graph::new(Input::tokens(6), nodes.iter().map(|&node| node.clone()).collect()).unwrap()
         };
-        let behind = graph(&[&embedding, &attention, &linear("a"), &bent, &linear("b")]);
-        let l = bound(&behind, &solve(&behind, &constraint(false), 7.0).unwrap()).unwrap().to_f64();
+        let after = graph(&[&embedding, &attention, &linear("a"), &relu, &linear("b")]);
+        let l = bound(&after, &solve(&after, &constraint(false), 7.0).unwrap()).unwrap().to_f64();
         assert!(l <= 7.0 && l > 0.999 * 7.0, "{l}");
         let before = graph(&[&embedding, &linear("a"), &attention, &linear("b")]);
         let said = solve(&before, &constraint(false), 7.0).unwrap_err().to_string();
         assert!(said.contains("`a.bias`"), "{said}");
     }
 
-    /// Every way to promise a cap, on a transformer and a vision transformer, is solved to just
-    /// below the target.
+    /// For every constraint that promises a cap, on transformers and a vision transformer, the
+    /// solved cap gives a constant just below the target.
     #[test]
     fn every_promise_is_solved_for() {
         let block = Block { logit_scale: 1.0 / 32.0, ..Block::new(32, 4) };

@@ -1,5 +1,5 @@
-//! The largest sensitivity found: gradient search over pairs of inputs, each pair a lower bound on
-//! the true constant.
+//! The largest sensitivity found: a gradient search over pairs of inputs. Each pair gives a lower
+//! bound on the true constant.
 
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,12 @@ pub struct Found {
 }
 
 /// Searches from `starts` (embedding vectors `[batch, tokens, dim]`, images or vectors) for the
-/// steepest pair whose tokens have ℓ2 norm at most `radius`; `iterations` steps of gradient ascent,
-/// on the CPU in f64.
+/// steepest pair whose tokens have ℓ2 norm at most `radius`, with `iterations` steps of gradient
+/// ascent, on the CPU in f64.
 ///
 /// # Errors
-/// [`Error::Network`] if the starts do not fit the network; [`Error::Unknown`] if every pair gave
-/// no number.
+/// [`Error::Network`] if the starts do not fit the network; [`Error::Unknown`] if no pair gave a
+/// finite number.
 pub fn search(
     model: &Model,
     starts: &Tensor,
@@ -41,12 +41,12 @@ pub fn search(
     network.found(best)
 }
 
-/// Searches until `budget` is spent, from `inputs` (real ones, as for [`search`], at least one) and
-/// from inputs made up to be bad: real ones blown up to the sphere, tokens that tie in attention
-/// (opposite points along the directions that a head of some layer reads most), random ones; and
-/// again and again from the steepest pair so far.
+/// Searches until `budget` is spent. It starts from `inputs` (real ones, as for [`search`], at
+/// least one), from real inputs scaled to the sphere, from tokens that tie in attention (opposite
+/// points along the directions that a head of some layer reads most), from random inputs, and
+/// repeatedly from the steepest pair so far.
 ///
-/// `report` hears the largest sensitivity whenever it has grown.
+/// `report` is called with the largest sensitivity whenever it has grown.
 ///
 /// # Errors
 /// As [`search`].
@@ -57,7 +57,7 @@ pub fn probe(
     budget: Duration,
     report: &mut dyn FnMut(f64),
 ) -> Result<Found, Error> {
-    /// Inputs searched from at once.
+    /// Starts per batch.
     const BATCH: usize = 4;
     let (start, count) = (Instant::now(), inputs.dim(0)?);
     let network = Network::new(model, inputs.dims(), radius)?;
@@ -75,7 +75,7 @@ pub fn probe(
             if radius.is_finite() { Ok((unit(x)? * radius)?) } else { Ok(x.clone()) }
         };
         let (a, direction, iterations) = match (round % 5, &best, directions.is_empty()) {
-            // Near the steepest pair, more patiently.
+            // Near the steepest pair, with more iterations.
             (1 | 3, Some(pair), _) => {
                 let a = pair.a.unsqueeze(0)?;
                 let towards = unit(&(pair.b.unsqueeze(0)? - &a)?)?;
@@ -178,7 +178,7 @@ struct Pair {
 struct Network {
     model: Model,
     tokens: bool,
-    /// The shape of inputs as the network knows them.
+    /// The shape of the network's inputs.
     natural: Vec<usize>,
     radius: f64,
 }
@@ -206,7 +206,7 @@ impl Network {
         let mut dims = self.natural.clone();
         dims[0] = x.dim(0)?;
         let y = self.model.forward(&x.reshape(dims)?)?;
-        // Of tokens the largest counts.
+        // Images and vectors have one token per output; of several tokens the largest counts.
         Ok(if y.rank() == 3 { y } else { y.reshape((y.dim(0)?, 1, ()))? })
     }
 
@@ -222,7 +222,7 @@ impl Network {
         Ok(Found { sensitivity, pair: (shape(a)?, shape(b)?) })
     }
 
-    /// Rows scaled back into the ball, a hair inside so that rounding does not leave it.
+    /// Rows scaled back into the ball, slightly inside so that rounding does not leave it.
     fn project(&self, x: &Tensor) -> Result<Tensor, Error> {
         if !self.radius.is_finite() {
             return Ok(x.clone());
@@ -231,7 +231,7 @@ impl Network {
         Ok(x.broadcast_mul(&factor.minimum(&factor.ones_like()?)?)?)
     }
 
-    /// Gradient ascent on both ends of pairs that start at `a`, apart along `direction`.
+    /// Gradient ascent on both ends of pairs that start at `a` and differ along `direction`.
     fn climb(
         &self,
         a: &Tensor,
@@ -242,7 +242,7 @@ impl Network {
         let (mut a, mut direction) = (a.clone(), direction.clone());
         let size = row_norms(&a)?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-3);
         for iteration in 0..iterations {
-            // Far pairs find a way through flat places, near ones measure the Jacobian.
+            // Far pairs cross flat regions, near pairs measure the Jacobian.
             let step = size * if iteration % 4 == 0 { 0.3 } else { 1e-4 };
             let progress = iteration as f64 / iterations as f64;
             let b = self.project(&(&a + (&direction * step)?)?)?;
@@ -255,7 +255,7 @@ impl Network {
                 .max(1)?
                 .to_vec1::<f64>()?;
             for (i, (worst, apart)) in worst.iter().zip(&apart).enumerate() {
-                // Below this, rounding of the forward pass would count as sensitivity.
+                // For closer pairs, rounding in the forward pass would count as sensitivity.
                 if *apart < 1e-7 * size {
                     continue;
                 }
@@ -267,7 +267,7 @@ impl Network {
                     *best = Some(Pair { sensitivity, a, b });
                 }
             }
-            // Push along the output change of each element's worst token.
+            // Ascend along the output change of the worst token of each pair.
             let at = outputs.argmax(1)?.to_vec1::<u32>()?;
             let picked: Vec<Tensor> = at
                 .iter()
@@ -298,7 +298,7 @@ fn row_norms(x: &Tensor) -> Result<Tensor, Error> {
 
 /// Each row over its norm; a zero row becomes the constant unit vector.
 fn unit(x: &Tensor) -> Result<Tensor, Error> {
-    // Far below any element that counts, and its square is still a normal number.
+    // Far below any relevant element, and its square is still a normal number.
     let x = (x + 1e-150)?;
     Ok(x.broadcast_div(&row_norms(&x)?)?)
 }

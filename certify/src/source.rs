@@ -1,4 +1,4 @@
-//! Where a proof takes its weights from: a model in memory, or a checkpoint on disk, a tensor at a
+//! Where a proof reads its weights: a model in memory, or a checkpoint on disk, one tensor at a
 //! time.
 
 use candle_core::{DType, Tensor};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// A float type that weights are rounded to, to nearest, ties to even.
+/// A floating-point type that weights are rounded to, to nearest, ties to even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
@@ -37,28 +37,28 @@ pub trait Source {
     /// The names of all weights, in order.
     fn names(&self) -> Vec<String>;
 
-    /// A weight, on the CPU.
+    /// The weight of this name, on the CPU.
     ///
     /// # Errors
-    /// [`Error::Unknown`] if there is none of this name; [`Error::Network`] if it cannot be read.
+    /// [`Error::Unknown`] if there is none; [`Error::Network`] if it cannot be read.
     fn tensor(&self, name: &str) -> Result<Tensor, Error>;
 
-    /// What the weights of the checkpoint are rounded to on the way, if they are.
+    /// The type to which the stored weights are rounded, if they are.
     fn rounding(&self) -> Option<Rounding> {
         None
     }
 
-    /// Where an imported network comes from; none is known of a model in memory.
+    /// The origin of an imported network; none is known for a model in memory.
     fn origin(&self) -> Option<&Origin> {
         None
     }
 }
 
-/// The network that inference in a smaller float type runs: every weight rounded.
+/// The network that inference in a smaller floating-point type runs: every weight is rounded.
 pub struct Rounded<'a> {
     /// The network as it is stored.
     pub source: &'a dyn Source,
-    /// What its weights are rounded to.
+    /// The type to which its weights are rounded.
     pub to: Rounding,
 }
 

@@ -1,5 +1,5 @@
-//! Command-line conventions of both programs: errors and mistakes on one line with what to do about
-//! them, results that cannot be printed, completions.
+//! Command-line conventions of both programs: each error on one line with a remedy, results that
+//! cannot be printed, shell completions.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -8,10 +8,10 @@ use clap::Parser;
 
 use crate::Error;
 
-/// The command line, or the exit code after help, a version, or one line on what is wrong with it.
+/// Parses the command line. Prints help, the version, or one line about a usage error.
 ///
 /// # Errors
-/// The exit code: 0 after help, 2 after a mistake.
+/// The exit code: 0 after help or the version, 2 after a usage error.
 pub fn parse<T: Parser>() -> Result<T, ExitCode> {
     T::try_parse().map_err(|error| {
         if !error.use_stderr() {
@@ -28,13 +28,13 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
     })
 }
 
-/// A line on stderr; one that cannot be written is no reason to stop what it tells of.
+/// Prints a line on stderr. A line that cannot be written is ignored.
 pub fn note(line: std::fmt::Arguments) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A line of a result on stdout. Ends the program quietly if nobody reads it, as behind `head`, and
-/// with a line and exit code 2 if it cannot be written, as on a full disk.
+/// Prints a part of a result on stdout. Ends the program quietly if the pipe is closed, as by
+/// `head`, and with a line on stderr and exit code 2 if it cannot be written, as on a full disk.
 pub fn print(line: std::fmt::Arguments) {
     let mut out = io::stdout().lock();
     if let Err(error) = out.write_fmt(line).and_then(|()| out.flush()) {
@@ -46,7 +46,7 @@ pub fn print(line: std::fmt::Arguments) {
     }
 }
 
-/// As `println!`, by way of [`terminal::print`](print()).
+/// Like `println!`, through [`terminal::print`](print()).
 #[macro_export]
 macro_rules! outln {
     ($($part:tt)*) => {
@@ -54,14 +54,13 @@ macro_rules! outln {
     };
 }
 
-/// An error as one line: its causes, each unless a text before it says so already, and what to do
-/// about it.
+/// An error as one line: its causes, without those that the text already contains, and a remedy.
 pub fn line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut named = false;
     for cause in error.chain() {
         let said = cause.to_string().replace('\n', " ");
-        // The error that names the file has said what the system says.
+        // The error that names the file already contains the system's message.
         let told = text.contains(&said) || named && cause.is::<io::Error>();
         named |= matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
         if told {
@@ -78,7 +77,7 @@ pub fn line(error: &anyhow::Error) -> String {
     }
 }
 
-/// 1 for a claim that does not hold, 2 for bad input.
+/// The exit code of an error: 1 for a claim that does not hold, 2 for bad input.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let violated = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(Error::Violated(_)))
@@ -86,7 +85,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(violated) { 1 } else { 2 }
 }
 
-/// What to do about an error of a library, which does not know who calls it.
+/// The remedy for an error of a library, which does not know the programs.
 fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     None.or_else(|| error.downcast_ref().and_then(remedy_of_proof))
         .or_else(|| error.downcast_ref().and_then(remedy_of_recipe))
@@ -125,7 +124,7 @@ fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
     }
 }
 
-/// Shell completions, on stdout.
+/// Writes shell completions to stdout.
 pub fn completions(shell: clap_complete::Shell, command: &mut clap::Command, name: &str) {
     let mut text = Vec::new();
     clap_complete::generate(shell, command, name, &mut text);

@@ -1,7 +1,7 @@
-//! Non-negative numbers with their own exponent, every operation rounded up.
+//! Non-negative numbers with a 64-bit exponent. Every operation rounds up.
 //!
-//! Products of many norms pass the range of `f64`, and a bound must never be rounded down. A value
-//! is `m·2^e` with m in [1, 2), or zero, or infinity.
+//! Products of many norms exceed the range of `f64`, and a bound must never be rounded down. A
+//! value is `m·2^e` with m in [1, 2), or zero, or infinity.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -32,7 +32,7 @@ impl Upper {
     /// ∞: nothing is bounded.
     pub const INFINITY: Upper = Upper { mantissa: f64::INFINITY, exponent: 0 };
 
-    /// Exactly `x`. NaN and negative numbers bound nothing, so they give infinity.
+    /// Exactly `x`; infinity for NaN and negative numbers, which bound nothing.
     pub fn from_f64(x: f64) -> Self {
         if x == 0.0 {
             return Self::ZERO;
@@ -45,7 +45,7 @@ impl Upper {
 
     /// `x·2^exponent` for finite x > 0.
     fn normalised(x: f64, exponent: i64) -> Self {
-        // Subnormal numbers are brought into the normal range first, exactly.
+        // Subnormal numbers are first scaled into the normal range, exactly.
         let (x, shift) = if x < f64::MIN_POSITIVE { (x * 2f64.powi(64), -64) } else { (x, 0) };
         let bits = x.to_bits();
         let own = ((bits >> 52) & 0x7ff) as i64 - 1023;
@@ -61,7 +61,7 @@ impl Upper {
         self.mantissa == 0.0 || self.mantissa == f64::INFINITY
     }
 
-    /// Whether there is a bound at all.
+    /// Whether the bound is finite.
     pub fn is_finite(self) -> bool {
         self.mantissa.is_finite()
     }
@@ -117,17 +117,17 @@ impl Upper {
         if other < self { other } else { self }
     }
 
-    /// log10 of the value, a hair above it.
+    /// log10 of the value, slightly too large rather than too small.
     pub fn log10(self) -> f64 {
         if self.special() {
             return self.mantissa.log10();
         }
         let log = self.mantissa.log10() + self.exponent as f64 * std::f64::consts::LOG10_2;
-        // log10 of libm and the sum are off by a few units in the last place of the larger term.
+        // libm's log10 and the sum are off by a few units in the last place of the larger term.
         log + 8.0 * f64::EPSILON * (log.abs() + 1.0)
     }
 
-    /// `3.94`, `1.2e17`, `1e1043`: for scripts; not below the value.
+    /// For scripts, such as `3.94`, `1.2e17` or `1e1043`; not below the value.
     pub fn plain(self) -> String {
         self.text(|log| format!("1e{}", log.ceil()))
     }
@@ -147,7 +147,22 @@ impl Upper {
     }
 }
 
-/// Prints x with `digits` decimals, rounded up: what is printed, read back, is at least x.
+/// n as a number.
+pub(crate) fn count(n: usize) -> Upper {
+    Upper::from_f64(n as f64)
+}
+
+/// |x| as a number; infinite for NaN, so that nothing is proven about it.
+pub(crate) fn abs(x: f64) -> Upper {
+    if x.is_nan() { Upper::INFINITY } else { Upper::from_f64(x.abs()) }
+}
+
+/// Not above √x.
+pub(crate) fn root_down(x: f64) -> f64 {
+    x.sqrt().next_down()
+}
+
+/// Prints x with `digits` decimals, rounded up: the text, read back, is at least x.
 fn decimals(x: f64, print: impl Fn(f64, usize) -> String, digits: usize) -> String {
     let mut at = x;
     let mut step = x * f64::EPSILON;
@@ -200,7 +215,7 @@ impl Add for Upper {
 impl Mul for Upper {
     type Output = Self;
 
-    /// Zero times infinity is infinity: fail closed.
+    /// Zero times infinity is infinity, so that an unknown norm leaves no bound.
     fn mul(self, other: Self) -> Self {
         if self == Self::INFINITY || other == Self::INFINITY {
             return Self::INFINITY;
@@ -237,7 +252,7 @@ impl fmt::Display for Upper {
     }
 }
 
-/// A number `mantissa·2^exponent`, exactly, with its logarithm for readers.
+/// The number `mantissa·2^exponent`, exact, with its logarithm for readers.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Upper")]
 #[serde(deny_unknown_fields)]
@@ -245,7 +260,7 @@ struct Stored {
     /// In [1, 2); 0 for zero; null for infinity.
     mantissa: Option<f64>,
     exponent: i64,
-    /// For readers; only checked when read back.
+    /// For readers; it is only checked when the document is read.
     #[serde(default)]
     log10: Option<f64>,
 }
@@ -270,7 +285,7 @@ impl<'de> Deserialize<'de> for Upper {
                 return Err(serde::de::Error::custom(text));
             }
         };
-        // The logarithm itself is a little different where libm is.
+        // Logarithms differ slightly between versions of libm.
         let log = Some(value.log10()).filter(|log| log.is_finite());
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * (1.0 + a.abs());
         match (stored.log10, log) {
@@ -346,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_not_below_the_value() {
+    fn printed_values_are_not_below_the_value() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         for _ in 0..100_000 {
             let x = f64::from_bits(rng.next_u64() >> 1);

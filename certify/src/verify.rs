@@ -1,19 +1,19 @@
-//! A certificate proven again, by somebody who trusts nothing in it.
+//! Proves a certificate again, trusting nothing in it.
 //!
-//! Every norm of a weight is proven from the checkpoint; then the graph is walked with the norms
-//! that the certificate states, which must give every other number, bit for bit: the walk's
-//! arithmetic is the same on every machine.
+//! Every norm of a weight is proven from the checkpoint. Then bounds are propagated through the
+//! graph with the norms that the certificate states. This must give every other number, bit for
+//! bit: the arithmetic of bound propagation is the same on every machine.
 
 use lipschitz_nn::graph::NodeId;
 use serde_json::Value;
 
 use crate::Error;
-use crate::bound::{Norm, Norms, SLACK};
-use crate::certificate::{Certificate, FORMAT, WeightRow, certify, digest, document, theorem};
+use crate::bound::{Norm, Norms, SLACK, WeightRow};
+use crate::certificate::{Certificate, FORMAT, certify, digest, document, theorem};
 use crate::source::{Rounded, Source};
 use crate::upper::Upper;
 
-/// A published norm may be looser than needed by this share, and no more.
+/// The largest relative amount by which a published norm may be looser than needed.
 const LOOSE: f64 = 1e-6;
 
 /// Proves a certificate again from the weights of a network.
@@ -59,7 +59,7 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     }
     if claim.weights.len() > again.weights.len() {
         return Err(violated(format!(
-            "weights[{}]: is no norm that the walk asks for",
+            "weights[{}]: is no norm that the proof uses",
             again.weights.len()
         )));
     }
@@ -72,7 +72,7 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         theorem,
         claim.weights.clone(),
     )?;
-    // The program that wrote it may have been another version, with another format.
+    // The certificate may have been written by another version, in another format.
     let (version, format) = (claim.version.clone(), claim.format);
     let mut implied = Certificate { version, format, ..implied };
     if format == 1 {
@@ -91,8 +91,8 @@ fn violated(what: String) -> Error {
     Error::Violated(format!("the certificate does not hold: {what}"))
 }
 
-/// Whether a stated row is proven by a fresh one, whose ends are [`SLACK`] looser than what was
-/// proven.
+/// Whether a stated row is proven by a fresh one, `again`, whose ends are [`SLACK`] looser than
+/// what was proven.
 fn holds(stated: &WeightRow, again: &WeightRow) -> Result<(), String> {
     let (upper, lower) = (again.upper.to_f64(), again.lower);
     let factor = |share: f64| Upper::from_f64(1.0 + share);

@@ -1,153 +1,288 @@
-//! Multi-head attention: the smallest of three bounds, each valid for any number of heads.
+//! Multi-head attention: the smallest of three bounds, each valid for any number of heads. [`bound`]
+//! takes the smallest; the methods of [`Heads`] are the three.
 //!
-//! For one head with probabilities p, logits λ and values v, `δo = Σ p_j δv_j + Cov_p(δλ, v)`, and
-//! `‖Cov_p(δλ, v)‖ ≤ max |δλ| · max ‖v_j − c‖` for any c. So a value bias drops out of the second
-//! term, and what is the same in all logits of a row (a key bias, where the logits are plain
-//! products) changes nothing. A soft cap on the logits has slope at most 1.
+//! *Notation.* Tokens have norm at most R. Q_h, K_h and V_h are the rows of head h of the weights,
+//! O_h its columns of the output map O, and s is the factor on the logits. δ is the derivative along
+//! a change δX, and ‖δX‖ the largest norm of a token of it.
+//!
+//! *One head.* With probabilities p over tokens j, logits λ_j = s⟨q, k_j⟩ and values v_j,
+//!
+//! ```text
+//! δo = Σ_j p_j δv_j + Cov_p(δλ, v).
+//! ```
+//!
+//! The first term is at most ‖V_h‖ ‖δX‖. For the second, the Cauchy–Schwarz inequality gives
+//! `‖Cov_p(δλ, v)‖ ≤ max_j |δλ_j| · max_j ‖v_j − c‖` for any c. With c the constant part of the
+//! values, such as a bias, `‖v_j − c‖ ≤ ‖V_h‖ R`. [`Layer::head`] gives Λ_h with
+//! `|δλ_j| ≤ s Λ_h ‖δX‖`. So
+//!
+//! ```text
+//! ‖δo‖ ≤ ℓ_h ‖δX‖,    ℓ_h = ‖V_h‖ (1 + R s Λ_h).
+//! ```
+//!
+//! *All heads.* Three bounds hold, numbered as in `docs/mathematics.md`:
+//!
+//! ```text
+//! 1. Σ_h ‖O_h V_h‖ (1 + R s Λ_h)                                              Heads::add_up
+//! 2. ‖O‖ √Σ_h ℓ_h²                                                            Heads::orthogonal
+//! 3. ‖O‖ [√Σ_h ‖V_h‖² + s R (‖Q‖ max_h k_h ‖V_h‖ + q max_h ‖K_h‖ ‖V_h‖)]      Heads::stacked
+//! ```
+//!
+//! with k_h the size of the largest key of head h, and q that of the largest query of all heads
+//! together.
+//!
+//! *What else there may be.* A mask removes tokens from the sums. A position bias on the logits does
+//! not depend on X. A term that is the same for all j changes no p: a key bias is one where the
+//! logits are plain products. Rotary positions are rotations of queries and keys, and keep their
+//! norms. A soft cap on the logits has slope at most 1.
 
 use lipschitz_nn::graph::{Attention, Span, join};
 
-use super::{Block, Norm, Norms, Part, State, Step, abs, count};
+use super::norms::{Block, Norm, Norms, Part};
+use super::state::{State, Step};
 use crate::Error;
-use crate::upper::Upper;
+use crate::upper::{Upper, abs, count, root_down};
 
-/// What the rules need to know of one query head.
-struct Head {
-    /// ‖V_h‖
-    value: Upper,
-    /// ‖O_h V_h‖
-    output_value: Upper,
-    /// Largest ‖q_h‖ and ‖k_h‖.
-    query_size: Upper,
-    key_size: Upper,
-    /// Lipschitz constant of k_h in its token.
-    key_slope: Upper,
-    /// Lipschitz constant of the logits over `logit_scale`, the best of what holds.
-    logit_slope: Upper,
-}
-
+/// The rule of an attention node at `path`, for inputs `x`.
 pub(super) fn bound(
     a: &Attention,
     path: &str,
     norms: &dyn Norms,
     x: &State,
 ) -> Result<Step, Error> {
-    let weight = |name: &str| join(path, &join(name, "weight"));
-    let block = |name: &str, rows: Part| Block::whole(weight(name)).rows(rows).gain(x.gain.clone());
-    let bias = |name: &str| a.bias.then(|| join(path, &join(name, "bias")));
-    let offset = |name: &str, rows: Part| {
-        norms.offset(
-            &Block::whole(weight(name)).rows(rows),
-            x.shift.as_deref(),
-            bias(name).as_deref(),
-        )
-    };
-    let part = |index, count| Part { index, count };
-    let r = x.radius;
-
-    let (query_gain, key_gain) = match a.query_key_norm {
-        Some(_) => {
-            (Some(norms.largest(&weight("query_norm"))?), Some(norms.largest(&weight("key_norm"))?))
-        }
-        None => (None, None),
-    };
-    // A norm over all heads makes each depend on the others, so its slope is that of the whole map.
-    let span = |heads: usize| if a.query_key_span == Span::Heads { heads } else { 1 };
-    let mixing = |name: &str, map: Upper| match (a.query_key_norm, a.query_key_span) {
-        (Some(_), Span::Heads) => norms.matrix(&block(name, Part::ALL)),
-        _ => Ok(map),
-    };
-    // Slope of a query or key, and its largest norm, from the norm of the map and of its offset;
-    // `mixed` is the norm of the map that the norm is taken over, of `heads` heads.
-    let through =
-        |map: Upper, mixed: Upper, offset: Upper, gain: Option<Upper>, heads: usize| match (
-            gain,
-            a.query_key_norm,
-        ) {
-            (Some(gain), Some(eps)) => {
-                let slope = gain.div_up(eps.sqrt().next_down());
-                let root = count(span(heads) * a.head_dim).sqrt();
-                (slope * mixed, (root * gain).min(slope * (map * r + offset)))
-            }
-            _ => (map, map * r + offset),
-        };
-    let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
-
-    let output_block = Block::whole(weight("output"));
-    let mut heads = Vec::with_capacity(a.heads);
-    for h in 0..a.heads {
-        let g = h / (a.heads / a.key_value_heads);
-        let (mine, shared) = (part(h, a.heads), part(g, a.key_value_heads));
-        let query = norms.matrix(&block("query", mine))?;
-        let key = norms.matrix(&block("key", shared))?;
-        let value = norms.matrix(&block("value", shared))?;
-        let query_offset = offset("query", mine)?;
-        let key_offset = if plain { Upper::ZERO } else { offset("key", shared)? };
-        let (query_slope, query_size) =
-            through(query, mixing("query", query)?, query_offset, query_gain, a.heads);
-        let (key_slope, key_size) =
-            through(key, mixing("key", key)?, key_offset, key_gain, a.key_value_heads);
-        let mut logit_slope = query_slope * key_size + query_size * key_slope;
-        if plain {
-            // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same in a row.
-            let product =
-                norms.norm(&Norm::QueryKey(block("query", mine), block("key", shared)))?;
-            logit_slope = logit_slope.min(product * r + product * r + query_offset * key);
-        }
-        let columns = output_block.clone().columns(mine);
-        let output_value = norms
-            .norm(&Norm::OutputValue(columns.clone(), block("value", shared)))?
-            .min(norms.matrix(&columns)? * value);
-        heads.push(Head { value, output_value, query_size, key_size, key_slope, logit_slope });
-    }
-
-    let s = abs(a.logit_scale);
-    let output = norms.matrix(&output_block)?;
-    let sum = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc + f(h));
-    let max = |f: &dyn Fn(&Head) -> Upper| heads.iter().fold(Upper::ZERO, |acc, h| acc.max(f(h)));
-    let root_of_squares = |f: &dyn Fn(&Head) -> Upper| sum(&|h| f(h) * f(h)).sqrt();
-    let one_head = |value: Upper, h: &Head| value + value * r * s * h.logit_slope;
-
-    // 1. Heads add up.
-    let heads_add = sum(&|h| one_head(h.output_value, h));
-    // 2. Heads are orthogonal blocks in front of W_O.
-    let blocks = output * root_of_squares(&|h| one_head(h.value, h));
-    // 3. As 2, and Σ_h ‖q_h‖² = ‖q‖², for the change of the query and for its size alike.
-    let query = norms.matrix(&block("query", Part::ALL))?;
-    let query_offset = offset("query", Part::ALL)?;
-    let (query_slope, mut query_size) = match (query_gain, a.query_key_norm) {
-        (Some(gain), Some(eps)) => {
-            let slope = gain.div_up(eps.sqrt().next_down());
-            (
-                slope * query,
-                (count(a.heads * a.head_dim).sqrt() * gain).min(slope * (query * r + query_offset)),
-            )
-        }
-        _ => (query, query * r + query_offset),
-    };
-    query_size = query_size.min(root_of_squares(&|h| h.query_size));
-    let queries =
-        query_slope * max(&|h| h.key_size * h.value) + query_size * max(&|h| h.key_slope * h.value);
-    let stacked = output * (root_of_squares(&|h| h.value) + s * r * queries);
-
-    let rules =
-        [(heads_add, "heads add up"), (blocks, "orthogonal heads"), (stacked, "stacked queries")];
+    let layer = Layer::new(a, path, norms, x)?;
+    let heads = layer.heads()?;
+    let output = norms.matrix(&layer.output())?;
+    let query = layer.all_queries(&heads)?;
+    let rules = [
+        (heads.add_up(), "heads add up"),
+        (heads.orthogonal(output), "orthogonal heads"),
+        (heads.stacked(output, query), "stacked queries"),
+    ];
     let (best, rule) =
         rules.into_iter().fold(rules[0], |best, next| if next.0 < best.0 { next } else { best });
-
-    // The mean of values, and what is the same in all of them, which the probabilities leave as it
-    // is.
-    let repeats = count(a.heads / a.key_value_heads).sqrt();
-    let mut radius = sum(&|h| h.output_value).min(output * root_of_squares(&|h| h.value)) * r;
-    radius = radius + output * repeats * offset("value", Part::ALL)?;
-    if a.output_bias {
-        radius = radius + norms.vector(&join(path, "output.bias"))?;
-    }
-    let c = abs(a.output_scale);
+    let (c, radius) = (abs(a.output_scale), layer.radius(&heads, output)?);
     Ok(Step {
         lipschitz: c * best,
         out: State::new(c * radius, a.dim),
         rule: rule.into(),
         whole: None,
     })
+}
+
+/// Queries or keys as a function of their token.
+#[derive(Clone, Copy)]
+struct Projection {
+    /// Lipschitz constant.
+    slope: Upper,
+    /// Largest norm.
+    size: Upper,
+}
+
+/// What the bounds need to know about one query head.
+struct Head {
+    /// ‖V_h‖
+    value: Upper,
+    /// ‖O_h V_h‖
+    output_value: Upper,
+    query: Projection,
+    key: Projection,
+    /// Λ_h: Lipschitz constant of the logits over s, the best of what holds.
+    logit_slope: Upper,
+}
+
+/// All heads of a layer.
+struct Heads {
+    heads: Vec<Head>,
+    /// R: bound on the norm of a token of the input.
+    radius: Upper,
+    /// s: factor on the logits.
+    logit_scale: Upper,
+}
+
+impl Heads {
+    fn sum(&self, f: impl Fn(&Head) -> Upper) -> Upper {
+        self.heads.iter().fold(Upper::ZERO, |sum, h| sum + f(h))
+    }
+
+    fn max(&self, f: impl Fn(&Head) -> Upper) -> Upper {
+        self.heads.iter().fold(Upper::ZERO, |max, h| max.max(f(h)))
+    }
+
+    fn root_of_squares(&self, f: impl Fn(&Head) -> Upper) -> Upper {
+        self.sum(|h| f(h) * f(h)).sqrt()
+    }
+
+    /// `v + v R s Λ_h`, the constant of head h for values that are bounded by v: ℓ_h for ‖V_h‖.
+    fn constant(&self, h: &Head, v: Upper) -> Upper {
+        v + v * self.radius * self.logit_scale * h.logit_slope
+    }
+
+    /// Bound 1: the output is a sum over heads, and O_h goes inside the sum over tokens.
+    fn add_up(&self) -> Upper {
+        self.sum(|h| self.constant(h, h.output_value))
+    }
+
+    /// Bound 2: the heads' outputs are orthogonal blocks in front of O.
+    fn orthogonal(&self, output: Upper) -> Upper {
+        output * self.root_of_squares(|h| self.constant(h, h.value))
+    }
+
+    /// Bound 3: as bound 2, and `Σ_h ‖q_h‖² = ‖q‖²`, for the change of the query and for its size
+    /// alike. `query` is that of all heads together.
+    fn stacked(&self, output: Upper, query: Projection) -> Upper {
+        let queries = query.slope * self.max(|h| h.key.size * h.value)
+            + query.size * self.max(|h| h.key.slope * h.value);
+        let logits = self.logit_scale * self.radius * queries;
+        output * (self.root_of_squares(|h| h.value) + logits)
+    }
+}
+
+/// An attention node, the norms of its weights, and what is known about its input.
+struct Layer<'a> {
+    a: &'a Attention,
+    path: &'a str,
+    norms: &'a dyn Norms,
+    x: &'a State,
+    /// Largest gain of the norm on queries, if there is one.
+    query_gain: Option<Upper>,
+    /// Largest gain of the norm on keys, if there is one.
+    key_gain: Option<Upper>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(
+        a: &'a Attention,
+        path: &'a str,
+        norms: &'a dyn Norms,
+        x: &'a State,
+    ) -> Result<Self, Error> {
+        let mut layer = Self { a, path, norms, x, query_gain: None, key_gain: None };
+        if a.query_key_norm.is_some() {
+            layer.query_gain = Some(norms.largest(&layer.weight("query_norm"))?);
+            layer.key_gain = Some(norms.largest(&layer.weight("key_norm"))?);
+        }
+        Ok(layer)
+    }
+
+    fn weight(&self, name: &str) -> String {
+        join(self.path, &join(name, "weight"))
+    }
+
+    /// O.
+    fn output(&self) -> Block {
+        Block::whole(self.weight("output"))
+    }
+
+    /// Rows of Q, K or V, with the gain of the norm in front.
+    fn block(&self, name: &str, rows: Part) -> Block {
+        Block::whole(self.weight(name)).rows(rows).gain(self.x.gain.clone())
+    }
+
+    /// The norm of the constant part of these rows: the bias, and the shift of the norm in front.
+    fn offset(&self, name: &str, rows: Part) -> Result<Upper, Error> {
+        let bias = self.a.bias.then(|| join(self.path, &join(name, "bias")));
+        let block = Block::whole(self.weight(name)).rows(rows);
+        self.norms.offset(&block, self.x.shift.as_deref(), bias.as_deref())
+    }
+
+    /// Whether the logits are plain products of linear queries and keys.
+    fn plain(&self) -> bool {
+        self.a.rotary.is_none() && self.a.query_key_norm.is_none() && self.a.logit_cap.is_none()
+    }
+
+    fn heads(&self) -> Result<Heads, Error> {
+        let heads = (0..self.a.heads).map(|h| self.head(h)).collect::<Result<_, _>>()?;
+        Ok(Heads { heads, radius: self.x.radius, logit_scale: abs(self.a.logit_scale) })
+    }
+
+    /// Head number `h`. Λ_h is `‖δq‖‖k‖ + ‖q‖‖δk‖`, or for plain logits the smaller of that and
+    /// `2 ‖Q_hᵀK_h‖ R + ‖b_q‖‖K_h‖`.
+    fn head(&self, h: usize) -> Result<Head, Error> {
+        let Attention { heads, key_value_heads, .. } = *self.a;
+        let own = Part { index: h, count: heads };
+        let shared = Part { index: h / (heads / key_value_heads), count: key_value_heads };
+        let query_map = self.norms.matrix(&self.block("query", own))?;
+        let key_map = self.norms.matrix(&self.block("key", shared))?;
+        let value = self.norms.matrix(&self.block("value", shared))?;
+        let query_offset = self.offset("query", own)?;
+        // A key bias adds the same to all logits of a query, if they are plain.
+        let key_offset = if self.plain() { Upper::ZERO } else { self.offset("key", shared)? };
+        let (mixed, width) = self.normed("query", query_map, heads)?;
+        let query = self.projection(query_map, query_offset, self.query_gain, mixed, width);
+        let (mixed, width) = self.normed("key", key_map, key_value_heads)?;
+        let key = self.projection(key_map, key_offset, self.key_gain, mixed, width);
+
+        let mut logit_slope = query.slope * key.size + query.size * key.slope;
+        if self.plain() {
+            // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same for all j.
+            let (q, k) = (self.block("query", own), self.block("key", shared));
+            let product = self.norms.norm(&Norm::QueryKey(q, k))?;
+            let r = self.x.radius;
+            logit_slope = logit_slope.min(product * r + product * r + query_offset * key_map);
+        }
+        let columns = self.output().columns(own);
+        let output_value = self
+            .norms
+            .norm(&Norm::OutputValue(columns.clone(), self.block("value", shared)))?
+            .min(self.norms.matrix(&columns)? * value);
+        Ok(Head { value, output_value, query, key, logit_slope })
+    }
+
+    /// What a norm on the queries or keys of one of `heads` heads is taken over: the norm of the
+    /// linear map to these elements, and their number. `map` is the norm of the head's own map.
+    ///
+    /// A norm over all heads makes each depend on the others, so the map is then the whole one.
+    fn normed(&self, name: &str, map: Upper, heads: usize) -> Result<(Upper, usize), Error> {
+        match self.a.query_key_span {
+            Span::Heads if self.a.query_key_norm.is_some() => {
+                let whole = self.norms.matrix(&self.block(name, Part::ALL))?;
+                Ok((whole, heads * self.a.head_dim))
+            }
+            _ => Ok((map, self.a.head_dim)),
+        }
+    }
+
+    /// Queries or keys, from the norms of their linear map and of its offset. If there is a norm
+    /// on them, `gain` is its largest gain, and `mixed` and `width` are as in [`Self::normed`].
+    fn projection(
+        &self,
+        map: Upper,
+        offset: Upper,
+        gain: Option<Upper>,
+        mixed: Upper,
+        width: usize,
+    ) -> Projection {
+        let size = map * self.x.radius + offset;
+        match (gain, self.a.query_key_norm) {
+            (Some(gain), Some(eps)) => {
+                let slope = gain.div_up(root_down(eps));
+                let root = count(width).sqrt();
+                Projection { slope: slope * mixed, size: (root * gain).min(slope * size) }
+            }
+            _ => Projection { slope: map, size },
+        }
+    }
+
+    /// The queries of all heads as one vector.
+    fn all_queries(&self, heads: &Heads) -> Result<Projection, Error> {
+        let map = self.norms.matrix(&self.block("query", Part::ALL))?;
+        let offset = self.offset("query", Part::ALL)?;
+        let width = self.a.heads * self.a.head_dim;
+        let all = self.projection(map, offset, self.query_gain, map, width);
+        Ok(Projection { size: all.size.min(heads.root_of_squares(|h| h.query.size)), ..all })
+    }
+
+    /// Bound on the norm of a token of the output over `output_scale`: a mean of values, and what
+    /// is the same in all values, which the probabilities leave as it is.
+    fn radius(&self, heads: &Heads, output: Upper) -> Result<Upper, Error> {
+        let values = heads.sum(|h| h.output_value).min(output * heads.root_of_squares(|h| h.value));
+        let repeats = count(self.a.heads / self.a.key_value_heads).sqrt();
+        let offset = self.offset("value", Part::ALL)?;
+        let radius = values * self.x.radius + output * repeats * offset;
+        if !self.a.output_bias {
+            return Ok(radius);
+        }
+        Ok(radius + self.norms.vector(&join(self.path, "output.bias"))?)
+    }
 }

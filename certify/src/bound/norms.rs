@@ -1,26 +1,27 @@
-//! What the walk asks of weights. A checkpoint answers with proven norms, a plan with caps.
+//! The norms of weights that bound propagation needs. A checkpoint gives proven norms, a plan gives
+//! caps.
 
 use std::fmt;
 
 use crate::Error;
 use crate::upper::Upper;
 
-/// A block of rows (or columns) of a matrix: number `index` of `count` equal ones.
+/// A block of rows (or columns) of a matrix: block `index` of `count` equal ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Part {
-    /// Which.
+    /// Number of the block, from 0.
     pub index: usize,
-    /// Of how many.
+    /// Number of blocks.
     pub count: usize,
 }
 
 impl Part {
-    /// The whole.
+    /// The whole matrix.
     pub const ALL: Part = Part { index: 0, count: 1 };
 }
 
-/// A part of a weight matrix, as the walk meets it: `W[rows, columns]·diag(γ)`, with γ the gain of
-/// a norm in front.
+/// A block of a weight matrix as a linear map: `W[rows, columns]·diag(γ)`, with γ the gain of a
+/// norm in front.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// The weight's name.
@@ -39,17 +40,17 @@ impl Block {
         Self { weight: weight.into(), rows: Part::ALL, columns: Part::ALL, gain: None }
     }
 
-    /// Its block of rows.
+    /// The same with a block of rows.
     pub fn rows(self, rows: Part) -> Self {
         Self { rows, ..self }
     }
 
-    /// Its block of columns.
+    /// The same with a block of columns.
     pub fn columns(self, columns: Part) -> Self {
         Self { columns, ..self }
     }
 
-    /// With a gain folded in.
+    /// The same with a gain folded in.
     pub fn gain(self, gain: Option<String>) -> Self {
         Self { gain, ..self }
     }
@@ -71,7 +72,8 @@ impl fmt::Display for Block {
     }
 }
 
-/// A norm of weights that the walk may ask for, all in ℓ2. Its text is its name in a certificate.
+/// A norm of weights that bound propagation may need, all in ℓ2. Its text is its name in a
+/// certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Norm {
     /// `σ_max` of a block.
@@ -84,13 +86,13 @@ pub enum Norm {
     QueryKey(Block, Block),
     /// The largest norm of a row.
     Row(Block),
-    /// The largest distance of two rows.
+    /// The largest distance between two rows.
     RowDifference(Block),
     /// `‖W β‖`, or `‖W β + b‖`, of a block of rows, with the names of β and b.
     Affine(Block, String, Option<String>),
     /// The norm of a block of a vector.
     Vector(Block),
-    /// The largest absolute element of the vector of this name.
+    /// The largest absolute value of an element of the vector of this name.
     Largest(String),
 }
 
@@ -109,17 +111,17 @@ impl fmt::Display for Norm {
     }
 }
 
-/// Somebody who knows upper bounds on norms of weights.
+/// A source of upper bounds on norms of weights.
 ///
 /// # Errors
-/// All methods: [`Error`] names the weight that nothing is known about.
+/// All methods: [`Error`] names the weight about which nothing is known.
 pub trait Norms {
-    /// Not below the norm.
+    /// An upper bound on the norm.
     #[allow(clippy::missing_errors_doc)]
     fn norm(&self, norm: &Norm) -> Result<Upper, Error>;
 }
 
-/// Shorthands for the walk.
+/// Shorthands for bound propagation.
 impl dyn Norms + '_ {
     pub(super) fn matrix(&self, block: &Block) -> Result<Upper, Error> {
         self.norm(&Norm::Matrix(block.clone()))
@@ -137,7 +139,7 @@ impl dyn Norms + '_ {
         self.norm(&Norm::Vector(Block::whole(name)))
     }
 
-    /// The norm of `W β + b` for a block of rows, either of them absent as zero.
+    /// The norm of `W β + b` for a block of rows; β or b may be absent, and then counts as zero.
     pub(super) fn offset(
         &self,
         block: &Block,

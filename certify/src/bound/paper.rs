@@ -1,21 +1,22 @@
-//! The published formula, for comparison with published figures. It is **not a bound**: it puts
-//! whole-matrix norms into the formula of a single head while logits are divided by the head's
-//! width (see `docs/mathematics.md`).
+//! The formula of Newhouse et al. (2025), for comparison with published figures. It is **not a
+//! bound**: it puts whole-matrix norms into the formula of a single head while logits are divided
+//! by the head's width (see `docs/mathematics.md`).
 
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op, join};
 use lipschitz_nn::norm::rms_to_rms;
 
-use super::{Block, Norms};
+use super::norms::{Block, Norms};
 use crate::Error;
-use crate::upper::Upper;
+use crate::upper::{Upper, abs};
 
-/// What the formula says, RMS → RMS.
+/// The value of the formula, RMS → RMS.
 ///
-/// Beside the heads, it departs from the network in that it divides the MLP by 1.1289 twice,
-/// multiplies the value path by the logit scale, and forgets scales on the output.
+/// Apart from the heads, it differs from the network in three ways: it divides the constant of the
+/// MLP by 1.1289 twice, multiplies the value path by the logit scale, and omits scales on the
+/// output.
 ///
 /// # Errors
-/// [`Error::Unknown`] for a node that the formula does not speak of.
+/// [`Error::Unknown`] for a node that the formula does not cover.
 pub fn formula(graph: &Graph, norms: &dyn Norms) -> Result<Upper, Error> {
     let tokens = matches!(graph.input(), Input::Tokens { .. });
     let mut x = State { lipschitz: Upper::ONE, radius: Upper::ONE };
@@ -28,7 +29,7 @@ pub fn formula(graph: &Graph, norms: &dyn Norms) -> Result<Upper, Error> {
 #[derive(Clone, Copy)]
 struct State {
     lipschitz: Upper,
-    /// RMS norm of the activations, as the formula has it.
+    /// RMS norm of the activations, according to the formula.
     radius: Upper,
 }
 
@@ -56,28 +57,23 @@ fn step(
         Op::Residual { skip, branch, body } => {
             let start = State { lipschitz: Upper::ONE, ..x };
             let y = body.iter().try_fold(start, |x, n| step(n, &path, x, norms, tokens))?;
-            let (a, b) = (super::abs(*skip), super::abs(*branch));
+            let (a, b) = (abs(*skip), abs(*branch));
             State {
                 lipschitz: x.lipschitz * (a + b * y.lipschitz),
                 radius: a * x.radius + b * y.radius,
             }
         }
         // Dividing by 1.1289 makes GELU's slope 1; the formula divides once more.
-        Op::Activation { function: Function::GeluErf, scale } if tokens => {
-            through(super::abs(*scale))
-        }
-        Op::Activation { function: Function::Relu | Function::Abs, scale } => {
-            through(super::abs(*scale))
-        }
+        Op::Activation { function: Function::GeluErf, scale } if tokens => through(abs(*scale)),
+        Op::Activation { function: Function::Relu | Function::Abs, scale } => through(abs(*scale)),
         Op::Attention(a)
             if !a.bias && !a.output_bias && a.query_key_norm.is_none() && a.logit_cap.is_none() =>
         {
             let width = a.heads * a.head_dim;
             let (query, key) = (rms("query", width, a.dim)?, rms("key", width, a.dim)?);
-            let value = rms("value", width, a.dim)?
-                * rms("output", a.dim, width)?
-                * super::abs(a.output_scale);
-            let scale = super::abs(a.logit_scale) * number(a.head_dim as f64);
+            let value =
+                rms("value", width, a.dim)? * rms("output", a.dim, width)? * abs(a.output_scale);
+            let scale = abs(a.logit_scale) * number(a.head_dim as f64);
             let radius = x.radius * x.radius;
             let logits = Upper::ONE + number(2.0) * query * key * radius;
             State { lipschitz: x.lipschitz * value * scale * logits, radius: x.radius * value }

@@ -2,8 +2,7 @@
 
 use lipschitz_nn::graph::Function;
 
-use super::count;
-use crate::upper::Upper;
+use crate::upper::{Upper, count};
 
 /// `sup |φ'|`, rounded up.
 pub(super) fn slope(function: Function) -> Upper {
@@ -16,8 +15,8 @@ pub(super) fn slope(function: Function) -> Upper {
     })
 }
 
-/// c and h with every slope of φ in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in [0,
-/// 1/4], |x| −1 and 1; those of GELU and SiLU at x and −x add up to 1.
+/// c and h such that every slope of φ is in c ± h. ReLU and tanh have slopes in [0, 1], sigmoid in
+/// [0, 1/4]; |x| has the slopes −1 and 1; the slopes of GELU and SiLU at x and −x add up to 1.
 pub(super) fn slopes(function: Function) -> (f64, Upper) {
     let centre = match function {
         Function::Abs => 0.0,
@@ -31,8 +30,8 @@ pub(super) fn slopes(function: Function) -> (f64, Upper) {
     (centre, Upper::from_f64((slope(function).to_f64() - centre).next_up()))
 }
 
-/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are x times a number in [0, 1], but for
-/// GELU's and SiLU's sign; |x| is x or −x.
+/// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU and SiLU are t times a number in [0, 1], and |t| is t
+/// or −t.
 pub(super) fn value(function: Function, r: Upper) -> Upper {
     match function {
         Function::Relu
@@ -45,7 +44,7 @@ pub(super) fn value(function: Function, r: Upper) -> Upper {
     }
 }
 
-/// A bound on ‖φ(x)‖₂ for ‖x‖₂ ≤ r in `width` dimensions.
+/// A bound on ‖φ(x)‖₂ for ‖x‖₂ ≤ r, with x of `width` elements.
 pub(super) fn norm(function: Function, r: Upper, width: usize) -> Upper {
     match function {
         Function::Relu

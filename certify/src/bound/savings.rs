@@ -1,11 +1,12 @@
-//! What each tightening saves: the same walk, with norms that do without it.
+//! What each tightening saves: the same bound propagation, with norms that do without it.
 
-use super::{Block, Norm, Norms, Part, walk};
+use super::norms::{Block, Norm, Norms, Part};
+use super::walk::walk;
 use crate::Error;
 use crate::upper::Upper;
 use lipschitz_nn::Graph;
 
-/// A way in which the bound is tighter than the plainest one.
+/// A refinement that makes the bound tighter than the simplest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tightening {
     /// Norms of each head's own rows and columns.
@@ -22,7 +23,7 @@ impl Tightening {
     /// All of them.
     pub const ALL: [Tightening; 4] = [Self::Heads, Self::Products, Self::Split, Self::Folding];
 
-    /// What it does, in a few words.
+    /// A short description.
     pub fn text(self) -> &'static str {
         match self {
             Self::Heads => "norms of each head",
@@ -69,7 +70,7 @@ impl Norms for Without<'_> {
 }
 
 impl Without<'_> {
-    /// Gains as factors: the norm of W diag γ is at most that of W times the largest gain.
+    /// With gains as factors: the norm of W diag γ is at most that of W times the largest gain.
     fn unfolded(&self, norm: &Norm) -> Result<Upper, Error> {
         let plain = |block: &Block| block.clone().gain(None);
         let gain = |block: &Block| match &block.gain {
@@ -102,15 +103,15 @@ mod tests {
     use crate::bound::WeightNorms;
     use crate::spectral::Method;
 
-    /// What a weight is called says nothing about what it does.
+    /// The name of a weight does not decide what it is.
     #[test]
-    fn a_perceptron_has_no_heads_whatever_its_layers_are_called() {
+    fn an_mlp_has_no_heads_whatever_its_layers_are_called() {
         let constants = |last: &str| {
             let linear = |name: &str, inputs, outputs| {
                 Node::new(name, Op::Linear { inputs, outputs, bias: false })
             };
-            let bent = Op::Activation { function: Function::Relu, scale: 1.0 };
-            let nodes = vec![linear("first", 5, 7), Node::new("", bent), linear(last, 7, 4)];
+            let relu = Op::Activation { function: Function::Relu, scale: 1.0 };
+            let nodes = vec![linear("first", 5, 7), Node::new("", relu), linear(last, 7, 4)];
             let graph = Graph::new(Input::Vector { dim: 5 }, nodes).unwrap();
             let mut weights =
                 init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();

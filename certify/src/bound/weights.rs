@@ -1,12 +1,12 @@
-//! The norms of a checkpoint's weights, each worked out once.
+//! The norms of a checkpoint's weights. Each is computed once.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::{Block, Norm, Norms, Part};
+use super::norms::{Block, Norm, Norms, Part};
+use super::rows::WeightRow;
 use crate::Error;
-use crate::certificate::WeightRow;
 use crate::source::Source;
 use crate::spectral::{
     Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm,
@@ -14,39 +14,40 @@ use crate::spectral::{
 };
 use crate::upper::Upper;
 
-/// What is published is looser than what was proven by this share, so that another machine, whose
-/// rounding differs, can prove it again.
+/// A published norm is looser than the proven one by this relative amount, so that another machine,
+/// whose rounding differs, can prove it again.
 pub const SLACK: f64 = 1.0 / (1u64 << 30) as f64;
 
-/// Hears the name of each norm before it is worked out.
+/// Called with the name of each norm before it is computed.
 pub type Watch<'a> = &'a dyn Fn(&str);
 
-/// Norms of a network's weights by one method; remembers each, in the order asked for.
+/// Norms of a network's weights by one method. Each is kept, in the order of first use.
 pub struct WeightNorms<'a> {
     source: &'a dyn Source,
     method: Method,
     watch: Watch<'a>,
     rows: RefCell<Vec<WeightRow>>,
     known: RefCell<HashMap<String, Upper>>,
-    /// The matrix read last, for its other blocks.
+    /// The matrices read last, for their other blocks.
     last: RefCell<Vec<(String, Rc<Matrix>)>>,
 }
 
-/// Rows up to which all pairs are compared; beyond, two rows differ by at most twice the largest.
+/// The largest number of rows for which all pairs are compared. With more, two rows differ by at
+/// most twice the largest norm of a row.
 pub(crate) const PAIRS: usize = 1024;
 
-/// Matrices kept at a time: query, key, value and output of one attention. One that is larger is
-/// kept alone.
+/// Matrices kept at a time: query, key, value and output of one attention node. One with more than
+/// this number of elements is kept alone.
 const KEPT: (usize, usize) = (4, 1 << 25);
 
 impl<'a> WeightNorms<'a> {
-    /// Of the weights of `source`, each read when it is asked for.
+    /// Norms of the weights of `source`. A weight is read when a norm of it is needed.
     pub fn new(source: &'a dyn Source, method: Method, watch: Watch<'a>) -> Self {
         let (rows, known, last) = (RefCell::default(), RefCell::default(), RefCell::default());
         Self { source, method, watch, rows, known, last }
     }
 
-    /// Every norm asked for.
+    /// All norms that were used.
     pub fn into_rows(self) -> Vec<WeightRow> {
         self.rows.into_inner()
     }
@@ -58,7 +59,7 @@ impl<'a> WeightNorms<'a> {
         let tensor = self.source.tensor(name)?;
         let (count, size) = KEPT;
         let mut last = self.last.borrow_mut();
-        // Vectors come between the uses of a large matrix, and are cheap to read again.
+        // Vectors are used between the blocks of a large matrix, and are cheap to read again.
         let small = tensor.rank() < 2;
         let large = tensor.elem_count() > size || last.iter().any(|(_, m)| m.data.len() > size);
         if !small && (large || last.len() >= count) {
@@ -83,7 +84,7 @@ impl<'a> WeightNorms<'a> {
         Ok(m)
     }
 
-    /// The block, each element rounded once where a gain is folded in.
+    /// The block with its gain. Where a gain is folded in, each element is rounded once.
     fn block(&self, block: &Block) -> Result<Rc<Matrix>, Error> {
         let mut m = self.plain(block)?;
         if let Some(gain) = &block.gain {
@@ -92,14 +93,15 @@ impl<'a> WeightNorms<'a> {
         Ok(m)
     }
 
-    /// Block number `rows` of a vector.
+    /// The block `rows` of a vector.
     fn vector(&self, name: &str, rows: Part) -> Result<Vec<f64>, Error> {
         let v = &self.load(name)?.data;
         let size = v.len() / rows.count;
         Ok(v[rows.index * size..(rows.index + 1) * size].to_vec())
     }
 
-    /// Not below the distance of each two rows of a block: that of rows i > j at `i(i−1)/2 + j`.
+    /// Upper bounds on the distances between the rows of a block: that of rows i > j is at
+    /// `i(i−1)/2 + j`.
     pub(crate) fn row_differences(&self, block: &Block) -> Result<Vec<Upper>, Error> {
         let (m, gain) = (self.block(block)?, block.gain.is_some());
         let published = |upper| {
@@ -134,8 +136,7 @@ impl<'a> WeightNorms<'a> {
                 }
                 let m = self.block(block)?;
                 let found = Interval::direct(max_row_difference(&m), m.columns);
-                // The upper end may be twice the largest row, so it says nothing about the lower
-                // one.
+                // The upper end may be twice the largest row, so it implies no lower end.
                 folded(Interval { lower: 0.0, ..found }, &m, block.gain.is_some())
             }
             Norm::Affine(block, beta, bias) => {
@@ -171,7 +172,7 @@ impl Norms for WeightNorms<'_> {
     }
 }
 
-/// Takes in what rounding W diag γ can change.
+/// Widens an interval by what rounding W diag γ can change.
 fn folded(found: Interval, m: &Matrix, gain: bool) -> Interval {
     if !gain {
         return found;
@@ -185,7 +186,7 @@ fn folded(found: Interval, m: &Matrix, gain: bool) -> Interval {
     }
 }
 
-/// ‖AB‖ of two blocks, gains and all.
+/// ‖AB‖ of two blocks with their gains.
 fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Method) -> Interval {
     let found = product_norm(a, b, method);
     let rounded = from_a.gain.is_some() || from_b.gain.is_some();

@@ -25,13 +25,13 @@ pub(super) struct BoundCommand {
     /// How spectral norms are bounded.
     #[arg(long, value_enum, default_value_t = Norms::Proven)]
     norms: Norms,
-    /// Which formula to walk the graph with.
+    /// Which formula to use.
     #[arg(long, value_enum, default_value_t = FormulaName::Sound)]
     formula: FormulaName,
-    /// Round the weights first: the network that inference in this type runs.
+    /// Round the weights to this type first: certifies the network that inference in it runs.
     #[arg(long, value_enum, value_name = "TYPE")]
     weights: Option<Weights>,
-    /// ℓ2 radius of a token (or of the whole input) to speak of, instead of the natural domain.
+    /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
     /// Print what each tightening saves.
@@ -117,14 +117,14 @@ impl BoundCommand {
     }
 }
 
-/// On a terminal: which norm is being worked out.
+/// On a terminal, shows which norm is being computed.
 fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {elapsed} norm {pos}: {wide_msg}");
     let bar = ProgressBar::new_spinner();
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
-/// With nine decimals, rounded to the safe side.
+/// A number with nine decimals, rounded up or down.
 fn decimals(x: f64, up: bool) -> String {
     let text = format!("{x:.9}");
     let safe = text.parse::<f64>().is_ok_and(|shown| if up { shown >= x } else { shown <= x });
@@ -159,7 +159,7 @@ fn print(c: &Certificate) {
     c.warnings.iter().for_each(|text| outln!("warning: {text}"));
 }
 
-/// Whose function it is.
+/// Prints where an imported network comes from.
 pub(super) fn origin(origin: &Origin) {
     let whose = match origin.dialect {
         Dialect::Original => "as the library that it comes from computes it",
@@ -172,7 +172,7 @@ pub(super) fn origin(origin: &Origin) {
     }
 }
 
-/// A row a tightening.
+/// One row per tightening.
 fn savings(
     source: &dyn Source,
     method: Method,
@@ -190,7 +190,7 @@ fn savings(
     Ok(table)
 }
 
-/// A row a node.
+/// One row per node.
 pub(super) fn nodes(rows: &[NodeBound]) -> Table {
     let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
     for row in rows {
@@ -222,7 +222,7 @@ mod tests {
     use super::decimals;
 
     #[test]
-    fn ends_of_norms_are_rounded_to_their_side() {
+    fn ends_of_intervals_are_rounded_outwards() {
         assert_eq!(
             (decimals(0.1000000002, true), decimals(0.1000000002, false)),
             ("0.100000001".into(), "0.100000000".into())

@@ -12,7 +12,7 @@ use lipschitz_plot::svg;
 pub(super) struct GraphCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// Where to: .svg, .dot or .json.
+    /// The file to write: .svg, .dot or .json.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }

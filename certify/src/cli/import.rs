@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use lipschitz_import::{Imported, Options, Report, import};
 use lipschitz_nn::checkpoint::{self, Dialect};
 
-/// Make a checkpoint of somebody else's model.
+/// Convert a third-party model to a checkpoint.
 ///
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
@@ -17,11 +17,10 @@ pub(super) struct ImportCommand {
     /// The checkpoint to write.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: PathBuf,
-    /// Whose function, where candle computes another one than the library that the model comes
-    /// from.
+    /// Whose function to take, where candle and the library that the model comes from differ.
     #[arg(long, value_enum, default_value_t = Whose::Original)]
     function: Whose,
-    /// Leave out tensors that nothing is known about; the certificate names them.
+    /// Leave out unknown tensors; the certificate names them.
     #[arg(long)]
     allow_unused: bool,
     /// For a file of matrices alone: the elementwise function between them, such as relu.
@@ -34,7 +33,7 @@ pub(super) struct ImportCommand {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Whose {
-    /// The library's that the model comes from.
+    /// That of the library that the model comes from.
     Original,
     /// That of candle's model of the family.
     Candle,

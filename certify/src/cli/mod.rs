@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line: one file per subcommand.
 
 mod bound;
 mod graph;
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use lipschitz_certify::terminal;
 
-/// Proves a Lipschitz bound of a trained checkpoint, and draws what it found.
+/// Proves a Lipschitz bound of a trained checkpoint, and plots the results.
 ///
 /// MODEL is a run directory, a .safetensors checkpoint, or a model of another library: a directory
 /// with a config.json, a .bin of llama2.c, or a .pt or .npz of one matrix. Exit code 0: fine; 1: a
@@ -90,7 +90,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// What is wrong with a weight, said with the model that holds it.
+/// An error; one about a weight also names the model that contains it.
 fn about(model: &std::path::Path, error: lipschitz_certify::Error) -> anyhow::Error {
     let weight =
         matches!(error, lipschitz_certify::Error::Network(lipschitz_nn::Error::Weight { .. }));
@@ -98,14 +98,14 @@ fn about(model: &std::path::Path, error: lipschitz_certify::Error) -> anyhow::Er
     if weight { error.context(model.display().to_string()) } else { error }
 }
 
-/// Names runs that a picture of finished ones lacks.
+/// Names the unfinished runs, which plots of finished ones leave out.
 fn tell_unfinished(runs: &[std::path::PathBuf]) {
     for run in lipschitz_certify::plots::unfinished(runs) {
         terminal::note(format_args!("left out: {} is not finished", run.display()));
     }
 }
 
-/// A `--radius` that can be used.
+/// Checks `--radius`.
 fn check_radius(radius: Option<f64>) -> anyhow::Result<()> {
     match radius {
         Some(radius) if !(radius.is_finite() && radius > 0.0) => {

@@ -13,36 +13,37 @@ use lipschitz_opt::modular::RatesConfig;
 use lipschitz_opt::{Group, OptimizerConfig, PerHead, Recipe, SgdConfig};
 use serde::{Deserialize, Serialize};
 
-/// Before training: the bound at given caps, or the caps for a wanted bound.
+/// Before training: the bound at given caps, or the caps for a target.
 ///
-/// It holds for every network of this architecture whose weights obey the caps, so for whatever
-/// training finds.
+/// The bound holds for every network of this architecture whose weights obey the caps, so for any
+/// result of training.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
 pub(super) struct PlanCommand {
-    /// The config of a run; its sections [model], [optimizer], [[groups]] and [constraint] are
-    /// read.
+    /// The config of a run; only its sections [model], [optimizer], [[groups]] and [constraint] are
+    /// used.
     config: PathBuf,
-    /// The constant to end below, RMS → RMS: prints caps.
+    /// The target, a constant RMS → RMS that is not to be exceeded: prints caps.
     #[arg(long, value_name = "L", group = "wanted", allow_negative_numbers = true)]
     target: Option<f64>,
     /// The cap of every matrix, times its factor in the config: prints the bound.
     #[arg(long, value_name = "S", group = "wanted", allow_negative_numbers = true)]
     sigma_max: Option<f64>,
-    /// Vocabulary or number of classes: what the constants of single nodes and outputs depend on,
-    /// and the one from RMS to RMS norm does not. Prints them too.
+    /// Vocabulary or number of classes: also prints the constants of single nodes and outputs,
+    /// which depend on it. The constant from RMS to RMS norm does not.
     #[arg(long, value_name = "N")]
     outputs: Option<usize>,
-    /// Cap each head of queries, keys and values, whatever the config says.
+    /// Cap each head of queries, keys and values, in place of what the config says.
     #[arg(long)]
     per_head: bool,
 }
 
-/// The part of a config that a plan depends on; `train` reads the rest.
+/// The part of a config on which a plan depends; `train` reads the rest.
 #[derive(Deserialize)]
 struct Planned {
     model: ModelConfig,
-    /// Without one, nothing is known of updates; only weight decay's promise depends on it.
+    /// Without one, nothing is known about updates; only the promise of weight decay depends on
+    /// them.
     #[serde(default = "unknown")]
     optimizer: OptimizerConfig,
     #[serde(default)]
@@ -73,8 +74,8 @@ impl PlanCommand {
         let config: Planned = toml::from_str(&text)
             .map_err(|e| anyhow::anyhow!(e.message().to_string()))
             .with_context(|| path.display().to_string())?;
-        // The bound from RMS norm to RMS norm is the same for any number of outputs; a separator
-        // must be among them.
+        // The bound from RMS norm to RMS norm is the same for any number of outputs. The default is
+        // large because a separator must be one of them.
         let graph = config
             .model
             .graph(self.outputs.unwrap_or(1 << 20))
@@ -116,7 +117,8 @@ fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
         );
     } else {
         outln!(
-            "give --outputs N for the constants of nodes and of single outputs, which depend on their number"
+            "give --outputs N for the constants of nodes and of single outputs, which depend on \
+             their number"
         );
     }
     Ok(())
@@ -147,7 +149,7 @@ fn caps(graph: &Graph, recipe: &Recipe, target: f64) -> Result<()> {
     show(&format!("A cap for each matrix name, {:.0} % larger in the mean", 100.0 * gain), &spent)
 }
 
-/// The section to put into a config.
+/// The `[constraint]` section of a config.
 fn section(constraint: &ConstraintConfig) -> Result<String> {
     Ok(toml::to_string(&Section { constraint })?)
 }

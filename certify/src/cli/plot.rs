@@ -9,27 +9,27 @@ use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
 use lipschitz_nn::checkpoint;
 
-/// Draw runs.
+/// Plot runs.
 #[derive(Args)]
 pub(super) struct PlotCommand {
     #[command(subcommand)]
-    picture: Picture,
+    plot: Plot,
 }
 
 #[derive(Subcommand)]
-enum Picture {
-    /// Loss or accuracy against the certified constant, a point a run, with the Pareto front.
+enum Plot {
+    /// Loss or accuracy against the certified constant, one point per run, with the Pareto front.
     Tradeoff {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// Where to: .svg or .png.
+        /// The file to write: .svg or .png.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
-        /// Figure of summary.json across.
+        /// Metric in summary.json on the horizontal axis.
         #[arg(long, default_value = "lipschitz_log10")]
         x: String,
-        /// Figure of summary.json upwards.
+        /// Metric in summary.json on the vertical axis.
         #[arg(long, default_value = "val_loss")]
         y: String,
         /// Colour by a key of the config, such as model.heads, in place of the constraint.
@@ -39,14 +39,14 @@ enum Picture {
         #[arg(long, value_name = "FILE")]
         csv: Option<PathBuf>,
     },
-    /// Where the bound of one network comes from, a bar a node.
+    /// Where the bound of one network comes from, one bar per node.
     Layers {
         /// A run directory, a checkpoint, or a model of another library.
         model: PathBuf,
-        /// Where to: .svg or .png.
+        /// The file to write: .svg or .png.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
-        /// ℓ2 radius of a token (or of the whole input), instead of the natural domain.
+        /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
         #[arg(long, allow_negative_numbers = true)]
         radius: Option<f64>,
     },
@@ -55,7 +55,7 @@ enum Picture {
         /// Files that `certify robust --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
-        /// Where to: .svg or .png.
+        /// The file to write: .svg or .png.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -64,7 +64,7 @@ enum Picture {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// Where to: .svg or .png.
+        /// The file to write: .svg or .png.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -72,8 +72,8 @@ enum Picture {
 
 impl PlotCommand {
     pub(super) fn run(self) -> Result<()> {
-        match self.picture {
-            Picture::Tradeoff { runs, output, x, y, color, csv } => {
+        match self.plot {
+            Plot::Tradeoff { runs, output, x, y, color, csv } => {
                 if csv.as_ref() == Some(&output) {
                     bail!("{}: --output and --csv are the same file; name two", output.display())
                 }
@@ -90,7 +90,7 @@ impl PlotCommand {
                     checkpoint::write(&csv, tradeoff.csv().as_bytes())?;
                 }
             }
-            Picture::Layers { model, output, radius } => {
+            Plot::Layers { model, output, radius } => {
                 super::check_radius(radius)?;
                 let certificate = certify(
                     &lipschitz_certify::open(&model)?,
@@ -101,10 +101,8 @@ impl PlotCommand {
                 .map_err(|e| super::about(&model, e))?;
                 plots::write(&output, &[layers::chart(&certificate)])?;
             }
-            Picture::Robust { results, output } => {
-                plots::write(&output, &[robust::chart(&results)?])?
-            }
-            Picture::Training { runs, output } => plots::write(&output, &training::charts(&runs)?)?,
+            Plot::Robust { results, output } => plots::write(&output, &[robust::chart(&results)?])?,
+            Plot::Training { runs, output } => plots::write(&output, &training::charts(&runs)?)?,
         }
         Ok(())
     }

@@ -20,23 +20,23 @@ use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::norm::rms_to_rms;
 use serde::Serialize;
 
-/// Search for the steepest pair of inputs, and set it beside the certified constant.
+/// Search for the steepest pair of inputs, and compare it with the certified constant.
 #[derive(Args)]
 pub(super) struct ProbeCommand {
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,
-    /// Where real inputs come from: a text file, a directory of token shards, or a CIFAR-10
-    /// directory. Without it, random tokens or pixels.
+    /// Real inputs: a text file, a directory of token shards, or a CIFAR-10 directory [default:
+    /// random tokens or pixels].
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// How long to search.
+    /// Seconds to search.
     #[arg(long, default_value_t = 30.0, value_name = "S", allow_negative_numbers = true)]
     seconds: f64,
-    /// ℓ2 radius of a token (or of the whole input), instead of the natural domain.
+    /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
-    /// Write the pair to this file, as tensors `a` and `b` that `certify run` reads under the name
-    /// of the input.
+    /// Write the pair to this file, as tensors `a` and `b`. `certify run` reads either of them,
+    /// renamed to the kind of input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
     /// Print the result as JSON.
@@ -44,7 +44,7 @@ pub(super) struct ProbeCommand {
     json: bool,
 }
 
-/// What was found, each constant from ℓ2 to ℓ2 and from RMS to RMS norm.
+/// The result. Each constant is from ℓ2 to ℓ2 norm and from RMS to RMS norm.
 #[derive(Serialize)]
 struct ProbeResult {
     found_l2: f64,
@@ -93,7 +93,7 @@ impl ProbeCommand {
         };
         let outputs = model.graph().outputs();
         let found_rms = found.sensitivity * rms_to_rms(outputs, inputs);
-        // Norms of a forward pass are rounded; the certificate speaks of real arithmetic.
+        // A forward pass is rounded; the certificate is about real arithmetic.
         if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > l2 {
             bail!(Error::Violated(format!(
                 "found a sensitivity of {} above the certified {l2}: a defect of the certificate, \
@@ -119,7 +119,7 @@ impl ProbeCommand {
     }
 }
 
-/// Inputs where there are no real ones: random tokens, or noise.
+/// Inputs if there are no real ones: random tokens, or noise.
 fn made_up(model: &Model) -> Result<Tensor> {
     const COUNT: usize = 8;
     let mut rng = order::random(0, "probe", 0);

@@ -5,15 +5,16 @@ use clap::Args;
 use lipschitz_certify::report;
 use lipschitz_nn::checkpoint;
 
-/// One page for many runs: trade-off, sortable table, certificates by layer, training curves.
+/// Write one HTML page for many runs: trade-off plots, sortable table, certificates by layer,
+/// training curves.
 ///
-/// It opens from disk, needs no network, and is light or dark as the reader's system is.
+/// The page opens from disk, needs no network, and follows the light or dark mode of the system.
 #[derive(Args)]
 pub(super) struct ReportCommand {
     /// Run directories, or directories of runs.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// Where to.
+    /// The file to write.
     #[arg(short, long, value_name = "FILE.html")]
     output: PathBuf,
 }

@@ -13,11 +13,11 @@ use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
 use serde_json::Value;
 
-/// How many predictions an attack changes, and how many are proven to stay, for each radius.
+/// For each radius: how many predictions an attack changes, and how many provably do not change.
 ///
-/// Pictures: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0,
-/// 1], as 36/255 in the literature. Language models: how often the next token stays the same when
-/// embedding vectors move, of one token or of all; a radius is an ℓ2 distance of a vector.
+/// Images: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0, 1],
+/// such as 36/255 in the literature. Language models: how often the next token stays the same when
+/// the embedding vectors of one token or of all tokens move; a radius is an ℓ2 distance per vector.
 #[derive(Args)]
 pub(super) struct RobustCommand {
     /// A run directory or a checkpoint.
@@ -25,20 +25,20 @@ pub(super) struct RobustCommand {
     /// A CIFAR-10 directory, a text file, or a directory of token shards.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
-    /// Radii, such as 0,36/255,0.5 [default: some that suit the model].
+    /// Radii, such as 0,36/255,0.5 [default: chosen for the model].
     #[arg(long, value_delimiter = ',', value_parser = radius, allow_negative_numbers = true)]
     eps: Vec<f64>,
     /// Write the result to this file, for `certify plot robust`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Inputs to look at, from the first of the held-out split [default: 2000 pictures, or 64
-    /// windows of text].
+    /// Number of inputs to evaluate, from the first of the held-out split [default: 2000 images, or
+    /// 64 windows of text].
     #[arg(long)]
     limit: Option<usize>,
-    /// Steps of each attack.
+    /// Steps per attack.
     #[arg(long, default_value_t = 20)]
     steps: usize,
-    /// Attacks an input; the first begins at the input, others at random around it.
+    /// Attacks per input; the first starts at the input, the others at random points around it.
     #[arg(long, default_value_t = 2)]
     restarts: usize,
 }
@@ -55,11 +55,11 @@ fn radius(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("`{text}` is not a number of 0 or above"))
 }
 
-/// Radii for pictures, up to the largest of the published figure.
+/// Radii for images, up to the largest of the published figure.
 const PIXELS: [f64; 10] =
     [0.0, 9.0 / 255.0, 18.0 / 255.0, 36.0 / 255.0, 72.0 / 255.0, 108.0 / 255.0, 0.8, 1.6, 2.4, 3.2];
 
-/// Radii for embedding vectors, as shares of the longest.
+/// Radii for embedding vectors, as shares of the largest norm.
 const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 
 impl RobustCommand {
@@ -109,7 +109,7 @@ impl RobustCommand {
     }
 }
 
-/// A run by its method, cap and learning rate, any other model by its name.
+/// The name of a run: its method, cap and learning rate. Any other model has that of its file.
 fn label(model: &Path) -> String {
     let summary = lipschitz_certify::plots::summary(model).unwrap_or_default();
     let number =
@@ -126,7 +126,7 @@ fn label(model: &Path) -> String {
     })
 }
 
-/// The ℓ2 norm of the longest embedding row, to choose radii by.
+/// The largest ℓ2 norm of an embedding row, to choose radii.
 fn longest_row(model: &Model) -> Result<f64> {
     let (Input::Tokens { .. }, Some(node)) = (model.graph().input(), model.graph().nodes().first())
     else {
@@ -139,32 +139,9 @@ fn longest_row(model: &Model) -> Result<f64> {
 }
 
 fn print(report: &Robustness) {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
-    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-    let text = report.of == Share::Stability;
-    let mut header = vec!["radius", "clean"];
-    header.extend(if text {
-        &["attacked, one token", "attacked, all tokens"][..]
-    } else {
-        &["attacked"][..]
-    });
-    header.push("certified");
-    table.set_header(&header);
-    for row in &report.rows {
-        let mut cells = vec![lipschitz_plot::plain(row.eps), percent(row.clean)];
-        cells.extend(row.attacked_one.map(percent));
-        cells.extend([percent(row.attacked), robust::percent(row.certified)]);
-        table.add_row(cells);
-    }
-    for column in 0..header.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    outln!("{table}");
+    outln!("{}", table(report));
     let of = match report.of {
-        Share::Accuracy => "share of pictures whose class is right",
+        Share::Accuracy => "share of images whose class is right",
         Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
     };
     outln!("{of}; the first {} of {} inputs", report.inputs, report.available);
@@ -190,12 +167,37 @@ fn print(report: &Robustness) {
     );
 }
 
+/// One row per radius.
+fn table(report: &Robustness) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let attacked: &[&str] = match report.of {
+        Share::Stability => &["attacked, one token", "attacked, all tokens"],
+        Share::Accuracy => &["attacked"],
+    };
+    let header = [&["radius", "clean"][..], attacked, &["certified"]].concat();
+    table.set_header(&header);
+    for row in &report.rows {
+        let mut cells = vec![lipschitz_plot::plain(row.eps), percent(row.clean)];
+        cells.extend(row.attacked_one.map(percent));
+        cells.extend([percent(row.attacked), robust::percent(row.certified)]);
+        table.add_row(cells);
+    }
+    for column in 0..header.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_labelled_by_their_method_and_files_by_their_name() {
+    fn runs_are_labelled_with_their_method_and_files_with_their_name() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("spectral_soft_cap-3f");
         std::fs::create_dir(&run).unwrap();

@@ -14,7 +14,7 @@ pub(super) struct RunCommand {
     /// h, w] or `vectors` [batch, d].
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where `output` goes.
+    /// The file to write, with the tensor `output`.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Compute in f64 instead of the weights' type (f32 for weights of half precision).

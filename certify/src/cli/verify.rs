@@ -11,7 +11,7 @@ use lipschitz_nn::strict;
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
 #[derive(Args)]
 pub(super) struct VerifyCommand {
-    /// The certificate, as `bound --json` writes one.
+    /// The certificate, as written by `bound --json`.
     certificate: PathBuf,
     /// A run directory, a checkpoint, or a model of another library.
     model: PathBuf,

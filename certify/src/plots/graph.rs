@@ -1,4 +1,4 @@
-//! The architecture as boxes below one another, each with its node's bound.
+//! The architecture as nested boxes, each with its node's bound.
 
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{NodeId, Outline};
@@ -21,7 +21,7 @@ const TITLE: Style = Style::new(12.0);
 const PATH: Style = Style::new(11.0).color(Color::Muted);
 const BOUND: Style = Style::new(12.0).color(Color::Data(1));
 
-/// The constant that a certificate states for each node.
+/// For each node, the constant that a certificate states.
 pub fn bounds(certificate: &Certificate) -> impl Fn(&NodeId) -> Option<String> {
     let bound = |row: &crate::bound::NodeBound| (row.id.clone(), format!("L ≤ {}", row.lipschitz));
     let bounds: std::collections::HashMap<NodeId, String> =
@@ -29,7 +29,7 @@ pub fn bounds(certificate: &Certificate) -> impl Fn(&NodeId) -> Option<String> {
     move |id| bounds.get(id).cloned()
 }
 
-/// The drawing; `note` gives a text for a node, such as its bound.
+/// The drawing of a graph; `note` gives a text for a node, such as its bound.
 pub fn scene(graph: &Graph, note: &dyn Fn(&NodeId) -> Option<String>) -> Scene {
     let (input, boxes) = graph.outline();
     let total = GAP + BOX + GAP + height(&boxes) + GAP;
@@ -60,7 +60,7 @@ fn draw(
     let width = WIDTH - 2.0 * x;
     for Outline { id, path, title, body } in boxes {
         let bound = note(id).unwrap_or_default();
-        // The bound stands at the right; what has no room before it is cut.
+        // The bound is at the right; a text that does not fit in front of it is truncated.
         let end = x + width - PADDING - BOUND.width(&bound);
         let room = end - x - 2.0 * PADDING;
         let (left, size) = (
@@ -105,7 +105,7 @@ mod tests {
     use crate::certificate::{Formula, certify};
     use crate::spectral::Method;
 
-    /// A residual and the node in its body may have one path; each has its own bound.
+    /// A residual and the node in its body may share a path; each has its own bound.
     #[test]
     fn every_node_is_drawn_with_its_own_bound() {
         let block = Block { output_scale: 3.0, ..Block::new(8, 2) };

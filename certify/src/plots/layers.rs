@@ -1,4 +1,4 @@
-//! Where a bound comes from: a bar a node.
+//! Where a bound comes from: one bar per node.
 
 use lipschitz_nn::graph::{Node, Op};
 
@@ -6,17 +6,17 @@ use crate::certificate::Certificate;
 use crate::upper::Upper;
 use lipschitz_plot::{Axis, Chart, Mark, Series};
 
-/// What a row of a certificate is to the constant.
+/// What a row of a certificate contributes to the constant.
 enum Role {
-    /// A sequence, which is made of others.
+    /// Nothing by itself: a sequence, which consists of other nodes.
     Made,
-    /// One of the numbers that multiply to the constant.
+    /// A factor of the constant.
     Factor(String),
     /// A part of a residual's branch.
     Part(String),
 }
 
-/// The roles of all rows, in the order of the walk: a node comes behind what is inside it.
+/// The roles of all rows, in their order: a node comes after the nodes inside it.
 fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
     for node in nodes {
         let path = node.path(prefix);
@@ -38,8 +38,7 @@ fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
     }
 }
 
-/// The factors that multiply to the constant, and inside each branch the constants that it is made
-/// of.
+/// The factors whose product is the constant, and for each branch the constants inside it.
 pub fn chart(certificate: &Certificate) -> Chart {
     let (mut factors, mut parts) = (Vec::new(), Vec::new());
     let mut all = Vec::new();
@@ -50,7 +49,7 @@ pub fn chart(certificate: &Certificate) -> Chart {
         let y = -((factors.len() + parts.len()) as f64);
         match role {
             Role::Made => {}
-            // The walk may have found a better factor than the node's own constant.
+            // Bound propagation may have found a smaller factor than the node's own constant.
             Role::Factor(name) => {
                 let Some(after) = log(row.cumulative) else { continue };
                 let factor = after - before;
@@ -100,7 +99,7 @@ mod tests {
         let graph = gpt.graph().unwrap();
         let mut weights =
             init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
-        // What starts at zero would make everything zero.
+        // Weights that start at zero would make all constants zero.
         weights.values_mut().for_each(|w| *w = (&*w + 0.1).unwrap());
         let model = Model::new(graph, weights).unwrap();
         let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
@@ -108,8 +107,8 @@ mod tests {
         let [factors, parts] = &chart.series[..] else { panic!("{chart:?}") };
         let product: f64 = factors.points.iter().map(|p| p.0).sum();
         assert!((product - certificate.l2.log10()).abs() < 1e-9, "{product}");
-        // Embedding, two residuals in each of two blocks, head, scale; beside them four nodes a
-        // block in the branches.
+        // Factors: embedding, two residuals in each of two blocks, head, scale. Parts: four nodes
+        // per block in the branches.
         assert_eq!((factors.points.len(), parts.points.len()), (7, 8), "{chart:?}");
     }
 }

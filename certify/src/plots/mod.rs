@@ -1,4 +1,4 @@
-//! Pictures of runs, from the files that a run directory holds.
+//! Plots of runs, from the files in their directories.
 
 pub mod graph;
 pub mod layers;
@@ -12,7 +12,7 @@ use lipschitz_nn::{At, Error, checkpoint};
 use lipschitz_plot::{Chart, Format, render};
 use serde_json::{Map, Value};
 
-/// Writes charts below one another, as the extension of `path` says: `.svg` or `.png`.
+/// Writes charts below one another. The extension of `path` gives the format, `.svg` or `.png`.
 ///
 /// # Errors
 /// [`Error::File`] for another extension, a chart without points, or a file that cannot be written.
@@ -21,11 +21,11 @@ pub fn write(path: &Path, charts: &[Chart]) -> Result<(), Error> {
     checkpoint::write(path, &bytes.map_err(|e| Error::file(path, e))?)
 }
 
-/// Each path that holds `file`, and for a directory that does not, those of its children that do;
-/// sorted.
+/// The run directories at `paths`: each path that contains `file`, and for any other directory its
+/// subdirectories that contain it, sorted.
 ///
 /// # Errors
-/// [`Error::File`] names a path with neither.
+/// [`Error::File`] names a path without any.
 pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     for path in paths {
@@ -50,8 +50,8 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// The runs in these directories that are not finished, or failed, and so are in no picture of
-/// finished ones; sorted.
+/// The runs in these directories that are not finished or have failed, and so are missing from
+/// plots of finished ones; sorted.
 pub fn unfinished(paths: &[PathBuf]) -> Vec<PathBuf> {
     let inside = paths
         .iter()
@@ -80,7 +80,7 @@ pub fn summary(run: &Path) -> Result<Map<String, Value>, Error> {
         .map_err(|e| Error::file(&file, format!("is no summary: {e}")))
 }
 
-/// Optimizer and constraint of a run; older summaries have them in one text.
+/// Optimizer and constraint of a run. Older summaries have both in one text.
 pub fn method(summary: &Map<String, Value>) -> (String, String) {
     let text = |key: &str| summary.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let both = text("method").unwrap_or("unknown");

@@ -7,11 +7,12 @@ use lipschitz_nn::Error;
 use crate::robust::{Robustness, Share};
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
 
-/// The chart of files that `certify robust --json` wrote. The truth lies in the shaded band between
-/// certified and attacked.
+/// The chart of files that `certify robust --json` wrote. The true share lies in the shaded band
+/// between certified and attacked.
 ///
 /// # Errors
-/// [`Error::File`] names a file that is none of these, or counts something else than the first.
+/// [`Error::File`] names a file that is not such a result, or whose shares count something else
+/// than those of the first.
 pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
     let mut reports: Vec<Robustness> = Vec::new();
     for path in paths {
@@ -20,7 +21,7 @@ pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
         if reports.first().is_some_and(|first| first.of != report.of) {
             return Err(Error::file(
                 path,
-                "counts something else than the files before; draw it alone",
+                "counts something else than the files before it; plot it separately",
             ));
         }
         reports.push(report);
@@ -58,7 +59,7 @@ fn draw(reports: &[Robustness]) -> Chart {
         series.push(plain(Mark::Dashed, above));
         series.push(plain(Mark::Dashed, report.curve.clone()));
         let label = if reports.len() > 1 { report.label.clone() } else { String::new() };
-        // The name stands where the curves are still apart.
+        // The label is placed where the curves are still apart.
         let least = attacked.first().map_or(0.0, |clean| 0.2 * clean.1);
         let (high, low): (Vec<_>, _) = attacked.into_iter().partition(|point| point.1 >= least);
         series.push(Series { label, ..plain(Mark::Open(Marker::Disc), high) });
@@ -85,8 +86,8 @@ fn draw(reports: &[Robustness]) -> Chart {
     }
 }
 
-/// What an attack leaves at a radius bounds the share at every larger one, up to the next that was
-/// attacked.
+/// The attacked share at a radius bounds the true share at every larger radius, up to the next one
+/// that was attacked.
 fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let corner = |pair: &[(f64, f64)]| [(pair[1].0, pair[0].1), pair[1]];
     points.first().copied().into_iter().chain(points.windows(2).flat_map(corner)).collect()
@@ -126,7 +127,7 @@ mod tests {
         std::fs::write(&good, serde_json::to_string(&report).unwrap()).unwrap();
         std::fs::write(&bad, "{}").unwrap();
         let chart = super::chart(&[good.clone(), good.clone()]).unwrap();
-        // Nowhere is what is certified above what an attack leaves.
+        // The certified share is nowhere above the attacked one.
         assert_eq!(chart.series[1].points, [(0.0, 0.6), (1.0, 0.6), (1.0, 0.5)]);
         super::super::write(&dir.path().join("r.png"), &[chart]).unwrap();
         assert!(super::chart(&[good, bad]).unwrap_err().to_string().contains("bad.json"));

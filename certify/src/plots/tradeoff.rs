@@ -1,4 +1,4 @@
-//! What a bound costs: runs as points, with a Pareto front a method.
+//! What a bound costs: runs as points, with one Pareto front per method.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,54 +8,58 @@ use serde_json::{Map, Value};
 
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series, Spread};
 
-/// Runs with two of the figures of their `summary.json`.
+/// Runs with two metrics of their `summary.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tradeoff {
-    /// Key of the horizontal figure.
+    /// Key of the horizontal metric.
     pub x: String,
-    /// Key of the vertical figure.
+    /// Key of the vertical metric.
     pub y: String,
-    /// Path of the key of a run's config that gives a colour, such as `model.heads`; the constraint
-    /// does where there is none.
+    /// The key of the config that gives the colour, such as `model.heads`; without one, the
+    /// constraint gives it.
     pub color: Option<String>,
-    /// The runs that have both; those that differ in their seed alone are one point.
+    /// The runs that have both metrics; runs that differ only in their seed are one point.
     pub points: Vec<Point>,
-    /// Directories of runs that lack one, as a run without a finite bound does.
+    /// Directories of runs that lack a metric, such as runs without a finite bound.
     pub left_out: Vec<PathBuf>,
 }
 
-/// A run, or several that differ in their seed alone.
+/// A run, or several that differ only in their seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Its name, that of the first run.
+    /// The name of the first run.
     pub label: String,
     /// The optimizer.
     pub optimizer: String,
     /// The constraint.
     pub constraint: String,
-    /// What has a colour and a front: the constraint, or what the config says at
+    /// What its colour and front stand for: the constraint, or the value of the config at
     /// [`Tradeoff::color`].
     pub color: String,
-    /// Horizontal figure, the mean over the runs.
+    /// Horizontal metric, the mean over the runs.
     pub x: f64,
-    /// Vertical figure, the mean over the runs.
+    /// Vertical metric, the mean over the runs.
     pub y: f64,
-    /// Lowest and highest of both.
+    /// Lowest and highest value of both.
     pub spread: Spread,
-    /// How many runs.
+    /// Number of runs.
     pub runs: usize,
     /// log10 of the largest sensitivity found, the mean over the runs.
     pub found: Option<f64>,
-    /// Whether no other point of its colour is at least as good in both and better in one.
+    /// Whether it is on the Pareto front: no other point of its colour is at least as good in both
+    /// metrics and better in one.
     pub front: bool,
 }
 
 const CERTIFIED: &str = "lipschitz_log10";
 
-/// Points up to which each has its name beside it.
+/// The largest number of points for which each has its name beside it.
 const FEW: usize = 12;
 
-/// One run, as it was read.
+/// The colour of what belongs to no series.
+const GREY: usize = 7;
+
+/// A run as read from its directory.
 struct RunFigures {
     path: PathBuf,
     group: String,
@@ -68,14 +72,14 @@ struct RunFigures {
 }
 
 impl Tradeoff {
-    /// Reads `summary.json` of runs, or of the runs inside a directory.
+    /// Reads the `summary.json` of runs, or of the runs inside a directory.
     ///
     /// # Errors
-    /// [`Error::File`] names a directory without runs, a file that is no summary, a config that
+    /// [`Error::File`] names a directory without runs, a file that is not a summary, a config that
     /// cannot be read, or a key that no run has.
     pub fn read(paths: &[PathBuf], x: &str, y: &str, color: Option<&str>) -> Result<Self, Error> {
-        let (mut runs, mut left_out, mut known) = (Vec::new(), Vec::new(), BTreeSet::new());
-        let mut having = [false; 2];
+        let (mut runs, mut left_out) = (Vec::new(), Vec::new());
+        let (mut known, mut having) = (BTreeSet::new(), [false; 2]);
         let found = super::runs(paths, "summary.json")?;
         for path in &found {
             let summary = super::summary(path)?;
@@ -84,11 +88,7 @@ impl Tradeoff {
             }
             match run(path, &summary, x, y) {
                 Some(run) => runs.push(match color {
-                    // Runs of two colours are two points, whatever else they share.
-                    Some(key) => {
-                        let color = configured(&config(path)?, key);
-                        RunFigures { group: format!("{color}\n{}", run.group), color, ..run }
-                    }
+                    Some(key) => colored(run, key)?,
                     None => run,
                 }),
                 None => left_out.push(path.clone()),
@@ -122,7 +122,7 @@ impl Tradeoff {
         Ok(tradeoff)
     }
 
-    /// Smaller is better, but for accuracies.
+    /// A value that is better when smaller: accuracies change their sign.
     fn cost(key: &str, value: f64) -> f64 {
         if key.contains("accuracy") { -value } else { value }
     }
@@ -141,68 +141,93 @@ impl Tradeoff {
         }
     }
 
-    /// The picture: a colour a constraint (or value of a config's key), a shape an optimizer, the
-    /// front of each colour as a line. With few points their names, and from each certified
-    /// constant a thin line to the largest sensitivity found.
+    /// The plot: one colour per constraint (or value of the config's key), one marker per
+    /// optimizer, and the Pareto front of each colour as a line. With few points, it shows their
+    /// names, and a thin line from each certified constant to the largest sensitivity found.
     pub fn chart(&self) -> Chart {
         let names =
             |name: fn(&Point) -> &String| self.points.iter().map(name).collect::<BTreeSet<_>>();
         let (colors, optimizers) = (names(|p| &p.color), names(|p| &p.optimizer));
-        let few = self.points.len() <= FEW;
-        // Points have names of their own then, so the colours go to the legend.
-        let listed = few || colors.len() == 1;
-        let grey = 7;
+        // The fronts of all colours lie behind the points of all colours.
         let (mut lines, mut marks, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for (color, what) in colors.iter().enumerate() {
             let own: Vec<&Point> = self.points.iter().filter(|p| p.color == **what).collect();
-            let mut front: Vec<(f64, f64)> =
-                own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
-            front.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let name = if listed { what.to_string() } else { String::new() };
-            let label = if listed { String::new() } else { what.to_string() };
-            lines.push(Series {
-                name,
-                label,
-                color,
-                mark: Mark::Dashed,
-                points: front,
-                ..Series::default()
-            });
-            for point in own.iter().filter(|_| few && self.x == CERTIFIED) {
-                let Some(lower) = point.found else { continue };
+            lines.push(self.front(color, what, &own, colors.len()));
+            for (lower, point) in self.found(&own) {
                 found.push((lower, point.y));
                 let points = vec![(lower, point.y), (point.x, point.y)];
                 lines.push(Series { color, points, mark: Mark::Thin, ..Series::default() });
             }
             for (shape, optimizer) in optimizers.iter().enumerate() {
-                let own = || own.iter().filter(|p| p.optimizer == **optimizer);
-                let labels = own().map(|p| if few { p.label.clone() } else { String::new() });
-                marks.push(Series {
-                    color,
-                    mark: Mark::Filled(Marker::number(shape)),
-                    points: own().map(|p| (p.x, p.y)).collect(),
-                    labels: labels.collect(),
-                    titles: own().map(|p| self.title(p)).collect(),
-                    spread: own().map(|p| p.spread).collect(),
-                    ..Series::default()
-                });
+                let own: Vec<&Point> =
+                    own.iter().copied().filter(|p| p.optimizer == **optimizer).collect();
+                marks.push(self.marks(color, shape, &own));
             }
         }
         if !found.is_empty() {
             let name = "largest sensitivity found".into();
             let mark = Mark::Open(Marker::Disc);
-            marks.push(Series { name, color: grey, mark, points: found, ..Series::default() });
+            marks.push(Series { name, color: GREY, mark, points: found, ..Series::default() });
         }
+        // Entries of the legend alone.
         let shapes = optimizers.iter().enumerate().filter(|_| optimizers.len() > 1);
-        // An entry of the legend alone.
         let shapes = shapes.map(|(shape, optimizer)| Series {
             name: optimizer.to_string(),
-            color: grey,
+            color: GREY,
             mark: Mark::Filled(Marker::number(shape)),
             ..Series::default()
         });
-        let shapes: Vec<Series> = shapes.collect();
-        let title = format!("{} against {}", phrase(&self.y), phrase(&self.x));
+        Chart {
+            title: capital(&format!("{} against {}", phrase(&self.y), phrase(&self.x))),
+            note: self.note(&optimizers),
+            x: axis(&self.x),
+            y: axis(&self.y),
+            series: lines.into_iter().chain(marks).chain(shapes).collect(),
+        }
+    }
+
+    /// Whether each point has its name beside it.
+    fn few(&self) -> bool {
+        self.points.len() <= FEW
+    }
+
+    /// The Pareto front of a colour, of which there are `colors`.
+    fn front(&self, color: usize, what: &str, own: &[&Point], colors: usize) -> Series {
+        let mut points: Vec<(f64, f64)> =
+            own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // Where points have their names, the names of colours are in the legend.
+        let listed = self.few() || colors == 1;
+        let (name, label) = if listed { (what, "") } else { ("", what) };
+        let (name, label) = (name.into(), label.into());
+        Series { name, label, color, mark: Mark::Dashed, points, ..Series::default() }
+    }
+
+    /// Points with the largest sensitivity found, where the plot shows it.
+    fn found<'a>(&self, own: &[&'a Point]) -> Vec<(f64, &'a Point)> {
+        if !(self.few() && self.x == CERTIFIED) {
+            return Vec::new();
+        }
+        own.iter().filter_map(|point| Some((point.found?, *point))).collect()
+    }
+
+    /// The points of a colour and an optimizer.
+    fn marks(&self, color: usize, shape: usize, own: &[&Point]) -> Series {
+        let own = || own.iter();
+        let label = |p: &&Point| if self.few() { p.label.clone() } else { String::new() };
+        Series {
+            color,
+            mark: Mark::Filled(Marker::number(shape)),
+            points: own().map(|p| (p.x, p.y)).collect(),
+            labels: own().map(label).collect(),
+            titles: own().map(|p| self.title(p)).collect(),
+            spread: own().map(|p| p.spread).collect(),
+            ..Series::default()
+        }
+    }
+
+    /// What colours, lines and bars mean.
+    fn note(&self, optimizers: &BTreeSet<&String>) -> String {
         let mut note = vec![match &self.color {
             None => "line: Pareto front of a method".to_string(),
             Some(key) => format!("colour: {key}; line: Pareto front of each"),
@@ -213,14 +238,7 @@ impl Tradeoff {
         if self.points.iter().any(|p| p.runs > 1) {
             note.push("points: means over seeds; bars: their range".into());
         }
-        let series = lines.into_iter().chain(marks).chain(shapes).collect();
-        Chart {
-            title: capital(&title),
-            note: note.join("; "),
-            x: axis(&self.x),
-            y: axis(&self.y),
-            series,
-        }
+        note.join("; ")
     }
 
     fn title(&self, p: &Point) -> String {
@@ -231,7 +249,8 @@ impl Tradeoff {
         )
     }
 
-    /// The points as CSV (RFC 4180), a line a point: means, and lowest and highest over seeds.
+    /// The points as CSV (RFC 4180), one line per point: means, lowest and highest values over
+    /// seeds.
     pub fn csv(&self) -> String {
         let (x, y) = (&self.x, &self.y);
         let mut text = format!(
@@ -249,7 +268,14 @@ impl Tradeoff {
     }
 }
 
-/// A run with both figures.
+/// A run coloured by a key of its config. Runs of two colours are two points, even if they differ
+/// in nothing else than their seed.
+fn colored(run: RunFigures, key: &str) -> Result<RunFigures, Error> {
+    let color = configured(&config(&run.path)?, key);
+    Ok(RunFigures { group: format!("{color}\n{}", run.group), color, ..run })
+}
+
+/// A run, if it has both figures.
 fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<RunFigures> {
     let text = |key: &str| summary.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     let number = |key: &str| summary.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
@@ -274,7 +300,7 @@ fn run(path: &Path, summary: &Map<String, Value>, x: &str, y: &str) -> Option<Ru
 /// The colour of runs whose config lacks the key.
 const NOT_SET: &str = "not set";
 
-/// What a config says at a path such as `model.heads`.
+/// The value of a config at a path such as `model.heads`.
 fn configured(config: &toml::Table, key: &str) -> String {
     let mut parts = key.split('.');
     let first = parts.next().and_then(|part| config.get(part));
@@ -294,14 +320,14 @@ fn config(path: &Path) -> Result<toml::Table, Error> {
     toml::from_str(&text).map_err(|e| Error::file(&file, e))
 }
 
-/// A config without what differs from seed to seed.
+/// A config without its seed and device.
 fn without_seed(mut config: toml::Table) -> Option<String> {
     let train = config.get_mut("train")?.as_table_mut()?;
     ["seed", "device"].iter().for_each(|key| drop(train.remove(*key)));
     toml::to_string(&config).ok()
 }
 
-/// Runs of the same config put together, in the order of the first of each.
+/// Groups runs of the same config, in the order of the first run of each group.
 fn points(runs: Vec<RunFigures>) -> Vec<Point> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     let mut groups: Vec<Vec<RunFigures>> = Vec::new();
@@ -339,7 +365,7 @@ fn points(runs: Vec<RunFigures>) -> Vec<Point> {
     groups.into_iter().filter_map(point).collect()
 }
 
-/// A sweep's name of a run, but for the seed.
+/// The name of a run in a sweep, without its seed.
 fn without_its_seed(label: &str) -> String {
     let parts: Vec<&str> = label.split(", ").filter(|part| !part.starts_with("seed=")).collect();
     if parts.is_empty() { label.into() } else { parts.join(", ") }
@@ -353,7 +379,7 @@ fn field(text: &str) -> String {
     }
 }
 
-/// What a key of `summary.json` means, in words.
+/// A key of `summary.json` in words.
 pub(super) fn phrase(key: &str) -> String {
     match key {
         "lipschitz_log10" => "certified Lipschitz constant",
@@ -395,8 +421,8 @@ mod tests {
     fn write(dir: &Path, name: &str, l: Value, loss: f64, constraint: &str) {
         std::fs::create_dir(dir.join(name)).unwrap();
         let summary = serde_json::json!({
-            "label": name, "method": format!("Muon + {constraint}"), "lipschitz_log10": l, "found_log10": 0.1,
-            "val_loss": loss, "val_accuracy": 1.0 - loss / 10.0,
+            "label": name, "method": format!("Muon + {constraint}"), "lipschitz_log10": l,
+            "found_log10": 0.1, "val_loss": loss, "val_accuracy": 1.0 - loss / 10.0,
         });
         std::fs::write(dir.join(name).join("summary.json"), summary.to_string()).unwrap();
     }

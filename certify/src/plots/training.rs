@@ -1,4 +1,4 @@
-//! How runs went: losses, certified constant and norms over the steps.
+//! Training curves: losses, certified constant and norms over the steps.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,14 @@ use serde_json::{Map, Value};
 
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
 
-/// Runs up to which each has its name beside its line; of more, the legend names them.
+/// The largest number of runs whose names are beside their lines. With more, they are in the
+/// legend.
 const FEW: usize = 8;
 
 /// The lines of a run's `metrics.jsonl`.
 ///
 /// # Errors
-/// [`Error::File`] names a line that is no JSON.
+/// [`Error::File`] names a line that is not JSON.
 pub fn metrics(run: &Path) -> Result<Vec<Map<String, Value>>, Error> {
     let file = run.join("metrics.jsonl");
     let parse = |(number, line): (usize, &str)| {
@@ -24,11 +25,11 @@ pub fn metrics(run: &Path) -> Result<Vec<Map<String, Value>>, Error> {
 }
 
 /// Charts from the `metrics.jsonl` of runs, or of the runs inside a directory: the losses, the
-/// certified constant, and the largest norm of a matrix and of the gradient; those for which there
-/// is nothing to draw are left out.
+/// certified constant, the largest norm of a matrix, and the norm of the gradient. Empty charts are
+/// left out.
 ///
 /// # Errors
-/// [`Error::File`] names a directory without runs, or a line that is no JSON.
+/// [`Error::File`] names a directory without runs, or a line that is not JSON.
 pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
     let [mut losses, mut bounds, mut norms, mut gradients] = [const { Vec::new() }; 4];
     let runs = super::runs(paths, "metrics.jsonl")?;
@@ -86,7 +87,7 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
     Ok(all.into_iter().filter(|chart| !chart.is_empty()).collect())
 }
 
-/// The largest of the norms of matrices that a line holds.
+/// The largest norm of a matrix in a line.
 fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
     let norms = line
         .get("matrices")?
@@ -96,7 +97,7 @@ fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
     norms.reduce(f64::max)
 }
 
-/// What a run is called: in its summary, or else its directory.
+/// The name of a run: that in its summary, or else that of its directory.
 fn name(run: &Path) -> String {
     let label = super::summary(run).ok().and_then(|s| s.get("label")?.as_str().map(str::to_string));
     label.unwrap_or_else(|| {
@@ -114,8 +115,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("metrics.jsonl");
         let lines = [
-            r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"matrices":{"a":{"norm":1.0},"b":{"norm":2.0}}}"#,
-            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"matrices":{"a":{"norm":4.0},"b":{"norm":2.0}}}"#,
+            r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"matrices":MATRICES}"#
+                .replace("MATRICES", r#"{"a":{"norm":1.0},"b":{"norm":2.0}}"#),
+            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"matrices":MATRICES}"#
+                .replace("MATRICES", r#"{"a":{"norm":4.0},"b":{"norm":2.0}}"#),
         ];
         std::fs::write(&file, lines.join("\n")).unwrap();
         let charts = charts(&[dir.path().to_path_buf()]).unwrap();

@@ -1,5 +1,5 @@
 "use strict";
-// A click on a head sorts by its column, a second one the other way round. Cells without a value come last.
+// A click on a header sorts by its column, a second click reverses the order. Cells without a value come last.
 for (const button of document.querySelectorAll("#runs th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th");

@@ -1,21 +1,21 @@
-//! The tables of a page.
+//! The tables of the page.
 
 use std::fmt::Write;
 
-use super::ReportedRun;
+use super::run::ReportedRun;
 use crate::certificate::Certificate;
 use crate::plots::method;
 use crate::robust;
 use crate::upper::Upper;
 use lipschitz_plot::{plain, svg::escape};
 
-/// A cell: what it says, and what it is sorted by; numbers stand to the right.
+/// A cell: the text it shows, and the value it is sorted by.
 struct Cell {
     text: String,
     value: String,
 }
 
-/// A column: its head, whether it holds numbers, and its cell for a run.
+/// A column: its header, whether it holds numbers, and its cell for a run.
 type Column = (&'static str, bool, fn(&ReportedRun) -> Cell);
 
 fn words(text: String) -> Cell {
@@ -29,9 +29,9 @@ fn number(value: Option<f64>, show: impl Fn(f64) -> String) -> Cell {
     }
 }
 
-/// An upper bound whose log10 the summary holds, not rounded down.
+/// An upper bound, given by its log10 in the summary; never rounded down.
 fn bound(log: f64) -> String {
-    // Room for the logarithm's own rounding.
+    // The margin covers the rounding of the logarithm.
     if log.abs() < 300.0 {
         Upper::from_f64(10f64.powf(log) * (1.0 + 1e-12)).to_string()
     } else {
@@ -39,7 +39,7 @@ fn bound(log: f64) -> String {
     }
 }
 
-/// A number whose log10 the summary holds.
+/// A number, given by its log10 in the summary.
 fn power(log: f64) -> String {
     if log.abs() < 6.0 { plain(10f64.powf(log)) } else { format!("10^{log:.1}") }
 }
@@ -65,7 +65,7 @@ const COLUMNS: [Column; 14] = [
     ("L over margin", true, |run| number(run.number("margin_normalized_log10"), bound)),
 ];
 
-/// The certified constant as it is stored, which shows no less than is proven.
+/// The certified constant as it is stored; its text is never below the proven value.
 fn certified(run: &ReportedRun) -> Cell {
     let stored =
         run.summary.get("lipschitz").and_then(|l| serde_json::from_value::<Upper>(l.clone()).ok());
@@ -75,7 +75,7 @@ fn certified(run: &ReportedRun) -> Cell {
     }
 }
 
-/// All runs, sortable; columns in which nothing is known are left out.
+/// All runs, sortable. Empty columns are left out.
 pub(super) fn runs(runs: &[ReportedRun]) -> String {
     let known = |(_, _, cell): &&Column| runs.iter().any(|run| !cell(run).value.is_empty());
     let columns: Vec<&Column> = COLUMNS.iter().filter(known).collect();
@@ -91,7 +91,7 @@ pub(super) fn runs(runs: &[ReportedRun]) -> String {
         for (c, (_, number, cell)) in columns.iter().enumerate() {
             let Cell { text: shown, value } = cell(run);
             let (shown, value) = (escape(&shown), escape(&value));
-            // The run's name leads to its part of the page.
+            // The run's name links to its section.
             let shown = if c == 0 { format!("<a href=\"#run{i}\">{shown}</a>") } else { shown };
             let _ = write!(text, "<td{} data-value=\"{value}\">{shown}</td>", class(*number));
         }
@@ -101,20 +101,22 @@ pub(super) fn runs(runs: &[ReportedRun]) -> String {
     text
 }
 
-/// A certificate, a row a node.
+/// A certificate, one row per node.
 pub(super) fn nodes(certificate: &Certificate) -> String {
     let mut text = String::from(
-        "<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">node</th><th scope=\"col\">kind</th>\
-         <th scope=\"col\" class=\"number\">its L ≤</th><th scope=\"col\" class=\"number\">up to here ≤</th>\
-         <th scope=\"col\" class=\"number\">‖output‖₂ ≤</th><th \
-                     scope=\"col\">rule</th></tr></thead>\n<tbody>\n",
+        "<div class=\"wide\"><table>\n<thead><tr>\
+         <th scope=\"col\">node</th><th scope=\"col\">kind</th>\
+         <th scope=\"col\" class=\"number\">its L ≤</th>\
+         <th scope=\"col\" class=\"number\">up to here ≤</th>\
+         <th scope=\"col\" class=\"number\">‖output‖₂ ≤</th>\
+         <th scope=\"col\">rule</th></tr></thead>\n<tbody>\n",
     );
     for row in &certificate.nodes {
         let [path, kind, rule] = [&row.path, &row.kind, &row.rule].map(|text| escape(text));
         let _ = writeln!(
             text,
-            "<tr><td>{path}</td><td>{kind}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
-             <td class=\"number\">{}</td><td>{rule}</td></tr>",
+            "<tr><td>{path}</td><td>{kind}</td><td class=\"number\">{}</td>\
+             <td class=\"number\">{}</td><td class=\"number\">{}</td><td>{rule}</td></tr>",
             row.lipschitz, row.cumulative, row.radius
         );
     }

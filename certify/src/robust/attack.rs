@@ -1,7 +1,7 @@
 //! Projected gradient ascent in ℓ2 with restarts, in f64 on the CPU.
 //!
 //! Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks* (ICLR 2018).
-//! Restarts take turns between the margin, whose gradient does not vanish for a confident network,
+//! Restarts alternate between the margin, whose gradient does not vanish for a confident network,
 //! and the cross-entropy.
 
 use candle_core::{D, DType, Device, Tensor, Var};
@@ -10,12 +10,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Error;
 
-/// How hard to search.
+/// The effort of an attack.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Steps of each search.
+    /// Steps per search.
     pub steps: usize,
-    /// Searches an input; the first begins at the input itself, the others at random points around
+    /// Searches per input; the first starts at the input itself, the others at random points around
     /// it.
     pub restarts: usize,
 }
@@ -23,30 +23,31 @@ pub struct Effort {
 /// Which tokens may move, each by at most the radius; an image or a vector is one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// One: first that with the largest gradient, in later searches those at the end.
+    /// One token: first the one with the largest gradient, in later searches those at the end.
     One,
-    /// All.
+    /// All tokens.
     All,
 }
 
-/// What may be changed, and how.
+/// An attack on a network.
 pub(super) struct Attack<'a> {
     /// From `[batch, tokens, width]` to logits `[batch, outputs]`.
     pub network: &'a dyn Fn(&Tensor) -> Result<Tensor, Error>,
-    /// How hard to search.
+    /// The effort.
     pub effort: Effort,
-    /// Which tokens.
+    /// Which tokens may move.
     pub reach: Reach,
-    /// Whether all numbers stay in \[0, 1\].
+    /// Whether all elements stay in \[0, 1\].
     pub unit: bool,
 }
 
-/// Steps are this share of the radius, times 1/steps.
+/// The length of a step is this times the radius over the number of steps.
 const STRIDE: f64 = 2.5;
 
 impl Attack<'_> {
-    /// For each input of `x` (`[batch, tokens, width]`, f64) whether a point within ℓ2 distance
-    /// `radius` a token was found at which another output than its class is as large or larger.
+    /// For each input of `x` (`[batch, tokens, width]`, f64), whether a point within ℓ2 distance
+    /// `radius` per token was found at which another output is at least as large as that of its
+    /// class.
     ///
     /// # Errors
     /// [`Error::Network`] if the inputs do not fit the network.
@@ -127,8 +128,8 @@ impl Attack<'_> {
         Ok(found)
     }
 
-    /// Points brought back to within the radius a token, a hair inside, and into the unit cube,
-    /// which holds `x`.
+    /// Points projected to within the radius per token, slightly inside, and into the unit cube,
+    /// which contains `x`.
     fn inside(&self, at: &Tensor, x: &Tensor, radius: f64) -> Result<Tensor, Error> {
         let moved = (at - x)?;
         let factor = ((norms(&moved)? + 1e-300)?.recip()? * (radius * (1.0 - 1e-12)))?;
@@ -136,7 +137,7 @@ impl Attack<'_> {
         Ok(if self.unit { at.clamp(0.0, 1.0)? } else { at })
     }
 
-    /// A mask `[batch, tokens, 1]` with a single 1 for each input.
+    /// A mask `[batch, tokens, 1]` with a single 1 per input.
     fn one_token(&self, x: &Tensor, classes: &[usize], restart: usize) -> Result<Tensor, Error> {
         let (batch, tokens, _) = x.dims3()?;
         let picked: Vec<u32> = if restart > 0 {
@@ -158,12 +159,12 @@ impl Attack<'_> {
     }
 }
 
-/// Whether another number is as large as that of the class, or any is not finite.
+/// Whether another logit is at least as large as that of the class, or any is not finite.
 pub(super) fn beaten(logits: &[f64], class: usize) -> bool {
     logits.iter().enumerate().any(|(j, z)| !z.is_finite() || (j != class && *z >= logits[class]))
 }
 
-/// The largest other logit less that of the class, `[batch]`.
+/// The largest other logit minus that of the class, `[batch]`.
 fn margin(logits: &Tensor, classes: &[usize]) -> Result<Tensor, Error> {
     let own = one_hot(logits, classes)?;
     let others = (logits - (&own * 1e30)?)?.max(D::Minus1)?;
@@ -190,7 +191,7 @@ fn norms(x: &Tensor) -> Result<Tensor, Error> {
     Ok(x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
 }
 
-/// Each token over its norm; zero stays zero.
+/// Each token divided by its norm; zero stays zero.
 fn unit(x: &Tensor) -> Result<Tensor, Error> {
     Ok(x.broadcast_div(&(norms(x)? + 1e-300)?)?)
 }

@@ -1,4 +1,5 @@
-//! From margins to radii: how far an input may move before another output can be the largest.
+//! From margins to certified radii: how far an input may move before another output can be the
+//! largest.
 
 use crate::Error;
 use crate::bound::{PAIRS, Walk, WeightNorms};
@@ -7,25 +8,26 @@ use crate::upper::Upper;
 /// The constants of the differences of two outputs, ℓ2 → absolute value.
 ///
 /// Where a network ends in a linear map W, that of outputs i and j is `‖w_i − w_j‖` times the
-/// constant of all else, which is less than one constant for all pairs; it is never more than that.
+/// constant of everything else, and never more than the common constant of all pairs.
 pub struct Margins {
+    /// The constant of all pairs.
     all: Upper,
-    /// That of i > j at `i(i−1)/2 + j`; empty where there are too many pairs.
+    /// That of outputs i > j at `i(i−1)/2 + j`; empty if there are too many pairs.
     pairs: Vec<Upper>,
-    /// The largest radius of the walk: of a linear map it is ‖W‖R + ‖b‖, whatever of that cancels.
+    /// The largest norm that any value can have: ‖W‖R + ‖b‖ for a linear map, even if terms cancel.
     size: f64,
 }
 
-/// Share of [`Margins::size`] that is taken off a margin.
+/// The share of [`Margins::size`] that is subtracted from a margin, for rounding in f64.
 ///
-/// A linear map of n inputs loses at most γₙ ‖W‖_F ‖x‖, γₙ ≈ 10⁻¹⁶ n, and what follows multiplies
-/// that by its constant; where outputs grow by the same norms as differences do, as in a
-/// perceptron, all of it together is far below this share of the largest radius. For other networks
-/// it is no proven bound of what f64 loses.
+/// A linear map of n inputs has a rounding error of at most γₙ ‖W‖_F ‖x‖, γₙ ≈ 10⁻¹⁶ n, and what
+/// follows multiplies that by its constant. Where outputs grow by the same norms as differences do,
+/// as in an MLP, the sum of all errors is far below this share of the largest norm. For other
+/// networks it is no proven bound of the rounding error.
 const ROUNDING: f64 = 1e-9;
 
 impl Margins {
-    /// Of a network that has been walked with these norms.
+    /// The margins of a network whose bounds were propagated with these norms.
     ///
     /// # Errors
     /// [`Error`] names a weight that cannot be read.
@@ -51,12 +53,13 @@ impl Margins {
         }
     }
 
-    /// Within which ℓ2 distance of the input output `class` stays the largest: not above the least
-    /// over the others of `(z_class − z_j) / constant`; 0 unless it is the largest.
+    /// The certified radius: within this ℓ2 distance of the input, output `class` stays the
+    /// largest. At most the smallest `(z_class − z_j) / constant` over the other outputs j; 0
+    /// unless output `class` is the largest.
     pub fn radius(&self, logits: &[f64], class: usize) -> f64 {
         let radius = |(j, z): (usize, &f64)| {
             let margin = logits[class] - z - ROUNDING * self.size;
-            // Not a number where a logit is not one, and not above 0 where the size is infinite.
+            // The margin is NaN if a logit is, and not above 0 if the size is infinite.
             if margin > 0.0 { (margin / self.constant(class, j).to_f64()).next_down() } else { 0.0 }
         };
         let others = logits.iter().enumerate().filter(|(j, _)| *j != class);
@@ -64,7 +67,7 @@ impl Margins {
     }
 }
 
-/// The index of the largest number, and by how much it exceeds the next; none unless all are
+/// The index of the largest logit, and by how much it exceeds the second; none unless all are
 /// finite.
 pub fn largest(logits: &[f64]) -> Option<(usize, f64)> {
     if logits.iter().any(|z| !z.is_finite()) {

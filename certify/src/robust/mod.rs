@@ -1,84 +1,76 @@
-//! What a constant says about predictions: for each radius the share that is proven to stay, and
-//! the share that an attack does not change. Proven ≤ true ≤ not attacked, for every single input.
+//! What a constant implies for predictions: for each radius, the share that is proven not to
+//! change, and the share that an attack does not change. Proven ≤ true ≤ not attacked, for every
+//! single input.
 
 mod attack;
+mod images;
 mod margins;
 mod tokens;
 
 pub use attack::{Effort, Reach};
+pub use images::{BATCH, EPS_36_255, certified_accuracy, images};
 pub use margins::{Margins, largest};
 pub use tokens::{WINDOWS, tokens, window};
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
-use lipschitz_nn::Model;
-use lipschitz_nn::graph::Input;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::bound::{Walk, WeightNorms, walk};
-use crate::spectral::Method;
 use crate::upper::Upper;
-use attack::{Attack, beaten};
+use attack::Attack;
 
-/// Images worked on at once.
-pub const BATCH: usize = 250;
-
-/// The radius at which certified accuracies of CIFAR-10 are compared: 36/255, in pixels from 0 to
-/// 1.
-pub const EPS_36_255: f64 = 36.0 / 255.0;
-
-/// Any error of whoever reads the data.
+/// Any error of the code that reads the data.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How much to do.
+/// Radii, effort and number of inputs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Radii, from 0 on.
+    /// Radii, at least 0.
     pub eps: Vec<f64>,
     /// How hard to attack.
     pub effort: Effort,
-    /// Inputs to look at, from the first.
+    /// Number of inputs to evaluate, from the first.
     pub limit: usize,
 }
 
-/// What was found, as `--json` holds it.
+/// The result, as `--json` holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Robustness {
-    /// Name in tables and pictures.
+    /// Name in tables and plots.
     pub label: String,
-    /// What the shares are of.
+    /// What the shares count.
     pub of: Share,
-    /// What a radius is measured in.
+    /// What a radius measures.
     pub unit: String,
-    /// Inputs looked at.
+    /// Number of inputs evaluated.
     pub inputs: usize,
-    /// Inputs there are.
+    /// Number of inputs available.
     pub available: usize,
     /// The network's constant, ℓ2 → ℓ2, on the domain of the largest radius.
     pub lipschitz: Upper,
-    /// ℓ2 radius of the domain that it holds on, without what the radius adds to it.
+    /// ℓ2 radius of its domain, without the radius of a change, which is added to it.
     pub domain: Upper,
     /// The largest ℓ2 distance of two embedding rows, for language models.
     pub diameter: Option<Upper>,
-    /// Steps of each search.
+    /// Steps per search.
     pub steps: usize,
-    /// Searches an input.
+    /// Searches per input.
     pub restarts: usize,
-    /// A row a radius.
+    /// One row per radius.
     pub rows: Vec<Shares>,
-    /// Radius and certified share at many radii, for pictures.
+    /// Radius and certified share at many radii, for plots.
     pub curve: Vec<(f64, f64)>,
 }
 
-/// What is counted.
+/// What the shares count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Share {
-    /// Images whose class is right and stays so.
+    /// Images that are and stay correctly classified.
     Accuracy,
-    /// Next tokens that stay what they are, right or wrong.
+    /// Predicted next tokens that do not change, correct or not.
     Stability,
 }
 
@@ -87,146 +79,25 @@ pub enum Share {
 pub struct Shares {
     /// The radius.
     pub eps: f64,
-    /// Without a change.
+    /// Share without an attack.
     pub clean: f64,
-    /// That the attack on one token leaves, for language models.
+    /// Share that the attack on one token does not change, for language models.
     pub attacked_one: Option<f64>,
-    /// That the attack leaves.
+    /// Share that the attack does not change.
     pub attacked: f64,
-    /// That are proven.
+    /// Share that is proven not to change.
     pub certified: f64,
 }
 
-/// Certified, attacked and clean accuracy on images in \[0, 1\]. The adversary moves an image by an
-/// ℓ2 distance of at most ε and stays in the cube of images; a tie counts as wrong.
-///
-/// `batches` gives `(images, classes)`, `[batch, channels, height, width]` and u32 `[batch]`, of
-/// which the first [`Settings::limit`] images are looked at; batches of [`BATCH`] make what the
-/// attack draws comparable. `watch` hears the radius at work.
-///
-/// # Errors
-/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
-/// does not fit the model.
-pub fn images<E: Into<BoxError>>(
-    model: &Model,
-    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
-    available: usize,
-    settings: &Settings,
-    watch: &dyn Fn(f64),
-) -> Result<Robustness, Error> {
-    let model = model.to(&Device::Cpu, DType::F64)?;
-    let (shape, walk, margins) = over_images(&model)?;
-    let inputs = inputs(batches, settings.limit)?;
-    let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
-    let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
-    let network = |x: &Tensor| -> Result<Tensor, Error> { Ok(model.forward(&shape(x)?)?) };
-    let mut broken = Vec::new();
-    let mut radii = Vec::new();
-    for (x, classes) in &inputs {
-        for (logits, class) in network(x)?.to_vec2::<f64>()?.iter().zip(classes) {
-            broken.push(beaten(logits, *class));
-            radii.push(margins.radius(logits, *class));
-        }
-    }
-    let clean = share(&broken);
-    let mut rows = Vec::new();
-    for eps in sorted(&settings.eps) {
-        watch(eps);
-        let attack =
-            Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true };
-        attack_left(&attack, &inputs, eps, &mut broken)?;
-        check(&broken, &radii, eps)?;
-        rows.push(Shares {
-            eps,
-            clean,
-            attacked_one: None,
-            attacked: share(&broken),
-            certified: above(&radii, eps),
-        });
-    }
-    ordered(&rows)?;
-    Ok(Robustness {
-        label: String::new(),
-        of: Share::Accuracy,
-        unit: "ℓ2 distance of images with pixels in [0, 1]".into(),
-        inputs: count,
-        available,
-        lipschitz: walk.lipschitz,
-        domain: walk.domain,
-        diameter: None,
-        steps: settings.effort.steps,
-        restarts: settings.effort.restarts,
-        curve: curve(&rows, |eps| Ok(above(&radii, eps)))?,
-        rows,
-    })
-}
-
-/// The share of images whose class is right and proven to stay so within ℓ2 distance `eps`;
-/// `batches` as for [`images`].
-///
-/// # Errors
-/// If the data does not fit the model.
-pub fn certified_accuracy<E: Into<BoxError>>(
-    model: &Model,
-    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
-    eps: f64,
-) -> Result<f64, Error> {
-    let model = model.to(&Device::Cpu, DType::F64)?;
-    let (_, _, margins) = over_images(&model)?;
-    let mut radii = Vec::new();
-    for batch in batches {
-        let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
-        let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
-        let classes = y.to_vec1::<u32>()?;
-        let radius = |(z, class): (&Vec<f64>, u32)| margins.radius(z, class as usize);
-        radii.extend(logits.iter().zip(classes).map(radius));
-    }
-    Ok(above(&radii, eps))
-}
-
-/// The walk over the ball that holds all images of the model's shape, and its margins.
-fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
-    let Input::Pixels { channels, height, width } = model.graph().input() else {
-        return Err(Error::Data("the model reads no images".into()));
-    };
-    let norms = WeightNorms::new(model, Method::Proven, &|_| {});
-    let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
-    let walk = walk(model.graph(), &norms, Some(radius))?;
-    let margins = Margins::new(&walk, &norms)?;
-    Ok(([channels, height, width], walk, margins))
-}
-
-/// A share that is proven, in per cent, not rounded up.
+/// A proven share in per cent, never rounded up.
 pub fn percent(share: f64) -> String {
     let hundredths = 1e4 * share;
-    // What is one hundredth but for rounding is not cut down to the one below.
+    // A whole number of hundredths is kept despite the rounding of the product.
     format!("{:.2} %", (hundredths + 1e-6).floor() / 100.0)
 }
 
-/// The first `limit` images as rows `[batch, 1, pixels]` in f64 with their classes.
-fn inputs<E: Into<BoxError>>(
-    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
-    limit: usize,
-) -> Result<Vec<(Tensor, Vec<usize>)>, Error> {
-    let (mut out, mut count) = (Vec::new(), 0);
-    for batch in batches {
-        let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
-        let take = x.dim(0)?.min(limit - count);
-        let x = x.narrow(0, 0, take)?.to_dtype(DType::F64)?.reshape((take, 1, ()))?;
-        let classes = y.to_vec1::<u32>()?.into_iter().take(take).map(|class| class as usize);
-        out.push((x, classes.collect()));
-        count += take;
-        if count == limit {
-            break;
-        }
-    }
-    match count {
-        0 => Err(Error::Data("there are no images to look at".into())),
-        _ => Ok(out),
-    }
-}
-
-/// Attacks what is not broken yet: a point found at a smaller radius is one at a larger as well.
+/// Attacks the inputs that are not broken yet: a point found at a smaller radius counts at a larger
+/// one as well.
 fn attack_left(
     attack: &Attack,
     inputs: &[(Tensor, Vec<usize>)],
@@ -252,33 +123,33 @@ fn attack_left(
     Ok(())
 }
 
-/// No prediction that is proven to stay was changed.
+/// Checks that no certified prediction was changed.
 fn check(broken: &[bool], radii: &[f64], eps: f64) -> Result<(), Error> {
     match broken.iter().zip(radii).position(|(broken, radius)| *broken && *radius > eps) {
         Some(i) => Err(Error::Violated(format!(
-            "input {i}: the attack changes the prediction within {eps}, but {} is certified: this is a defect of the \
-             certificate, please report it",
+            "input {i}: the attack changes the prediction within {eps}, but {} is certified: this \
+             is a defect of the certificate, please report it",
             radii[i]
         ))),
         None => Ok(()),
     }
 }
 
-/// Certified ≤ attacked ≤ clean, in every row.
+/// Checks that certified ≤ attacked ≤ clean in every row.
 fn ordered(rows: &[Shares]) -> Result<(), Error> {
     for Shares { eps, clean, attacked_one, attacked, certified } in rows {
         let one = attacked_one.unwrap_or(*attacked);
         if !(certified <= attacked && *attacked <= one && one <= *clean) {
             return Err(Error::Violated(format!(
-                "at {eps} certified {certified}, attacked {attacked} and clean {clean} are out of order: this is a defect, \
-                 please report it"
+                "at {eps} certified {certified}, attacked {attacked} and clean {clean} are out of \
+                 order: this is a defect, please report it"
             )));
         }
     }
     Ok(())
 }
 
-/// The share at many radii, those of the rows among them.
+/// The certified share at many radii, including those of the rows.
 fn curve(
     rows: &[Shares],
     certified: impl Fn(f64) -> Result<f64, Error>,
@@ -297,15 +168,16 @@ fn curve(
         .collect()
 }
 
+/// Radii in ascending order, each once.
 fn sorted(eps: &[f64]) -> Vec<f64> {
-    // Without −0.
+    // Adding 0 turns −0 into 0.
     let mut eps: Vec<f64> = eps.iter().map(|eps| eps + 0.0).collect();
     eps.sort_by(f64::total_cmp);
     eps.dedup();
     eps
 }
 
-/// The share that is not broken.
+/// The share of inputs that are not broken.
 fn share(broken: &[bool]) -> f64 {
     broken.iter().filter(|b| !**b).count() as f64 / broken.len().max(1) as f64
 }

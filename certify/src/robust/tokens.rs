@@ -15,13 +15,14 @@ use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
-/// Windows worked on at once.
+/// Windows per batch.
 pub const WINDOWS: usize = 50;
 
-/// The windows that [`tokens`] looks at: as long as the network reads, up to 64 tokens.
+/// The length of the windows that [`tokens`] evaluates: the context of the network, up to 64
+/// tokens.
 ///
 /// # Errors
-/// [`Error::Data`] if it reads no tokens.
+/// [`Error::Data`] if the network reads no tokens.
 pub fn window(model: &Model) -> Result<usize, Error> {
     const LONGEST: usize = 64;
     let context = model.graph().context();
@@ -32,15 +33,17 @@ fn no_tokens() -> Error {
     Error::Data("the model reads no tokens".into())
 }
 
-/// Next tokens: the share that stays the same when embedding vectors move by an ℓ2 distance of at
-/// most r, those of all tokens or of one alone. The certificate's norm is the largest of a token,
-/// so its share holds for both. One prediction a window, behind its last token; windows that lie
-/// within one document, as those with a separator inside are another function of their embeddings.
-/// `watch` hears the radius at work.
+/// Next tokens: the share of predictions that do not change when embedding vectors move by an ℓ2
+/// distance of at most r, those of all tokens or of one token. The norm of a sequence is the
+/// largest norm of a token, so the certified share holds for both.
+///
+/// There is one prediction per window, after its last token. Only windows within one document are
+/// evaluated: with a separator inside, the network is another function of the embeddings. `watch`
+/// is called with each radius.
 ///
 /// # Errors
-/// [`Error::Violated`] if an attack changes a prediction that is proven to stay; others if the data
-/// does not fit the model.
+/// [`Error::Violated`] if an attack changes a certified prediction; others if the data does not fit
+/// the model.
 pub fn tokens<E: Into<BoxError>>(
     model: &Model,
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
@@ -51,84 +54,50 @@ pub fn tokens<E: Into<BoxError>>(
     let model = model.to(&Device::Cpu, DType::F64)?;
     let table = Block::whole(join(&model.graph().nodes()[0].name, "weight"));
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
-    let (domain, diameter) =
-        (norms.norm(&Norm::Row(table.clone()))?, norms.norm(&Norm::RowDifference(table))?);
-    let network = |x: &Tensor| -> Result<Tensor, Error> {
-        let y = model.forward_embeddings(x)?;
-        Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
-    };
-    let separator =
-        if let Input::Tokens { separator, .. } = model.graph().input() { separator } else { None };
-    // The windows that are whole, and what is predicted behind each.
-    let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
-    for batch in batches {
-        let (x, _) = batch.map_err(|e| Error::Batch(e.into()))?;
-        if x.dim(1)? != length {
-            continue;
-        }
-        let whole = one_document(&x, separator)?;
-        available += whole.len();
-        let take = whole.len().min(settings.limit.saturating_sub(logits.len()));
-        if take == 0 {
-            continue;
-        }
-        let x = x.index_select(&Tensor::new(&whole[..take], &Device::Cpu)?, 0)?;
-        let x = model.embed(&x)?.detach();
-        let z = network(&x)?.to_vec2::<f64>()?;
-        let classes = z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
-        logits.extend(z);
-        inputs.push((x, classes));
-    }
-    let classes: Vec<usize> =
-        inputs.iter().flat_map(|(_, classes): &(Tensor, Vec<usize>)| classes.clone()).collect();
-    if classes.is_empty() {
-        let what = format!(
-            "the held-out split holds no window of {length} tokens within one document; give more \
-             text"
-        );
-        return Err(Error::Data(what));
-    }
-    let radii_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
+    let domain = norms.norm(&Norm::Row(table.clone()))?;
+    let diameter = norms.norm(&Norm::RowDifference(table))?;
+    let predictions = predictions(&model, batches, length, settings.limit)?;
+    let Predictions { inputs, logits, classes, available } = &predictions;
+    let proven_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
         let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms)?;
-        let radii =
-            logits.iter().zip(&classes).map(|(z, class)| margins.radius(z, *class)).collect();
+        let radii = logits.iter().zip(classes).map(|(z, class)| margins.radius(z, *class));
+        let radii = radii.collect();
         Ok((walk, radii))
     };
-    let start: Vec<bool> =
-        logits.iter().zip(&classes).map(|(z, class)| beaten(z, *class)).collect();
+    let network = |x: &Tensor| last_logits(&model, x);
+    let start: Vec<bool> = logits.iter().zip(classes).map(|(z, class)| beaten(z, *class)).collect();
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
     for eps in sorted(&settings.eps) {
         watch(eps);
-        let (walk, radii) = radii_at(eps)?;
-        // Radii grow, and with them the domain and its constant.
+        let (walk, radii) = proven_at(eps)?;
+        // Radii increase, and with them the domain and its constant.
         lipschitz = Some(walk.lipschitz);
         let mut attack =
             Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
-        attack_left(&attack, &inputs, eps, &mut one)?;
-        // What moves one token is allowed to move all.
+        attack_left(&attack, inputs, eps, &mut one)?;
+        // A change of one token is also a change of all tokens.
         all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);
         attack.reach = Reach::All;
-        attack_left(&attack, &inputs, eps, &mut all)?;
+        attack_left(&attack, inputs, eps, &mut all)?;
         check(&all, &radii, eps)?;
-        let attacked_one = Some(share(&one));
         rows.push(Shares {
             eps,
             clean,
-            attacked_one,
+            attacked_one: Some(share(&one)),
             attacked: share(&all),
             certified: above(&radii, eps),
         });
     }
     ordered(&rows)?;
-    let curve = curve(&rows, |eps| Ok(above(&radii_at(eps)?.1, eps)))?;
+    let curve = curve(&rows, |eps| Ok(above(&proven_at(eps)?.1, eps)))?;
     Ok(Robustness {
         label: String::new(),
         of: Share::Stability,
         unit: "ℓ2 distance of an embedding vector".into(),
         inputs: classes.len(),
-        available,
+        available: *available,
         lipschitz: lipschitz.unwrap_or(Upper::INFINITY),
         domain,
         diameter: Some(diameter),
@@ -139,7 +108,67 @@ pub fn tokens<E: Into<BoxError>>(
     })
 }
 
-/// The windows of token ids `[windows, tokens]` in which no document begins behind the first token.
+/// The windows that are evaluated, and what is predicted after each.
+struct Predictions {
+    /// Batches of embedding vectors `[batch, tokens, dim]`, with the predicted tokens.
+    inputs: Vec<(Tensor, Vec<usize>)>,
+    /// Logits of all windows.
+    logits: Vec<Vec<f64>>,
+    /// Predicted tokens of all windows.
+    classes: Vec<usize>,
+    /// Windows within one document, those after the first `limit` too.
+    available: usize,
+}
+
+/// Predictions after the first `limit` windows of `length` tokens that lie within one document.
+fn predictions<E: Into<BoxError>>(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    length: usize,
+    limit: usize,
+) -> Result<Predictions, Error> {
+    let separator =
+        if let Input::Tokens { separator, .. } = model.graph().input() { separator } else { None };
+    let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
+    for batch in batches {
+        let (x, _) = batch.map_err(|e| Error::Batch(e.into()))?;
+        if x.dim(1)? != length {
+            continue;
+        }
+        let whole = one_document(&x, separator)?;
+        available += whole.len();
+        let take = whole.len().min(limit.saturating_sub(logits.len()));
+        if take == 0 {
+            continue;
+        }
+        let x = x.index_select(&Tensor::new(&whole[..take], &Device::Cpu)?, 0)?;
+        let x = model.embed(&x)?.detach();
+        let z = last_logits(model, &x)?.to_vec2::<f64>()?;
+        let classes: Vec<usize> =
+            z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
+        logits.extend(z);
+        inputs.push((x, classes));
+    }
+    let classes: Vec<usize> =
+        inputs.iter().flat_map(|(_, classes)| classes.iter().copied()).collect();
+    if classes.is_empty() {
+        let what = format!(
+            "the held-out split holds no window of {length} tokens within one document; give more \
+             text"
+        );
+        return Err(Error::Data(what));
+    }
+    Ok(Predictions { inputs, logits, classes, available })
+}
+
+/// Logits `[batch, outputs]` at the last token of embedding vectors `[batch, tokens, dim]`.
+fn last_logits(model: &Model, x: &Tensor) -> Result<Tensor, Error> {
+    let y = model.forward_embeddings(x)?;
+    Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
+}
+
+/// The indices of windows of token ids `[windows, tokens]` in which no document begins after the
+/// first token.
 fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>, Error> {
     let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
     let whole = |row: &Vec<u32>| separator.is_none_or(|separator| !row[1..].contains(&separator));

@@ -1,4 +1,4 @@
-//! The estimate: Lanczos with full reorthogonalisation. What it finds need not be right, only good.
+//! The estimate: Lanczos with full reorthogonalisation. The proof does not rely on its accuracy.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -35,7 +35,7 @@ fn times(g: &[f64], v: &[f64]) -> Vec<f64> {
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    // Four sums at a time, so that the loop vectorises.
+    // Four sums in parallel, so that the loop vectorises.
     let (mut sums, whole) = ([0.0; 4], a.len() / 4 * 4);
     for (a, b) in a[..whole].chunks(4).zip(b[..whole].chunks(4)) {
         for i in 0..4 {
@@ -59,8 +59,8 @@ fn restart(g: &[f64], n: usize, start: &[f64]) -> (Vec<f64>, f64) {
     normalise(&mut v);
     let mut basis: Vec<Vec<f64>> = vec![v];
     let mut t: Vec<(f64, f64)> = Vec::new();
-    // The largest G v so far: what is far smaller is rounding, and would not be orthogonal to the
-    // rest.
+    // The largest ‖G v‖ so far: a far smaller vector is rounding, and would not be orthogonal to
+    // the basis.
     let mut scale: f64 = 0.0;
     loop {
         let last = &basis[basis.len() - 1];
@@ -99,7 +99,7 @@ fn tridiagonal_top(t: &[(f64, f64)]) -> Vec<f64> {
     let radius = |i: usize| off(i).abs() + if i + 1 < k { t[i].1.abs() } else { 0.0 };
     let mut high = (0..k).map(|i| t[i].0 + radius(i)).fold(0.0, f64::max);
     let mut low = (0..k).map(|i| t[i].0).fold(0.0, f64::max);
-    // Pivots of T − x: all negative exactly if x is above every eigenvalue.
+    // The pivots of T − x are all negative exactly if x is above every eigenvalue.
     let above = |x: f64| {
         let mut pivot = -1.0;
         (0..k).all(|i| {
@@ -132,7 +132,7 @@ fn tridiagonal_top(t: &[(f64, f64)]) -> Vec<f64> {
         if !largest.is_finite() || largest == 0.0 {
             return (0..k).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
         }
-        // What is flushed could only grow denormal, which processors are slow at.
+        // Elements this small would become denormal, which is slow.
         v.iter_mut().for_each(|x| *x = if x.abs() < 1e-140 * largest { 0.0 } else { *x / largest });
     }
     normalise(&mut v);

@@ -1,4 +1,4 @@
-//! Matrices in f64, and the norms that need no proof.
+//! Matrices in f64, and the norms that are sums with a rounding margin.
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::ops::Strided;
@@ -19,8 +19,8 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix, or a vector as one row; exact, as f16 and bf16 are subsets of f32, and that of
-    /// f64.
+    /// A matrix, or a vector as one row. Exact, as f16 and bf16 are subsets of f32, and f32 is one
+    /// of f64.
     ///
     /// # Errors
     /// [`Error::Network`] names the tensor if it is not a matrix or holds NaN or infinity.
@@ -33,7 +33,7 @@ impl Matrix {
             ref dims => return Err(fail(format!("has shape {dims:?}, which is not a matrix"))),
         };
         let flat = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
-        // One copy beside the result, whatever the type.
+        // At most one copy besides the result, for every type.
         let data: Vec<f64> = match flat.dtype() {
             DType::F64 => flat.to_vec1()?,
             DType::F32 => flat.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
@@ -56,7 +56,7 @@ impl Matrix {
         Self { rows: self.columns, columns: self.rows, data }
     }
 
-    /// Block number `index` of `count` equal blocks of rows.
+    /// Block `index` of `count` equal blocks of rows.
     pub fn row_block(&self, index: usize, count: usize) -> Self {
         let rows = self.rows / count;
         let size = rows * self.columns;
@@ -67,7 +67,7 @@ impl Matrix {
         }
     }
 
-    /// Block number `index` of `count` equal blocks of columns.
+    /// Block `index` of `count` equal blocks of columns.
     pub fn column_block(&self, index: usize, count: usize) -> Self {
         let columns = self.columns / count;
         let data = self
@@ -89,8 +89,8 @@ impl Matrix {
         Strided::rows(&self.data, self.rows, self.columns, self.columns)
     }
 
-    /// The largest absolute element; infinite if there is a NaN, so that nothing is proven about
-    /// it.
+    /// The largest absolute value of an element; infinite if there is a NaN, so that nothing is
+    /// proven about it.
     pub fn largest(&self) -> f64 {
         largest(&self.data)
     }
@@ -106,7 +106,7 @@ pub(super) fn scaled(x: f64, n: i32) -> f64 {
     x * 2f64.powi(half) * 2f64.powi(n - half)
 }
 
-/// The exponent of the power of two just above |x|.
+/// The exponent of the smallest power of two above |x|.
 pub(super) fn exponent(x: f64) -> i32 {
     let bits = (x.abs().to_bits() >> 52) as i32;
     if bits == 0 {
@@ -116,7 +116,7 @@ pub(super) fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Not below the ℓ2 norm.
+/// An upper bound on the ℓ2 norm.
 pub fn vector_norm(x: &[f64]) -> Upper {
     let largest = largest(x);
     if largest == 0.0 {
@@ -125,8 +125,8 @@ pub fn vector_norm(x: &[f64]) -> Upper {
     if largest == f64::INFINITY {
         return Upper::INFINITY;
     }
-    // Scaled to at most 1 where it could overflow or lose digits; what underflows is less than
-    // n·1e-300 in the sum.
+    // Scaled to at most 1 where it could overflow or lose digits; underflow changes the sum by less
+    // than n·1e-300.
     let e = exponent(largest);
     let (sum, e) = if e.abs() <= 100 {
         (sum_of_squares(x), 0)
@@ -139,7 +139,7 @@ pub fn vector_norm(x: &[f64]) -> Upper {
     shift(sum.sqrt(), e)
 }
 
-/// Eight sums at a time, so that the loop vectorises.
+/// With eight sums in parallel, so that the loop vectorises.
 fn sum_of_squares(x: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let chunks = x.chunks_exact(8);
@@ -156,12 +156,12 @@ pub(super) fn shift(x: Upper, n: i32) -> Upper {
     x * Upper::from_f64(2f64.powi(half)) * Upper::from_f64(2f64.powi(n - half))
 }
 
-/// Not below the largest ℓ2 norm of a row.
+/// An upper bound on the largest ℓ2 norm of a row.
 pub fn max_row_norm(m: &Matrix) -> Upper {
     m.data.chunks(m.columns.max(1)).fold(Upper::ZERO, |max, row| max.max(vector_norm(row)))
 }
 
-/// Not below ‖Wβ + b‖.
+/// An upper bound on ‖Wβ + b‖.
 pub fn affine_norm(w: &Matrix, beta: &[f64], bias: Option<&[f64]>) -> Upper {
     let (mut y, mut size) = (Vec::with_capacity(w.rows), Vec::with_capacity(w.rows));
     for (i, row) in w.data.chunks(w.columns.max(1)).enumerate() {
@@ -169,27 +169,27 @@ pub fn affine_norm(w: &Matrix, beta: &[f64], bias: Option<&[f64]>) -> Upper {
         y.push(row.iter().zip(beta).map(|(w, x)| w * x).sum::<f64>() + b);
         size.push(row.iter().zip(beta).map(|(w, x)| (w * x).abs()).sum::<f64>() + b.abs());
     }
-    // Each sum is off by at most γ times the sum of the absolute terms, and those are summed with
-    // as much error.
+    // Each sum is off by at most γ times the sum of the absolute terms, which is itself computed
+    // with that relative error.
     let g = gamma(2 * w.columns + 6);
     vector_norm(&y)
         + g * vector_norm(&size)
         + Upper::from_f64((w.columns + 1) as f64 * f64::MIN_POSITIVE)
 }
 
-/// Not below the ℓ2 distance of each two rows, in the order (1, 0), (2, 0), (2, 1), ….
+/// Upper bounds on the ℓ2 distances between two rows, in the order (1, 0), (2, 0), (2, 1), ….
 pub fn row_differences(m: &Matrix) -> impl Iterator<Item = Upper> {
     let row = |i: usize| &m.data[i * m.columns..(i + 1) * m.columns];
     let mut difference = vec![0.0; m.columns];
     let mut distance = move |i: usize, j: usize| {
         difference.iter_mut().zip(row(i).iter().zip(row(j))).for_each(|(d, (a, b))| *d = a - b);
-        // Each difference is rounded once, relatively (subtraction does not underflow).
+        // Each difference has a relative rounding error (subtraction does not underflow).
         vector_norm(&difference) * (Upper::ONE + gamma(1))
     };
     (0..m.rows).flat_map(|i| (0..i).map(move |j| (i, j))).map(move |(i, j)| distance(i, j))
 }
 
-/// Not below the largest ℓ2 distance of two rows.
+/// An upper bound on the largest ℓ2 distance between two rows.
 pub fn max_row_difference(m: &Matrix) -> Upper {
     row_differences(m).fold(Upper::ZERO, Upper::max)
 }

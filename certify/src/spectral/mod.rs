@@ -1,7 +1,7 @@
 //! Spectral norms: Lanczos proposes, Cholesky proves.
 //!
-//! With u = 2⁻⁵³ and γ_k = ku/(1−ku). Every result is an interval that contains the true norm of
-//! the exact matrix.
+//! Every result is an interval that contains the true norm of the exact matrix. The error bounds
+//! use u = 2⁻⁵³ and γ_k = ku/(1−ku).
 
 mod lanczos;
 mod matrix;
@@ -38,7 +38,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Whether the upper end is proven to be one.
+    /// Whether the upper end is proven.
     pub fn is_bound(self) -> bool {
         self != Method::Power
     }
@@ -68,7 +68,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Around a norm that was summed over `n` elements and rounded up.
+    /// The interval of a norm that was summed over `n` elements and rounded up.
     pub(crate) fn direct(upper: Upper, n: usize) -> Self {
         let down = 1.0 - 4.0 * gamma(n + 4).to_f64();
         let lower = (upper.to_f64() * down).next_down().max(0.0);
@@ -83,7 +83,7 @@ impl Interval {
 /// γ_k = ku/(1−ku), rounded up.
 fn gamma(k: usize) -> Upper {
     let ku = k as f64 * (f64::EPSILON / 2.0);
-    // Both operands are exact for any k that fits in memory; 1 − ku rounds, so it is taken a step
-    // down.
+    // ku is exact for any k that fits in memory. 1 − ku is rounded, so the next smaller number is
+    // taken.
     Upper::from_f64(ku).div_up((1.0 - ku).next_down())
 }

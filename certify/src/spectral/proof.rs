@@ -1,4 +1,5 @@
-//! The proof: a Cholesky factorisation that runs to its end shows `aI − G` positive definite.
+//! The proof: a Cholesky factorisation that runs to its end shows that `aI − G` is positive
+//! definite.
 //!
 //! Sources: Rump, *Verification of positive definiteness*, BIT 46 (2006); Higham, *Accuracy and
 //! Stability of Numerical Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz
@@ -14,14 +15,15 @@ use crate::upper::Upper;
 /// Matrices whose largest element is within 2^±SAFE are taken as they are.
 const SAFE: i32 = 30;
 
-/// Exceeds what underflow can add to any sum or product here: the largest element is within
-/// 2^±SAFE, and sizes are below 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and multiplied by
-/// at most 2¹⁰⁰ afterwards.
+/// Exceeds the error that underflow can cause in any sum or product here: the largest element is
+/// within 2^±SAFE, and sizes are below 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and
+/// multiplied by at most 2¹⁰⁰ afterwards.
 const UNDERFLOW: f64 = 1e-280;
 
 /// σ_max of a matrix.
 ///
-/// [`Method::Proven`] falls back to [`Method::Frobenius`], and says so, should no proof succeed.
+/// If no proof succeeds, [`Method::Proven`] falls back to [`Method::Frobenius`], and the interval
+/// says so.
 pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     let largest = m.largest();
     if largest == 0.0 {
@@ -31,31 +33,31 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
         return Interval { lower: 0.0, upper: Upper::INFINITY, method };
     }
     let e = exponent(largest);
-    // Far from both ends of the range nothing can overflow, and what underflows is less than
-    // UNDERFLOW.
+    // Far from both ends of the range nothing can overflow, and underflow is covered by UNDERFLOW.
     if e.abs() <= SAFE {
         return unit_norm(m, method);
     }
-    // By a power of two, so that the largest element lies in [1/2, 1): exact, but for elements
-    // 2⁻¹⁰⁰⁰ times smaller.
+    // Otherwise scale by a power of two, so that the largest element lies in [1/2, 1). This is
+    // exact except for elements 2⁻¹⁰⁰⁰ times smaller.
     let unit = Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
     let found = unit_norm(&unit, method);
     let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
     let lower = (found.lower - if e > 0 { UNDERFLOW } else { 0.0 }).max(0.0);
-    // Scaling back is exact unless it underflows, and then it must not round up.
+    // Scaling back is exact unless it underflows, and then the lower end must not be rounded up.
     let back = scaled(lower, e);
     let lower = if back.is_finite() && back >= f64::MIN_POSITIVE { back } else { 0.0 };
     Interval { lower, upper: shift(found.upper + lost, e), method: found.method }
 }
 
-/// For a largest element within 2^±SAFE.
+/// σ_max of a matrix whose largest element is within 2^±SAFE.
 fn unit_norm(m: &Matrix, method: Method) -> Interval {
     let (short, long) = (m.rows.min(m.columns), m.rows.max(m.columns));
     let frobenius = vector_norm(&m.data);
     let g = gram(m);
     let v = top_eigenvector(&g, short);
     let lower = stretch(m, &v, frobenius);
-    // ‖fl(WᵀW) − WᵀW‖₂ ≤ γ_{long+1}·‖W‖_F², element by element and so for any order of summation.
+    // ‖fl(WᵀW) − WᵀW‖₂ ≤ γ_{long+1}·‖W‖_F²: the error bound is elementwise, so it holds for any
+    // order of summation.
     let squares = frobenius * frobenius;
     let rounding = gamma(long + 2) * squares + Upper::from_f64(UNDERFLOW);
     let root = |eigenvalue: Upper| (eigenvalue + rounding).sqrt().min(frobenius);
@@ -70,7 +72,7 @@ fn unit_norm(m: &Matrix, method: Method) -> Interval {
     }
 }
 
-/// WWᵀ or WᵀW, whichever is smaller, symmetric.
+/// WWᵀ or WᵀW, whichever is smaller. The result is symmetric.
 fn gram(m: &Matrix) -> Vec<f64> {
     let n = m.rows.min(m.columns);
     let mut g = vec![0.0; n * n];
@@ -79,7 +81,7 @@ fn gram(m: &Matrix) -> Vec<f64> {
     g
 }
 
-/// Near the unit vector that a matrix stretches most.
+/// An approximation of the unit vector that a matrix stretches most.
 pub fn top_right_singular_vector(m: &Matrix) -> Vec<f64> {
     let v = top_eigenvector(&gram(m), m.rows.min(m.columns));
     if m.rows > m.columns {
@@ -92,7 +94,7 @@ pub fn top_right_singular_vector(m: &Matrix) -> Vec<f64> {
     y.into_iter().map(|x| x / norm).collect()
 }
 
-/// Not above ‖Wv‖/‖v‖, or ‖Wᵀv‖/‖v‖ where [`gram`] is WWᵀ.
+/// A lower bound on ‖Wv‖/‖v‖, or on ‖Wᵀv‖/‖v‖ where [`gram`] is WWᵀ.
 fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
     let (view, n) = (m.view(), v.len());
     let map = if m.rows <= m.columns { view.t() } else { view };
@@ -106,7 +108,7 @@ fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
     ((size(&y) * down - error) / above * (1.0 - 4.0 * f64::EPSILON)).max(0.0)
 }
 
-/// Not below the largest eigenvalue of a symmetric matrix, near `guess`.
+/// An upper bound on the largest eigenvalue of a symmetric matrix, near `guess`.
 fn largest_eigenvalue(g: &[f64], n: usize, guess: f64) -> Option<Upper> {
     let mut delta = 1e-9_f64.max(8.0 * (n * n) as f64 * f64::EPSILON);
     while delta < 0.5 {
@@ -133,15 +135,15 @@ fn largest_eigenvalue(g: &[f64], n: usize, guess: f64) -> Option<Upper> {
 const BLOCK: usize = 48;
 
 /// Factors a symmetric matrix M in place, `M + ΔM = LLᵀ`, and returns a bound on ‖ΔM‖₂; none if M
-/// is not positive definite enough. Reads and writes the lower triangle only; `trace` is not below
-/// the sum of the diagonal.
+/// is not positive definite enough. Reads and writes only the lower triangle. `trace` is an upper
+/// bound on the sum of the diagonal.
 ///
-/// In whatever order the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and `‖|L||Lᵀ|‖₂ ≤
-/// ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
+/// For any order in which the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and
+/// `‖|L||Lᵀ|‖₂ ≤ ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
 fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     for from in (0..n).step_by(BLOCK) {
         let to = (from + BLOCK).min(n);
-        // The columns of this block, for its own rows and all below.
+        // The columns of this block: its own rows, and all rows below.
         for j in from..to {
             let (above, below) = m.split_at_mut((j + 1) * n);
             let row = &mut above[j * n..];
@@ -157,7 +159,7 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
                 other[j] = (other[j] - dot) / root;
             }
         }
-        // What is left, less the part that these columns explain.
+        // Subtract the contribution of these columns from the rest.
         let rest = n - to;
         if rest > 0 {
             let width = to - from;
@@ -172,8 +174,8 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     Some((g * trace).div_up(shrink) + Upper::from_f64(UNDERFLOW))
 }
 
-/// Not below the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high power is
-/// close to its largest eigenvalue. With `H' = fl(H²)` it is `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
+/// An upper bound on the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high
+/// power is close to its largest eigenvalue. With `H' = fl(H²)`, `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
 fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     const SQUARINGS: usize = 12;
     let mut h = g;
@@ -196,9 +198,9 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     bound
 }
 
-/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`. For a small k it is worked out on that side: with `AᵀA
-/// ⪯ LLᵀ + eI` it is `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖_F²`. Otherwise the product is formed, and its rounding
-/// counted.
+/// ‖AB‖ for A of `[m, k]` and B of `[k, n]`. For k smaller than m and n, a factor
+/// `AᵀA ⪯ LLᵀ + eI` gives `‖AB‖² ≤ ‖LᵀB‖² + e‖B‖_F²`. Otherwise the product is formed, with a
+/// margin for its rounding.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -221,7 +223,7 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
         factor(&a).map(|(l, e)| {
             let found = times(l.view().t(), b.view(), method);
             let frobenius = vector_norm(&b.data);
-            // What L adds to A is in the upper end alone, so nothing is known about the lower one.
+            // LLᵀ may exceed AᵀA, so this gives no lower end.
             let upper = (found.upper * found.upper + e * frobenius * frobenius).sqrt();
             Interval { lower: 0.0, upper, ..found }
         })
@@ -235,7 +237,7 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
     Interval { lower, upper: shift(shift(found.upper + lost, ea), eb), method: found.method }
 }
 
-/// ‖AB‖ for elements of at most 1, the product formed: `‖fl(AB) − AB‖ ≤ γ ‖A‖_F ‖B‖_F`.
+/// ‖AB‖ for elements of at most 1, from the computed product: `‖fl(AB) − AB‖ ≤ γ ‖A‖_F ‖B‖_F`.
 fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
     let mut ab = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
     product(&mut ab.data, b.columns, a, b, false, 1.0, true);
@@ -256,7 +258,7 @@ fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
     symmetric(&mut g, a.view().t(), a.view(), false, 1.0, false);
     let frobenius = vector_norm(&a.data);
     let squares = (frobenius * frobenius).to_f64();
-    // A small multiple of the identity makes a singular G factor; what is added can only help the
+    // A small multiple of the identity lets a singular G be factored. Adding it preserves the
     // inequality.
     let tau = 16.0 * (k + 4) as f64 * f64::EPSILON * squares;
     let mut largest: f64 = 0.0;

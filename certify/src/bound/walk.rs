@@ -1,0 +1,425 @@
+//! The pass over the graph: the rule of each kind of node, and how constants and radii compose.
+
+use lipschitz_nn::graph::{Graph, Input, Node, NodeId, Op, join};
+
+use super::attention;
+use super::norms::{Block, Norm, Norms};
+use super::pointwise;
+use super::rows::NodeBound;
+use super::state::{State, Step};
+use crate::Error;
+use crate::upper::{Upper, abs, count, root_down};
+
+/// The result of bound propagation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Walk {
+    /// The network's Lipschitz constant, ℓ2 → ℓ2 per token, on the ball of radius `domain`.
+    pub lipschitz: Upper,
+    /// ℓ2 radius of the domain, per token (of the whole input for images and vectors; infinite:
+    /// all inputs).
+    pub domain: Upper,
+    /// The constant of a single output, ℓ2 → absolute value.
+    pub logit: Upper,
+    /// The constant of the difference of two outputs, ℓ2 → absolute value.
+    pub margin: Upper,
+    /// The linear map that the network ends in, if it does.
+    pub head: Option<FinalLinear>,
+    /// A bound on the ℓ2 norm of each token of the output.
+    pub radius: Upper,
+    /// Elements per token of the input.
+    pub inputs: usize,
+    /// Elements per token of the output.
+    pub outputs: usize,
+    /// One row per node, in the order of the forward pass.
+    pub rows: Vec<NodeBound>,
+}
+
+/// The linear map that a network ends in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FinalLinear {
+    /// Its weight.
+    pub block: Block,
+    /// The constant of everything else: what comes before it, and the scales after it.
+    pub rest: Upper,
+}
+
+impl Walk {
+    /// The constant from RMS norm to RMS norm: `√(inputs/outputs)` times that in ℓ2.
+    pub fn rms(&self) -> Upper {
+        self.from_rms(self.lipschitz).div_up(root_down(self.outputs as f64))
+    }
+
+    /// A constant from RMS norm, given one from ℓ2 norm: `√inputs` times it.
+    pub fn from_rms(&self, constant: Upper) -> Upper {
+        constant * count(self.inputs).sqrt()
+    }
+}
+
+/// The last linear map, and what has followed it: at most one activation, and scales.
+struct Passed {
+    block: Block,
+    norm: Upper,
+    /// The constant up to the map's input.
+    before: Upper,
+    /// What has followed has slopes in `centre ± spread`.
+    centre: f64,
+    spread: Upper,
+    /// Whether an activation has followed.
+    active: bool,
+}
+
+/// Where a sequence of nodes lies in the graph.
+#[derive(Default)]
+struct Place {
+    /// The path of the node that it is the body of.
+    path: String,
+    /// That node's id.
+    id: NodeId,
+    /// The number of its first node.
+    first: usize,
+}
+
+/// Propagates bounds through `graph` with the norms that `norms` gives. The domain is the ball of
+/// ℓ2 radius `radius` per token. Without a radius it is the natural domain: the ball of the largest
+/// embedding row for tokens, all inputs for images and vectors.
+///
+/// # Errors
+/// [`Error`] names the node or weight that nothing is known about.
+pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<Walk, Error> {
+    let mut rows = Vec::new();
+    let (nodes, start) = match (graph.input(), graph.nodes().split_first()) {
+        (Input::Tokens { .. }, Some((Node { name, op: Op::Embedding { dim, .. } }, rest))) => {
+            let natural = norms.row(&Block::whole(join(name, "weight")))?;
+            let radius = radius.unwrap_or(natural);
+            let (one, kind, rule) =
+                (Upper::ONE, "embedding".to_string(), "domain: the embedding vectors".to_string());
+            rows.push(NodeBound {
+                id: NodeId::default().child(0),
+                path: name.clone(),
+                kind,
+                lipschitz: one,
+                cumulative: one,
+                radius,
+                rule,
+            });
+            (rest, State::new(radius, *dim))
+        }
+        (Input::Tokens { .. }, _) => {
+            return Err(Error::Unknown("the input: tokens without an embedding".into()));
+        }
+        (Input::Pixels { channels, height, width }, _) => {
+            let radius = radius.unwrap_or(Upper::INFINITY);
+            (graph.nodes(), State::new(radius, channels * height * width))
+        }
+        (Input::Vector { dim }, _) => {
+            (graph.nodes(), State::new(radius.unwrap_or(Upper::INFINITY), dim))
+        }
+    };
+    let channels = if let Input::Pixels { channels, .. } = graph.input() { channels } else { 0 };
+    let mut walker = Walker { norms, channels, rows };
+    let (domain, inputs) = (start.radius, start.width);
+    let top = Place { first: graph.nodes().len() - nodes.len(), ..Place::default() };
+    let (trail, out) = walker.sequence(nodes, &top, start, Upper::ONE)?;
+    let lipschitz = last(&trail);
+    let (logit, margin, head) = outputs(nodes, &trail, norms)?;
+    let rows = walker.rows;
+    Ok(Walk {
+        lipschitz,
+        domain,
+        logit,
+        margin,
+        head,
+        radius: out.radius,
+        inputs,
+        outputs: out.width,
+        rows,
+    })
+}
+
+/// The constants of a single output and of the difference of two. Where the network ends in a
+/// linear map, they are those of a row and of a difference of two rows. In any case they are at
+/// most that of all outputs, and √2 times it.
+fn outputs(
+    nodes: &[Node],
+    trail: &[Upper],
+    norms: &dyn Norms,
+) -> Result<(Upper, Upper, Option<FinalLinear>), Error> {
+    let lipschitz = last(trail);
+    let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
+    let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
+    let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end]))
+    else {
+        return Ok((logit, margin, None));
+    };
+    let gain = nodes[..end]
+        .last()
+        .filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+    let block =
+        Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
+    let scale = |c: Upper, node: &Node| {
+        if let Op::Scale { factor } = node.op { c * abs(factor) } else { c }
+    };
+    let before = nodes[end + 1..].iter().fold(last(&trail[..end]), scale);
+    let logit = logit.min(before * norms.row(&block)?);
+    let margin = margin.min(before * norms.norm(&Norm::RowDifference(block.clone()))?);
+    Ok((logit, margin, Some(FinalLinear { block, rest: before })))
+}
+
+fn last(trail: &[Upper]) -> Upper {
+    trail.last().copied().unwrap_or(Upper::ONE)
+}
+
+struct Walker<'a> {
+    norms: &'a dyn Norms,
+    /// Colour channels of an image: elements per pixel.
+    channels: usize,
+    rows: Vec<NodeBound>,
+}
+
+impl Walker<'_> {
+    /// The constant from the start of the sequence to the output of each node, and what is known
+    /// about the last output. `from` is the constant from the input to the start.
+    fn sequence(
+        &mut self,
+        nodes: &[Node],
+        place: &Place,
+        start: State,
+        from: Upper,
+    ) -> Result<(Vec<Upper>, State), Error> {
+        let (mut lipschitz, mut state) = (Upper::ONE, start);
+        let mut trail = Vec::with_capacity(nodes.len());
+        let mut passed: Option<Passed> = None;
+        for (i, node) in nodes.iter().enumerate() {
+            let own = Place {
+                path: node.path(&place.path),
+                id: place.id.child(place.first + i),
+                first: 0,
+            };
+            let before = lipschitz;
+            let linear = matches!(node.op, Op::Linear { .. });
+            let block = Block::whole(join(&own.path, "weight")).gain(state.gain.clone());
+            let fold = matches!(
+                nodes.get(i + 1),
+                Some(Node { op: Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. }, .. })
+            );
+            let mut step = self.node(node, &own, &state, from * lipschitz, fold)?;
+            lipschitz = before * step.lipschitz;
+            // With a centre of 0 the split gives the product of the norms.
+            if let (true, Some(first)) =
+                (linear, passed.as_ref().filter(|first| first.centre != 0.0))
+            {
+                let split = first.before * self.split(first, &block, step.lipschitz)?;
+                if split < lipschitz {
+                    lipschitz = split;
+                    step.rule = format!("‖W‖, slope split with `{}`", first.block);
+                }
+            }
+            passed = follow(passed, node, linear.then_some((block, step.lipschitz, before)));
+            trail.push(lipschitz);
+            if state.gain.is_some() {
+                step.rule.push_str(", with γ");
+            }
+            state = step.out;
+            let (constant, radius) = step.whole.unwrap_or((step.lipschitz, state.radius));
+            let reached = if step.whole.is_some() { before * constant } else { lipschitz };
+            self.rows.push(NodeBound {
+                id: own.id,
+                path: own.path,
+                kind: node.op.kind().into(),
+                lipschitz: constant,
+                cumulative: from * reached,
+                radius,
+                rule: step.rule,
+            });
+        }
+        Ok((trail, state))
+    }
+
+    /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for
+    /// some ‖S‖ ≤ 1, so at most `|c| ‖W₂ W₁‖ + h ‖W₂‖ ‖W₁‖`.
+    fn split(&self, first: &Passed, second: &Block, norm: Upper) -> Result<Upper, Error> {
+        Ok(abs(first.centre)
+            * self.norms.norm(&Norm::Product(second.clone(), first.block.clone()))?
+            + first.spread * norm * first.norm)
+    }
+
+    /// The rule of a node. With `fold`, the next node takes the gain of a norm.
+    fn node(
+        &mut self,
+        node: &Node,
+        place: &Place,
+        x: &State,
+        from: Upper,
+        fold: bool,
+    ) -> Result<Step, Error> {
+        let path = place.path.as_str();
+        let step = |lipschitz, radius, width, rule: &str| {
+            Ok(Step {
+                lipschitz,
+                out: State::new(radius, width),
+                rule: rule.to_string(),
+                whole: None,
+            })
+        };
+        let block =
+            |name: &str| Block::whole(join(path, &join(name, "weight"))).gain(x.gain.clone());
+        let offset = |name: &str, bias: Option<String>| {
+            let weight = Block::whole(join(path, &join(name, "weight")));
+            self.norms.offset(&weight, x.shift.as_deref(), bias.as_deref())
+        };
+        match &node.op {
+            Op::Sequential { body } => {
+                let (trail, out) = self.sequence(body, place, x.clone(), from)?;
+                Ok(Step { lipschitz: last(&trail), out, rule: "product".into(), whole: None })
+            }
+            // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
+            Op::Residual { skip, branch, body } => {
+                let (trail, out) = self.sequence(body, place, x.clone(), Upper::ONE)?;
+                let (a, b) = (abs(*skip), abs(*branch));
+                step(a + b * last(&trail), a * x.radius + b * out.radius, x.width, "|a| + |b| L")
+            }
+            Op::Linear { outputs, bias, .. } => {
+                let norm = self.norms.matrix(&block(""))?;
+                let radius = norm * x.radius + offset("", bias.then(|| join(path, "bias")))?;
+                step(norm, radius, *outputs, "‖W‖")
+            }
+            Op::Embedding { .. } => {
+                Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node")))
+            }
+            Op::Positions { .. } => {
+                let row = self.norms.row(&block(""))?;
+                step(Upper::ONE, x.radius + row, x.width, "a translation")
+            }
+            Op::Activation { function, scale } => {
+                let scale = abs(*scale);
+                let radius = scale * pointwise::norm(*function, x.radius, x.width);
+                step(scale * pointwise::slope(*function), radius, x.width, "largest slope")
+            }
+            Op::Scale { factor } => {
+                let c = abs(*factor);
+                let out = State { largest: c * x.largest, ..State::new(c * x.radius, x.width) };
+                Ok(Step { lipschitz: c, out, rule: "|c|".into(), whole: None })
+            }
+            // |c tanh(x/c)| is at most |x| and c, and its slope at most 1.
+            Op::SoftCap { cap } => step(
+                Upper::ONE,
+                x.radius.min(abs(*cap) * count(x.width).sqrt()),
+                x.width,
+                "largest slope",
+            ),
+            // A clip moves no two elements apart.
+            Op::Clip { limit } => {
+                let largest = abs(*limit).min(x.largest);
+                let radius = x.radius.min(largest * count(x.width).sqrt());
+                let out = State { largest, ..State::new(radius, x.width) };
+                Ok(Step { lipschitz: Upper::ONE, out, rule: "largest slope".into(), whole: None })
+            }
+            Op::Attention(a) => attention::bound(a, path, self.norms, x),
+            // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
+            Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
+                let slope = Upper::ONE.div_up(root_down(*eps));
+                let radius = count(x.width).sqrt().min(slope * x.radius);
+                let gain = join(path, "weight");
+                let shift =
+                    matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
+                let largest = self.norms.largest(&gain)?;
+                let offset =
+                    shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
+                let (whole, outer) = (largest * slope, largest * radius + offset);
+                if fold {
+                    let out = State { gain: Some(gain), shift, ..State::new(radius, x.width) };
+                    let rule = "max |γ| / √ε; γ goes into the next".into();
+                    return Ok(Step { lipschitz: slope, out, rule, whole: Some((whole, outer)) });
+                }
+                step(whole, outer, x.width, "max |γ| / √ε")
+            }
+            Op::GatedMlp { function, bias, .. } => {
+                let (gate, up) =
+                    (self.norms.matrix(&block("gate"))?, self.norms.matrix(&block("up"))?);
+                let down = self.norms.matrix(&Block::whole(join(path, "down.weight")))?;
+                let bias = |name: &str| bias.then(|| join(path, &join(name, "bias")));
+                let (gate_offset, up_offset) =
+                    (offset("gate", bias("gate"))?, offset("up", bias("up"))?);
+                let down_offset =
+                    bias("down").map_or(Ok(Upper::ZERO), |name| self.norms.vector(&name))?;
+                let largest_gate = pointwise::value(
+                    *function,
+                    self.norms.row(&block("gate"))? * x.radius + gate_offset,
+                );
+                let largest_up = self.norms.row(&block("up"))? * x.radius + up_offset;
+                // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu; each factor without δ is bounded by its
+                // largest element.
+                let product = pointwise::slope(*function) * gate * largest_up + up * largest_gate;
+                let radius = down * largest_gate * (up * x.radius + up_offset) + down_offset;
+                step(down * product, radius, x.width, "product rule on row norms")
+            }
+            Op::Flatten => step(Upper::ONE, x.radius, x.width, "an isometry"),
+            // A token is a part of the image, so its norm and its change are at most the image's.
+            // It has `width` elements.
+            Op::Patches { size } => {
+                let width = self.channels * size * size;
+                step(
+                    Upper::ONE,
+                    x.radius.min(x.largest * count(width).sqrt()),
+                    width,
+                    "parts of the image",
+                )
+            }
+            Op::MeanPool => step(Upper::ONE, x.radius, x.width, "a mean"),
+            // One additional token, the same for all inputs.
+            Op::ClassToken { .. } => {
+                let token = self.norms.vector(&join(path, "weight"))?;
+                step(Upper::ONE, x.radius.max(token), x.width, "one token more")
+            }
+            Op::FirstToken => step(Upper::ONE, x.radius, x.width, "one token"),
+            // Two concatenated vectors, each at most the largest token.
+            Op::FirstAndMean => {
+                let root = count(2).sqrt();
+                step(root, root * x.radius, 2 * x.width, "√2: two parts")
+            }
+        }
+    }
+}
+
+/// What is known about the last linear map after `node`; `linear` if that node is a linear map.
+fn follow(
+    passed: Option<Passed>,
+    node: &Node,
+    linear: Option<(Block, Upper, Upper)>,
+) -> Option<Passed> {
+    if let Some((block, norm, before)) = linear {
+        return Some(Passed {
+            block,
+            norm,
+            before,
+            centre: 1.0,
+            spread: Upper::ZERO,
+            active: false,
+        });
+    }
+    let mut passed = passed?;
+    match &node.op {
+        // The product of centre and factor is rounded; the spread takes up the difference.
+        Op::Scale { factor } => {
+            passed.spread = passed.spread * abs(*factor) + rounding(passed.centre, *factor);
+            passed.centre *= factor;
+        }
+        Op::Activation { function, scale } if !passed.active => {
+            let (centre, spread) = pointwise::slopes(*function);
+            let factor = passed.centre * scale;
+            // Only scales went before, so their slope is a single number, up to rounding.
+            let off = rounding(passed.centre, *scale) + passed.spread * abs(*scale);
+            passed.spread =
+                abs(factor) * spread + off * pointwise::slope(*function) + rounding(factor, centre);
+            (passed.centre, passed.active) = (factor * centre, true);
+        }
+        Op::Flatten => {}
+        _ => return None,
+    }
+    Some(passed)
+}
+
+/// Not below the rounding error of the product a b.
+fn rounding(a: f64, b: f64) -> Upper {
+    abs(a * b) * Upper::from_f64(f64::EPSILON) + Upper::from_f64(f64::MIN_POSITIVE)
+}
