@@ -1,9 +1,9 @@
-//! Multi-head attention: the smallest of three bounds, each valid for any number of heads. [`bound`]
-//! takes the smallest; the methods of [`Heads`] are the three.
+//! Multi-head attention: the smallest of three bounds, each valid for any number of heads.
+//! [`bound`] takes the smallest; the methods of [`Heads`] are the three.
 //!
-//! *Notation.* Tokens have norm at most R. Q_h, K_h and V_h are the rows of head h of the weights,
-//! O_h its columns of the output map O, and s is the factor on the logits. δ is the derivative along
-//! a change δX, and ‖δX‖ the largest norm of a token of it.
+//! *Notation.* Tokens have norm at most R. Q_h, K_h and V_h are the rows of head h of the weights
+//! (with the gain of a norm in front), O_h its columns of the output map O, and s is the factor on
+//! the logits. δ is the derivative along a change δX, and ‖δX‖ the largest norm of a token of it.
 //!
 //! *One head.* With probabilities p over tokens j, logits λ_j = s⟨q, k_j⟩ and values v_j,
 //!
@@ -31,10 +31,12 @@
 //! with k_h the size of the largest key of head h, and q that of the largest query of all heads
 //! together.
 //!
-//! *What else there may be.* A mask removes tokens from the sums. A position bias on the logits does
-//! not depend on X. A term that is the same for all j changes no p: a key bias is one where the
-//! logits are plain products. Rotary positions are rotations of queries and keys, and keep their
-//! norms. A soft cap on the logits has slope at most 1.
+//! *Variants.* A mask removes tokens from the sums. A position bias on the logits does not depend
+//! on X. A term that is the same for all j changes no p: a key bias is such a term where the logits
+//! are plain products. Rotary positions rotate queries and keys, which keeps their norms. A norm on
+//! queries and keys multiplies ‖Q‖, ‖Q_h‖ and ‖K_h‖ by its Lipschitz constant (those of the whole
+//! maps, if it is taken over all heads), and bounds q and k_h ([`Layer::projection`]). A soft cap
+//! on the logits has slope at most 1.
 
 use lipschitz_nn::graph::{Attention, Span, join};
 
