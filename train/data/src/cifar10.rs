@@ -11,16 +11,21 @@ use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use image::{ImageFormat, ImageReader};
-use lipschitz_nn::{At, Error};
+use lipschitz_nn::At;
+use lipschitz_nn::graph::Input;
 use parquet::data_type::ByteArray;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use super::caught::caught;
+use crate::caught::caught;
+use crate::error::one_line;
+use crate::order::Shuffle;
+use crate::{Batch, Batches, DataSet, Error, Kind, Protocol, TrainingBatches, digest};
 
 /// Height and width of an image.
 pub const SIDE: usize = 32;
@@ -30,6 +35,51 @@ pub const PIXELS: usize = 3 * SIDE * SIDE;
 
 /// How many classes there are.
 pub const CLASSES: usize = 10;
+
+/// `kind = "cifar10"`: a Hugging Face parquet directory or the original binary batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cifar10Config {
+    /// The directory.
+    pub path: PathBuf,
+    /// Training images to use; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_train: Option<usize>,
+    /// Test images to use; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_test: Option<usize>,
+}
+
+impl Kind for Cifar10Config {
+    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        for (key, limit) in [("limit_train", self.limit_train), ("limit_test", self.limit_test)] {
+            if limit == Some(0) {
+                return Err(Error::ZeroLimit(key));
+            }
+        }
+        let limits = Limits { train: self.limit_train, test: self.limit_test };
+        Ok(Box::new(Cifar10::load(&self.path, limits)?))
+    }
+
+    /// The first image of each split.
+    fn load_little(&self) -> Result<Box<dyn DataSet>, Error> {
+        let little = Limits { train: Some(1), test: Some(1) };
+        Ok(Box::new(Cifar10::load(&self.path, little)?))
+    }
+
+    fn reads(&self, input: &Input) -> bool {
+        reads(input)
+    }
+
+    fn outputs(&self) -> Option<usize> {
+        Some(CLASSES)
+    }
+}
+
+/// Whether a network with this input reads the images.
+fn reads(input: &Input) -> bool {
+    matches!(input, Input::Pixels { channels: 3, height: SIDE, width: SIDE })
+}
 
 /// How many images to keep of each split, from its beginning; all unless told.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +93,8 @@ pub struct Limits {
 /// The data set.
 #[derive(Clone, Debug)]
 pub struct Cifar10 {
+    /// The directory, for messages.
+    pub name: String,
     /// What is trained on.
     pub train: Split,
     /// What is tested on.
@@ -66,44 +118,95 @@ impl Cifar10 {
     ///
     /// # Errors
     /// One line that names the file, and the row in it: missing, not parquet, a column that is not
-    /// there, a picture that is damaged or has another size, a class out of range, a binary batch
+    /// there, a image that is damaged or has another size, a class out of range, a binary batch
     /// that is cut short.
-    pub fn load(path: &Path, limits: Limits) -> Result<Self> {
-        let listing = |directory: PathBuf| Directory::read(&directory);
-        let mut places = vec![listing(path.to_path_buf())?];
+    pub fn load(path: &Path, limits: Limits) -> Result<Self, Error> {
+        let mut places = vec![Directory::read(path)?];
         for inside in ["plain_text", "cifar-10-batches-bin"].map(|name| path.join(name)) {
             if inside.is_dir() {
-                places.push(listing(inside)?);
+                places.push(Directory::read(&inside)?);
             }
         }
         for place in &places {
-            let (train, test) =
-                (place.named("train-", ".parquet"), place.named("test-", ".parquet"));
-            if place.both(&train, &test, "train-*.parquet", "test-*.parquet")? {
-                return Self::new(
-                    read(&train, limits.train, parquet)?,
-                    read(&test, limits.test, parquet)?,
-                );
+            if let Some((train, test)) =
+                place.both(("train-", ".parquet"), ("test-", ".parquet"))?
+            {
+                let (train, test) =
+                    (read(&train, limits.train, parquet)?, read(&test, limits.test, parquet)?);
+                return Ok(Self::new(path, train, test));
             }
-            let (train, test) =
-                (place.named("data_batch_", ".bin"), place.named("test_batch", ".bin"));
-            if place.both(&train, &test, "data_batch_*.bin", "test_batch.bin")? {
-                return Self::new(
-                    read(&train, limits.train, binary)?,
-                    read(&test, limits.test, binary)?,
-                );
+            if let Some((train, test)) =
+                place.both(("data_batch_", ".bin"), ("test_batch", ".bin"))?
+            {
+                let (train, test) =
+                    (read(&train, limits.train, binary)?, read(&test, limits.test, binary)?);
+                return Ok(Self::new(path, train, test));
             }
         }
-        bail!(Error::file(
-            path,
-            "holds neither train-*.parquet and test-*.parquet nor data_batch_*.bin and test_batch.bin; give the directory of \
-             CIFAR-10"
-        ))
+        let what = "holds neither train-*.parquet and test-*.parquet nor data_batch_*.bin and \
+                    test_batch.bin; give the directory of CIFAR-10";
+        Err(unusable(path, what))
     }
 
-    fn new(train: Split, test: Split) -> Result<Self> {
-        let digest = super::digest([&*train.pixels, &train.labels, &test.pixels, &test.labels]);
-        Ok(Self { train, test, digest })
+    fn new(path: &Path, train: Split, test: Split) -> Self {
+        let digest = digest([&*train.pixels, &train.labels, &test.pixels, &test.labels]);
+        Self { name: path.display().to_string(), train, test, digest }
+    }
+}
+
+impl DataSet for Cifar10 {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn outputs(&self) -> usize {
+        CLASSES
+    }
+
+    fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    fn check(&self, input: &Input) -> Result<(), Error> {
+        if reads(input) { Ok(()) } else { Err(Error::misfit(input)) }
+    }
+
+    fn training(
+        &self,
+        seed: u64,
+        _context: Option<usize>,
+    ) -> Result<Box<dyn TrainingBatches + '_>, Error> {
+        let (images, shuffle) = (&self.train, Shuffle::new(seed, self.train.len()));
+        Ok(Box::new(Epochs { images, shuffle }))
+    }
+
+    fn held_out_len(&self) -> usize {
+        self.test.len()
+    }
+
+    fn held_out(
+        &self,
+        protocol: Protocol,
+        batch_size: usize,
+        _context: Option<usize>,
+        device: &Device,
+    ) -> Result<Batches<'_>, Error> {
+        match protocol {
+            Protocol::Full => Ok(Box::new(self.test.batches(batch_size, device))),
+            Protocol::Paper => Err(Error::PaperReadsText),
+        }
+    }
+}
+
+/// Shuffled epochs of images.
+struct Epochs<'a> {
+    images: &'a Split,
+    shuffle: Shuffle,
+}
+
+impl TrainingBatches for Epochs<'_> {
+    fn batch(&mut self, step: u64, batch_size: usize, device: &Device) -> Result<Batch, Error> {
+        self.images.batch(&self.shuffle.batch(step, batch_size), device)
     }
 }
 
@@ -123,13 +226,11 @@ impl Split {
     /// [`Shuffle::batch`](super::order::Shuffle::batch).
     ///
     /// # Errors
-    /// [`Error::Input`] names a number out of range; candle's error if the device refuses.
-    pub fn batch(&self, images: &[usize], device: &Device) -> Result<(Tensor, Tensor), Error> {
+    /// One line that names a number out of range; candle's error if the device refuses.
+    pub fn batch(&self, images: &[usize], device: &Device) -> Result<Batch, Error> {
         if let Some(image) = images.iter().find(|image| **image >= self.len()) {
-            return Err(Error::Input(format!(
-                "there is no image {image}: the split has {}",
-                self.len()
-            )));
+            let what = format!("there is no image {image}: the split has {}", self.len());
+            return Err(lipschitz_nn::Error::Input(what).into());
         }
         let mut pixels = vec![0f32; images.len() * PIXELS];
         pixels.par_chunks_mut(PIXELS).zip(images).for_each(|(out, i)| {
@@ -143,15 +244,15 @@ impl Split {
     }
 
     /// All images once, in order, in batches like [`Split::batch`]'s; the last one may be smaller.
-    pub fn batches<'a>(
-        &'a self,
+    pub fn batches(
+        &self,
         batch_size: usize,
-        device: &'a Device,
-    ) -> impl Iterator<Item = Result<(Tensor, Tensor), Error>> + 'a {
-        let size = batch_size.max(1);
+        device: &Device,
+    ) -> impl Iterator<Item = Result<Batch, Error>> + use<'_> {
+        let (size, device) = (batch_size.max(1), device.clone());
         (0..self.len()).step_by(size).map(move |start| {
             let images: Vec<usize> = (start..self.len().min(start + size)).collect();
-            self.batch(&images, device)
+            self.batch(&images, &device)
         })
     }
 }
@@ -172,43 +273,91 @@ impl Directory {
         Ok(Self { path: path.to_path_buf(), files })
     }
 
-    fn named(&self, start: &str, end: &str) -> Vec<&Path> {
+    /// The files of both splits, each with a name of this beginning and end; none if there are
+    /// none of either.
+    fn both(
+        &self,
+        train: Affixes,
+        test: Affixes,
+    ) -> Result<Option<(Vec<&Path>, Vec<&Path>)>, Error> {
+        let (training, testing) = (self.named(train), self.named(test));
+        let lacks = |has: Affixes, lacks: Affixes| {
+            let what = format!("has {} but lacks {}; fetch both", pattern(has), pattern(lacks));
+            Err(unusable(&self.path, what))
+        };
+        match (training.is_empty(), testing.is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => Ok(Some((training, testing))),
+            (true, false) => lacks(test, train),
+            (false, true) => lacks(train, test),
+        }
+    }
+
+    fn named(&self, (start, end): Affixes) -> Vec<&Path> {
         let fits = |file: &&Path| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with(start) && name.ends_with(end)
         };
         self.files.iter().map(PathBuf::as_path).filter(fits).collect()
     }
+}
 
-    /// Whether both splits are here; one without the other is an error.
-    fn both(
-        &self,
-        train: &[&Path],
-        test: &[&Path],
-        training: &str,
-        testing: &str,
-    ) -> Result<bool, Error> {
-        match (train.is_empty(), test.is_empty()) {
-            (true, true) => Ok(false),
-            (false, false) => Ok(true),
-            (true, false) => Err(Error::file(
-                &self.path,
-                format!("has {testing} but lacks {training}; fetch both"),
-            )),
-            (false, true) => Err(Error::file(
-                &self.path,
-                format!("has {training} but lacks {testing}; fetch both"),
-            )),
-        }
-    }
+/// Beginning and end of the names of files.
+type Affixes = (&'static str, &'static str);
+
+/// `data_batch_*.bin`; of the original test set there is one file.
+fn pattern((start, end): Affixes) -> String {
+    if start == "test_batch" { format!("{start}{end}") } else { format!("{start}*{end}") }
+}
+
+/// An error about what a file or directory holds.
+fn unusable(path: &Path, what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    lipschitz_nn::Error::file(path, what).into()
+}
+
+/// A file that the parquet library does not read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot be read as parquet ({said}); fetch it again")]
+struct Unreadable {
+    said: String,
+    /// None where the library panicked.
+    #[source]
+    error: Option<ParquetError>,
+}
+
+/// An image that cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum BadImage {
+    #[error("its image is damaged: {}", one_line(.0))]
+    Decode(#[from] image::ImageError),
+    #[error("its image is damaged: {}", one_line(.0))]
+    Read(#[from] std::io::Error),
+    /// The library panicked.
+    #[error("{0}")]
+    Panic(String),
+    #[error("its image is damaged: the JPEG is cut short")]
+    CutShort,
+    #[error("its image is neither JPEG nor PNG")]
+    Format,
+    #[error("its image is {0} × {1}, not {SIDE} × {SIDE}")]
+    Size(u32, u32),
+}
+
+/// Which row an image belongs to.
+#[derive(Debug, thiserror::Error)]
+#[error("row {row}: {error}; fetch the file again or leave the row out")]
+struct BadRow {
+    row: usize,
+    #[source]
+    error: BadImage,
 }
 
 /// The images of several files, at most `limit`; `one` reads a file.
 fn read(
     files: &[&Path],
     limit: Option<usize>,
-    one: fn(&Path, usize) -> Result<Split>,
-) -> Result<Split> {
+    one: fn(&Path, usize) -> Result<Split, Error>,
+) -> Result<Split, Error> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut all = Split::default();
     for file in files {
@@ -220,14 +369,14 @@ fn read(
     }
     match files.first() {
         Some(file) if all.is_empty() && limit > 0 => {
-            bail!(Error::file(file, "holds no images; fetch it again"))
+            Err(unusable(file, "holds no images; fetch it again"))
         }
         _ => Ok(all),
     }
 }
 
 /// An original batch: for each image its class and its pixels.
-fn binary(path: &Path, limit: usize) -> Result<Split> {
+fn binary(path: &Path, limit: usize) -> Result<Split, Error> {
     let bytes = std::fs::read(path).at(path)?;
     let records = bytes.chunks_exact(1 + PIXELS);
     let over = records.remainder().len();
@@ -237,7 +386,7 @@ fn binary(path: &Path, limit: usize) -> Result<Split> {
             bytes.len() / (1 + PIXELS),
             1 + PIXELS
         );
-        bail!(Error::file(path, what));
+        return Err(unusable(path, what));
     }
     let mut split = Split::default();
     for (row, record) in records.take(limit).enumerate() {
@@ -248,29 +397,27 @@ fn binary(path: &Path, limit: usize) -> Result<Split> {
 }
 
 /// A parquet file with the columns `img` (a group with `bytes`) and `label`.
-fn parquet(path: &Path, limit: usize) -> Result<Split> {
+fn parquet(path: &Path, limit: usize) -> Result<Split, Error> {
     let file = File::open(path).at(path)?;
     let rows = || {
         SerializedFileReader::new(file)?
             .get_row_iter(None)?
             .take(limit)
-            .collect::<Result<Vec<_>, _>>()
+            .collect::<Result<Vec<Row>, ParquetError>>()
     };
-    let rows: Vec<Row> =
-        caught(rows).and_then(|rows| rows.map_err(|e| e.to_string())).map_err(|said| {
-            let said = said.lines().collect::<Vec<_>>().join(" ");
-            Error::file(path, format!("cannot be read as parquet ({said}); fetch it again"))
-        })?;
+    let rows = match caught(rows) {
+        Ok(Ok(rows)) => rows,
+        Ok(Err(error)) => {
+            let (said, error) = (one_line(&error), Some(error));
+            return Err(unusable(path, Unreadable { said, error }));
+        }
+        Err(said) => return Err(unusable(path, Unreadable { said, error: None })),
+    };
     let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row));
-    let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_>>()?;
+    let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_, _>>()?;
     let decoded = rows.par_iter().enumerate().map(|(row, (bytes, _))| {
-        let planes = caught(|| planes(bytes.data()).map_err(|e| e.to_string()));
-        planes.and_then(|planes| planes).map_err(|what| {
-            Error::file(
-                path,
-                format!("row {row}: {what}; fetch the file again or leave the row out"),
-            )
-        })
+        let planes = caught(|| planes(bytes.data())).unwrap_or_else(|e| Err(BadImage::Panic(e)));
+        planes.map_err(|error| unusable(path, BadRow { row, error }))
     });
     let pixels: Vec<Vec<u8>> = decoded.collect::<Result<_, _>>()?;
     Ok(Split {
@@ -279,50 +426,55 @@ fn parquet(path: &Path, limit: usize) -> Result<Split> {
     })
 }
 
-/// The compressed picture and the class of a row.
-fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8)> {
-    let columns = row.into_columns();
-    let column = |columns: Vec<(String, Field)>, name: &str, inside: &str| {
-        let there =
-            columns.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field).ok_or_else(
-            || {
-                let what = format!(
-                    "{inside}has no column `{name}`, only {there}; give CIFAR-10 with \
-                                `img` and `label`"
-                );
-                Error::file(path, what)
-            },
-        )
+/// The compressed image and the class of a row.
+fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8), Error> {
+    let wrong = |name: &str, what: &str| {
+        Err(unusable(path, format!("row {number}: column `{name}` {what}")))
     };
-    let wrong =
-        |name: &str, what: &str| Error::file(path, format!("row {number}: column `{name}` {what}"));
-    let label = match column(columns.clone(), "label", "")? {
+    let columns = row.into_columns();
+    let label = match column(path, columns.clone(), "label", "")? {
         Field::Long(label) => label,
         Field::Int(label) => i64::from(label),
-        Field::Null => bail!(wrong("label", "is empty; leave the row out")),
-        other => bail!(wrong("label", &format!("holds {}, not whole numbers", kind(&other)))),
+        Field::Null => return wrong("label", "is empty; leave the row out"),
+        other => return wrong("label", &format!("holds {}, not whole numbers", holds(&other))),
     };
     let label = class(path, number, label)?;
-    let image = match column(columns, "img", "")? {
-        Field::Group(group) => column(group.into_columns(), "bytes", "column `img` ")?,
+    let image = match column(path, columns, "img", "")? {
+        Field::Group(group) => column(path, group.into_columns(), "bytes", "column `img` ")?,
         other => {
-            bail!(wrong("img", &format!("holds {}, not a group with `bytes` in it", kind(&other))))
+            let what = format!("holds {}, not a group with `bytes` in it", holds(&other));
+            return wrong("img", &what);
         }
     };
     match image {
         Field::Bytes(bytes) => Ok((bytes, label)),
-        Field::Null => {
-            bail!(wrong(
-                "img",
-                "has no bytes (a link to a file is not followed); give files with the pictures in"
-            ))
-        }
-        other => bail!(wrong("img", &format!("has {} as `bytes`", kind(&other)))),
+        Field::Null => wrong(
+            "img",
+            "has no bytes (a link to a file is not followed); give files with the images in",
+        ),
+        other => wrong("img", &format!("has {} as `bytes`", holds(&other))),
     }
 }
 
-fn kind(field: &Field) -> &'static str {
+/// A column by its name; `inside` says what it is looked for in.
+fn column(
+    path: &Path,
+    columns: Vec<(String, Field)>,
+    name: &str,
+    inside: &str,
+) -> Result<Field, Error> {
+    let there = columns.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let found = columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field);
+    found.ok_or_else(|| {
+        let what = format!(
+            "{inside}has no column `{name}`, only {there}; give CIFAR-10 with `img` and `label`"
+        );
+        unusable(path, what)
+    })
+}
+
+/// What a field holds, in words.
+fn holds(field: &Field) -> &'static str {
     match field {
         Field::Null => "nothing",
         Field::Group(_) => "groups",
@@ -334,43 +486,31 @@ fn kind(field: &Field) -> &'static str {
     }
 }
 
-fn class(path: &Path, row: usize, label: i64) -> Result<u8> {
+fn class(path: &Path, row: usize, label: i64) -> Result<u8, Error> {
     let class = u8::try_from(label).ok().filter(|class| usize::from(*class) < CLASSES);
-    match class {
-        Some(class) => Ok(class),
-        None => bail!(Error::file(
-            path,
-            format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?")
-        )),
-    }
+    class.ok_or_else(|| {
+        let what = format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?");
+        unusable(path, what)
+    })
 }
 
 /// The three planes of a JPEG or PNG of 32 × 32.
-fn planes(bytes: &[u8]) -> Result<Vec<u8>> {
-    let damaged = |e: &dyn std::fmt::Display| {
-        anyhow::anyhow!(
-            "its picture is damaged: {}",
-            e.to_string().lines().collect::<Vec<_>>().join(" ")
-        )
-    };
-    let reader =
-        || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(&e));
+fn planes(bytes: &[u8]) -> Result<Vec<u8>, BadImage> {
+    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let format = reader()?.format();
-    ensure!(
-        matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)),
-        "its picture is neither JPEG nor PNG"
-    );
+    if !matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)) {
+        return Err(BadImage::Format);
+    }
     // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     if format == Some(ImageFormat::Jpeg) && !bytes[..end].ends_with(&[0xff, 0xd9]) {
-        bail!("its picture is damaged: the JPEG is cut short");
+        return Err(BadImage::CutShort);
     }
-    let (width, height) = reader()?.into_dimensions().map_err(|e| damaged(&e))?;
-    ensure!(
-        (width as usize, height as usize) == (SIDE, SIDE),
-        "its picture is {width} × {height}, not {SIDE} × {SIDE}"
-    );
-    let image = reader()?.decode().map_err(|e| damaged(&e))?.into_rgb8();
+    let (width, height) = reader()?.into_dimensions()?;
+    if (width as usize, height as usize) != (SIDE, SIDE) {
+        return Err(BadImage::Size(width, height));
+    }
+    let image = reader()?.decode()?.into_rgb8();
     Ok((0..3).flat_map(|channel| image.as_raw().iter().skip(channel).step_by(3)).copied().collect())
 }
 
@@ -389,7 +529,7 @@ mod tests {
     const SCHEMA: &str =
         "message m { optional group img { optional binary bytes; } optional int64 label; }";
 
-    fn picture(shade: u8, side: u32, format: ImageFormat) -> Vec<u8> {
+    fn image(shade: u8, side: u32, format: ImageFormat) -> Vec<u8> {
         let pixel = |x: u32, y: u32| image::Rgb([shade, x as u8, y as u8]);
         let mut bytes = Cursor::new(Vec::new());
         DynamicImage::from(RgbImage::from_fn(side, side, pixel))
@@ -399,7 +539,7 @@ mod tests {
     }
 
     fn png(shade: u8) -> Vec<u8> {
-        picture(shade, 32, ImageFormat::Png)
+        image(shade, 32, ImageFormat::Png)
     }
 
     fn write_parquet(path: &Path, schema: &str, rows: &[(Vec<u8>, i64)]) {
@@ -409,11 +549,11 @@ mod tests {
         let mut writer =
             SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
         let mut group = writer.next_row_group().unwrap();
-        let pictures: Vec<ByteArray> = rows.iter().map(|(bytes, _)| bytes.clone().into()).collect();
+        let images: Vec<ByteArray> = rows.iter().map(|(bytes, _)| bytes.clone().into()).collect();
         let labels: Vec<i64> = rows.iter().map(|(_, label)| *label).collect();
         let mut column = group.next_column().unwrap().unwrap();
         let levels = vec![if nested { 2 } else { 1 }; rows.len()];
-        column.typed::<ByteArrayType>().write_batch(&pictures, Some(&levels), None).unwrap();
+        column.typed::<ByteArrayType>().write_batch(&images, Some(&levels), None).unwrap();
         column.close().unwrap();
         let mut column = group.next_column().unwrap().unwrap();
         column.typed::<Int64Type>().write_batch(&labels, Some(&vec![1; rows.len()]), None).unwrap();
@@ -440,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn parquet_and_binary_batches_of_the_same_pictures_are_the_same_data() {
+    fn parquet_and_binary_batches_of_the_same_images_are_the_same_data() {
         let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
         let from_parquet = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap();
         let original = tempfile::tempdir().unwrap();
@@ -492,8 +632,8 @@ mod tests {
     }
 
     #[test]
-    fn damaged_pictures_and_rows_are_named() {
-        let jpeg = picture(100, 32, ImageFormat::Jpeg);
+    fn damaged_images_and_rows_are_named() {
+        let jpeg = image(100, 32, ImageFormat::Jpeg);
         let mut wrong_png = png(1);
         let middle = wrong_png.len() / 2;
         wrong_png[middle] ^= 0x55;
@@ -501,14 +641,14 @@ mod tests {
             (
                 jpeg[..jpeg.len() / 2].to_vec(),
                 1,
-                "row 1: its picture is damaged: the JPEG is cut short",
+                "row 1: its image is damaged: the JPEG is cut short",
             ),
-            ([&jpeg[..4], &[0xff, 0xd9]].concat(), 1, "row 1: its picture is damaged"),
-            (wrong_png, 1, "row 1: its picture is damaged"),
-            (png(1)[..60].to_vec(), 1, "row 1: its picture is damaged"),
-            (Vec::new(), 1, "row 1: its picture is neither JPEG nor PNG"),
-            (b"GIF89a and more".to_vec(), 1, "row 1: its picture is neither JPEG nor PNG"),
-            (picture(1, 28, ImageFormat::Png), 1, "row 1: its picture is 28 × 28, not 32 × 32"),
+            ([&jpeg[..4], &[0xff, 0xd9]].concat(), 1, "row 1: its image is damaged"),
+            (wrong_png, 1, "row 1: its image is damaged"),
+            (png(1)[..60].to_vec(), 1, "row 1: its image is damaged"),
+            (Vec::new(), 1, "row 1: its image is neither JPEG nor PNG"),
+            (b"GIF89a and more".to_vec(), 1, "row 1: its image is neither JPEG nor PNG"),
+            (image(1, 28, ImageFormat::Png), 1, "row 1: its image is 28 × 28, not 32 × 32"),
             (png(1), 10, "row 1: class 10 is not in 0..10"),
             (png(1), -1, "row 1: class -1 is not in 0..10"),
         ] {
@@ -558,7 +698,7 @@ mod tests {
 
     #[test]
     fn no_damage_to_a_parquet_file_is_a_panic() {
-        let place = directory(&[(png(1), 1), (picture(2, 32, ImageFormat::Jpeg), 2)]);
+        let place = directory(&[(png(1), 1), (image(2, 32, ImageFormat::Jpeg), 2)]);
         let path = place.path().join("train-00000-of-00001.parquet");
         let whole = std::fs::read(&path).unwrap();
         for at in 0..whole.len() {

@@ -1,16 +1,47 @@
-//! What networks are trained on: text, generated plays and pictures.
+//! What networks are trained on: text, token shards, generated plays and images.
 //!
-//! The order in which data comes is a pure function of seed and step ([`order`]), so a resumed run
-//! sees what an uninterrupted one would have seen.
+//! ```
+//! use candle_core::Device;
+//! use lipschitz_data::play::PlayConfig;
+//! use lipschitz_data::{DataSet, Kind};
+//!
+//! # fn main() -> Result<(), lipschitz_data::Error> {
+//! let data = PlayConfig { characters: 20_000 }.load()?;
+//! let (seed, context) = (0, 64);
+//! let (inputs, targets) = data.training(seed, Some(context))?.batch(3, 8, &Device::Cpu)?;
+//! assert_eq!(inputs.dims(), [8, 64]);
+//! assert_eq!(targets.dims(), [8, 64]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`DataSet`] says its own shape and gives training batches in an order that is a pure function
+//! of seed and step ([`order`]), so a resumed run sees what an uninterrupted one would have seen.
+//! Its held-out split is predicted by [`evaluate`]. Each [`Kind`] of data is one file with the
+//! config that loads it; [`DataConfig`] lists them.
 
 mod caught;
 pub mod cifar10;
+pub mod codec;
+mod config;
+pub mod corpus;
+mod data_set;
+mod error;
+mod evaluation;
 pub mod order;
 pub mod play;
+pub mod shard;
 pub mod shards;
-pub mod task;
 pub mod text;
 pub mod tokens;
+
+pub use candle_core;
+
+pub use config::{DataConfig, for_model};
+pub use corpus::Corpus;
+pub use data_set::{Batch, Batches, DataSet, Kind, Protocol, TrainingBatches};
+pub use error::Error;
+pub use evaluation::{Evaluation, evaluate, evaluate_batches, starts};
 
 use sha2::{Digest, Sha256};
 

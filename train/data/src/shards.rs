@@ -1,129 +1,53 @@
-//! Token shards as modded-nanogpt writes them: 256 little-endian 32-bit integers, of which the
-//! first three are a magic number, the version and the number of tokens, then the tokens, 16 bits
-//! each.
+//! A directory of token shards as data.
 
-use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail, ensure};
-use lipschitz_nn::checkpoint;
-use lipschitz_nn::{At, Error};
-use memmap2::Mmap;
+use lipschitz_nn::graph::Input;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
 
-use super::text::{TextData, read_tokenizer};
-use super::tokens::Tokens;
+use crate::codec::{Codec, read_tokenizer};
+use crate::corpus::{self, Corpus};
+use crate::shard::{Shard, files};
+use crate::tokens::Tokens;
+use crate::{DataSet, Error, Kind, digest};
 
-const MAGIC: i32 = 20240520;
-const VERSION: i32 = 1;
-/// Bytes before the tokens.
-const HEADER: usize = 256 * 4;
-
-/// Ids of 16 bits reach this far.
-pub const MOST: usize = 1 << 16;
-
-/// One file, mapped into memory.
-#[derive(Debug)]
-pub struct Shard {
-    map: Mmap,
-    count: usize,
+/// `kind = "shards"`: token shards as modded-nanogpt and `train shards` write them,
+/// `*_train_*.bin` and `*_val_*.bin`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardsConfig {
+    /// The directory; its `tokenizer.json`, if it has one, goes into the checkpoint.
+    pub path: PathBuf,
+    /// Rows of the embedding, above every token; as many as the tokenizer has without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<usize>,
+    /// Tokens to validate on; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_val: Option<usize>,
 }
 
-impl Shard {
-    /// Maps a file, and looks at its header and its length.
-    ///
-    /// # Errors
-    /// One line that names the file: missing, no shard, of another version, longer or shorter than
-    /// it says.
-    pub fn open(path: &Path) -> Result<Self> {
-        let no = |what: String| Error::file(path, what);
-        let file = File::open(path).at(path)?;
-        // SAFETY: the map is read only. A file that another program changes meanwhile changes the
-        // tokens read, which are plain integers of which every value is checked where it is used;
-        // one that is cut short ends the program.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.at(path)?;
-        let number = |i: usize| {
-            map.get(4 * i..4 * i + 4)
-                .and_then(|b| b.try_into().ok())
-                .map(i32::from_le_bytes)
-                .unwrap_or_default()
-        };
-        if map.len() < HEADER || number(0) != MAGIC {
-            bail!(no(format!(
-                "is not a token shard: one begins with {MAGIC} in a header of {HEADER} bytes; \
-                 make shards with `train shards`"
-            )))
-        }
-        if number(1) != VERSION {
-            bail!(no(format!(
-                "is a token shard of version {}; this program reads version {VERSION}",
-                number(1)
-            )))
-        }
-        let (said, found) = (number(2), (map.len() - HEADER) / 2);
-        let count = usize::try_from(said).ok().filter(|n| HEADER + 2 * n == map.len());
-        let count = count.ok_or_else(|| {
-            no(format!(
-                "says it has {said} tokens and its length is that of {found}; it is damaged, \
-                 fetch or make it again"
-            ))
-        })?;
-        Ok(Self { map, count })
+impl Kind for ShardsConfig {
+    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        Ok(Box::new(load(&self.path, self.vocabulary, self.limit_val)?))
     }
 
-    /// How many tokens there are.
-    pub fn len(&self) -> usize {
-        self.count
+    fn reads(&self, input: &Input) -> bool {
+        corpus::reads(input)
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// The ids in a range of places, which must lie within the shard.
-    pub fn ids(&self, places: Range<usize>) -> impl Iterator<Item = u32> {
-        let bytes = &self.map[HEADER + 2 * places.start..HEADER + 2 * places.end];
-        bytes.chunks_exact(2).map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]])))
-    }
-
-    /// Writes a shard, in one step.
-    ///
-    /// # Errors
-    /// If the disk is full, for example.
-    pub fn write(path: &Path, ids: &[u16]) -> Result<()> {
-        let count = i32::try_from(ids.len())
-            .map_err(|_| anyhow!("a shard has at most {} tokens", i32::MAX))?;
-        let mut bytes = Vec::with_capacity(HEADER + 2 * ids.len());
-        [MAGIC, VERSION, count].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.resize(HEADER, 0);
-        ids.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
-        Ok(checkpoint::write(path, &bytes)?)
+    fn outputs(&self) -> Option<usize> {
+        self.vocabulary
     }
 }
 
-/// The files of a directory whose names hold `_PART_` and end in `.bin`, by name.
-pub fn files(directory: &Path, part: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).at(directory)? {
-        let path = entry.at(directory)?.path();
-        let name =
-            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.ends_with(".bin") && !name.starts_with('.') && name.contains(&format!("_{part}_")) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
+/// A file and what it holds.
+type Opened = (PathBuf, Arc<Shard>);
 
 /// The shards `*_train_*.bin` and `*_val_*.bin` of a directory, with its `tokenizer.json` if there
 /// is one. All tokens are read once, and must be below `vocabulary` (the tokenizer's, if it is not
-/// given).
+/// given). Of the held-out tokens the first `limit_val` are used.
 ///
 /// # Errors
 /// One line that names the file, and the token if it is beyond the vocabulary.
@@ -131,113 +55,59 @@ pub fn load(
     directory: &Path,
     vocabulary: Option<usize>,
     limit_val: Option<usize>,
-) -> Result<TextData> {
-    let name = directory.display().to_string();
-    ensure!(directory.is_dir(), "{name}: no such directory; check the path");
+) -> Result<Corpus, Error> {
+    if !directory.is_dir() {
+        return Err(Error::NoDirectory(directory.to_path_buf()));
+    }
     let path = directory.join("tokenizer.json");
     let tokenizer = if path.exists() { Some(read_tokenizer(&path)?) } else { None };
     let vocabulary = match (vocabulary, &tokenizer) {
         (Some(vocabulary), _) => vocabulary,
-        (None, Some(tokenizer)) => super::text::Codec::new(tokenizer)?.vocabulary(),
-        (None, None) => {
-            bail!(
-                "{name}: holds no tokenizer.json, so the size of the vocabulary is unknown; set \
-                 data.vocabulary"
-            )
-        }
+        (None, Some(tokenizer)) => Codec::new(tokenizer)?.vocabulary(),
+        (None, None) => return Err(Error::UnknownVocabulary(directory.to_path_buf())),
     };
-    let part = |part: &str| -> Result<Vec<(PathBuf, Arc<Shard>)>> {
-        let files = files(directory, part)?;
-        ensure!(
-            !files.is_empty(),
-            "{name}: holds no shard *_{part}_*.bin; make shards with `train shards`"
-        );
-        files.into_iter().map(|path| Ok((path.clone(), Arc::new(Shard::open(&path)?)))).collect()
-    };
-    let (train, val) = (part("train")?, part("val")?);
-    let read = |(path, shard): &(PathBuf, Arc<Shard>)| -> Result<[u8; 32]> {
-        if let Some((at, id)) =
-            shard.ids(0..shard.len()).enumerate().find(|(_, id)| *id as usize >= vocabulary)
-        {
-            let what = format!(
-                "token number {at} is {id}, beyond the vocabulary of {vocabulary}; set \
-                 data.vocabulary, or mend it"
-            );
-            bail!(Error::file(path, what))
-        }
-        Ok(Sha256::digest(&shard.map[..]).into())
-    };
-    let digests = train.par_iter().chain(&val).map(read).collect::<Result<Vec<_>>>()?;
-    let tokens = |shards: Vec<(PathBuf, Arc<Shard>)>, limit: Option<usize>| {
-        let count: usize = shards.iter().map(|(_, shard)| shard.len()).sum();
-        let shards = shards.into_iter().map(|(_, shard)| shard).collect();
-        Tokens::Shards(shards, limit.unwrap_or(count).min(count))
-    };
-    let mut all = Sha256::new();
-    digests.iter().for_each(|digest| all.update(digest));
+    let (train, val) = (open(directory, "train")?, open(directory, "val")?);
+    let check = |shard: &Opened| check(shard, vocabulary);
+    let digests = train.par_iter().chain(&val).map(check).collect::<Result<Vec<_>, _>>()?;
+    let digest = digest(digests.iter().map(<[u8; 32]>::as_slice));
     let (train, val) = (tokens(train, None), tokens(val, limit_val));
-    ensure!(
-        train.len() > 1 && val.len() > 1,
-        "{name}: {} tokens to train on and {} to validate; each part needs at least two",
-        train.len(),
-        val.len()
-    );
-    Ok(TextData { name, tokenizer, vocabulary, train, val, digest: hex::encode(all.finalize()) })
+    let name = directory.display().to_string();
+    if train.len() < 2 || val.len() < 2 {
+        return Err(Error::TooFewTokens { name, train: train.len(), val: val.len() });
+    }
+    Ok(Corpus { name, tokenizer, vocabulary, train, val, digest })
+}
+
+/// The shards of a part, at least one.
+fn open(directory: &Path, part: &'static str) -> Result<Vec<Opened>, Error> {
+    let files = files(directory, part)?;
+    if files.is_empty() {
+        return Err(Error::NoShards { directory: directory.to_path_buf(), part });
+    }
+    files.into_iter().map(|path| Ok((path.clone(), Arc::new(Shard::open(&path)?)))).collect()
+}
+
+/// Whether all tokens are below `vocabulary`; the digest of the file.
+fn check((path, shard): &Opened, vocabulary: usize) -> Result<[u8; 32], Error> {
+    let mut ids = shard.ids(0..shard.len()).enumerate();
+    match ids.find(|(_, id)| *id as usize >= vocabulary) {
+        Some((number, id)) => {
+            Err(Error::BeyondVocabulary { path: path.clone(), number, id, vocabulary })
+        }
+        None => Ok(shard.sha256()),
+    }
+}
+
+/// The first tokens of shards one behind the other, all without a limit.
+fn tokens(shards: Vec<Opened>, limit: Option<usize>) -> Tokens {
+    let count: usize = shards.iter().map(|(_, shard)| shard.len()).sum();
+    let shards = shards.into_iter().map(|(_, shard)| shard).collect();
+    Tokens::Shards(shards, limit.unwrap_or(count).min(count))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn written(ids: &[u16], change: impl Fn(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("text_train_000000.bin");
-        Shard::write(&path, ids).unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        change(&mut bytes);
-        std::fs::write(&path, bytes).unwrap();
-        (dir, path)
-    }
-
-    #[test]
-    fn a_shard_comes_back_and_its_layout_is_the_published_one() {
-        let (_dir, path) = written(&[7, 50256, 65535], |_| {});
-        let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), 1024 + 6);
-        assert_eq!(bytes[..12], [0x88, 0xd8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0]);
-        assert_eq!(bytes[1024..], [7, 0, 0x50, 0xc4, 0xff, 0xff]);
-        let shard = Shard::open(&path).unwrap();
-        assert_eq!(shard.ids(0..3).collect::<Vec<_>>(), [7, 50256, 65535]);
-    }
-
-    #[test]
-    fn damaged_shards_are_named_with_the_reason() {
-        let said = |change: &dyn Fn(&mut Vec<u8>)| {
-            let (_dir, path) = written(&[1, 2, 3], change);
-            let text = format!("{:#}", Shard::open(&path).unwrap_err());
-            assert!(
-                text.starts_with(&path.display().to_string()) && !text.contains('\n'),
-                "{text}"
-            );
-            text
-        };
-        assert!(said(&|b| b[0] ^= 1).contains("not a token shard"));
-        assert!(said(&|b| b.truncate(100)).contains("not a token shard"));
-        assert!(said(&|b| b[4] = 2).contains("version 2"));
-        assert!(
-            said(&|b| b.truncate(1028))
-                .contains("says it has 3 tokens and its length is that of 2")
-        );
-        assert!(said(&|b| b.truncate(1029)).contains("damaged"));
-        assert!(said(&|b| b.push(0)).contains("damaged"));
-        assert!(
-            said(&|b| b[8..12].copy_from_slice(&(-1i32).to_le_bytes()))
-                .contains("says it has -1 tokens")
-        );
-        assert!(
-            Shard::open(Path::new("no/such.bin")).unwrap_err().to_string().contains("no/such.bin")
-        );
-    }
 
     #[test]
     fn a_directory_is_read_across_its_shards() {
@@ -261,6 +131,6 @@ mod tests {
             "{beyond}"
         );
         let unknown = load(dir.path(), None, None).unwrap_err().to_string();
-        assert!(unknown.contains("data.vocabulary"), "{unknown}");
+        assert!(unknown.contains("the size of the vocabulary is unknown"), "{unknown}");
     }
 }

@@ -1,8 +1,11 @@
-//! Token ids, in memory or in shards on disk.
+//! Token ids, in memory or in shards on disk, and windows of them.
 
 use std::sync::Arc;
 
-use super::shards::Shard;
+use candle_core::{Device, Tensor};
+
+use crate::shard::Shard;
+use crate::{Batch, Error};
 
 /// A sequence of token ids.
 #[derive(Clone, Debug)]
@@ -51,5 +54,24 @@ impl Tokens {
         let mut out = Vec::with_capacity(self.len());
         self.read(0, self.len(), &mut out);
         out
+    }
+
+    /// The windows of `length` tokens from `starts`, and the same one token later: u32
+    /// `[windows, length]` each.
+    ///
+    /// # Errors
+    /// If a window reaches beyond the end; candle's error if the device refuses.
+    pub fn windows(
+        &self,
+        starts: &[usize],
+        length: usize,
+        device: &Device,
+    ) -> Result<Batch, Error> {
+        let from = |shift: usize| -> Result<Tensor, Error> {
+            let mut ids = Vec::with_capacity(starts.len() * length);
+            starts.iter().for_each(|start| self.read(start + shift, length, &mut ids));
+            Ok(Tensor::from_vec(ids, (starts.len(), length), device)?)
+        };
+        Ok((from(0)?, from(1)?))
     }
 }

@@ -11,11 +11,47 @@ mod words;
 
 use std::sync::OnceLock;
 
-use super::order;
+use lipschitz_nn::graph::Input;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::{self, Corpus};
+use crate::{DataSet, Error, Kind, order};
 use grammar::Grammar;
 
 /// The size of a corpus unless another is asked for, in characters.
 pub const CHARACTERS: usize = 1_200_000;
+
+/// Seed of the plays that are trained on.
+const SEED: u64 = 1;
+
+/// `kind = "play"`: generated plays, nothing to download.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlayConfig {
+    /// How many characters to write.
+    #[serde(default = "characters")]
+    pub characters: usize,
+}
+
+fn characters() -> usize {
+    CHARACTERS
+}
+
+impl Default for PlayConfig {
+    fn default() -> Self {
+        Self { characters: CHARACTERS }
+    }
+}
+
+impl Kind for PlayConfig {
+    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        Ok(Box::new(Corpus::from_text("play", &text(SEED, self.characters), None)?))
+    }
+
+    fn reads(&self, input: &Input) -> bool {
+        corpus::reads(input)
+    }
+}
 
 /// The first `characters` characters of the plays of a seed; ASCII only.
 pub fn text(seed: u64, characters: usize) -> String {
@@ -76,7 +112,7 @@ mod tests {
         let exact = entropy_per_character();
         for seed in 0..3 {
             let shown = -log_probability(&text(seed, CHARACTERS)).unwrap() / CHARACTERS as f64;
-            eprintln!("seed {seed}: {shown:.5} nats a character, exactly {exact:.5}");
+            eprintln!("seed {seed}: {shown:.5} nats per character, exactly {exact:.5}");
             assert!((shown / exact - 1.0).abs() < 0.005, "{shown} {exact}");
         }
     }

@@ -1,0 +1,66 @@
+//! Which data is loaded: by a config, or for a trained model.
+
+use std::path::Path;
+
+use lipschitz_nn::checkpoint::Meta;
+use lipschitz_nn::graph::{Input, Op};
+use serde::{Deserialize, Serialize};
+
+use crate::cifar10::{Cifar10, Cifar10Config, Limits};
+use crate::corpus::Corpus;
+use crate::play::PlayConfig;
+use crate::shards::{self, ShardsConfig};
+use crate::text::{self, TextConfig};
+use crate::{DataSet, Error, Kind};
+
+/// What a network learns, as the section `[data]` of a config: `kind = "..."` and its keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DataConfig {
+    /// Any UTF-8 file.
+    Text(TextConfig),
+    /// Generated plays.
+    Play(PlayConfig),
+    /// Token shards.
+    Shards(ShardsConfig),
+    /// CIFAR-10.
+    Cifar10(Cifar10Config),
+}
+
+impl DataConfig {
+    /// The kind of data that is asked for.
+    pub fn kind(&self) -> &dyn Kind {
+        match self {
+            Self::Text(config) => config,
+            Self::Play(config) => config,
+            Self::Shards(config) => config,
+            Self::Cifar10(config) => config,
+        }
+    }
+}
+
+/// Data for a trained model, chosen by what the model reads and with its own tokenizer: a text file
+/// or a directory of token shards, or the directory of CIFAR-10.
+///
+/// # Errors
+/// One line that names the file and what is wrong with it.
+pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
+    Ok(match meta.graph.input() {
+        Input::Tokens { .. } if path.is_dir() => {
+            let vocabulary = match meta.graph.nodes().first().map(|node| &node.op) {
+                Some(Op::Embedding { vocabulary, .. }) => Some(*vocabulary),
+                _ => None,
+            };
+            Box::new(shards::load(path, vocabulary, None)?)
+        }
+        Input::Tokens { .. } => {
+            let tokenizer = meta.tokenizer.clone().ok_or(Error::NoTokenizer)?;
+            let text = text::read(path)?;
+            Box::new(Corpus::from_text(&path.display().to_string(), &text, Some(tokenizer))?)
+        }
+        Input::Pixels { .. } => {
+            Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)
+        }
+        Input::Vector { .. } => return Err(Error::ReadsVectors),
+    })
+}

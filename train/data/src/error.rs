@@ -1,0 +1,226 @@
+//! Why data cannot be used.
+
+use std::path::PathBuf;
+
+use lipschitz_nn::graph::Input;
+
+/// Any error of the tokenizers library.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error of this crate. Its text is complete, causes and all, in one line; it says what is
+/// wrong, and the command line adds what to do where that is a matter of keys and flags.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file that is missing or does not hold what it should, or candle's own error.
+    #[error("{0}")]
+    Network(#[from] lipschitz_nn::Error),
+    /// A directory that is not there.
+    #[error("{}: no such directory", .0.display())]
+    NoDirectory(PathBuf),
+    /// A file that is not text.
+    #[error("{}: is not UTF-8: byte {offset} is 0x{byte:02x}; convert the file", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Where the first byte is that is not UTF-8.
+        offset: usize,
+        /// That byte.
+        byte: u8,
+    },
+    /// Something wrong with one of several texts.
+    #[error("{name}: {error}")]
+    In {
+        /// The file or the generator.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        error: Box<Error>,
+    },
+    /// A text too short to be split.
+    #[error(
+        "{name}: too short, its {characters} characters make {train} tokens to train on and {val} \
+         to validate, and each part needs at least two; give a longer text"
+    )]
+    TooShort {
+        /// The file or the generator.
+        name: String,
+        /// Characters of the whole text.
+        characters: usize,
+        /// Tokens to train on.
+        train: usize,
+        /// Tokens to validate on.
+        val: usize,
+    },
+    /// Token shards too short to be used.
+    #[error(
+        "{name}: {train} tokens to train on and {val} to validate; each part needs at least two"
+    )]
+    TooFewTokens {
+        /// The directory.
+        name: String,
+        /// Tokens to train on.
+        train: usize,
+        /// Tokens to validate on.
+        val: usize,
+    },
+    /// A batch of no windows, or of windows of no tokens.
+    #[error("a batch needs at least one window of at least one token")]
+    EmptyBatch,
+    /// A window longer than the training text.
+    #[error(
+        "{name}: its {tokens} training tokens hold no window of {context} and the token after it; \
+         give a longer text or a shorter context"
+    )]
+    NoWindow {
+        /// The file or the generator.
+        name: String,
+        /// Tokens to train on.
+        tokens: usize,
+        /// Tokens of a window.
+        context: usize,
+    },
+    /// A validation split shorter than the published evaluation.
+    #[error(
+        "{name}: the `paper` protocol reads {needed} validation tokens and there are {tokens}; \
+         use the `full` protocol"
+    )]
+    TooShortForPaper {
+        /// The file or the generator.
+        name: String,
+        /// Tokens that the protocol reads.
+        needed: usize,
+        /// Tokens to validate on.
+        tokens: usize,
+    },
+    /// The published evaluation, asked for of images.
+    #[error("the `paper` protocol reads text; images are evaluated by `full`")]
+    PaperReadsText,
+    /// A held-out split without a single input.
+    #[error("the held-out split is empty; give more data")]
+    EmptySplit,
+    /// A network that reads no tokens, where tokens are needed.
+    #[error("the model reads no tokens")]
+    ReadsNoTokens,
+    /// A network that reads something else than the data.
+    #[error("model and data do not fit: the model reads {reads}")]
+    Misfit {
+        /// What the model reads, in words.
+        reads: String,
+    },
+    /// A model of vectors, which no kind of data is for.
+    #[error("the model reads vectors; evaluate models of text or CIFAR-10")]
+    ReadsVectors,
+    /// A model of tokens that does not know how text becomes tokens.
+    #[error(
+        "the checkpoint holds no tokenizer, so text cannot be read for it; give a directory of \
+         token shards"
+    )]
+    NoTokenizer,
+    /// A vocabulary of characters that lists one of them twice.
+    #[error("the tokenizer lists the character {0:?} twice")]
+    RepeatedCharacter(char),
+    /// A tokenizer that the tokenizers library does not read, or ids that it does not decode.
+    #[error("{}", one_line(.0))]
+    Tokenizer(#[source] BoxError),
+    /// A text that the tokenizers library does not encode.
+    #[error("the tokenizer cannot encode the text: {}", one_line(.0))]
+    Encode(#[source] BoxError),
+    /// A character outside the vocabulary.
+    #[error(
+        "the character {character:?} (number {number} of the text) is not among the {known} the \
+         model knows; remove it"
+    )]
+    UnknownCharacter {
+        /// The character.
+        character: char,
+        /// Its place in the text, from 1.
+        number: usize,
+        /// Characters of the vocabulary.
+        known: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is out of range: the tokenizer has {size}")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Ids of the vocabulary.
+        size: usize,
+    },
+    /// A file that is not a token shard.
+    #[error(
+        "{}: is not a token shard: one begins with {magic} in a header of {header} bytes",
+        path.display()
+    )]
+    NotAShard {
+        /// The file.
+        path: PathBuf,
+        /// The number that a shard begins with.
+        magic: i32,
+        /// Bytes before the tokens.
+        header: usize,
+    },
+    /// More tokens than the header of a shard can count.
+    #[error("a shard has at most {} tokens", i32::MAX)]
+    ShardTooLong,
+    /// A directory without shards of one part.
+    #[error("{}: holds no shard *_{part}_*.bin", directory.display())]
+    NoShards {
+        /// The directory.
+        directory: PathBuf,
+        /// `train` or `val`.
+        part: &'static str,
+    },
+    /// Shards without a tokenizer, of a vocabulary that is not given either.
+    #[error(
+        "{}: holds no tokenizer.json, so the size of the vocabulary is unknown",
+        .0.display()
+    )]
+    UnknownVocabulary(PathBuf),
+    /// A token of a shard that the vocabulary does not have.
+    #[error("{}: token number {number} is {id}, beyond the vocabulary of {vocabulary}", path.display())]
+    BeyondVocabulary {
+        /// The shard.
+        path: PathBuf,
+        /// The place of the token, from 0.
+        number: usize,
+        /// Its id.
+        id: u32,
+        /// Ids of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A limit of no images at all.
+    #[error("data.{0} is 0; it must be at least 1")]
+    ZeroLimit(&'static str),
+}
+
+impl Error {
+    /// Data that a network with this input does not read.
+    pub fn misfit(input: &Input) -> Self {
+        let reads = match input {
+            Input::Tokens { .. } => "tokens".to_string(),
+            Input::Pixels { channels, height, width } => {
+                format!("images of {channels} x {height} x {width}")
+            }
+            Input::Vector { dim } => format!("vectors of {dim} numbers"),
+        };
+        Self::Misfit { reads }
+    }
+
+    /// The same error, said of one of several texts.
+    #[must_use]
+    pub fn of(self, name: &str) -> Self {
+        Self::In { name: name.to_string(), error: Box::new(self) }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+/// What another library says, on one line.
+pub(crate) fn one_line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().lines().collect::<Vec<_>>().join(" ")
+}

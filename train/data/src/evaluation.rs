@@ -1,0 +1,118 @@
+//! How well a network predicts held-out data.
+
+use candle_core::{D, DType, Device, Tensor};
+use lipschitz_nn::{Model, ops};
+
+use crate::{Batch, DataSet, Error, Protocol};
+
+/// Images that are evaluated at once, at least: they are small.
+const IMAGES: usize = 256;
+
+/// Figures over a held-out split.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy, nats.
+    pub loss: f64,
+    /// Share of predictions whose largest logit is right.
+    pub accuracy: f64,
+    /// How many predictions.
+    pub count: usize,
+    /// Median over predictions of the largest logit less the next.
+    pub margin: f64,
+}
+
+/// Loss, accuracy and margin of a network on a held-out split.
+///
+/// # Errors
+/// If the data does not fit the network or its protocol.
+pub fn evaluate(
+    model: &Model,
+    data: &dyn DataSet,
+    protocol: Protocol,
+    batch_size: usize,
+    device: &Device,
+) -> Result<Evaluation, Error> {
+    let context = model.graph().context();
+    let batch_size = if context.is_some() { batch_size } else { batch_size.max(IMAGES) };
+    evaluate_batches(model, data.held_out(protocol, batch_size, context, device)?)
+}
+
+/// Loss, accuracy and margin of a network on batches, each weighed by its number of predictions.
+///
+/// # Errors
+/// [`Error::EmptySplit`] if there are none; others if the network cannot read them.
+pub fn evaluate_batches(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<Batch, Error>>,
+) -> Result<Evaluation, Error> {
+    let mut total = Total::default();
+    for batch in batches {
+        let (x, y) = batch?;
+        total.add(&model.forward(&x)?, &y)?;
+    }
+    total.mean()
+}
+
+/// A few inputs of the held-out split as the points that a certificate speaks of: embedding vectors
+/// of up to two windows, or the pixels of up to 16 images.
+///
+/// # Errors
+/// If the data does not fit the network.
+pub fn starts(model: &Model, data: &dyn DataSet) -> Result<Tensor, Error> {
+    let context = model.graph().context();
+    let (count, window) =
+        if context.is_some() { (2, context.map(|c| c.min(64))) } else { (16, None) };
+    let first = data.held_out(Protocol::Full, count, window, &model.device())?.next();
+    let (x, _) = first.ok_or(Error::EmptySplit)??;
+    Ok(if context.is_some() { model.embed(&x)? } else { x })
+}
+
+#[derive(Default)]
+struct Total {
+    loss: f64,
+    right: f64,
+    count: usize,
+    margins: Vec<f32>,
+}
+
+impl Total {
+    fn add(&mut self, logits: &Tensor, targets: &Tensor) -> Result<(), Error> {
+        let targets = targets.flatten_all()?;
+        let flat = logits.reshape((targets.dim(0)?, ()))?;
+        let n = targets.dim(0)?;
+        let found = ops::cross_entropy(&flat, &targets)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        self.loss += found[0] * n as f64;
+        self.right += (found[1] * n as f64).round();
+        self.count += n;
+        self.margins.extend(margins(&flat)?);
+        Ok(())
+    }
+
+    fn mean(mut self) -> Result<Evaluation, Error> {
+        if self.count == 0 {
+            return Err(Error::EmptySplit);
+        }
+        let n = self.count as f64;
+        let middle = self.count / 2;
+        let margin = f64::from(*self.margins.select_nth_unstable_by(middle, f32::total_cmp).1);
+        Ok(Evaluation { loss: self.loss / n, accuracy: self.right / n, count: self.count, margin })
+    }
+}
+
+/// The largest logit less the next, of each prediction `[n, outputs]`.
+fn margins(logits: &Tensor) -> Result<Vec<f32>, Error> {
+    let outputs = logits.dim(D::Minus1)?;
+    let all = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let margin = |row: &[f32]| {
+        let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for z in row {
+            if *z > first {
+                (first, second) = (*z, first);
+            } else if *z > second {
+                second = *z;
+            }
+        }
+        first - second
+    };
+    Ok(all.chunks(outputs.max(1)).map(margin).collect())
+}
