@@ -89,6 +89,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     None.or_else(|| error.downcast_ref().and_then(remedy_of_proof))
         .or_else(|| error.downcast_ref().and_then(remedy_of_recipe))
+        .or_else(|| error.downcast_ref().and_then(remedy_of_data))
         .or_else(|| error.downcast_ref().and_then(remedy_of_network))
 }
 
@@ -107,6 +108,18 @@ fn remedy_of_recipe(error: &lipschitz_opt::Error) -> Option<&'static str> {
     match error {
         E::MissingCap(_) => Some("give it, or a lipschitz_target that it is solved from"),
         E::Svd(_) => Some("lower train.learning_rate"),
+        _ => None,
+    }
+}
+
+fn remedy_of_data(error: &lipschitz_data::Error) -> Option<&'static str> {
+    use lipschitz_data::Error as E;
+    match error {
+        E::NoDirectory(_) => Some("check the path"),
+        E::NotAShard { .. } | E::NoShards { .. } => Some("make shards with `train shards`"),
+        E::UnknownVocabulary(_) => Some("set data.vocabulary"),
+        E::BeyondVocabulary { .. } => Some("set data.vocabulary, or mend it"),
+        E::Misfit { .. } => Some("choose another preset or data kind"),
         _ => None,
     }
 }
@@ -150,5 +163,15 @@ mod tests {
         assert_eq!(line(&context), format!("run a: {wanted}"));
         let inside = lipschitz_nn::Error::file(Path::new("b"), missing());
         assert_eq!(line(&inside.into()), format!("b: {wanted}"));
+    }
+
+    #[test]
+    fn data_that_cannot_be_used_has_the_remedy_of_the_config() {
+        let said = |error: lipschitz_data::Error| line(&error.into());
+        let unknown = said(lipschitz_data::Error::UnknownVocabulary("shards".into()));
+        assert!(unknown.ends_with("; set data.vocabulary"), "{unknown}");
+        let directory = Path::new("no/such");
+        let missing = lipschitz_data::shards::load(directory, None, None).unwrap_err();
+        assert_eq!(said(missing), "no/such: no such directory; check the path");
     }
 }

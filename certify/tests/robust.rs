@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings};
+use lipschitz_data::Corpus;
 use lipschitz_data::cifar10::{PIXELS, Split};
 use lipschitz_data::order;
 use lipschitz_data::play;
-use lipschitz_data::text::TextData;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
@@ -39,7 +39,7 @@ fn images(
 
 fn tokens(
     model: &Model,
-    data: &TextData,
+    data: &Corpus,
     settings: &Settings,
     watch: &dyn Fn(f64),
 ) -> Result<Robustness, lipschitz_certify::Error> {
@@ -161,7 +161,7 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
 
 #[test]
 fn next_tokens_are_certified_and_attacked() {
-    let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
+    let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
     let vocabulary = data.vocabulary;
     let gpt = Gpt::new(vocabulary, 12, 1, Block { output_scale: 1.0, ..Block::new(16, 2) });
     let graph = gpt.graph().unwrap();
@@ -221,7 +221,7 @@ fn values_that_cancel_certify_nothing() {
 /// another function of the embeddings.
 #[test]
 fn windows_with_a_new_document_are_left_out() {
-    let data = TextData::from_text("play", &play::text(1, 4000), None).unwrap();
+    let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
     let report = |separator| {
         let graph = Gpt::new(data.vocabulary, 12, 1, Block::new(16, 2)).graph().unwrap();
         let graph =

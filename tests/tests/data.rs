@@ -5,7 +5,7 @@ use std::time::Instant;
 use candle_core::Device;
 use lipschitz_data::cifar10::{CLASSES, Cifar10, Limits, PIXELS};
 use lipschitz_data::order::Shuffle;
-use lipschitz_data::text::TextData;
+use lipschitz_data::text;
 use lipschitz_tests::shared;
 
 #[test]
@@ -13,14 +13,14 @@ fn the_real_files_decode() {
     let Some(path) = shared("cifar10") else { return };
     let start = Instant::now();
     let data = Cifar10::load(&path, Limits { train: Some(400), test: Some(100) }).unwrap();
-    eprintln!("500 pictures in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    eprintln!("500 images in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
     assert_eq!(
         (data.train.len(), data.test.len(), data.train.pixels.len()),
         (400, 100, 400 * PIXELS)
     );
     let classes: std::collections::BTreeSet<u8> = data.train.labels.iter().copied().collect();
     assert_eq!(classes.len(), CLASSES);
-    // The mean over all of CIFAR-10 is (0.491, 0.482, 0.447); a few hundred pictures come near
+    // The mean over all of CIFAR-10 is (0.491, 0.482, 0.447); a few hundred images come near
     // it.
     let order = Shuffle::new(1, 400).batch(0, 400);
     let (pixels, _) = data.train.batch(&order, &Device::Cpu).unwrap();
@@ -33,6 +33,6 @@ fn the_real_files_decode() {
 #[test]
 fn tiny_shakespeare_has_its_known_numbers() {
     let Some(path) = shared("tinyshakespeare.txt") else { return };
-    let data = TextData::load(&path, None).unwrap();
+    let data = text::load(&path, None).unwrap();
     assert_eq!((data.train.len(), data.val.len(), data.vocabulary), (1_003_854, 111_540, 65));
 }

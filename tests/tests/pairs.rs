@@ -4,13 +4,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use lipschitz_opt::constraint::ConstraintKind;
 use lipschitz_train::config::Config;
 use lipschitz_train::run_dir::Metrics;
-use lipschitz_train::trainer::{self, End, Options};
+use lipschitz_train::trainer::{self, End, RunOptions};
 
 /// Optimizers, each with its learning rate; that of SGD depends on what is learnt and for how long.
 const OPTIMIZERS: [(&str, Option<f64>); 3] = [
@@ -57,18 +55,7 @@ fn headless(constraint: &str) -> String {
 /// Mean loss of the first and last eighth of a run.
 fn train_pair(base: &str, settings: &[String], out: &Path) -> (f64, f64) {
     let config = Config::parse(base, settings).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let ranks = std::rc::Rc::default();
-    let options = Options {
-        out,
-        resume: false,
-        stop,
-        quiet: true,
-        locked: false,
-        label: String::new(),
-        ranks,
-    };
-    match trainer::run(&config, &options) {
+    match trainer::run(&config, &RunOptions::new(out)) {
         Ok(End::Done(_)) => {}
         other => panic!("{settings:?}: {other:?}"),
     }

@@ -1,7 +1,7 @@
 """This project beside eager PyTorch, on one machine in one run: `python train/benches/pytorch.py` (needs torch and cargo).
 
 Each program runs in a process of its own, one after the other, in turns. Prints a table: medians of the steps, and the
-largest resident memory of each process. `--cifar10 DIR` adds an epoch of the perceptron, on decoded images in memory.
+largest resident memory of each process. `--cifar10 DIR` adds an epoch of the MLP, on decoded images in memory.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def peak():
 
 
 def orthogonalise(torch, m):
-    """UVᵀ of a stack [count, rows, columns], by the Gram form that needs the fewest products."""
+    """UVᵀ of a stack [count, rows, columns], by the Gram form that needs the fewest matmuls."""
     tall = m.shape[1] > m.shape[2]
     x = m.mT if tall else m
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-30)
@@ -44,7 +44,7 @@ def soft_cap(torch, w, alpha=0.005):
 
 
 class Update:
-    """Muon with the soft cap: matrices of one shape as one stack, rows of the embedding by themselves."""
+    """Muon with the soft cap: one stack per shape of matrix, embedding rows one by one."""
 
     def __init__(self, torch, matrices, tables):
         self.torch, self.tables = torch, tables
@@ -118,7 +118,7 @@ def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, voc
     return times[3:], loss.item()
 
 
-def perceptron(torch, steps):
+def mlp(torch, steps):
     """Epochs of 98 batches of 512 CIFAR-10-shaped images, from bytes in memory."""
     from torch.nn import functional as F
 
@@ -150,7 +150,7 @@ def child(kind, steps):
     import torch
 
     torch.manual_seed(0)
-    times, loss = perceptron(torch, steps) if kind == "mlp" else transformer(torch, int(kind), steps)
+    times, loss = mlp(torch, steps) if kind == "mlp" else transformer(torch, int(kind), steps)
     middle = lambda values: sorted(values)[len(values) // 2]
     gradient, update = (middle([t[i] for t in times]) for i in (0, 1))
     print(json.dumps({"gradient": gradient, "update": update, "peak": peak(), "loss": loss, "torch": torch.__version__}))
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--steps", type=int, default=15, help="steps measured, after three that are not")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each program; the median is shown")
     parser.add_argument("--batches", type=int, nargs="*", default=[16, 64])
-    parser.add_argument("--cifar10", help="the directory of the images: adds the perceptron")
+    parser.add_argument("--cifar10", help="the directory of the images: adds the MLP")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -183,7 +183,7 @@ def main():
             data = [args.cifar10] if kind == "mlp" else []
             ours.append(run(bench + ["json", kind, steps] + data))
         middle = lambda runs, key: sorted(r[key] for r in runs)[len(runs) // 2]
-        name = "perceptron, an epoch" if kind == "mlp" else f"transformer, batch {kind}"
+        name = "MLP, an epoch" if kind == "mlp" else f"transformer, batch {kind}"
         for who, runs in ((f"PyTorch {theirs[0]['torch']}", theirs), ("this project", ours)):
             g, u, p = (middle(runs, key) for key in ("gradient", "update", "peak"))
             print(f"| {name}: {who} | {g:.3f} s | {u:.3f} s | {p:.0f} MiB |")

@@ -1,6 +1,6 @@
-//! `cargo bench --bench step -- 256` (or `768`): where a training step of the transformer goes, for
-//! every optimizer and every constraint; medians, in one run. Three layers at width 256, one at
-//! 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch and
+//! `cargo bench --bench step -- 256` (or `768`): where the time of a transformer's training step
+//! goes, for every optimizer and every constraint; medians, in one run. Three layers at width 256,
+//! one at 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch and
 //! depth, and how much of it is matrix products.
 
 use std::time::Instant;
@@ -61,7 +61,7 @@ fn tokens(batch: usize, tokens: usize) -> Tensor {
     Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).expect("tokens")
 }
 
-/// Median times of the parts of a step, after two that are not counted.
+/// Median times of each part of a step, after two steps of warm-up.
 fn measure(training: &mut Training, x: &Tensor, y: &Tensor, steps: usize) -> Times {
     let mut all = Vec::new();
     for i in 0..steps + 2 {
@@ -86,15 +86,15 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn usual() -> Recipe {
+fn recipe() -> Recipe {
     let muon = OptimizerConfig::Muon(MuonConfig::default());
     Recipe::new(muon, ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 1.0))
 }
 
-/// How a step's time goes with each size, from the usual one; GFLOP/s of the products, and the time
-/// that they would take at the rate of one large product as a share of the step.
+/// How the time of a step scales with each size, from the default one; GFLOP/s of the matmuls, and
+/// the time that they would take at the rate of one large matmul as a share of the step.
 fn scaling() {
-    let usual = (256, 3, 256, 16);
+    let default = (256, 3, 256, 16);
     let sizes = [
         [128, 256, 512, 1024].map(|dim| (dim, 3, 256, 4)).to_vec(),
         [64, 128, 256, 512, 1024].map(|tokens| (256, 3, tokens, 4096 / tokens)).to_vec(),
@@ -103,16 +103,16 @@ fn scaling() {
     ];
     let peak = peak();
     println!(
-        "one product of 4096 × 256 × 1024: {:.0} GFLOP/s; medians of {STEPS} steps",
+        "one matmul of 4096 × 256 × 1024: {:.0} GFLOP/s; medians of {STEPS} steps",
         peak / 1e9
     );
     println!(
         "{:>5} {:>6} {:>6} {:>5} {:>12} {:>12} {:>9} {:>9}",
-        "width", "layers", "tokens", "batch", "gradient, ms", "update, ms", "GFLOP/s", "products"
+        "width", "layers", "tokens", "batch", "gradient, ms", "update, ms", "GFLOP/s", "matmuls"
     );
-    for (dim, layers, context, batch) in sizes.concat().into_iter().chain([usual]) {
+    for (dim, layers, context, batch) in sizes.concat().into_iter().chain([default]) {
         let x = tokens(batch, context);
-        let t = measure(&mut training(&graph(dim, layers, context), &self::usual()), &x, &x, STEPS);
+        let t = measure(&mut training(&graph(dim, layers, context), &recipe()), &x, &x, STEPS);
         let gradient = t.forward + t.backward;
         let rate = flops(dim, layers, context, batch) / gradient;
         println!(
@@ -125,7 +125,7 @@ fn scaling() {
     }
 }
 
-/// Operations of the products of a forward and a backward pass.
+/// Operations of the matmuls of a forward and a backward pass.
 fn flops(dim: usize, layers: usize, context: usize, batch: usize) -> f64 {
     let rows = (batch * context) as f64;
     let weights = (layers * 12 * dim * dim + 65 * dim) as f64;
@@ -141,7 +141,7 @@ fn flops(dim: usize, layers: usize, context: usize, batch: usize) -> f64 {
     6.0 * rows * weights + 7.0 * 2.0 * (batch * layers * dim * pairs) as f64
 }
 
-/// Operations a second of one large product.
+/// Operations per second of one large matmul.
 fn peak() -> f64 {
     let (m, n, k) = (4096, 256, 1024);
     let (a, b) = (vec![0.5f32; m * k], vec![0.25f32; k * n]);
@@ -154,18 +154,18 @@ fn peak() -> f64 {
     2.0 * (m * n * k) as f64 / median((0..15).map(|_| once()).collect())
 }
 
-/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the
-/// perceptron on the images in a directory; seconds, and the largest resident memory in MiB.
+/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the MLP
+/// on the images in a directory; seconds, and the largest resident memory in MiB.
 fn json(kind: &str, steps: usize, data: Option<&str>) {
     let (gradient, update, parts) = match data {
         None => {
             let x = tokens(kind.parse().expect("a batch size"), 256);
-            let t = measure(&mut training(&graph(256, 3, 256), &usual()), &x, &x, steps);
+            let t = measure(&mut training(&graph(256, 3, 256), &recipe()), &x, &x, steps);
             (t.forward + t.backward, t.update + t.constraint, t)
         }
         Some(path) => {
             let config = Config::parse(
-                preset::text("mlp-cifar10").expect("it"),
+                preset::find("mlp-cifar10").expect("a preset"),
                 &[format!("data.path={path:?}")],
             );
             let (epoch, t) = epochs(&config.expect("a config"), steps);
@@ -176,24 +176,26 @@ fn json(kind: &str, steps: usize, data: Option<&str>) {
     let peak = status.lines().find_map(|line| {
         line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok()
     });
-    let line = serde_json::json!({ "gradient": gradient, "update": update, "peak": peak.map(|kib| kib / 1024.0), "parts": parts });
+    let peak = peak.map(|kib| kib / 1024.0);
+    let line = serde_json::json!({
+        "gradient": gradient, "update": update, "peak": peak, "parts": parts,
+    });
     println!("{line}");
 }
 
 /// Median seconds of epochs of 98 batches of 512 images, their loading included; and the parts of
 /// the last.
 fn epochs(config: &Config, epochs: usize) -> (f64, Times) {
-    let task = config.data.load().expect("the images");
+    let data = config.data.kind().load().expect("the images");
     let graph = config.graph(10).expect("a graph");
-    let mut training = training(&graph, &usual());
-    let mut order = task.order(0);
+    let mut training = training(&graph, &recipe());
+    let mut batches = data.training(0, None).expect("batches");
     let (mut times, mut parts) = (Vec::new(), Times::default());
     for epoch in 0..epochs as u64 {
         parts = Times::default();
         let start = Instant::now();
         for step in 0..98 {
-            let (x, y) =
-                order.batch(&task, epoch * 98 + step, 512, None, &Device::Cpu).expect("a batch");
+            let (x, y) = batches.batch(epoch * 98 + step, 512, &Device::Cpu).expect("a batch");
             training.step(&x, &y, 1, Rate::constant(0.02), &mut parts).expect("a step");
         }
         times.push(start.elapsed().as_secs_f64());

@@ -5,7 +5,6 @@
 //! DIRECTORY must not hold a run. About ten seconds on two cores; nothing to download.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use lipschitz_train::config::Config;
 use lipschitz_train::preset;
@@ -18,15 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A preset with two keys changed: the cap of every matrix is solved from the target.
     let settings = ["lipschitz_target=5", "train.steps=60"].map(String::from);
     let config = Config::parse(preset::text("demo").unwrap_or_default(), &settings)?;
-    let options = RunOptions {
-        out: &out,
-        resume: false,
-        stop: Arc::default(),
-        quiet: false,
-        locked: false,
-        label: "L ≤ 5".into(),
-        ranks: Default::default(),
-    };
+    let options = RunOptions { quiet: false, label: "L ≤ 5".into(), ..RunOptions::new(&out) };
     if let End::Done(Some(summary)) = trainer::run(&config, &options)? {
         println!("validation loss {:.4} nats, L ≤ {}", summary.val_loss, summary.lipschitz);
         println!("the certificate: {}", out.join("certificate.json").display());

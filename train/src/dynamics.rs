@@ -1,9 +1,8 @@
-//! What training does to the weights: norms that are proven, and whether what is promised of them
-//! holds.
+//! What training does to the weights: their proven norms, and whether the constraint's promises
+//! hold.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
 use candle_core::Tensor;
 use lipschitz_certify::bound::{Block, Norm, Part};
 use lipschitz_certify::certificate::Certificate;
@@ -14,6 +13,8 @@ use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_opt::constraint::{Constraint, Promise};
 use lipschitz_opt::{Variables, scale};
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// Relative excess of a proven norm over its cap that rounding in `f32` explains; more is an error.
 pub const CAP_TOLERANCE: f64 = 1e-3;
@@ -37,7 +38,7 @@ pub fn matrices(
     certificate: &Certificate,
     variables: &Variables,
     before: &[Tensor],
-) -> Result<BTreeMap<String, MatrixMetrics>> {
+) -> Result<BTreeMap<String, MatrixMetrics>, Error> {
     let mut out = BTreeMap::new();
     for (v, before) in variables.iter().zip(before) {
         let p = &v.parameter;
@@ -63,7 +64,7 @@ pub fn matrices(
 ///
 /// # Errors
 /// As [`Model::forward`].
-pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64> {
+pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64, Error> {
     let mut largest = 0f64;
     // Node by node a forward pass takes twice as long, so not the whole batch.
     let x = x.narrow(0, 0, x.dim(0)?.min(8))?;
@@ -79,20 +80,18 @@ pub fn largest_activation(model: &Model, x: &Tensor) -> Result<f64> {
 /// Every cap that the constraint promises, against norms that are proven.
 ///
 /// # Errors
-/// [`lipschitz_certify::Error::Violated`] names the weight that is above its cap.
+/// [`Error::AboveCap`] names the weight that is above its cap.
 pub fn check_caps(
     certificate: &Certificate,
     variables: &Variables,
     constraint: &Constraint,
-) -> Result<()> {
+) -> Result<(), Error> {
     for v in variables {
         let p = &v.parameter;
         let Some(promise) = constraint.promise(p) else { continue };
         for (what, norm, cap) in promised(certificate, p, v.var.as_tensor(), &promise)? {
             if norm > Upper::from_f64(cap * (1.0 + CAP_TOLERANCE)) {
-                bail!(lipschitz_certify::Error::Violated(format!(
-                    "`{what}` has norm {norm} above its cap {cap:.6}: the constraint does not hold"
-                )))
+                return Err(Error::AboveCap { name: what.to_string(), norm, cap });
             }
         }
     }
@@ -105,7 +104,7 @@ fn promised(
     p: &Parameter,
     w: &Tensor,
     promise: &Promise,
-) -> Result<Vec<(Norm, Upper, f64)>> {
+) -> Result<Vec<(Norm, Upper, f64)>, Error> {
     let matrix = || Matrix::from_tensor(&p.name, w);
     let whole = || Block::whole(&p.name);
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! TensorBoard event files.
 //!
-//! A file is a row of TFRecord frames: the length (u64, little endian), a checksum of it, the
-//! bytes, a checksum of them. Each holds one `Event` protobuf message, encoded here by hand: `1:
+//! A file is a sequence of TFRecord frames: the length (u64, little endian), its checksum, the
+//! bytes, their checksum. Each holds one `Event` protobuf message, encoded here by hand: `1:
 //! double wall_time`, `2: int64 step`, `3: string file_version`, `5: Summary { 1: Value { 1: string
 //! tag, 2: float simple_value } }`, `7: SessionLog { 1: status }`.
 
@@ -21,9 +21,9 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// A new file `events.out.tfevents.<seconds>.train` in a directory, which is made if missing.
-    /// Seconds already taken are passed over, so starts within one second stay apart and files sort
-    /// by age.
+    /// A new file `events.out.tfevents.<seconds>.train` in a directory, created if missing.
+    /// Seconds already taken are passed over, so that starts within one second stay apart and files
+    /// sort by age.
     ///
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
@@ -44,7 +44,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// The same for a run that goes on: TensorBoard drops what earlier files say of `step` and
+    /// The same for a resumed run: TensorBoard drops what earlier files say of `step` and
     /// later steps, which an interrupted run may have logged and not kept.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Notes the value of a scalar at a step.
+    /// Writes the value of a scalar at a step.
     ///
     /// # Errors
     /// [`Error::File`] names the file and what the system said.
@@ -68,7 +68,7 @@ impl EventWriter {
         self.event(step, &bytes_field(5, &bytes_field(1, &scalar)))
     }
 
-    /// Hands everything to the system, so that a reader sees it. Dropping the writer does so too,
+    /// Flushes to the system, so that a reader sees everything. Dropping the writer does so too,
     /// but cannot report errors.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ fn since_epoch() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Seven bits a byte, the lowest first; the high bit says that more follow.
+/// Seven bits per byte, the lowest first; the high bit says that more follow.
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {

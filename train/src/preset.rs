@@ -1,5 +1,7 @@
 //! Configs to start from.
 
+use crate::Error;
+
 /// Their names.
 pub const NAMES: [&str; 6] =
     ["demo", "gpt-shakespeare", "gpt-tight", "mlp-cifar10", "nanogpt-145m", "vit-cifar10"];
@@ -15,4 +17,12 @@ pub fn text(name: &str) -> Option<&'static str> {
         "vit-cifar10" => Some(include_str!("../presets/vit-cifar10.toml")),
         _ => None,
     }
+}
+
+/// A commented config.
+///
+/// # Errors
+/// [`Error::NoPreset`] lists those there are.
+pub fn find(name: &str) -> Result<&'static str, Error> {
+    text(name).ok_or_else(|| Error::NoPreset { name: name.to_string() })
 }

@@ -1,4 +1,4 @@
-//! A bar on a terminal, plain lines elsewhere; on stderr.
+//! Progress of a run on stderr: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 
@@ -8,7 +8,7 @@ use lipschitz_certify::upper::Upper;
 
 use crate::run_dir::Metrics;
 
-/// Shows how a run goes.
+/// Shows the progress of a run.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     lines: bool,

@@ -5,21 +5,22 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta};
-use lipschitz_nn::{At, Error, Model};
+use lipschitz_nn::{At, Model};
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::config::Config;
 use crate::dynamics::MatrixMetrics;
+use crate::error::Within;
 use crate::step::Times;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Updates made.
+    /// Updates so far.
     pub step: u64,
     /// Tokens or images seen.
     pub tokens: u64,
@@ -40,18 +41,18 @@ pub struct Metrics {
     pub activation_max: Option<f64>,
     /// The step's learning rate.
     pub learning_rate: f64,
-    /// Seconds in the parts of the steps since the last line.
+    /// Seconds in each part of the steps since the last line.
     #[serde(default)]
     pub times: Option<Times>,
-    /// Each matrix, by its name.
+    /// Each matrix by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub matrices: BTreeMap<String, MatrixMetrics>,
 }
 
-/// What a run came to: `summary.json`.
+/// The results of a run: `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Name in tables and pictures.
+    /// Name in tables and plots.
     pub label: String,
     /// Optimizer and constraint.
     pub method: String,
@@ -61,21 +62,21 @@ pub struct Summary {
     /// The constraint.
     #[serde(default)]
     pub constraint: String,
-    /// Drove initialisation and data order.
+    /// Seeded initialisation and data order.
     #[serde(default)]
     pub seed: u64,
     /// Peak learning rate.
     #[serde(default)]
     pub learning_rate: f64,
-    /// The Lipschitz constant asked for.
+    /// The Lipschitz constant asked for, RMS → RMS.
     pub target: Option<f64>,
     /// The cap on every matrix.
     pub sigma_max: Option<f64>,
-    /// Updates made.
+    /// Updates so far.
     pub steps: u64,
     /// Seconds spent.
     pub seconds: f64,
-    /// Numbers in the weights.
+    /// Number of parameters.
     pub parameters: usize,
     /// Mean cross-entropy on the whole held-out split, nats.
     pub val_loss: f64,
@@ -95,7 +96,7 @@ pub struct Summary {
     /// change it; null if it is not finite.
     #[serde(default)]
     pub margin_normalized_log10: Option<f64>,
-    /// For pictures: the share that is right and proven to stay so within an ℓ2 distance of 36/255,
+    /// For images: the share that is right and proven to stay so within an ℓ2 distance of 36/255,
     /// pixels in \[0, 1\].
     #[serde(default)]
     pub certified_accuracy: Option<f64>,
@@ -127,43 +128,39 @@ impl Lock {
     ///
     /// # Errors
     /// If the directory cannot be written to.
-    pub fn take(directory: &Path) -> Result<Option<Self>> {
+    pub fn take(directory: &Path) -> Result<Option<Self>, Error> {
         let path = directory.join(".lock");
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(Error::Io { path, error }.into()),
+            Err(TryLockError::Error(error)) => Err(lipschitz_nn::Error::Io { path, error }.into()),
         }
     }
 
     /// As [`Lock::take`], where the caller does not hold it.
-    fn unless_held(directory: &Path, held: bool) -> Result<Option<Self>> {
+    fn unless_held(directory: &Path, held: bool) -> Result<Option<Self>, Error> {
         match held {
             true => Ok(None),
             false => match Self::take(directory) {
                 // A file system without locks cannot tell; what else is wrong with it shows when
                 // the run is written.
                 Err(_) => Ok(None),
-                Ok(None) => bail!(
-                    "{}: another process is training this run; wait for its end, or choose \
-                     another --out",
-                    directory.display()
-                ),
+                Ok(None) => Err(Error::RunLocked(directory.to_path_buf())),
                 Ok(lock) => Ok(lock),
             },
         }
     }
 }
 
-/// What a run continues from.
-pub struct Saved {
+/// What a run is resumed from.
+pub struct SavedRun {
     /// The weights.
     pub model: Model,
-    /// That of optimizer and constraint.
+    /// State of optimizer and constraint.
     pub state: BTreeMap<String, Tensor>,
-    /// Updates made.
+    /// Updates so far.
     pub step: u64,
     /// Seconds spent.
     pub seconds: f64,
@@ -182,12 +179,9 @@ impl RunDir {
     ///
     /// # Errors
     /// If it does, or cannot be written.
-    pub fn create(path: &Path, config: &Config, locked: bool) -> Result<Self> {
+    pub fn create(path: &Path, config: &Config, locked: bool) -> Result<Self, Error> {
         if path.join("config.toml").exists() {
-            bail!(
-                "{}: holds a run already; continue it with --resume or choose another --out",
-                path.display()
-            )
+            return Err(Error::RunExists(path.to_path_buf()));
         }
         fs::create_dir_all(path).at(path)?;
         let lock = Lock::unless_held(path, locked)?;
@@ -205,10 +199,10 @@ impl RunDir {
         config: &Config,
         device: &Device,
         locked: bool,
-    ) -> Result<(Self, Option<Saved>)> {
+    ) -> Result<(Self, Option<SavedRun>), Error> {
         let file = path.join("config.toml");
         if !file.exists() {
-            bail!("{}: holds no run to resume; leave --resume out to start one", path.display())
+            return Err(Error::NoRun(path.to_path_buf()));
         }
         let lock = Lock::unless_held(path, locked)?;
         let mut began = Config::read(&file, &[])?;
@@ -216,10 +210,7 @@ impl RunDir {
         (old.steps, old.log_every, old.eval_every) = (new.steps, new.log_every, new.eval_every);
         old.device.clone_from(&new.device);
         if began != *config {
-            bail!(
-                "{}: differs from the config given; resume with that file, or choose another --out",
-                file.display()
-            )
+            return Err(Error::OtherConfig(file));
         }
         checkpoint::write(&file, config.to_toml()?.as_bytes())?;
         let saved = load(path, device)?;
@@ -237,7 +228,7 @@ impl RunDir {
         Ok((Self::open(path, lock)?, saved))
     }
 
-    fn open(path: &Path, lock: Option<Lock>) -> Result<Self> {
+    fn open(path: &Path, lock: Option<Lock>) -> Result<Self, Error> {
         let file = path.join("metrics.jsonl");
         let metrics = File::options().create(true).append(true).open(&file).at(&file)?;
         Ok(Self { path: path.to_path_buf(), metrics, _lock: lock })
@@ -252,7 +243,7 @@ impl RunDir {
     ///
     /// # Errors
     /// If the disk is full, for example.
-    pub fn log(&mut self, metrics: &Metrics) -> Result<()> {
+    pub fn log(&mut self, metrics: &Metrics) -> Result<(), Error> {
         let line = format!("{}\n", serde_json::to_string(metrics)?);
         let file = self.path.join("metrics.jsonl");
         Ok(self.metrics.write_all(line.as_bytes()).at(&file)?)
@@ -269,7 +260,7 @@ impl RunDir {
         meta: &Meta,
         step: u64,
         seconds: f64,
-    ) -> Result<()> {
+    ) -> Result<(), Error> {
         let [current, fresh, old] =
             ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
         let remove = |dir: &Path| {
@@ -295,7 +286,7 @@ impl RunDir {
     ///
     /// # Errors
     /// If the disk is full, for example.
-    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub fn write(&self, name: &str, text: &str) -> Result<(), Error> {
         Ok(checkpoint::write(&self.path.join(name), text.as_bytes())?)
     }
 }
@@ -304,7 +295,7 @@ impl RunDir {
 ///
 /// # Errors
 /// If it is damaged.
-pub fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
+pub fn load(path: &Path, device: &Device) -> Result<Option<SavedRun>, Error> {
     // A crash between the two renames of `save` leaves the old one alone.
     let Some(dir) =
         ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists())
@@ -314,9 +305,9 @@ pub fn load(path: &Path, device: &Device) -> Result<Option<Saved>> {
     let (model, _) = checkpoint::load(&dir.join("model.safetensors"), device)?;
     let file = dir.join("optimizer.safetensors");
     let (state, metadata) = checkpoint::load_tensors(&file, device)?;
-    let position =
-        metadata.get(POSITION).ok_or_else(|| anyhow!("{}: holds no position", file.display()))?;
-    let position: Position =
-        serde_json::from_str(position).with_context(|| file.display().to_string())?;
-    Ok(Some(Saved { model, state, step: position.step, seconds: position.seconds }))
+    let position = metadata
+        .get(POSITION)
+        .ok_or_else(|| lipschitz_nn::Error::file(&file, "holds no position"))?;
+    let position: Position = serde_json::from_str(position).within(file.display())?;
+    Ok(Some(SavedRun { model, state, step: position.step, seconds: position.seconds }))
 }

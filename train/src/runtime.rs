@@ -1,4 +1,4 @@
-//! What a process that trains sets up before anything else.
+//! Set-up of a process that trains, before anything else.
 
 /// Gives candle's own elementwise operations one thread, unless `CANDLE_NUM_THREADS` says
 /// otherwise: its pool spins while it waits, and would take the cores from the kernels, which bring

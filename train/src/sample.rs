@@ -1,22 +1,22 @@
-//! Text from a language model, a token at a time.
+//! Text from a language model, token by token.
 
-use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
+use lipschitz_data::codec::Codec;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::Tokenizer;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use lipschitz_data::text::Codec;
+use crate::Error;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
-    /// How many.
+    /// How many to write.
     pub tokens: usize,
-    /// Divides the logits; 0 takes the likeliest.
+    /// Divides the logits; at 0 the likeliest token is taken.
     pub temperature: f64,
-    /// Drives the draws.
+    /// Seeds the draws.
     pub seed: u64,
 }
 
@@ -29,17 +29,15 @@ pub fn sample(
     tokenizer: &Tokenizer,
     prompt: &str,
     sampling: Sampling,
-) -> Result<String> {
+) -> Result<String, Error> {
     if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
-        bail!("temperature {}: must be a number, 0 or above", sampling.temperature)
+        return Err(Error::Temperature(sampling.temperature));
     }
-    let Some(context) = model.graph().context() else {
-        bail!("the model reads no tokens, so it writes no text")
-    };
+    let context = model.graph().context().ok_or(Error::WritesNoText)?;
     let codec = Codec::new(tokenizer)?;
     let mut ids = codec.encode(prompt)?;
     if ids.is_empty() {
-        bail!("the prompt is empty; give at least one character")
+        return Err(Error::EmptyPrompt);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     for _ in 0..sampling.tokens {
@@ -51,14 +49,14 @@ pub fn sample(
             .get(window.len() - 1)?
             .to_dtype(DType::F64)?
             .to_vec1::<f64>()?;
-        // Ids beyond the tokenizer's are padding of the table.
+        // Ids beyond the tokenizer's pad the embedding.
         ids.push(draw(
             &logits[..logits.len().min(codec.vocabulary())],
             sampling.temperature,
             &mut rng,
         ));
     }
-    codec.decode(&ids)
+    Ok(codec.decode(&ids)?)
 }
 
 fn draw(logits: &[f64], temperature: f64, rng: &mut ChaCha8Rng) -> u32 {

@@ -1,12 +1,12 @@
-//! Text into token shards, document by document.
+//! Writes token shards from text, document by document.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use lipschitz_data::shards::{MOST, Shard, files};
-use lipschitz_data::text::{Codec, read, read_tokenizer};
+use lipschitz_data::codec::Codec;
+use lipschitz_data::shard::{MAX_VOCABULARY, Shard, files};
+use lipschitz_data::text::read;
 use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
 use tokenizers::AddedToken;
@@ -16,40 +16,112 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 /// GPT-2's token between documents.
 pub const SEPARATOR: &str = "<|endoftext|>";
 
-/// GPT-2's kind of tokenizer from its two files: byte-level pairs, `vocab.json` and `merges.txt`.
+/// Any error of the tokenizers library.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why no token shards are written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file that cannot be read or written.
+    #[error("{0}")]
+    Network(#[from] lipschitz_nn::Error),
+    /// A text or a tokenizer.
+    #[error("{0}")]
+    Data(#[from] lipschitz_data::Error),
+    /// Files that are not GPT-2's.
+    #[error(
+        "{} and {}: are not GPT-2's vocabulary and merges: {}",
+        vocabulary.display(),
+        merges.display(),
+        error.to_string().replace('\n', " ")
+    )]
+    NotGpt2 {
+        /// `vocab.json`.
+        vocabulary: PathBuf,
+        /// `merges.txt`.
+        merges: PathBuf,
+        /// What the tokenizers library says.
+        #[source]
+        error: BoxError,
+    },
+    /// A tokenizer that the tokenizers library does not write.
+    #[error("{0}")]
+    Tokenizer(#[source] BoxError),
+    /// A share of held-out tokens that is none.
+    #[error("the share to hold out is {0}; it must be between 0 and 1")]
+    HeldOut(f64),
+    /// Shards of no tokens.
+    #[error("a shard holds at least one token")]
+    EmptyShard,
+    /// More ids than 16 bits number.
+    #[error(
+        "the tokenizer has {0} tokens; a shard has 16 bits per token, up to {MAX_VOCABULARY} ids"
+    )]
+    TooManyIds(usize),
+    /// A directory that has shards already.
+    #[error("{}: is there already", .0.display())]
+    Exists(PathBuf),
+    /// Nothing to read.
+    #[error("there is nothing to make shards of; name text files")]
+    NoInputs,
+    /// A line of a `.jsonl` file that is not JSON.
+    #[error("{}: line {line} is not JSON: {error}", path.display())]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        error: serde_json::Error,
+    },
+    /// A line of a `.jsonl` file without a text.
+    #[error("{}: line {line} has no string under `text`", path.display())]
+    NoText {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A single document in a `.jsonl` file.
+    #[error(
+        "one document cannot be trained on and held out; give more, or a single text file, which \
+         is cut"
+    )]
+    OneDocument,
+}
+
+/// A tokenizer as GPT-2's from its two files: byte-level pairs, `vocab.json` and `merges.txt`.
 ///
 /// # Errors
 /// One line that names the file that is missing or damaged.
-pub fn gpt2_tokenizer(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
+pub fn gpt2_tokenizer(vocabulary: &Path, merges: &Path) -> Result<Tokenizer, Error> {
     for path in [vocabulary, merges] {
         File::open(path).at(path)?;
     }
     let name = |path: &Path| path.to_string_lossy().into_owned();
     let bpe = BPE::from_file(&name(vocabulary), &name(merges)).build();
-    let bpe = bpe.map_err(|e| {
-        let what = e.to_string().replace('\n', " ");
-        anyhow!(
-            "{} and {}: are not GPT-2's vocabulary and merges: {what}",
-            vocabulary.display(),
-            merges.display()
-        )
+    let bpe = bpe.map_err(|error| {
+        let (vocabulary, merges) = (vocabulary.to_path_buf(), merges.to_path_buf());
+        Error::NotGpt2 { vocabulary, merges, error }
     })?;
     let special = bpe.get_vocab().contains_key(SEPARATOR);
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer: tokenizers::Tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
     if special {
-        tokenizer
-            .add_special_tokens([AddedToken::from(SEPARATOR, true)])
-            .map_err(|e| anyhow!("{e}"))?;
+        let separator = AddedToken::from(SEPARATOR, true);
+        tokenizer.add_special_tokens([separator]).map_err(Error::Tokenizer)?;
     }
-    let text = tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))?;
-    Ok(Tokenizer::Json { json: serde_json::from_str(&text)? })
+    let text = tokenizer.to_string(false).map_err(Error::Tokenizer)?;
+    let json = serde_json::from_str(&text).map_err(|e| Error::Tokenizer(e.into()))?;
+    Ok(Tokenizer::Json { json })
 }
 
-/// What shards are made of and how.
-pub struct Plan<'a> {
-    /// Text files, each a document, and `.jsonl` files, each line one under the key `text`.
+/// Which shards are written.
+pub struct ShardOptions<'a> {
+    /// Text files, each one document, and `.jsonl` files with one per line, under the key `text`.
     pub inputs: &'a [PathBuf],
     /// Text into tokens.
     pub tokenizer: &'a Tokenizer,
@@ -61,9 +133,9 @@ pub struct Plan<'a> {
     pub val: f64,
 }
 
-/// What was made.
+/// What is written so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Made {
+pub struct ShardCounts {
     /// Documents.
     pub documents: usize,
     /// Tokens to train on, and files.
@@ -73,143 +145,169 @@ pub struct Made {
 }
 
 /// Writes shards and the tokenizer. Each document begins with the separator, if the tokenizer has
-/// one. Whole documents are held out, and of a single one the last part.
+/// one. Whole documents are held out, and of a single one the last part. `watch` hears of every
+/// document.
 ///
 /// # Errors
 /// One line: a file that is missing or is no text, more tokens than 16 bits number, shards that are
 /// there already, a full disk.
-pub fn make(plan: &Plan, watch: &dyn Fn(Made)) -> Result<Made> {
-    ensure!(
-        (0.0..1.0).contains(&plan.val) && plan.val > 0.0,
-        "--val {}: must be between 0 and 1",
-        plan.val
-    );
-    ensure!(plan.size > 0, "a shard holds at least one token");
-    let codec = Codec::new(plan.tokenizer)?;
-    ensure!(
-        codec.vocabulary() <= MOST,
-        "the tokenizer has {} tokens; shards hold 16 bits a token, up to {MOST}",
-        codec.vocabulary()
-    );
-    std::fs::create_dir_all(plan.out).at(plan.out)?;
-    for part in ["train", "val"] {
-        if let Some(path) = files(plan.out, part)?.first() {
-            bail!("{}: is there already; choose another --out", path.display())
-        }
+pub fn make(options: &ShardOptions, watch: &dyn Fn(ShardCounts)) -> Result<ShardCounts, Error> {
+    if !(options.val > 0.0 && options.val < 1.0) {
+        return Err(Error::HeldOut(options.val));
     }
-    // One id, if the tokenizer knows the separator as such.
-    let separator =
-        codec.encode(SEPARATOR).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0] as u16);
-    let [mut train, mut val] =
-        ["train", "val"].map(|part| Part { plan, part, ids: Vec::new(), files: 0, tokens: 0 });
-    let mut documents = 0;
-    let mut add = |text: &str, held_out: Option<bool>, said: &str| -> Result<Made> {
-        let encoded = codec.encode(text).with_context(|| said.to_string())?;
-        let ids = separator.into_iter().chain(encoded.into_iter().map(|id| id as u16));
-        let behind = (val.tokens as f64) < plan.val * (train.tokens + val.tokens) as f64;
-        let part = if held_out.unwrap_or(behind) { &mut val } else { &mut train };
-        part.add(ids)?;
-        documents += 1;
-        let made =
-            Made { documents, train: (train.tokens, train.files), val: (val.tokens, val.files) };
-        watch(made);
-        Ok(made)
-    };
-    let lines = |path: &Path| path.extension().is_some_and(|e| e == "jsonl");
-    match plan.inputs {
-        [] => bail!("there is nothing to make shards of; name text files"),
-        [only] if !lines(only) => {
-            let (text, said) = (read(only)?, only.display().to_string());
-            let characters = text.chars().count() as f64;
-            let cut = text
-                .char_indices()
-                .nth((characters * (1.0 - plan.val)) as usize)
-                .map_or(text.len(), |(at, _)| at);
-            add(&text[..cut], Some(false), &said)?;
-            add(&text[cut..], Some(true), &said)?;
-        }
+    if options.size == 0 {
+        return Err(Error::EmptyShard);
+    }
+    let mut writer = Writer::new(options, watch)?;
+    match options.inputs {
+        [] => return Err(Error::NoInputs),
+        [only] if !is_jsonl(only) => writer.split(only)?,
         inputs => {
             for path in inputs {
-                let said = path.display().to_string();
-                if !lines(path) {
-                    add(&read(path)?, None, &said)?;
-                    continue;
-                }
-                let file = File::open(path).at(path)?;
-                for (line, number) in BufReader::new(file).lines().zip(1..) {
-                    let line = line.at(path)?;
-                    if line.trim().is_empty() {
-                        continue;
-                    }
-                    let value: serde_json::Value = serde_json::from_str(&line)
-                        .map_err(|e| anyhow!("{said}: line {number} is not JSON: {e}"))?;
-                    let Some(text) = value["text"].as_str() else {
-                        bail!("{said}: line {number} has no string under `text`")
-                    };
-                    add(text, None, &said)?;
+                if is_jsonl(path) {
+                    writer.lines(path)?
+                } else {
+                    writer.add(&read(path)?, None, path)?
                 }
             }
         }
     }
-    train.flush()?;
-    val.flush()?;
-    ensure!(
-        val.tokens > 0,
-        "one document cannot be trained on and held out; give more, or a single text file, which \
-         is cut"
-    );
-    if let Tokenizer::Json { json } = plan.tokenizer {
-        checkpoint::write(&plan.out.join("tokenizer.json"), &serde_json::to_vec(json)?)?;
-    }
-    Ok(Made { documents, train: (train.tokens, train.files), val: (val.tokens, val.files) })
+    writer.finish()
 }
 
-struct Part<'a> {
-    plan: &'a Plan<'a>,
-    part: &'a str,
+fn is_jsonl(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "jsonl")
+}
+
+/// Writes documents to the shards of both splits.
+struct Writer<'a> {
+    options: &'a ShardOptions<'a>,
+    watch: &'a dyn Fn(ShardCounts),
+    codec: Codec,
+    separator: Option<u16>,
+    documents: usize,
+    train: SplitWriter<'a>,
+    val: SplitWriter<'a>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(options: &'a ShardOptions, watch: &'a dyn Fn(ShardCounts)) -> Result<Self, Error> {
+        let codec = Codec::new(options.tokenizer)?;
+        if codec.vocabulary() > MAX_VOCABULARY {
+            return Err(Error::TooManyIds(codec.vocabulary()));
+        }
+        std::fs::create_dir_all(options.out).at(options.out)?;
+        for name in ["train", "val"] {
+            if let Some(path) = files(options.out, name)?.into_iter().next() {
+                return Err(Error::Exists(path));
+            }
+        }
+        // One id, if the tokenizer knows the separator as such.
+        let separator =
+            codec.encode(SEPARATOR).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0] as u16);
+        let [train, val] = ["train", "val"].map(|name| SplitWriter::new(options, name));
+        Ok(Self { options, watch, codec, separator, documents: 0, train, val })
+    }
+
+    fn counts(&self) -> ShardCounts {
+        let Self { documents, train, val, .. } = self;
+        ShardCounts {
+            documents: *documents,
+            train: (train.tokens, train.files),
+            val: (val.tokens, val.files),
+        }
+    }
+
+    /// Adds a document of `path`; where it is not said, it is held out if too few tokens are.
+    fn add(&mut self, text: &str, held_out: Option<bool>, path: &Path) -> Result<(), Error> {
+        let encoded = self.codec.encode(text).map_err(|e| e.of(&path.display().to_string()))?;
+        let ids = self.separator.into_iter().chain(encoded.into_iter().map(|id| id as u16));
+        let (train, val) = (&mut self.train, &mut self.val);
+        let behind = (val.tokens as f64) < self.options.val * (train.tokens + val.tokens) as f64;
+        if held_out.unwrap_or(behind) {
+            val.add(ids)?
+        } else {
+            train.add(ids)?
+        }
+        self.documents += 1;
+        (self.watch)(self.counts());
+        Ok(())
+    }
+
+    /// A single text, of which the last part is held out.
+    fn split(&mut self, path: &Path) -> Result<(), Error> {
+        let text = read(path)?;
+        let kept = (text.chars().count() as f64 * (1.0 - self.options.val)) as usize;
+        let cut = text.char_indices().nth(kept).map_or(text.len(), |(at, _)| at);
+        self.add(&text[..cut], Some(false), path)?;
+        self.add(&text[cut..], Some(true), path)
+    }
+
+    /// A document per line, under the key `text`.
+    fn lines(&mut self, path: &Path) -> Result<(), Error> {
+        let file = File::open(path).at(path)?;
+        for (text, line) in BufReader::new(file).lines().zip(1..) {
+            let text = text.at(path)?;
+            if text.trim().is_empty() {
+                continue;
+            }
+            let path_buf = || path.to_path_buf();
+            let value: serde_json::Value = serde_json::from_str(&text)
+                .map_err(|error| Error::NotJson { path: path_buf(), line, error })?;
+            let document = value["text"].as_str();
+            let document = document.ok_or_else(|| Error::NoText { path: path_buf(), line })?;
+            self.add(document, None, path)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<ShardCounts, Error> {
+        self.train.flush()?;
+        self.val.flush()?;
+        if self.val.tokens == 0 {
+            return Err(Error::OneDocument);
+        }
+        if let Tokenizer::Json { json } = self.options.tokenizer {
+            let bytes = serde_json::to_vec(json).map_err(|e| Error::Tokenizer(e.into()))?;
+            checkpoint::write(&self.options.out.join("tokenizer.json"), &bytes)?;
+        }
+        Ok(self.counts())
+    }
+}
+
+/// The shards of one split.
+struct SplitWriter<'a> {
+    options: &'a ShardOptions<'a>,
+    name: &'static str,
+    /// Tokens of the shard that is being filled.
     ids: Vec<u16>,
     files: usize,
     tokens: usize,
 }
 
-impl Part<'_> {
-    fn add(&mut self, ids: impl Iterator<Item = u16>) -> Result<()> {
+impl<'a> SplitWriter<'a> {
+    fn new(options: &'a ShardOptions, name: &'static str) -> Self {
+        Self { options, name, ids: Vec::new(), files: 0, tokens: 0 }
+    }
+
+    fn add(&mut self, ids: impl Iterator<Item = u16>) -> Result<(), Error> {
         for id in ids {
             self.ids.push(id);
             self.tokens += 1;
-            if self.ids.len() == self.plan.size {
+            if self.ids.len() == self.options.size {
                 self.flush()?;
             }
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<(), Error> {
         if !self.ids.is_empty() {
-            let name = format!("text_{}_{:06}.bin", self.part, self.files);
-            Shard::write(&self.plan.out.join(name), &self.ids)?;
+            let name = format!("text_{}_{:06}.bin", self.name, self.files);
+            Shard::write(&self.options.out.join(name), &self.ids)?;
             self.ids.clear();
             self.files += 1;
         }
         Ok(())
-    }
-}
-
-/// The tokenizer that the command line names.
-///
-/// # Errors
-/// If it names none, or files that are none.
-pub fn tokenizer(
-    json: Option<&Path>,
-    vocabulary: Option<&Path>,
-    merges: Option<&Path>,
-) -> Result<Tokenizer> {
-    match (json, vocabulary, merges) {
-        (Some(json), None, None) => read_tokenizer(json),
-        (None, Some(vocabulary), Some(merges)) => gpt2_tokenizer(vocabulary, merges),
-        _ => bail!(
-            "name a tokenizer: --tokenizer tokenizer.json, or --vocab vocab.json with --merges \
-             merges.txt"
-        ),
     }
 }

@@ -1,10 +1,9 @@
-//! One step: forward, backward, update, constraint, and the time each takes.
+//! One training step: forward, backward, update, constraint, and the time that each takes.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
@@ -13,26 +12,26 @@ use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::ranks::{Ranks, owners};
 
-/// What trains: a model on variables, what moves them and what keeps them small.
+/// What trains: a model on variables, their optimizer and their constraint.
 pub struct Training {
     /// The network, on the variables.
     pub model: Model,
     /// Its weights.
     pub variables: Variables,
-    /// Moves those that are this process's own.
+    /// Updates those that are this process's own.
     pub optimizer: Box<dyn Optimizer>,
-    /// Keeps them small.
+    /// Bounds their norms.
     pub constraint: Constraint,
     own: Variables,
-    /// Whose each variable is.
+    /// The rank that owns each variable.
     owners: Vec<usize>,
     ranks: Rc<Ranks>,
 }
 
-/// How an update of a weight compares with that of another: of a matrix it costs products, of
-/// anything else a pass.
+/// Relative cost of updating a weight: matmuls for a matrix, one pass over anything else.
 pub(crate) fn work(parameter: &Parameter) -> u64 {
     match parameter.shape[..] {
         [rows, columns] if parameter.geometry == Geometry::Matrix => {
@@ -42,40 +41,38 @@ pub(crate) fn work(parameter: &Parameter) -> u64 {
     }
 }
 
-/// A process's part of a batch.
+/// Examples of a batch that each process takes.
 ///
 /// # Errors
-/// If it is not a whole number.
-pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize> {
+/// [`Error::UnevenBatch`].
+pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize, Error> {
     if processes == 0 || !batch_size.is_multiple_of(processes) {
-        bail!(
-            "train.batch_size is {batch_size}, which {processes} processes cannot share evenly; \
-             choose a multiple of {processes}"
-        )
+        return Err(Error::UnevenBatch { batch_size, processes });
     }
     Ok(batch_size / processes)
 }
 
-/// What a step came to.
-pub struct Outcome {
+/// What a step measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepMetrics {
     /// Mean cross-entropy of the batch, before the step.
     pub loss: f64,
     /// ℓ2 norm of the gradient.
     pub grad_norm: f64,
 }
 
-/// Seconds spent in the parts of steps.
+/// Seconds spent in each part of the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// The loss of a batch.
+    /// Computing the loss of a batch.
     pub forward: f64,
-    /// Its gradient.
+    /// Computing its gradient.
     pub backward: f64,
     /// The optimizer.
     pub update: f64,
     /// The constraint.
     pub constraint: f64,
-    /// Talk with the other processes of the run, and waiting for them.
+    /// Communication with the other processes of the run, and waiting for them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub exchange: f64,
 }
@@ -85,15 +82,16 @@ fn is_zero(seconds: &f64) -> bool {
 }
 
 impl Times {
-    /// Of all parts.
+    /// Seconds of all parts.
+    #[must_use]
     pub fn total(&self) -> f64 {
         self.forward + self.backward + self.update + self.constraint + self.exchange
     }
 }
 
 impl Training {
-    /// A model made by [`Model::trainable`] with its variables, which the processes share out among
-    /// them.
+    /// A model made by [`Model::trainable`] with its variables, each of which one of the processes
+    /// owns.
     ///
     /// # Errors
     /// A constant of the recipe out of range; candle's own.
@@ -102,7 +100,7 @@ impl Training {
         variables: Variables,
         recipe: &Recipe,
         ranks: Rc<Ranks>,
-    ) -> Result<Self> {
+    ) -> Result<Self, Error> {
         let work: Vec<u64> = variables.iter().map(|v| work(&v.parameter)).collect();
         let owners = owners(&work, ranks.count());
         let mine = variables.iter().zip(&owners).filter(|(_, owner)| **owner == ranks.rank());
@@ -123,7 +121,7 @@ impl Training {
     ///
     /// # Errors
     /// Candle's own.
-    pub fn project(&mut self) -> Result<()> {
+    pub fn project(&mut self) -> Result<(), Error> {
         self.constraint.project(&self.own)?;
         if self.ranks.count() > 1 { self.share() } else { Ok(()) }
     }
@@ -133,7 +131,7 @@ impl Training {
     ///
     /// # Errors
     /// Candle's own.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut state = self.optimizer.state()?;
         state.extend(self.constraint.state());
         if self.ranks.count() == 1 {
@@ -150,21 +148,22 @@ impl Training {
     ///
     /// # Errors
     /// If something is missing, or of another shape.
-    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         self.optimizer.load_state(state)?;
         Ok(self.constraint.load_state(state, &self.own)?)
     }
 
-    /// Gives everybody the weights as their owners have them.
-    fn share(&self) -> Result<()> {
+    /// Broadcasts each weight from its owner.
+    fn share(&self) -> Result<(), Error> {
         for (v, owner) in self.variables.iter().zip(&self.owners) {
-            v.var.set(&self.ranks.of(*owner, &v.var.as_tensor().detach())?)?;
+            v.var.set(&self.ranks.broadcast(*owner, &v.var.as_tensor().detach())?)?;
         }
         Ok(())
     }
 
-    /// One step on this process's part of a batch, taken in `parts` one after the other; adds to
-    /// `times`. All processes' parts are of one size. A loss that is not finite moves nothing.
+    /// One step on this process's share of a batch, in `parts` one after the other (gradient
+    /// accumulation); adds to `times`. All processes' shares are of one size. A loss that is not
+    /// finite updates nothing.
     ///
     /// # Errors
     /// Candle's own.
@@ -175,9 +174,44 @@ impl Training {
         parts: usize,
         rate: Rate,
         times: &mut Times,
-    ) -> Result<Outcome> {
+    ) -> Result<StepMetrics, Error> {
         let device = self.model.device();
         let mut clock = Clock::new(&device);
+        let (mut loss, mut gradients) = self.gradients(x, y, parts, &mut clock, times)?;
+        let several = self.ranks.count() > 1;
+        if several {
+            loss = self.average(loss, &mut gradients)?;
+            times.exchange += clock.lap()?;
+        }
+        let mut squares = 0.0;
+        for v in &self.variables {
+            if let Some(g) = gradients.get(v.var.as_tensor()) {
+                squares += ops::norm(g)?.powi(2);
+            }
+        }
+        times.backward += clock.lap()?;
+        if loss.is_finite() {
+            self.optimizer.step(&gradients, rate)?;
+            times.update += clock.lap()?;
+            self.constraint.apply(&self.own, rate)?;
+            times.constraint += clock.lap()?;
+            if several {
+                self.share()?;
+                times.exchange += clock.lap()?;
+            }
+        }
+        Ok(StepMetrics { loss, grad_norm: squares.sqrt() })
+    }
+
+    /// The mean loss of this process's share of a batch, and its gradients.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        parts: usize,
+        clock: &mut Clock,
+        times: &mut Times,
+    ) -> Result<(f64, GradStore), Error> {
         let size = x.dim(0)?;
         let rows = size.div_ceil(parts.clamp(1, size.max(1)));
         let (mut value, mut gradients) = (0.0, GradStore::default());
@@ -188,7 +222,7 @@ impl Training {
             self.model.gradient(
                 &x.narrow(0, from, count)?,
                 &mut gradients,
-                |logits| -> Result<Tensor> {
+                |logits| -> Result<Tensor, Error> {
                     let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
                     let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
                     value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
@@ -198,34 +232,20 @@ impl Training {
             )?;
             times.backward += clock.lap()?;
         }
+        Ok((value, gradients))
+    }
+
+    /// Averages loss and gradients over the processes.
+    fn average(&self, loss: f64, gradients: &mut GradStore) -> Result<f64, Error> {
         let count = self.ranks.count() as f64;
-        if count > 1.0 {
-            [value] = self.ranks.add([value / count]);
-            for v in &self.variables {
-                if let Some(g) = gradients.remove(v.var.as_tensor()) {
-                    gradients.insert(v.var.as_tensor(), (self.ranks.sum(&g.detach())? / count)?);
-                }
-            }
-            times.exchange += clock.lap()?;
-        }
-        let mut squares = 0.0;
+        let [loss] = self.ranks.all_reduce_scalars([loss / count]);
         for v in &self.variables {
-            if let Some(g) = gradients.get(v.var.as_tensor()) {
-                squares += ops::norm(g)?.powi(2);
+            if let Some(g) = gradients.remove(v.var.as_tensor()) {
+                let mean = (self.ranks.all_reduce(&g.detach())? / count)?;
+                gradients.insert(v.var.as_tensor(), mean);
             }
         }
-        times.backward += clock.lap()?;
-        if value.is_finite() {
-            self.optimizer.step(&gradients, rate)?;
-            times.update += clock.lap()?;
-            self.constraint.apply(&self.own, rate)?;
-            times.constraint += clock.lap()?;
-            if count > 1.0 {
-                self.share()?;
-                times.exchange += clock.lap()?;
-            }
-        }
-        Ok(Outcome { loss: value, grad_norm: squares.sqrt() })
+        Ok(loss)
     }
 }
 
@@ -240,7 +260,7 @@ impl<'a> Clock<'a> {
         Self { device, last: Instant::now() }
     }
 
-    fn lap(&mut self) -> Result<f64> {
+    fn lap(&mut self) -> Result<f64, Error> {
         self.device.synchronize()?;
         let spent = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();

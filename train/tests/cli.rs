@@ -145,7 +145,7 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
             .contains("over 20480 predictions")
     );
 
-    // Figures of the published protocol are kept on request, where a picture finds them; the others
+    // Figures of the published protocol are kept on request, where a plot finds them; the others
     // stay.
     assert_eq!(json(&w.path("run/summary.json")), summary);
     let play = w.string("play.txt");

@@ -80,7 +80,7 @@ fn cases() -> Vec<(&'static str, Graph, Recipe)> {
             tight.graph().unwrap(),
             Recipe::new(muon.clone(), soft.clone()),
         ),
-        ("perceptron, Muon", mlp.graph().unwrap(), Recipe::new(muon, soft)),
+        ("MLP, Muon", mlp.graph().unwrap(), Recipe::new(muon, soft)),
     ]
 }
 

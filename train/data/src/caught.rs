@@ -1,4 +1,4 @@
-//! A decoder of somebody else's that panics on a damaged file, turned into one that fails.
+//! A third-party decoder that panics on a damaged file, turned into one that fails.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::caught::caught;
 use crate::error::one_line;
 use crate::order::Shuffle;
-use crate::{Batch, Batches, DataSet, Error, Kind, Protocol, TrainingBatches, digest};
+use crate::{Batch, Batches, DataKind, DataSet, Error, Protocol, TrainingBatches, digest};
 
 /// Height and width of an image.
 pub const SIDE: usize = 32;
@@ -50,7 +50,7 @@ pub struct Cifar10Config {
     pub limit_test: Option<usize>,
 }
 
-impl Kind for Cifar10Config {
+impl DataKind for Cifar10Config {
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
         for (key, limit) in [("limit_train", self.limit_train), ("limit_test", self.limit_test)] {
             if limit == Some(0) {
@@ -67,7 +67,7 @@ impl Kind for Cifar10Config {
         Ok(Box::new(Cifar10::load(&self.path, little)?))
     }
 
-    fn reads(&self, input: &Input) -> bool {
+    fn reads(&self, input: Input) -> bool {
         reads(input)
     }
 
@@ -77,7 +77,7 @@ impl Kind for Cifar10Config {
 }
 
 /// Whether a network with this input reads the images.
-fn reads(input: &Input) -> bool {
+fn reads(input: Input) -> bool {
     matches!(input, Input::Pixels { channels: 3, height: SIDE, width: SIDE })
 }
 
@@ -167,7 +167,7 @@ impl DataSet for Cifar10 {
         &self.digest
     }
 
-    fn check(&self, input: &Input) -> Result<(), Error> {
+    fn check(&self, input: Input) -> Result<(), Error> {
         if reads(input) { Ok(()) } else { Err(Error::misfit(input)) }
     }
 

@@ -11,7 +11,7 @@ use crate::corpus::Corpus;
 use crate::play::PlayConfig;
 use crate::shards::{self, ShardsConfig};
 use crate::text::{self, TextConfig};
-use crate::{DataSet, Error, Kind};
+use crate::{DataKind, DataSet, Error};
 
 /// What a network learns, as the section `[data]` of a config: `kind = "..."` and its keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum DataConfig {
 
 impl DataConfig {
     /// The kind of data that is asked for.
-    pub fn kind(&self) -> &dyn Kind {
+    pub fn kind(&self) -> &dyn DataKind {
         match self {
             Self::Text(config) => config,
             Self::Play(config) => config,

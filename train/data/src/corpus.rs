@@ -122,7 +122,7 @@ impl Corpus {
 }
 
 /// Whether a network with this input reads a corpus.
-pub(crate) fn reads(input: &Input) -> bool {
+pub(crate) fn reads(input: Input) -> bool {
     matches!(input, Input::Tokens { .. })
 }
 
@@ -143,11 +143,9 @@ impl DataSet for Corpus {
         self.tokenizer.as_ref()
     }
 
-    fn check(&self, input: &Input) -> Result<(), Error> {
+    fn check(&self, input: Input) -> Result<(), Error> {
         match input {
-            Input::Tokens { context, .. } => {
-                self.batch(0, 0, 1, *context, &Device::Cpu).map(|_| ())
-            }
+            Input::Tokens { context, .. } => self.batch(0, 0, 1, context, &Device::Cpu).map(|_| ()),
             Input::Pixels { .. } | Input::Vector { .. } => Err(Error::misfit(input)),
         }
     }

@@ -46,7 +46,7 @@ pub trait DataSet: Send + Sync {
     /// # Errors
     /// [`Error::Misfit`] if it reads something else; [`Error::NoWindow`] if the data is shorter
     /// than its context.
-    fn check(&self, input: &Input) -> Result<(), Error>;
+    fn check(&self, input: Input) -> Result<(), Error>;
 
     /// The training batches of a seed, in their order.
     ///
@@ -75,7 +75,7 @@ pub trait DataSet: Send + Sync {
 }
 
 /// One kind of data, as a config asks for it.
-pub trait Kind {
+pub trait DataKind {
     /// Loads the data.
     ///
     /// # Errors
@@ -85,13 +85,13 @@ pub trait Kind {
     /// Loads as little of the data as shows whether a config fits it.
     ///
     /// # Errors
-    /// As [`Kind::load`].
+    /// As [`DataKind::load`].
     fn load_little(&self) -> Result<Box<dyn DataSet>, Error> {
         self.load()
     }
 
     /// Whether a network with this input reads the data.
-    fn reads(&self, input: &Input) -> bool;
+    fn reads(&self, input: Input) -> bool;
 
     /// [`DataSet::outputs`], where the config alone says it.
     fn outputs(&self) -> Option<usize> {

@@ -178,7 +178,10 @@ pub enum Error {
     )]
     UnknownVocabulary(PathBuf),
     /// A token of a shard that the vocabulary does not have.
-    #[error("{}: token number {number} is {id}, beyond the vocabulary of {vocabulary}", path.display())]
+    #[error(
+        "{}: token number {number} is {id}, beyond the vocabulary of {vocabulary}",
+        path.display()
+    )]
     BeyondVocabulary {
         /// The shard.
         path: PathBuf,
@@ -196,7 +199,7 @@ pub enum Error {
 
 impl Error {
     /// Data that a network with this input does not read.
-    pub fn misfit(input: &Input) -> Self {
+    pub fn misfit(input: Input) -> Self {
         let reads = match input {
             Input::Tokens { .. } => "tokens".to_string(),
             Input::Pixels { channels, height, width } => {

@@ -3,7 +3,7 @@
 //! ```
 //! use candle_core::Device;
 //! use lipschitz_data::play::PlayConfig;
-//! use lipschitz_data::{DataSet, Kind};
+//! use lipschitz_data::{DataSet, DataKind};
 //!
 //! # fn main() -> Result<(), lipschitz_data::Error> {
 //! let data = PlayConfig { characters: 20_000 }.load()?;
@@ -17,7 +17,7 @@
 //!
 //! A [`DataSet`] says its own shape and gives training batches in an order that is a pure function
 //! of seed and step ([`order`]), so a resumed run sees what an uninterrupted one would have seen.
-//! Its held-out split is predicted by [`evaluate`]. Each [`Kind`] of data is one file with the
+//! Its held-out split is predicted by [`evaluate`]. Each [`DataKind`] of data is one file with the
 //! config that loads it; [`DataConfig`] lists them.
 
 mod caught;
@@ -39,7 +39,7 @@ pub use candle_core;
 
 pub use config::{DataConfig, for_model};
 pub use corpus::Corpus;
-pub use data_set::{Batch, Batches, DataSet, Kind, Protocol, TrainingBatches};
+pub use data_set::{Batch, Batches, DataKind, DataSet, Protocol, TrainingBatches};
 pub use error::Error;
 pub use evaluation::{Evaluation, evaluate, evaluate_batches, starts};
 

@@ -1,4 +1,4 @@
-//! The order of the data: a pure function of seed and position, never of what was drawn before.
+//! The order of the data: a pure function of seed and position, never of earlier draws.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -7,7 +7,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// epoch).
 ///
 /// Streams of different seeds, labels or positions are independent; ChaCha reaches any of them at
-/// once, so nothing needs to be saved to go on in the middle of a run.
+/// once, so no state needs to be saved to resume a run.
 pub fn random(seed: u64, label: &str, position: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -35,9 +35,9 @@ pub fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     order
 }
 
-/// Shuffled epochs put one behind the other and cut into batches: every item comes once an epoch,
+/// Shuffled epochs put one behind the other and cut into batches: every item comes once per epoch,
 /// no remainder is dropped, and a batch may end one epoch and begin the next. Keeps the epoch last
-/// used, only to be quick.
+/// used, only for speed.
 #[derive(Clone, Debug)]
 pub struct Shuffle {
     seed: u64,

@@ -11,7 +11,7 @@ use crate::codec::{Codec, read_tokenizer};
 use crate::corpus::{self, Corpus};
 use crate::shard::{Shard, files};
 use crate::tokens::Tokens;
-use crate::{DataSet, Error, Kind, digest};
+use crate::{DataKind, DataSet, Error, digest};
 
 /// `kind = "shards"`: token shards as modded-nanogpt and `train shards` write them,
 /// `*_train_*.bin` and `*_val_*.bin`.
@@ -28,12 +28,12 @@ pub struct ShardsConfig {
     pub limit_val: Option<usize>,
 }
 
-impl Kind for ShardsConfig {
+impl DataKind for ShardsConfig {
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
         Ok(Box::new(load(&self.path, self.vocabulary, self.limit_val)?))
     }
 
-    fn reads(&self, input: &Input) -> bool {
+    fn reads(&self, input: Input) -> bool {
         corpus::reads(input)
     }
 

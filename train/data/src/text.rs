@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
 use crate::corpus::{self, Corpus};
-use crate::{DataSet, Error, Kind};
+use crate::{DataKind, DataSet, Error};
 
 /// `kind = "text"`: any UTF-8 file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,12 +21,12 @@ pub struct TextConfig {
     pub tokenizer: Option<PathBuf>,
 }
 
-impl Kind for TextConfig {
+impl DataKind for TextConfig {
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
         Ok(Box::new(load(&self.path, self.tokenizer.as_deref())?))
     }
 
-    fn reads(&self, input: &Input) -> bool {
+    fn reads(&self, input: Input) -> bool {
         corpus::reads(input)
     }
 }

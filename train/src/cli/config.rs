@@ -1,4 +1,4 @@
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::terminal;
 use lipschitz_train::preset;
@@ -12,10 +12,7 @@ pub(super) struct ConfigCommand {
 
 impl ConfigCommand {
     pub(super) fn run(self) -> Result<()> {
-        let text = preset::text(&self.preset).ok_or_else(|| {
-            anyhow!("there is no preset `{}`; there are {}", self.preset, preset::NAMES.join(", "))
-        })?;
-        terminal::print(format_args!("{text}"));
+        terminal::print(format_args!("{}", preset::find(&self.preset)?));
         Ok(())
     }
 }

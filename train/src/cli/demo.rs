@@ -1,27 +1,25 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use lipschitz_certify::outln;
 use lipschitz_certify::plots::{self, tradeoff::Tradeoff, training};
 use lipschitz_certify::terminal;
 use lipschitz_data::play;
 use lipschitz_train::config::Config;
 use lipschitz_train::preset;
-use lipschitz_train::trainer::{self, End, Options};
+use lipschitz_train::trainer::{self, End, RunOptions};
 
 use super::{Stopped, stop_on_interrupt, table};
 
-/// Train small transformers at a few Lipschitz constants, certify each, and draw what the bound
+/// Train small transformers at a few Lipschitz constants, certify each, and plot what the bound
 /// costs.
 ///
 /// About a minute on two cores; nothing to download.
 #[derive(Args)]
 pub(super) struct Demo {
-    /// Where everything goes. Networks that are there already are kept, so a stopped demo
-    /// continues.
+    /// Where everything goes. Finished networks are kept, so a stopped demo continues.
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
 }
@@ -50,20 +48,18 @@ impl Demo {
         let mut summaries = Vec::new();
         for (i, (label, settings)) in MEMBERS.iter().enumerate() {
             let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
-            let config = Config::parse(preset::text("demo").unwrap_or_default(), &settings)?;
+            let config = Config::parse(preset::find("demo")?, &settings)?;
             let out = self.out.join(label.replace("L ≤ ", "L").replace(' ', "-"));
             if !quiet {
                 terminal::note(format_args!("{}/{}: {label}", i + 1, MEMBERS.len()));
             }
             let resume = out.join("config.toml").exists();
-            let options = Options {
-                locked: false,
-                out: &out,
+            let options = RunOptions {
                 resume,
                 stop: stop.clone(),
                 quiet,
                 label: label.to_string(),
-                ranks: Rc::default(),
+                ..RunOptions::new(&out)
             };
             match trainer::run(&config, &options)? {
                 End::Done(summary) => summaries.extend(summary.map(|summary| *summary)),
@@ -86,12 +82,12 @@ impl Demo {
         outln!("{}\n", table::summaries(&summaries));
         let floor = play::entropy_per_character();
         outln!(
-            "No model of this text can have an expected loss below its entropy, {floor:.3} nats a \
-             character."
+            "No model of this text can have an expected loss below its entropy, {floor:.3} nats \
+             per character."
         );
         let out = self.out.display();
         outln!(
-            "{:.0} s. Picture: {out}/tradeoff.svg; runs with checkpoints and certificates: {out}",
+            "{:.0} s. Figure: {out}/tradeoff.svg; runs with checkpoints and certificates: {out}",
             clock.elapsed().as_secs_f64()
         );
         outln!("Next: certify bound {out}/L10");

@@ -1,16 +1,16 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
-use lipschitz_train::config::{Config, DataConfig};
-use lipschitz_train::estimate::{Machine, estimate};
+use lipschitz_certify::outln;
+use lipschitz_train::config::Config;
+use lipschitz_train::estimate::{Speeds, StepCost, estimate};
 
-/// Memory and time of a step before anything is run, on any number of GPUs, by arithmetic.
+/// Memory and time of a training step on any number of GPUs, by arithmetic, before anything is run.
 ///
-/// The speeds that stand here without being given are 40 % of what NVIDIA's data sheet says of an
-/// H100 SXM (989 Tflop/s in bf16, 67 in f32, 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
+/// The default speeds are 40 % of those in NVIDIA's data sheet of an H100 SXM (989 Tflop/s in bf16,
+/// 67 in f32, 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
 #[derive(Args)]
 pub(super) struct EstimateCommand {
     /// The config of a run.
@@ -18,22 +18,22 @@ pub(super) struct EstimateCommand {
     /// Change a key of the config, as path.to.key=value.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Numbers of processes, one a GPU.
+    /// Numbers of processes, one per GPU.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     processes: Vec<usize>,
-    /// Vocabulary or number of classes, in place of the data's.
+    /// Vocabulary or number of classes, instead of the data's.
     #[arg(long, value_name = "N")]
     outputs: Option<usize>,
-    /// Tflop/s that products in bf16 sustain.
+    /// Sustained Tflop/s of matmuls in bf16.
     #[arg(long, value_name = "TFLOPS", default_value_t = 396.0)]
     bf16: f64,
-    /// Tflop/s that products in f32 sustain.
+    /// Sustained Tflop/s of matmuls in f32.
     #[arg(long, value_name = "TFLOPS", default_value_t = 27.0)]
     f32: f64,
     /// GB/s to and from a device's memory.
     #[arg(long, value_name = "GB/S", default_value_t = 1340.0)]
     bandwidth: f64,
-    /// GB/s that a process sends to the others.
+    /// GB/s that each process sends to the others.
     #[arg(long, value_name = "GB/S", default_value_t = 40.0)]
     exchange: f64,
 }
@@ -46,66 +46,34 @@ impl EstimateCommand {
             ("--bandwidth", self.bandwidth),
             ("--exchange", self.exchange),
         ];
-        for (flag, value) in speeds {
-            if !(value.is_finite() && value > 0.0) {
-                bail!("{flag} {value}: must be a number above 0")
-            }
+        if let Some((flag, value)) = speeds.iter().find(|(_, x)| !(x.is_finite() && *x > 0.0)) {
+            bail!("{flag} {value}: must be a number above 0")
+        }
+        if self.processes.contains(&0) {
+            bail!("--processes 0: at least one process trains")
         }
         let config = Config::read(&self.config, &self.settings)?;
-        let outputs = match (self.outputs, &config.data) {
-            (Some(outputs), _) => outputs,
-            (None, DataConfig::Shards { vocabulary: Some(outputs), .. }) => *outputs,
-            (None, data) => data.load()?.outputs(),
+        let data = config.data.kind();
+        let outputs = match self.outputs.or(data.outputs()) {
+            Some(outputs) => outputs,
+            None => data.load()?.outputs(),
         };
         let graph = config.graph(outputs)?;
         config.recipe().check_for(&graph)?;
-        let machine = Machine {
-            f32: self.f32 * 1e12,
-            bf16: self.bf16 * 1e12,
-            memory: self.bandwidth * 1e9,
-            exchange: self.exchange * 1e9,
-        };
-        let what = if graph.context().is_some() { "tokens" } else { "images" };
-        let mut memory =
-            table(&["weights", "gradients", "optimizer", "activations", "update", "peak"]);
-        let mut time = table(&[
-            "products",
-            "traffic",
-            "update",
-            "exchange",
-            "a step",
-            &format!("{what} a second"),
-        ]);
-        let mut last = None;
-        for &processes in &self.processes {
-            if processes == 0 {
-                bail!("--processes 0: at least one process trains")
-            }
-            let e = estimate(&config, &graph, processes)?;
-            let m = &e.memory;
-            let row =
-                [m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib);
-            memory.add_row(std::iter::once(processes.to_string()).chain(row));
-            let row = match e.seconds(&machine) {
-                Some(parts) => {
-                    let total: f64 = parts.iter().sum();
-                    let rate = significant(e.tokens as f64 / total);
-                    parts.into_iter().chain([total]).map(seconds).chain([rate]).collect()
-                }
-                None => vec!["?".to_string(); 6],
-            };
-            time.add_row(std::iter::once(processes.to_string()).chain(row));
-            last = Some(e);
-        }
-        let Some(e) = last else { bail!("--processes: give at least one number") };
+        let cost = |processes: &usize| Ok((*processes, estimate(&config, &graph, *processes)?));
+        let costs = self.processes.iter().map(cost).collect::<Result<Vec<_>>>()?;
+        let Some((_, last)) = costs.last() else { bail!("--processes: give at least one number") };
+        let examples = if graph.context().is_some() { "tokens" } else { "images" };
         outln!(
-            "{} weights; {} {what} a step in {} parts a process. By arithmetic, not measured.",
-            significant(e.weights as f64),
-            significant(e.tokens as f64),
+            "{} weights; {} {examples} per step, in {} parts per process. By arithmetic, not \
+             measured.",
+            significant(last.weights as f64),
+            significant(last.tokens as f64),
             config.train.accumulate
         );
-        outln!("GiB of each process:\n{memory}\nseconds of a step:\n{time}");
-        if e.update.is_none() {
+        outln!("GiB of each process:\n{}", memory_table(&costs));
+        outln!("seconds per step:\n{}", time_table(&costs, &self.speeds(), examples));
+        if last.update.is_none() {
             outln!(
                 "?: an SVD is done on the CPU, and its time is not known; another constraint does \
                  without"
@@ -113,6 +81,42 @@ impl EstimateCommand {
         }
         Ok(())
     }
+
+    fn speeds(&self) -> Speeds {
+        Speeds {
+            f32: self.f32 * 1e12,
+            bf16: self.bf16 * 1e12,
+            memory: self.bandwidth * 1e9,
+            exchange: self.exchange * 1e9,
+        }
+    }
+}
+
+fn memory_table(costs: &[(usize, StepCost)]) -> Table {
+    let mut table = table(&["weights", "gradients", "optimizer", "activations", "update", "peak"]);
+    for (processes, cost) in costs {
+        let m = &cost.memory;
+        let row = [m.weights, m.gradients, m.optimizer, m.activations, m.update, m.peak()].map(gib);
+        table.add_row(std::iter::once(processes.to_string()).chain(row));
+    }
+    table
+}
+
+fn time_table(costs: &[(usize, StepCost)], speeds: &Speeds, examples: &str) -> Table {
+    let rate = format!("{examples} per second");
+    let mut table = table(&["matmuls", "traffic", "update", "exchange", "total", &rate]);
+    for (processes, cost) in costs {
+        let row = match cost.seconds(speeds) {
+            Some(parts) => {
+                let total: f64 = parts.iter().sum();
+                let rate = significant(cost.tokens as f64 / total);
+                parts.into_iter().chain([total]).map(seconds).chain([rate]).collect()
+            }
+            None => vec!["?".to_string(); 6],
+        };
+        table.add_row(std::iter::once(processes.to_string()).chain(row));
+    }
+    table
 }
 
 fn table(columns: &[&str]) -> Table {

@@ -1,17 +1,17 @@
-use lipschitz_certify::outln;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use lipschitz_data::task::{Protocol, Task};
+use lipschitz_certify::outln;
+use lipschitz_data::{Protocol, evaluate, for_model};
 use lipschitz_nn::{At, checkpoint};
 use lipschitz_train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
 pub(super) struct Eval {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// A text file, a directory of token shards, or a CIFAR-10 directory.
     #[arg(long, value_name = "PATH")]
@@ -22,8 +22,8 @@ pub(super) struct Eval {
     /// Sequences or images at a time.
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
-    /// Put the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and
-    /// `paper_accuracy`, for pictures.
+    /// Write the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and
+    /// `paper_accuracy`, for plots.
     #[arg(long)]
     record: bool,
     /// Print the figures as JSON.
@@ -43,12 +43,13 @@ impl Eval {
     pub(super) fn run(self) -> Result<()> {
         let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let task = Task::for_model(&self.data, &meta)?;
+        let data = for_model(&self.data, &meta)?;
         let protocol = match self.protocol {
             ProtocolName::Full => Protocol::Full,
             ProtocolName::Paper => Protocol::Paper,
         };
-        let result = task.evaluate(&model, protocol, self.batch_size.max(1), &Device::Cpu)?;
+        let batch_size = self.batch_size.max(1);
+        let result = evaluate(&model, &*data, protocol, batch_size, &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
         if let Some((file, summary, _lock)) = kept {
             let summary =
@@ -68,7 +69,8 @@ impl Eval {
         }
         Ok(())
     }
-    /// Where the figures are to be kept, which nobody else may write to meanwhile.
+
+    /// Where the figures are to be kept, locked against other processes.
     fn summary(&self) -> Result<(PathBuf, Summary, Lock)> {
         if !matches!(self.protocol, ProtocolName::Paper) {
             bail!(
@@ -79,8 +81,8 @@ impl Eval {
         let file = self.model.join("summary.json");
         if !self.model.is_dir() || !file.exists() {
             bail!(
-                "{}: is no directory of a finished run, so --record has no summary.json to write \
-                 to",
+                "{}: is not the directory of a finished run, so --record has no summary.json to \
+                 write to",
                 self.model.display()
             )
         }
@@ -98,5 +100,5 @@ impl Eval {
 fn read(file: &Path) -> Result<Summary> {
     let text = std::fs::read_to_string(file).at(file)?;
     serde_json::from_str(&text)
-        .with_context(|| format!("{}: is no summary of a run", file.display()))
+        .with_context(|| format!("{}: is not the summary of a run", file.display()))
 }

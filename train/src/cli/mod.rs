@@ -1,9 +1,10 @@
-//! The command line: one file a subcommand.
+//! The command line: one file per subcommand.
 
 mod config;
 mod demo;
 mod estimate;
 mod eval;
+mod remedy;
 mod run;
 mod sample;
 mod shards;
@@ -99,12 +100,23 @@ pub(crate) fn main() -> ExitCode {
     if error.is::<sweep::Elsewhere>() {
         return ExitCode::from(lipschitz_train::sweep::pool::ELSEWHERE);
     }
-    terminal::note(format_args!("error: {}", terminal::line(&error)));
+    terminal::note(format_args!("error: {}", line(&error)));
     ExitCode::from(code(&error))
 }
 
+/// An error as one line, with what to do about it.
+fn line(error: &anyhow::Error) -> String {
+    let line = terminal::line(error);
+    match error.chain().find_map(remedy::remedy) {
+        Some(remedy) => format!("{line}; {remedy}"),
+        None => line,
+    }
+}
+
+/// 1 for a claim that does not hold or runs that failed, 2 for bad input.
 fn code(error: &anyhow::Error) -> u8 {
-    if error.is::<Failed>() { 1 } else { terminal::exit_code(error) }
+    let violated = error.downcast_ref().is_some_and(lipschitz_train::Error::is_violation);
+    if violated || error.is::<Failed>() { 1 } else { terminal::exit_code(error) }
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.

@@ -1,13 +1,12 @@
-use lipschitz_certify::outln;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Result;
 use clap::Args;
-use lipschitz_certify::terminal;
+use lipschitz_certify::{outln, terminal};
 use lipschitz_train::config::Config;
 use lipschitz_train::ranks::Ranks;
-use lipschitz_train::trainer::{self, End, Options};
+use lipschitz_train::trainer::{self, End, RunOptions};
 
 use super::{Stopped, stop_on_interrupt};
 
@@ -42,20 +41,19 @@ impl Run {
         let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
         let label = name(&out);
         let ranks = Rc::new(Ranks::join()?);
-        let options = Options {
-            out: &out,
+        let options = RunOptions {
             resume: self.resume,
             stop: stop_on_interrupt(),
             quiet,
-            locked: false,
             label,
             ranks,
+            ..RunOptions::new(&out)
         };
         let ranks = &options.ranks;
-        let end = trainer::run(&config, &options);
-        // What one process cannot go on after, the others would wait for without end.
+        let end = trainer::run(&config, &options).map_err(anyhow::Error::from);
+        // Where one process fails, the others would wait for it without end.
         if let (Err(error), 2..) = (&end, ranks.count()) {
-            terminal::note(format_args!("error: rank {}: {}", ranks.rank(), terminal::line(error)));
+            terminal::note(format_args!("error: rank {}: {}", ranks.rank(), super::line(error)));
             ranks.abort(super::code(error));
         }
         match end? {

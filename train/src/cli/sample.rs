@@ -1,15 +1,15 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use candle_core::Device;
 use clap::Args;
+use lipschitz_certify::outln;
 use lipschitz_train::sample::{Sampling, sample};
 
 /// Write text with a language model.
 #[derive(Args)]
 pub(super) struct Sample {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// How the text begins.
     #[arg(long, default_value = "\n")]
@@ -17,7 +17,8 @@ pub(super) struct Sample {
     /// How many tokens to write.
     #[arg(long, default_value_t = 400)]
     tokens: usize,
-    /// Below 1: safer; above: wilder; 0: always the likeliest token.
+    /// Divides the logits: below 1 the text is more predictable, above 1 more varied; 0 always
+    /// takes the likeliest token.
     #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// The same seed writes the same text.

@@ -1,16 +1,18 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use lipschitz_train::shards::{self, Plan};
+use lipschitz_certify::outln;
+use lipschitz_data::codec::read_tokenizer;
+use lipschitz_nn::checkpoint::Tokenizer;
+use lipschitz_train::shards::{self, ShardOptions};
 
-/// Make token shards from text.
+/// Tokenise text into shards.
 #[derive(Args)]
 pub(super) struct Shards {
-    /// Text files, each a document; of `.jsonl` files each line is one, under the key `text`. A
-    /// single text file is cut in two.
+    /// Text files, each one document; `.jsonl` files have one per line, under the key `text`. A
+    /// single text file is split in two.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// The directory to write `text_train_*.bin`, `text_val_*.bin` and `tokenizer.json` to.
@@ -35,21 +37,17 @@ pub(super) struct Shards {
 
 impl Shards {
     pub(super) fn run(self, quiet: bool) -> Result<()> {
-        let tokenizer = shards::tokenizer(
-            self.tokenizer.as_deref(),
-            self.vocab.as_deref(),
-            self.merges.as_deref(),
-        )?;
+        let tokenizer = self.tokenizer()?;
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
         bar.set_style(ProgressStyle::with_template("{spinner} {msg}")?);
-        let plan = Plan {
+        let options = ShardOptions {
             inputs: &self.inputs,
             tokenizer: &tokenizer,
             out: &self.out,
             size: self.shard_size,
             val: self.val,
         };
-        let made = shards::make(&plan, &|made| {
+        let made = shards::make(&options, &|made| {
             bar.set_message(format!(
                 "{} documents, {} tokens",
                 made.documents,
@@ -71,5 +69,17 @@ impl Shards {
         );
         outln!("use them with [data] kind = \"shards\", path = \"{}\"", self.out.display());
         Ok(())
+    }
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        match (&self.tokenizer, &self.vocab, &self.merges) {
+            (Some(json), None, None) => Ok(read_tokenizer(json)?),
+            (None, Some(vocabulary), Some(merges)) => {
+                Ok(shards::gpt2_tokenizer(vocabulary, merges)?)
+            }
+            _ => bail!(
+                "name a tokenizer: --tokenizer tokenizer.json, or --vocab vocab.json with \
+                 --merges merges.txt"
+            ),
+        }
     }
 }

@@ -1,29 +1,30 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
+use lipschitz_certify::outln;
 use lipschitz_train::run_dir::Summary;
-use lipschitz_train::sweep::pool::{self, Ended, Outcome, Plan};
-use lipschitz_train::sweep::{self, Member};
+use lipschitz_train::sweep::pool::{self, Ended, Outcome, PoolOptions};
+use lipschitz_train::sweep::{self, SweepRun};
 
 use super::{Failed, Stopped, stop_on_interrupt, table};
 
 /// Train every network that a sweep file asks for.
 ///
-/// Finished runs are kept and half ones continued, so the same command goes on after any end.
+/// Finished runs are kept and interrupted ones continued: repeat the command to go on after any
+/// end.
 #[derive(Args)]
 pub(super) struct Sweep {
     /// The sweep: a base config, and lists or ranges of values for its keys.
     file: PathBuf,
-    /// Where the runs go, a directory each.
+    /// Where the runs go, one directory each.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Change a key of all runs, as path.to.key=value.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Make only part I of N, for the tasks 1 to N of a job array.
+    /// Make only part I of N, for tasks 1 to N of a job array.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
     /// Runs at once; they share the threads.
@@ -50,36 +51,43 @@ impl Sweep {
             bail!("--jobs 0: at least one run at a time")
         }
         let stop = stop_on_interrupt();
-        let mut members = sweep::file::members(&self.file, &self.settings)?;
+        let mut runs = sweep::file::runs(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {
             let mut at = 0..;
-            members.retain(|_| at.next().is_some_and(|at: usize| at % n == i - 1));
+            runs.retain(|_| at.next().is_some_and(|at: usize| at % n == i - 1));
         }
-        sweep::check(&members)?;
+        sweep::check(&runs)?;
         let threads =
             threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let (out, jobs, retry_failed) = (&*self.out, self.jobs, self.retry_failed);
-        let plan =
-            Plan { members: &members, out, jobs, threads, retry_failed, stop: stop.clone(), quiet };
-        let outcomes = pool::run(&plan)?;
+        let stop_all = stop.clone();
+        let outcomes = pool::run(&PoolOptions {
+            runs: &runs,
+            out,
+            jobs,
+            threads,
+            retry_failed,
+            stop: stop_all,
+            quiet,
+        })?;
         let ended = outcomes.iter().filter(|(_, o)| *o != Outcome::Stopped).count();
-        if stop.load(Ordering::Relaxed) && ended < members.len() {
+        if stop.load(Ordering::Relaxed) && ended < runs.len() {
             let after = format!(
                 "with {ended} of {} runs ended; checkpoints of the others are saved",
-                members.len()
+                runs.len()
             );
             return Err(Stopped { after, command: command_line() }.into());
         }
         if self.json {
-            print_json(&members, &outcomes)?
+            print_json(&runs, &outcomes)?
         } else {
-            print_table(&members, &outcomes)
+            print_table(&runs, &outcomes)
         }
         let failed = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Finished(_))).count();
         if failed > 0 {
             let what = format!(
                 "{failed} of {} runs are not finished; --retry-failed makes failed ones again",
-                members.len()
+                runs.len()
             );
             return Err(Failed(what).into());
         }
@@ -87,44 +95,44 @@ impl Sweep {
     }
 }
 
-fn print_table(members: &[Member], outcomes: &[(PathBuf, Outcome)]) {
-    let finished =
-        members.iter().zip(outcomes).filter_map(|(member, (_, outcome))| match outcome {
-            // The label that this sweep file gives, whatever it was called when it was made.
-            Outcome::Finished(summary) => {
-                Some(Summary { label: member.label.clone(), ..(**summary).clone() })
-            }
-            _ => None,
-        });
+fn print_table(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) {
+    let finished = runs.iter().zip(outcomes).filter_map(|(run, (_, outcome))| match outcome {
+        // The label that this sweep file gives, whatever it was called when it was made.
+        Outcome::Finished(summary) => {
+            Some(Summary { label: run.label.clone(), ..(**summary).clone() })
+        }
+        _ => None,
+    });
     let finished: Vec<Summary> = finished.collect();
     if !finished.is_empty() {
         outln!("{}", table::summaries(&finished));
     }
-    for (member, (directory, outcome)) in members.iter().zip(outcomes) {
+    for (run, (directory, outcome)) in runs.iter().zip(outcomes) {
         let what = match outcome {
             Outcome::Failed(said) => format!("failed: {said}"),
             Outcome::Killed(how) => format!("ended from outside ({how})"),
             Outcome::Finished(_) | Outcome::Stopped => continue,
         };
-        outln!("{}: {what} ({})", member.label, directory.display());
+        outln!("{}: {what} ({})", run.label, directory.display());
     }
 }
 
-fn print_json(members: &[Member], outcomes: &[(PathBuf, Outcome)]) -> Result<()> {
-    let run = |(member, (directory, outcome)): (&Member, &(PathBuf, Outcome))| {
+fn print_json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> Result<()> {
+    let one = |(run, (directory, outcome)): (&SweepRun, &(PathBuf, Outcome))| {
         let (state, summary, error) = match outcome {
             Outcome::Finished(summary) => ("finished", Some(summary), None),
             Outcome::Failed(said) => ("failed", None, Some(said)),
             Outcome::Killed(how) => ("killed", None, Some(how)),
             Outcome::Stopped => ("stopped", None, None),
         };
-        let (label, directory) = (&member.label, directory.display().to_string());
+        let (label, directory) = (&run.label, directory.display().to_string());
         serde_json::json!({
-            "label": label, "directory": directory, "state": state, "summary": summary, "error": error,
+            "label": label, "directory": directory, "state": state, "summary": summary,
+            "error": error,
         })
     };
-    let runs: Vec<serde_json::Value> = members.iter().zip(outcomes).map(run).collect();
-    outln!("{}", serde_json::to_string_pretty(&runs)?);
+    let all: Vec<serde_json::Value> = runs.iter().zip(outcomes).map(one).collect();
+    outln!("{}", serde_json::to_string_pretty(&all)?);
     Ok(())
 }
 

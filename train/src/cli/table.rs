@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use lipschitz_train::run_dir::Summary;
 
-/// A row a run.
+/// A row per run.
 pub(super) fn summaries(summaries: &[Summary]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([

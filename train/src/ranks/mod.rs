@@ -1,15 +1,16 @@
-//! The processes that train one network together: each takes its part of every batch, and moves its
-//! part of the weights.
+//! The processes that train one network together: each takes its share of every batch, and updates
+//! its share of the weights.
 //!
-//! `mpirun` starts them. What they exchange goes through MPI, or through NCCL between GPUs.
+//! `mpirun` starts them. They communicate through MPI, or through NCCL between GPUs.
 
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 
-use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
+
+use crate::Error;
 
 /// The processes of a run, and which of them this is.
 #[derive(Default)]
@@ -22,19 +23,19 @@ pub enum Ranks {
     Mpi(mpi::World),
 }
 
-/// The environment variables by which launchers say how many processes they have started.
-const COUNTS: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
-/// Those by which they say which of the processes of its machine this one is.
-const LOCAL: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"];
+/// The environment variables in which launchers give the number of processes they have started.
+const WORLD_SIZE: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+/// Those in which they give the rank of this process on its machine.
+const LOCAL_RANK: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"];
 
-fn said(names: [&str; 2]) -> Option<usize> {
+fn from_environment(names: [&str; 2]) -> Option<usize> {
     names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
 }
 
-/// Which of the processes of its machine this one is: GPU `cuda:N` of a config is the first one's,
-/// those that follow belong to the others.
+/// The rank of this process on its machine: GPU `cuda:N` of a config is used by the first process,
+/// the GPUs after it by the others.
 pub fn local_rank() -> usize {
-    said(LOCAL).unwrap_or(0)
+    from_environment(LOCAL_RANK).unwrap_or(0)
 }
 
 impl Ranks {
@@ -42,24 +43,21 @@ impl Ranks {
     ///
     /// # Errors
     /// If there are several, and this program cannot talk to them.
-    pub fn join() -> Result<Self> {
-        if said(COUNTS).is_none_or(|count| count < 2) {
+    pub fn join() -> Result<Self, Error> {
+        if from_environment(WORLD_SIZE).is_none_or(|count| count < 2) {
             return Ok(Self::Alone);
         }
         #[cfg(feature = "mpi")]
         return Ok(Self::Mpi(mpi::World::join()?));
         #[cfg(not(feature = "mpi"))]
-        bail!(
-            "mpirun has started several processes, and this program is built for one; build it \
-             with --features mpi"
-        )
+        Err(Error::BuiltForOneProcess)
     }
 
-    /// Gets ready to exchange tensors of a device.
+    /// Prepares to exchange tensors of a device.
     ///
     /// # Errors
     /// If the processes cannot reach each other's devices.
-    pub fn connect(&self, device: &Device) -> Result<()> {
+    pub fn connect(&self, device: &Device) -> Result<(), Error> {
         let _ = device;
         match self {
             Self::Alone => Ok(()),
@@ -68,7 +66,7 @@ impl Ranks {
         }
     }
 
-    /// Which one this is, from 0.
+    /// The rank of this process, from 0.
     pub fn rank(&self) -> usize {
         match self {
             Self::Alone => 0,
@@ -77,7 +75,7 @@ impl Ranks {
         }
     }
 
-    /// How many there are.
+    /// How many processes there are.
     pub fn count(&self) -> usize {
         match self {
             Self::Alone => 1,
@@ -86,46 +84,46 @@ impl Ranks {
         }
     }
 
-    /// Whether this is the one that writes and speaks.
+    /// Whether this is the process that writes files and messages.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// The sum of everybody's tensors, f32 of one shape.
+    /// The sum over all processes of their tensors, f32 of one shape.
     ///
     /// # Errors
     /// If a device refuses.
-    pub fn sum(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn all_reduce(&self, x: &Tensor) -> Result<Tensor, Error> {
         match self {
             Self::Alone => Ok(x.clone()),
             #[cfg(feature = "mpi")]
-            Self::Mpi(world) => world.sum(x),
+            Self::Mpi(world) => world.all_reduce(x),
         }
     }
 
-    /// The owner's tensor, f32; others give one of its shape.
+    /// The owner's tensor, f32, at every process; the others give one of its shape.
     ///
     /// # Errors
     /// If a device refuses.
-    pub fn of(&self, owner: usize, x: &Tensor) -> Result<Tensor> {
+    pub fn broadcast(&self, owner: usize, x: &Tensor) -> Result<Tensor, Error> {
         let _ = owner;
         match self {
             Self::Alone => Ok(x.clone()),
             #[cfg(feature = "mpi")]
-            Self::Mpi(world) => world.of(owner, x),
+            Self::Mpi(world) => world.broadcast(owner, x),
         }
     }
 
-    /// The sums of everybody's numbers.
-    pub fn add<const N: usize>(&self, numbers: [f64; N]) -> [f64; N] {
+    /// The sums over all processes of their numbers.
+    pub fn all_reduce_scalars<const N: usize>(&self, numbers: [f64; N]) -> [f64; N] {
         match self {
             Self::Alone => numbers,
             #[cfg(feature = "mpi")]
-            Self::Mpi(world) => world.add(numbers),
+            Self::Mpi(world) => world.all_reduce_scalars(numbers),
         }
     }
 
-    /// Everybody's bytes at the first; nothing elsewhere.
+    /// The bytes of all processes at the first; nothing elsewhere.
     pub fn gather(&self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
         match self {
             Self::Alone => vec![bytes],
@@ -134,24 +132,21 @@ impl Ranks {
         }
     }
 
-    /// Fails unless everybody has the same text, such as a digest of the weights.
+    /// Fails unless all processes have the same text, such as a digest of the weights.
     ///
     /// # Errors
-    /// If not.
-    pub fn agree(&self, what: &str, text: &str) -> Result<()> {
+    /// [`Error::RanksDiffer`].
+    pub fn agree(&self, what: &str, text: &str) -> Result<(), Error> {
         let all = self.gather(text.as_bytes().to_vec());
-        let differs = all.iter().position(|other| *other != text.as_bytes());
-        if let Some(rank) = differs {
-            bail!(
-                "{what} of rank {rank} differ from those of rank 0: the processes do not run alike"
-            )
+        match all.iter().position(|other| *other != text.as_bytes()) {
+            Some(rank) => Err(Error::RanksDiffer { what: what.to_string(), rank }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Waits until everybody is here.
-    pub fn wait(&self) {
-        self.add([0.0]);
+    /// Waits until every process is here.
+    pub fn barrier(&self) {
+        self.all_reduce_scalars([0.0]);
     }
 
     /// Ends all processes.
@@ -164,8 +159,8 @@ impl Ranks {
     }
 }
 
-/// The owner of each of some jobs of these sizes: the largest first, each to who has least.
-/// Everybody finds the same.
+/// The owner of each job of these sizes: the largest first, each to the rank that has least. All
+/// processes find the same.
 pub fn owners(sizes: &[u64], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));
@@ -199,10 +194,13 @@ mod tests {
     #[test]
     fn alone_everything_stays_as_it_is() {
         let ranks = Ranks::default();
-        assert_eq!((ranks.rank(), ranks.count(), ranks.add([1.5, 2.0])), (0, 1, [1.5, 2.0]));
+        assert_eq!(
+            (ranks.rank(), ranks.count(), ranks.all_reduce_scalars([1.5, 2.0])),
+            (0, 1, [1.5, 2.0])
+        );
         let x = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
-        assert_eq!(ranks.sum(&x).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0]);
-        assert_eq!(ranks.of(0, &x).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0]);
+        assert_eq!(ranks.all_reduce(&x).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0]);
+        assert_eq!(ranks.broadcast(0, &x).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0]);
         ranks.agree("words", "same").unwrap();
         assert_eq!(ranks.gather(vec![1, 2]), [[1, 2]]);
     }

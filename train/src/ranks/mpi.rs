@@ -1,6 +1,5 @@
 //! Processes that talk through MPI.
 
-use anyhow::{Result, anyhow};
 use candle_core::{Device, Tensor};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
@@ -8,8 +7,10 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
 
+use crate::Error;
+
 /// The longest message, in bytes: MPI counts with 32 bits.
-const LONGEST: usize = 1 << 30;
+const MAX_MESSAGE: usize = 1 << 30;
 
 /// All processes that were started together.
 pub struct World {
@@ -22,10 +23,10 @@ pub struct World {
 
 impl World {
     /// Joins them.
-    pub fn join() -> Result<Self> {
-        // One thread alone speaks to the others.
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
-            .ok_or_else(|| anyhow!("MPI has been started twice in this process"))?;
+    pub fn join() -> Result<Self, Error> {
+        // A single thread communicates.
+        let (universe, _) =
+            mpi::initialize_with_threading(Threading::Funneled).ok_or(Error::MpiStartedTwice)?;
         Ok(Self {
             all: universe.world(),
             #[cfg(feature = "nccl")]
@@ -42,7 +43,7 @@ impl World {
         self.all.size() as usize
     }
 
-    pub fn connect(&self, device: &Device) -> Result<()> {
+    pub fn connect(&self, device: &Device) -> Result<(), Error> {
         #[cfg(feature = "nccl")]
         if let Device::Cuda(device) = device {
             let mut id = super::nccl::Gpus::id(self.rank() == 0)?;
@@ -53,10 +54,10 @@ impl World {
         Ok(())
     }
 
-    pub fn sum(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn all_reduce(&self, x: &Tensor) -> Result<Tensor, Error> {
         #[cfg(feature = "nccl")]
         if let Some(gpus) = self.gpus.get() {
-            return gpus.sum(x);
+            return gpus.all_reduce(x);
         }
         let mine = x.flatten_all()?.to_vec1::<f32>()?;
         let mut sum = vec![0f32; mine.len()];
@@ -64,17 +65,17 @@ impl World {
         Ok(Tensor::from_vec(sum, x.shape(), x.device())?)
     }
 
-    pub fn of(&self, owner: usize, x: &Tensor) -> Result<Tensor> {
+    pub fn broadcast(&self, owner: usize, x: &Tensor) -> Result<Tensor, Error> {
         #[cfg(feature = "nccl")]
         if let Some(gpus) = self.gpus.get() {
-            return gpus.of(owner, x);
+            return gpus.broadcast(owner, x);
         }
         let mut values = x.flatten_all()?.to_vec1::<f32>()?;
         self.all.process_at_rank(owner as i32).broadcast_into(&mut values[..]);
         Ok(Tensor::from_vec(values, x.shape(), x.device())?)
     }
 
-    pub fn add<const N: usize>(&self, numbers: [f64; N]) -> [f64; N] {
+    pub fn all_reduce_scalars<const N: usize>(&self, numbers: [f64; N]) -> [f64; N] {
         let mut sum = [0.0; N];
         self.all.all_reduce_into(&numbers[..], &mut sum[..], SystemOperation::sum());
         sum
@@ -84,7 +85,7 @@ impl World {
         if self.rank() > 0 {
             let first = self.all.process_at_rank(0);
             first.send(&(bytes.len() as u64));
-            bytes.chunks(LONGEST).for_each(|part| first.send(part));
+            bytes.chunks(MAX_MESSAGE).for_each(|part| first.send(part));
             return Vec::new();
         }
         let mut all = vec![bytes];
@@ -92,7 +93,7 @@ impl World {
             let other = self.all.process_at_rank(rank as i32);
             let (length, _) = other.receive::<u64>();
             let mut bytes = vec![0u8; length as usize];
-            bytes.chunks_mut(LONGEST).for_each(|part| {
+            bytes.chunks_mut(MAX_MESSAGE).for_each(|part| {
                 other.receive_into(part);
             });
             all.push(bytes);

@@ -6,7 +6,7 @@
 //! [set]                                 # changes to the base
 //! data.path = "tinyshakespeare.txt"
 //!
-//! [[grid]]                              # all combinations; several blocks are put together
+//! [[grid]]                              # all combinations; several blocks are united
 //! lipschitz_target = [2, 10]
 //! train.seed = [0, 1]
 //! constraint = [{ method = "spectral_soft_cap" }, { method = "spectral_normalize" }]
@@ -17,17 +17,17 @@
 //! train.learning_rate = { log = [0.01, 1.0] }
 //! ```
 
-use lipschitz_nn::At;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use lipschitz_nn::At;
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::random::{self, Random};
-use super::{Member, name};
+use super::{SweepRun, name};
 use crate::config::{self, Config};
-use crate::preset;
+use crate::error::Within;
+use crate::{Error, keys, preset};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,17 +63,17 @@ pub(super) type Changes = Vec<(String, Value)>;
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it, or the run whose config is.
-pub fn members(path: &Path, settings: &[String]) -> Result<Vec<Member>> {
+pub fn runs(path: &Path, settings: &[String]) -> Result<Vec<SweepRun>, Error> {
     let text = std::fs::read_to_string(path).at(path)?;
     let inside = path.parent().unwrap_or(Path::new(""));
-    parse(&text, inside, settings).with_context(|| path.display().to_string())
+    parse(&text, inside, settings).within(path.display())
 }
 
-fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> {
-    let file: File = toml::from_str(text).map_err(|e| config::one_line(&e))?;
+fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>, Error> {
+    let file: File = keys::read(toml::from_str(text)?)?;
     let mut base = base(&file, inside)?;
-    for (key, value) in flatten(file.set, &is_choice)? {
-        config::put(&mut base, &key, value)?;
+    for (key, value) in flatten(file.set, &is_choice) {
+        config::put(&mut base, &key, value).map_err(Error::Sweep)?;
     }
     let blocks = match file.grid {
         Grid::One(block) => vec![block],
@@ -86,87 +86,80 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<Member>> 
             if let Some((key, _)) =
                 point.iter().find(|(key, _)| draws.iter().flatten().any(|(drawn, _)| drawn == key))
             {
-                bail!(
+                return Err(Error::Sweep(format!(
                     "`{key}` is in [grid] and in [random]; a run has one value of it, so leave \
                      one out"
-                )
+                )));
             }
             points.extend(draws.iter().map(|draw| [&point[..], draw].concat()));
         }
     }
     if points.is_empty() {
-        bail!("asks for no runs")
+        return Err(Error::Sweep("asks for no runs".into()));
     }
     let mut configs = Vec::new();
     for point in &points {
         let mut table = base.clone();
-        let told = || name::describe(point);
         for (key, value) in point {
-            config::put(&mut table, key, value.clone()).with_context(told)?;
+            let put = config::put(&mut table, key, value.clone()).map_err(Error::Sweep);
+            put.within(name::describe(point))?;
         }
         for setting in settings {
             config::set(&mut table, setting)?;
         }
-        configs.push(Config::from_table(table).with_context(told)?);
+        configs.push(Config::from_table(table).within(name::describe(point))?);
     }
-    name::members(&points, configs)
+    name::runs(&points, configs)
 }
 
 /// The table that everything else changes.
-fn base(file: &File, inside: &Path) -> Result<Table> {
+fn base(file: &File, inside: &Path) -> Result<Table, Error> {
     match (&file.preset, &file.base) {
-        (Some(name), None) => {
-            let text = preset::text(name).ok_or_else(|| {
-                anyhow!("there is no preset `{name}`; there are {}", preset::NAMES.join(", "))
-            })?;
-            toml::from_str(text).map_err(|e| config::one_line(&e))
-        }
+        (Some(name), None) => Ok(toml::from_str(preset::find(name)?)?),
         (None, Some(path)) => {
             let path = inside.join(path);
             let text = std::fs::read_to_string(&path).at(&path)?;
-            toml::from_str(&text)
-                .map_err(|e| config::one_line(&e))
-                .with_context(|| path.display().to_string())
+            toml::from_str(&text).within(path.display())
         }
-        _ => bail!(
+        _ => Err(Error::Sweep(
             "name what the runs start from: either preset = \"NAME\" or base = \"CONFIG.toml\""
-        ),
+                .into(),
+        )),
     }
 }
 
 /// A table as paths and values: `a.b = 1` and `"a.b" = 1` are the same. Tables that `whole` accepts
 /// are values.
-pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Result<Changes> {
+pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Changes {
     let mut out = Changes::new();
     for (key, value) in table {
         match value {
             Value::Table(inner) if !whole(&inner) => {
-                out.extend(
-                    flatten(inner, whole)?
-                        .into_iter()
-                        .map(|(rest, value)| (format!("{key}.{rest}"), value)),
-                );
+                let inner = flatten(inner, whole);
+                out.extend(inner.into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
             }
             value => out.push((key, value)),
         }
     }
-    Ok(out)
+    out
 }
 
-/// A section that says which of several kinds it is replaces the base's; another changes the keys
-/// that it names.
+/// Whether a section replaces the base's, as one that says which of several kinds it is does; any
+/// other changes the keys that it names.
 fn is_choice(table: &Table) -> bool {
     ["kind", "method", "preset"].iter().any(|key| table.contains_key(*key))
 }
 
 /// All combinations of a block's values, the last key the fastest. A whole section comes before
 /// keys inside it, which its order of keys provides.
-fn product(block: Table) -> Result<Vec<Changes>> {
+fn product(block: Table) -> Result<Vec<Changes>, Error> {
     let mut points = vec![Changes::new()];
-    for (key, values) in flatten(block, &|_| false)? {
-        let Value::Array(values) = values else { bail!("grid: `{key}` is not a list of values") };
+    for (key, values) in flatten(block, &|_| false) {
+        let Value::Array(values) = values else {
+            return Err(Error::Sweep(format!("grid: `{key}` is not a list of values")));
+        };
         if values.is_empty() {
-            bail!("grid: `{key}` has no values")
+            return Err(Error::Sweep(format!("grid: `{key}` has no values")));
         }
         let with =
             |point: &Changes, value: &Value| [&point[..], &[(key.clone(), value.clone())]].concat();
@@ -180,11 +173,11 @@ fn product(block: Table) -> Result<Vec<Changes>> {
 mod tests {
     use super::*;
 
-    fn ok(text: &str) -> Vec<Member> {
+    fn ok(text: &str) -> Vec<SweepRun> {
         parse(text, Path::new(""), &[]).unwrap()
     }
 
-    fn names(members: &[Member]) -> Vec<String> {
+    fn names(members: &[SweepRun]) -> Vec<String> {
         members.iter().map(|m| m.label.clone()).collect()
     }
 
@@ -217,7 +210,7 @@ mod tests {
         let alone = ok(
             "preset = 'demo'\n[set]\ntrain.steps = 9\ntrain.seed = 0\nlipschitz_target = 10.0\n",
         );
-        let digest = |m: &Member| m.name.rsplit('-').next().unwrap().to_string();
+        let digest = |m: &SweepRun| m.name.rsplit('-').next().unwrap().to_string();
         assert_eq!((alone.len(), digest(&alone[0])), (1, digest(&members[2])));
         assert_eq!(alone[0].config, members[2].config);
     }
@@ -296,7 +289,7 @@ mod tests {
             if path.extension().is_none_or(|e| e != "toml") {
                 continue;
             }
-            let members = members(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
+            let members = runs(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
             for member in &members {
                 let graph = member.config.graph(10).unwrap();
                 member

@@ -1,5 +1,5 @@
-//! A sweep as it goes, on stderr: a table of the runs at work on a terminal, a line a finished run
-//! elsewhere.
+//! Progress of a sweep, on stderr: a table of the runs at work on a terminal, a line per finished
+//! run elsewhere.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lipschitz_certify::terminal;
 
-use super::Member;
+use super::SweepRun;
 use super::pool::Outcome;
 use crate::run_dir::Metrics;
 
-/// Shows how a sweep goes.
+/// Shows the progress of a sweep.
 pub(super) struct Live {
     total: usize,
     ended: usize,
@@ -34,49 +34,43 @@ const REFRESH: Duration = Duration::from_millis(500);
 
 impl Live {
     /// For these runs; silent if `quiet`.
-    pub(super) fn new(members: &[Member], quiet: bool) -> Self {
+    pub(super) fn new(runs: &[SweepRun], quiet: bool) -> Self {
         let seen = std::io::stderr().is_terminal();
         let table = (seen && !quiet).then(|| {
             let all = MultiProgress::new();
-            let total = all.add(ProgressBar::new(members.len() as u64));
+            let total = all.add(ProgressBar::new(runs.len() as u64));
             total.set_style(style("{bar:30} {pos}/{len} runs  {msg}  {elapsed} spent"));
             Table { all, total, rows: BTreeMap::new() }
         });
-        Self {
-            total: members.len(),
-            ended: 0,
-            table,
-            lines: !seen && !quiet,
-            looked: Instant::now(),
-        }
+        Self { total: runs.len(), ended: 0, table, lines: !seen && !quiet, looked: Instant::now() }
     }
 
     /// A run has been started.
-    pub(super) fn start(&mut self, member: usize, label: &str, steps: u64) {
+    pub(super) fn start(&mut self, run: usize, label: &str, steps: u64) {
         let Some(table) = &mut self.table else { return };
         let bar = table.all.insert_before(&table.total, ProgressBar::new(steps));
         bar.set_style(style("{bar:20} {pos}/{len}  {prefix}  {msg}  {eta} left"));
         bar.set_prefix(label.to_string());
-        table.rows.insert(member, bar);
+        table.rows.insert(run, bar);
     }
 
     /// Another process is at work on a run.
-    pub(super) fn elsewhere(&mut self, member: usize) {
-        self.leave(member);
+    pub(super) fn elsewhere(&mut self, run: usize) {
+        self.leave(run);
         if let Some(table) = &self.table {
             table.total.set_message("waiting for a run of another sweep");
         }
     }
 
-    /// Reads how far the runs at work have come.
+    /// Reads the progress of the runs at work.
     pub(super) fn update(&mut self, places: &[PathBuf]) {
         let Some(table) = self.table.as_ref().filter(|_| self.looked.elapsed() >= REFRESH) else {
             return;
         };
         self.looked = Instant::now();
-        for (member, bar) in &table.rows {
+        for (run, bar) in &table.rows {
             let text =
-                std::fs::read_to_string(places[*member].join("metrics.jsonl")).unwrap_or_default();
+                std::fs::read_to_string(places[*run].join("metrics.jsonl")).unwrap_or_default();
             let mut lines =
                 text.lines().rev().filter_map(|line| serde_json::from_str::<Metrics>(line).ok());
             let Some(last) = lines.next() else { continue };
@@ -91,8 +85,8 @@ impl Live {
     }
 
     /// A run has ended, or was found to have ended `before`.
-    pub(super) fn end(&mut self, member: usize, label: &str, outcome: &Outcome, before: bool) {
-        self.leave(member);
+    pub(super) fn end(&mut self, run: usize, label: &str, outcome: &Outcome, before: bool) {
+        self.leave(run);
         let what = match outcome {
             Outcome::Finished(s) => format!(
                 "val loss {:.4}, accuracy {:.1} %, L ≤ {}{}",
@@ -129,15 +123,15 @@ impl Live {
         }
     }
 
-    /// Takes the table off the screen.
+    /// Clears the table from the screen.
     pub(super) fn finish(&mut self) {
         if let Some(table) = &self.table {
             let _ = table.all.clear();
         }
     }
 
-    fn leave(&mut self, member: usize) {
-        if let Some(bar) = self.table.as_mut().and_then(|table| table.rows.remove(&member)) {
+    fn leave(&mut self, run: usize) {
+        if let Some(bar) = self.table.as_mut().and_then(|table| table.rows.remove(&run)) {
             bar.finish_and_clear();
         }
     }

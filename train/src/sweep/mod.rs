@@ -1,4 +1,4 @@
-//! Many runs from one file: which there are ([`mod@file`]), and making them, several at once, so
+//! Many runs from one file: which there are ([`mod@file`]), and training them, several at once, so
 //! that the whole can be killed at any moment and continued ([`pool`]).
 
 pub mod file;
@@ -10,67 +10,67 @@ mod random;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use lipschitz_data::task::Task;
+use lipschitz_data::{DataConfig, DataSet};
 
-use crate::config::{Config, DataConfig};
+use crate::config::Config;
+use crate::error::Within;
 use crate::run_dir::Summary;
-use crate::trainer;
+use crate::{Error, device, trainer};
 
 /// One run of a sweep.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Member {
+pub struct SweepRun {
     /// Name of its directory: what varies, and a digest of the whole config.
     pub name: String,
-    /// Name in tables and pictures: what varies.
+    /// Name in tables and plots: what varies.
     pub label: String,
-    /// The run.
+    /// Its config.
     pub config: Config,
 }
 
-/// Finds what is wrong with any of the configs; data is read once, and of pictures only the first.
+/// Finds what is wrong with any of the configs. Each data set is read once, and as little of it as
+/// shows whether a config fits.
 ///
 /// # Errors
 /// One line that names the first run that cannot be made, and why.
-pub fn check(members: &[Member]) -> Result<()> {
-    let mut tasks: Vec<(DataConfig, Task)> = Vec::new();
-    for member in members {
-        let what = || format!("run {}", member.name);
-        let data = &member.config.data;
-        if !tasks.iter().any(|(known, _)| known == data) {
-            let few = match data {
-                DataConfig::Cifar10 { path, .. } => DataConfig::Cifar10 {
-                    path: path.clone(),
-                    limit_train: Some(1),
-                    limit_test: Some(1),
-                },
-                other => other.clone(),
-            };
-            tasks.push((data.clone(), few.load().with_context(what)?));
-        }
-        trainer::device(&member.config.train.device).with_context(what)?;
-        if let Some((_, task)) = tasks.iter().find(|(known, _)| known == data) {
-            trainer::check(&member.config, task).with_context(what)?;
-        }
+pub fn check(runs: &[SweepRun]) -> Result<(), Error> {
+    let mut loaded: Vec<(&DataConfig, Box<dyn DataSet>)> = Vec::new();
+    for run in runs {
+        check_one(run, &mut loaded).within(format_args!("run {}", run.name))?;
     }
     Ok(())
 }
 
+fn check_one<'a>(
+    run: &'a SweepRun,
+    loaded: &mut Vec<(&'a DataConfig, Box<dyn DataSet>)>,
+) -> Result<(), Error> {
+    let wanted = &run.config.data;
+    let at = match loaded.iter().position(|(config, _)| *config == wanted) {
+        Some(at) => at,
+        None => {
+            loaded.push((wanted, wanted.kind().load_little()?));
+            loaded.len() - 1
+        }
+    };
+    device::open(&run.config.train.device)?;
+    trainer::check(&run.config, &*loaded[at].1).map(|_| ())
+}
+
 /// The config as it is compared: where a run is made does not change what it is.
-fn content(config: &Config) -> Result<String> {
+fn content(config: &Config) -> Result<String, Error> {
     let mut config = config.clone();
     config.train.device = "any".into();
     config.to_toml()
 }
 
-/// Where each member's run is or will be: a directory that holds its config already, however it is
-/// named, or the one of its own name. So a sweep file that changes finds the runs that it still
-/// has.
-fn places(out: &Path, members: &[Member]) -> Result<Vec<PathBuf>> {
+/// Where each run is or will be: a directory that holds its config already, whatever its name, or
+/// the one of its own name. So a sweep file that changes finds the runs that it still has.
+fn places(out: &Path, runs: &[SweepRun]) -> Result<Vec<PathBuf>, Error> {
     let mut known: HashMap<String, PathBuf> = HashMap::new();
     for entry in out.read_dir().into_iter().flatten().flatten() {
         let directory = entry.path();
-        // One that cannot be read is met again, and reported, if a member has its name.
+        // One that cannot be read is met again, and reported, if a run has its name.
         let Ok(config) = Config::read(&directory.join("config.toml"), &[]) else { continue };
         let content = content(&config)?;
         let better = known.get(&content).is_none_or(|there| summary(there).is_none());
@@ -78,10 +78,11 @@ fn places(out: &Path, members: &[Member]) -> Result<Vec<PathBuf>> {
             known.insert(content, directory);
         }
     }
-    let place = |m: &Member| {
-        Ok(known.get(&content(&m.config)?).cloned().unwrap_or_else(|| out.join(&m.name)))
+    let place = |run: &SweepRun| {
+        let known = known.get(&content(&run.config)?).cloned();
+        Ok(known.unwrap_or_else(|| out.join(&run.name)))
     };
-    members.iter().map(place).collect()
+    runs.iter().map(place).collect()
 }
 
 /// The summary of a finished run; none if there is no whole one.

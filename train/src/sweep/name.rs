@@ -3,19 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use anyhow::Result;
 use sha2::{Digest, Sha256};
 use toml::Value;
 
 use super::file::{Changes, flatten};
-use super::{Member, content};
+use super::{SweepRun, content};
+use crate::Error;
 use crate::config::Config;
 
-/// Longest readable part of a directory's name.
-const LONGEST: usize = 120;
+/// Characters of the readable part of a directory's name, at most.
+const MAX_READABLE: usize = 120;
 
-/// Members for points and their configs; of those with the same config, the first.
-pub(super) fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Member>> {
+/// Named runs for points and their configs; of those with the same config, the first.
+pub(super) fn runs(points: &[Changes], configs: Vec<Config>) -> Result<Vec<SweepRun>, Error> {
     let leaves: Vec<BTreeMap<String, String>> = points.iter().map(leaves).collect();
     let keys: BTreeSet<&String> = leaves.iter().flat_map(BTreeMap::keys).collect();
     let varies = |key: &&String| leaves.iter().any(|l| l.get(*key) != leaves[0].get(*key));
@@ -30,12 +30,12 @@ pub(super) fn members(points: &[Changes], configs: Vec<Config>) -> Result<Vec<Me
             varied.iter().filter_map(|key| Some(part(key, own.get(*key)?, &varied))).collect();
         let digest: String =
             Sha256::digest(content).iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-        let readable: String = parts.join("-").chars().map(plain).take(LONGEST).collect();
+        let readable: String = parts.join("-").chars().map(plain).take(MAX_READABLE).collect();
         let (name, label) = match parts.is_empty() {
             true => (format!("run-{digest}"), "run".into()),
             false => (format!("{readable}-{digest}"), parts.join(", ")),
         };
-        out.push(Member { name, label, config });
+        out.push(SweepRun { name, label, config });
     }
     Ok(out)
 }
@@ -50,11 +50,7 @@ pub(super) fn describe(point: &Changes) -> String {
 /// Every single value that a point sets, by its path.
 fn leaves(point: &Changes) -> BTreeMap<String, String> {
     let table = point.iter().cloned().collect();
-    flatten(table, &|_| false)
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| (key, text(&value)))
-        .collect()
+    flatten(table, &|_| false).into_iter().map(|(key, value)| (key, text(&value))).collect()
 }
 
 /// `sigma_max=4`; a kind by its name alone; the section as well where another section has a key of

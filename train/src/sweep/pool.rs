@@ -1,4 +1,4 @@
-//! Makes the runs of a sweep, several at once, each in a process of its own.
+//! Trains the runs of a sweep, several at once, each in a process of its own.
 //!
 //! A run belongs to the process that holds the [`Lock`] of its directory, so two sweeps share a
 //! directory without making a run twice. A child reads its config from its standard input and
@@ -16,19 +16,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use lipschitz_nn::{At, checkpoint};
 
 use super::live::Live;
-use super::{Member, finished, places};
+use super::{SweepRun, finished, places};
+use crate::Error;
 use crate::config::Config;
+use crate::error::Within;
 use crate::run_dir::{Lock, Summary};
-use crate::trainer::{self, End, Options};
+use crate::trainer::{self, End, RunOptions};
 
 /// How the runs are to be made.
-pub struct Plan<'a> {
+pub struct PoolOptions<'a> {
     /// The runs.
-    pub members: &'a [Member],
+    pub runs: &'a [SweepRun],
     /// The directory of their directories.
     pub out: &'a Path,
     /// How many at once.
@@ -43,7 +44,7 @@ pub struct Plan<'a> {
     pub quiet: bool,
 }
 
-/// What came of a run.
+/// How a run of a sweep ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// It is finished.
@@ -65,17 +66,17 @@ const FAILED: &str = "failed.txt";
 /// How long until a run that another process holds is looked at again.
 const LATER: Duration = Duration::from_millis(300);
 
-/// Makes all runs that are not finished; one outcome a member, with its directory. Waits for runs
+/// Makes all runs that are not finished; one outcome per run, with its directory. Waits for runs
 /// that another sweep is making.
 ///
 /// # Errors
 /// If the directory cannot be read or written. A run that fails is no error here.
-pub fn run(plan: &Plan) -> Result<Vec<(PathBuf, Outcome)>> {
-    fs::create_dir_all(plan.out).at(plan.out)?;
-    let places = places(plan.out, plan.members)?;
+pub fn run(options: &PoolOptions) -> Result<Vec<(PathBuf, Outcome)>, Error> {
+    fs::create_dir_all(options.out).at(options.out)?;
+    let places = places(options.out, options.runs)?;
     let mut pool = Pool {
-        plan,
-        live: Live::new(plan.members, plan.quiet),
+        options,
+        live: Live::new(options.runs, options.quiet),
         waiting: (0..places.len()).map(|i| (i, None)).collect(),
         running: Vec::new(),
         outcomes: vec![None; places.len()],
@@ -93,17 +94,17 @@ pub fn run(plan: &Plan) -> Result<Vec<(PathBuf, Outcome)>> {
 }
 
 struct Pool<'a> {
-    plan: &'a Plan<'a>,
+    options: &'a PoolOptions<'a>,
     places: Vec<PathBuf>,
     live: Live,
-    /// Members to come; those that another process holds not before a time.
+    /// Runs to come; those that another process holds not before a time.
     waiting: VecDeque<(usize, Option<Instant>)>,
     running: Vec<Running>,
     outcomes: Vec<Option<Outcome>>,
 }
 
 struct Running {
-    member: usize,
+    run: usize,
     child: Child,
     /// Dropped to stop it.
     input: Option<ChildStdin>,
@@ -112,46 +113,46 @@ struct Running {
 
 impl Pool<'_> {
     /// Looks at all runs once; false when there is nothing left to wait for.
-    fn turn(&mut self) -> Result<bool> {
+    fn turn(&mut self) -> Result<bool, Error> {
         for running in std::mem::take(&mut self.running) {
             self.reap(running)?;
         }
-        if self.plan.stop.load(Ordering::Relaxed) {
+        if self.options.stop.load(Ordering::Relaxed) {
             self.running.iter_mut().for_each(|r| r.input = None);
             self.live.stopping();
             return Ok(!self.running.is_empty());
         }
         for _ in 0..self.waiting.len() {
-            if self.running.len() >= self.plan.jobs.max(1) {
+            if self.running.len() >= self.options.jobs.max(1) {
                 break;
             }
-            let Some((member, not_before)) = self.waiting.pop_front() else { break };
+            let Some((run, not_before)) = self.waiting.pop_front() else { break };
             if not_before.is_some_and(|time| time > Instant::now()) {
-                self.waiting.push_back((member, not_before));
+                self.waiting.push_back((run, not_before));
                 continue;
             }
-            self.start(member)?;
+            self.start(run)?;
         }
         self.live.update(&self.places);
         Ok(!self.running.is_empty() || !self.waiting.is_empty())
     }
 
-    fn start(&mut self, member: usize) -> Result<()> {
-        let (directory, Member { config, label, .. }) =
-            (&self.places[member], &self.plan.members[member]);
+    fn start(&mut self, run: usize) -> Result<(), Error> {
+        let (directory, SweepRun { config, label, .. }) =
+            (&self.places[run], &self.options.runs[run]);
         if let Some(summary) = finished(directory, config) {
-            self.end(member, Outcome::Finished(Box::new(summary)), true);
+            self.end(run, Outcome::Finished(Box::new(summary)), true);
             return Ok(());
         }
         let failed = directory.join(FAILED);
-        if failed.exists() && !self.plan.retry_failed {
+        if failed.exists() && !self.options.retry_failed {
             let said = fs::read_to_string(&failed).at(&failed)?;
-            self.end(member, Outcome::Failed(said.trim().to_string()), true);
+            self.end(run, Outcome::Failed(said.trim().to_string()), true);
             return Ok(());
         }
-        let threads = (self.plan.threads / self.plan.jobs.max(1)).max(1).to_string();
+        let threads = (self.options.threads / self.options.jobs.max(1)).max(1).to_string();
         let mut command =
-            Command::new(std::env::current_exe().context("the path of this program")?);
+            Command::new(std::env::current_exe().map_err(process("the path of this program"))?);
         command
             .args(["--quiet", "--threads", &threads, "sweep-member", "--label", label, "--out"])
             .arg(directory);
@@ -161,11 +162,11 @@ impl Pool<'_> {
             }
         }
         let command = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("a process for a run")?;
+        let mut child = command.spawn().map_err(process("a process for a run"))?;
         let (mut input, error) = (child.stdin.take(), child.stderr.take());
         let said = thread::spawn(move || {
             let mut text = String::new();
-            // What is no text is not shown; the child is read to its end all the same.
+            // Bytes that are not text are not shown; the child is read to its end all the same.
             let _ = error.map(|mut error| error.read_to_string(&mut text));
             text
         });
@@ -173,20 +174,21 @@ impl Pool<'_> {
             // A child that has ended already is found out by its exit code.
             let _ = writeln!(input, "{}", serde_json::to_string(config)?);
         }
-        self.live.start(member, label, config.train.steps);
-        self.running.push(Running { member, child, input, said });
+        self.live.start(run, label, config.train.steps);
+        self.running.push(Running { run, child, input, said });
         Ok(())
     }
 
-    /// Takes note of a run that has ended, or puts it back.
-    fn reap(&mut self, mut running: Running) -> Result<()> {
-        let Some(status) = running.child.try_wait().context("the process of a run")? else {
+    /// Records a run that has ended, or puts it back.
+    fn reap(&mut self, mut running: Running) -> Result<(), Error> {
+        let Some(status) = running.child.try_wait().map_err(process("the process of a run"))?
+        else {
             self.running.push(running);
             return Ok(());
         };
-        let Running { member, said, .. } = running;
+        let Running { run, said, .. } = running;
         let said = said.join().unwrap_or_default();
-        let (directory, config) = (&self.places[member], &self.plan.members[member].config);
+        let (directory, config) = (&self.places[run], &self.options.runs[run].config);
         let failed = directory.join(FAILED);
         let outcome = match (status.code(), finished(directory, config)) {
             (Some(0), Some(summary)) => {
@@ -194,8 +196,8 @@ impl Pool<'_> {
                 Outcome::Finished(Box::new(summary))
             }
             (Some(code), _) if code == i32::from(ELSEWHERE) => {
-                self.live.elsewhere(member);
-                self.waiting.push_back((member, Some(Instant::now() + LATER)));
+                self.live.elsewhere(run);
+                self.waiting.push_back((run, Some(Instant::now() + LATER)));
                 return Ok(());
             }
             (Some(130), _) => Outcome::Stopped,
@@ -208,24 +210,29 @@ impl Pool<'_> {
             // Killed from outside, as for want of memory: no fault of the run's own that is known.
             (None, _) => Outcome::Killed(status.to_string()),
         };
-        self.end(member, outcome, false);
+        self.end(run, outcome, false);
         Ok(())
     }
 
-    fn end(&mut self, member: usize, outcome: Outcome, before: bool) {
-        self.live.end(member, &self.plan.members[member].label, &outcome, before);
-        self.outcomes[member] = Some(outcome);
+    fn end(&mut self, run: usize, outcome: Outcome, before: bool) {
+        self.live.end(run, &self.options.runs[run].label, &outcome, before);
+        self.outcomes[run] = Some(outcome);
     }
 }
 
-/// The line that a program which failed said.
+/// What the operating system says when this is asked of it.
+fn process(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::Process { what, error }
+}
+
+/// The error line of a program that failed.
 fn message(said: &str, status: ExitStatus) -> String {
     let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
     let error = lines().find_map(|line| line.strip_prefix("error: "));
     error.or_else(|| lines().next_back()).map_or_else(|| status.to_string(), str::to_string)
 }
 
-/// What [`child`] came to.
+/// How [`child`] ended.
 #[derive(Debug)]
 pub enum Ended {
     /// The run is finished.
@@ -241,10 +248,10 @@ pub enum Ended {
 ///
 /// # Errors
 /// As [`trainer::run`].
-pub fn child(out: &Path, label: String) -> Result<Ended> {
+pub fn child(out: &Path, label: String) -> Result<Ended, Error> {
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).context("the config of a run")?;
-    let config: Config = serde_json::from_str(&line).context("the config of a run")?;
+    std::io::stdin().lock().read_line(&mut line).map_err(process("the config of a run"))?;
+    let config: Config = serde_json::from_str(&line).within("the config of a run")?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     thread::spawn(move || {
@@ -259,7 +266,7 @@ pub fn child(out: &Path, label: String) -> Result<Ended> {
     }
     let resume = out.join("config.toml").exists();
     let options =
-        Options { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
+        RunOptions { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
     Ok(match trainer::run(&config, &options)? {
         End::Done(_) => Ended::Done,
         End::Stopped(step) => Ended::Stopped(step),

@@ -1,14 +1,14 @@
 //! Random values for keys. Draw number i of a key depends on seed, key and i alone, so a sweep that
 //! grows keeps its runs.
 
-use anyhow::{Context, Result, anyhow, bail};
 use lipschitz_data::order;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::file::{Changes, flatten};
-use crate::config;
+use crate::error::Within;
+use crate::{Error, keys};
 
 /// The section `[random]`.
 #[derive(Deserialize)]
@@ -35,20 +35,15 @@ enum Range {
 }
 
 /// The draws, each a value for every key.
-pub(super) fn draws(random: Random) -> Result<Vec<Changes>> {
+pub(super) fn draws(random: Random) -> Result<Vec<Changes>, Error> {
     if random.count == 0 {
-        bail!("random: count is 0; it must be at least 1")
+        return Err(Error::Sweep("random: count is 0; it must be at least 1".into()));
     }
     let kinds = ["uniform", "log", "integer", "choice"];
-    let keys = flatten(random.keys, &|table| kinds.iter().any(|kind| table.contains_key(*kind)))?;
+    let values = flatten(random.keys, &|table| kinds.iter().any(|kind| table.contains_key(*kind)));
     let mut ranges = Vec::new();
-    for (key, value) in keys {
-        let told = || format!("random: `{key}`");
-        let Value::Table(table) = value else {
-            bail!("{}: write it as {{ uniform = [a, b] }}, log, integer or choice", told())
-        };
-        let range: Range = table.try_into().map_err(|e| config::one_line(&e)).with_context(told)?;
-        range.check().with_context(told)?;
+    for (key, value) in values {
+        let range = range(value).within(format_args!("random: `{key}`"))?;
         ranges.push((key, range));
     }
     let draw = |i: u64| {
@@ -57,24 +52,31 @@ pub(super) fn draws(random: Random) -> Result<Vec<Changes>> {
     Ok((0..random.count as u64).map(draw).collect())
 }
 
+/// The range that a value describes.
+fn range(value: Value) -> Result<Range, Error> {
+    let Value::Table(table) = value else {
+        let what = "write it as { uniform = [a, b] }, log, integer or choice";
+        return Err(Error::Sweep(what.into()));
+    };
+    let range: Range = keys::read(table)?;
+    range.check().map_err(|what| Error::Sweep(what.into()))?;
+    Ok(range)
+}
+
 impl Range {
-    fn check(&self) -> Result<()> {
+    /// What is wrong with it, if something is.
+    fn check(&self) -> Result<(), &'static str> {
         let ordered = match self {
             Self::Uniform([a, b]) | Self::Log([a, b]) => a.is_finite() && b.is_finite() && a <= b,
             Self::Integer([a, b]) => a <= b,
-            Self::Choice(values) => {
-                return if values.is_empty() {
-                    Err(anyhow!("has no values to choose from"))
-                } else {
-                    Ok(())
-                };
+            Self::Choice(values) if values.is_empty() => {
+                return Err("has no values to choose from");
             }
+            Self::Choice(_) => true,
         };
-        if !ordered {
-            bail!("give its range as [low, high]")
-        }
         match self {
-            Self::Log([a, _]) if *a <= 0.0 => bail!("the range of a logarithm must be above 0"),
+            _ if !ordered => Err("give its range as [low, high]"),
+            Self::Log([a, _]) if *a <= 0.0 => Err("the range of a logarithm must be above 0"),
             _ => Ok(()),
         }
     }

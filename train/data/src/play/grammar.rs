@@ -1,10 +1,10 @@
 //! Weighted grammars whose texts can be read back in one way only, so that their entropy is known
 //! exactly.
 //!
-//! A rule is a list of weighted alternatives, an alternative a row of literal texts and rules,
-//! never empty. Follow the leftmost symbol of an alternative down to literals: these are the texts
-//! it can begin with. [`Grammar::new`] demands that over all alternatives of a rule no such literal
-//! is a prefix of another. Reading a text from the left, the characters ahead then match at most
+//! A rule is a list of weighted alternatives, an alternative a non-empty sequence of literal texts
+//! and rules. Follow the leftmost symbol of an alternative down to literals: these are the texts it
+//! can begin with. [`Grammar::new`] demands that over all alternatives of a rule no such literal is
+//! a prefix of another. Reading a text from the left, the characters ahead then match at most
 //! one alternative at every choice, so **a text has one derivation**, and its probability is the
 //! product of the choices in it.
 //!

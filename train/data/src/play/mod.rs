@@ -15,7 +15,7 @@ use lipschitz_nn::graph::Input;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{self, Corpus};
-use crate::{DataSet, Error, Kind, order};
+use crate::{DataKind, DataSet, Error, order};
 use grammar::Grammar;
 
 /// The size of a corpus unless another is asked for, in characters.
@@ -43,12 +43,12 @@ impl Default for PlayConfig {
     }
 }
 
-impl Kind for PlayConfig {
+impl DataKind for PlayConfig {
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
         Ok(Box::new(Corpus::from_text("play", &text(SEED, self.characters), None)?))
     }
 
-    fn reads(&self, input: &Input) -> bool {
+    fn reads(&self, input: Input) -> bool {
         corpus::reads(input)
     }
 }

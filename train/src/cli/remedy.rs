@@ -1,0 +1,22 @@
+//! What to do about an error, in the words of this program: its flags.
+
+use lipschitz_train::{Error, shards};
+
+/// What to do about an error of the library, which does not know who calls it.
+pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    if let Some(shards::Error::Exists(_)) = error.downcast_ref() {
+        return Some("choose another --out");
+    }
+    match error.downcast_ref()? {
+        Error::RunExists(_) => Some("continue it with --resume or choose another --out"),
+        Error::NoRun(_) => Some("leave --resume out to start one"),
+        Error::RunLocked(_) => Some("wait for its end, or choose another --out"),
+        Error::OtherConfig(_) => Some("resume with that file, or choose another --out"),
+        Error::BuiltForCpu(_) => {
+            Some("install NVIDIA's driver and the CUDA toolkit, and build it with --features cuda")
+        }
+        Error::Gpu { .. } => Some("nvidia-smi lists the GPUs, or says that the driver is missing"),
+        Error::BuiltForOneProcess => Some("build it with --features mpi"),
+        _ => None,
+    }
+}

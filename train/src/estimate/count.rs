@@ -1,0 +1,207 @@
+//! What each node of a graph takes, for one example.
+
+use lipschitz_nn::Graph;
+use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
+use lipschitz_nn::ops::Precision;
+
+/// Bytes of a number in f32, and in bf16.
+pub(super) const F32: f64 = 4.0;
+const BF16: f64 = 2.0;
+
+/// Temporaries of the backward pass beside what is kept, in tensors of one size: a gradient, what
+/// is added to it, the sum. Measured for the cross-entropy of logits, and for a softmax.
+const AT_WORK: f64 = 3.0;
+const LOGITS_AT_WORK: f64 = 5.0;
+const SOFTMAX_AT_WORK: f64 = 12.0;
+
+/// One node's share of a step for one example: bytes, and floating-point operations.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Segment {
+    /// Its input.
+    pub(super) input: f64,
+    /// Activations kept for the gradient.
+    pub(super) kept: f64,
+    /// Temporaries of the backward pass beside them.
+    pub(super) at_work: f64,
+    /// Weights rounded to bf16, whatever the number of examples.
+    pub(super) rounded_weights: f64,
+    /// Operations of matmuls in the forward pass.
+    pub(super) products: f64,
+    /// Operations for the gradient of the data, which nothing needs.
+    pub(super) without_gradient: f64,
+}
+
+/// Follows the shape of one example through a graph and counts.
+struct Counter {
+    precision: Precision,
+    /// Whether attention stays within documents.
+    separator: bool,
+    /// Colour channels of an image.
+    channels: f64,
+    tokens: f64,
+    width: f64,
+    out: Segment,
+}
+
+pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
+    let (width, channels, separator) = match graph.input() {
+        Input::Tokens { separator, .. } => (0.0, 0.0, separator.is_some()),
+        Input::Pixels { channels, height, width } => {
+            ((channels * height * width) as f64, channels as f64, false)
+        }
+        Input::Vector { dim } => (dim as f64, 0.0, false),
+    };
+    let tokens = graph.input().positions() as f64;
+    let mut counter =
+        Counter { precision, separator, channels, tokens, width, out: Segment::default() };
+    let mut out = Vec::new();
+    let mut first = true;
+    counter.top(graph.nodes(), &mut |node, segment| {
+        let mut segment = segment;
+        if let (Op::Linear { .. }, true) = (&node.op, first) {
+            segment.without_gradient = segment.products;
+        }
+        first &= !matches!(node.op, Op::Linear { .. } | Op::Embedding { .. });
+        out.push(segment);
+    });
+    // Cross-entropy: the logits less their maximum, exponentials, logarithms of shares.
+    let logits = F32 * counter.tokens * counter.width;
+    if let Some(last) = out.last_mut() {
+        last.kept += 3.0 * logits;
+        last.at_work = last.at_work.max(LOGITS_AT_WORK * logits);
+    }
+    out
+}
+
+impl Counter {
+    /// Each node that is not a sequence.
+    fn top(&mut self, nodes: &[Node], each: &mut dyn FnMut(&Node, Segment)) {
+        for node in nodes {
+            if let Op::Sequential { body } = &node.op {
+                self.top(body, each);
+                continue;
+            }
+            self.out = Segment { input: F32 * self.tokens * self.width, ..Segment::default() };
+            self.node(node);
+            each(node, self.out);
+        }
+    }
+
+    /// Keeps tensors of this many numbers.
+    fn keep(&mut self, tensors: f64, numbers: f64) {
+        self.out.kept += tensors * F32 * numbers;
+        self.out.at_work = self.out.at_work.max(AT_WORK * F32 * numbers);
+    }
+
+    /// `times` matmuls of `[rows, inner]` and `[inner, columns]`.
+    fn matmul(&mut self, times: f64, [rows, inner, columns]: [f64; 3], weights: bool) {
+        self.keep(1.0, times * rows * columns);
+        self.out.products += 2.0 * times * rows * inner * columns;
+        if self.precision == Precision::Bf16 {
+            self.out.kept += BF16 * times * rows * (inner + columns);
+            let other = BF16 * times * inner * columns;
+            if weights {
+                // Beside the weight in rows, its transpose.
+                self.out.rounded_weights += 2.0 * other;
+            } else {
+                self.out.kept += other;
+            }
+        }
+    }
+
+    fn linear(&mut self, inputs: f64, outputs: f64, bias: bool) {
+        let tokens = self.tokens;
+        self.matmul(1.0, [tokens, inputs, outputs], true);
+        if bias {
+            self.keep(1.0, tokens * outputs);
+        }
+    }
+
+    fn node(&mut self, node: &Node) {
+        let here = self.tokens * self.width;
+        match &node.op {
+            Op::Sequential { body } => body.iter().for_each(|node| self.node(node)),
+            Op::Residual { body, .. } => {
+                body.iter().for_each(|node| self.node(node));
+                self.keep(3.0, here);
+            }
+            Op::Linear { inputs, outputs, bias } => {
+                self.linear(*inputs as f64, *outputs as f64, *bias);
+                self.width = *outputs as f64;
+            }
+            Op::Embedding { dim, .. } => {
+                self.width = *dim as f64;
+                self.keep(1.0, self.tokens * self.width);
+            }
+            Op::Activation { function, scale } => {
+                let own = if *function == Function::Sigmoid { 4.0 } else { 1.0 };
+                self.keep(own + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
+            }
+            Op::Positions { .. } | Op::Scale { .. } | Op::Clip { .. } => self.keep(1.0, here),
+            Op::SoftCap { .. } | Op::RmsNorm { .. } => self.keep(3.0, here),
+            Op::LayerNorm { bias, .. } => self.keep(if *bias { 5.0 } else { 4.0 }, here),
+            Op::GatedMlp { dim, hidden, bias, .. } => {
+                let (dim, hidden) = (*dim as f64, *hidden as f64);
+                self.linear(dim, hidden, *bias);
+                self.linear(dim, hidden, *bias);
+                self.keep(2.0, self.tokens * hidden);
+                self.linear(hidden, dim, *bias);
+            }
+            Op::Attention(attention) => self.attention(attention),
+            Op::ClassToken { .. } => {
+                self.tokens += 1.0;
+                self.keep(1.0, self.tokens * self.width);
+            }
+            Op::FirstToken | Op::MeanPool => {
+                self.tokens = 1.0;
+                self.keep(1.0, self.width);
+            }
+            Op::FirstAndMean => {
+                self.tokens = 1.0;
+                self.width *= 2.0;
+                self.keep(2.0, self.width);
+            }
+            Op::Flatten => {
+                self.width *= self.tokens;
+                self.tokens = 1.0;
+            }
+            Op::Patches { size } => {
+                let patch = self.channels * (size * size) as f64;
+                (self.tokens, self.width) = (here / patch, patch);
+                self.keep(1.0, here);
+            }
+        }
+    }
+    fn attention(&mut self, a: &Attention) {
+        let (tokens, heads, head) = (self.tokens, a.heads as f64, a.head_dim as f64);
+        let queries = heads * head;
+        let keys = (a.key_value_heads * a.head_dim) as f64;
+        for (outputs, turned) in [(queries, true), (keys, true), (keys, false)] {
+            self.linear(a.dim as f64, outputs, a.bias);
+            let norm = if a.query_key_norm.is_some() && turned { 3.0 } else { 0.0 };
+            // Four products of halves with sines and cosines, two sums of them, both beside
+            // each other; and gradients of the sines and cosines, which nothing asks for
+            // and candle keeps to the end.
+            let rotary = if a.rotary.is_some() && turned { 4.0 + 2.0 } else { 0.0 };
+            self.keep(norm + rotary, tokens * outputs);
+        }
+        // Heads before tokens; keys and values as often as there are queries; keys
+        // transposed; the scale.
+        self.keep(1.0 + 4.0, tokens * queries);
+        self.matmul(heads, [tokens, head, tokens], false);
+        let cap = if a.logit_cap.is_some() { 3.0 } else { 0.0 };
+        let bias = if a.position_bias.is_some() { 1.0 } else { 0.0 };
+        let mask = if a.causal || a.window.is_some() || self.separator { 2.0 } else { 0.0 };
+        let scores = heads * tokens * tokens;
+        // A mask has its own gradient; the softmax keeps differences from the maximum,
+        // exponentials and shares.
+        self.keep(cap + bias + mask + 3.0, scores);
+        self.out.at_work = self.out.at_work.max(SOFTMAX_AT_WORK * F32 * scores);
+        self.matmul(heads, [tokens, tokens, head], false);
+        self.keep(1.0, tokens * queries);
+        self.linear(queries, a.dim as f64, a.output_bias);
+        if a.output_scale != 1.0 {
+            self.keep(1.0, self.tokens * self.width);
+        }
+    }
+}
