@@ -12,8 +12,7 @@ use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_data::order;
-use lipschitz_data::task::Task;
+use lipschitz_data::{for_model, order, starts};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::save_tensors;
 use lipschitz_nn::graph::{Input, Op};
@@ -63,7 +62,7 @@ impl ProbeCommand {
         super::check_radius(self.radius)?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let inputs = match &self.data {
-            Some(path) => Task::for_model(path, &meta)?.starts(&model)?,
+            Some(path) => starts(&model, &*for_model(path, &meta)?)?,
             None => made_up(&model)?,
         };
         let certificate =

@@ -7,7 +7,7 @@ use candle_core::Device;
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
-use lipschitz_data::task::Task;
+use lipschitz_data::{Protocol, for_model};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
@@ -68,7 +68,7 @@ impl RobustCommand {
             bail!("--steps, --restarts and --limit must be at least 1")
         }
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let task = Task::for_model(&self.data, &meta)?;
+        let data = for_model(&self.data, &meta)?;
         let effort = Effort { steps: self.steps, restarts: self.restarts };
         let loud = std::io::stderr().is_terminal();
         let watch = |eps: f64| {
@@ -80,21 +80,22 @@ impl RobustCommand {
             |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
         let given =
             |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
-        let mut report = match &task {
-            Task::Images(data) => {
-                let settings = settings(given(PIXELS.to_vec()), 2000);
-                let batches = data.test.batches(robust::BATCH, &Device::Cpu);
-                robust::images(&model, batches, data.test.len(), &settings, &watch)?
-            }
-            Task::Text(data) => {
+        let batches = |size, context| data.held_out(Protocol::Full, size, context, &Device::Cpu);
+        let mut report = match model.graph().input() {
+            Input::Tokens { .. } => {
                 let longest = longest_row(&model)?;
                 let shares = SHARES
                     .iter()
                     .map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s))
                     .collect();
-                let windows = data.full(robust::WINDOWS, robust::window(&model)?, &Device::Cpu);
+                let windows = batches(robust::WINDOWS, Some(robust::window(&model)?))?;
                 robust::tokens(&model, windows, &settings(given(shares), 64), &watch)
-                    .with_context(|| data.name.clone())?
+                    .with_context(|| data.name().to_string())?
+            }
+            Input::Pixels { .. } | Input::Vector { .. } => {
+                let settings = settings(given(PIXELS.to_vec()), 2000);
+                let images = batches(robust::BATCH, None)?;
+                robust::images(&model, images, data.held_out_len(), &settings, &watch)?
             }
         };
         if loud {
