@@ -8,7 +8,7 @@ use candle_nn::{VarBuilder, VarMap, linear};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::spectral::Method;
 use lipschitz_nn::graph::{Function, Input};
-use lipschitz_nn::{Graph, compare, from_var_map};
+use lipschitz_nn::{Graph, Model, compare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The program's own network; its variables are in a VarMap.
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .activation(Function::Relu)
         .linear("down", 4)
         .build()?;
-    let model = from_var_map(graph, &variables)?;
+    let model = Model::from_var_map(graph, &variables)?;
     compare(&model, &forward, &[Tensor::randn(0f32, 1.0, (16, 8), &Device::Cpu)?])?;
 
     let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use lipschitz_import::{Foreign, Imported, Options, import, is_foreign};
+use lipschitz_import::{Foreign, ImportOptions, Imported, import, is_foreign};
 use lipschitz_nn::checkpoint::{self, Meta, Origin, Reader};
 use lipschitz_nn::{Graph, Model};
 
@@ -33,7 +33,7 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
 /// As [`checkpoint::load`] and [`import::import`].
 pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     if is_foreign(path) {
-        let Imported { model, meta, .. } = import(path, &Options::default())?;
+        let Imported { model, meta, .. } = import(path, &ImportOptions::default())?;
         let dtype = model.dtype();
         return Ok((model.to(device, dtype)?, meta));
     }
@@ -55,7 +55,7 @@ pub enum Opened {
 /// As [`Reader::open`] and [`Foreign::open`].
 pub fn open(path: &Path) -> Result<Opened, Error> {
     if is_foreign(path) {
-        return Ok(Opened::Foreign(Box::new(Foreign::open(path, &Options::default())?)));
+        return Ok(Opened::Foreign(Box::new(Foreign::open(path, &ImportOptions::default())?)));
     }
     Ok(Opened::Checkpoint(Box::new(Reader::open(&checkpoint_path(path)?)?)))
 }

@@ -256,14 +256,14 @@ pub fn mean_cap<'a>(recipe: &Recipe, matrices: impl IntoIterator<Item = &'a Para
 
 #[cfg(test)]
 mod tests {
-    use lipschitz_nn::presets::{Activation, Block, Gpt, Positions, Vit};
+    use lipschitz_nn::presets::{Activation, BlockConfig, Gpt, Positions, Vit};
     use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
     use lipschitz_opt::{MuonConfig, OptimizerConfig, PerHead};
 
     use super::*;
 
     fn graph() -> Graph {
-        Gpt::new(30, 16, 3, Block::new(32, 4)).graph().unwrap()
+        Gpt::new(30, 16, 3, BlockConfig::new(32, 4)).graph().unwrap()
     }
 
     fn recipe(method: ConstraintKind, per_head: PerHead) -> Recipe {
@@ -337,8 +337,8 @@ mod tests {
     /// solved cap gives a constant just below the target.
     #[test]
     fn every_promise_is_solved_for() {
-        let block = Block { logit_scale: 1.0 / 32.0, ..Block::new(32, 4) };
-        let sees_all = Block { causal: false, positions: None, ..block.clone() };
+        let block = BlockConfig { logit_scale: 1.0 / 32.0, ..BlockConfig::new(32, 4) };
+        let sees_all = BlockConfig { causal: false, positions: None, ..block.clone() };
         let vit = Vit {
             image: [3, 32, 32],
             patch: 8,
@@ -350,7 +350,7 @@ mod tests {
         .graph()
         .unwrap();
         let names = PerHead::Named(["query", "key", "output"].map(String::from).into());
-        let block = Block {
+        let block = BlockConfig {
             positions: Some(Positions::Bias),
             activation: Activation::Abs,
             alpha: Some(1.0),

@@ -9,7 +9,7 @@ use lipschitz_data::play;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::{Block, Gpt};
+use lipschitz_nn::presets::{BlockConfig, Gpt};
 
 /// Uniform in [-1, 1].
 fn noise(label: &str, shape: &[usize]) -> Tensor {
@@ -163,7 +163,8 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
 fn next_tokens_are_certified_and_attacked() {
     let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
     let vocabulary = data.vocabulary;
-    let gpt = Gpt::new(vocabulary, 12, 1, Block { output_scale: 1.0, ..Block::new(16, 2) });
+    let gpt =
+        Gpt::new(vocabulary, 12, 1, BlockConfig { output_scale: 1.0, ..BlockConfig::new(16, 2) });
     let graph = gpt.graph().unwrap();
     let mut weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
     // Weights that start at zero would make all logits zero.
@@ -223,7 +224,7 @@ fn values_that_cancel_certify_nothing() {
 fn windows_with_a_new_document_are_left_out() {
     let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
     let report = |separator| {
-        let graph = Gpt::new(data.vocabulary, 12, 1, Block::new(16, 2)).graph().unwrap();
+        let graph = Gpt::new(data.vocabulary, 12, 1, BlockConfig::new(16, 2)).graph().unwrap();
         let graph =
             Graph::new(Input::Tokens { context: 12, separator }, graph.nodes().to_vec()).unwrap();
         let weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();

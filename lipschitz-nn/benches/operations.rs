@@ -5,7 +5,8 @@
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
 use lipschitz_nn::graph::{Function, Pairing, Rotary};
-use lipschitz_nn::ops::{self, AttentionBlock, Mask, MlpBlock, Precision, Scores};
+use lipschitz_nn::linalg::Precision;
+use lipschitz_nn::ops::{self, AttentionBlock, Mask, MlpBlock, Scores};
 
 /// As in the programs.
 #[global_allocator]
@@ -101,7 +102,7 @@ compare!(
     ops::composed::attention(&v[0], &v[1], &v[2], &Scores::new(1.0 / 64.0, Mask::Causal))
 );
 compare!(
-    perceptron_block,
+    mlp_block,
     [var(&[ROWS, DIM]), var(&[4 * DIM, DIM]), var(&[DIM, 4 * DIM])],
     |v| ops::mlp_block(MLP, &v[0], &v[1], &v[2], true),
     ops::composed::mlp_block(MLP, &v[0], &v[1], &v[2])
@@ -126,28 +127,4 @@ fn attention() -> AttentionBlock {
         branch: 0.2,
         documents: None,
     }
-}
-
-/// What Adam does to 2.4 million weights.
-#[divan::bench(args = KINDS, sample_count = 12, sample_size = 1)]
-fn adam(bencher: Bencher, kind: &str) {
-    let (w, g) = (var(&[2400, 1000]), var(&[2400, 1000]).as_tensor().detach());
-    let (mut m, mut v) = (g.zeros_like().expect("zeros"), g.zeros_like().expect("zeros"));
-    let adam = ops::Adam {
-        betas: (0.9, 0.95),
-        corrections: (1.0, 1.0),
-        eps: 1e-8,
-        keep: 0.999,
-        rate: 1e-3,
-    };
-    let mut step = || -> Result<()> {
-        if kind == "fused" {
-            return adam.step(&w, &mut m, &mut v, &g);
-        }
-        m = ((&m * 0.9)? + (&g * 0.1)?)?;
-        v = ((&v * 0.95)? + (g.sqr()? * 0.05)?)?;
-        let direction = (&m / (v.sqrt()? + 1e-8)?)?;
-        w.set(&((w.as_tensor().detach() * 0.999)? - (direction * 1e-3)?)?)
-    };
-    bencher.bench_local(|| step().expect("a step"));
 }

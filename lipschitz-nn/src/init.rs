@@ -1,27 +1,25 @@
 //! Where weights start: semi-orthogonal at norm 1, from one seed.
 
 use candle_core::{DType, Device, Tensor};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::graph::{Axis, Graph, Init, Parameter};
-use crate::model::Weights;
-use crate::{Error, norm};
+use crate::random::{self, Stream};
+use crate::{Error, Weights, norm};
 
 /// How the queries, keys and values of attention start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocks {
     /// Semi-orthogonal as whole matrices.
     Whole,
-    /// Each head's rows semi-orthogonal at RMS→RMS norm 1, so that every head starts under a cap a
-    /// head.
+    /// Each head's rows semi-orthogonal at RMS→RMS norm 1, so that every head starts under a
+    /// cap per head.
     PerHead,
 }
 
 /// Fresh weights for a graph: matrices semi-orthogonal at RMS→RMS norm 1, tables with rows of RMS
-/// norm 1, branches' and heads' last matrices zero (the method's initialisation), but those of
-/// branches without a stream beside them, and position biases as slopes. Each parameter has its own
-/// random stream.
+/// norm 1, the last matrix of each branch and of the network zero (the initialisation of Newhouse
+/// et al., 2025) except in branches without a skip connection, and position biases as slopes. Each
+/// parameter has its own random stream.
 ///
 /// # Errors
 /// [`Error::Candle`], such as a device out of memory.
@@ -33,17 +31,15 @@ pub fn weights(
     dtype: DType,
 ) -> Result<Weights, Error> {
     let mut out = Weights::new();
-    for (stream, parameter) in graph.parameters().into_iter().enumerate() {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(stream as u64);
-        let values = values(&parameter, blocks, &mut rng);
+    for (i, parameter) in graph.parameters().into_iter().enumerate() {
+        let values = values(&parameter, blocks, &mut random::numbered(seed, i as u64));
         let tensor = Tensor::from_vec(values, parameter.shape.as_slice(), &Device::Cpu)?;
         out.insert(parameter.name, tensor.to_dtype(dtype)?.to_device(device)?);
     }
     Ok(out)
 }
 
-fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
+fn values(p: &Parameter, blocks: Blocks, stream: &mut Stream) -> Vec<f64> {
     let count = p.shape.iter().product();
     match p.init {
         Init::Zero => vec![0.0; count],
@@ -56,7 +52,7 @@ fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
         }
         Init::Rows => {
             let dim = p.shape[1];
-            let mut table = gaussians(count, rng);
+            let mut table = random::normals(stream, count);
             for row in table.chunks_mut(dim) {
                 let norm = norm::rms(row).max(f64::MIN_POSITIVE);
                 row.iter_mut().for_each(|x| *x /= norm);
@@ -68,9 +64,9 @@ fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
             match p.heads {
                 Some(heads) if blocks == Blocks::PerHead && heads.axis == Axis::Rows => (0..heads
                     .count)
-                    .flat_map(|_| orthogonal(rows / heads.count, columns, rng))
+                    .flat_map(|_| orthogonal(rows / heads.count, columns, stream))
                     .collect(),
-                _ => orthogonal(rows, columns, rng),
+                _ => orthogonal(rows, columns, stream),
             }
         }
     }
@@ -78,9 +74,9 @@ fn values(p: &Parameter, blocks: Blocks, rng: &mut ChaCha8Rng) -> Vec<f64> {
 
 /// A `[rows, columns]` matrix whose singular values all equal √(rows/columns), uniformly
 /// distributed.
-fn orthogonal(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+fn orthogonal(rows: usize, columns: usize, stream: &mut Stream) -> Vec<f64> {
     let (short, long) = (rows.min(columns), rows.max(columns));
-    let mut q = gaussians(short * long, rng);
+    let mut q = random::normals(stream, short * long);
     for i in 0..short {
         let (done, rest) = q.split_at_mut(i * long);
         let row = &mut rest[..long];
@@ -102,27 +98,15 @@ fn orthogonal(rows: usize, columns: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
         .collect()
 }
 
-/// Normal numbers by Box and Muller.
-fn gaussians(count: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
-    let unit = |rng: &mut ChaCha8Rng| ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let pair = |_| {
-        let (radius, angle) = ((-2.0 * unit(rng).ln()).sqrt(), std::f64::consts::TAU * unit(rng));
-        [radius * angle.cos(), radius * angle.sin()]
-    };
-    let mut out: Vec<f64> = (0..count.div_ceil(2)).flat_map(pair).collect();
-    out.truncate(count);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::presets::{Block, Gpt, Positions};
+    use crate::presets::{BlockConfig, Gpt, Positions};
 
-    /// Two heads fall off by 1/16 and 1/256 a token, from bucket to bucket.
+    /// Two heads fall off by 1/16 and 1/256 per token, from bucket to bucket.
     #[test]
     fn position_biases_start_as_slopes() {
-        let block = Block { positions: Some(Positions::Bias), ..Block::new(8, 2) };
+        let block = BlockConfig { positions: Some(Positions::Bias), ..BlockConfig::new(8, 2) };
         let graph = Gpt::new(5, 4, 1, block).graph().unwrap();
         let weights = weights(&graph, 0, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
         let table = weights["blocks.0.attention.position_bias.weight"].to_vec2::<f64>().unwrap();

@@ -1,22 +1,24 @@
-//! Neural networks as data.
-//!
-//! A [`Graph`] describes a network; a [`Model`] is a graph with weights, and runs on any candle
-//! device; a [`checkpoint`] is both in one file. The same graph is what an optimizer takes its
-//! parameters from and what a certificate is proven from.
+#![doc = include_str!("../README.md")]
 
-mod candle;
+mod agreement;
 pub mod checkpoint;
 mod error;
-mod gradient;
 pub mod graph;
 pub mod init;
+pub mod linalg;
 mod model;
 pub mod norm;
 pub mod ops;
 pub mod presets;
+pub mod random;
 pub mod strict;
+mod weights;
 
-pub use candle::{Agreement, compare, from_var_map};
+pub use candle_core;
+pub use candle_nn;
+
+pub use agreement::{Agreement, compare};
 pub use error::{At, Error};
 pub use graph::Graph;
-pub use model::{Model, Weights, check_finite};
+pub use model::Model;
+pub use weights::{Weights, check_finite};

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Parses JSON; unlike serde's own attribute this also sees keys beside a tag and beside flattened
+/// Parses JSON; unlike serde's own attribute this also sees keys next to a tag and to flattened
 /// fields.
 ///
 /// # Errors
@@ -71,7 +71,8 @@ mod tests {
                  {{\"op\": \"activation\", \"function\": \"relu\", \"scale\": 1.0}}]"
             );
             Graph::from_json(&format!(
-                "{{\"format\": 1, \"input\": {{\"kind\": \"vector\", \"dim\": 2}}, \"nodes\": {nodes}}}"
+                "{{\"format\": 1, \"input\": {{\"kind\": \"vector\", \"dim\": 2}}, \
+                 \"nodes\": {nodes}}}"
             ))
         };
         let linear = "\"op\": \"linear\", \"inputs\": 2, \"outputs\": 2, \"bias\": false";

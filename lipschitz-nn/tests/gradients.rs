@@ -6,18 +6,18 @@ use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::graph::{
     Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
 };
-use lipschitz_nn::ops::{Documents, Precision, Scores};
+use lipschitz_nn::linalg::Precision;
+use lipschitz_nn::ops::{Documents, Scores};
+use lipschitz_nn::random::{Stream, seeded, symmetric};
 use lipschitz_nn::{Model, Weights, ops};
-use rand::{Rng, RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::RngExt;
 
-fn random(shape: &[usize], rng: &mut ChaCha8Rng) -> Tensor {
-    let unit = |rng: &mut ChaCha8Rng| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
-    let values: Vec<f64> = (0..shape.iter().product()).map(|_| unit(rng)).collect();
+fn random(shape: &[usize], rng: &mut Stream) -> Tensor {
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| symmetric(rng)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn random_model(graph: Graph, rng: &mut ChaCha8Rng) -> Model {
+fn random_model(graph: Graph, rng: &mut Stream) -> Model {
     let weights: Weights =
         graph.parameters().iter().map(|p| (p.name.clone(), random(&p.shape, rng))).collect();
     Model::new(graph, weights).unwrap()
@@ -58,7 +58,7 @@ fn check(what: &str, variables: &[(String, Var)], f: &dyn Fn() -> Tensor) {
     }
 }
 
-fn check_graph(what: &str, graph: Graph, input: Tensor, rng: &mut ChaCha8Rng) {
+fn check_graph(what: &str, graph: Graph, input: Tensor, rng: &mut Stream) {
     let (model, variables) = random_model(graph, rng).trainable().unwrap();
     let mut variables: Vec<(String, Var)> =
         variables.into_iter().map(|(p, v)| (p.name, v)).collect();
@@ -101,7 +101,7 @@ fn attention(
 
 #[test]
 fn every_node_kind_has_the_right_gradient() {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut rng = seeded(1);
     let tokens = Tensor::new(&[[0u32, 2, 1], [3, 3, 0]], &Device::Cpu).unwrap();
     let embedding = Node::new("embedding", Op::Embedding { vocabulary: 4, dim: 6 });
     let mut on_tokens = |what: &str, op: Op| {
@@ -162,7 +162,7 @@ fn every_node_kind_has_the_right_gradient() {
         };
         let activation = Node::new("", Op::Activation { function, scale: 0.8 });
         let body = vec![linear("up", 6, 7), activation, linear("down", 7, 6)];
-        on_tokens("perceptron block", Op::Residual { skip: 0.7, branch: -0.4, body });
+        on_tokens("MLP block", Op::Residual { skip: 0.7, branch: -0.4, body });
     }
     for (heads, key_value_heads, causal, rotary) in [
         (1, 1, true, None),
@@ -218,7 +218,7 @@ fn same(what: &str, variables: &[&Var], fused: &Tensor, composed: &Tensor, toler
 }
 
 /// Documents of about nine tokens.
-fn documents(batch: usize, tokens: usize, rng: &mut ChaCha8Rng) -> Documents {
+fn documents(batch: usize, tokens: usize, rng: &mut Stream) -> Documents {
     let ids: Vec<u32> = (0..batch * tokens).map(|_| rng.random_range(0..9)).collect();
     Documents::new(&Tensor::from_vec(ids, (batch, tokens), &Device::Cpu).unwrap(), 3).unwrap()
 }
@@ -229,9 +229,9 @@ const TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::F64, 2e-6)];
 
 #[test]
 fn fused_operations_equal_their_twins() {
-    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut rng = seeded(2);
     for (dtype, tolerance) in TOLERANCES {
-        let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
+        let var = |shape: &[usize], factor: f64, rng: &mut Stream| {
             Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap())
                 .unwrap()
         };
@@ -363,9 +363,9 @@ fn fused_operations_equal_their_twins() {
 
 #[test]
 fn fused_blocks_equal_their_twins() {
-    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let mut rng = seeded(4);
     for (dtype, tolerance) in TOLERANCES {
-        let var = |shape: &[usize], factor: f64, rng: &mut ChaCha8Rng| {
+        let var = |shape: &[usize], factor: f64, rng: &mut Stream| {
             Var::from_tensor(&(random(shape, rng) * factor).unwrap().to_dtype(dtype).unwrap())
                 .unwrap()
         };
@@ -378,7 +378,7 @@ fn fused_blocks_equal_their_twins() {
                 let fused = ops::mlp_block(block, &x, &up, &down, keep).unwrap();
                 let composed = ops::composed::mlp_block(block, &x, &up, &down).unwrap();
                 same(
-                    &format!("perceptron {batch} {tokens}"),
+                    &format!("MLP {batch} {tokens}"),
                     &[&x, &up, &down],
                     &fused,
                     &composed,
@@ -408,7 +408,7 @@ fn fused_blocks_equal_their_twins() {
             let fused = ops::attention_block(&block, &x, &w, &output, keep).unwrap();
             let composed = ops::composed::attention_block(&block, &x, &w, &output, None).unwrap();
             same(&format!("{block:?}"), &[&x, &w, &output], &fused, &composed, tolerance);
-            // The same, between two perceptrons.
+            // The same, between two MLPs.
             let mlp =
                 ops::MlpBlock { function: Function::GeluErf, scale: 0.9, skip: 0.6, branch: 0.5 };
             let [query, key, value] =
@@ -421,16 +421,16 @@ fn fused_blocks_equal_their_twins() {
             let table = var(&[8, heads], 1.0, &mut rng);
             let bias =
                 Some((PositionBias { buckets: 8, max_distance: 40 }, table.as_tensor().clone()));
-            let perceptron =
-                || ops::Block::Perceptron(mlp, tensors(&[&up, &down]).try_into().unwrap());
+            let mlp_block =
+                || ops::FusedBlock::Mlp(mlp, tensors(&[&up, &down]).try_into().unwrap());
             for bias in [None, bias] {
                 let weights = weights.clone();
                 let mut all = vec![&x, &query, &key, &value, &output, &up, &down];
                 all.extend(bias.is_some().then_some(&table));
                 let blocks = [
-                    perceptron(),
-                    ops::Block::Attention(block.clone(), weights, bias),
-                    perceptron(),
+                    mlp_block(),
+                    ops::FusedBlock::Attention(block.clone(), weights, bias),
+                    mlp_block(),
                 ];
                 let fused = ops::chain(&x, &blocks, keep).unwrap();
                 let composed = ops::composed::chain(&x, &blocks).unwrap();
@@ -443,7 +443,7 @@ fn fused_blocks_equal_their_twins() {
 /// A second call of `backward` on one graph, and inputs that need no gradient.
 #[test]
 fn blocks_can_be_differentiated_twice_and_in_part() {
-    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut rng = seeded(5);
     let [x, up, down] =
         [[4, 6], [5, 6], [6, 5]].map(|shape| Var::from_tensor(&random(&shape, &mut rng)).unwrap());
     let block = ops::MlpBlock { function: Function::Silu, scale: 1.0, skip: 1.0, branch: 1.0 };
@@ -462,7 +462,7 @@ fn blocks_can_be_differentiated_twice_and_in_part() {
 /// Transposed views, with gradients that go back through the transposition.
 #[test]
 fn fused_operations_read_views() {
-    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let mut rng = seeded(6);
     let mut var = |shape: &[usize]| Var::from_tensor(&random(shape, &mut rng)).unwrap();
     let (x, y, gain) = (var(&[3, 7, 5]), var(&[3, 7, 5]), var(&[7]));
     let (up, down) = (var(&[4, 7]), var(&[7, 4]));
@@ -493,7 +493,7 @@ fn fused_operations_read_views() {
             ops::composed::rms_norm(&view, &gain, 0.1).unwrap(),
         ),
         (
-            "perceptron block",
+            "MLP block",
             vec![&x, &up, &down],
             ops::mlp_block(block, &view, &wide, &tall, true).unwrap(),
             ops::composed::mlp_block(block, &view, &wide, &tall).unwrap(),
@@ -521,7 +521,7 @@ fn fused_operations_read_views() {
 /// input).
 #[test]
 fn linear_reads_views() {
-    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut rng = seeded(3);
     let (x, w) = (random(&[2, 5, 4], &mut rng), random(&[3, 5], &mut rng));
     let view = x.transpose(1, 2).unwrap();
     let expected =
@@ -544,7 +544,7 @@ fn linear_reads_views() {
 /// form of the forward pass.
 #[test]
 fn documents_in_one_sequence_do_not_see_each_other() {
-    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    let mut rng = seeded(12);
     for causal in [true, false] {
         let attention = Attention {
             causal,
@@ -563,7 +563,7 @@ fn documents_in_one_sequence_do_not_see_each_other() {
         ];
         let graph =
             |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
-        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| random(shape, rng);
+        let weight = |shape: &[usize], rng: &mut Stream| random(shape, rng);
         let weights: Weights = graph(None)
             .parameters()
             .iter()
@@ -592,12 +592,12 @@ fn documents_in_one_sequence_do_not_see_each_other() {
     assert!(refused.contains("separator 7"), "{refused}");
 }
 
-/// A loss and its gradient: with activations kept, and with those of each block worked out again.
+/// A loss and its gradient: with activations kept, and with those of each block recomputed.
 /// The same operations in the same order, so the same bits; in the chain of fused blocks, and node
 /// by node.
 #[test]
 fn recomputing_changes_no_bit_of_a_gradient() {
-    let mut rng = ChaCha8Rng::seed_from_u64(13);
+    let mut rng = seeded(13);
     let attention = Attention { causal: true, logit_scale: 2.0, ..Attention::new(8, 2, 4) };
     let block = |name: &str, norm: bool| {
         let mut body = vec![Node::new("attend", Op::Attention(attention.clone()))];
@@ -615,9 +615,8 @@ fn recomputing_changes_no_bit_of_a_gradient() {
             Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: true }),
         ];
         let graph = Graph::new(Input::Tokens { context: 9, separator: Some(3) }, nodes).unwrap();
-        let weight = |shape: &[usize], rng: &mut ChaCha8Rng| {
-            random(shape, rng).to_dtype(DType::F32).unwrap()
-        };
+        let weight =
+            |shape: &[usize], rng: &mut Stream| random(shape, rng).to_dtype(DType::F32).unwrap();
         let weights: Weights = graph
             .parameters()
             .iter()
@@ -657,10 +656,10 @@ fn recomputing_changes_no_bit_of_a_gradient() {
     }
 }
 
-/// What is worked out in bf16 is off by its rounding, and by no more.
+/// What is computed in bf16 is off by its rounding, and by no more.
 #[test]
 fn products_in_bf16_are_products_of_rounded_factors() {
-    let mut rng = ChaCha8Rng::seed_from_u64(14);
+    let mut rng = seeded(14);
     let [x, w] =
         [[3, 40], [5, 40]].map(|shape| random(&shape, &mut rng).to_dtype(DType::F32).unwrap());
     let rounded = |x: &Tensor| x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F64).unwrap();

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
-use lipschitz_nn::ops::Adam;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::adam::Adam;
 use crate::optimizer::{
     Optimizer, Rate, Variables, gradient, saved, share, steps_of, steps_tensor,
 };

@@ -57,6 +57,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod adam;
 mod adamw;
 mod blocks;
 pub mod constraint;
@@ -76,7 +77,7 @@ pub use blocks::{MAX_BATCHED_ELEMENTS, PerHead, matrix_name, scale};
 /// The tensors of this crate's interface.
 pub use candle_core;
 pub use error::Error;
-pub use lipschitz_nn::ops::Precision;
+pub use lipschitz_nn::linalg::Precision;
 pub use muon::{Muon, MuonConfig, UpdateScale, Warmup};
 pub use optimizer::{Optimizer, Rate, UpdateBound, Variable, Variables};
 pub use optimizer_config::OptimizerConfig;

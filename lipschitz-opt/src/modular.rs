@@ -266,7 +266,7 @@ fn allot(modules: &[Module], mass: f64, rate: f64, out: &mut BTreeMap<String, f6
 mod tests {
     use super::*;
     use lipschitz_nn::graph::Input;
-    use lipschitz_nn::presets::{Block, Gpt, Mlp};
+    use lipschitz_nn::presets::{BlockConfig, Gpt, Mlp};
 
     fn modular(residual: ResidualSensitivity, masses: &[(&str, f64)]) -> RatesConfig {
         RatesConfig::Modular {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     fn gpt(layers: usize) -> Graph {
-        Gpt::new(10, 8, layers, Block::new(8, 2)).graph().unwrap()
+        Gpt::new(10, 8, layers, BlockConfig::new(8, 2)).graph().unwrap()
     }
 
     /// The published numbers: masses 1, 32, 1, and half the rate with each residual going back.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
+use lipschitz_nn::linalg::{Precision, axpby, axpby_var};
 use lipschitz_nn::norm::rms_to_rms;
-use lipschitz_nn::ops::{Precision, advance, mix};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -243,11 +243,11 @@ impl Optimizer for Muon {
         let mut ahead = Vec::with_capacity(self.variables.len());
         for (v, momentum) in self.variables.iter().zip(&mut self.momentum) {
             let g = gradient(gradients, v)?;
-            mix(momentum, beta, &g, 1.0 - beta)?;
+            axpby(momentum, beta, &g, 1.0 - beta)?;
             ahead.push(match self.config.nesterov {
                 true => {
                     let mut m = momentum.copy()?;
-                    mix(&mut m, beta, &g, 1.0 - beta)?;
+                    axpby(&mut m, beta, &g, 1.0 - beta)?;
                     m
                 }
                 false => momentum.clone(),
@@ -255,7 +255,7 @@ impl Optimizer for Muon {
         }
         for (v, (direction, factor)) in self.variables.iter().zip(self.directions(&ahead)?) {
             let learning_rate = rate.now() * v.rate;
-            advance(
+            axpby_var(
                 &v.var,
                 1.0 - learning_rate * self.config.weight_decay,
                 &direction,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use lipschitz_nn::ops::{advance, mix};
+use lipschitz_nn::linalg::{axpby, axpby_var};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -63,14 +63,14 @@ impl Optimizer for Sgd {
         let SgdConfig { momentum, nesterov, weight_decay } = self.config;
         for (v, m) in self.variables.iter().zip(&mut self.momentum) {
             let g = gradient(gradients, v)?;
-            mix(m, momentum, &g, 1.0)?;
+            axpby(m, momentum, &g, 1.0)?;
             let learning_rate = rate.now() * v.rate;
             let keep = 1.0 - learning_rate * weight_decay;
             if nesterov {
-                advance(&v.var, keep, &g, -learning_rate)?;
-                advance(&v.var, 1.0, m, -learning_rate * momentum)?;
+                axpby_var(&v.var, keep, &g, -learning_rate)?;
+                axpby_var(&v.var, 1.0, m, -learning_rate * momentum)?;
             } else {
-                advance(&v.var, keep, m, -learning_rate)?;
+                axpby_var(&v.var, keep, m, -learning_rate)?;
             }
         }
         Ok(())

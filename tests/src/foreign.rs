@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use lipschitz_import::{Dialect, Imported, Options, import, wanted};
+use lipschitz_import::{Dialect, ImportOptions, Imported, import, wanted};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::save_tensors;
 use serde_json::Value;
@@ -99,7 +99,7 @@ pub fn write(dir: &Path, config: &Value, tensors: &Tensors) {
 
 /// The model of a directory, in f64.
 pub fn ours(dir: &Path, dialect: Dialect) -> Model {
-    let options = Options { dialect, ..Options::default() };
+    let options = ImportOptions { dialect, ..ImportOptions::default() };
     let Imported { model, .. } = import(dir, &options).unwrap_or_else(|e| panic!("{e}"));
     model.to(&Device::Cpu, DType::F64).expect("on the CPU")
 }
@@ -181,7 +181,7 @@ impl Case {
         let tensors = (self.rename)(theirs.clone());
         let dir = tempfile::tempdir().expect("a directory can be made");
         write(dir.path(), &self.config, &tensors);
-        let options = Options { dialect: self.dialect, ..Options::default() };
+        let options = ImportOptions { dialect: self.dialect, ..ImportOptions::default() };
         let wanted = wanted(dir.path(), &options).unwrap_or_else(|e| panic!("{name}: {e}"));
         let asked: Vec<(String, Vec<usize>)> =
             tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();

@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Geometry, Graph};
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::ops::without_kernels;
-use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
+use lipschitz_nn::linalg::without_kernels;
+use lipschitz_nn::presets::{Activation, BlockConfig, Gpt, Mlp, Positions};
 use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Rate, Recipe, SgdConfig};
@@ -126,18 +126,21 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
 }
 
 fn gpt() -> Graph {
-    let gpt =
-        Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 2, Block::new(32, 2)) };
+    let gpt = Gpt {
+        final_scale: 8.0,
+        separator: Some(5),
+        ..Gpt::new(31, 24, 2, BlockConfig::new(32, 2))
+    };
     gpt.graph().unwrap()
 }
 
 /// With a position bias and |x|.
 fn tight() -> Graph {
-    let block = Block {
+    let block = BlockConfig {
         positions: Some(Positions::Bias),
         activation: Activation::Abs,
         alpha: Some(1.0),
-        ..Block::new(32, 4)
+        ..BlockConfig::new(32, 4)
     };
     Gpt { final_scale: 8.0, separator: Some(5), ..Gpt::new(31, 24, 1, block) }.graph().unwrap()
 }

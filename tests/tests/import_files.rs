@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama2_c::{Cache, Config, Llama};
 use candle_transformers::models::llama2_c_weights::TransformerWeights;
-use lipschitz_import::{Dialect, Foreign, Imported, Options, import};
+use lipschitz_import::{Dialect, Foreign, ImportOptions, Imported, import};
 use lipschitz_nn::{Model, graph::Op};
 use lipschitz_tests::Dice;
 use lipschitz_tests::foreign::{Tensors, distance, flat, ids, ours, seeded, write};
@@ -56,11 +56,14 @@ fn llama2c(sizes: [i32; 7]) -> Vec<u8> {
 }
 
 fn imported(path: &Path) -> Imported {
-    import(path, &Options::default()).unwrap_or_else(|e| panic!("{e}"))
+    import(path, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn refused(path: &Path) -> String {
-    let error = import(path, &Options { activation: Some("relu".into()), ..Options::default() });
+    let error = import(
+        path,
+        &ImportOptions { activation: Some("relu".into()), ..ImportOptions::default() },
+    );
     let line = error.err().unwrap_or_else(|| panic!("{} was imported", path.display())).to_string();
     assert!(!line.contains('\n') && line.len() < 2000, "{line}");
     line
@@ -235,7 +238,7 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     );
     // What stays on disk must stay as it was opened: a proof of half of one file and half of
     // another is none.
-    let opened = Foreign::open(&path, &Options::default()).unwrap();
+    let opened = Foreign::open(&path, &ImportOptions::default()).unwrap();
     assert_eq!(flat(&opened.tensor("layer0.weight").unwrap()), [1.0, 2.0, 3.0, 4.0]);
     assert!(opened.tensor("layer1.weight").unwrap_err().to_string().contains("is missing"));
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
@@ -251,8 +254,10 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
     let members: Vec<(&str, Vec<u8>)> =
         numbers.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
     let path = file("m.npz", zip(&members));
-    assert!(import(&path, &Options::default()).unwrap_err().to_string().contains("--activation"));
-    let relu = Options { activation: Some("relu".into()), ..Options::default() };
+    assert!(
+        import(&path, &ImportOptions::default()).unwrap_err().to_string().contains("--activation")
+    );
+    let relu = ImportOptions { activation: Some("relu".into()), ..ImportOptions::default() };
     let Imported { model, meta, .. } = import(&path, &relu).unwrap();
     assert_eq!(flat(&model.weights()["layer9.weight"]), [10.0]);
     assert_eq!(
@@ -260,7 +265,7 @@ fn matrices_of_pytorch_and_numpy_are_perceptrons() {
         10
     );
     assert!(meta.provenance.origin.unwrap().notes[0].contains("relu"));
-    let odd = Options { activation: Some("relu2".into()), ..Options::default() };
+    let odd = ImportOptions { activation: Some("relu2".into()), ..ImportOptions::default() };
     assert!(import(&path, &odd).unwrap_err().to_string().contains("relu2"));
     let path = file(
         "chain.npz",
@@ -510,7 +515,8 @@ fn configs_and_tensors_that_do_not_fit_are_named() {
     more.insert("h.0.attn.bias".into(), seeded("x", &[1, 1, 6, 6]));
     write(dir.path(), &config, &more);
     let Imported { meta, report, .. } =
-        import(dir.path(), &Options { allow_unused: true, ..Options::default() }).unwrap();
+        import(dir.path(), &ImportOptions { allow_unused: true, ..ImportOptions::default() })
+            .unwrap();
     let origin = meta.provenance.origin.unwrap();
     assert_eq!(origin.unused, ["h.0.attn.extra"]);
     assert!(

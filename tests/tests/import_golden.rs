@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::spectral::Method;
-use lipschitz_import::{Dialect, Options, import};
+use lipschitz_import::{Dialect, ImportOptions, import};
 use lipschitz_nn::checkpoint::load_tensors;
 use lipschitz_tests::foreign::{distance, flat, ours};
 
@@ -97,7 +97,7 @@ fn the_methods_run_archives_are_read() {
     for (name, weight) in plain.weights() {
         assert_eq!(flat(weight), flat(&run.weights()[name]), "{name}");
     }
-    let origin = import(&path, &Options::default()).unwrap().meta.provenance.origin.unwrap();
+    let origin = import(&path, &ImportOptions::default()).unwrap().meta.provenance.origin.unwrap();
     assert_eq!(origin.family, "modula");
 }
 
@@ -117,7 +117,7 @@ fn dialects_differ_where_candle_does() {
         let out = |dialect| flat(&ours(&dir, dialect).forward(input).unwrap());
         let off = distance(&out(Dialect::Original), &out(Dialect::Candle));
         assert_eq!(off > 1e-6, differs, "{name}: {off}");
-        let options = Options { dialect: Dialect::Candle, ..Options::default() };
+        let options = ImportOptions { dialect: Dialect::Candle, ..ImportOptions::default() };
         let meta = import(&dir, &options).unwrap().meta;
         assert_eq!(meta.provenance.origin.unwrap().dialect, Dialect::Candle);
     }

@@ -16,7 +16,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
-use lipschitz_import::{Dialect, Imported, Options, import};
+use lipschitz_import::{Dialect, ImportOptions, Imported, import};
 use lipschitz_nn::checkpoint::load_tensors;
 use lipschitz_nn::compare;
 use tokenizers::Tokenizer;
@@ -41,7 +41,7 @@ const SENTENCES: [&str; 4] = [
 #[test]
 fn a_trained_sentence_encoder_end_to_end() {
     let Some(directory) = directory() else { return };
-    let Imported { model, meta, report } = import(&directory, &Options::default()).unwrap();
+    let Imported { model, meta, report } = import(&directory, &ImportOptions::default()).unwrap();
     assert_eq!((model.dtype(), report.applied.len()), (DType::F32, 4 + 6 * 16));
     assert_eq!(meta.provenance.origin.unwrap().dialect, Dialect::Original);
     assert!(report.aside.keys().any(|name| name.starts_with("pooler")));

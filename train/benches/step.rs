@@ -8,8 +8,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::ops::{Strided, product};
-use lipschitz_nn::presets::{Block, Gpt};
+use lipschitz_nn::linalg::{Strided, matmul};
+use lipschitz_nn::presets::{BlockConfig, Gpt};
 use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind, HardCap, NormEstimator};
 use lipschitz_opt::{
     AdamWConfig, MuonConfig, NewtonSchulz, OptimizerConfig, Rate, Recipe, SgdConfig,
@@ -42,7 +42,7 @@ fn main() {
 }
 
 fn graph(dim: usize, layers: usize, context: usize) -> lipschitz_nn::Graph {
-    Gpt::new(65, context, layers, Block::new(dim, dim / 64)).graph().expect("it fits")
+    Gpt::new(65, context, layers, BlockConfig::new(dim, dim / 64)).graph().expect("it fits")
 }
 
 /// A network on variables, with what trains it.
@@ -148,7 +148,7 @@ fn peak() -> f64 {
     let mut out = vec![0f32; m * n];
     let mut once = || {
         let start = Instant::now();
-        product(&mut out, n, Strided::dense(&a, k), Strided::dense(&b, n), false, 1.0, true);
+        matmul(&mut out, n, Strided::dense(&a, k), Strided::dense(&b, n), false, 1.0, true);
         start.elapsed().as_secs_f64()
     };
     2.0 * (m * n * k) as f64 / median((0..15).map(|_| once()).collect())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lipschitz_data::DataConfig;
-use lipschitz_nn::ops::Precision;
+use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_nn::{At, Graph};
 use lipschitz_opt::constraint::ConstraintConfig;

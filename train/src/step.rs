@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
-use lipschitz_nn::{Model, ops};
+use lipschitz_nn::{Model, linalg, ops};
 use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,7 @@ impl Training {
         let mut squares = 0.0;
         for v in &self.variables {
             if let Some(g) = gradients.get(v.var.as_tensor()) {
-                squares += ops::norm(g)?.powi(2);
+                squares += linalg::norm(g)?.powi(2);
             }
         }
         times.backward += clock.lap()?;

@@ -17,8 +17,8 @@ use lipschitz_data::{DataSet, Protocol, evaluate, starts};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::norm::rms_to_rms;
-use lipschitz_nn::ops::Precision;
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::{PerHead, Rate, Recipe};
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::ops::without_kernels;
+use lipschitz_nn::linalg::without_kernels;
 use lipschitz_opt::Rate;
 use lipschitz_train::config::Config;
 use lipschitz_train::estimate::estimate;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::{Activation, Block, Gpt, Mlp, Positions};
+use lipschitz_nn::presets::{Activation, BlockConfig, Gpt, Mlp, Positions};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, Rate, Recipe};
@@ -55,12 +55,12 @@ fn run(
 }
 
 fn cases() -> Vec<(&'static str, Graph, Recipe)> {
-    let gpt = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 2, Block::new(64, 2)) };
-    let block = Block {
+    let gpt = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 2, BlockConfig::new(64, 2)) };
+    let block = BlockConfig {
         positions: Some(Positions::Bias),
         activation: Activation::Abs,
         alpha: Some(1.0),
-        ..Block::new(64, 4)
+        ..BlockConfig::new(64, 4)
     };
     let tight = Gpt { final_scale: 2.0, ..Gpt::new(65, 130, 1, block) };
     let mlp = Mlp {

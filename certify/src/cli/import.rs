@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use lipschitz_import::{Imported, Options, Report, import};
+use lipschitz_import::{ImportOptions, ImportReport, Imported, import};
 use lipschitz_nn::checkpoint::{self, Dialect};
 
 /// Convert a third-party model to a checkpoint.
@@ -46,7 +46,7 @@ impl ImportCommand {
             Whose::Candle => Dialect::Candle,
         };
         let options =
-            Options { dialect, allow_unused: self.allow_unused, activation: self.activation };
+            ImportOptions { dialect, allow_unused: self.allow_unused, activation: self.activation };
         let Imported { model, meta, report } = import(&self.path, &options)?;
         checkpoint::save(&self.output, &model, &meta)?;
         if self.report {
@@ -63,7 +63,7 @@ impl ImportCommand {
     }
 }
 
-fn list(report: &Report) {
+fn list(report: &ImportReport) {
     report.applied.iter().for_each(|(to, from)| outln!("applied: {to} = {}", from.join(", ")));
     report.aside.iter().for_each(|(name, why)| outln!("set aside: {name}: {why}"));
     report.unused.iter().for_each(|name| outln!("unused: {name}"));

@@ -98,7 +98,7 @@ mod tests {
     use lipschitz_nn::Model;
     use lipschitz_nn::graph::Op;
     use lipschitz_nn::init::{self, Blocks};
-    use lipschitz_nn::presets::{Block, Gpt};
+    use lipschitz_nn::presets::{BlockConfig, Gpt};
     use lipschitz_plot::svg;
 
     use super::*;
@@ -108,7 +108,7 @@ mod tests {
     /// A residual and the node in its body may share a path; each has its own bound.
     #[test]
     fn every_node_is_drawn_with_its_own_bound() {
-        let block = Block { output_scale: 3.0, ..Block::new(8, 2) };
+        let block = BlockConfig { output_scale: 3.0, ..BlockConfig::new(8, 2) };
         let graph = Gpt::new(9, 4, 2, block).graph().unwrap();
         let mut weights =
             init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();

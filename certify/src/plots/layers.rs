@@ -84,7 +84,7 @@ mod tests {
     use candle_core::{DType, Device};
     use lipschitz_nn::Model;
     use lipschitz_nn::init::{self, Blocks};
-    use lipschitz_nn::presets::{Block, Gpt};
+    use lipschitz_nn::presets::{BlockConfig, Gpt};
 
     use super::*;
     use crate::certificate::{Formula, certify};
@@ -94,7 +94,7 @@ mod tests {
     fn the_factors_multiply_to_the_constant() {
         let gpt = Gpt {
             final_scale: 3.0,
-            ..Gpt::new(9, 4, 2, Block { output_scale: 1.0, ..Block::new(8, 2) })
+            ..Gpt::new(9, 4, 2, BlockConfig { output_scale: 1.0, ..BlockConfig::new(8, 2) })
         };
         let graph = gpt.graph().unwrap();
         let mut weights =

@@ -1,7 +1,7 @@
 //! Matrices in f64, and the norms that are sums with a rounding margin.
 
 use candle_core::{DType, Device, Tensor};
-use lipschitz_nn::ops::Strided;
+use lipschitz_nn::linalg::Strided;
 
 use super::gamma;
 use crate::Error;

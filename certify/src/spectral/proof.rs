@@ -5,7 +5,7 @@
 //! Stability of Numerical Algorithms*, theorem 10.3; Delattre et al., *Efficient Bound of Lipschitz
 //! Constant for Convolutional Layers by Gram Iteration* (2023).
 
-use lipschitz_nn::ops::{Strided, lower, product, symmetric};
+use lipschitz_nn::linalg::{Strided, matmul, syrk, tril};
 
 use super::lanczos::top_eigenvector;
 use super::matrix::{exponent, scaled, shift, vector_norm};
@@ -77,7 +77,7 @@ fn gram(m: &Matrix) -> Vec<f64> {
     let n = m.rows.min(m.columns);
     let mut g = vec![0.0; n * n];
     let wide = if m.rows <= m.columns { m.view() } else { m.view().t() };
-    symmetric(&mut g, wide, wide.t(), false, 1.0, true);
+    syrk(&mut g, wide, wide.t(), false, 1.0, true);
     g
 }
 
@@ -89,7 +89,7 @@ pub fn top_right_singular_vector(m: &Matrix) -> Vec<f64> {
     }
     // Wᵀ of the left singular vector.
     let mut y = vec![0.0; m.columns];
-    product(&mut y, 1, m.view().t(), Strided::dense(&v, 1), false, 1.0, false);
+    matmul(&mut y, 1, m.view().t(), Strided::dense(&v, 1), false, 1.0, false);
     let norm = y.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     y.into_iter().map(|x| x / norm).collect()
 }
@@ -99,7 +99,7 @@ fn stretch(m: &Matrix, v: &[f64], frobenius: Upper) -> f64 {
     let (view, n) = (m.view(), v.len());
     let map = if m.rows <= m.columns { view.t() } else { view };
     let mut y = vec![0.0; map.rows];
-    product(&mut y, 1, map, Strided::dense(v, 1), false, 1.0, false);
+    matmul(&mut y, 1, map, Strided::dense(v, 1), false, 1.0, false);
     let size = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let above = vector_norm(v).to_f64();
     let error =
@@ -166,7 +166,7 @@ fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
             let panel: Vec<f64> =
                 (to..n).flat_map(|i| m[i * n + from..i * n + to].iter().copied()).collect();
             let view = Strided::dense(&panel, width);
-            lower(&mut m[to * n + to..], n, view, view.t(), true, -1.0, true);
+            tril(&mut m[to * n + to..], n, view, view.t(), true, -1.0, true);
         }
     }
     let g = gamma(n + 4);
@@ -186,7 +186,7 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
         trail.push((e, vector_norm(&h)));
         let mut square = vec![0.0; n * n];
         let view = Strided::dense(&h, n);
-        symmetric(&mut square, view, view, false, 1.0, true);
+        syrk(&mut square, view, view, false, 1.0, true);
         h = square;
     }
     let mut bound = vector_norm(&h);
@@ -240,7 +240,7 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
 /// ‖AB‖ for elements of at most 1, from the computed product: `‖fl(AB) − AB‖ ≤ γ ‖A‖_F ‖B‖_F`.
 fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
     let mut ab = Matrix { rows: a.rows, columns: b.columns, data: vec![0.0; a.rows * b.columns] };
-    product(&mut ab.data, b.columns, a, b, false, 1.0, true);
+    matmul(&mut ab.data, b.columns, a, b, false, 1.0, true);
     let rounding = gamma(a.columns + 2) * vector_norm(a.data()) * vector_norm(b.data())
         + Upper::from_f64(UNDERFLOW);
     let found = spectral_norm(&ab, method);
@@ -255,7 +255,7 @@ fn times(a: Strided<'_, f64>, b: Strided<'_, f64>, method: Method) -> Interval {
 fn factor(a: &Matrix) -> Option<(Matrix, Upper)> {
     let k = a.columns;
     let mut g = vec![0.0; k * k];
-    symmetric(&mut g, a.view().t(), a.view(), false, 1.0, false);
+    syrk(&mut g, a.view().t(), a.view(), false, 1.0, false);
     let frobenius = vector_norm(&a.data);
     let squares = (frobenius * frobenius).to_f64();
     // A small multiple of the identity lets a singular G be factored. Adding it preserves the

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::presets::{Block, Gpt};
+use lipschitz_nn::presets::{BlockConfig, Gpt};
 use lipschitz_nn::{Model, Weights};
 use tempfile::TempDir;
 
@@ -24,7 +24,7 @@ impl Workshop {
     }
 
     pub fn model() -> Model {
-        let gpt = Gpt::new(11, 6, 2, Block::new(16, 4));
+        let gpt = Gpt::new(11, 6, 2, BlockConfig::new(16, 4));
         let graph = gpt.graph().unwrap();
         let mut weights =
             init::weights(&graph, 7, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use lipschitz_nn::graph::{Function, Node, Op};
 use lipschitz_nn::{At, Error};
 
 /// Options that a forward pass at inference does not depend on.
@@ -62,12 +61,12 @@ const INERT: &[&str] = &[
     "use_cache",
 ];
 
-/// The largest size of anything: a graph takes no larger.
+/// The largest size of anything: a graph weights no larger.
 const LARGEST: u64 = 1 << 28;
 
-/// The options of a model. Each that is read is remembered; [`Config::finish`] fails on the first
-/// that nobody read.
-pub(crate) struct Config {
+/// The options of a model. Each that is read is remembered; [`ConfigReader::finish`] fails on the
+/// first that nobody read.
+pub(crate) struct ConfigReader {
     path: PathBuf,
     /// Where in the file, for messages.
     within: String,
@@ -75,7 +74,7 @@ pub(crate) struct Config {
     read: RefCell<BTreeSet<String>>,
 }
 
-impl Config {
+impl ConfigReader {
     /// # Errors
     /// [`Error::File`] if the file is missing or no JSON object.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
@@ -120,7 +119,7 @@ impl Config {
         }
     }
 
-    /// As [`Config::size_if`], where 0 means something too.
+    /// As [`ConfigReader::size_if`], where 0 means something too.
     pub(crate) fn size_if_zero(&self, key: &str) -> Result<Option<usize>, Error> {
         if self.value(key).and_then(Value::as_u64) == Some(0) {
             Ok(Some(0))
@@ -200,7 +199,7 @@ impl Config {
     }
 
     /// Options inside an option.
-    pub(crate) fn inside(&self, key: &str) -> Result<Option<Config>, Error> {
+    pub(crate) fn inside(&self, key: &str) -> Result<Option<ConfigReader>, Error> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(options)) => {
@@ -255,61 +254,6 @@ impl Config {
                      does not, remove it from the file"
                 ),
             )),
-        }
-    }
-}
-
-/// An elementwise function by its name in the library: φ, and the factor on its argument.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Activation {
-    function: Function,
-    factor: f64,
-}
-
-impl Activation {
-    pub(crate) fn plain(function: Function) -> Self {
-        Self { function, factor: 1.0 }
-    }
-
-    pub(crate) fn read(config: &Config, key: &str, default: &str) -> Result<Self, Error> {
-        let name = config.text(key)?.unwrap_or(default);
-        Self::named(name)
-            .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
-    }
-
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Some(Self::plain(match name {
-            "relu" => Function::Relu,
-            "gelu" | "gelu_python" | "gelu_erf" => Function::GeluErf,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_accurate" | "gelu_tanh" => Function::GeluTanh,
-            "silu" | "swish" => Function::Silu,
-            "tanh" => Function::Tanh,
-            "sigmoid" => Function::Sigmoid,
-            // x·sigmoid(1.702 x) is SiLU of 1.702 x, over 1.702.
-            "quick_gelu" => return Some(Self { function: Function::Silu, factor: 1.702 }),
-            _ => return None,
-        }))
-    }
-
-    /// Candle takes GELU's tanh approximation in some of its models.
-    pub(crate) fn approximate(self) -> Self {
-        if self == Self::plain(Function::GeluErf) { Self::plain(Function::GeluTanh) } else { self }
-    }
-
-    pub(crate) fn nodes(self) -> Vec<Node> {
-        let phi = |scale| Node::new("", Op::Activation { function: self.function, scale });
-        if self.factor == 1.0 {
-            return vec![phi(1.0)];
-        }
-        vec![Node::new("", Op::Scale { factor: self.factor }), phi(self.factor.recip())]
-    }
-
-    /// φ, for a gated unit.
-    pub(crate) fn gate(self, config: &Config, key: &str) -> Result<Function, Error> {
-        if self.factor == 1.0 {
-            Ok(self.function)
-        } else {
-            Err(config.wrong(key, "is not supported in a gated unit"))
         }
     }
 }

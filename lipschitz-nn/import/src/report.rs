@@ -1,9 +1,9 @@
-//! What became of each tensor of a foreign model.
+//! What became of each tensor of a third-party model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::formats::files::Files;
-use crate::plan::Plan;
+use crate::mapping::Mapping;
 
 /// A tensor whose shape is not the one that the config implies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Misshapen {
 /// What became of each tensor. Names are those of the file; `applied` maps weights of the graph to
 /// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ImportReport {
     /// Each weight of the graph, and the tensors that it is made of.
     pub applied: BTreeMap<String, Vec<String>>,
     /// Tensors that the config asks for and no file holds.
@@ -32,11 +32,11 @@ pub struct Report {
     pub misshapen: Vec<Misshapen>,
 }
 
-impl Report {
-    pub(crate) fn new(plan: &Plan, files: &Files) -> Self {
+impl ImportReport {
+    pub(crate) fn new(plan: &Mapping, files: &Files) -> Self {
         let mut report = Self::default();
         let mut wanted = BTreeMap::new();
-        for (name, take) in &plan.takes {
+        for (name, take) in &plan.weights {
             let sources = take.sources();
             report.applied.insert(
                 name.clone(),
@@ -90,7 +90,7 @@ impl Report {
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// A line a reason, for the origin.
+    /// A line per reason, for the origin.
     pub(crate) fn set_aside(&self) -> Vec<String> {
         let reasons: BTreeSet<&String> = self.aside.values().collect();
         let line = |why: &&String| {

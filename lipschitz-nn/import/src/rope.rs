@@ -5,8 +5,8 @@ use std::f64::consts::TAU;
 use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Pairing, Rotary};
 
-use crate::Dialect;
-use crate::config::Config;
+use crate::config::ConfigReader;
+use lipschitz_nn::checkpoint::Dialect;
 
 /// Rotary positions, and what comes with a scaling.
 pub(crate) struct Rope {
@@ -32,7 +32,11 @@ const ALL: f64 = 1.0;
 ///
 /// Sources: for `llama3` the code published with Llama 3.1; Peng et al., *YaRN*, sections 3.2 and
 /// 3.4; Ding et al., *LongRoPE*.
-pub(crate) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result<Rope, Error> {
+pub(crate) fn rope(
+    config: &ConfigReader,
+    head_dim: usize,
+    dialect: Dialect,
+) -> Result<Rope, Error> {
     let outer = config.number_if("rope_theta")?;
     let outer_part = config.number_if("partial_rotary_factor")?;
     let context = config.size("max_position_embeddings")?;
@@ -153,7 +157,7 @@ pub(crate) fn rope(config: &Config, head_dim: usize, dialect: Dialect) -> Result
 
 /// Unscaled frequencies, for a part of each head.
 fn plain(
-    config: &Config,
+    config: &ConfigReader,
     theta: f64,
     part: f64,
     head_dim: usize,

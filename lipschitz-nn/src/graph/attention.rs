@@ -13,7 +13,7 @@ pub enum Pairing {
     Interleaved,
 }
 
-/// Rotary positions: each pair of coordinates of queries and keys is turned by an angle
+/// Rotary positions: each pair of coordinates of queries and keys is rotated by an angle
 /// proportional to the position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -22,8 +22,8 @@ pub struct Rotary {
     pub base: f64,
     /// Which coordinates are paired.
     pub pairing: Pairing,
-    /// Angle a token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies. Fewer
-    /// than head_dim/2 of them turn the first coordinates and leave the others.
+    /// Angle per token of each pair, where it is not `base^(−2i/head_dim)`: scaled frequencies.
+    /// Fewer than head_dim/2 of them rotate the first coordinates and leave the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequencies: Option<Vec<f64>>,
 }
@@ -39,7 +39,7 @@ impl Rotary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Span {
-    /// Each head, with one gain of a head's width for all.
+    /// Each head, with one gain of the width of a head for all.
     #[default]
     Head,
     /// All heads together, with a gain of their whole width.
@@ -116,15 +116,15 @@ impl PositionBias {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attention {
-    /// Width of the stream.
+    /// Width of the residual stream.
     pub dim: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads` (grouped queries).
     pub key_value_heads: usize,
-    /// Width of a head.
+    /// Width of each head.
     pub head_dim: usize,
-    /// Factor on the logits: 1/head_dim in the method, 1/√head_dim elsewhere.
+    /// Factor on the logits: 1/head_dim in Newhouse et al. (2025), 1/√head_dim elsewhere.
     pub logit_scale: f64,
     /// Factor on the output.
     pub output_scale: f64,
@@ -144,10 +144,10 @@ pub struct Attention {
     /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
     #[serde(default)]
     pub logit_cap: Option<f64>,
-    /// A token sees only tokens less than this many positions away, if given.
+    /// Size of the sliding window: a token sees only tokens fewer than this many positions away.
     #[serde(default)]
     pub window: Option<usize>,
-    /// Numbers added to the logits by distance, if any.
+    /// A position bias, if any.
     #[serde(default)]
     pub position_bias: Option<PositionBias>,
 }

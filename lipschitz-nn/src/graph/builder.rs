@@ -7,10 +7,11 @@ use crate::Error;
 /// node `fc1` has the weights `fc1.weight` and `fc1.bias`, and inside a node `block` they are
 /// `block.fc1.weight` and so on.
 #[derive(Clone, Debug)]
+#[must_use = "nodes are collected by value, and `build` makes the graph"]
 pub struct Builder {
     input: Input,
     nodes: Vec<Node>,
-    /// Numbers in a token, or in all.
+    /// Numbers per token, or in all.
     width: usize,
 }
 
@@ -124,7 +125,7 @@ impl Builder {
         self.push("", Op::Patches { size })
     }
 
-    /// A learned token in front.
+    /// A learned token prepended.
     pub fn class_token(self, name: &str) -> Self {
         let dim = self.width;
         self.push(name, Op::ClassToken { dim })

@@ -11,7 +11,7 @@ const MAX_DEPTH: usize = 32;
 /// Sizes beyond this are refused, so that products of two of them cannot overflow.
 const MAX_SIZE: usize = 1 << 28;
 
-/// What a node may want to know beside the shape it reads.
+/// What a node may need to know besides the shape it reads.
 struct Surroundings {
     /// The longest sequence, for token ids.
     context: Option<usize>,

@@ -102,8 +102,8 @@ impl Input {
         Self::Tokens { context, separator: None }
     }
 
-    /// What metrics count of one example: the tokens of a longest sequence; an image or a vector is
-    /// one.
+    /// How many positions metrics count per example: the tokens of a longest sequence; an image or
+    /// a vector is one.
     pub fn positions(&self) -> usize {
         match self {
             Self::Tokens { context, .. } => *context,
@@ -130,8 +130,8 @@ pub struct Node {
 pub enum Function {
     /// max(x, 0)
     Relu,
-    /// |x|: its slope is ±1 everywhere, so it passes on the whole norm of a gradient (Anil, Lucas and Grosse, *Sorting out Lipschitz
-    /// Function Approximation*, 2019).
+    /// |x|: its slope is ±1 everywhere, so it keeps the norm of a gradient (Anil, Lucas and Grosse,
+    /// *Sorting out Lipschitz Function Approximation*, 2019).
     Abs,
     /// x·Φ(x)
     GeluErf,
@@ -213,10 +213,10 @@ pub enum Op {
     },
     /// `cap·tanh(x/cap)`, elementwise.
     SoftCap {
-        /// What the result stays below.
+        /// Bound of the result.
         cap: f64,
     },
-    /// Each element brought into [-limit, limit]: makes the values of pixels known to what follows.
+    /// Each element clipped to [-limit, limit]: bounds the pixels for the nodes that follow.
     Clip {
         /// The largest absolute value that passes.
         limit: f64,
@@ -251,14 +251,15 @@ pub enum Op {
         #[serde(default)]
         bias: bool,
     },
-    /// Puts a learned token in front of the others.
+    /// Prepends a learned token.
     ClassToken {
         /// Width.
         dim: usize,
     },
     /// `[batch, tokens, dim]` to the first token `[batch, dim]`.
     FirstToken,
-    /// `[batch, tokens, dim]` to the first token beside the mean of the others, `[batch, 2·dim]`.
+    /// `[batch, tokens, dim]` to the first token and the mean of the others, concatenated:
+    /// `[batch, 2·dim]`.
     FirstAndMean,
     /// `[batch, …]` to `[batch, product]`.
     Flatten,

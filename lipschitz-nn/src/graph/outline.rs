@@ -1,4 +1,4 @@
-//! A graph in words, box by box, for whoever draws it; and as Graphviz's DOT language.
+//! A graph in words, box by box, for drawings; and in Graphviz's DOT language.
 
 use std::fmt::Write;
 
@@ -23,7 +23,7 @@ impl Graph {
         (input(self), boxes(&self.nodes, "", &NodeId::default()))
     }
 
-    /// A drawing in Graphviz's DOT language; `note` gives a line more for a node, such as its
+    /// A drawing in Graphviz's DOT language; `note` adds a line to a node, such as its
     /// bound.
     pub fn to_dot(&self, note: &dyn Fn(&NodeId) -> Option<String>) -> String {
         let (input, boxes) = self.outline();

@@ -4,9 +4,9 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{Array, Kernel, apply};
-use super::real::{Real, simd};
-use super::{CHUNK, fused};
 use crate::graph::Function;
+use crate::linalg::simd::simd;
+use crate::linalg::{CHUNK, Real, fused};
 
 /// `scale·φ(x)` for a tensor of any shape.
 ///
@@ -176,8 +176,8 @@ pub(super) fn values<T: Real>(function: Function, scale: f64, x: &[T], y: &mut [
     );
 }
 
-/// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what a perceptron's gradient needs of its hidden
-/// layer.
+/// `grad ← scale·φ'(x)·grad` and `x ← scale·φ(x)`: what the gradient of an MLP needs of its
+/// hidden layer.
 pub(super) fn gradients<T: Real>(function: Function, scale: f64, x: &mut [T], grad: &mut [T]) {
     let scale = T::of(scale);
     simd(
@@ -248,7 +248,13 @@ impl Map {
         match *self {
             Self::Activation(function, scale) => {
                 let scale = T::of(scale);
-                specialised!(function, F => zip(out, x, grad, #[inline(always)] |x, g| scale * g * both(F, x).1));
+                specialised!(function, F => zip(
+                    out,
+                    x,
+                    grad,
+                    #[inline(always)]
+                    |x, g| scale * g * both(F, x).1,
+                ));
             }
             Self::SoftCap(cap) => {
                 let inverse = T::of(cap.recip());

@@ -7,11 +7,9 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::documents::Documents;
-use super::fused;
 use super::kernel::{Array, Kernel, apply};
-use super::precision::Precision;
-use super::product::{Strided, product};
-use super::real::{Real, largest, simd, sum};
+use crate::linalg::simd::{max, simd, sum};
+use crate::linalg::{Precision, Real, Strided, fused, matmul};
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,25 +47,25 @@ impl Mask {
     }
 }
 
-/// What attention makes of `q kᵀ` before the softmax, and which keys a query sees.
+/// What happens to `q kᵀ` before the softmax, and which keys a query sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Scores<'a> {
     /// Factor on `q kᵀ`.
     pub scale: f64,
-    /// Scores are then capped by [`super::soft_cap`].
+    /// Cap of [`super::soft_cap`], applied to the scaled logits.
     pub cap: Option<f64>,
-    /// Added then, as [`super::position_bias`] makes it.
+    /// Added to the capped logits, as [`super::position_bias`] makes it.
     pub bias: Option<&'a Tensor>,
     /// Which keys a query sees.
     pub mask: Mask,
-    /// A query sees keys of its own document alone.
+    /// Where documents begin: a query sees only keys of its own.
     pub documents: Option<&'a Documents>,
-    /// What the products are worked out in.
+    /// The precision of the products.
     pub precision: Precision,
 }
 
 impl Scores<'_> {
-    /// Scaled and masked, no more.
+    /// Scaled and masked logits, nothing else.
     pub fn new(scale: f64, mask: Mask) -> Self {
         Self { scale, cap: None, bias: None, mask, documents: None, precision: Precision::F32 }
     }
@@ -90,7 +88,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<
         Mask::Near { .. } => false,
     };
     if fused(&[q, k, v]) && plain && covered {
-        apply(Attention { scale, mask, documents: documents.cloned() }, &[q, k, v], true)
+        apply(AttentionKernel { scale, mask, documents: documents.cloned() }, &[q, k, v], true)
     } else {
         composed(q, k, v, scores)
     }
@@ -114,7 +112,7 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
     // The scale on queries: they are fewer numbers than logits.
     let mut logits = precision.matmul(&(q * scale)?, &k.transpose(2, 3)?.contiguous()?)?;
     if let Some(cap) = cap {
-        logits = super::soft_cap(&logits, cap)?;
+        logits = super::activation::soft_cap(&logits, cap)?;
     }
     if let Some(bias) = bias {
         logits = logits.broadcast_add(&super::position::by_pair(bias, dims.heads, dims.tokens)?)?;
@@ -167,7 +165,7 @@ impl Dims {
 
 /// The logits' scale and the mask.
 #[derive(Clone)]
-pub(super) struct Attention {
+pub(super) struct AttentionKernel {
     pub scale: f64,
     /// Not [`Mask::Near`].
     pub mask: Mask,
@@ -175,7 +173,7 @@ pub(super) struct Attention {
     pub documents: Option<Documents>,
 }
 
-/// One head's share of it, for one sequence.
+/// One head of one sequence.
 pub(super) struct Head<'a, T> {
     scale: f64,
     causal: bool,
@@ -207,8 +205,8 @@ pub(super) struct Target<'a, T> {
     pub row: usize,
 }
 
-impl Attention {
-    /// For a head of this sequence, with what is added to its logits.
+impl AttentionKernel {
+    /// One head of this sequence, with what is added to its logits.
     pub(super) fn of_sequence<'a, T>(&'a self, sequence: usize, bias: &'a [T]) -> Head<'a, T> {
         let starts =
             self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
@@ -229,7 +227,7 @@ impl<T: Real> Head<'_, T> {
     /// The probabilities of one block, `[rows, keys]`.
     fn probabilities(&self, p: &mut [T], q: Strided<T>, k: Strided<T>, first: usize) {
         let (keys, negligible) = (k.rows, T::of(1e-26));
-        product(p, keys, q, k.t(), false, self.scale, false);
+        matmul(p, keys, q, k.t(), false, self.scale, false);
         for (i, row) in p.chunks_mut(keys).enumerate() {
             let end = if self.causal { first + i + 1 } else { keys };
             let start = self.starts.get(first + i).map_or(0, |start| *start as usize);
@@ -244,7 +242,7 @@ impl<T: Real> Head<'_, T> {
                     }
                     // NaN logits give NaN probabilities: `largest` passes over a NaN, the sum keeps
                     // it.
-                    let max = largest(row);
+                    let max = max(row);
                     for x in row.iter_mut() {
                         let e = Real::exp(*x - max);
                         // Far below the rounding of the sum; kept, its products would be denormal,
@@ -284,7 +282,7 @@ impl<T: Real> Head<'_, T> {
             let p = &mut scratch.p[..rows * keys];
             self.probabilities(p, q.part(first, first + rows), k.part(0, keys), first);
             let out_rows = &mut out.data[first * out.row..];
-            product(out_rows, out.row, Strided::dense(p, keys), v.part(0, keys), false, 1.0, false);
+            matmul(out_rows, out.row, Strided::dense(p, keys), v.part(0, keys), false, 1.0, false);
         }
     }
 
@@ -305,8 +303,8 @@ impl<T: Real> Head<'_, T> {
             let (q, grad) = (q.part(first, first + rows), grad.part(first, first + rows));
             let (k, v) = (k.part(0, keys), v.part(0, keys));
             self.probabilities(p, q, k, first);
-            product(dv.data, dv.row, Strided::dense(p, keys).t(), grad, true, 1.0, false);
-            product(ds, keys, grad, v.t(), false, 1.0, false);
+            matmul(dv.data, dv.row, Strided::dense(p, keys).t(), grad, true, 1.0, false);
+            matmul(ds, keys, grad, v.t(), false, 1.0, false);
             for (i, (p, ds)) in p.chunks(keys).zip(ds.chunks_mut(keys)).enumerate() {
                 let dbias = &mut dbias[self.columns(first + i, 0..keys)];
                 simd(
@@ -323,13 +321,13 @@ impl<T: Real> Head<'_, T> {
                 );
             }
             let ds = Strided::dense(&*ds, keys);
-            product(&mut dq.data[first * dq.row..], dq.row, ds, k, false, self.scale, false);
-            product(dk.data, dk.row, ds.t(), q, true, self.scale, false);
+            matmul(&mut dq.data[first * dq.row..], dq.row, ds, k, false, self.scale, false);
+            matmul(dk.data, dk.row, ds.t(), q, true, self.scale, false);
         }
     }
 }
 
-impl Kernel for Attention {
+impl Kernel for AttentionKernel {
     const NAME: &'static str = "attention";
     type Saved<T: Real> = ();
 

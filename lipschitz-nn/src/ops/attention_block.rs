@@ -1,20 +1,18 @@
-//! A residual attention layer as one operation: each head is projected, mixed and given back while
-//! it is in cache.
+//! A residual attention layer as one operation: each head is projected, attended and projected back
+//! while it is in cache.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::attention::{Attention, Mask, Scores, Scratch, Target};
-use super::buffer::Buffer;
+use super::ROWS;
+use super::attention::{AttentionKernel, Mask, Scores, Scratch, Target};
 use super::documents::Documents;
 use super::kernel::{Array, Kernel, apply};
-use super::precision::Precision;
-use super::product::{Strided, product};
-use super::real::{Real, simd};
 use super::residual::scaled;
 use super::rotary::{Turns, fits};
-use super::{ROWS, fused};
 use crate::graph::Rotary;
+use crate::linalg::simd::simd;
+use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul};
 
 /// The constants of [`attention_block`].
 #[derive(Clone, Debug)]
@@ -33,7 +31,7 @@ pub struct AttentionBlock {
     pub skip: f64,
     /// Factor on the attention.
     pub branch: f64,
-    /// A token sees its own document alone; under `causal` only.
+    /// A token sees only its own document; under `causal` only.
     pub documents: Option<Documents>,
 }
 
@@ -41,8 +39,8 @@ pub struct AttentionBlock {
 /// `projections` holds the rows of Wq, Wk and Wv one after the other, `[(heads +
 /// 2·key_value_heads)·head_dim, dim]`, and `output` is Wo, `[dim, heads·head_dim]`.
 ///
-/// Queries, keys, values and mixed values are kept for the gradient if `keep`, and worked out again
-/// otherwise; probabilities always are.
+/// Queries, keys, values and mixed values are kept for the gradient if `keep`, and recomputed
+/// otherwise; probabilities are always recomputed.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
@@ -72,7 +70,10 @@ pub fn composed(
     output: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    use super::composed::{attention, linear, residual, rotary};
+    use super::attention::composed as attention;
+    use super::linear::composed as linear;
+    use super::residual::composed as residual;
+    use super::rotary::composed as rotary;
     let precision = Precision::F32;
     let (batch, tokens, _) = x.dims3()?;
     let (heads, shared) = (block.heads, block.key_value_heads);
@@ -103,18 +104,18 @@ struct Sizes {
     tokens: usize,
     dim: usize,
     head: usize,
-    /// Query heads a key head.
+    /// Query heads per key head.
     group: usize,
     groups: usize,
 }
 
 impl Sizes {
-    /// Elements of a head of a sequence.
+    /// Elements of one head of one sequence.
     fn one(self) -> usize {
         self.tokens * self.head
     }
 
-    /// Elements of the queries of a group, its keys and its values; and of what they mix to.
+    /// Elements of the queries, keys and values of one group; and of its mixed values.
     fn of_group(self) -> (usize, usize) {
         ((self.group + 2) * self.one(), self.group * self.one())
     }
@@ -141,8 +142,8 @@ impl Sizes {
     }
 }
 
-/// Queries, keys and values group by group, `[batch, groups, group + 2, tokens, head]`, turned; and
-/// what they mix to, `[batch, groups, group, tokens, head]`.
+/// Queries, keys and values group by group, `[batch, groups, group + 2, tokens, head]`, rotated;
+/// and mixed values, `[batch, groups, group, tokens, head]`.
 pub(super) struct Kept<T: Real> {
     projected: Buffer<T>,
     mixed: Buffer<T>,
@@ -161,7 +162,7 @@ impl AttentionBlock {
         }
     }
 
-    /// What is added to the logits of a head by distance; nothing without a fourth input.
+    /// What is added to the logits of one head, by distance; nothing without a fourth input.
     fn bias<'a, T>(inputs: &[Array<'a, T>], head: usize) -> &'a [T] {
         inputs.get(3).filter(|bias| !bias.data.is_empty()).map_or(&[], |bias| {
             let width = bias.width();
@@ -169,12 +170,12 @@ impl AttentionBlock {
         })
     }
 
-    fn attention(&self) -> Attention {
+    fn attention(&self) -> AttentionKernel {
         let mask = if self.causal { Mask::Causal } else { Mask::None };
-        Attention { scale: self.logit_scale, mask, documents: self.documents.clone() }
+        AttentionKernel { scale: self.logit_scale, mask, documents: self.documents.clone() }
     }
 
-    /// Turns queries and keys of a group, or turns their gradients back.
+    /// Rotates the queries and keys of one group, or their gradients backwards.
     fn turn<T: Real>(turns: Option<&Turns<T>>, projected: &mut [T], s: Sizes, sign: f64) {
         let Some(turns) = turns else { return };
         simd(
@@ -210,7 +211,7 @@ impl AttentionBlock {
                     Strided::dense(&x[sequence * s.tokens * s.dim..][..s.tokens * s.dim], s.dim);
                 for (j, head) in projected.chunks_mut(s.one()).enumerate() {
                     let w = Strided::dense(&w[s.rows(g, j) * s.dim..][..s.head * s.dim], s.dim);
-                    product(head, s.head, x, w.t(), false, 1.0, false);
+                    matmul(head, s.head, x, w.t(), false, 1.0, false);
                 }
                 Self::turn(turns.as_ref(), projected, s, 1.0);
                 let head = |j: usize| Strided::dense(&projected[j * s.one()..][..s.one()], s.head);
@@ -230,7 +231,7 @@ impl AttentionBlock {
                     s.head,
                 );
                 let w = Strided::rows(&output[h * s.head..], s.dim, s.head, self.heads * s.head);
-                product(out, s.dim, mixed.part(from, from + rows), w.t(), true, self.branch, false);
+                matmul(out, s.dim, mixed.part(from, from + rows), w.t(), true, self.branch, false);
             }
         });
         (out, kept)
@@ -256,7 +257,7 @@ impl AttentionBlock {
             i * n..(i + 1) * n
         };
         let rows_of = |i: usize| Strided::dense(&grad[sequence_of(grad, i)], s.dim);
-        // The gradients of queries, keys and values, as they were before they were turned.
+        // The gradients of queries, keys and values, as they were before the rotation.
         let mut dp = Buffer::take(kept.projected.len());
         // The gradient of the bias, sequence by sequence.
         let biases = inputs.get(3).map_or(0, |bias| bias.data.len());
@@ -279,7 +280,7 @@ impl AttentionBlock {
                 for (j, dq) in dq.chunks_mut(s.one()).enumerate() {
                     let column = (g * s.group + j) * s.head;
                     let w = Strided::rows(&output[column..], s.dim, s.head, width);
-                    product(dmixed, s.head, rows_of(sequence), w, false, self.branch, false);
+                    matmul(dmixed, s.head, rows_of(sequence), w, false, self.branch, false);
                     let target = |data| Target { data, row: s.head };
                     attention.of_sequence(sequence, Self::bias(inputs, g * s.group + j)).gradient(
                         [target(dq), target(&mut *dk), target(&mut *dv)],
@@ -299,7 +300,7 @@ impl AttentionBlock {
                 let group = &dp[(sequence * s.groups + g) * per_group..][..per_group];
                 for (j, head) in group.chunks(s.one()).enumerate() {
                     let w = Strided::dense(&w[s.rows(g, j) * s.dim..][..s.head * s.dim], s.dim);
-                    product(
+                    matmul(
                         dx,
                         s.dim,
                         Strided::dense(head, s.head).part(from, from + rows),
@@ -324,7 +325,7 @@ impl AttentionBlock {
                         s.head,
                     );
                     let x = Strided::dense(&x[sequence_of(x, i)], s.dim);
-                    product(dw, s.dim, head.t(), x, i > 0, 1.0, false);
+                    matmul(dw, s.dim, head.t(), x, i > 0, 1.0, false);
                 }
             });
             let mut transposed = Buffer::take(output.len());
@@ -334,7 +335,7 @@ impl AttentionBlock {
                         &kept.mixed[(i * self.heads + h) * s.one()..][..s.one()],
                         s.head,
                     );
-                    product(dw, s.dim, mixed.t(), rows_of(i), i > 0, self.branch, false);
+                    matmul(dw, s.dim, mixed.t(), rows_of(i), i > 0, self.branch, false);
                 }
             });
             for (i, row) in transposed.chunks(s.dim).enumerate() {

@@ -1,32 +1,31 @@
-//! Residual blocks one after the other as one operation: what one block leaves for the next never
-//! becomes a tensor, whose gradient would be cleared, added to and allocated anew at every step.
+//! A chain of residual blocks as one operation: what one block passes to the next never becomes a
+//! tensor, whose gradient would be cleared, added to and allocated anew at every step.
 
 use candle_core::{Result, Tensor, bail};
 
 use super::attention_block::{AttentionBlock, Kept};
-use super::buffer::Buffer;
-use super::fused;
+use super::documents::Documents;
 use super::kernel::{Array, Kernel, apply};
 use super::mlp_block::MlpBlock;
-use super::real::Real;
 use crate::graph::PositionBias;
+use crate::linalg::{Buffer, Real, fused};
 
 /// A residual block with its weights.
 #[derive(Clone, Debug)]
-pub enum Block {
+pub enum FusedBlock {
     /// [`super::mlp_block`] with U and D.
-    Perceptron(MlpBlock, [Tensor; 2]),
+    Mlp(MlpBlock, [Tensor; 2]),
     /// [`super::attention_block`] with Wq, Wk, Wv and Wo, and the table of a position bias, if
     /// there is one.
     Attention(AttentionBlock, [Tensor; 4], Option<(PositionBias, Tensor)>),
 }
 
 /// The blocks in turn on `x`, `[…, dim]`; with `keep`, what they need for the gradient is kept,
-/// otherwise their inputs alone.
+/// otherwise only their inputs.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
-pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
+pub fn chain(x: &Tensor, blocks: &[FusedBlock], keep: bool) -> Result<Tensor> {
     if blocks.is_empty() || !blocks.iter().all(|block| block.given().all(|w| fused(&[x, w]))) {
         return composed(x, blocks);
     }
@@ -52,12 +51,12 @@ pub fn chain(x: &Tensor, blocks: &[Block], keep: bool) -> Result<Tensor> {
 ///
 /// # Errors
 /// Candle's own.
-pub fn composed(x: &Tensor, blocks: &[Block]) -> Result<Tensor> {
+pub fn composed(x: &Tensor, blocks: &[FusedBlock]) -> Result<Tensor> {
     blocks.iter().try_fold(x.clone(), |x, block| match block {
-        Block::Perceptron(block, [up, down]) => super::composed::mlp_block(*block, &x, up, down),
-        Block::Attention(block, [query, key, value, output], bias) => {
+        FusedBlock::Mlp(block, [up, down]) => super::mlp_block::composed(*block, &x, up, down),
+        FusedBlock::Attention(block, [query, key, value, output], bias) => {
             let bias = by_distance(block, bias.as_ref(), &x)?;
-            super::composed::attention_block(
+            super::attention_block::composed(
                 block,
                 &x,
                 &Tensor::cat(&[query, key, value], 0)?,
@@ -74,15 +73,27 @@ fn by_distance(
     bias: Option<&(PositionBias, Tensor)>,
     x: &Tensor,
 ) -> Result<Option<Tensor>> {
-    bias.map(|(bias, table)| super::position_bias(table, *bias, block.causal, x.dim(1)?))
+    bias.map(|(bias, table)| super::position::position_bias(table, *bias, block.causal, x.dim(1)?))
         .transpose()
 }
 
-impl Block {
-    /// As they are.
+impl FusedBlock {
+    /// The same block on these documents, if there is one: only causal attention keeps within them.
+    pub(crate) fn within(&self, documents: Option<&Documents>) -> Option<Self> {
+        let mut block = self.clone();
+        if let Self::Attention(attention, ..) = &mut block {
+            if !attention.causal && documents.is_some() {
+                return None;
+            }
+            attention.documents = documents.cloned();
+        }
+        Some(block)
+    }
+
+    /// The weights as they are.
     fn given(&self) -> impl Iterator<Item = &Tensor> {
         let (weights, bias) = match self {
-            Self::Perceptron(_, weights) => (&weights[..], None),
+            Self::Mlp(_, weights) => (&weights[..], None),
             Self::Attention(_, weights, bias) => {
                 (&weights[..], bias.as_ref().map(|(_, table)| table))
             }
@@ -90,10 +101,10 @@ impl Block {
         weights.iter().chain(bias)
     }
 
-    /// In the order in which a link has them, and the bias by distance.
+    /// The weights in the order in which a link has them, and the bias by distance.
     fn weights(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         Ok(match self {
-            Self::Perceptron(_, weights) => weights.to_vec(),
+            Self::Mlp(_, weights) => weights.to_vec(),
             Self::Attention(block, weights, bias) => {
                 weights.iter().cloned().chain(by_distance(block, bias.as_ref(), x)?).collect()
             }
@@ -110,7 +121,7 @@ enum Keep {
 }
 
 enum Kind {
-    Perceptron(MlpBlock),
+    Mlp(MlpBlock),
     Attention(AttentionBlock),
 }
 
@@ -123,18 +134,18 @@ struct Link {
 
 /// What a block needs for its gradient.
 enum LinkKept<T: Real> {
-    Perceptron(Buffer<T>),
+    Mlp(Buffer<T>),
     Attention(Kept<T>),
 }
 
 impl Link {
-    fn new(block: &Block, weights: &[Tensor]) -> Result<Self> {
+    fn new(block: &FusedBlock, weights: &[Tensor]) -> Result<Self> {
         let shape = |w: &Tensor| w.dims2().map(|(rows, columns)| [rows, columns]);
         Ok(match block {
-            Block::Perceptron(block, [up, down]) => {
-                Self { kind: Kind::Perceptron(*block), shapes: [shape(up)?, shape(down)?, [0, 0]] }
+            FusedBlock::Mlp(block, [up, down]) => {
+                Self { kind: Kind::Mlp(*block), shapes: [shape(up)?, shape(down)?, [0, 0]] }
             }
-            Block::Attention(block, [query, key, value, output], _) => {
+            FusedBlock::Attention(block, [query, key, value, output], _) => {
                 // Queries, keys and values are one matrix: their rows follow each other.
                 let rows = query.dim(0)? + key.dim(0)? + value.dim(0)?;
                 let projections = [rows, query.dim(1)?];
@@ -157,7 +168,7 @@ impl Link {
     fn dims(&self, x: &[usize]) -> Result<Vec<usize>> {
         let inputs = [x, &self.shapes[0], &self.shapes[1]];
         match &self.kind {
-            Kind::Perceptron(block) => block.dims(&inputs),
+            Kind::Mlp(block) => block.dims(&inputs),
             Kind::Attention(block) => {
                 let (bias, wanted) =
                     (self.shapes[2], [block.heads, 2 * x.get(1).unwrap_or(&0).max(&1) - 1]);
@@ -180,9 +191,9 @@ impl Link {
 
     fn run<T: Real>(&self, inputs: &[Array<T>]) -> (Buffer<T>, LinkKept<T>) {
         match &self.kind {
-            Kind::Perceptron(block) => {
+            Kind::Mlp(block) => {
                 let (out, kept) = block.run(inputs);
-                (out, LinkKept::Perceptron(kept))
+                (out, LinkKept::Mlp(kept))
             }
             Kind::Attention(block) => {
                 let (out, kept) = block.run(inputs);
@@ -200,7 +211,7 @@ impl Link {
         weights: Option<[&mut [T]; 3]>,
     ) -> Option<Buffer<T>> {
         match (&self.kind, kept) {
-            (Kind::Perceptron(block), LinkKept::Perceptron(h)) => {
+            (Kind::Mlp(block), LinkKept::Mlp(h)) => {
                 block.gradient(inputs, h, grad, wanted, weights.map(|[up, down, _]| [up, down]))
             }
             (Kind::Attention(block), LinkKept::Attention(kept)) => {
@@ -218,7 +229,7 @@ struct Chain {
 }
 
 /// The input of a link, unless it is that of the chain, and what the link kept.
-struct Step<T: Real> {
+struct LinkTape<T: Real> {
     input: Option<Buffer<T>>,
     kept: Option<LinkKept<T>>,
 }
@@ -242,7 +253,7 @@ impl Chain {
 
 impl Kernel for Chain {
     const NAME: &'static str = "chain of blocks";
-    type Saved<T: Real> = Vec<Step<T>>;
+    type Saved<T: Real> = Vec<LinkTape<T>>;
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
         for link in &self.links {
@@ -251,7 +262,7 @@ impl Kernel for Chain {
         Ok(inputs[0].to_vec())
     }
 
-    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Vec<Step<T>>) {
+    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Vec<LinkTape<T>>) {
         let (x, weights) = (inputs[0], inputs[1].data);
         let mut current: Option<Buffer<T>> = None;
         let mut steps = Vec::with_capacity(self.links.len());
@@ -260,7 +271,7 @@ impl Kernel for Chain {
             let (out, kept) = link.run(&link.arrays(input, &weights[place]));
             let input = current.replace(out);
             if self.keep != Keep::Nothing {
-                steps.push(Step { input, kept: (self.keep == Keep::All).then_some(kept) });
+                steps.push(LinkTape { input, kept: (self.keep == Keep::All).then_some(kept) });
             }
         }
         (current.map_or_else(|| x.data.to_vec(), Buffer::into_vec), steps)
@@ -269,7 +280,7 @@ impl Kernel for Chain {
     fn backward<T: Real>(
         &self,
         inputs: &[Array<T>],
-        steps: Vec<Step<T>>,
+        steps: Vec<LinkTape<T>>,
         grad: &[T],
         wanted: &[bool],
     ) -> Vec<Vec<T>> {

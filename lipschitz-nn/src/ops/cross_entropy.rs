@@ -3,9 +3,10 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
-use super::real::{Real, largest, simd, sum};
-use super::{ROWS, fused};
+use crate::linalg::simd::{max, simd, sum};
+use crate::linalg::{Real, fused};
 
 /// For logits `[n, classes]` and targets `[n]`: the mean of `−log softmax(logits)[target]` in nats,
 /// and the share of rows whose largest logit is the target's, as a tensor `[2]`. The first is
@@ -42,7 +43,7 @@ fn log_sum_exp<T: Real>(row: &[T]) -> T {
     simd(
         #[inline(always)]
         || {
-            let max = largest(row);
+            let max = max(row);
             max + Real::ln(sum(row.len(), |i| Real::exp(row[i] - max)))
         },
     )

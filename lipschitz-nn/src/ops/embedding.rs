@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
-use super::real::Real;
-use super::{ROWS, fused};
+use crate::linalg::{Real, fused};
 
 /// Row `ids[i]` of `table`, `[vocabulary, dim]`, for each of the `[…]` token ids: `[…, dim]`.
 ///

@@ -1,15 +1,15 @@
-//! What a fused operation is to candle: a forward pass and a gradient on plain arrays, in `f32` and
+//! A fused operation for candle: a forward pass and a gradient on plain arrays, in `f32` and
 //! `f64`.
 
 use std::any::Any;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 
-use super::real::Real;
+use crate::linalg::Real;
+use crate::linalg::storage::{slice, with_slices};
 
 /// A dense array.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ impl<T> Array<'_, T> {
 pub(super) trait Kernel: Send + Sync + 'static {
     const NAME: &'static str;
 
-    /// What the gradient needs from the forward pass, beside the inputs.
+    /// What the gradient needs from the forward pass, besides the inputs.
     type Saved<T: Real>: Send + 'static;
 
     /// The shape of the result.
@@ -41,7 +41,7 @@ pub(super) trait Kernel: Send + Sync + 'static {
 
     fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, Self::Saved<T>);
 
-    /// The gradient of each input that is wanted; of the others, anything of any length.
+    /// The gradient of each wanted input; for the others, anything of any length.
     fn backward<T: Real>(
         &self,
         inputs: &[Array<T>],
@@ -72,30 +72,6 @@ struct Fused<K> {
     wanted: Vec<bool>,
     keep: bool,
     saved: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-/// The elements of a contiguous CPU storage.
-pub(super) fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&storage.as_slice::<T>()?[from..to]),
-        None => bail!("a tensor is not contiguous"),
-    }
-}
-
-/// Runs `f` on the elements of contiguous CPU tensors.
-pub(super) fn with_slices<T: Real, R>(
-    tensors: &[&Tensor],
-    f: impl FnOnce(&[&[T]]) -> R,
-) -> Result<R> {
-    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices = Vec::with_capacity(tensors.len());
-    for (storage, layout) in &guards {
-        match &**storage {
-            Storage::Cpu(storage) => slices.push(slice::<T>(storage, layout)?),
-            _ => bail!("a tensor is not on the CPU"),
-        }
-    }
-    Ok(f(&slices))
 }
 
 impl<K: Kernel> Fused<K> {

@@ -2,11 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::fused;
 use super::kernel::{Array, Kernel, apply};
-use super::precision::Precision;
-use super::product::{Strided, product};
-use super::real::Real;
+use crate::linalg::{Precision, Real, Strided, fused, matmul};
 
 /// `x Wᵀ + b` for `x` of shape `[…, in]`, `W` of shape `[out, in]`.
 ///
@@ -21,7 +18,7 @@ pub fn linear(
     if precision != Precision::F32 || !fused(&[x, weight]) {
         return composed(x, weight, bias, precision);
     }
-    let y = apply(Linear, &[x, weight], true)?;
+    let y = apply(LinearKernel, &[x, weight], true)?;
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
@@ -31,7 +28,7 @@ pub fn linear(
 /// The same out of candle's operations.
 ///
 /// The input is made contiguous and flattened first: candle's own linear layer is silently wrong on
-/// a non-contiguous 3-D input, and a product over the flat batch is one call instead of one a
+/// a non-contiguous 3-D input, and a product over the flat batch is one call instead of one per
 /// sequence.
 ///
 /// # Errors
@@ -52,9 +49,9 @@ pub fn composed(
     y.reshape(dims)
 }
 
-struct Linear;
+struct LinearKernel;
 
-impl Kernel for Linear {
+impl Kernel for LinearKernel {
     const NAME: &'static str = "linear";
     type Saved<T: Real> = ();
 
@@ -72,7 +69,7 @@ impl Kernel for Linear {
     fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
         let (rows, inputs, outputs, x, w) = views(inputs);
         let mut y = vec![T::of(0.0); rows * outputs];
-        product(&mut y, outputs, Strided::rows(x, rows, inputs, inputs), w.t(), false, 1.0, true);
+        matmul(&mut y, outputs, Strided::rows(x, rows, inputs, inputs), w.t(), false, 1.0, true);
         (y, ())
     }
 
@@ -88,11 +85,11 @@ impl Kernel for Linear {
         let (mut dx, mut dw) = (Vec::new(), Vec::new());
         if wanted[0] {
             dx.resize(x.len(), T::of(0.0));
-            product(&mut dx, inputs, g, w, false, 1.0, true);
+            matmul(&mut dx, inputs, g, w, false, 1.0, true);
         }
         if wanted[1] {
             dw.resize(outputs * inputs, T::of(0.0));
-            product(
+            matmul(
                 &mut dw,
                 inputs,
                 g.t(),

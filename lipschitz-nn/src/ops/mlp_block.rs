@@ -1,17 +1,14 @@
-//! A residual perceptron as one operation: its hidden layer is made and used while it is in cache.
+//! A residual MLP as one operation: its hidden layer is computed and used while it is in cache.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::ROWS;
 use super::activation::{gradients, values};
-use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
-use super::precision::Precision;
-use super::product::{Strided, product};
-use super::real::Real;
 use super::residual::scaled;
-use super::{ROWS, fused};
 use crate::graph::Function;
+use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul};
 
 /// The constants of [`mlp_block`].
 #[derive(Clone, Copy, Debug)]
@@ -22,14 +19,14 @@ pub struct MlpBlock {
     pub scale: f64,
     /// Factor on the input.
     pub skip: f64,
-    /// Factor on the perceptron.
+    /// Factor on the MLP.
     pub branch: f64,
 }
 
 /// `skip·x + branch·(scale·φ(x Uᵀ)) Dᵀ` for `x` of shape `[…, dim]`, `U` of `[hidden, dim]` and `D`
 /// of `[dim, hidden]`.
 ///
-/// `x Uᵀ` is kept for the gradient if `keep`, and worked out again otherwise.
+/// `x Uᵀ` is kept for the gradient if `keep`, and recomputed otherwise.
 ///
 /// # Errors
 /// Shapes that do not fit, and candle's own.
@@ -52,9 +49,9 @@ pub fn mlp_block(
 /// # Errors
 /// Candle's own.
 pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
-    let linear = |x: &Tensor, w: &Tensor| super::composed::linear(x, w, None, Precision::F32);
-    let hidden = super::composed::activation(&linear(x, up)?, block.function, block.scale)?;
-    super::composed::residual(x, &linear(&hidden, down)?, block.skip, block.branch)
+    let linear = |x: &Tensor, w: &Tensor| super::linear::composed(x, w, None, Precision::F32);
+    let hidden = super::activation::composed(&linear(x, up)?, block.function, block.scale)?;
+    super::residual::composed(x, &linear(&hidden, down)?, block.skip, block.branch)
 }
 
 impl MlpBlock {
@@ -70,17 +67,9 @@ impl MlpBlock {
             || vec![T::of(0.0); ROWS * hidden],
             |after, ((out, before), x)| {
                 let after = &mut after[..before.len()];
-                product(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
+                matmul(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
                 values(self.function, self.scale, before, after);
-                product(
-                    out,
-                    dim,
-                    Strided::dense(after, hidden),
-                    down.t(),
-                    true,
-                    self.branch,
-                    false,
-                );
+                matmul(out, dim, Strided::dense(after, hidden), down.t(), true, self.branch, false);
             },
         );
         (out, before)
@@ -103,17 +92,17 @@ impl MlpBlock {
         let mut dh = Buffer::take(h.len());
         let chunks = dh.par_chunks_mut(ROWS * hidden).zip(h.par_chunks_mut(ROWS * hidden));
         chunks.zip(grad.par_chunks(ROWS * dim)).for_each(|((dh, h), grad)| {
-            product(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, false);
+            matmul(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, false);
             // From here on, `h` holds a.
             gradients(self.function, self.scale, h, dh);
         });
         if let Some(dx) = &mut dx {
             dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks(ROWS * hidden)).for_each(|(dx, dh)| {
-                product(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
+                matmul(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
             });
         }
         if let Some([dup, ddown]) = weights {
-            product(
+            matmul(
                 dup,
                 dim,
                 Strided::dense(&dh, hidden).t(),
@@ -122,7 +111,7 @@ impl MlpBlock {
                 1.0,
                 true,
             );
-            product(
+            matmul(
                 ddown,
                 hidden,
                 Strided::dense(grad, dim).t(),
@@ -137,7 +126,7 @@ impl MlpBlock {
 }
 
 impl Kernel for MlpBlock {
-    const NAME: &'static str = "perceptron block";
+    const NAME: &'static str = "MLP block";
     /// `x Uᵀ`
     type Saved<T: Real> = Buffer<T>;
 
@@ -147,7 +136,7 @@ impl Kernel for MlpBlock {
                 Ok(inputs[0].to_vec())
             }
             _ => bail!(
-                "perceptron block: input {:?}, weights {:?} and {:?}",
+                "MLP block: input {:?}, weights {:?} and {:?}",
                 inputs[0],
                 inputs[1],
                 inputs[2]

@@ -3,9 +3,10 @@
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
-use super::real::{Real, simd, sum};
-use super::{ROWS, fused};
+use crate::linalg::simd::{simd, sum};
+use crate::linalg::{Real, fused};
 
 /// `γ ∘ x / √(mean x² + ε)` over the last dimension.
 ///
@@ -13,7 +14,7 @@ use super::{ROWS, fused};
 /// Shapes that do not fit, and candle's own.
 pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(&[x, gain]) {
-        apply(Norm { eps, centred: false }, &[x, gain], true)
+        apply(NormKernel { eps, centred: false }, &[x, gain], true)
     } else {
         rms_norm_composed(x, gain, eps)
     }
@@ -27,7 +28,7 @@ pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) ->
     if !fused(&[x, gain]) {
         return layer_norm_composed(x, gain, bias, eps);
     }
-    let norm = Norm { eps, centred: true };
+    let norm = NormKernel { eps, centred: true };
     match bias {
         Some(bias) => apply(norm, &[x, gain, bias], true),
         None => apply(norm, &[x, gain], true),
@@ -63,12 +64,12 @@ pub fn layer_norm_composed(
 
 /// `γ ∘ n + β` with `n = (x − μ)·r`, μ the mean if `centred` and 0 otherwise, `r = 1/√(mean (x−μ)²
 /// + ε)`.
-struct Norm {
+struct NormKernel {
     eps: f64,
     centred: bool,
 }
 
-impl Norm {
+impl NormKernel {
     /// μ and r of a row.
     #[inline(always)]
     fn statistics<T: Real>(&self, x: &[T]) -> (T, T) {
@@ -79,7 +80,7 @@ impl Norm {
     }
 }
 
-impl Kernel for Norm {
+impl Kernel for NormKernel {
     const NAME: &'static str = "norm";
     type Saved<T: Real> = ();
 

@@ -1,4 +1,4 @@
-//! Learned numbers for the distance between query and key.
+//! Position biases: learned numbers for the distance between query and key.
 
 use candle_core::{Result, Tensor, bail};
 

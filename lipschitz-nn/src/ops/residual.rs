@@ -3,10 +3,9 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
 use super::kernel::{Array, Kernel, apply};
-use super::real::{Real, simd};
-use super::{CHUNK, fused};
+use crate::linalg::simd::simd;
+use crate::linalg::{Buffer, CHUNK, Real, fused};
 
 /// `skip·x + branch·y` for tensors of one shape.
 ///

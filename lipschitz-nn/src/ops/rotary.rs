@@ -1,15 +1,15 @@
-//! Rotary positions: each pair of coordinates is turned by an angle proportional to the token's
+//! Rotary positions: each pair of coordinates is rotated by an angle proportional to the token's
 //! position.
 
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::fused;
 use super::kernel::{Array, Kernel, apply};
-use super::real::{Real, simd};
 use crate::graph::{Pairing, Rotary};
+use crate::linalg::simd::simd;
+use crate::linalg::{Real, fused};
 
-/// Turns `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle
+/// Rotates `x` of shape `[batch, tokens, heads, head_dim]`: pair i of token t by the angle
 /// `t·base^(−2i/head_dim)`, or t times frequency i where frequencies are given.
 ///
 /// Source: Su et al., *RoFormer*, eq. 15. A rotation, so it changes no norm.
@@ -24,7 +24,7 @@ pub fn rotary(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     }
 }
 
-/// The angle a token of each pair of `head_dim` coordinates.
+/// The angle per token of each pair of `head_dim` coordinates.
 fn frequencies(rotary: &Rotary, head_dim: usize) -> Vec<f64> {
     let half = head_dim / 2;
     match &rotary.frequencies {
@@ -97,8 +97,8 @@ impl<T: Real> Turns<T> {
         }
     }
 
-    /// Turns a head of a token in place; back if `sign` is −1, which is the gradient: a rotation's
-    /// transpose is its inverse. Coordinates beyond the pairs stay as they are.
+    /// Rotates one head of one token in place; backwards if `sign` is −1, which is the gradient:
+    /// the transpose of a rotation is its inverse. Coordinates beyond the pairs stay as they are.
     #[inline(always)]
     pub(super) fn apply(&self, x: &mut [T], token: usize, sign: f64) {
         let (half, sign) = (self.half, T::of(sign));
@@ -147,7 +147,7 @@ impl Turn {
     }
 }
 
-/// Whether a head can be turned so.
+/// Whether these frequencies fit a head of this width.
 pub(super) fn fits(rotary: &Rotary, dim: usize) -> bool {
     rotary.frequencies.as_ref().map_or(dim.is_multiple_of(2), |f| 2 * f.len() <= dim)
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Block, Gpt, Mlp, Positions, Vit};
+use super::gpt::{Activation, BlockConfig, Gpt, Positions};
+use super::mlp::Mlp;
+use super::vit::Vit;
 use crate::graph::Input;
 use crate::{At, Error, Graph};
 
@@ -14,7 +16,7 @@ use crate::{At, Error, Graph};
 pub enum ModelConfig {
     /// The constrained transformer.
     Gpt {
-        /// Width of the stream.
+        /// Width of the residual stream.
         dim: usize,
         /// Blocks.
         layers: usize,
@@ -31,23 +33,23 @@ pub enum ModelConfig {
         /// Factor on the network's logits.
         #[serde(default = "one")]
         final_scale: f64,
-        /// The token that begins a new document: attention stays within a document. All is one
-        /// without it.
+        /// The token that begins a new document: attention stays within a document. Without it each
+        /// sequence is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separator: Option<u32>,
         /// How attention knows positions.
         #[serde(default)]
         positions: Positions,
-        /// What the perceptrons bend.
+        /// The activation of the MLPs.
         #[serde(default)]
         activation: Activation,
-        /// α, the share of a block in `(1−α)x + α·block(x)`; 1/(2·layers) if not given.
+        /// α, the weight of each block in `(1−α)x + α·block(x)`; 1/(2·layers) if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         alpha: Option<f64>,
     },
     /// The constrained vision transformer, for images of 3 × 32 × 32.
     Vit {
-        /// Width of the stream.
+        /// Width of the residual stream.
         dim: usize,
         /// Blocks.
         layers: usize,
@@ -92,12 +94,12 @@ fn one() -> f64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogitScale {
-    /// The width of a head, as in the method.
+    /// The width of each head, as in Newhouse et al. (2025).
     #[default]
     HeadDim,
     /// Its square root, as in most transformers.
     SqrtHeadDim,
-    /// The width of the stream.
+    /// The width of the residual stream.
     Dim,
 }
 
@@ -134,13 +136,13 @@ impl ModelConfig {
                 activation,
                 alpha,
             } => {
-                let block = Block {
+                let block = BlockConfig {
                     logit_scale: logit_scale.factor(*dim, *heads),
                     output_scale: *output_scale,
                     positions: Some(*positions),
                     activation: *activation,
                     alpha: *alpha,
-                    ..Block::new(*dim, *heads)
+                    ..BlockConfig::new(*dim, *heads)
                 };
                 let (final_scale, separator) = (*final_scale, *separator);
                 Gpt { final_scale, separator, ..Gpt::new(outputs, *context, *layers, block) }
@@ -157,12 +159,12 @@ impl ModelConfig {
             } => {
                 let (dim, heads, output_scale) = (*dim, *heads, *output_scale);
                 let logit_scale = logit_scale.factor(dim, heads);
-                let block = Block {
+                let block = BlockConfig {
                     logit_scale,
                     output_scale,
                     causal: false,
                     positions: None,
-                    ..Block::new(dim, heads)
+                    ..BlockConfig::new(dim, heads)
                 };
                 let (patch, layers, final_scale) = (*patch, *layers, *final_scale);
                 Vit { image: [3, 32, 32], patch, outputs, block, layers, final_scale }.graph()

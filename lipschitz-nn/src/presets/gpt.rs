@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary};
 
-/// GELU is divided by this in the method, which makes |φ(x)| ≤ |x| / 1.1289 (its slope stays a hair
-/// above 1).
+/// Newhouse et al. (2025) divide GELU by 1.1289, which makes |φ(x)| ≤ |x| / 1.1289 (its slope stays
+/// slightly above 1).
 pub const GELU_SCALE: f64 = 1.0 / 1.1289;
 
-/// A decoder-only transformer (*Training Transformers with Enforced Lipschitz Constants*, section
-/// 4).
+/// A decoder-only transformer (Newhouse et al., *Training Transformers with Enforced Lipschitz
+/// Constants*, 2025, section 4).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpt {
     /// Token ids.
@@ -19,8 +19,8 @@ pub struct Gpt {
     pub context: usize,
     /// Blocks.
     pub layers: usize,
-    /// What they are.
-    pub block: Block,
+    /// One of them.
+    pub block: BlockConfig,
     /// Factor on the logits of the network.
     pub final_scale: f64,
     /// The token that begins a new document, if attention is to stay within one.
@@ -29,7 +29,7 @@ pub struct Gpt {
 
 impl Gpt {
     /// One document, and logits as they are.
-    pub fn new(vocabulary: usize, context: usize, layers: usize, block: Block) -> Self {
+    pub fn new(vocabulary: usize, context: usize, layers: usize, block: BlockConfig) -> Self {
         Self { vocabulary, context, layers, block, final_scale: 1.0, separator: None }
     }
 
@@ -53,14 +53,14 @@ impl Gpt {
     }
 }
 
-/// The activation of a perceptron.
+/// The activation of an MLP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// GELU/1.1289, as in the method.
+    /// GELU/1.1289, as in Newhouse et al. (2025).
     #[default]
     Gelu,
-    /// |x|, which passes on the whole norm of a gradient: the more for a small constant.
+    /// |x|, which keeps the norm of a gradient: it trains further at a small constant.
     Abs,
 }
 
@@ -68,18 +68,18 @@ pub enum Activation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
-    /// Queries and keys are turned by their position, as in the method.
+    /// Queries and keys are rotated by their position, as in Newhouse et al. (2025).
     #[default]
     Rotary,
-    /// Numbers learned for distances are added to the logits, 32 buckets up to a distance of 128 as
-    /// in T5: heads can look at near tokens whatever the caps are.
+    /// A learned bias per distance is added to the logits, 32 buckets up to a distance of 128 as in
+    /// T5: heads can attend to near tokens whatever the caps are.
     Bias,
 }
 
-/// One block: attention, then a perceptron four times as wide.
+/// One block: attention, then an MLP four times as wide.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Block {
-    /// Width of the stream.
+pub struct BlockConfig {
+    /// Width of the residual stream.
     pub dim: usize,
     /// Attention heads; divides `dim`.
     pub heads: usize,
@@ -91,15 +91,15 @@ pub struct Block {
     pub causal: bool,
     /// How attention knows distances, if it does.
     pub positions: Option<Positions>,
-    /// What the perceptron bends.
+    /// The activation of the MLP.
     pub activation: Activation,
-    /// α, the share of a block in the stream; 1/(2·layers) if not given.
+    /// α, the weight of each block in `(1−α)x + α·block(x)`; 1/(2·layers) if not given.
     pub alpha: Option<f64>,
 }
 
-impl Block {
-    /// The method's: causal, logits over head_dim, a third of the attention output, rotary
-    /// positions, GELU.
+impl BlockConfig {
+    /// As in Newhouse et al. (2025): causal, logits over head_dim, a third of the attention output,
+    /// rotary positions, GELU.
     pub fn new(dim: usize, heads: usize) -> Self {
         Self {
             dim,
@@ -119,9 +119,17 @@ impl Block {
 /// # Errors
 /// [`Error::Graph`] if there are no layers, `heads` does not divide the width, or α is not above 0
 /// and at most 1.
-pub(super) fn blocks(block: &Block, layers: usize) -> Result<Node, Error> {
-    let &Block { dim, heads, logit_scale, output_scale, causal, positions, activation, alpha } =
-        block;
+pub(super) fn blocks(block: &BlockConfig, layers: usize) -> Result<Node, Error> {
+    let &BlockConfig {
+        dim,
+        heads,
+        logit_scale,
+        output_scale,
+        causal,
+        positions,
+        activation,
+        alpha,
+    } = block;
     if heads == 0 || dim % heads != 0 {
         return Err(Error::graph(
             "",
@@ -176,12 +184,13 @@ mod tests {
     use crate::graph::Init;
 
     fn starts(alpha: Option<f64>) -> Vec<(String, Init)> {
-        let block = Block { positions: Some(Positions::Bias), alpha, ..Block::new(8, 2) };
+        let block =
+            BlockConfig { positions: Some(Positions::Bias), alpha, ..BlockConfig::new(8, 2) };
         let parameters = Gpt::new(5, 4, 1, block).graph().unwrap().parameters();
         parameters.into_iter().map(|p| (p.name, p.init)).collect()
     }
 
-    /// Branches start at zero where there is a stream beside them; where there is none, a network
+    /// Branches start at zero where there is a skip connection; where there is none, a network
     /// of zeros would never move.
     #[test]
     fn what_starts_at_zero() {
@@ -197,7 +206,7 @@ mod tests {
     #[test]
     fn shares_out_of_range_are_refused() {
         for alpha in [0.0, -0.5, 1.5, f64::NAN] {
-            let block = Block { alpha: Some(alpha), ..Block::new(8, 2) };
+            let block = BlockConfig { alpha: Some(alpha), ..BlockConfig::new(8, 2) };
             let said = Gpt::new(5, 4, 1, block).graph().unwrap_err().to_string();
             assert!(said.contains("alpha"), "{said}");
         }

@@ -1,4 +1,5 @@
-//! The method's architectures as graphs.
+//! Constrained architectures as graphs, after Newhouse et al., *Training Transformers with Enforced
+//! Lipschitz Constants* (2025).
 
 mod config;
 mod gpt;
@@ -6,6 +7,6 @@ mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
-pub use gpt::{Activation, Block, GELU_SCALE, Gpt, Positions};
+pub use gpt::{Activation, BlockConfig, GELU_SCALE, Gpt, Positions};
 pub use mlp::Mlp;
 pub use vit::Vit;

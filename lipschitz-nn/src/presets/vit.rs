@@ -1,6 +1,6 @@
 //! The constrained vision transformer: the constrained transformer on the squares of an image.
 
-use super::gpt::{Block, blocks};
+use super::gpt::{BlockConfig, blocks};
 use crate::Error;
 use crate::graph::{Graph, Input, Node, Op};
 
@@ -19,7 +19,7 @@ pub struct Vit {
     /// Number of classes.
     pub outputs: usize,
     /// The blocks.
-    pub block: Block,
+    pub block: BlockConfig,
     /// How many of them.
     pub layers: usize,
     /// Factor on the logits of the network.

@@ -2,7 +2,7 @@
 //! inside products, a whole matrix in cache where it fits. Each agrees with a form composed of
 //! tensor operations.
 
-use lipschitz_nn::ops::{MatrixMap, Real, Strided, product, sum_of_squares, symmetric};
+use lipschitz_nn::linalg::{MatrixMap, Real, Strided, matmul, sum_of_squares, syrk};
 
 use super::steps::Steps;
 
@@ -31,19 +31,19 @@ impl<'a, T: Real> Short<'a, T> {
     /// `factor·xxᵀ` or `factor·xᵀx`, `[n, n]`.
     pub(crate) fn gram(&self, out: &mut [T], factor: f64) {
         let x = if self.wide { self.x } else { self.x.t() };
-        symmetric(out, x, x.t(), false, factor, self.parallel);
+        syrk(out, x, x.t(), false, factor, self.parallel);
     }
 
     /// `out ← keep·out + factor·q x` or `x q` for a symmetric q, `[n, n]`.
     pub(crate) fn times(&self, q: &[T], out: &mut [T], keep: bool, factor: f64) {
         let q = Strided::dense(q, self.n);
         let (a, b) = if self.wide { (q, self.x) } else { (self.x, q) };
-        product(out, self.x.columns, a, b, keep, factor, self.parallel);
+        matmul(out, self.x.columns, a, b, keep, factor, self.parallel);
     }
 
     /// `out ← keep·out + factor·a b` for symmetric factors that commute.
     pub(crate) fn commuting(&self, out: &mut [T], a: &[T], b: &[T], keep: bool, factor: f64) {
-        symmetric(
+        syrk(
             out,
             Strided::dense(a, self.n),
             Strided::dense(b, self.n),

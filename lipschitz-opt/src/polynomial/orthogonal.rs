@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use lipschitz_nn::ops::{Precision, each_matrix};
+use lipschitz_nn::linalg::{Precision, each_matrix};
 
 use super::kernel::Quintics;
 use super::newton_schulz::NewtonSchulz;

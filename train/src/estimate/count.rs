@@ -2,7 +2,7 @@
 
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
-use lipschitz_nn::ops::Precision;
+use lipschitz_nn::linalg::Precision;
 
 /// Bytes of a number in f32, and in bf16.
 pub(super) const F32: f64 = 4.0;

@@ -8,7 +8,7 @@ mod count;
 
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Geometry, Parameter};
-use lipschitz_nn::ops::Precision;
+use lipschitz_nn::linalg::Precision;
 use lipschitz_opt::{MAX_BATCHED_ELEMENTS, OptimizerConfig, Recipe};
 
 use crate::Error;

@@ -1,10 +1,14 @@
 //! BERT and its kin: encoders whose norms come after each sum.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, layer_norm, linear, residual};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, layer_norm, linear, residual};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
 
 /// Sizes of an encoder, and how its tensors are called.
@@ -14,25 +18,25 @@ struct Encoder {
     hidden: usize,
     eps: f64,
     layers: usize,
-    phi: Activation,
+    phi: NamedActivation,
     /// Query, key, value, output, first norm, up, down, second norm.
     names: [&'static str; 8],
 }
 
 impl Encoder {
     /// The body of one block: a sum and a norm, twice.
-    fn block(&self, takes: &mut Takes, to: &str, from: &str) -> Vec<Node> {
+    fn block(&self, weights: &mut WeightMap, to: &str, from: &str) -> Vec<Node> {
         let Self { dim, heads, hidden, eps, .. } = *self;
         let [query, key, value, output, first, up, down, second] =
             self.names.map(|name| format!("{from}.{name}"));
         for (ours, theirs) in [("query", query), ("key", key), ("value", value), ("output", output)]
         {
-            takes.linear(&format!("{to}.attention.{ours}"), &theirs, dim, dim, true);
+            weights.linear(&format!("{to}.attention.{ours}"), &theirs, dim, dim, true);
         }
-        takes.norm(&format!("{to}.attention_norm"), &first, dim, true);
-        takes.linear(&format!("{to}.mlp.up"), &up, hidden, dim, true);
-        takes.linear(&format!("{to}.mlp.down"), &down, dim, hidden, true);
-        takes.norm(&format!("{to}.mlp_norm"), &second, dim, true);
+        weights.norm(&format!("{to}.attention_norm"), &first, dim, true);
+        weights.linear(&format!("{to}.mlp.up"), &up, hidden, dim, true);
+        weights.linear(&format!("{to}.mlp.down"), &down, dim, hidden, true);
+        weights.norm(&format!("{to}.mlp_norm"), &second, dim, true);
         let mixer = Attention {
             causal: false,
             bias: true,
@@ -51,7 +55,7 @@ impl Encoder {
     }
 }
 
-fn divides(config: &Config, key: &str, heads: usize, dim: usize) -> Result<(), Error> {
+fn divides(config: &ConfigReader, key: &str, heads: usize, dim: usize) -> Result<(), Error> {
     if dim.is_multiple_of(heads) {
         return Ok(());
     }
@@ -68,7 +72,7 @@ enum Head {
     Classes,
 }
 
-fn head(config: &Config, class: &str) -> Result<Head, Error> {
+fn head(config: &ConfigReader, class: &str) -> Result<Head, Error> {
     Ok(match config.architecture()?.map(|name| name.strip_prefix(class).ok_or(name)) {
         None | Some(Ok("Model")) => Head::Hidden,
         Some(Ok("ForMaskedLM")) => Head::Vocabulary,
@@ -99,7 +103,8 @@ fn classes(files: &Files, weight: &str) -> Result<usize, Error> {
 
 const ONE_SEGMENT: &str = "every token is in the first segment (token type 0), and none is padding";
 
-pub(crate) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan, Error> {
+pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, family, .. } = model;
     let roberta = family != "bert";
     let (class, prefix) = match family {
         "roberta" => ("Roberta", "roberta."),
@@ -114,7 +119,7 @@ pub(crate) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
     let types = config.size_or("type_vocab_size", if roberta { 1 } else { 2 })?;
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let phi = Activation::read(config, "hidden_act", "gelu")?;
+    let phi = NamedActivation::read(config, "hidden_act", "gelu")?;
     for key in ["is_decoder", "add_cross_attention"] {
         config.only(key, false)?;
     }
@@ -150,21 +155,21 @@ pub(crate) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
         ],
     };
     let root = files.prefix(prefix);
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let table = |name: &str, rows: usize| {
-        Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
+        TensorExpr::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
     };
     let embedding = table("word", vocabulary);
-    takes.put("embedding.weight", embedding.clone());
+    weights.put("embedding.weight", embedding.clone());
     let first_type = table("token_type", types).rows(0, 1);
-    takes.put(
+    weights.put(
         "positions.weight",
         table("position", positions).rows(offset, context).add_row(first_type),
     );
-    takes.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
+    weights.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
     let bodies = (0..encoder.layers)
         .map(|i| {
-            encoder.block(&mut takes, &format!("blocks.{i}"), &format!("{root}encoder.layer.{i}"))
+            encoder.block(&mut weights, &format!("blocks.{i}"), &format!("{root}encoder.layer.{i}"))
         })
         .collect();
     let mut nodes = vec![
@@ -194,14 +199,14 @@ pub(crate) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
                     "cls.predictions.decoder",
                 ]
             };
-            takes.linear("transform", dense, dim, dim, true);
-            takes.norm("transform_norm", norm, dim, true);
-            let own = Take::new(format!("{decoder}.weight"), &[vocabulary, dim]);
-            takes.put("head.weight", if tied { embedding } else { own });
-            takes.vector("head.bias", bias, vocabulary);
+            weights.linear("transform", dense, dim, dim, true);
+            weights.norm("transform_norm", norm, dim, true);
+            let own = TensorExpr::new(format!("{decoder}.weight"), &[vocabulary, dim]);
+            weights.put("head.weight", if tied { embedding } else { own });
+            weights.vector("head.bias", bias, vocabulary);
             nodes.push(linear("transform", dim, dim, true));
             nodes.extend(if roberta {
-                Activation::plain(Function::GeluErf).nodes()
+                NamedActivation::plain(Function::GeluErf).nodes()
             } else {
                 phi.nodes()
             });
@@ -225,27 +230,28 @@ pub(crate) fn bert(config: &Config, files: &Files, family: &str) -> Result<Plan,
                 (format!("{root}{pooler}"), "classifier")
             };
             let classes = classes(files, &format!("{last}.weight"))?;
-            takes.linear("pooler", &dense, dim, dim, true);
-            takes.linear("head", last, classes, dim, true);
+            weights.linear("pooler", &dense, dim, dim, true);
+            weights.linear("head", last, classes, dim, true);
             nodes.push(Node::new("", Op::FirstToken));
             nodes.push(linear("pooler", dim, dim, true));
             nodes.push(Node::new("", Op::Activation { function: Function::Tanh, scale: 1.0 }));
             nodes.push(linear("head", dim, classes, true));
         }
     }
-    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note(ONE_SEGMENT);
-    plan.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
-    Ok(plan)
+    let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?.note(ONE_SEGMENT);
+    mapping.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
+    Ok(mapping)
 }
 
-pub(crate) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn distilbert(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     let (dim, heads) = (config.size("dim")?, config.size("n_heads")?);
     divides(config, "n_heads", heads, dim)?;
     let (vocabulary, context) =
         (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     // Sinusoidal positions are stored in the same table as learned ones.
     config.ignore(&["sinusoidal_pos_embds"]);
-    let mut phi = Activation::read(config, "activation", "gelu")?;
+    let mut phi = NamedActivation::read(config, "activation", "gelu")?;
     if dialect == Dialect::Candle {
         phi = phi.approximate();
     }
@@ -270,18 +276,18 @@ pub(crate) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         ],
     };
     let root = files.prefix("distilbert.");
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let table = |name: &str, rows: usize| {
-        Take::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
+        TensorExpr::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
     };
     let embedding = table("word", vocabulary);
-    takes.put("embedding.weight", embedding.clone());
-    takes.put("positions.weight", table("position", context));
-    takes.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
+    weights.put("embedding.weight", embedding.clone());
+    weights.put("positions.weight", table("position", context));
+    weights.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
     let bodies = (0..encoder.layers)
         .map(|i| {
             encoder.block(
-                &mut takes,
+                &mut weights,
                 &format!("blocks.{i}"),
                 &format!("{root}transformer.layer.{i}"),
             )
@@ -297,11 +303,11 @@ pub(crate) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     match head(config, "DistilBert")? {
         Head::Hidden => {}
         Head::Vocabulary => {
-            takes.linear("transform", "vocab_transform", dim, dim, true);
-            takes.norm("transform_norm", "vocab_layer_norm", dim, true);
-            let own = Take::new("vocab_projector.weight", &[vocabulary, dim]);
-            takes.put("head.weight", if tied { embedding } else { own });
-            takes.vector("head.bias", "vocab_projector.bias", vocabulary);
+            weights.linear("transform", "vocab_transform", dim, dim, true);
+            weights.norm("transform_norm", "vocab_layer_norm", dim, true);
+            let own = TensorExpr::new("vocab_projector.weight", &[vocabulary, dim]);
+            weights.put("head.weight", if tied { embedding } else { own });
+            weights.vector("head.bias", "vocab_projector.bias", vocabulary);
             nodes.push(linear("transform", dim, dim, true));
             nodes.extend(phi.nodes());
             nodes.push(layer_norm("transform_norm", dim, encoder.eps, true));
@@ -313,15 +319,16 @@ pub(crate) fn distilbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         Head::Classes => {
             // Dropouts of the classifier are inert; its activation is in the library's code.
             let classes = classes(files, "classifier.weight")?;
-            takes.linear("pooler", "pre_classifier", dim, dim, true);
-            takes.linear("head", "classifier", classes, dim, true);
+            weights.linear("pooler", "pre_classifier", dim, dim, true);
+            weights.linear("head", "classifier", classes, dim, true);
             nodes.push(Node::new("", Op::FirstToken));
             nodes.push(linear("pooler", dim, dim, true));
             nodes.push(Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }));
             nodes.push(linear("head", dim, classes, true));
         }
     }
-    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note("no token is padding");
-    plan.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
-    Ok(plan)
+    let mut mapping =
+        Mapping::new(Input::tokens(context), nodes, weights)?.note("no token is padding");
+    mapping.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
+    Ok(mapping)
 }

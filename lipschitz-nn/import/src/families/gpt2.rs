@@ -1,15 +1,19 @@
 //! GPT-2, whose matrices are stored transposed, and GPT-BigCode, whose heads share one key and
 //! value.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, layer_norm, linear, residual};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, layer_norm, linear, residual};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Input, Node, Op};
 
 /// What the two families share, read from their common option names.
-struct Shape {
+struct Sizes {
     dim: usize,
     heads: usize,
     hidden: usize,
@@ -21,7 +25,7 @@ struct Shape {
     tied: bool,
 }
 
-fn shape(config: &Config, files: &Files, class: &str) -> Result<Shape, Error> {
+fn shape(config: &ConfigReader, files: &Files, class: &str) -> Result<Sizes, Error> {
     let (dim, heads) = (config.size("n_embd")?, config.size("n_head")?);
     if !dim.is_multiple_of(heads) {
         return Err(config.wrong("n_head", format!("is {heads}, which does not divide {dim}")));
@@ -58,7 +62,7 @@ fn shape(config: &Config, files: &Files, class: &str) -> Result<Shape, Error> {
             );
         }
     };
-    Ok(Shape {
+    Ok(Sizes {
         dim,
         heads,
         hidden: config.size_or("n_inner", 4 * dim)?,
@@ -71,7 +75,8 @@ fn shape(config: &Config, files: &Files, class: &str) -> Result<Shape, Error> {
     })
 }
 
-pub(crate) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn gpt2(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     if dialect == Dialect::Candle {
         return Err(config.wrong("model_type", "is gpt2, which candle has no model of"));
     }
@@ -79,24 +84,24 @@ pub(crate) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<P
     let scaled = config.flag("scale_attn_weights", true)?;
     let by_layer = config.flag("scale_attn_by_inverse_layer_idx", false)?;
     let (dim, hidden) = (s.dim, s.hidden);
-    let blocks = |takes: &mut Takes, i: usize, to: &str, from: &str| {
+    let blocks = |weights: &mut WeightMap, i: usize, to: &str, from: &str| {
         for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
-            let weight = Take::new(format!("{from}.attn.c_attn.weight"), &[dim, 3 * dim]);
-            let bias = Take::new(format!("{from}.attn.c_attn.bias"), &[3 * dim]);
-            takes.put(
+            let weight = TensorExpr::new(format!("{from}.attn.c_attn.weight"), &[dim, 3 * dim]);
+            let bias = TensorExpr::new(format!("{from}.attn.c_attn.bias"), &[3 * dim]);
+            weights.put(
                 format!("{to}.attention.{name}.weight"),
                 weight.transpose().rows(j * dim, dim),
             );
-            takes.put(format!("{to}.attention.{name}.bias"), bias.rows(j * dim, dim));
+            weights.put(format!("{to}.attention.{name}.bias"), bias.rows(j * dim, dim));
         }
         for (ours, theirs, inputs, outputs) in [
             ("attention.output", "attn.c_proj", dim, dim),
             ("mlp.up", "mlp.c_fc", dim, hidden),
             ("mlp.down", "mlp.c_proj", hidden, dim),
         ] {
-            let weight = Take::new(format!("{from}.{theirs}.weight"), &[inputs, outputs]);
-            takes.put(format!("{to}.{ours}.weight"), weight.transpose());
-            takes.vector(&format!("{to}.{ours}.bias"), &format!("{from}.{theirs}.bias"), outputs);
+            let weight = TensorExpr::new(format!("{from}.{theirs}.weight"), &[inputs, outputs]);
+            weights.put(format!("{to}.{ours}.weight"), weight.transpose());
+            weights.vector(&format!("{to}.{ours}.bias"), &format!("{from}.{theirs}.bias"), outputs);
         }
         let head_dim = dim / s.heads;
         let scale = if scaled { (head_dim as f64).sqrt().recip() } else { 1.0 };
@@ -108,13 +113,14 @@ pub(crate) fn gpt2(config: &Config, files: &Files, dialect: Dialect) -> Result<P
             ..Attention::new(dim, s.heads, head_dim)
         }
     };
-    let plan = decoder(config, files, &s, "gelu_new", blocks)?;
-    Ok(plan
+    let mapping = decoder(config, files, &s, "gelu_new", blocks)?;
+    Ok(mapping
         .aside("attn.bias", "the causal mask")
         .aside("attn.masked_bias", "the number that masks"))
 }
 
-pub(crate) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn bigcode(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     let s = shape(config, files, "GPTBigCode")?;
     config.only("scale_attn_weights", true)?;
     let shared = config.flag("multi_query", true)?;
@@ -123,11 +129,11 @@ pub(crate) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Resul
     }
     let (dim, hidden, heads) = (s.dim, s.hidden, s.heads);
     let head_dim = dim / heads;
-    let blocks = |takes: &mut Takes, _: usize, to: &str, from: &str| {
+    let blocks = |weights: &mut WeightMap, _: usize, to: &str, from: &str| {
         let rows = if shared { dim + 2 * head_dim } else { 3 * dim };
         let fused = [("weight", vec![rows, dim]), ("bias", vec![rows])];
         for (part, shape) in fused {
-            let fused = Take::new(format!("{from}.attn.c_attn.{part}"), &shape);
+            let fused = TensorExpr::new(format!("{from}.attn.c_attn.{part}"), &shape);
             for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
                 let take = match (shared, j) {
                     (true, 0) => fused.clone().rows(0, dim),
@@ -140,18 +146,18 @@ pub(crate) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Resul
                         fused.clone().reshape(&split).narrow(1, j, 1).reshape(&whole)
                     }
                 };
-                takes.put(format!("{to}.attention.{name}.{part}"), take);
+                weights.put(format!("{to}.attention.{name}.{part}"), take);
             }
         }
-        takes.linear(
+        weights.linear(
             &format!("{to}.attention.output"),
             &format!("{from}.attn.c_proj"),
             dim,
             dim,
             true,
         );
-        takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.c_fc"), hidden, dim, true);
-        takes.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.c_proj"), dim, hidden, true);
+        weights.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.c_fc"), hidden, dim, true);
+        weights.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.c_proj"), dim, hidden, true);
         let key_value_heads = if shared { 1 } else { heads };
         Attention {
             key_value_heads,
@@ -166,32 +172,32 @@ pub(crate) fn bigcode(config: &Config, files: &Files, dialect: Dialect) -> Resul
 
 /// Learned positions, blocks with layer norms in front, and a head.
 fn decoder(
-    config: &Config,
+    config: &ConfigReader,
     files: &Files,
-    s: &Shape,
+    s: &Sizes,
     activation: &str,
-    block: impl Fn(&mut Takes, usize, &str, &str) -> Attention,
-) -> Result<Plan, Error> {
-    let Shape { dim, hidden, eps, vocabulary, context, .. } = *s;
-    let phi = Activation::read(config, "activation_function", activation)?;
+    block: impl Fn(&mut WeightMap, usize, &str, &str) -> Attention,
+) -> Result<Mapping, Error> {
+    let Sizes { dim, hidden, eps, vocabulary, context, .. } = *s;
+    let phi = NamedActivation::read(config, "activation_function", activation)?;
     let root = files.prefix("transformer.");
-    let mut takes = Takes::default();
-    let embedding = Take::new(format!("{root}wte.weight"), &[vocabulary, dim]);
-    takes.put("embedding.weight", embedding.clone());
-    takes.put("positions.weight", Take::new(format!("{root}wpe.weight"), &[context, dim]));
+    let mut weights = WeightMap::default();
+    let embedding = TensorExpr::new(format!("{root}wte.weight"), &[vocabulary, dim]);
+    weights.put("embedding.weight", embedding.clone());
+    weights.put("positions.weight", TensorExpr::new(format!("{root}wpe.weight"), &[context, dim]));
     let mut bodies = Vec::new();
     for i in 0..s.layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}h.{i}"));
-        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.ln_1"), dim, true);
-        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.ln_2"), dim, true);
-        let mixer = block(&mut takes, i, &to, &from);
+        weights.norm(&format!("{to}.attention.norm"), &format!("{from}.ln_1"), dim, true);
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.ln_2"), dim, true);
+        let mixer = block(&mut weights, i, &to, &from);
         let mut mlp = vec![layer_norm("norm", dim, eps, true), linear("up", dim, hidden, true)];
         mlp.extend(phi.nodes());
         mlp.push(linear("down", hidden, dim, true));
         let mixer = vec![layer_norm("norm", dim, eps, true), attention(mixer)];
         bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
     }
-    takes.norm("norm", &format!("{root}ln_f"), dim, true);
+    weights.norm("norm", &format!("{root}ln_f"), dim, true);
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         Node::new("positions", Op::Positions { length: context, dim }),
@@ -200,13 +206,13 @@ fn decoder(
     ];
     if s.head {
         nodes.push(linear("head", dim, vocabulary, false));
-        let own = Take::new("lm_head.weight", &[vocabulary, dim]);
-        takes.put("head.weight", if s.tied { embedding } else { own });
+        let own = TensorExpr::new("lm_head.weight", &[vocabulary, dim]);
+        weights.put("head.weight", if s.tied { embedding } else { own });
     }
-    let plan = Plan::new(Input::tokens(context), nodes, takes)?;
+    let mapping = Mapping::new(Input::tokens(context), nodes, weights)?;
     Ok(if s.tied || !s.head {
-        plan.aside("lm_head.weight", "the head is the embedding")
+        mapping.aside("lm_head.weight", "the head is the embedding")
     } else {
-        plan
+        mapping
     })
 }

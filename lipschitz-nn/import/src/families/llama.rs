@@ -1,15 +1,18 @@
 //! Decoders with RMS norms, rotary positions and gated units: Llama and its kin.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
-use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, linear, residual, rms_norm};
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, linear, residual, rms_norm};
 use crate::rope::{Rope, rope};
 use lipschitz_nn::Error;
-use lipschitz_nn::graph::{Attention, Input, Node, Op, Span};
+use lipschitz_nn::checkpoint::Dialect;
+use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Span};
 
-/// What a family has beside a plain Llama. Defaults are those of the library's config classes.
-struct Kind {
+/// What sets a family apart from a plain Llama. Defaults are those of the library's config classes.
+struct Variant {
     class: &'static str,
     eps: f64,
     tied: bool,
@@ -36,8 +39,29 @@ enum Norms {
     Both,
 }
 
-fn kind(family: &str) -> Kind {
-    let llama = Kind {
+impl Norms {
+    /// The norms of a block, ours and the library's.
+    fn names(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Before => {
+                &[("attention.norm", "input_layernorm"), ("mlp.norm", "post_attention_layernorm")]
+            }
+            Self::After => &[
+                ("attention.post_norm", "post_attention_layernorm"),
+                ("mlp.post_norm", "post_feedforward_layernorm"),
+            ],
+            Self::Both => &[
+                ("attention.norm", "input_layernorm"),
+                ("attention.post_norm", "post_attention_layernorm"),
+                ("mlp.norm", "pre_feedforward_layernorm"),
+                ("mlp.post_norm", "post_feedforward_layernorm"),
+            ],
+        }
+    }
+}
+
+fn variant(family: &str) -> Variant {
+    let llama = Variant {
         class: "Llama",
         eps: 1e-6,
         tied: false,
@@ -53,12 +77,15 @@ fn kind(family: &str) -> Kind {
     };
     let none = Some(false);
     match family {
-        "mistral" => Kind { class: "Mistral", qkv_bias: none, output_bias: none, ..llama },
-        "qwen2" => Kind { class: "Qwen2", qkv_bias: Some(true), output_bias: none, ..llama },
-        "qwen3" => {
-            Kind { class: "Qwen3", query_key_norm: Some(Span::Head), head_dim: Some(128), ..llama }
-        }
-        "phi3" => Kind {
+        "mistral" => Variant { class: "Mistral", qkv_bias: none, output_bias: none, ..llama },
+        "qwen2" => Variant { class: "Qwen2", qkv_bias: Some(true), output_bias: none, ..llama },
+        "qwen3" => Variant {
+            class: "Qwen3",
+            query_key_norm: Some(Span::Head),
+            head_dim: Some(128),
+            ..llama
+        },
+        "phi3" => Variant {
             class: "Phi3",
             eps: 1e-5,
             qkv_bias: none,
@@ -66,14 +93,14 @@ fn kind(family: &str) -> Kind {
             fused: true,
             ..llama
         },
-        "olmo2" => Kind {
+        "olmo2" => Variant {
             class: "Olmo2",
             eps: 1e-5,
             norms: Norms::After,
             query_key_norm: Some(Span::Heads),
             ..llama
         },
-        "gemma" => Kind {
+        "gemma" => Variant {
             class: "Gemma",
             tied: true,
             gemma: true,
@@ -81,7 +108,7 @@ fn kind(family: &str) -> Kind {
             activation: ("hidden_act", "gelu_pytorch_tanh"),
             ..llama
         },
-        "gemma2" => Kind {
+        "gemma2" => Variant {
             class: "Gemma2",
             tied: true,
             gemma: true,
@@ -90,193 +117,229 @@ fn kind(family: &str) -> Kind {
             activation: ("hidden_activation", "gelu_pytorch_tanh"),
             ..llama
         },
-        _ => Kind { mlp_bias: None, ..llama },
+        _ => Variant { mlp_bias: None, ..llama },
     }
 }
 
-pub(crate) fn llama(
-    config: &Config,
-    files: &Files,
-    dialect: Dialect,
-    family: &str,
-) -> Result<Plan, Error> {
-    let kind = kind(family);
-    let (dim, vocabulary) = (config.size("hidden_size")?, config.size("vocab_size")?);
-    let (hidden, heads) = (config.size("intermediate_size")?, config.size("num_attention_heads")?);
-    let layers = config.layers("num_hidden_layers", files.len())?;
-    let key_value_heads = config.size_or("num_key_value_heads", heads)?;
-    let eps = config.eps("rms_norm_eps", kind.eps)?;
-    let head_dim = match (config.size_if("head_dim")?, kind.head_dim) {
-        (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
-        (None, None) if dim.is_multiple_of(heads) => dim / heads,
-        (None, None) => {
-            return Err(config
-                .wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
+/// What the blocks of a model have in common.
+struct Blocks {
+    variant: Variant,
+    dim: usize,
+    hidden: usize,
+    heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+    eps: f64,
+    qkv_bias: bool,
+    output_bias: bool,
+    mlp_bias: bool,
+    function: Function,
+}
+
+impl Blocks {
+    fn read(config: &ConfigReader, family: &str, dim: usize) -> Result<Self, Error> {
+        let variant = variant(family);
+        let (hidden, heads) =
+            (config.size("intermediate_size")?, config.size("num_attention_heads")?);
+        let key_value_heads = config.size_or("num_key_value_heads", heads)?;
+        let eps = config.eps("rms_norm_eps", variant.eps)?;
+        let head_dim = match (config.size_if("head_dim")?, variant.head_dim) {
+            (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
+            (None, None) if dim.is_multiple_of(heads) => dim / heads,
+            (None, None) => {
+                let what = format!("is {heads}, which does not divide {dim}");
+                return Err(config.wrong("num_attention_heads", what));
+            }
+        };
+        let bias =
+            |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key, false), Ok);
+        let qkv_bias = bias("attention_bias", variant.qkv_bias)?;
+        let output_bias = bias("attention_bias", variant.output_bias)?;
+        let mlp_bias = bias("mlp_bias", variant.mlp_bias)?;
+        let function = activation(config, &variant, family)?;
+        Ok(Self {
+            variant,
+            dim,
+            hidden,
+            heads,
+            key_value_heads,
+            head_dim,
+            eps,
+            qkv_bias,
+            output_bias,
+            mlp_bias,
+            function,
+        })
+    }
+
+    /// Widths of the queries, and of the keys or values, of all heads.
+    fn widths(&self) -> (usize, usize) {
+        (self.heads * self.head_dim, self.key_value_heads * self.head_dim)
+    }
+
+    /// The gain of a norm.
+    fn norm(&self, weights: &mut WeightMap, to: &str, from: &str, width: usize) {
+        let gain = TensorExpr::new(format!("{from}.weight"), &[width]);
+        weights.put(format!("{to}.weight"), if self.variant.gemma { gain.add(1.0) } else { gain });
+    }
+
+    /// The weights of block `from` under `to`.
+    fn weights(&self, weights: &mut WeightMap, to: &str, from: &str) {
+        let (mine, theirs) = (format!("{to}.attention"), format!("{from}.self_attn"));
+        if self.variant.fused {
+            self.fused_projections(weights, to, from);
+        } else {
+            self.projections(weights, to, from);
         }
-    };
-    let bias = |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key, false), Ok);
-    let qkv_bias = bias("attention_bias", kind.qkv_bias)?;
-    let output_bias = bias("attention_bias", kind.output_bias)?;
-    let mlp_bias = bias("mlp_bias", kind.mlp_bias)?;
-    let function = activation(config, &kind, family)?;
+        let Self { dim, hidden, mlp_bias, .. } = *self;
+        let (output, down) = (format!("{theirs}.o_proj"), format!("{from}.mlp.down_proj"));
+        weights.linear(&format!("{mine}.output"), &output, dim, self.widths().0, self.output_bias);
+        weights.linear(&format!("{to}.mlp.down"), &down, dim, hidden, mlp_bias);
+        if let Some(span) = self.variant.query_key_norm {
+            let width = |all| if span == Span::Heads { all } else { self.head_dim };
+            let (query, key) = self.widths();
+            for (name, theirs_name, all) in [("query", "q", query), ("key", "k", key)] {
+                let (to, from) =
+                    (format!("{mine}.{name}_norm"), format!("{theirs}.{theirs_name}_norm"));
+                self.norm(weights, &to, &from, width(all));
+            }
+        }
+        for (ours, name) in self.variant.norms.names() {
+            self.norm(weights, &format!("{to}.{ours}"), &format!("{from}.{name}"), dim);
+        }
+    }
+
+    /// Queries, keys and values, gate and up, each from a tensor of its own.
+    fn projections(&self, weights: &mut WeightMap, to: &str, from: &str) {
+        let (query, key) = self.widths();
+        let Self { dim, hidden, qkv_bias, mlp_bias, .. } = *self;
+        for (ours, theirs, width, bias) in [
+            ("attention.query", "self_attn.q_proj", query, qkv_bias),
+            ("attention.key", "self_attn.k_proj", key, qkv_bias),
+            ("attention.value", "self_attn.v_proj", key, qkv_bias),
+            ("mlp.gate", "mlp.gate_proj", hidden, mlp_bias),
+            ("mlp.up", "mlp.up_proj", hidden, mlp_bias),
+        ] {
+            weights.linear(&format!("{to}.{ours}"), &format!("{from}.{theirs}"), width, dim, bias);
+        }
+    }
+
+    /// Queries, keys and values from one tensor, gate and up from another.
+    fn fused_projections(&self, weights: &mut WeightMap, to: &str, from: &str) {
+        let (query, key) = self.widths();
+        let Self { dim, hidden, .. } = *self;
+        let name = format!("{from}.self_attn.qkv_proj.weight");
+        let fused = TensorExpr::new(name, &[query + 2 * key, dim]);
+        for (name, first, count) in
+            [("query", 0, query), ("key", query, key), ("value", query + key, key)]
+        {
+            let rows = fused.clone().rows(first, count);
+            weights.put(format!("{to}.attention.{name}.weight"), rows);
+        }
+        let name = format!("{from}.mlp.gate_up_proj.weight");
+        let fused = TensorExpr::new(name, &[2 * hidden, dim]);
+        for (name, first) in [("gate", 0), ("up", hidden)] {
+            let rows = fused.clone().rows(first, hidden);
+            weights.put(format!("{to}.mlp.{name}.weight"), rows);
+        }
+    }
+
+    /// The nodes of one block around this attention.
+    fn nodes(&self, mixer: Attention) -> Vec<Node> {
+        let Self { dim, hidden, eps, function, .. } = *self;
+        let norms = self.variant.norms;
+        let around = |node: Node| {
+            let before = (norms != Norms::After).then(|| rms_norm("norm", dim, eps));
+            let after = (norms != Norms::Before).then(|| rms_norm("post_norm", dim, eps));
+            before.into_iter().chain([node]).chain(after).collect()
+        };
+        let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: self.mlp_bias });
+        vec![residual("attention", around(attention(mixer))), residual("mlp", around(gated))]
+    }
+}
+
+/// Caps of attention's and of the final logits, and what `q·k` is divided by the root of.
+struct Logits {
+    cap: Option<f64>,
+    final_cap: Option<f64>,
+    scalar: f64,
+}
+
+impl Logits {
+    fn read(model: &ModelDir, head_dim: usize) -> Result<Self, Error> {
+        let &ModelDir { config, dialect, family, .. } = model;
+        let mut logits = Self { cap: None, final_cap: None, scalar: head_dim as f64 };
+        if matches!(family, "gemma" | "gemma2") {
+            config.only("use_bidirectional_attention", false)?;
+        }
+        if family == "gemma2" {
+            let scalar = config.number_or("query_pre_attn_scalar", 256.0)?;
+            logits.cap = config.number_if("attn_logit_softcapping")?;
+            logits.final_cap = config.number_if("final_logit_softcapping")?;
+            if dialect != Dialect::Candle {
+                logits.scalar = scalar;
+            }
+        }
+        if logits.scalar <= 0.0 {
+            let what = format!("is {}, wanted a number above 0", logits.scalar);
+            return Err(config.wrong("query_pre_attn_scalar", what));
+        }
+        Ok(logits)
+    }
+}
+
+/// Whether the model has a head.
+fn has_head(config: &ConfigReader, class: &str) -> Result<bool, Error> {
+    match config.architecture()?.map(|name| name.strip_prefix(class).ok_or(name)) {
+        None | Some(Ok("ForCausalLM")) => Ok(true),
+        Some(Ok("Model")) => Ok(false),
+        Some(Ok(rest)) => Err(unsupported(config, &format!("{class}{rest}"))),
+        Some(Err(name)) => Err(unsupported(config, name)),
+    }
+}
+
+fn unsupported(config: &ConfigReader, class: &str) -> Error {
+    config.wrong("architectures", format!("names `{class}`, which is not supported"))
+}
+
+pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, family } = model;
+    let (dim, vocabulary) = (config.size("hidden_size")?, config.size("vocab_size")?);
+    let layers = config.layers("num_hidden_layers", files.len())?;
+    let block = Blocks::read(config, family, dim)?;
+    let Blocks { heads, key_value_heads, head_dim, eps, .. } = block;
     let Rope { rotary, logits, context, note } = rope(config, head_dim, dialect)?;
     let windows = windows(config, family, layers, dialect)?;
     if dialect == Dialect::Candle {
         refused_by_candle(config, family, head_dim * heads == dim, rotary.frequencies.is_some())?;
     }
-    let (logit_cap, final_cap, scalar) = match family {
-        "gemma2" => {
-            config.only("use_bidirectional_attention", false)?;
-            let scalar = config.number_or("query_pre_attn_scalar", 256.0)?;
-            let caps = (
-                config.number_if("attn_logit_softcapping")?,
-                config.number_if("final_logit_softcapping")?,
-            );
-            (caps.0, caps.1, if dialect == Dialect::Candle { head_dim as f64 } else { scalar })
-        }
-        "gemma" => {
-            config.only("use_bidirectional_attention", false)?;
-            (None, None, head_dim as f64)
-        }
-        _ => (None, None, head_dim as f64),
-    };
-    if scalar <= 0.0 {
-        return Err(
-            config.wrong("query_pre_attn_scalar", format!("is {scalar}, wanted a number above 0"))
-        );
-    }
-
-    let head = match config.architecture()? {
-        None => true,
-        Some(name) if name == format!("{}ForCausalLM", kind.class) => true,
-        Some(name) if name == format!("{}Model", kind.class) => false,
-        Some(name) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
-        }
-    };
-    let tied = config.flag("tie_word_embeddings", kind.tied)?;
+    let Logits { cap, final_cap, scalar } = Logits::read(model, head_dim)?;
+    let head = has_head(config, block.variant.class)?;
+    let tied = config.flag("tie_word_embeddings", block.variant.tied)?;
+    let gemma = block.variant.gemma;
 
     let root = files.prefix("model.");
-    let mut takes = Takes::default();
-    let embedding = Take::new(format!("{root}embed_tokens.weight"), &[vocabulary, dim]);
-    let scale = (dim as f64).sqrt();
-    takes.put(
-        "embedding.weight",
-        if kind.gemma { embedding.clone().times(scale) } else { embedding.clone() },
-    );
-    let norm = |takes: &mut Takes, to: &str, from: &str, width: usize| {
-        let gain = Take::new(format!("{from}.weight"), &[width]);
-        takes.put(format!("{to}.weight"), if kind.gemma { gain.add(1.0) } else { gain });
-    };
-    let (query, key) = (heads * head_dim, key_value_heads * head_dim);
+    let mut weights = WeightMap::default();
+    let embedding = TensorExpr::new(format!("{root}embed_tokens.weight"), &[vocabulary, dim]);
+    let scaled = embedding.clone().times((dim as f64).sqrt());
+    weights.put("embedding.weight", if gemma { scaled } else { embedding.clone() });
     let mut bodies = Vec::new();
     for (i, window) in windows.into_iter().enumerate() {
-        let (to, from) = (format!("blocks.{i}"), format!("{root}layers.{i}"));
-        let (mine, theirs) = (format!("{to}.attention"), format!("{from}.self_attn"));
-        if kind.fused {
-            let fused = || Take::new(format!("{theirs}.qkv_proj.weight"), &[query + 2 * key, dim]);
-            takes.put(format!("{mine}.query.weight"), fused().rows(0, query));
-            takes.put(format!("{mine}.key.weight"), fused().rows(query, key));
-            takes.put(format!("{mine}.value.weight"), fused().rows(query + key, key));
-            let fused = || Take::new(format!("{from}.mlp.gate_up_proj.weight"), &[2 * hidden, dim]);
-            takes.put(format!("{to}.mlp.gate.weight"), fused().rows(0, hidden));
-            takes.put(format!("{to}.mlp.up.weight"), fused().rows(hidden, hidden));
-        } else {
-            for (ours, name, width) in
-                [("query", "q_proj", query), ("key", "k_proj", key), ("value", "v_proj", key)]
-            {
-                takes.linear(
-                    &format!("{mine}.{ours}"),
-                    &format!("{theirs}.{name}"),
-                    width,
-                    dim,
-                    qkv_bias,
-                );
-            }
-            takes.linear(
-                &format!("{to}.mlp.gate"),
-                &format!("{from}.mlp.gate_proj"),
-                hidden,
-                dim,
-                mlp_bias,
-            );
-            takes.linear(
-                &format!("{to}.mlp.up"),
-                &format!("{from}.mlp.up_proj"),
-                hidden,
-                dim,
-                mlp_bias,
-            );
-        }
-        takes.linear(
-            &format!("{mine}.output"),
-            &format!("{theirs}.o_proj"),
-            dim,
-            query,
-            output_bias,
-        );
-        takes.linear(
-            &format!("{to}.mlp.down"),
-            &format!("{from}.mlp.down_proj"),
-            dim,
-            hidden,
-            mlp_bias,
-        );
-        if let Some(span) = kind.query_key_norm {
-            let width = |all| if span == Span::Heads { all } else { head_dim };
-            norm(
-                &mut takes,
-                &format!("{mine}.query_norm"),
-                &format!("{theirs}.q_norm"),
-                width(query),
-            );
-            norm(&mut takes, &format!("{mine}.key_norm"), &format!("{theirs}.k_norm"), width(key));
-        }
-        let norms: &[(&str, &str)] = match kind.norms {
-            Norms::Before => {
-                &[("attention.norm", "input_layernorm"), ("mlp.norm", "post_attention_layernorm")]
-            }
-            Norms::After => &[
-                ("attention.post_norm", "post_attention_layernorm"),
-                ("mlp.post_norm", "post_feedforward_layernorm"),
-            ],
-            Norms::Both => &[
-                ("attention.norm", "input_layernorm"),
-                ("attention.post_norm", "post_attention_layernorm"),
-                ("mlp.norm", "pre_feedforward_layernorm"),
-                ("mlp.post_norm", "post_feedforward_layernorm"),
-            ],
-        };
-        norms.iter().for_each(|(ours, name)| {
-            norm(&mut takes, &format!("{to}.{ours}"), &format!("{from}.{name}"), dim)
-        });
-
-        let mixer = Attention {
+        block.weights(&mut weights, &format!("blocks.{i}"), &format!("{root}layers.{i}"));
+        bodies.push(block.nodes(Attention {
             key_value_heads,
             logit_scale: logits / scalar.sqrt(),
             rotary: Some(rotary.clone()),
-            bias: qkv_bias,
-            output_bias,
-            query_key_norm: kind.query_key_norm.map(|_| eps),
-            query_key_span: kind.query_key_norm.unwrap_or_default(),
-            logit_cap,
+            bias: block.qkv_bias,
+            output_bias: block.output_bias,
+            query_key_norm: block.variant.query_key_norm.map(|_| eps),
+            query_key_span: block.variant.query_key_norm.unwrap_or_default(),
+            logit_cap: cap,
             window,
             ..Attention::new(dim, heads, head_dim)
-        };
-        let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: mlp_bias });
-        let around = |node: Node| {
-            let before = (kind.norms != Norms::After).then(|| rms_norm("norm", dim, eps));
-            let after = (kind.norms != Norms::Before).then(|| rms_norm("post_norm", dim, eps));
-            before.into_iter().chain([node]).chain(after).collect()
-        };
-        bodies.push(vec![
-            residual("attention", around(attention(mixer))),
-            residual("mlp", around(gated)),
-        ]);
+        }));
     }
-    norm(&mut takes, "norm", &format!("{root}norm"), dim);
+    block.norm(&mut weights, "norm", &format!("{root}norm"), dim);
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         blocks(bodies),
@@ -284,29 +347,25 @@ pub(crate) fn llama(
     ];
     if head {
         nodes.push(linear("head", dim, vocabulary, false));
-        let own = Take::new("lm_head.weight", &[vocabulary, dim]);
-        takes.put("head.weight", if tied { embedding } else { own });
+        let own = TensorExpr::new("lm_head.weight", &[vocabulary, dim]);
+        weights.put("head.weight", if tied { embedding } else { own });
         nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
     }
-    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?
+    let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?
         .aside("rotary_emb.inv_freq", "rotary frequencies, which follow from the config");
     if tied || !head {
-        plan = plan.aside("lm_head.weight", "the head is the embedding");
+        mapping = mapping.aside("lm_head.weight", "the head is the embedding");
     }
-    plan.notes.extend(note);
-    if kind.gemma {
-        plan =
-            plan.note("embedding vectors are those multiplied by √dim, gains those with 1 added");
+    mapping.notes.extend(note);
+    if gemma {
+        mapping = mapping
+            .note("embedding vectors are those multiplied by √dim, gains those with 1 added");
     }
-    Ok(plan)
+    Ok(mapping)
 }
 
-fn activation(
-    config: &Config,
-    kind: &Kind,
-    family: &str,
-) -> Result<lipschitz_nn::graph::Function, Error> {
-    let (key, default) = kind.activation;
+fn activation(config: &ConfigReader, variant: &Variant, family: &str) -> Result<Function, Error> {
+    let (key, default) = variant.activation;
     if family == "gemma" || family == "gemma2" {
         // Some releases give both names.
         let (new, old) = (config.text("hidden_activation")?, config.text("hidden_act")?);
@@ -315,20 +374,20 @@ fn activation(
                 "hidden_activation",
                 format!("is `{new}`, and `hidden_act` is `{old}`; remove one"),
             )),
-            (Some(_), _) => Activation::read(config, "hidden_activation", default)?
+            (Some(_), _) => NamedActivation::read(config, "hidden_activation", default)?
                 .gate(config, "hidden_activation"),
             (None, _) => {
-                Activation::read(config, "hidden_act", default)?.gate(config, "hidden_act")
+                NamedActivation::read(config, "hidden_act", default)?.gate(config, "hidden_act")
             }
         };
     }
-    Activation::read(config, key, default)?.gate(config, key)
+    NamedActivation::read(config, key, default)?.gate(config, key)
 }
 
 /// How many positions each layer's tokens see. Candle's masks let one more through than the
 /// library's, and do not differ by layer.
 fn windows(
-    config: &Config,
+    config: &ConfigReader,
     family: &str,
     layers: usize,
     dialect: Dialect,
@@ -396,7 +455,7 @@ fn windows(
 
 /// Options that candle's model of this family does not know.
 fn refused_by_candle(
-    config: &Config,
+    config: &ConfigReader,
     family: &str,
     square: bool,
     scaled: bool,
@@ -404,7 +463,7 @@ fn refused_by_candle(
     if matches!(family, "llama" | "qwen2" | "olmo2" | "phi3") && !square {
         return Err(config.wrong(
             "head_dim",
-            "times the heads is not the width, which candle's model takes for granted",
+            "times the heads is not the width, which candle's model weights for granted",
         ));
     }
     if family == "llama"

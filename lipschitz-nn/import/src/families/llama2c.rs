@@ -6,8 +6,11 @@ use std::path::Path;
 
 use candle_core::DType;
 
-use crate::formats::files::{Entry, Files};
-use crate::plan::{Plan, Take, Takes, attention, blocks, linear, residual, rms_norm};
+use crate::expression::{TensorExpr, WeightMap};
+use crate::formats::files::Files;
+use crate::mapping::Mapping;
+use crate::nodes::{attention, blocks, linear, residual, rms_norm};
+use lipschitz_nn::checkpoint::Entry;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{At, Error};
 
@@ -152,23 +155,23 @@ fn entries(path: &Path, h: &Header, length: u64) -> Result<Vec<Entry>, Error> {
     Ok(out)
 }
 
-pub(crate) fn open(path: &Path) -> Result<(Plan, Files), Error> {
+pub(crate) fn open(path: &Path) -> Result<(Mapping, Files), Error> {
     let length = std::fs::metadata(path).at(path)?.len();
     let h = header(path, length)?;
     let mut files = Files::default();
     files.insert(path, length, entries(path, &h, length)?)?;
     let Header { dim, hidden, heads, vocabulary, context, .. } = h;
     let head_dim = dim / heads;
-    let mut takes = Takes::default();
-    let embedding = Take::new("embedding", &[vocabulary, dim]);
-    takes.put("embedding.weight", embedding.clone());
+    let mut weights = WeightMap::default();
+    let embedding = TensorExpr::new("embedding", &[vocabulary, dim]);
+    weights.put("embedding.weight", embedding.clone());
     let mut bodies = Vec::new();
     for i in 0..h.layers {
         let to = format!("blocks.{i}");
         let mut matrix = |ours: &str, theirs: &str, outputs: usize, inputs: usize| {
-            takes.put(
+            weights.put(
                 format!("{to}.{ours}.weight"),
-                Take::new(format!("layers.{i}.{theirs}"), &[outputs, inputs]),
+                TensorExpr::new(format!("layers.{i}.{theirs}"), &[outputs, inputs]),
             );
         };
         matrix("attention.query", "wq", dim, dim);
@@ -178,12 +181,12 @@ pub(crate) fn open(path: &Path) -> Result<(Plan, Files), Error> {
         matrix("mlp.gate", "w1", hidden, dim);
         matrix("mlp.down", "w2", dim, hidden);
         matrix("mlp.up", "w3", hidden, dim);
-        takes.vector(
+        weights.vector(
             &format!("{to}.attention.norm.weight"),
             &format!("layers.{i}.attention_norm"),
             dim,
         );
-        takes.vector(&format!("{to}.mlp.norm.weight"), &format!("layers.{i}.ffn_norm"), dim);
+        weights.vector(&format!("{to}.mlp.norm.weight"), &format!("layers.{i}.ffn_norm"), dim);
         let mixer = Attention {
             key_value_heads: h.key_value_heads,
             rotary: Some(Rotary::new(10000.0, Pairing::Interleaved)),
@@ -196,10 +199,10 @@ pub(crate) fn open(path: &Path) -> Result<(Plan, Files), Error> {
             residual("mlp", vec![rms_norm("norm", dim, EPS), gated]),
         ]);
     }
-    takes.vector("norm.weight", "norm", dim);
-    takes.put(
+    weights.vector("norm.weight", "norm", dim);
+    weights.put(
         "head.weight",
-        if h.shared { embedding } else { Take::new("head", &[vocabulary, dim]) },
+        if h.shared { embedding } else { TensorExpr::new("head", &[vocabulary, dim]) },
     );
     let nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
@@ -208,8 +211,8 @@ pub(crate) fn open(path: &Path) -> Result<(Plan, Files), Error> {
         linear("head", dim, vocabulary, false),
     ];
     let why = "rotary angles, which follow from the header";
-    let plan = Plan::new(Input::tokens(context), nodes, takes)?
+    let mapping = Mapping::new(Input::tokens(context), nodes, weights)?
         .aside("freq_real", why)
         .aside("freq_imag", why);
-    Ok((plan, files))
+    Ok((mapping, files))
 }

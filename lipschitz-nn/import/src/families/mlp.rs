@@ -1,11 +1,12 @@
-//! Plain multilayer perceptrons: a file of matrices in the order of the layers, with or without
-//! biases.
+//! Plain MLPs: a file of matrices in the order of the layers, with or without biases.
 
 use std::path::Path;
 
-use crate::config::Activation;
+use crate::activation::NamedActivation;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, linear};
+use crate::mapping::Mapping;
+use crate::nodes::linear;
 use lipschitz_nn::Error;
 use lipschitz_nn::graph::Input;
 
@@ -31,7 +32,7 @@ fn natural(name: &str) -> Vec<(String, u64)> {
 }
 
 /// `activation` stands between the matrices; a single one needs none.
-pub(crate) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Result<Plan, Error> {
+pub(crate) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Result<Mapping, Error> {
     let wrong = |what: String| Error::file(path, what);
     let matrix = |name: &&str| files.get(name).is_some_and(|info| info.shape.len() == 2);
     let mut names: Vec<&str> = files.names().filter(matrix).collect();
@@ -46,11 +47,11 @@ pub(crate) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Resul
             )));
         }
         (Some(name), _) => Some(
-            Activation::named(name)
+            NamedActivation::named(name)
                 .ok_or_else(|| wrong(format!("has no activation called `{name}`")))?,
         ),
     };
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let mut nodes = Vec::new();
     let mut width: Option<(usize, &str)> = None;
     let mut first = 0;
@@ -78,18 +79,18 @@ pub(crate) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Resul
             .strip_suffix("weight")
             .map(|stem| format!("{stem}bias"))
             .filter(|b| files.get(b).is_some());
-        takes.put(format!("{ours}.weight"), Take::new(*name, &[outputs, inputs]));
+        weights.put(format!("{ours}.weight"), TensorExpr::new(*name, &[outputs, inputs]));
         if let Some(bias) = &bias {
-            takes.vector(&format!("{ours}.bias"), bias, outputs);
+            weights.vector(&format!("{ours}.bias"), bias, outputs);
         }
         if i > 0 {
             nodes.extend(phi.iter().flat_map(|phi| phi.nodes()));
         }
         nodes.push(linear(ours, inputs, outputs, bias.is_some()));
     }
-    let plan = Plan::new(Input::Vector { dim: first }, nodes, takes)?;
+    let mapping = Mapping::new(Input::Vector { dim: first }, nodes, weights)?;
     Ok(match activation {
-        Some(name) => plan.note(format!("{name} between the matrices, as was said at import")),
-        None => plan,
+        Some(name) => mapping.note(format!("{name} between the matrices, as was said at import")),
+        None => mapping,
     })
 }

@@ -1,12 +1,94 @@
-//! One file for each family of models.
+//! One file for each family of models, and the table of families.
 
-pub(crate) mod bert;
-pub(crate) mod gpt2;
-pub(crate) mod llama;
+mod bert;
+mod gpt2;
+mod llama;
 pub(crate) mod llama2c;
 pub(crate) mod mlp;
-pub(crate) mod modernbert;
+mod modernbert;
 pub(crate) mod modula;
 pub(crate) mod modula_run;
-pub(crate) mod t5;
-pub(crate) mod vit;
+mod t5;
+mod vit;
+
+use lipschitz_nn::Error;
+
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+
+/// What a family makes of a model directory.
+type Family = fn(&ModelDir) -> Result<Mapping, Error>;
+
+/// The families by the `model_type` of their configs, in order.
+const TABLE: &[(&str, Family)] = &[
+    ("bert", bert::bert),
+    ("dinov2", vit::dinov2),
+    ("distilbert", bert::distilbert),
+    ("gemma", llama::llama),
+    ("gemma2", llama::llama),
+    ("gpt2", gpt2::gpt2),
+    ("gpt_bigcode", gpt2::bigcode),
+    ("llama", llama::llama),
+    ("mistral", llama::llama),
+    ("modernbert", modernbert::modernbert),
+    ("olmo2", llama::llama),
+    ("phi3", llama::llama),
+    ("qwen2", llama::llama),
+    ("qwen3", llama::llama),
+    ("roberta", bert::bert),
+    ("t5", t5::t5),
+    ("vit", vit::vit),
+    ("xlm-roberta", bert::bert),
+];
+
+/// Families with a mixture of experts.
+const EXPERTS: &[&str] = &[
+    "dbrx",
+    "deepseek_v2",
+    "deepseek_v3",
+    "gpt_oss",
+    "granitemoe",
+    "jamba",
+    "mixtral",
+    "olmoe",
+    "phimoe",
+    "qwen2_moe",
+    "qwen3_moe",
+];
+
+/// The families that can be imported, by the `model_type` of a config, in order.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(name, _)| *name)
+}
+
+/// The mapping of a model of one of these families.
+pub(crate) fn mapping(model: &ModelDir) -> Result<Mapping, Error> {
+    match TABLE.iter().find(|(name, _)| *name == model.family) {
+        Some((_, family)) => {
+            let mapping = family(model)?;
+            model.config.finish()?;
+            Ok(mapping)
+        }
+        None => Err(model.config.wrong("model_type", unsupported(model.family))),
+    }
+}
+
+fn unsupported(family: &str) -> String {
+    if EXPERTS.contains(&family) {
+        return format!(
+            "is `{family}`: it sends tokens to the top experts, so its function jumps and has no \
+             finite Lipschitz constant"
+        );
+    }
+    let known = families().collect::<Vec<_>>().join(", ");
+    format!("is `{family}`, which is not supported; supported are {known}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn families_are_in_order_and_named_once() {
+        assert!(super::families().is_sorted_by(|a, b| a < b));
+        assert!(super::families().all(|family| !super::EXPERTS.contains(&family)));
+    }
+}

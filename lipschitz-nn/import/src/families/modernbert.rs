@@ -1,14 +1,18 @@
 //! ModernBERT: an encoder with norms in front, gated units, rotary positions, and local attention
 //! in most layers.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
-use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, layer_norm, linear, residual};
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, layer_norm, linear, residual};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Input, Node, Op, Pairing, Rotary};
 
-pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
     if !dim.is_multiple_of(heads) {
         return Err(
@@ -20,7 +24,7 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
     let eps = config.eps("norm_eps", config.number_or("layer_norm_eps", 1e-5)?)?;
-    let phi = Activation::read(config, "hidden_activation", "gelu")?;
+    let phi = NamedActivation::read(config, "hidden_activation", "gelu")?;
     for key in ["attention_bias", "mlp_bias", "norm_bias"] {
         config.only(key, false)?;
     }
@@ -49,7 +53,7 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     };
     let [global_base, local_base] = bases(config)?;
     if dialect == Dialect::Candle
-        && (phi != Activation::named("gelu").unwrap_or(phi)
+        && (phi != NamedActivation::named("gelu").unwrap_or(phi)
             || types.is_some() && !uniform(&types, every))
     {
         return Err(config.wrong(
@@ -59,30 +63,30 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
     }
 
     let root = files.prefix("model.");
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let embedding =
-        Take::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]);
-    takes.put("embedding.weight", embedding.clone());
-    takes.norm("embedding_norm", &format!("{root}embeddings.norm"), dim, false);
+        TensorExpr::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]);
+    weights.put("embedding.weight", embedding.clone());
+    weights.norm("embedding_norm", &format!("{root}embeddings.norm"), dim, false);
     let mut bodies = Vec::new();
     for i in 0..layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}layers.{i}"));
-        let fused = Take::new(format!("{from}.attn.Wqkv.weight"), &[3 * dim, dim]);
+        let fused = TensorExpr::new(format!("{from}.attn.Wqkv.weight"), &[3 * dim, dim]);
         for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
-            takes.put(format!("{to}.attention.{name}.weight"), fused.clone().rows(j * dim, dim));
+            weights.put(format!("{to}.attention.{name}.weight"), fused.clone().rows(j * dim, dim));
         }
-        takes.linear(
+        weights.linear(
             &format!("{to}.attention.output"),
             &format!("{from}.attn.Wo"),
             dim,
             dim,
             false,
         );
-        let fused = Take::new(format!("{from}.mlp.Wi.weight"), &[2 * hidden, dim]);
-        takes.put(format!("{to}.mlp.gate.weight"), fused.clone().rows(0, hidden));
-        takes.put(format!("{to}.mlp.up.weight"), fused.rows(hidden, hidden));
-        takes.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.Wo"), dim, hidden, false);
-        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.mlp_norm"), dim, false);
+        let fused = TensorExpr::new(format!("{from}.mlp.Wi.weight"), &[2 * hidden, dim]);
+        weights.put(format!("{to}.mlp.gate.weight"), fused.clone().rows(0, hidden));
+        weights.put(format!("{to}.mlp.up.weight"), fused.rows(hidden, hidden));
+        weights.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.Wo"), dim, hidden, false);
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.mlp_norm"), dim, false);
         let near = is_local(i)?;
         let mixer = Attention {
             causal: false,
@@ -94,7 +98,7 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         let mut mix = vec![attention(mixer)];
         // The first block comes right behind the norm of the embeddings.
         if i > 0 {
-            takes.norm(&format!("{to}.attention.norm"), &format!("{from}.attn_norm"), dim, false);
+            weights.norm(&format!("{to}.attention.norm"), &format!("{from}.attn_norm"), dim, false);
             mix.insert(0, layer_norm("norm", dim, eps, false));
         }
         let function = phi.gate(config, "hidden_activation")?;
@@ -104,23 +108,23 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
             residual("mlp", vec![layer_norm("norm", dim, eps, false), gated]),
         ]);
     }
-    takes.norm("norm", &format!("{root}final_norm"), dim, false);
+    weights.norm("norm", &format!("{root}final_norm"), dim, false);
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         layer_norm("embedding_norm", dim, eps, false),
         blocks(bodies),
         layer_norm("norm", dim, eps, false),
     ];
-    let mut plan_aside = Vec::new();
+    let mut aside = Vec::new();
     match config.architecture()? {
         None | Some("ModernBertModel") => {}
         Some("ModernBertForMaskedLM") => {
             let tied = config.flag("tie_word_embeddings", true)?;
-            takes.linear("transform", "head.dense", dim, dim, false);
-            takes.norm("transform_norm", "head.norm", dim, false);
-            let own = Take::new("decoder.weight", &[vocabulary, dim]);
-            takes.put("head.weight", if tied { embedding } else { own });
-            takes.vector("head.bias", "decoder.bias", vocabulary);
+            weights.linear("transform", "head.dense", dim, dim, false);
+            weights.norm("transform_norm", "head.norm", dim, false);
+            let own = TensorExpr::new("decoder.weight", &[vocabulary, dim]);
+            weights.put("head.weight", if tied { embedding } else { own });
+            weights.vector("head.bias", "decoder.bias", vocabulary);
             nodes.push(linear("transform", dim, dim, false));
             // The library calls the head's activation that of the classifier, GELU in every
             // release.
@@ -128,7 +132,7 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
             nodes.push(layer_norm("transform_norm", dim, eps, false));
             nodes.push(linear("head", dim, vocabulary, true));
             if tied {
-                plan_aside.push(("decoder.weight".to_string(), "the head is the embedding"));
+                aside.push(("decoder.weight".to_string(), "the head is the embedding"));
             }
         }
         Some(name) => {
@@ -138,9 +142,10 @@ pub(crate) fn modernbert(config: &Config, files: &Files, dialect: Dialect) -> Re
         }
     }
     config.flag("tie_word_embeddings", true)?;
-    let mut plan = Plan::new(Input::tokens(context), nodes, takes)?.note("no token is padding");
-    plan.aside.extend(plan_aside);
-    Ok(plan)
+    let mut mapping =
+        Mapping::new(Input::tokens(context), nodes, weights)?.note("no token is padding");
+    mapping.aside.extend(aside);
+    Ok(mapping)
 }
 
 /// Whether the layers' kinds are what their number alone says.
@@ -151,7 +156,7 @@ fn uniform(types: &Option<Vec<&str>>, every: usize) -> bool {
 }
 
 /// Bases of the rotary positions of global and local layers.
-fn bases(config: &Config) -> Result<[f64; 2], Error> {
+fn bases(config: &ConfigReader) -> Result<[f64; 2], Error> {
     let mut bases = [
         config.number_or("global_rope_theta", 160_000.0)?,
         config.number_or("local_rope_theta", 10_000.0)?,

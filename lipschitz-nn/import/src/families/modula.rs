@@ -1,33 +1,35 @@
-//! Checkpoints of the method's JAX code: the list of matrices of `model.initialize`, in its order,
-//! in a `.npz` (`numpy.savez(path, *weights)`), beside the run's config in a `.json` of the same
-//! name.
+//! Checkpoints of the JAX code of Newhouse et al. (2025): the list of matrices of
+//! `model.initialize`, in its order, in a `.npz` (`numpy.savez(path, *weights)`), next to the
+//! config of the run in a `.json` of the same name.
 
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, linear};
+use crate::mapping::Mapping;
+use crate::nodes::{attention, blocks, linear};
 use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::presets::GELU_SCALE;
 
-/// The plan, if there is a config beside the file.
-pub(crate) fn modula(path: &Path, files: &Files) -> Result<Option<Plan>, Error> {
+/// The mapping, if there is a config next to the file.
+pub(crate) fn modula(path: &Path, files: &Files) -> Result<Option<Mapping>, Error> {
     let beside = path.with_extension("json");
     if !beside.exists() {
         return Ok(None);
     }
-    let whole = Config::open(&beside)?;
+    let whole = ConfigReader::open(&beside)?;
     // A results file holds the config of its run; options that the model's constructor does not
     // take are of training.
     let config = whole.inside("parameters")?.unwrap_or(whole);
-    Ok(Some(plan(&config, files)?))
+    Ok(Some(mapping(&config, files)?))
 }
 
-/// The plan of a run's config.
-pub(crate) fn plan(config: &Config, files: &Files) -> Result<Plan, Error> {
+/// The mapping of a run's config.
+pub(crate) fn mapping(config: &ConfigReader, files: &Files) -> Result<Mapping, Error> {
     match config.text("data")? {
-        Some("cifar") => perceptron(config, files),
+        Some("cifar") => mlp(config, files),
         Some("shakespeare" | "fineweb") => transformer(config, files),
         other => {
             Err(config.wrong("data", format!("is {other:?}, wanted cifar, shakespeare or fineweb")))
@@ -35,7 +37,7 @@ pub(crate) fn plan(config: &Config, files: &Files) -> Result<Plan, Error> {
     }
 }
 
-fn scaled(config: &Config, nodes: &mut Vec<Node>) -> Result<(), Error> {
+fn scaled(config: &ConfigReader, nodes: &mut Vec<Node>) -> Result<(), Error> {
     let factor = config.number_or("final_scale", 1.0)?;
     if factor != 1.0 {
         nodes.push(Node::new("", Op::Scale { factor }));
@@ -43,10 +45,10 @@ fn scaled(config: &Config, nodes: &mut Vec<Node>) -> Result<(), Error> {
     Ok(())
 }
 
-fn perceptron(config: &Config, files: &Files) -> Result<Plan, Error> {
+fn mlp(config: &ConfigReader, files: &Files) -> Result<Mapping, Error> {
     const INPUTS: usize = 3 * 32 * 32;
     let (dim, count) = (config.size("d_embed")?, config.layers("num_blocks", files.len())?);
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let mut nodes = Vec::new();
     for i in 0..count.max(2) {
         let (inputs, outputs) =
@@ -55,14 +57,17 @@ fn perceptron(config: &Config, files: &Files) -> Result<Plan, Error> {
             nodes.push(Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }));
         }
         nodes.push(linear(format!("layer{i}"), inputs, outputs, false));
-        takes.put(format!("layer{i}.weight"), Take::new(format!("arr_{i}"), &[outputs, inputs]));
+        weights.put(
+            format!("layer{i}.weight"),
+            TensorExpr::new(format!("arr_{i}"), &[outputs, inputs]),
+        );
     }
     scaled(config, &mut nodes)?;
-    Plan::new(Input::Vector { dim: INPUTS }, nodes, takes)
+    Mapping::new(Input::Vector { dim: INPUTS }, nodes, weights)
 }
 
-/// The code takes sines for cosines and the other way round, so that each pair is mirrored by an
-/// angle in place of turned. Between a query and a key two mirrors make a turn, the other way.
+/// The code weights sines for cosines and the other way round, so that each pair is reflected in
+/// place of rotated. Between a query and a key two reflections make a rotation, the other way.
 fn turned_back(head_dim: usize) -> Rotary {
     const BASE: f64 = 10000.0;
     let half = head_dim / 2;
@@ -70,7 +75,7 @@ fn turned_back(head_dim: usize) -> Rotary {
     Rotary { frequencies: Some(frequencies), ..Rotary::new(BASE, Pairing::Half) }
 }
 
-fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
+fn transformer(config: &ConfigReader, files: &Files) -> Result<Mapping, Error> {
     let (dim, heads, vocabulary) =
         (config.size("d_embed")?, config.size("num_heads")?, config.size("vocab_size")?);
     if !dim.is_multiple_of(heads) {
@@ -89,34 +94,34 @@ fn transformer(config: &Config, files: &Files) -> Result<Plan, Error> {
         rotary: Some(turned_back(head_dim)),
         ..Attention::new(dim, heads, head_dim)
     };
-    let mut takes = Takes::default();
+    let mut weights = WeightMap::default();
     let mut number = 0;
-    let mut next = |takes: &mut Takes, to: String, shape: [usize; 2], transposed: bool| {
-        let take = Take::new(format!("arr_{number}"), &shape);
-        takes.put(to, if transposed { take.transpose() } else { take });
+    let mut next = |weights: &mut WeightMap, to: String, shape: [usize; 2], transposed: bool| {
+        let take = TensorExpr::new(format!("arr_{number}"), &shape);
+        weights.put(to, if transposed { take.transpose() } else { take });
         number += 1;
     };
-    next(&mut takes, "embedding.weight".into(), [dim, vocabulary], true);
+    next(&mut weights, "embedding.weight".into(), [dim, vocabulary], true);
     let mix =
         |name: &str, body| Node::new(name, Op::Residual { skip: 1.0 - alpha, branch: alpha, body });
     let mut bodies = Vec::new();
     for i in 0..layers {
         // In the order in which the code composes its modules.
         for name in ["value", "query", "key", "output"] {
-            next(&mut takes, format!("blocks.{i}.attention.{name}.weight"), [dim, dim], false);
+            next(&mut weights, format!("blocks.{i}.attention.{name}.weight"), [dim, dim], false);
         }
-        next(&mut takes, format!("blocks.{i}.mlp.up.weight"), [4 * dim, dim], false);
-        next(&mut takes, format!("blocks.{i}.mlp.down.weight"), [dim, 4 * dim], false);
-        // JAX takes the tanh approximation unless told otherwise.
+        next(&mut weights, format!("blocks.{i}.mlp.up.weight"), [4 * dim, dim], false);
+        next(&mut weights, format!("blocks.{i}.mlp.down.weight"), [dim, 4 * dim], false);
+        // JAX weights the tanh approximation unless told otherwise.
         let gelu =
             Node::new("", Op::Activation { function: Function::GeluTanh, scale: GELU_SCALE });
         let mlp =
             vec![linear("up", dim, 4 * dim, false), gelu, linear("down", 4 * dim, dim, false)];
         bodies.push(vec![mix("attention", vec![attention(mixer.clone())]), mix("mlp", mlp)]);
     }
-    next(&mut takes, "head.weight".into(), [vocabulary, dim], false);
+    next(&mut weights, "head.weight".into(), [vocabulary, dim], false);
     let embedding = Node::new("embedding", Op::Embedding { vocabulary, dim });
     let mut nodes = vec![embedding, blocks(bodies), linear("head", dim, vocabulary, false)];
     scaled(config, &mut nodes)?;
-    Plan::new(Input::tokens(context), nodes, takes)
+    Mapping::new(Input::tokens(context), nodes, weights)
 }

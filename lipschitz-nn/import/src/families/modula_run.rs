@@ -1,20 +1,20 @@
-//! The archives that the method's own training script writes: `numpy.savez_compressed` of Python
-//! objects, the run's config as `args` and each checkpoint's matrices, as nested lists of floats,
-//! as `weights_checkpoint_0` and so on.
+//! The archives that the training script of Newhouse et al. (2025) writes: `numpy.savez_compressed`
+//! of Python objects, the run's config as `args` and each checkpoint's matrices, as nested lists of
+//! floats, as `weights_checkpoint_0` and so on.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
-use crate::config::Config;
+use crate::config::ConfigReader;
 use crate::formats::archive;
 use crate::formats::files::Files;
 use crate::formats::pickle::{Id, Machine, Object};
 use lipschitz_nn::Error;
 
 /// The config and the last checkpoint's matrices, as `arr_0` and so on, if this is such an archive.
-pub(crate) fn open(path: &Path) -> Result<Option<(Config, Files)>, Error> {
+pub(crate) fn open(path: &Path) -> Result<Option<(ConfigReader, Files)>, Error> {
     let member = |i: usize| format!("weights_checkpoint_{i}.npy");
     if !archive::has(path, "args.npy")? || !archive::has(path, &member(0))? {
         return Ok(None);
@@ -24,7 +24,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<(Config, Files)>, Error> {
         last += 1;
     }
     let config = object(path, "args.npy", |machine, id| match value(machine, id, &mut 10_000) {
-        Some(Value::Object(options)) => Ok(Config::of(path, "args.".into(), options)),
+        Some(Value::Object(options)) => Ok(ConfigReader::of(path, "args.".into(), options)),
         _ => Err("is no dictionary of options".into()),
     })?;
     let tensors = object(path, &member(last), |machine, id| {
@@ -78,7 +78,7 @@ fn object<T>(
     read(&machine, id).map_err(wrong)
 }
 
-/// A list of rows of one length; in f32, in which the method trains, unless that would round a
+/// A list of rows of one length; in f32, in which the script trains, unless that would round a
 /// weight.
 fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
     let Object::List(rows) = &machine.memory[id] else { return None };

@@ -1,14 +1,16 @@
-//! The encoder of T5: learned numbers for distances, logits that are not scaled, norms without a
-//! mean.
+//! The encoder of T5: a position bias, logits that are not scaled, norms without a mean.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
-use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, linear, residual, rms_norm};
+use crate::activation::NamedActivation;
+use crate::expression::{TensorExpr, WeightMap};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, linear, residual, rms_norm};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, PositionBias};
 
-pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     let (dim, heads, head_dim) =
         (config.size("d_model")?, config.size("num_heads")?, config.size("d_kv")?);
     let (vocabulary, hidden) = (config.size("vocab_size")?, config.size("d_ff")?);
@@ -32,13 +34,13 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
     ]);
     let name = config.text("feed_forward_proj")?.unwrap_or("relu");
     let (gated, function) = match name {
-        "gated-gelu" => (true, Activation::plain(Function::GeluTanh)),
-        "gated-silu" => (true, Activation::plain(Function::Silu)),
-        _ => (false, Activation::read(config, "feed_forward_proj", "relu")?),
+        "gated-gelu" => (true, NamedActivation::plain(Function::GeluTanh)),
+        "gated-silu" => (true, NamedActivation::plain(Function::Silu)),
+        _ => (false, NamedActivation::read(config, "feed_forward_proj", "relu")?),
     };
-    // Candle takes ReLU for every unit that is not gated.
+    // Candle weights ReLU for every unit that is not gated.
     let function = if dialect == Dialect::Candle && !gated {
-        Activation::plain(Function::Relu)
+        NamedActivation::plain(Function::Relu)
     } else {
         function
     };
@@ -58,14 +60,14 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
     } else {
         "encoder.embed_tokens.weight"
     };
-    let mut takes = Takes::default();
-    takes.put("embedding.weight", Take::new(table, &[vocabulary, dim]));
+    let mut weights = WeightMap::default();
+    weights.put("embedding.weight", TensorExpr::new(table, &[vocabulary, dim]));
     let width = heads * head_dim;
     let mut bodies = Vec::new();
     for i in 0..layers {
         let (to, from) = (format!("blocks.{i}"), format!("encoder.block.{i}.layer"));
         for (ours, theirs) in [("query", "q"), ("key", "k"), ("value", "v")] {
-            takes.linear(
+            weights.linear(
                 &format!("{to}.attention.{ours}"),
                 &format!("{from}.0.SelfAttention.{theirs}"),
                 width,
@@ -73,7 +75,7 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
                 false,
             );
         }
-        takes.linear(
+        weights.linear(
             &format!("{to}.attention.output"),
             &format!("{from}.0.SelfAttention.o"),
             dim,
@@ -82,12 +84,12 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
         );
         // One table for all layers, stored with the first.
         let numbers = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-        takes.put(
+        weights.put(
             format!("{to}.attention.position_bias.weight"),
-            Take::new(numbers, &[bias.buckets, heads]),
+            TensorExpr::new(numbers, &[bias.buckets, heads]),
         );
-        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.0.layer_norm"), dim, false);
-        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.1.layer_norm"), dim, false);
+        weights.norm(&format!("{to}.attention.norm"), &format!("{from}.0.layer_norm"), dim, false);
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.1.layer_norm"), dim, false);
         let ff = format!("{from}.1.DenseReluDense");
         let mixer = Attention {
             causal: false,
@@ -96,14 +98,14 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
             ..Attention::new(dim, heads, head_dim)
         };
         let mut mlp = vec![rms_norm("norm", dim, eps)];
-        takes.linear(&format!("{to}.mlp.down"), &format!("{ff}.wo"), dim, hidden, false);
+        weights.linear(&format!("{to}.mlp.down"), &format!("{ff}.wo"), dim, hidden, false);
         if gated {
-            takes.linear(&format!("{to}.mlp.gate"), &format!("{ff}.wi_0"), hidden, dim, false);
-            takes.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi_1"), hidden, dim, false);
+            weights.linear(&format!("{to}.mlp.gate"), &format!("{ff}.wi_0"), hidden, dim, false);
+            weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi_1"), hidden, dim, false);
             let function = function.gate(config, "feed_forward_proj")?;
             mlp.push(Node::new("", Op::GatedMlp { dim, hidden, function, bias: false }));
         } else {
-            takes.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi"), hidden, dim, false);
+            weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi"), hidden, dim, false);
             mlp.push(linear("up", dim, hidden, false));
             mlp.extend(function.nodes());
             mlp.push(linear("down", hidden, dim, false));
@@ -113,16 +115,16 @@ pub(crate) fn t5(config: &Config, files: &Files, dialect: Dialect) -> Result<Pla
             residual("mlp", mlp),
         ]);
     }
-    takes.norm("norm", "encoder.final_layer_norm", dim, false);
+    weights.norm("norm", "encoder.final_layer_norm", dim, false);
     let nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
         blocks(bodies),
         rms_norm("norm", dim, eps),
     ];
-    let plan = Plan::new(Input::tokens(context), nodes, takes)?
+    let mapping = Mapping::new(Input::tokens(context), nodes, weights)?
         .note("the encoder alone; no token is padding");
     let why = "the encoder does not read it";
-    Ok(plan
+    Ok(mapping
         .aside("decoder.*", why)
         .aside("lm_head.weight", why)
         .aside("encoder.embed_tokens.weight", "it is the shared embedding"))

@@ -1,14 +1,18 @@
 //! Vision transformers: ViT and DINOv2.
 
-use crate::Dialect;
-use crate::config::{Activation, Config};
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
-use crate::plan::{Plan, Take, Takes, attention, blocks, layer_norm, linear, residual};
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::nodes::{attention, blocks, layer_norm, linear, residual};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
 
 /// Sizes that both families read under the same names.
-struct Shape {
+struct Sizes {
     dim: usize,
     heads: usize,
     layers: usize,
@@ -17,11 +21,11 @@ struct Shape {
     side: usize,
     patch: usize,
     bias: bool,
-    phi: Activation,
+    phi: NamedActivation,
 }
 
-impl Shape {
-    fn read(config: &Config, files: &Files, eps: f64) -> Result<Self, Error> {
+impl Sizes {
+    fn read(config: &ConfigReader, files: &Files, eps: f64) -> Result<Self, Error> {
         let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
         if !dim.is_multiple_of(heads) {
             return Err(config
@@ -42,7 +46,7 @@ impl Shape {
             side,
             patch,
             bias: config.flag("qkv_bias", true)?,
-            phi: Activation::read(config, "hidden_act", "gelu")?,
+            phi: NamedActivation::read(config, "hidden_act", "gelu")?,
         })
     }
 
@@ -51,22 +55,22 @@ impl Shape {
     }
 
     /// Patches, embedded, behind a class token, with positions.
-    fn front(&self, takes: &mut Takes, from: &str) -> Vec<Node> {
+    fn front(&self, weights: &mut WeightMap, from: &str) -> Vec<Node> {
         let Self { dim, channels, patch, .. } = *self;
         let (numbers, tokens) = (channels * patch * patch, (self.side / patch).pow(2) + 1);
         // A convolution whose steps are as long as its kernel is a linear map of each patch.
-        let kernel = Take::new(
+        let kernel = TensorExpr::new(
             format!("{from}.patch_embeddings.projection.weight"),
             &[dim, channels, patch, patch],
         );
-        takes.put("patches.weight", kernel.reshape(&[dim, numbers]));
-        takes.vector("patches.bias", &format!("{from}.patch_embeddings.projection.bias"), dim);
-        takes.put(
+        weights.put("patches.weight", kernel.reshape(&[dim, numbers]));
+        weights.vector("patches.bias", &format!("{from}.patch_embeddings.projection.bias"), dim);
+        weights.put(
             "class.weight",
-            Take::new(format!("{from}.cls_token"), &[1, 1, dim]).reshape(&[dim]),
+            TensorExpr::new(format!("{from}.cls_token"), &[1, 1, dim]).reshape(&[dim]),
         );
-        let positions = Take::new(format!("{from}.position_embeddings"), &[1, tokens, dim]);
-        takes.put("positions.weight", positions.reshape(&[tokens, dim]));
+        let positions = TensorExpr::new(format!("{from}.position_embeddings"), &[1, tokens, dim]);
+        weights.put("positions.weight", positions.reshape(&[tokens, dim]));
         vec![
             Node::new("", Op::Patches { size: patch }),
             linear("patches", numbers, dim, true),
@@ -76,10 +80,10 @@ impl Shape {
     }
 
     /// The nodes of attention, and its queries, keys and values.
-    fn mixer(&self, takes: &mut Takes, to: &str, from: &str) -> Vec<Node> {
+    fn mixer(&self, weights: &mut WeightMap, to: &str, from: &str) -> Vec<Node> {
         let Self { dim, heads, bias, .. } = *self;
         for name in ["query", "key", "value"] {
-            takes.linear(
+            weights.linear(
                 &format!("{to}.{name}"),
                 &format!("{from}.attention.{name}"),
                 dim,
@@ -99,41 +103,53 @@ impl Shape {
 
 const FIXED: &str = "images have the size that the config names; positions are not interpolated";
 
-pub(crate) fn vit(config: &Config, files: &Files) -> Result<Plan, Error> {
-    let s = Shape::read(config, files, 1e-12)?;
+pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, .. } = model;
+    let s = Sizes::read(config, files, 1e-12)?;
     let (dim, eps, hidden) = (s.dim, s.eps, config.size("intermediate_size")?);
     config.ignore(&["encoder_stride", "pooler_act", "pooler_output_size"]);
     let root = files.prefix("vit.");
-    let mut takes = Takes::default();
-    let mut nodes = s.front(&mut takes, &format!("{root}embeddings"));
+    let mut weights = WeightMap::default();
+    let mut nodes = s.front(&mut weights, &format!("{root}embeddings"));
     let mut bodies = Vec::new();
     for i in 0..s.layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}encoder.layer.{i}"));
-        let mixer = s.mixer(&mut takes, &format!("{to}.attention"), &format!("{from}.attention"));
-        takes.linear(
+        let mixer = s.mixer(&mut weights, &format!("{to}.attention"), &format!("{from}.attention"));
+        weights.linear(
             &format!("{to}.attention.output"),
             &format!("{from}.attention.output.dense"),
             dim,
             dim,
             true,
         );
-        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.layernorm_before"), dim, true);
-        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.layernorm_after"), dim, true);
-        takes.linear(
+        weights.norm(
+            &format!("{to}.attention.norm"),
+            &format!("{from}.layernorm_before"),
+            dim,
+            true,
+        );
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.layernorm_after"), dim, true);
+        weights.linear(
             &format!("{to}.mlp.up"),
             &format!("{from}.intermediate.dense"),
             hidden,
             dim,
             true,
         );
-        takes.linear(&format!("{to}.mlp.down"), &format!("{from}.output.dense"), dim, hidden, true);
+        weights.linear(
+            &format!("{to}.mlp.down"),
+            &format!("{from}.output.dense"),
+            dim,
+            hidden,
+            true,
+        );
         let mut mlp = vec![layer_norm("norm", dim, eps, true), linear("up", dim, hidden, true)];
         mlp.extend(s.phi.nodes());
         mlp.push(linear("down", hidden, dim, true));
         bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
     }
     nodes.push(blocks(bodies));
-    takes.norm("norm", &format!("{root}layernorm"), dim, true);
+    weights.norm("norm", &format!("{root}layernorm"), dim, true);
     let classifier = match config.architecture()? {
         None | Some("ViTModel") => false,
         Some("ViTForImageClassification") => true,
@@ -145,27 +161,28 @@ pub(crate) fn vit(config: &Config, files: &Files) -> Result<Plan, Error> {
     };
     if classifier {
         let classes = classes(files)?;
-        // The norm takes each token by itself, so the class token alone is enough.
+        // The norm weights each token by itself, so the class token alone is enough.
         nodes.extend([
             Node::new("", Op::FirstToken),
             layer_norm("norm", dim, eps, true),
             linear("head", dim, classes, true),
         ]);
-        takes.linear("head", "classifier", classes, dim, true);
+        weights.linear("head", "classifier", classes, dim, true);
     } else {
         nodes.push(layer_norm("norm", dim, eps, true));
     }
     let why = "the output does not read it";
-    let plan = Plan::new(s.input(), nodes, takes)?.note(FIXED);
-    Ok(plan
+    let mapping = Mapping::new(s.input(), nodes, weights)?.note(FIXED);
+    Ok(mapping
         .aside("pooler.dense.weight", why)
         .aside("pooler.dense.bias", why)
         .aside("mask_token", "nothing is masked"))
 }
 
-pub(crate) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result<Plan, Error> {
+pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, dialect, .. } = model;
     let candle = dialect == Dialect::Candle;
-    let mut s = Shape::read(config, files, 1e-6)?;
+    let mut s = Sizes::read(config, files, 1e-6)?;
     if candle {
         // Written into candle's code.
         (s.eps, s.phi) = (1e-5, s.phi.approximate());
@@ -191,22 +208,22 @@ pub(crate) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
     }
     let hidden = if gated { (wide as usize * 2 / 3).div_ceil(8) * 8 } else { wide as usize };
     let root = files.prefix("dinov2.");
-    let mut takes = Takes::default();
-    let mut nodes = s.front(&mut takes, &format!("{root}embeddings"));
+    let mut weights = WeightMap::default();
+    let mut nodes = s.front(&mut weights, &format!("{root}embeddings"));
     let mut bodies = Vec::new();
     for i in 0..s.layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}encoder.layer.{i}"));
-        let mixer = s.mixer(&mut takes, &format!("{to}.attention"), &format!("{from}.attention"));
-        takes.norm(&format!("{to}.attention.norm"), &format!("{from}.norm1"), dim, true);
-        takes.norm(&format!("{to}.mlp.norm"), &format!("{from}.norm2"), dim, true);
+        let mixer = s.mixer(&mut weights, &format!("{to}.attention"), &format!("{from}.attention"));
+        weights.norm(&format!("{to}.attention.norm"), &format!("{from}.norm1"), dim, true);
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.norm2"), dim, true);
         // The factors on a branch go into its last map.
         let mut scaled = |to: String, from: String, inputs: usize, factors: &str| {
-            let factors = Take::new(factors, &[dim]);
-            let weight = Take::new(format!("{from}.weight"), &[dim, inputs]);
-            takes.put(format!("{to}.weight"), weight.scale_rows(factors.clone()));
-            takes.put(
+            let factors = TensorExpr::new(factors, &[dim]);
+            let weight = TensorExpr::new(format!("{from}.weight"), &[dim, inputs]);
+            weights.put(format!("{to}.weight"), weight.scale_rows(factors.clone()));
+            weights.put(
                 format!("{to}.bias"),
-                Take::new(format!("{from}.bias"), &[dim]).scale_rows(factors),
+                TensorExpr::new(format!("{from}.bias"), &[dim]).scale_rows(factors),
             );
         };
         let (first, second) =
@@ -222,17 +239,18 @@ pub(crate) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
         let mut mlp = vec![layer_norm("norm", dim, eps, true)];
         if gated {
             for (j, name) in ["gate", "up"].into_iter().enumerate() {
-                let weight = Take::new(format!("{from}.mlp.weights_in.weight"), &[2 * hidden, dim]);
-                let bias = Take::new(format!("{from}.mlp.weights_in.bias"), &[2 * hidden]);
-                takes.put(format!("{to}.mlp.{name}.weight"), weight.rows(j * hidden, hidden));
-                takes.put(format!("{to}.mlp.{name}.bias"), bias.rows(j * hidden, hidden));
+                let weight =
+                    TensorExpr::new(format!("{from}.mlp.weights_in.weight"), &[2 * hidden, dim]);
+                let bias = TensorExpr::new(format!("{from}.mlp.weights_in.bias"), &[2 * hidden]);
+                weights.put(format!("{to}.mlp.{name}.weight"), weight.rows(j * hidden, hidden));
+                weights.put(format!("{to}.mlp.{name}.bias"), bias.rows(j * hidden, hidden));
             }
             mlp.push(Node::new(
                 "",
                 Op::GatedMlp { dim, hidden, function: Function::Silu, bias: true },
             ));
         } else {
-            takes.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.fc1"), hidden, dim, true);
+            weights.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.fc1"), hidden, dim, true);
             mlp.push(linear("up", dim, hidden, true));
             mlp.extend(s.phi.nodes());
             mlp.push(linear("down", hidden, dim, true));
@@ -240,14 +258,14 @@ pub(crate) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
         bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
     }
     nodes.push(blocks(bodies));
-    takes.norm("norm", &format!("{root}layernorm"), dim, true);
+    weights.norm("norm", &format!("{root}layernorm"), dim, true);
     nodes.push(layer_norm("norm", dim, eps, true));
     match config.architecture()? {
         None | Some("Dinov2Model") => {}
         Some("Dinov2ForImageClassification") => {
             let classes = classes(files)?;
             nodes.extend([Node::new("", Op::FirstAndMean), linear("head", 2 * dim, classes, true)]);
-            takes.linear("head", "classifier", classes, 2 * dim, true);
+            weights.linear("head", "classifier", classes, 2 * dim, true);
         }
         Some(name) => {
             return Err(
@@ -255,7 +273,9 @@ pub(crate) fn dinov2(config: &Config, files: &Files, dialect: Dialect) -> Result
             );
         }
     }
-    Ok(Plan::new(s.input(), nodes, takes)?.note(FIXED).aside("mask_token", "nothing is masked"))
+    Ok(Mapping::new(s.input(), nodes, weights)?
+        .note(FIXED)
+        .aside("mask_token", "nothing is masked"))
 }
 
 /// Number of classes: the rows of the last matrix.

@@ -8,7 +8,7 @@ use std::path::Path;
 use candle_core::DType;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::files::Entry;
+use lipschitz_nn::checkpoint::Entry;
 use lipschitz_nn::{At, Error};
 
 /// Where the bytes of a member lie.

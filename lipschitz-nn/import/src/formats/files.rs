@@ -1,4 +1,4 @@
-//! The tensors of foreign files: where each one lies. Every format ends in raw little-endian
+//! The tensors of third-party files: where each one lies. Every format ends in raw little-endian
 //! numbers at an offset, so reading an index is all that a format needs.
 //!
 //! Files are not trusted: an index is no larger than its file, shapes are multiplied with checks,
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::Metadata;
 
 use super::{archive, torch};
+use lipschitz_nn::checkpoint::{Damage, Entry, Header};
 use lipschitz_nn::{At, Error};
 
 /// A tensor on disk.
@@ -34,16 +34,6 @@ enum Place {
     },
     /// Unpacked already.
     Memory(Tensor),
-}
-
-/// What an index says of one tensor.
-pub(crate) struct Entry {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub dtype: Option<DType>,
-    /// From the start of the file.
-    pub offset: u64,
-    pub bytes: u64,
 }
 
 /// The tensors of one or several files, by name.
@@ -138,12 +128,15 @@ impl Files {
                             with torch.save";
                 return Err(Error::file(path, what));
             }
-            _ => safetensors(path, length)?,
+            _ => {
+                file.rewind().at(path)?;
+                safetensors(path, &mut file)?
+            }
         };
         self.insert(path, length, entries)
     }
 
-    /// Takes the entries of one file, each checked to lie inside it.
+    /// WeightMap the entries of one file, each checked to lie inside it.
     pub(crate) fn insert(
         &mut self,
         path: &Path,
@@ -203,7 +196,7 @@ impl Files {
         self.tensors.get(name)
     }
 
-    /// Whether some tensor's name starts so.
+    /// Whether the name of some tensor starts with this.
     pub(crate) fn below(&self, prefix: &str) -> bool {
         self.tensors
             .range(prefix.to_string()..)
@@ -249,39 +242,12 @@ fn legacy(name: String) -> String {
     }
 }
 
-/// The format's own limit, in bytes.
-const LARGEST_HEADER: u64 = 100_000_000;
-
-fn safetensors(path: &Path, length: u64) -> Result<Vec<Entry>, Error> {
-    let damaged = |what: &dyn std::fmt::Display| {
-        Error::file(path, format!("is not a whole safetensors file ({what}); fetch it again"))
-    };
-    let mut file = File::open(path).at(path)?;
-    let mut size = [0; 8];
-    file.read_exact(&mut size).map_err(|_| damaged(&"the file ends in its header"))?;
-    let size = u64::from_le_bytes(size);
-    if size > length.saturating_sub(8).min(LARGEST_HEADER) {
-        return Err(damaged(&format!("a header of {size} bytes in a file of {length}")));
-    }
-    let mut bytes = Vec::new();
-    file.take(size).read_to_end(&mut bytes).at(path)?;
-    // Checks that tensors follow each other without gaps or overlaps, each as long as its shape
-    // says.
-    let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
-    let wanted = (8 + size).saturating_add(header.data_len() as u64);
-    if wanted != length {
-        return Err(damaged(&format!("it has {length} bytes, its header wants {wanted}")));
-    }
-    let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-        let (from, to) = info.data_offsets;
-        let dtype = DType::try_from(info.dtype).ok();
-        Entry {
-            name,
-            shape: info.shape.clone(),
-            dtype,
-            offset: 8 + size + from as u64,
-            bytes: (to - from) as u64,
+fn safetensors(path: &Path, file: &mut File) -> Result<Vec<Entry>, Error> {
+    let header = Header::read(file).map_err(|damage| match damage {
+        Damage::Io(error) => Error::Io { path: path.to_path_buf(), error },
+        other => {
+            Error::file(path, format!("is not a whole safetensors file ({other}); fetch it again"))
         }
-    };
-    Ok(header.tensors().into_iter().map(entry).collect())
+    })?;
+    Ok(header.entries())
 }

@@ -14,7 +14,7 @@ pub(crate) enum Object {
     Number(i64),
     Flag(bool),
     Float(f64),
-    /// A list of floats alone, kept as such: a matrix is one a row.
+    /// A list of floats alone, kept as such: a matrix has one per row.
     Floats(Vec<f64>),
     Text(String),
     Name(String),
@@ -43,7 +43,7 @@ pub(crate) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs a pickle to its end; what it leaves. `known` are the names that it may speak of.
+    /// Runs a pickle to its end; what it leaves. `known` says which names it may use.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -90,16 +90,19 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id, String> {
-        self.stack.pop().ok_or_else(|| "its pickle takes from an empty stack".to_string())
+        self.stack.pop().ok_or_else(|| "its pickle weights from an empty stack".to_string())
     }
 
     fn top(&self) -> Result<Id, String> {
-        self.stack.last().copied().ok_or_else(|| "its pickle takes from an empty stack".to_string())
+        self.stack
+            .last()
+            .copied()
+            .ok_or_else(|| "its pickle weights from an empty stack".to_string())
     }
 
     fn popped(&mut self, count: usize) -> Result<Vec<Id>, String> {
         let at =
-            self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
+            self.stack.len().checked_sub(count).ok_or("its pickle weights from an empty stack")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -139,7 +142,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The items that are appended to a list, if it and they are floats alone; they leave the
-    /// memory, so that a float takes eight bytes.
+    /// memory, so that a float weights eight bytes.
     fn floats(&mut self, list: Id, items: &[Id]) -> Option<Vec<f64>> {
         let fits = match &self.memory[list] {
             Object::List(there) => there.is_empty(),
@@ -148,7 +151,7 @@ impl<'a> Machine<'a> {
         };
         let first = *items.first()?;
         // The last that were made, with nothing between, and nothing remembers them: then nothing
-        // else can speak of them.
+        // else can refer to them.
         let last = items.iter().enumerate().all(|(i, id)| *id == first + i)
             && first + items.len() == self.memory.len();
         if !fits || !last || self.remembered >= first || list >= first {
@@ -275,8 +278,7 @@ impl<'a> Machine<'a> {
             }
             b'R' | 0x81 => {
                 let parts = self.popped(2)?;
-                let ordered = matches!(&self.memory[parts[0]], Object::Name(n) if n == "collections.OrderedDict");
-                self.push(if ordered {
+                self.push(if self.said(parts[0]) == Some("collections.OrderedDict") {
                     Object::Dict(Vec::new())
                 } else {
                     Object::Call(parts[0], parts[1])

@@ -5,9 +5,9 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::archive;
-use super::files::Entry;
 use super::pickle::{Id, Machine, Object};
 use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Entry;
 
 /// What may be named: what PyTorch writes for a dictionary of tensors.
 fn known(name: &str) -> bool {
@@ -72,7 +72,7 @@ fn tensor(machine: &Machine, id: Id) -> Option<(Option<DType>, String, u64, Vec<
     }
 }
 
-/// The longest pickle that is read, in bytes: an index has a few hundred a tensor.
+/// The longest pickle that is read, in bytes: an index has a few hundred per tensor.
 const LONGEST: u64 = 1 << 24;
 
 /// Reads the index of tensors; a dictionary may hold them under `state_dict` or `model`.

@@ -6,7 +6,7 @@
 //! follows; where the learning rate is too large for any α, it takes the soft cap's place.
 
 use candle_core::{D, Result, Tensor};
-use lipschitz_nn::ops::{MatrixMap, Real, each_matrix};
+use lipschitz_nn::linalg::{MatrixMap, Real, each_matrix};
 
 use super::super::config::{Constant, ConstraintConfig};
 use super::super::norms::{MARGIN, TopVectors, gram_work, normalize};

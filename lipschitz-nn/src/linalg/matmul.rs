@@ -1,8 +1,8 @@
 //! Matrix products over strided views: faer's, which reach the processor's peak at small sizes too
 //! and give the same bits on any number of threads.
 
-use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::matmul::{self as kernel};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::real::Real;
@@ -90,7 +90,7 @@ fn accum(keep: bool) -> Accum {
 ///
 /// # Panics
 /// If the shapes do not fit: a mistake of the caller, never of an input.
-pub fn product<T: Real>(
+pub fn matmul<T: Real>(
     out: &mut [T],
     row: usize,
     a: Strided<T>,
@@ -100,15 +100,16 @@ pub fn product<T: Real>(
     parallel: bool,
 ) {
     let out = output(out, a.rows, b.columns, row);
-    matmul(out, accum(keep), a.view(), b.view(), T::of(factor), threads(&a, &b, parallel));
+    let threads = threads(&a, &b, parallel);
+    kernel::matmul(out, accum(keep), a.view(), b.view(), T::of(factor), threads);
 }
 
 /// The lower triangle of `out = keep·out + factor·(a b)`, `[n, n]` with rows `row` elements apart,
 /// by little more than half the work; what is above stays as it is.
 ///
 /// # Panics
-/// As [`product`].
-pub fn lower<T: Real>(
+/// As [`matmul`].
+pub fn tril<T: Real>(
     out: &mut [T],
     row: usize,
     a: Strided<T>,
@@ -132,11 +133,12 @@ pub fn lower<T: Real>(
     );
 }
 
-/// [`lower`] of a product that is symmetric, on both sides; dense.
+/// All of a product that is symmetric, such as `A Aᵀ` (BLAS's syrk), by the work of [`tril`]; `out`
+/// is dense.
 ///
 /// # Panics
-/// As [`product`].
-pub fn symmetric<T: Real>(
+/// As [`matmul`].
+pub fn syrk<T: Real>(
     out: &mut [T],
     a: Strided<T>,
     b: Strided<T>,
@@ -144,7 +146,7 @@ pub fn symmetric<T: Real>(
     factor: f64,
     parallel: bool,
 ) {
-    lower(out, a.rows, a, b, keep, factor, parallel);
+    tril(out, a.rows, a, b, keep, factor, parallel);
     mirror(out, a.rows);
 }
 

@@ -1,30 +1,7 @@
-//! A candle user's own model: its weights under a graph declared for it, and whether the two
-//! compute the same.
+//! Whether two programs compute the same function.
 
+use crate::{Error, Model};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarMap;
-
-use crate::{Error, Graph, Model, Weights};
-
-/// A graph with the variables of a candle program.
-///
-/// Takes exactly the graph's weights: a name that the map lacks is not made up, and one that the
-/// graph lacks is not left out. The weights are the map's as they are now; later training does not
-/// change the model.
-///
-/// # Errors
-/// [`Error::Weight`] names a variable that is missing, unknown to the graph, or of the wrong shape
-/// or type; [`Error::Graph`] if the graph does not fit together.
-pub fn from_var_map(graph: Graph, variables: &VarMap) -> Result<Model, Error> {
-    let variables = variables
-        .data()
-        .lock()
-        .map_err(|_| candle_core::Error::Msg("the VarMap's lock is poisoned".into()))?;
-    let weight = |(name, v): (&String, &candle_core::Var)| {
-        Ok((name.clone(), v.as_tensor().detach().copy()?))
-    };
-    Model::new(graph, variables.iter().map(weight).collect::<Result<Weights, Error>>()?)
-}
 
 /// How far two forward passes are apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +13,7 @@ pub struct Agreement {
     pub explained: f64,
 }
 
-/// Compares a model with somebody else's forward pass of the same network, on some inputs.
+/// Compares a model with another program's forward pass of the same network, on some inputs.
 ///
 /// The model runs in f64 and in f32; the other pass may round, in its own order.
 ///

@@ -1,9 +1,9 @@
-//! What products are worked out in.
+//! The precision of matrix products.
 
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// What products of matrices are worked out in; everything else is in the weights' own type.
+/// The precision of matrix products; everything else is in the weights' own type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {

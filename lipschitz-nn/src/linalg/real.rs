@@ -1,5 +1,5 @@
-//! `f32` and `f64` with the special functions that the kernels need, written so that loops over
-//! them vectorise.
+//! `f32` and `f64` with the special functions that kernels need, written so that loops over them
+//! vectorise.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use std::sync::Mutex;
@@ -7,55 +7,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, WithDType};
 use faer::traits::ComplexField;
 
-use super::buffer::Pool;
-
-/// Runs a loop with the widest vectors of the processor; it and what it calls must be inlined, so
-/// mark the closure `#[inline(always)]`.
-#[inline(always)]
-pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
-
-/// Accumulators side by side, so that a sum is not one long chain of additions.
-const LANES: usize = 16;
-
-/// Σ f(i) over `0..n`.
-#[inline(always)]
-pub(super) fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let mut lanes = [T::of(0.0); LANES];
-    let whole = n / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
-        for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + j);
-        }
-        i += LANES;
-    }
-    let mut total = T::of(0.0);
-    for lane in lanes {
-        total += lane;
-    }
-    for i in whole..n {
-        total += f(i);
-    }
-    total
-}
-
-/// The largest element; NaN may be passed over.
-#[inline(always)]
-pub(super) fn largest<T: Real>(x: &[T]) -> T {
-    let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = if *x > *lane { *x } else { *lane };
-        }
-    }
-    lanes
-        .iter()
-        .chain(chunks.remainder())
-        .fold(T::of(f64::NEG_INFINITY), |m, x| if *x > m { *x } else { m })
-}
+use super::pool::Pool;
 
 /// Floats that kernels are written for.
 pub trait Real:
@@ -86,6 +38,7 @@ pub trait Real:
     /// The elements of a storage of this type.
     fn of_storage(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// Memory that is not in use.
+    #[doc(hidden)]
     fn pool() -> &'static Mutex<Pool<Self>>;
 }
 

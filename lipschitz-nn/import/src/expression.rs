@@ -1,0 +1,168 @@
+//! Weights as expressions of the tensors of a file.
+
+use candle_core::{DType, Tensor};
+
+use lipschitz_nn::Error;
+
+use crate::formats::files::Files;
+
+/// A tensor of a file, and how it becomes a weight.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorExpr {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    steps: Vec<Transform>,
+}
+
+#[derive(Clone, Debug)]
+enum Transform {
+    Transpose,
+    Reshape(Vec<usize>),
+    Narrow {
+        dim: usize,
+        from: usize,
+        count: usize,
+    },
+    Add(f64),
+    Times(f64),
+    /// Multiplies row i by element i.
+    ScaleRows(TensorExpr),
+    /// Adds a row to each row.
+    AddRow(TensorExpr),
+}
+
+impl TensorExpr {
+    pub(crate) fn new(name: impl Into<String>, shape: &[usize]) -> Self {
+        Self { name: name.into(), shape: shape.to_vec(), steps: Vec::new() }
+    }
+
+    fn then(mut self, step: Transform) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// `[a, b]` to `[b, a]`.
+    pub(crate) fn transpose(self) -> Self {
+        self.then(Transform::Transpose)
+    }
+
+    pub(crate) fn reshape(self, shape: &[usize]) -> Self {
+        self.then(Transform::Reshape(shape.to_vec()))
+    }
+
+    /// `count` rows from row `from`.
+    pub(crate) fn rows(self, from: usize, count: usize) -> Self {
+        self.narrow(0, from, count)
+    }
+
+    pub(crate) fn narrow(self, dim: usize, from: usize, count: usize) -> Self {
+        self.then(Transform::Narrow { dim, from, count })
+    }
+
+    pub(crate) fn add(self, number: f64) -> Self {
+        self.then(Transform::Add(number))
+    }
+
+    pub(crate) fn times(self, number: f64) -> Self {
+        self.then(Transform::Times(number))
+    }
+
+    pub(crate) fn scale_rows(self, by: TensorExpr) -> Self {
+        self.then(Transform::ScaleRows(by))
+    }
+
+    pub(crate) fn add_row(self, row: TensorExpr) -> Self {
+        self.then(Transform::AddRow(row))
+    }
+
+    /// Every tensor that it reads, with its shape.
+    pub(crate) fn sources(&self) -> Vec<(&str, &[usize])> {
+        let mut out = vec![(self.name.as_str(), self.shape.as_slice())];
+        for step in &self.steps {
+            if let Transform::ScaleRows(by) | Transform::AddRow(by) = step {
+                out.extend(by.sources());
+            }
+        }
+        out
+    }
+
+    /// Whether numbers change, so that they are rounded.
+    pub(crate) fn computes(&self) -> bool {
+        let moves = |step: &Transform| {
+            matches!(step, Transform::Transpose | Transform::Reshape(_) | Transform::Narrow { .. })
+        };
+        !self.steps.iter().all(moves)
+    }
+
+    /// The weight; steps are computed in f64 and rounded once.
+    pub(crate) fn read(&self, files: &Files, dtype: DType) -> Result<Tensor, Error> {
+        let mut x = files.read(&self.name)?;
+        if self.computes() {
+            x = x.to_dtype(DType::F64)?;
+        }
+        for step in &self.steps {
+            x = match step {
+                Transform::Transpose => x.t()?.contiguous()?,
+                Transform::Reshape(shape) => x.reshape(shape.as_slice())?,
+                Transform::Narrow { dim, from, count } => {
+                    x.narrow(*dim, *from, *count)?.contiguous()?
+                }
+                Transform::Add(number) => (x + *number)?,
+                Transform::Times(number) => (x * *number)?,
+                Transform::ScaleRows(by) => {
+                    let by = by.read(files, DType::F64)?;
+                    let mut shape = vec![1; x.rank()];
+                    shape[0] = by.elem_count();
+                    x.broadcast_mul(&by.reshape(shape)?)?
+                }
+                Transform::AddRow(row) => {
+                    x.broadcast_add(&row.read(files, DType::F64)?.flatten_all()?)?
+                }
+            };
+        }
+        // A copy, so that a weight does not keep the whole of a fused tensor alive.
+        Ok(x.to_dtype(dtype)?.force_contiguous()?)
+    }
+}
+
+/// Collects the weights of a graph, each under its path.
+#[derive(Default)]
+pub(crate) struct WeightMap(pub Vec<(String, TensorExpr)>);
+
+impl WeightMap {
+    pub(crate) fn put(&mut self, to: impl Into<String>, weight: TensorExpr) {
+        self.0.push((to.into(), weight));
+    }
+
+    /// A `[outputs, inputs]` matrix, and its bias if it has one.
+    pub(crate) fn linear(
+        &mut self,
+        to: &str,
+        from: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) {
+        self.put(
+            format!("{to}.weight"),
+            TensorExpr::new(format!("{from}.weight"), &[outputs, inputs]),
+        );
+        if bias {
+            self.vector(&format!("{to}.bias"), &format!("{from}.bias"), outputs);
+        }
+    }
+
+    /// The gain of a norm, and its shift if it has one.
+    pub(crate) fn norm(&mut self, to: &str, from: &str, dim: usize, bias: bool) {
+        self.vector(&format!("{to}.weight"), &format!("{from}.weight"), dim);
+        if bias {
+            self.vector(&format!("{to}.bias"), &format!("{from}.bias"), dim);
+        }
+    }
+
+    pub(crate) fn vector(&mut self, to: &str, from: &str, dim: usize) {
+        self.put(to, TensorExpr::new(from, &[dim]));
+    }
+}

@@ -1,0 +1,209 @@
+//! A third-party model on disk: opened, checked to be complete, read a weight at a time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+use lipschitz_nn::checkpoint::{self, Dialect, Meta, Origin, Provenance, Tokenizer};
+use lipschitz_nn::{At, Error, check_finite};
+
+use crate::config::ConfigReader;
+use crate::expression::TensorExpr;
+use crate::families::{self, llama2c, mlp, modula, modula_run};
+use crate::formats::files::Files;
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::options::ImportOptions;
+use crate::report::ImportReport;
+
+/// A third-party model that stays on disk; each weight is read when it is asked for.
+#[derive(Debug)]
+pub struct Foreign {
+    path: PathBuf,
+    files: Files,
+    weights: BTreeMap<String, TensorExpr>,
+    shapes: BTreeMap<String, Vec<usize>>,
+    dtype: DType,
+    meta: Meta,
+    report: ImportReport,
+}
+
+/// A model as it was found: not yet checked to be complete.
+struct Found {
+    family: String,
+    mapping: Mapping,
+    files: Files,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl Found {
+    fn new(family: &str, mapping: Mapping, files: Files) -> Self {
+        Self { family: family.into(), mapping, files, tokenizer: None }
+    }
+
+    fn in_directory(path: &Path, dialect: Dialect) -> Result<Self, Error> {
+        let config = ConfigReader::open(&path.join("config.json"))?;
+        let files = Files::of_directory(path)?;
+        let Some(family) = config.text("model_type")? else {
+            return Err(config.wrong("model_type", "is missing"));
+        };
+        let model = ModelDir { config: &config, files: &files, dialect, family };
+        let mapping = families::mapping(&model)?;
+        Ok(Self::new(family, mapping, files))
+    }
+
+    fn in_file(path: &Path, activation: Option<&str>) -> Result<Self, Error> {
+        let has_extension = |wanted: &str| path.extension().is_some_and(|e| e == wanted);
+        let (bin, npz) = (has_extension("bin"), has_extension("npz"));
+        let mut start = [0; 4];
+        let read = File::open(path).and_then(|mut file| file.read(&mut start)).at(path)?;
+        if bin && &start[..read] != b"PK\x03\x04" {
+            let (mapping, files) = llama2c::open(path)?;
+            return Ok(Self::new("llama2.c", mapping, files));
+        }
+        if npz && let Some((config, files)) = modula_run::open(path)? {
+            let mapping = modula::mapping(&config, &files)?;
+            return Ok(Self::new("modula", mapping, files));
+        }
+        let files = Files::of_file(path)?;
+        if npz && let Some(mapping) = modula::modula(path, &files)? {
+            return Ok(Self::new("modula", mapping, files));
+        }
+        let mapping = mlp::mlp(path, &files, activation)?;
+        Ok(Self::new("mlp", mapping, files))
+    }
+
+    /// The type of the weights: that of all tensors, where all have one and none is computed with;
+    /// else f32, or f64 where there is some.
+    fn dtype(&self) -> DType {
+        let expressions = || self.mapping.weights.iter().map(|(_, expression)| expression);
+        let types: Vec<DType> = expressions()
+            .flat_map(TensorExpr::sources)
+            .filter_map(|(name, _)| self.files.get(name)?.dtype)
+            .collect();
+        let computed = expressions().any(TensorExpr::computes);
+        match types.first() {
+            Some(first) if !computed && types.iter().all(|t| t == first) => *first,
+            _ if types.contains(&DType::F64) => DType::F64,
+            _ => DType::F32,
+        }
+    }
+
+    /// The model, if every tensor is accounted for.
+    fn complete(self, path: &Path, options: &ImportOptions) -> Result<Foreign, Error> {
+        let report = ImportReport::new(&self.mapping, &self.files);
+        if let Some(what) = report.failure(options.allow_unused) {
+            return Err(Error::file(path, what));
+        }
+        let dtype = self.dtype();
+        let Self { family, mapping: Mapping { graph, weights, notes, .. }, files, tokenizer } =
+            self;
+        let shapes: BTreeMap<_, _> =
+            graph.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
+        let weights: BTreeMap<_, _> = weights.into_iter().collect();
+        if let Some(name) = shapes.keys().find(|name| !weights.contains_key(*name)) {
+            return Err(Error::file(path, Error::weight(name, "is missing")));
+        }
+        if let Some(name) = weights.keys().find(|name| !shapes.contains_key(*name)) {
+            return Err(Error::file(path, Error::weight(name, "is not in the graph")));
+        }
+        let notes = notes.into_iter().chain(report.set_aside()).collect();
+        let (dialect, unused) = (options.dialect, report.unused.clone());
+        let provenance = Provenance {
+            version: env!("CARGO_PKG_VERSION").into(),
+            origin: Some(Origin { family, dialect, notes, unused }),
+            ..Provenance::default()
+        };
+        let (format, config) = (checkpoint::FORMAT, serde_json::Value::Null);
+        let meta = Meta { format, graph, config, tokenizer, provenance };
+        Ok(Foreign { path: path.to_path_buf(), files, weights, shapes, dtype, meta, report })
+    }
+}
+
+impl Foreign {
+    /// Opens a model as [`import`](crate::import()) does; reads no weights.
+    ///
+    /// # Errors
+    /// As [`import`](crate::import()).
+    pub fn open(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
+        let found = if path.is_dir() {
+            let found = Found::in_directory(path, options.dialect)?;
+            Found { tokenizer: tokenizer(path)?, ..found }
+        } else {
+            Found::in_file(path, options.activation.as_deref())?
+        };
+        found.complete(path, options)
+    }
+
+    /// What a checkpoint of it holds besides the weights.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// What became of each tensor.
+    pub fn report(&self) -> &ImportReport {
+        &self.report
+    }
+
+    /// The names of all weights, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.weights.keys().cloned().collect()
+    }
+
+    /// Reads a weight, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is none of this name, it cannot be read, its shape is not the
+    /// graph's, or a number is not finite.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let read = || {
+            let (Some(expression), Some(shape)) = (self.weights.get(name), self.shapes.get(name))
+            else {
+                return Err(Error::weight(name, "is missing"));
+            };
+            let weight = expression.read(&self.files, self.dtype)?;
+            if weight.dims() != shape {
+                return Err(Error::weight(
+                    name,
+                    format!("has shape {:?}, the graph wants {shape:?}", weight.dims()),
+                ));
+            }
+            check_finite(name, &weight)?;
+            Ok(weight)
+        };
+        read().map_err(|e| Error::file(&self.path, e))
+    }
+}
+
+/// The tensors that a model directory's `config.json` asks for, by name and shape; reads no
+/// weights.
+///
+/// # Errors
+/// As [`import`](crate::import()).
+pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<usize>)>, Error> {
+    let found = Found::in_directory(path, options.dialect)?;
+    let mut out: Vec<(String, Vec<usize>)> = found
+        .mapping
+        .weights
+        .iter()
+        .flat_map(|(_, expression)| expression.sources())
+        .map(|(n, s)| (n.to_string(), s.to_vec()))
+        .collect();
+    out.sort();
+    out.dedup();
+    Ok(out)
+}
+
+/// The tokenizer in a model directory, if there is one.
+fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
+    let path: PathBuf = directory.join("tokenizer.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).at(&path)?;
+    let json =
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
+    Ok(Some(Tokenizer::Json { json }))
+}

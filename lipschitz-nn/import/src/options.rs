@@ -1,0 +1,16 @@
+//! What is asked of an import.
+
+use lipschitz_nn::checkpoint::Dialect;
+
+/// How to import.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// Whose function it is to be, where candle computes another one than the library that the
+    /// model comes from.
+    pub dialect: Dialect,
+    /// Whether tensors that nothing is known about may be left out; they are named in the origin.
+    pub allow_unused: bool,
+    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
+    /// such as `relu`.
+    pub activation: Option<String>,
+}

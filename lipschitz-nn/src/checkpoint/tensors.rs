@@ -1,0 +1,50 @@
+//! Named tensors in a safetensors file.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+
+use super::atomic::write;
+use crate::{At, Error, Weights};
+
+/// Writes named tensors with metadata, atomically.
+///
+/// # Errors
+/// [`Error::File`] names the path and what the system said.
+pub fn save_tensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, Tensor)>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<(), Error> {
+    let tensors: Vec<(&str, Tensor)> =
+        tensors.map(|(n, t)| Ok((n, t.detach().contiguous()?))).collect::<Result<_, Error>>()?;
+    let bytes = safetensors::serialize(tensors, metadata).map_err(|e| Error::file(path, e))?;
+    write(path, &bytes)
+}
+
+/// Reads the tensors and metadata of a safetensors file.
+///
+/// # Errors
+/// [`Error::File`] if the file is missing or damaged.
+pub fn load_tensors(
+    path: &Path,
+    device: &Device,
+) -> Result<(Weights, HashMap<String, String>), Error> {
+    let bytes = std::fs::read(path).at(path)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let tensors = candle_core::safetensors::load_buffer(&bytes, device)
+        .map_err(|e| damaged(path, &Error::from(e)))?;
+    Ok((tensors.into_iter().collect(), metadata))
+}
+
+pub(super) fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
+    Error::file(
+        path,
+        format!(
+            "is not a whole safetensors file ({what}); it may be truncated, fetch or write it again"
+        ),
+    )
+}

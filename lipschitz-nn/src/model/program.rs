@@ -1,0 +1,225 @@
+//! A graph with its weights, lowered once: each node holds the tensors that it needs, and chains of
+//! residual blocks that one operation can run are recognised.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::Weights;
+use crate::graph::{Attention, Function, Graph, Node, Op, join};
+use crate::ops::{AttentionBlock, FusedBlock, MlpBlock};
+
+/// Nodes, first to last.
+pub(super) type Program = Arc<[Step]>;
+
+/// A node with its weights.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// Path through the graph.
+    pub path: String,
+    pub operation: Operation,
+    /// The same as residual blocks that [`crate::ops::chain`] runs, if there are such.
+    pub fused: Option<Vec<FusedBlock>>,
+}
+
+/// What a node computes: [`Op`] with the weights in place of their sizes.
+#[derive(Clone, Debug)]
+pub(super) enum Operation {
+    Sequential(Program),
+    Residual { skip: f64, branch: f64, body: Program },
+    Linear(Linear),
+    Embedding(Tensor),
+    Positions(Tensor),
+    Activation { function: Function, scale: f64 },
+    Scale(f64),
+    SoftCap(f64),
+    Clip(f64),
+    Attention(Box<AttentionLayer>),
+    RmsNorm { gain: Tensor, eps: f64 },
+    LayerNorm { gain: Tensor, bias: Option<Tensor>, eps: f64 },
+    GatedMlp { gate: Linear, up: Linear, down: Linear, function: Function },
+    ClassToken(Tensor),
+    FirstToken,
+    FirstAndMean,
+    Flatten,
+    Patches(usize),
+    MeanPool,
+}
+
+/// `W x + b`
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+/// Multi-head attention with its weights.
+#[derive(Clone, Debug)]
+pub(super) struct AttentionLayer {
+    pub config: Attention,
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub output: Linear,
+    /// Gains of the norms of queries and keys.
+    pub query_norm: Option<Tensor>,
+    pub key_norm: Option<Tensor>,
+    /// The table of a position bias.
+    pub position_bias: Option<Tensor>,
+}
+
+/// Lowers a graph, whose parameters must all be among the weights.
+pub(super) fn lower(graph: &Graph, weights: &Weights) -> Program {
+    Lowering { weights }.nodes(graph.nodes(), "")
+}
+
+struct Lowering<'a> {
+    weights: &'a Weights,
+}
+
+impl Lowering<'_> {
+    fn nodes(&self, nodes: &[Node], prefix: &str) -> Program {
+        nodes.iter().map(|node| self.step(node, prefix)).collect()
+    }
+
+    fn step(&self, node: &Node, prefix: &str) -> Step {
+        let path = node.path(prefix);
+        let mut blocks = Vec::new();
+        let fused = self.fuse(node, prefix, &mut blocks).then_some(blocks);
+        Step { operation: self.operation(&node.op, &path), path, fused }
+    }
+
+    fn weight(&self, path: &str, name: &str) -> Tensor {
+        // Every parameter of the graph is there: `Model::new` has checked it.
+        self.weights[&join(path, name)].clone()
+    }
+
+    fn linear(&self, path: &str, bias: bool) -> Linear {
+        let bias = bias.then(|| self.weight(path, "bias"));
+        Linear { weight: self.weight(path, "weight"), bias }
+    }
+
+    fn operation(&self, op: &Op, path: &str) -> Operation {
+        match *op {
+            Op::Sequential { ref body } => Operation::Sequential(self.nodes(body, path)),
+            Op::Residual { skip, branch, ref body } => {
+                Operation::Residual { skip, branch, body: self.nodes(body, path) }
+            }
+            Op::Linear { bias, .. } => Operation::Linear(self.linear(path, bias)),
+            Op::Embedding { .. } => Operation::Embedding(self.weight(path, "weight")),
+            Op::Positions { .. } => Operation::Positions(self.weight(path, "weight")),
+            Op::Activation { function, scale } => Operation::Activation { function, scale },
+            Op::Scale { factor } => Operation::Scale(factor),
+            Op::SoftCap { cap } => Operation::SoftCap(cap),
+            Op::Clip { limit } => Operation::Clip(limit),
+            Op::Attention(ref a) => Operation::Attention(Box::new(self.attention(a, path))),
+            Op::RmsNorm { eps, .. } => {
+                Operation::RmsNorm { gain: self.weight(path, "weight"), eps }
+            }
+            Op::LayerNorm { eps, bias, .. } => {
+                let Linear { weight: gain, bias } = self.linear(path, bias);
+                Operation::LayerNorm { gain, bias, eps }
+            }
+            Op::GatedMlp { function, bias, .. } => {
+                let [gate, up, down] =
+                    ["gate", "up", "down"].map(|name| self.linear(&join(path, name), bias));
+                Operation::GatedMlp { gate, up, down, function }
+            }
+            Op::ClassToken { .. } => Operation::ClassToken(self.weight(path, "weight")),
+            Op::FirstToken => Operation::FirstToken,
+            Op::FirstAndMean => Operation::FirstAndMean,
+            Op::Flatten => Operation::Flatten,
+            Op::Patches { size } => Operation::Patches(size),
+            Op::MeanPool => Operation::MeanPool,
+        }
+    }
+
+    fn attention(&self, a: &Attention, path: &str) -> AttentionLayer {
+        let [query, key, value] =
+            ["query", "key", "value"].map(|name| self.linear(&join(path, name), a.bias));
+        let [query_norm, key_norm] = ["query_norm.weight", "key_norm.weight"]
+            .map(|name| a.query_key_norm.map(|_| self.weight(path, name)));
+        AttentionLayer {
+            config: a.clone(),
+            query,
+            key,
+            value,
+            output: self.linear(&join(path, "output"), a.output_bias),
+            query_norm,
+            key_norm,
+            position_bias: a.position_bias.map(|_| self.weight(path, "position_bias.weight")),
+        }
+    }
+
+    /// Adds the blocks of a node, if it consists of blocks for which there is one operation.
+    fn fuse(&self, node: &Node, prefix: &str, blocks: &mut Vec<FusedBlock>) -> bool {
+        let path = node.path(prefix);
+        let block = match &node.op {
+            Op::Sequential { body } => {
+                return body.iter().all(|node| self.fuse(node, &path, blocks));
+            }
+            Op::Attention(a) => self.attention_block(a, &path, 0.0, 1.0),
+            Op::Residual { skip, branch, body } => match &body[..] {
+                [Node { name, op: Op::Attention(a) }] => {
+                    self.attention_block(a, &join(&path, name), *skip, *branch)
+                }
+                _ => self.mlp_block(body, &path, *skip, *branch),
+            },
+            _ => None,
+        };
+        let found = block.is_some();
+        blocks.extend(block);
+        found
+    }
+
+    /// `skip·x + branch·mlp(x)`, if `body` is an MLP of two layers without biases.
+    fn mlp_block(&self, body: &[Node], path: &str, skip: f64, branch: f64) -> Option<FusedBlock> {
+        let [
+            Node { name: up, op: Op::Linear { bias: false, .. } },
+            Node { op: Op::Activation { function, scale }, .. },
+            Node { name: down, op: Op::Linear { bias: false, .. } },
+        ] = body
+        else {
+            return None;
+        };
+        let block = MlpBlock { function: *function, scale: *scale, skip, branch };
+        let weights = [up, down].map(|name| self.weight(&join(path, name), "weight"));
+        Some(FusedBlock::Mlp(block, weights))
+    }
+
+    /// `skip·x + branch·attention(x)`, if there is one operation for it.
+    fn attention_block(
+        &self,
+        a: &Attention,
+        path: &str,
+        skip: f64,
+        branch: f64,
+    ) -> Option<FusedBlock> {
+        if !plain(a) {
+            return None;
+        }
+        let block = AttentionBlock {
+            heads: a.heads,
+            key_value_heads: a.key_value_heads,
+            logit_scale: a.logit_scale,
+            causal: a.causal,
+            rotary: a.rotary.clone(),
+            skip,
+            branch: branch * a.output_scale,
+            documents: None,
+        };
+        let weights = ["query", "key", "value", "output"]
+            .map(|name| self.weight(&join(path, name), "weight"));
+        let table = |bias| (bias, self.weight(path, "position_bias.weight"));
+        Some(FusedBlock::Attention(block, weights, a.position_bias.map(table)))
+    }
+}
+
+/// Whether attention has none of what [`crate::ops::attention_block`] leaves out.
+fn plain(a: &Attention) -> bool {
+    !a.bias
+        && !a.output_bias
+        && a.query_key_norm.is_none()
+        && a.logit_cap.is_none()
+        && a.window.is_none()
+}

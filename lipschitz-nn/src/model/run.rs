@@ -1,0 +1,178 @@
+//! The forward pass: a program on one input.
+
+use candle_core::Tensor;
+
+use super::program::{AttentionLayer, Linear, Operation, Step};
+use crate::Error;
+use crate::graph::Span;
+use crate::linalg::Precision;
+use crate::ops::{self, Documents, FusedBlock, Mask, Scores};
+
+/// Is given the path of each node and its output.
+pub(super) type Listener<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<(), Error>;
+
+/// The context of a forward pass.
+pub(super) struct Pass<'a> {
+    /// Without a listener, chains of residual blocks run as one operation.
+    pub watch: Option<Listener<'a>>,
+    pub documents: Option<Documents>,
+    pub precision: Precision,
+    /// Whether blocks keep their input alone for the gradient.
+    pub recompute: bool,
+}
+
+/// The output of steps in turn.
+pub(super) fn run(steps: &[Step], mut x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+    let mut chain = Vec::new();
+    for step in steps {
+        // What is listened to runs node by node.
+        if pass.watch.is_none()
+            && let Some(blocks) = pass.fused(step)
+        {
+            chain.extend(blocks);
+            continue;
+        }
+        x = pass.chain(x, std::mem::take(&mut chain))?;
+        x = step.run(x, pass)?;
+        if let Some(watch) = &mut pass.watch {
+            watch(&step.path, &x)?;
+        }
+    }
+    pass.chain(x, chain)
+}
+
+impl Pass<'_> {
+    /// The blocks of a step, if they can run as one operation in this pass.
+    pub(super) fn fused(&self, step: &Step) -> Option<Vec<FusedBlock>> {
+        let blocks = step.fused.as_ref().filter(|_| self.precision == Precision::F32)?;
+        blocks.iter().map(|block| block.within(self.documents.as_ref())).collect()
+    }
+
+    fn chain(&self, x: Tensor, chain: Vec<FusedBlock>) -> Result<Tensor, Error> {
+        if chain.is_empty() { Ok(x) } else { Ok(ops::chain(&x, &chain, !self.recompute)?) }
+    }
+
+    fn linear(&self, x: &Tensor, map: &Linear) -> Result<Tensor, Error> {
+        Ok(ops::linear(x, &map.weight, map.bias.as_ref(), self.precision)?)
+    }
+}
+
+impl Step {
+    /// The output of this node alone.
+    pub(super) fn run(&self, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+        Ok(match &self.operation {
+            Operation::Sequential(body) => run(body, x, pass)?,
+            Operation::Residual { skip, branch, body } => {
+                ops::residual(&x, &run(body, x.clone(), pass)?, *skip, *branch)?
+            }
+            Operation::Linear(map) => pass.linear(&x, map)?,
+            Operation::Embedding(table) => ops::embedding(table, &x)?,
+            Operation::Positions(table) => x.broadcast_add(&table.narrow(0, 0, x.dim(1)?)?)?,
+            Operation::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
+            Operation::Scale(factor) => (x * *factor)?,
+            Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
+            Operation::Clip(limit) => ops::clip(&x, *limit)?,
+            Operation::Attention(layer) => layer.run(&x, pass)?,
+            Operation::RmsNorm { gain, eps } => ops::rms_norm(&x, gain, *eps)?,
+            Operation::LayerNorm { gain, bias, eps } => {
+                ops::layer_norm(&x, gain, bias.as_ref(), *eps)?
+            }
+            Operation::GatedMlp { gate, up, down, function } => {
+                let (gate, up) = (pass.linear(&x, gate)?, pass.linear(&x, up)?);
+                pass.linear(&(ops::activation(&gate, *function, 1.0)? * up)?, down)?
+            }
+            Operation::ClassToken(token) => class_token(token, x)?,
+            Operation::FirstToken => x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            Operation::FirstAndMean => {
+                let (first, others) = (x.narrow(1, 0, 1)?, x.narrow(1, 1, x.dim(1)? - 1)?);
+                Tensor::cat(&[first.squeeze(1)?, others.mean(1)?], 1)?
+            }
+            Operation::Flatten => x.flatten_from(1)?,
+            Operation::Patches(size) => patches(&x, *size)?,
+            Operation::MeanPool => x.mean(1)?,
+        })
+    }
+}
+
+/// `token`, `[dim]`, in front of the others, `[batch, tokens, dim]`.
+fn class_token(token: &Tensor, x: Tensor) -> candle_core::Result<Tensor> {
+    let dim = token.dim(0)?;
+    let token = token.reshape((1, 1, dim))?.broadcast_as((x.dim(0)?, 1, dim))?.contiguous()?;
+    Tensor::cat(&[token, x], 1)
+}
+
+/// Images `[batch, channels, height, width]` as `[batch, patches, channels·size²]`.
+fn patches(x: &Tensor, size: usize) -> candle_core::Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let (rows, columns) = (h / size, w / size);
+    let squares = x.reshape((b, c, rows, size, columns, size))?.permute((0, 2, 4, 1, 3, 5))?;
+    squares.contiguous()?.reshape((b, rows * columns, c * size * size))
+}
+
+impl AttentionLayer {
+    /// `output_scale · W_O · concat_h softmax(…) v_h`, see [`crate::graph::Attention`].
+    fn run(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, Error> {
+        let a = &self.config;
+        let (batch, tokens, _) = x.dims3()?;
+        let (heads, shared) = (a.heads, a.key_value_heads);
+        let query =
+            self.turn(self.project(x, &self.query, self.query_norm.as_ref(), heads, pass)?)?;
+        let key = self.turn(self.project(x, &self.key, self.key_norm.as_ref(), shared, pass)?)?;
+        let value = self.project(x, &self.value, None, shared, pass)?;
+        let bias = match (&self.position_bias, a.position_bias) {
+            (Some(table), Some(bias)) => Some(ops::position_bias(table, bias, a.causal, tokens)?),
+            _ => None,
+        };
+        let scores = Scores {
+            scale: a.logit_scale,
+            cap: a.logit_cap,
+            bias: bias.as_ref(),
+            mask: self.mask(),
+            documents: pass.documents.as_ref(),
+            precision: pass.precision,
+        };
+        let mixed = ops::attention(&query, &key, &value, &scores)?;
+        let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
+        let y = pass.linear(&mixed, &self.output)?;
+        // The bias is inside the scale: `output_scale · (W_O o + b_O)`.
+        Ok(if a.output_scale == 1.0 { y } else { (y * a.output_scale)? })
+    }
+
+    /// Queries, keys or values, `[batch, tokens, heads, head_dim]`, normalised by this gain.
+    fn project(
+        &self,
+        x: &Tensor,
+        map: &Linear,
+        gain: Option<&Tensor>,
+        heads: usize,
+        pass: &Pass,
+    ) -> Result<Tensor, Error> {
+        let a = &self.config;
+        let shape = (x.dim(0)?, x.dim(1)?, heads, a.head_dim);
+        let y = pass.linear(x, map)?;
+        let y = match (a.query_key_norm, gain) {
+            (Some(eps), Some(gain)) => {
+                let y = if a.query_key_span == Span::Head { y.reshape(shape)? } else { y };
+                ops::rms_norm(&y, gain, eps)?
+            }
+            _ => y,
+        };
+        Ok(y.reshape(shape)?)
+    }
+
+    /// Queries or keys with their positions.
+    fn turn(&self, y: Tensor) -> Result<Tensor, Error> {
+        match &self.config.rotary {
+            Some(rotary) => Ok(ops::rotary(&y, rotary)?),
+            None => Ok(y),
+        }
+    }
+
+    fn mask(&self) -> Mask {
+        match (self.config.causal, self.config.window) {
+            (true, None) => Mask::Causal,
+            (false, None) => Mask::None,
+            (causal, Some(window)) => Mask::Near { window, causal },
+        }
+    }
+}
