@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use candle_core::{D, DType, Device, Tensor, Var};
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Input, Node, Op, join};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lipschitz_nn::random::{self, Stream};
+use rand::Rng;
 
 use crate::Error;
 use crate::spectral::{Matrix, top_right_singular_vector};
@@ -63,7 +63,7 @@ pub fn probe(
     let network = Network::new(model, inputs.dims(), radius)?;
     let all = network.rows(inputs)?;
     let directions = if network.tokens { reading_directions(model)? } else { Vec::new() };
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut rng = random::seeded(0);
     let mut best: Option<Pair> = None;
     let mut told = 0.0;
     for round in 0.. {
@@ -157,8 +157,8 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
 }
 
 /// Uniform in [-1, 1].
-fn noise(dims: &[usize], rng: &mut ChaCha8Rng) -> Result<Tensor, Error> {
-    let one = |_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
+fn noise(dims: &[usize], rng: &mut Stream) -> Result<Tensor, Error> {
+    let one = |_| random::symmetric(rng);
     Ok(Tensor::from_vec(
         (0..dims.iter().product()).map(one).collect::<Vec<f64>>(),
         dims,

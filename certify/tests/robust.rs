@@ -4,25 +4,24 @@ use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings};
 use lipschitz_data::Corpus;
 use lipschitz_data::cifar10::{PIXELS, Split};
-use lipschitz_data::order;
 use lipschitz_data::play;
-use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::presets::{BlockConfig, Gpt};
+use lipschitz_nn::{Model, random};
 
 /// Uniform in [-1, 1].
 fn noise(label: &str, shape: &[usize]) -> Tensor {
-    let mut rng = order::random(5, label, 0);
-    let one = |_| order::below(&mut rng, 1 << 30) as f64 / f64::from(1 << 29) - 1.0;
+    let mut rng = random::keyed(5, label, 0);
+    let one = |_| random::below(&mut rng, 1 << 30) as f64 / f64::from(1 << 29) - 1.0;
     Tensor::from_vec((0..shape.iter().product()).map(one).collect::<Vec<_>>(), shape, &Device::Cpu)
         .unwrap()
 }
 
 /// Images far from black and white, so that the range of pixels does not stop an attack.
 fn grey_images(count: usize) -> Split {
-    let mut rng = order::random(3, "pictures", 0);
-    let pixels = (0..count * PIXELS).map(|_| 90 + order::below(&mut rng, 76) as u8).collect();
+    let mut rng = random::keyed(3, "pictures", 0);
+    let pixels = (0..count * PIXELS).map(|_| 90 + random::below(&mut rng, 76) as u8).collect();
     let labels = (0..count).map(|i| (i % 10) as u8).collect();
     Split { pixels, labels }
 }

@@ -18,9 +18,12 @@ fn parsed<T: serde::de::DeserializeOwned>(config: &Value) -> T {
 /// Sizes that are all different, with `more` on top.
 fn config(family: &str, class: &str, more: Value) -> Value {
     let mut config = json!({
-        "model_type": family, "architectures": [format!("{class}ForCausalLM")], "vocab_size": 11, "hidden_size": 12,
-        "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
-        "max_position_embeddings": 40, "rms_norm_eps": 1e-5, "rope_theta": 50.0, "hidden_act": "silu",
+        "model_type": family, "architectures": [format!("{class}ForCausalLM")], "vocab_size": 11,
+        "hidden_size": 12,
+        "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 40, "rms_norm_eps": 1e-5, "rope_theta": 50.0,
+        "hidden_act": "silu",
         "tie_word_embeddings": false
     });
     for (key, value) in more.as_object().unwrap() {
@@ -79,7 +82,8 @@ fn build_bigcode(c: &Value, vb: VarBuilder) -> Built {
 #[test]
 fn llama_and_its_rotary_scaling() {
     Case::new("llama", config("llama", "Llama", json!({})), build_llama).check();
-    let more = json!({"tie_word_embeddings": true, "num_key_value_heads": 6, "rope_theta": 1000.0, "rope_scaling":
+    let more = json!({"tie_word_embeddings": true, "num_key_value_heads": 6, "rope_theta": 1000.0,
+        "rope_scaling":
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
          "original_max_position_embeddings": 16}});
     let tied = config("llama", "Llama", more);
@@ -101,9 +105,11 @@ fn qwen2_and_qwen3() {
     let case = Case::new("qwen2", config("qwen2", "Qwen2", more), build_qwen2);
     let recorder = Recorder::having(&["lm_head.weight"]);
     Case { dialect: Dialect::Candle, recorder, ..case }.check();
-    let more = json!({"sliding_window": 40, "max_window_layers": 2, "use_sliding_window": false, "tie_word_embeddings": true});
+    let more = json!({"sliding_window": 40, "max_window_layers": 2, "use_sliding_window": false,
+        "tie_word_embeddings": true});
     Case::new("qwen2, tied", config("qwen2", "Qwen2", more), build_qwen2).check();
-    let more = json!({"head_dim": 4, "attention_bias": true, "sliding_window": null, "max_window_layers": 2,
+    let more = json!({"head_dim": 4, "attention_bias": true, "sliding_window": null,
+        "max_window_layers": 2,
         "use_sliding_window": false});
     Case::new("qwen3", config("qwen3", "Qwen3", more), build_qwen3).check();
 }
@@ -113,7 +119,8 @@ fn phi3_fused_and_partly_turned() {
     let more =
         json!({"partial_rotary_factor": 0.5, "num_attention_heads": 3, "num_key_value_heads": 1});
     Case::new("phi3", config("phi3", "Phi3", more), build_phi3).check();
-    let more = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.3], "long_factor": [2.0]},
+    let more = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.3],
+        "long_factor": [2.0]},
         "original_max_position_embeddings": 20});
     let case = Case::new("phi3, longrope", config("phi3", "Phi3", more), build_phi3);
     Case { dialect: Dialect::Candle, ..case }.check();
@@ -121,7 +128,8 @@ fn phi3_fused_and_partly_turned() {
 
 #[test]
 fn gemma_and_gemma2() {
-    let more = json!({"head_dim": 4, "hidden_act": "gelu_pytorch_tanh", "attention_bias": false, "tie_word_embeddings": true});
+    let more = json!({"head_dim": 4, "hidden_act": "gelu_pytorch_tanh", "attention_bias": false,
+        "tie_word_embeddings": true});
     Case::new("gemma", config("gemma", "Gemma", more), build_gemma).check();
     let mut more = config(
         "gemma2",
@@ -143,8 +151,10 @@ fn olmo2_with_norms_behind_and_over_all_heads() {
 
 #[test]
 fn bigcode_with_one_key_and_value() {
-    let config = json!({"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForCausalLM"], "vocab_size": 11,
-        "n_embd": 12, "n_head": 3, "n_layer": 2, "n_inner": 10, "n_positions": 9, "multi_query": true,
+    let config = json!({"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForCausalLM"],
+        "vocab_size": 11,
+        "n_embd": 12, "n_head": 3, "n_layer": 2, "n_inner": 10, "n_positions": 9,
+        "multi_query": true,
         "layer_norm_epsilon": 1e-5, "activation_function": "gelu_pytorch_tanh"});
     Case { dialect: Dialect::Candle, ..Case::new("bigcode", config, build_bigcode) }.check();
 }

@@ -23,8 +23,10 @@ fn bert() {
         let model = bert::BertModel::load(vb, &parsed(c))?;
         Ok(Box::new(move |x: &Tensor| model.forward(x, &x.zeros_like()?, None)))
     }
-    let config = json!({"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 11, "hidden_size": 12,
-        "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 10, "hidden_act": "gelu",
+    let config = json!({"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 11,
+        "hidden_size": 12,
+        "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 10,
+        "hidden_act": "gelu",
         "hidden_dropout_prob": 0.1, "max_position_embeddings": 9, "type_vocab_size": 2, "initializer_range": 0.02,
         "layer_norm_eps": 1e-12, "pad_token_id": 0});
     Case { last: false, silent: KEYS, ..Case::new("bert", config, build) }.check();
@@ -38,8 +40,10 @@ fn distilbert_with_candles_gelu() {
             model.forward(x, &Tensor::zeros((1, 1, x.dim(1)?, x.dim(1)?), DType::U8, x.device())?)
         }))
     }
-    let config = json!({"model_type": "distilbert", "architectures": ["DistilBertModel"], "vocab_size": 11, "dim": 12,
-        "n_layers": 2, "n_heads": 3, "hidden_dim": 10, "activation": "gelu", "max_position_embeddings": 9,
+    let config = json!({"model_type": "distilbert", "architectures": ["DistilBertModel"],
+        "vocab_size": 11, "dim": 12,
+        "n_layers": 2, "n_heads": 3, "hidden_dim": 10, "activation": "gelu",
+        "max_position_embeddings": 9,
         "initializer_range": 0.02, "pad_token_id": 0});
     let case = Case::new("distilbert", config, build);
     Case { dialect: Dialect::Candle, last: false, silent: KEYS, ..case }.check();
@@ -54,10 +58,13 @@ fn xlm_roberta_counts_positions_from_behind_the_padding() {
             model.forward(x, &ones, &x.zeros_like()?, None, None, None)
         }))
     }
-    let config = json!({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"], "vocab_size": 11,
-        "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 10, "hidden_act": "gelu",
+    let config = json!({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"],
+        "vocab_size": 11,
+        "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 10, "hidden_act": "gelu",
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 10,
-        "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1, "position_embedding_type": "absolute"});
+        "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1,
+        "position_embedding_type": "absolute"});
     Case { last: false, silent: KEYS, ..Case::new("xlm-roberta", config, build) }.check();
 }
 
@@ -67,10 +74,13 @@ fn modernbert_near_and_far() {
         let model = modernbert::ModernBert::load(vb, &parsed(c))?;
         Ok(Box::new(move |x: &Tensor| model.forward(x, &x.ones_like()?)))
     }
-    let config = json!({"model_type": "modernbert", "architectures": ["ModernBertModel"], "vocab_size": 11,
-        "hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 10,
+    let config = json!({"model_type": "modernbert", "architectures": ["ModernBertModel"],
+        "vocab_size": 11,
+        "hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 3,
+        "intermediate_size": 10,
         "max_position_embeddings": 7, "layer_norm_eps": 1e-5, "norm_eps": 1e-5, "pad_token_id": 0,
-        "global_attn_every_n_layers": 3, "global_rope_theta": 160.0, "local_attention": 4, "local_rope_theta": 10.0,
+        "global_attn_every_n_layers": 3, "global_rope_theta": 160.0, "local_attention": 4,
+        "local_rope_theta": 10.0,
         "hidden_activation": "gelu"});
     let recorder = Recorder::lacking(&["model.layers.0.attn_norm.weight"]);
     // Candle's model reads its positions for the full length alone.
@@ -85,10 +95,13 @@ fn t5_encoders() {
         Ok(Box::new(move |x: &Tensor| model.forward(x)))
     }
     for unit in ["relu", "gated-gelu", "gated-silu"] {
-        let config = json!({"model_type": "t5", "architectures": ["T5EncoderModel"], "vocab_size": 11, "d_model": 12,
-            "d_kv": 5, "d_ff": 10, "num_layers": 2, "num_heads": 3, "relative_attention_num_buckets": 8,
+        let config = json!({"model_type": "t5", "architectures": ["T5EncoderModel"],
+            "vocab_size": 11, "d_model": 12,
+            "d_kv": 5, "d_ff": 10, "num_layers": 2, "num_heads": 3,
+            "relative_attention_num_buckets": 8,
             "relative_attention_max_distance": 6, "dropout_rate": 0.1, "layer_norm_epsilon": 1e-6,
-            "initializer_factor": 1.0, "feed_forward_proj": unit, "is_encoder_decoder": true, "pad_token_id": 0,
+            "initializer_factor": 1.0, "feed_forward_proj": unit, "is_encoder_decoder": true,
+            "pad_token_id": 0,
             "eos_token_id": 1});
         let recorder = Recorder::having(&["shared.weight"]);
         Case { last: false, recorder, ..Case::new(unit, config, build) }.check();
@@ -106,9 +119,12 @@ fn vit() {
         Ok(Box::new(move |x: &Tensor| model.forward(x)))
     }
     for (bias, side) in [(true, 12), (false, 8)] {
-        let config = json!({"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 12,
-            "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 10, "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6, "image_size": side, "patch_size": 4, "num_channels": 3, "qkv_bias": bias});
+        let config = json!({"model_type": "vit", "architectures": ["ViTForImageClassification"],
+            "hidden_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 10,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6, "image_size": side, "patch_size": 4, "num_channels": 3,
+            "qkv_bias": bias});
         Case {
             last: false,
             silent: KEYS,
@@ -167,8 +183,10 @@ fn dinov2_as_candle_computes_it() {
         let model = dinov2::DinoVisionTransformer::new(vb, 1, 4, 2)?;
         Ok(Box::new(move |x: &Tensor| model.forward(x)))
     }
-    let config = json!({"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"], "hidden_size": 4,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 4, "hidden_act": "gelu", "image_size": 518,
+    let config = json!({"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"],
+        "hidden_size": 4,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 4, "hidden_act": "gelu",
+        "image_size": 518,
         "patch_size": 14, "num_channels": 3, "qkv_bias": true});
     // Candle's model reads one image at a time.
     let case = Case::new("dinov2", config, build);

@@ -433,8 +433,10 @@ fn st(header: &str, data: usize) -> Vec<u8> {
 }
 
 fn small() -> (Value, Tensors) {
-    let config = json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 5, "n_embd": 4,
-        "n_head": 2, "n_layer": 1, "n_positions": 6, "n_inner": 3, "activation_function": "gelu_new",
+    let config = json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 5,
+        "n_embd": 4,
+        "n_head": 2, "n_layer": 1, "n_positions": 6, "n_inner": 3,
+        "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5});
     let shapes: [(&str, &[usize]); 16] = [
         ("wte.weight", &[5, 4]),

@@ -20,9 +20,12 @@ const VOCABULARY: usize = 32000;
 /// shard a layer, random weights in bf16.
 fn write(directory: &Path, layers: usize) {
     let config = json!({
-        "model_type": "llama", "hidden_size": DIM, "intermediate_size": UNITS, "vocab_size": VOCABULARY,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "num_hidden_layers": layers, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false,
+        "model_type": "llama", "hidden_size": DIM, "intermediate_size": UNITS,
+        "vocab_size": VOCABULARY,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "num_hidden_layers": layers,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false,
     });
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
     let random = |shape: &[usize]| Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap();

@@ -4,8 +4,7 @@ use candle_core::{DType, Tensor};
 use lipschitz_data::codec::Codec;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::Tokenizer;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lipschitz_nn::random::{self, Stream};
 
 use crate::Error;
 
@@ -39,7 +38,7 @@ pub fn sample(
     if ids.is_empty() {
         return Err(Error::EmptyPrompt);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+    let mut rng = random::seeded(sampling.seed);
     for _ in 0..sampling.tokens {
         let window = &ids[ids.len().saturating_sub(context)..];
         let x = Tensor::new(window, &model.device())?.unsqueeze(0)?;
@@ -59,15 +58,14 @@ pub fn sample(
     Ok(codec.decode(&ids)?)
 }
 
-fn draw(logits: &[f64], temperature: f64, rng: &mut ChaCha8Rng) -> u32 {
+fn draw(logits: &[f64], temperature: f64, rng: &mut Stream) -> u32 {
     let best = (0..logits.len()).fold(0, |b, i| if logits[i] > logits[b] { i } else { b });
     if temperature == 0.0 {
         return best as u32;
     }
     let weights: Vec<f64> =
         logits.iter().map(|l| ((l - logits[best]) / temperature).exp()).collect();
-    let unit = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let mut left = unit * weights.iter().sum::<f64>();
+    let mut left = random::unit(rng) * weights.iter().sum::<f64>();
     for (i, weight) in weights.iter().enumerate() {
         left -= weight;
         if left < 0.0 {

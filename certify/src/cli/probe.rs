@@ -12,11 +12,11 @@ use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_data::{for_model, order, starts};
-use lipschitz_nn::Model;
+use lipschitz_data::{for_model, starts};
 use lipschitz_nn::checkpoint::save_tensors;
 use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::norm::rms_to_rms;
+use lipschitz_nn::{Model, random};
 use serde::Serialize;
 
 /// Search for the steepest pair of inputs, and compare it with the certified constant.
@@ -121,10 +121,10 @@ impl ProbeCommand {
 /// Inputs if there are no real ones: random tokens, or noise.
 fn made_up(model: &Model) -> Result<Tensor> {
     const COUNT: usize = 8;
-    let mut rng = order::random(0, "probe", 0);
+    let mut rng = random::keyed(0, "probe", 0);
     let mut unit = |shape: &[usize]| {
         let values = (0..shape.iter().product())
-            .map(|_| order::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
+            .map(|_| random::below(&mut rng, 1 << 20) as f64 / f64::from(1 << 20));
         Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
     };
     Ok(match model.graph().input() {

@@ -5,8 +5,7 @@
 //! and the cross-entropy.
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lipschitz_nn::random::{self, Stream};
 
 use crate::Error;
 
@@ -59,7 +58,7 @@ impl Attack<'_> {
         seed: u64,
     ) -> Result<Vec<bool>, Error> {
         let mut broken = vec![false; classes.len()];
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut rng = random::seeded(seed);
         for restart in 0..self.effort.restarts.max(1) {
             let left: Vec<usize> = (0..classes.len()).filter(|i| !broken[*i]).collect();
             if left.is_empty() {
@@ -80,7 +79,7 @@ impl Attack<'_> {
         classes: &[usize],
         radius: f64,
         restart: usize,
-        rng: &mut ChaCha8Rng,
+        rng: &mut Stream,
     ) -> Result<Vec<bool>, Error> {
         let mask = match self.reach {
             Reach::All => None,
@@ -95,9 +94,8 @@ impl Attack<'_> {
         let mut found = vec![false; classes.len()];
         let mut moved = x.zeros_like()?;
         if restart > 0 {
-            let noise: Vec<f64> = (0..x.elem_count())
-                .map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5)
-                .collect();
+            let noise: Vec<f64> =
+                (0..x.elem_count()).map(|_| 0.5 * random::symmetric(rng)).collect();
             moved = masked(
                 (unit(&Tensor::from_vec(noise, x.dims(), &Device::Cpu)?)? * (0.9 * radius))?,
             )?;

@@ -1,7 +1,6 @@
 //! The estimate: Lanczos with full reorthogonalisation. The proof does not rely on its accuracy.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lipschitz_nn::random;
 use rayon::prelude::*;
 
 const STEPS: usize = 72;
@@ -10,9 +9,8 @@ const RESTARTS: usize = 6;
 /// An approximate unit eigenvector of the largest eigenvalue of a symmetric positive semidefinite
 /// matrix.
 pub(super) fn top_eigenvector(g: &[f64], n: usize) -> Vec<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(n as u64);
-    let mut v: Vec<f64> =
-        (0..n).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5).collect();
+    let mut rng = random::seeded(n as u64);
+    let mut v: Vec<f64> = (0..n).map(|_| 0.5 * random::symmetric(&mut rng)).collect();
     let mut best = 0.0;
     for _ in 0..RESTARTS {
         let (next, value) = restart(g, n, &v);

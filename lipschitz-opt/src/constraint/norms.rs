@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lipschitz_nn::random;
 
 use crate::Error;
 use crate::work::Sides;
@@ -116,8 +115,8 @@ pub(crate) fn power_work(sides: Sides) -> f64 {
 /// the same for the same shape.
 pub(crate) fn start(x: &Tensor) -> Result<Tensor, Error> {
     let (count, _, columns) = x.dims3()?;
-    let mut rng = ChaCha8Rng::seed_from_u64(columns as u64);
-    let one = |_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
+    let mut rng = random::seeded(columns as u64);
+    let one = |_| random::symmetric(&mut rng);
     let values: Vec<f64> = (0..count * columns).map(one).collect();
     Ok(Tensor::from_vec(values, (count, columns, 1), x.device())?.to_dtype(x.dtype())?)
 }

@@ -5,10 +5,11 @@ use std::collections::{BTreeSet, VecDeque};
 use candle_core::Device;
 use lipschitz_nn::checkpoint::Tokenizer;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::random;
 
 use crate::codec::Codec;
 use crate::tokens::Tokens;
-use crate::{Batch, Batches, DataSet, Error, Protocol, TrainingBatches, digest, order};
+use crate::{Batch, Batches, DataSet, Error, Protocol, TrainingBatches, digest};
 
 /// Windows of the published evaluation: 20 batches of 64, each window one token after the last.
 pub const PAPER_WINDOWS: usize = 20 * 64;
@@ -78,8 +79,8 @@ impl Corpus {
             let (name, tokens) = (self.name.clone(), self.train.len());
             return Err(Error::NoWindow { name, tokens, context });
         }
-        let mut rng = order::random(seed, "text", step);
-        let starts: Vec<usize> = (0..batch_size).map(|_| order::below(&mut rng, starts)).collect();
+        let mut rng = random::keyed(seed, "text", step);
+        let starts: Vec<usize> = (0..batch_size).map(|_| random::below(&mut rng, starts)).collect();
         self.train.windows(&starts, context, device)
     }
 

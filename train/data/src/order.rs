@@ -1,33 +1,10 @@
 //! The order of the data: a pure function of seed and position, never of earlier draws.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
-/// The random stream of one purpose (`label`, at most 24 bytes count) at one position (a step, an
-/// epoch).
-///
-/// Streams of different seeds, labels or positions are independent; ChaCha reaches any of them at
-/// once, so no state needs to be saved to resume a run.
-pub fn random(seed: u64, label: &str, position: u64) -> ChaCha8Rng {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    for (to, from) in key[8..].iter_mut().zip(label.bytes()) {
-        *to = from;
-    }
-    let mut rng = ChaCha8Rng::from_seed(key);
-    rng.set_stream(position);
-    rng
-}
-
-/// A number below `n`, uniform up to n / 2⁶⁴. Written out here so that an update of a crate cannot
-/// change the data order.
-pub fn below(rng: &mut impl Rng, n: usize) -> usize {
-    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
-}
+use lipschitz_nn::random::{below, keyed};
 
 /// The order of `n` items in one epoch: a Fisher–Yates shuffle drawn from `(seed, epoch)`.
 pub fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
-    let mut rng = random(seed, "epoch", epoch);
+    let mut rng = keyed(seed, "epoch", epoch);
     let mut order: Vec<usize> = (0..n).collect();
     for last in (1..n).rev() {
         order.swap(last, below(&mut rng, last + 1));
@@ -76,29 +53,6 @@ impl Shuffle {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn streams_differ_by_seed_label_and_position_and_repeat() {
-        let first = |seed, label, position| random(seed, label, position).next_u64();
-        assert_eq!(first(1, "a", 2), first(1, "a", 2));
-        let all = [
-            first(1, "a", 2),
-            first(2, "a", 2),
-            first(1, "b", 2),
-            first(1, "a", 3),
-            first(1, "", u64::MAX),
-        ];
-        for (i, x) in all.iter().enumerate() {
-            assert!(all[i + 1..].iter().all(|y| x != y), "{all:?}");
-        }
-    }
-
-    #[test]
-    fn below_reaches_every_number_about_equally_often() {
-        let (mut rng, mut counts) = (random(3, "test", 0), [0; 7]);
-        (0..70_000).for_each(|_| counts[below(&mut rng, 7)] += 1);
-        assert!(counts.iter().all(|c| (9_600..10_400).contains(c)), "{counts:?}");
-    }
 
     #[test]
     fn a_permutation_holds_everything_once_and_every_order_comes() {

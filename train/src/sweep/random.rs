@@ -1,7 +1,7 @@
 //! Random values for keys. Draw number i of a key depends on seed, key and i alone, so a sweep that
 //! grows keeps its runs.
 
-use lipschitz_data::order;
+use lipschitz_nn::random;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -87,16 +87,16 @@ impl Range {
             .take(12)
             .map(|byte| format!("{byte:02x}"))
             .collect::<String>();
-        let mut rng = order::random(seed, &digest, i);
+        let mut rng = random::keyed(seed, &digest, i);
         let steps = 1 << 53;
-        let share = order::below(&mut rng, steps) as f64 / steps as f64;
+        let share = random::below(&mut rng, steps) as f64 / steps as f64;
         match self {
             Self::Uniform([a, b]) => Value::Float(short(a + share * (b - a)).clamp(*a, *b)),
             Self::Log([a, b]) => Value::Float(short(a * (b / a).powf(share)).clamp(*a, *b)),
             Self::Integer([a, b]) => {
-                Value::Integer(a + order::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64)
+                Value::Integer(a + random::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64)
             }
-            Self::Choice(values) => values[order::below(&mut rng, values.len())].clone(),
+            Self::Choice(values) => values[random::below(&mut rng, values.len())].clone(),
         }
     }
 }

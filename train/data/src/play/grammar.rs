@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use rand_chacha::ChaCha8Rng;
 
-use crate::order::below;
+use lipschitz_nn::random::below;
 
 /// A grammar that passed the checks; rule 0 is where a text starts.
 #[derive(Debug)]
@@ -257,7 +257,7 @@ fn symbols(template: &str, ids: &BTreeMap<&str, usize>) -> Result<Vec<Symbol>, S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::random;
+    use lipschitz_nn::random::keyed;
 
     fn grammar(rules: &[(&str, &[(u32, &str)])]) -> Result<Grammar, String> {
         let alternatives =
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn alternatives_are_drawn_by_weight() {
         let g = grammar(&[("s", &[(1, "a"), (2, "b"), (5, "c")])]).unwrap();
-        let text = g.write(&mut random(1, "test", 0), 80_000);
+        let text = g.write(&mut keyed(1, "test", 0), 80_000);
         for (letter, share) in [('a', 10_000.0), ('b', 20_000.0), ('c', 50_000.0)] {
             let count = text.chars().filter(|c| *c == letter).count() as f64;
             assert!((count - share).abs() < 500.0, "{letter} {count}");

@@ -12,10 +12,11 @@ mod words;
 use std::sync::OnceLock;
 
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::random;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{self, Corpus};
-use crate::{DataKind, DataSet, Error, order};
+use crate::{DataKind, DataSet, Error};
 use grammar::Grammar;
 
 /// The size of a corpus unless another is asked for, in characters.
@@ -55,7 +56,7 @@ impl DataKind for PlayConfig {
 
 /// The first `characters` characters of the plays of a seed; ASCII only.
 pub fn text(seed: u64, characters: usize) -> String {
-    let mut text = grammar().write(&mut order::random(seed, "play", 0), characters);
+    let mut text = grammar().write(&mut random::keyed(seed, "play", 0), characters);
     // All words are ASCII, so a byte is a character.
     text.truncate(characters);
     text
