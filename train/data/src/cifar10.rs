@@ -275,11 +275,7 @@ impl Directory {
 
     /// The files of both splits, each with a name of this beginning and end; none if there are
     /// none of either.
-    fn both(
-        &self,
-        train: Affixes,
-        test: Affixes,
-    ) -> Result<Option<(Vec<&Path>, Vec<&Path>)>, Error> {
+    fn both(&self, train: Affixes, test: Affixes) -> Result<Option<SplitFiles<'_>>, Error> {
         let (training, testing) = (self.named(train), self.named(test));
         let lacks = |has: Affixes, lacks: Affixes| {
             let what = format!("has {} but lacks {}; fetch both", pattern(has), pattern(lacks));
@@ -301,6 +297,9 @@ impl Directory {
         self.files.iter().map(PathBuf::as_path).filter(fits).collect()
     }
 }
+
+/// The files of the training and of the test split.
+type SplitFiles<'a> = (Vec<&'a Path>, Vec<&'a Path>);
 
 /// Beginning and end of the names of files.
 type Affixes = (&'static str, &'static str);
