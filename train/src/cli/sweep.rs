@@ -5,8 +5,8 @@ use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use lipschitz_certify::outln;
 use lipschitz_train::run_dir::Summary;
-use lipschitz_train::sweep::pool::{self, Ended, Outcome, PoolOptions};
-use lipschitz_train::sweep::{self, SweepRun};
+use lipschitz_train::sweep::pool::{self, Ended, PoolOptions};
+use lipschitz_train::sweep::{self, Outcome, SweepRun};
 
 use super::{Failed, Stopped, stop_on_interrupt, table};
 

@@ -23,6 +23,7 @@ use lipschitz_nn::At;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::changes::{Changes, flatten};
 use super::random::{self, Random};
 use super::{SweepRun, name};
 use crate::config::{self, Config};
@@ -54,9 +55,6 @@ impl Default for Grid {
         Self::One(Table::new())
     }
 }
-
-/// Values for keys of a config, each key as its path.
-pub(super) type Changes = Vec<(String, Value)>;
 
 /// The runs that a sweep file asks for, in its order, each once; `settings` (`path.to.key=value`)
 /// hold for all of them.
@@ -126,22 +124,6 @@ fn base(file: &File, inside: &Path) -> Result<Table, Error> {
                 .into(),
         )),
     }
-}
-
-/// A table as paths and values: `a.b = 1` and `"a.b" = 1` are the same. Tables that `whole` accepts
-/// are values.
-pub(super) fn flatten(table: Table, whole: &dyn Fn(&Table) -> bool) -> Changes {
-    let mut out = Changes::new();
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) if !whole(&inner) => {
-                let inner = flatten(inner, whole);
-                out.extend(inner.into_iter().map(|(rest, value)| (format!("{key}.{rest}"), value)));
-            }
-            value => out.push((key, value)),
-        }
-    }
-    out
 }
 
 /// Whether a section replaces the base's, as one that says which of several kinds it is does; any

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lipschitz_certify::terminal;
 
 use super::SweepRun;
-use super::pool::Outcome;
+use super::outcome::Outcome;
 use crate::run_dir::Metrics;
 
 /// Shows the progress of a sweep.

@@ -1,11 +1,15 @@
 //! Many runs from one file: which there are ([`mod@file`]), and training them, several at once, so
 //! that the whole can be killed at any moment and continued ([`pool`]).
 
+mod changes;
 pub mod file;
 mod live;
 mod name;
+mod outcome;
 pub mod pool;
 mod random;
+
+pub use outcome::Outcome;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

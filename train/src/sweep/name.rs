@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use sha2::{Digest, Sha256};
 use toml::Value;
 
-use super::file::{Changes, flatten};
+use super::changes::{Changes, flatten};
 use super::{SweepRun, content};
 use crate::Error;
 use crate::config::Config;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use lipschitz_nn::{At, checkpoint};
 
 use super::live::Live;
+use super::outcome::Outcome;
 use super::{SweepRun, finished, places};
 use crate::Error;
 use crate::config::Config;
@@ -42,19 +43,6 @@ pub struct PoolOptions<'a> {
     pub stop: Arc<AtomicBool>,
     /// Show nothing.
     pub quiet: bool,
-}
-
-/// How a run of a sweep ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// It is finished.
-    Finished(Box<Summary>),
-    /// It ended with this message, which `failed.txt` keeps.
-    Failed(String),
-    /// Something ended its process from outside; the next sweep goes on from its checkpoint.
-    Killed(String),
-    /// It is still to be made or to be finished.
-    Stopped,
 }
 
 /// Exit code of a child that found another process at work on its run.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
-use super::file::{Changes, flatten};
+use super::changes::{Changes, flatten};
 use crate::error::Within;
 use crate::{Error, keys};
 
