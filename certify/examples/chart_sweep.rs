@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [runs, figure] = &paths[..] else {
         return Err("name a directory of runs and a figure to write".into());
     };
-    let tradeoff = Tradeoff::read(&[runs.clone()], "lipschitz_log10", "val_loss", None)?;
+    let tradeoff = Tradeoff::read(std::slice::from_ref(runs), "lipschitz_log10", "val_loss", None)?;
     write(figure, &[tradeoff.chart()])?;
     for point in tradeoff.points.iter().filter(|point| point.front) {
         println!("{}: loss {:.4} at L ≤ 10^{:.2}", point.label, point.y, point.x);

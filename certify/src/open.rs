@@ -30,7 +30,7 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
 /// Reads the model at `path`. A third-party model is imported with default options.
 ///
 /// # Errors
-/// As [`checkpoint::load`] and [`import::import`].
+/// As [`checkpoint::load`] and [`import`].
 pub fn load(path: &Path, device: &Device) -> Result<(Model, Meta), Error> {
     if is_foreign(path) {
         let Imported { model, meta, .. } = import(path, &ImportOptions::default())?;

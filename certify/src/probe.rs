@@ -87,7 +87,7 @@ pub fn probe(
             (2, _, false) => {
                 let d = &directions[round / 5 % directions.len()];
                 let signs: Vec<f64> = (0..real.dim(1)?)
-                    .map(|_| if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 })
+                    .map(|_| if rng.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 })
                     .collect();
                 let signs = Tensor::new(signs, &Device::Cpu)?.reshape((1, (), 1))?;
                 let tied =

@@ -24,7 +24,7 @@ use super::{SweepRun, finished, places};
 use crate::Error;
 use crate::config::Config;
 use crate::error::Within;
-use crate::run_dir::{Lock, Summary};
+use crate::run_dir::Lock;
 use crate::trainer::{self, End, RunOptions};
 
 /// How the runs are to be made.
