@@ -1,7 +1,7 @@
 //! Optimizers and constraints for networks with an enforced Lipschitz constant.
 //!
 //! A [`Recipe`] says which optimizer moves each weight and how fast, and which
-//! [constraint](constraint) keeps it small. What the constraint guarantees about a weight after
+//! [constraint] keeps it small. What the constraint guarantees about a weight after
 //! every step is its [`Promise`](constraint::Promise).
 //!
 //! ```
