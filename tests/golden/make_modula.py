@@ -1,4 +1,4 @@
-"""Writes the golden checkpoints of the method's own JAX code: small random ones with the outputs it computes.
+"""Writes the golden checkpoints of the JAX code of Newhouse et al. (2025): small random ones with the outputs it computes.
 
 Needs jax and numpy from PyPI, safetensors, and a clone of the code published with the paper (its `modula` package):
 

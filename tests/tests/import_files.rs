@@ -223,7 +223,7 @@ fn npy(shape: &str, numbers: &[f64]) -> Vec<u8> {
 }
 
 #[test]
-fn matrices_of_pytorch_and_numpy_are_perceptrons() {
+fn matrices_of_pytorch_and_numpy_are_mlps() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: Vec<u8>| {
         let path = dir.path().join(name);

@@ -64,8 +64,8 @@ fn certificates_are_finite_and_name_the_origin() {
     }
 }
 
-/// Checkpoints of the method's own code (`tests/golden/make_modula.py`): a list of matrices beside
-/// its config.
+/// Checkpoints of the code of Newhouse et al. (2025) (`tests/golden/make_modula.py`): a list of
+/// matrices beside its config.
 #[test]
 fn the_methods_checkpoints_are_those_of_its_code() {
     for (name, family) in [("gpt", "tokens"), ("mlp", "vectors")] {
@@ -86,7 +86,7 @@ fn the_methods_checkpoints_are_those_of_its_code() {
     }
 }
 
-/// The archive that the method's training script writes, compressed Python objects: its last
+/// The archive that their training script writes, compressed Python objects: its last
 /// checkpoint.
 #[test]
 fn the_methods_run_archives_are_read() {

@@ -47,7 +47,7 @@ fn constraints() -> Vec<String> {
     out
 }
 
-/// What needs attention heads is left out for a perceptron.
+/// What needs attention heads is left out for an MLP.
 fn headless(constraint: &str) -> String {
     constraint.replace(", per_head = true", "").replace(", per_head = [\"query\", \"output\"]", "")
 }
