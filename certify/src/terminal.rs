@@ -90,6 +90,7 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     None.or_else(|| error.downcast_ref().and_then(remedy_of_proof))
         .or_else(|| error.downcast_ref().and_then(remedy_of_recipe))
         .or_else(|| error.downcast_ref().and_then(remedy_of_data))
+        .or_else(|| error.downcast_ref().and_then(remedy_of_import))
         .or_else(|| error.downcast_ref().and_then(remedy_of_network))
 }
 
@@ -120,6 +121,17 @@ fn remedy_of_data(error: &lipschitz_data::Error) -> Option<&'static str> {
         E::UnknownVocabulary(_) => Some("set data.vocabulary"),
         E::BeyondVocabulary { .. } => Some("set data.vocabulary, or mend it"),
         E::Misfit { .. } => Some("choose another preset or data kind"),
+        _ => None,
+    }
+}
+
+fn remedy_of_import(undecided: &lipschitz_import::Undecided) -> Option<&'static str> {
+    use lipschitz_import::Undecided as U;
+    match undecided {
+        U::UnknownTensors(_) => Some("give --allow-unused if the function does not need them"),
+        U::NoActivation(_) => {
+            Some("give --activation, such as relu (a directory with a config.json says it)")
+        }
         _ => None,
     }
 }

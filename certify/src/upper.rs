@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// An upper bound: a non-negative number, possibly infinite.
 #[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[schemars(with = "Stored")]
+#[must_use = "a bound that is dropped bounds nothing"]
 pub struct Upper {
     /// In [1, 2), or 0, or infinity.
     mantissa: f64,

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama2_c::{Cache, Config, Llama};
 use candle_transformers::models::llama2_c_weights::TransformerWeights;
-use lipschitz_import::{Dialect, Foreign, ImportOptions, Imported, import};
+use lipschitz_certify::terminal::line;
+use lipschitz_import::{Dialect, Foreign, ImportOptions, Imported, Undecided, import};
 use lipschitz_nn::{Model, graph::Op};
 use lipschitz_tests::Dice;
 use lipschitz_tests::foreign::{Tensors, distance, flat, ids, ours, seeded, write};
@@ -254,9 +255,10 @@ fn matrices_of_pytorch_and_numpy_are_mlps() {
     let members: Vec<(&str, Vec<u8>)> =
         numbers.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
     let path = file("m.npz", zip(&members));
-    assert!(
-        import(&path, &ImportOptions::default()).unwrap_err().to_string().contains("--activation")
-    );
+    let undecided = import(&path, &ImportOptions::default()).unwrap_err();
+    let lipschitz_nn::Error::File { what, .. } = &undecided else { panic!("{undecided}") };
+    assert!(matches!(what.downcast_ref(), Some(Undecided::NoActivation(_))), "{undecided}");
+    assert!(line(&undecided.into()).contains("; give --activation, such as relu"));
     let relu = ImportOptions { activation: Some("relu".into()), ..ImportOptions::default() };
     let Imported { model, meta, .. } = import(&path, &relu).unwrap();
     assert_eq!(flat(&model.weights()["layer9.weight"]), [10.0]);

@@ -18,6 +18,7 @@ mod nodes;
 mod options;
 mod report;
 mod rope;
+mod undecided;
 
 use std::path::Path;
 
@@ -30,6 +31,7 @@ pub use foreign::{Foreign, wanted};
 pub use lipschitz_nn::checkpoint::{Dialect, Origin};
 pub use options::ImportOptions;
 pub use report::{ImportReport, Misshapen};
+pub use undecided::Undecided;
 
 /// A third-party model as one of this project.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! What became of each tensor of a third-party model.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 
+use crate::Undecided;
 use crate::formats::files::Files;
 use crate::mapping::Mapping;
 
@@ -67,7 +69,7 @@ impl ImportReport {
     }
 
     /// Why the import cannot go on, on one line.
-    pub(crate) fn failure(&self, allow_unused: bool) -> Option<String> {
+    pub(crate) fn failure(&self, allow_unused: bool) -> Option<Box<dyn Error + Send + Sync>> {
         let mut parts = Vec::new();
         if !self.missing.is_empty() {
             parts.push(format!("lacks {}", list(&self.missing)));
@@ -81,13 +83,11 @@ impl ImportReport {
             parts.push(format!("has tensors of the wrong shape: {}", list(&shapes)));
         }
         if !self.unused.is_empty() && !allow_unused {
-            let what = "give --allow-unused if the function does not need them";
-            parts.push(format!(
-                "has tensors that nothing is known about: {}; {what}",
-                list(&self.unused)
-            ));
+            let unused = list(&self.unused);
+            parts.push(format!("has tensors that nothing is known about: {unused}"));
+            return Some(Undecided::UnknownTensors(parts.join("; ")).into());
         }
-        (!parts.is_empty()).then(|| parts.join("; "))
+        (!parts.is_empty()).then(|| parts.join("; ").into())
     }
 
     /// A line per reason, for the origin.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::Undecided;
 use crate::activation::NamedActivation;
 use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
@@ -42,9 +43,7 @@ pub(crate) fn mlp(path: &Path, files: &Files, activation: Option<&str>) -> Resul
         (None, 1) => None,
         (None, n) => {
             let what = format!("holds {n} matrices and does not say what is between them");
-            return Err(wrong(format!(
-                "{what}; give --activation, such as relu (a directory with a config.json says it)"
-            )));
+            return Err(Error::file(path, Undecided::NoActivation(what)));
         }
         (Some(name), _) => Some(
             NamedActivation::named(name)

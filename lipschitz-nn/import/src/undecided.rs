@@ -1,0 +1,15 @@
+//! What keeps a model from being imported until the caller decides something.
+
+/// A decision that only the caller can take. It is the cause, [`lipschitz_nn::Error::File`]'s
+/// `what`, of the error that names the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Undecided {
+    /// Tensors that nothing is known about, which
+    /// [`allow_unused`](crate::ImportOptions::allow_unused) leaves out.
+    #[error("{0}")]
+    UnknownTensors(String),
+    /// Matrices alone, whose [`activation`](crate::ImportOptions::activation) no file says.
+    #[error("{0}")]
+    NoActivation(String),
+}
