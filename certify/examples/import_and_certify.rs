@@ -1,4 +1,4 @@
-//! Certifies a checkpoint of another library, one tensor in memory at a time.
+//! Certifies a third-party checkpoint, one tensor in memory at a time.
 //!
 //!     cargo run --example import_and_certify -- DIRECTORY [RADIUS]
 //!

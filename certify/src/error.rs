@@ -16,7 +16,7 @@ pub enum Error {
     #[error("nothing is known about {0}; no bound is given")]
     Unknown(String),
     /// A target with a constraint that promises no norm.
-    #[error("the constraint `{}` promises no norm under this optimizer", .0.key())]
+    #[error("the constraint `{}` promises {}", .0.key(), promises(*.0))]
     NoPromise(ConstraintKind),
     /// A target that is exceeded even by the smallest caps.
     #[error("a Lipschitz constant of {target} cannot be met: caps of {cap:e} allow more")]
@@ -45,5 +45,13 @@ pub enum Error {
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Network(error.into())
+    }
+}
+
+/// Weight decay alone depends on the optimizer: it keeps norms where updates are bounded.
+fn promises(kind: ConstraintKind) -> &'static str {
+    match kind {
+        ConstraintKind::WeightDecay => "a norm under Muon alone",
+        _ => "no norm",
     }
 }

@@ -119,19 +119,13 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
     fn visit(nodes: &[Node], prefix: &str, out: &mut Vec<(String, usize)>) {
         for node in nodes {
             let path = node.path(prefix);
-            match &node.op {
-                Op::Sequential { body } | Op::Residual { body, .. } => visit(body, &path, out),
-                Op::Attention(a) => {
-                    let heads = [
-                        ("value", a.key_value_heads),
-                        ("query", a.heads),
-                        ("key", a.key_value_heads),
-                    ];
-                    out.extend(
-                        heads.map(|(name, heads)| (join(&path, &format!("{name}.weight")), heads)),
-                    );
-                }
-                _ => {}
+            visit(node.op.body().unwrap_or_default(), &path, out);
+            if let Op::Attention(a) = &node.op {
+                let heads =
+                    [("value", a.key_value_heads), ("query", a.heads), ("key", a.key_value_heads)];
+                out.extend(
+                    heads.map(|(name, heads)| (join(&path, &format!("{name}.weight")), heads)),
+                );
             }
         }
     }

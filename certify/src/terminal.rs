@@ -59,10 +59,12 @@ pub fn line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut named = false;
     for cause in error.chain() {
-        let said = cause.to_string().replace('\n', " ");
+        let said = cause.to_string();
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         // The error that names the file already contains the system's message.
         let told = text.contains(&said) || named && cause.is::<io::Error>();
         named |= matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
+        let candle = matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Candle(_)));
         if told {
             continue;
         }
@@ -70,6 +72,10 @@ pub fn line(error: &anyhow::Error) -> String {
             text += ": ";
         }
         text += &said;
+        // What candle says is complete; its causes repeat it, with backtraces.
+        if candle {
+            break;
+        }
     }
     match error.chain().find_map(remedy) {
         Some(remedy) => format!("{text}; {remedy}"),
@@ -173,6 +179,9 @@ mod tests {
         assert_eq!(line(&crate::Error::from(missing()).into()), wanted);
         let context = Err::<(), _>(missing()).context("run a").unwrap_err();
         assert_eq!(line(&context), format!("run a: {wanted}"));
+        let candle = candle_core::Error::Msg("it failed\n   0: somewhere".into());
+        let candle = crate::Error::from(lipschitz_nn::Error::from(candle));
+        assert_eq!(line(&candle.into()), "it failed");
         let inside = lipschitz_nn::Error::file(Path::new("b"), missing());
         assert_eq!(line(&inside.into()), format!("b: {wanted}"));
     }

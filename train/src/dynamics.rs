@@ -125,7 +125,7 @@ fn promised(
                 let part = Part { index, count };
                 let block = if rows { whole().rows(part) } else { whole().columns(part) };
                 let norm = Norm::Matrix(block);
-                // The walk asks for other norms where a gain is folded in; then the cap's own is
+                // The proof uses other norms where a gain is folded in; then the cap's own is
                 // proven here.
                 let upper = match certificate.norm(&norm) {
                     Some(upper) => upper,

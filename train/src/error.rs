@@ -40,7 +40,7 @@ pub enum Error {
     },
 
     /// A file that is not TOML.
-    #[error("{}", .0.message().trim().replace('\n', " "))]
+    #[error("{}", syntax(.0))]
     Syntax(Box<toml::de::Error>),
     /// A key that is not known, or a value that does not fit its key.
     #[error("{0}")]
@@ -63,10 +63,12 @@ pub enum Error {
     #[error("{0}")]
     Json(#[from] serde_json::Error),
     /// A preset that is not there.
-    #[error("there is no preset `{name}`; there are {}", crate::preset::NAMES.join(", "))]
+    #[error("there is no preset `{name}`; there are {known}")]
     NoPreset {
         /// The name that was given.
         name: String,
+        /// Those there are.
+        known: String,
     },
     /// A sweep file that asks for something that cannot be made.
     #[error("{0}")]
@@ -231,5 +233,15 @@ pub(crate) trait Within<T> {
 impl<T, E: Into<Error>> Within<T> for Result<T, E> {
     fn within(self, name: impl Display) -> Result<T, Error> {
         self.map_err(|error| Error::In { name: name.to_string(), error: Box::new(error.into()) })
+    }
+}
+
+/// What is wrong with a TOML file, after the line and the column where that is known.
+fn syntax(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.lines().next() {
+        Some(place) if error.span().is_some() => format!("{place}: {message}"),
+        _ => message,
     }
 }

@@ -24,5 +24,5 @@ pub fn text(name: &str) -> Option<&'static str> {
 /// # Errors
 /// [`Error::NoPreset`] lists those there are.
 pub fn find(name: &str) -> Result<&'static str, Error> {
-    text(name).ok_or_else(|| Error::NoPreset { name: name.to_string() })
+    text(name).ok_or_else(|| Error::NoPreset { name: name.to_string(), known: NAMES.join(", ") })
 }

@@ -17,7 +17,7 @@ use lipschitz_nn::checkpoint::{Dialect, Origin};
 /// Prove a Lipschitz bound.
 #[derive(Args)]
 pub(super) struct BoundCommand {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// Write the certificate to this file.
     #[arg(long, value_name = "FILE")]

@@ -10,7 +10,7 @@ use lipschitz_plot::svg;
 /// Draw the architecture with each node's bound.
 #[derive(Args)]
 pub(super) struct GraphCommand {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// The file to write: .svg, .dot or .json.
     #[arg(short, long, value_name = "FILE")]

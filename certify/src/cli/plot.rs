@@ -41,7 +41,7 @@ enum Plot {
     },
     /// Where the bound of one network comes from, one bar per node.
     Layers {
-        /// A run directory, a checkpoint, or a model of another library.
+        /// A run directory, a checkpoint, or a third-party model.
         model: PathBuf,
         /// The file to write: .svg or .png.
         #[arg(short, long, value_name = "FILE")]

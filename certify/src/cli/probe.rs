@@ -22,7 +22,7 @@ use serde::Serialize;
 /// Search for the steepest pair of inputs, and compare it with the certified constant.
 #[derive(Args)]
 pub(super) struct ProbeCommand {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// Real inputs: a text file, a directory of token shards, or a CIFAR-10 directory [default:
     /// random tokens or pixels].

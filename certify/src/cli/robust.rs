@@ -2,7 +2,7 @@ use lipschitz_certify::outln;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::Device;
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
@@ -89,8 +89,13 @@ impl RobustCommand {
                     .map(|s| format!("{:.1e}", s * longest).parse().unwrap_or(*s))
                     .collect();
                 let windows = batches(robust::WINDOWS, Some(robust::window(&model)?))?;
-                robust::tokens(&model, windows, &settings(given(shares), 64), &watch)
-                    .with_context(|| data.name().to_string())?
+                let found = robust::tokens(&model, windows, &settings(given(shares), 64), &watch);
+                found.map_err(|error| match error {
+                    lipschitz_certify::Error::Data(_) => {
+                        anyhow::Error::from(error).context(data.name().to_string())
+                    }
+                    error => error.into(),
+                })?
             }
             Input::Pixels { .. } | Input::Vector { .. } => {
                 let settings = settings(given(PIXELS.to_vec()), 2000);

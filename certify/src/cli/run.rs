@@ -8,7 +8,7 @@ use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 /// Run the forward pass on tensors from a file, for comparison with any other program.
 #[derive(Args)]
 pub(super) struct RunCommand {
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// A safetensors file with `tokens` [batch, T], `embeddings` [batch, T, d], `pixels` [batch, c,
     /// h, w] or `vectors` [batch, d].

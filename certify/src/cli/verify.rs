@@ -13,7 +13,7 @@ use lipschitz_nn::strict;
 pub(super) struct VerifyCommand {
     /// The certificate, as written by `bound --json`.
     certificate: PathBuf,
-    /// A run directory, a checkpoint, or a model of another library.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
 }
 

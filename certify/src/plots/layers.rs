@@ -25,16 +25,15 @@ fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
         } else {
             path.clone()
         };
-        match &node.op {
-            Op::Sequential { body } => {
-                roles(body, &path, branch, out);
-                out.push(Role::Made);
-                continue;
-            }
-            Op::Residual { body, .. } => roles(body, &path, true, out),
-            _ => {}
+        let sequence = matches!(node.op, Op::Sequential { .. });
+        if let Some(body) = node.op.body() {
+            roles(body, &path, branch || !sequence, out);
         }
-        out.push(if branch { Role::Part(name) } else { Role::Factor(name) });
+        out.push(match (sequence, branch) {
+            (true, _) => Role::Made,
+            (false, true) => Role::Part(name),
+            (false, false) => Role::Factor(name),
+        });
     }
 }
 

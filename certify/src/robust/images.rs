@@ -129,15 +129,15 @@ fn inputs<E: Into<BoxError>>(
 ) -> Result<Vec<(Tensor, Vec<usize>)>, Error> {
     let (mut out, mut count) = (Vec::new(), 0);
     for batch in batches {
+        if count == limit {
+            break;
+        }
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         let take = x.dim(0)?.min(limit - count);
         let x = x.narrow(0, 0, take)?.to_dtype(DType::F64)?.reshape((take, 1, ()))?;
         let classes = y.to_vec1::<u32>()?.into_iter().take(take).map(|class| class as usize);
         out.push((x, classes.collect()));
         count += take;
-        if count == limit {
-            break;
-        }
     }
     match count {
         0 => Err(Error::Data("there are no images to look at".into())),

@@ -84,8 +84,12 @@ impl ImportReport {
         }
         if !self.unused.is_empty() && !allow_unused {
             let unused = list(&self.unused);
-            parts.push(format!("has tensors that nothing is known about: {unused}"));
-            return Some(Undecided::UnknownTensors(parts.join("; ")).into());
+            let what = format!("has tensors that nothing is known about: {unused}");
+            // Leaving them out does not mend what else is wrong.
+            if parts.is_empty() {
+                return Some(Undecided::UnknownTensors(what).into());
+            }
+            parts.push(what);
         }
         (!parts.is_empty()).then(|| parts.join("; ").into())
     }

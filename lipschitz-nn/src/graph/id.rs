@@ -53,7 +53,9 @@ impl Serialize for NodeId {
 impl<'de> Deserialize<'de> for NodeId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is no node's id")))
+        // One spelling per id, so that whoever compares texts compares nodes.
+        let id = text.parse().ok().filter(|id: &Self| id.to_string() == text);
+        id.ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no node's id")))
     }
 }
 
@@ -68,7 +70,7 @@ mod tests {
         assert_eq!(json, "\"3/0/12\"");
         assert_eq!(serde_json::from_str::<NodeId>(&json).unwrap(), id);
         assert!(serde_json::from_str::<NodeId>("\"\"").unwrap().is_root());
-        for bad in ["\"3//1\"", "\"a\"", "\"-1\"", "3"] {
+        for bad in ["\"3//1\"", "\"a\"", "\"-1\"", "3", "\"03/0\"", "\"+3/0\""] {
             assert!(serde_json::from_str::<NodeId>(bad).is_err(), "{bad}");
         }
     }

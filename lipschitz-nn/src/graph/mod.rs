@@ -335,6 +335,33 @@ impl Op {
     }
 }
 
+impl Op {
+    /// The nodes inside of a node that has some.
+    #[must_use]
+    pub fn body(&self) -> Option<&[Node]> {
+        match self {
+            Op::Sequential { body } | Op::Residual { body, .. } => Some(body),
+            Op::Linear { .. }
+            | Op::Embedding { .. }
+            | Op::Positions { .. }
+            | Op::Activation { .. }
+            | Op::Scale { .. }
+            | Op::SoftCap { .. }
+            | Op::Clip { .. }
+            | Op::Attention(_)
+            | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::GatedMlp { .. }
+            | Op::Flatten
+            | Op::Patches { .. }
+            | Op::MeanPool
+            | Op::ClassToken { .. }
+            | Op::FirstToken
+            | Op::FirstAndMean => None,
+        }
+    }
+}
+
 /// Joins two path segments, either of which may be empty.
 pub fn join(prefix: &str, name: &str) -> String {
     match (prefix.is_empty(), name.is_empty()) {

@@ -38,10 +38,7 @@ impl Graph {
 fn boxes(nodes: &[Node], prefix: &str, above: &NodeId) -> Vec<Outline> {
     let outline = |(i, node): (usize, &Node)| {
         let (id, path) = (above.child(i), node.path(prefix));
-        let body = match &node.op {
-            Op::Sequential { body } | Op::Residual { body, .. } => Some(boxes(body, &path, &id)),
-            _ => None,
-        };
+        let body = node.op.body().map(|body| boxes(body, &path, &id));
         Outline { title: title(&node.op), id, path, body }
     };
     nodes.iter().enumerate().map(outline).collect()

@@ -225,5 +225,5 @@ impl From<candle_core::Error> for Error {
 
 /// What another library says, on one line.
 pub(crate) fn one_line(error: &dyn std::fmt::Display) -> String {
-    error.to_string().lines().collect::<Vec<_>>().join(" ")
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
