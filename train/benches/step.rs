@@ -1,7 +1,7 @@
 //! `cargo bench --bench step -- 256` (or `768`): where the time of a transformer's training step
 //! goes, for every optimizer and every constraint; medians, in one run. Three layers at width 256,
-//! one at 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch and
-//! depth, and how much of it is matrix products.
+//! one at 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch
+//! and depth, and how much of it is matrix products.
 
 use std::time::Instant;
 

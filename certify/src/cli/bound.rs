@@ -1,4 +1,3 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -8,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::bound::savings::{self, Tightening};
 use lipschitz_certify::bound::{NodeBound, WeightNorms};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::outln;
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;

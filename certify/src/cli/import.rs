@@ -1,8 +1,8 @@
-use lipschitz_certify::outln;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use lipschitz_certify::outln;
 use lipschitz_import::{ImportOptions, ImportReport, Imported, import};
 use lipschitz_nn::checkpoint::{self, Dialect};
 

@@ -1,4 +1,3 @@
-use lipschitz_certify::outln;
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -9,6 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Args;
 use lipschitz_certify::Error;
 use lipschitz_certify::certificate::{self, Formula};
+use lipschitz_certify::outln;
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;

@@ -1,4 +1,3 @@
-use lipschitz_certify::outln;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -6,6 +5,7 @@ use anyhow::{Result, bail};
 use candle_core::Device;
 use clap::Args;
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_data::{Protocol, for_model};
 use lipschitz_nn::Model;

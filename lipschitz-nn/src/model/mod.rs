@@ -30,8 +30,8 @@ impl Model {
     /// Joins a graph and its weights.
     ///
     /// # Errors
-    /// [`Error::Weight`] names a weight that is missing, unknown to the graph, or of the wrong shape
-    /// or type.
+    /// [`Error::Weight`] names a weight that is missing, unknown to the graph, or of the wrong
+    /// shape or type.
     pub fn new(graph: Graph, weights: Weights) -> Result<Self, Error> {
         let found =
             weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();

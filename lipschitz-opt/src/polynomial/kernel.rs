@@ -69,8 +69,8 @@ fn scaled<T: Real>(out: &mut [T], x: &[T], factor: f64) {
     }
 }
 
-/// Odd quintics in turn on singular values, which are divided by the Frobenius norm first if `unit`.
-/// If `gram`, products of the short side alone; that needs at least one step.
+/// Odd quintics in turn on singular values, which are divided by the Frobenius norm first if
+/// `unit`. If `gram`, products of the short side alone; that needs at least one step.
 pub(super) struct Quintics<'a> {
     pub steps: &'a Steps,
     pub unit: bool,

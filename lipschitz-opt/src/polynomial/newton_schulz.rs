@@ -9,16 +9,16 @@ use super::steps::{Steps, at, maximum};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NewtonSchulz {
-    /// Six steps that never exceed 1, so that an update's norm is at most the learning rate (Cesista,
-    /// You and Jordan, *Squeezing 1–2 % efficiency gains out of Muon*, 2025).
+    /// Six steps that never exceed 1, so that an update's norm is at most the learning rate
+    /// (Cesista, You and Jordan, *Squeezing 1–2 % efficiency gains out of Muon*, 2025).
     #[default]
     SixStep,
-    /// Five steps with the first Muon's coefficients, which end near 1 only on average: values reach
-    /// 1.203 (Jordan et al., *Muon*, 2024).
+    /// Five steps with the first Muon's coefficients, which end near 1 only on average: values
+    /// reach 1.203 (Jordan et al., *Muon*, 2024).
     Jordan,
-    /// Five steps, each the best quintic for the interval that the previous one leaves, for singular
-    /// values from 10⁻³ (Amsel et al., *The Polar Express*, 2025). The last is scaled so that values
-    /// stay at most 1.
+    /// Five steps, each the best quintic for the interval that the previous one leaves, for
+    /// singular values from 10⁻³ (Amsel et al., *The Polar Express*, 2025). The last is scaled so
+    /// that values stay at most 1.
     PolarExpress,
 }
 
