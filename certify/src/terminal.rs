@@ -64,16 +64,14 @@ pub fn line(error: &anyhow::Error) -> String {
         // The error that names the file already contains the system's message.
         let told = text.contains(&said) || named && cause.is::<io::Error>();
         named |= matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Io { .. }));
-        let candle = matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Candle(_)));
-        if told {
-            continue;
+        if !told {
+            if !text.is_empty() {
+                text += ": ";
+            }
+            text += &said;
         }
-        if !text.is_empty() {
-            text += ": ";
-        }
-        text += &said;
         // What candle says is complete; its causes repeat it, with backtraces.
-        if candle {
+        if matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Candle(_))) {
             break;
         }
     }
