@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CudaDevice, CudaStorage, InplaceOp1, Layout, Tenso
 use crate::Error;
 
 /// The GPUs of all processes.
-pub struct Gpus(Comm);
+pub(crate) struct Gpus(Comm);
 
 fn failed(error: NcclError) -> Error {
     Error::Nccl(format!("{:?}", error.0))
@@ -15,7 +15,7 @@ fn failed(error: NcclError) -> Error {
 
 impl Gpus {
     /// What processes find each other by: made by the first, broadcast to the others.
-    pub fn id(first: bool) -> Result<[i8; 128], Error> {
+    pub(crate) fn id(first: bool) -> Result<[i8; 128], Error> {
         if !first {
             return Ok([0; 128]);
         }
@@ -24,7 +24,7 @@ impl Gpus {
     }
 
     /// Joins the others.
-    pub fn join(
+    pub(crate) fn join(
         device: &CudaDevice,
         rank: usize,
         count: usize,
@@ -34,13 +34,13 @@ impl Gpus {
         Ok(Self(Comm::from_rank(device.cuda_stream(), rank, count, id).map_err(failed)?))
     }
 
-    pub fn all_reduce(&self, x: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn all_reduce(&self, x: &Tensor) -> Result<Tensor, Error> {
         let x = x.detach().contiguous()?.copy()?;
         x.inplace_op1(&Exchange { comm: &self.0, owner: None })?;
         Ok(x)
     }
 
-    pub fn broadcast(&self, owner: usize, x: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn broadcast(&self, owner: usize, x: &Tensor) -> Result<Tensor, Error> {
         let x = x.detach().contiguous()?.copy()?;
         x.inplace_op1(&Exchange { comm: &self.0, owner: Some(owner as i32) })?;
         Ok(x)
