@@ -16,7 +16,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tradeoff = Tradeoff::read(std::slice::from_ref(runs), "lipschitz_log10", "val_loss", None)?;
     write(figure, &[tradeoff.chart()])?;
     for point in tradeoff.points.iter().filter(|point| point.front) {
-        println!("{}: loss {:.4} at L ≤ 10^{:.2}", point.label, point.y, point.x);
+        // A bound is rounded up.
+        let log10 = (100.0 * point.x).ceil() / 100.0;
+        println!("{}: loss {:.4} at L ≤ 10^{log10:.2}", point.label, point.y);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example train_constrained -- DIRECTORY
 //!
-//! DIRECTORY must not hold a run. About ten seconds on two cores; nothing to download.
+//! DIRECTORY must not hold a run. A few seconds on two cores; nothing to download.
 
 use std::path::PathBuf;
 
