@@ -6,7 +6,7 @@ Needs torch and transformers from PyPI (written with torch 2.15 and transformers
 
 - `base`: the keys that every config has, with their defaults.
 - Of each family, by its `model_type`: `defaults`, its other keys with what the class says before it works out those
-  that depend on others (a key that must be given is absent); `aliases`, other names of keys; `reads`, the names that
+  that depend on others (a key that must be given is absent); `aliases`, other names of keys; `thetas`, the bases of rotary positions; `reads`, the names that
   the library's code reads from the config while it builds the family's models, loads their weights and runs them.
 """
 
@@ -170,8 +170,9 @@ def family(model_type, base):
                 print(f"{model.__name__} {variant}: {type(e).__name__}: {str(e).splitlines()[0][:99]}", file=sys.stderr)
             names |= read
     own = {k: v for k, v in defaults(config).items() if k not in base or base[k] != v}
-    aliases = dict(config.attribute_map)
-    return dict(aliases=aliases, defaults=own, reads=sorted(names))
+    theta = getattr(config, "default_theta", 10_000.0)
+    thetas = theta if isinstance(theta, dict) else {"global": theta}
+    return dict(aliases=dict(config.attribute_map), defaults=own, reads=sorted(names), thetas=thetas)
 
 
 def main(out):

@@ -17,8 +17,8 @@ impl NamedActivation {
         Self { function, factor: 1.0 }
     }
 
-    pub(crate) fn read(config: &ConfigReader, key: &str, default: &str) -> Result<Self, Error> {
-        let name = config.text(key)?.unwrap_or(default);
+    pub(crate) fn read(config: &ConfigReader, key: &str) -> Result<Self, Error> {
+        let name = config.text(key)?;
         Self::named(name)
             .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
     }

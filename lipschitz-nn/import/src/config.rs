@@ -1,5 +1,6 @@
-//! A `config.json`, read strictly: what is not known to leave the function as it is stops the
-//! import.
+//! A `config.json`, read as the library that it is written for reads it: what it does not say has
+//! the default of its class, null is null, and what is not known to leave the function as it is
+//! stops the import.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -9,68 +10,86 @@ use serde_json::{Map, Value};
 
 use lipschitz_nn::{At, Error};
 
-/// Options that a forward pass at inference does not depend on.
+use crate::Undecided;
+use crate::library::{Class, LIBRARY};
+
+/// Options that a forward pass at inference does not depend on, whatever they say.
 const INERT: &[&str] = &[
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
     "attn_implementation",
     "auto_map",
-    "bos_token_id",
     "chunk_size_feed_forward",
-    "cls_token_id",
-    "decoder_start_token_id",
-    "deterministic_flash_attn",
+    "directionality",
     "do_sample",
     "dtype",
     "encoder_no_repeat_ngram_size",
-    "eos_token_id",
     "exponential_decay_length_penalty",
     "finetuning_task",
     "gradient_checkpointing",
+    "hidden_dropout",
     "id2label",
     "initializer_cutoff_factor",
     "initializer_factor",
     "initializer_range",
     "label2id",
     "max_length",
-    "mask_token_id",
     "min_length",
     "num_beams",
+    "num_labels",
     "output_attentions",
     "output_hidden_states",
     "output_past",
-    "pad_token_id",
     "prefix",
     "pretraining_tp",
     "problem_type",
     "return_dict",
-    "sep_token_id",
     "task_specific_params",
     "temperature",
     "tie_encoder_decoder",
-    "tokenizer_class",
+    "tie_weights_",
     "top_k",
     "top_p",
     "torch_dtype",
     "torchscript",
     "transformers.js_config",
-    "transformers_version",
     "use_bfloat16",
     "use_cache",
+    "xla_device",
 ];
 
-/// The largest size of anything: a graph weights no larger.
+/// Whether an option says nothing about the forward pass by what it is called: of dropout, of
+/// tokens and tokenizers, of versions, and what the library keeps for itself.
+fn inert(key: &str) -> bool {
+    INERT.contains(&key)
+        || key.starts_with('_')
+        || key.starts_with("tokenizer_")
+        || key.starts_with("pooler_")
+        || key.contains("dropout")
+        || ["pdrop", "drop_rate", "_token_id", "_token_ids", "_version", "_init_std"]
+            .iter()
+            .any(|end| key.ends_with(end))
+}
+
+/// Whether an option switches something off.
+fn off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(options) => options.is_empty(),
+        _ => false,
+    }
+}
+
+/// The largest size of anything: a graph takes no larger.
 const LARGEST: u64 = 1 << 28;
 
-/// The options of a model. Each that is read is remembered; [`ConfigReader::finish`] fails on the
-/// first that nobody read.
+/// The options of a model. Each that is read is remembered; [`ConfigReader::finish`] fails on those
+/// that nobody read.
 pub(crate) struct ConfigReader {
     path: PathBuf,
     /// Where in the file, for messages.
     within: String,
     options: Map<String, Value>,
+    class: Option<&'static Class>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -79,15 +98,22 @@ impl ConfigReader {
     /// [`Error::File`] if the file is missing or no JSON object.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).at(path)?;
-        match serde_json::from_str(&text) {
+        match serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text)) {
             Ok(Value::Object(options)) => Ok(Self::of(path, String::new(), options)),
             Ok(_) => Err(Error::file(path, "is not a JSON object of options")),
             Err(e) => Err(Error::file(path, format!("is not JSON: {e}"))),
         }
     }
 
+    /// Options without a class of the library.
     pub(crate) fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
-        Self { path: path.to_path_buf(), within, options, read: RefCell::default() }
+        Self { path: path.to_path_buf(), within, options, class: None, read: RefCell::default() }
+    }
+
+    /// The same options, read as this class of the library reads them.
+    pub(crate) fn as_class(mut self, family: &str) -> Self {
+        self.class = LIBRARY.families.get(family);
+        self
     }
 
     /// An error about an option.
@@ -96,9 +122,65 @@ impl ConfigReader {
         Error::file(&self.path, format!("`{within}{key}` {what}"))
     }
 
-    fn value(&self, key: &str) -> Option<&Value> {
+    /// An option that is one of a family's known values, and not one that is supported.
+    pub(crate) fn unsupported(&self, key: &str, found: impl std::fmt::Display) -> Error {
+        self.wrong(key, format!("is {found}, which is not supported"))
+    }
+
+    /// What the file says, under this name or another of the same option.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it says two things.
+    fn said(&self, key: &str) -> Result<Option<&Value>, Error> {
         self.read.borrow_mut().insert(key.to_string());
-        self.options.get(key).filter(|value| !value.is_null())
+        let mut found = self.options.get(key);
+        for (alias, _) in self.class.iter().flat_map(|class| &class.aliases).filter(|a| a.1 == key)
+        {
+            let Some(value) = self.options.get(alias) else { continue };
+            self.read.borrow_mut().insert(alias.clone());
+            if let Some(first) = found
+                && first != value
+            {
+                let what = format!("is {first}, and its other name `{alias}` says {value}");
+                return Err(self.wrong(key, format!("{what}; remove one")));
+            }
+            found = Some(value);
+        }
+        Ok(found)
+    }
+
+    /// What the file says, or else the default of the class. None if there is neither.
+    fn value(&self, key: &str) -> Result<Option<&Value>, Error> {
+        let default = || self.class.and_then(|class| class.defaults.get(key));
+        Ok(self.said(key)?.or_else(default))
+    }
+
+    /// As [`ConfigReader::value`]; null is none.
+    fn value_if(&self, key: &str) -> Result<Option<&Value>, Error> {
+        Ok(self.value(key)?.filter(|value| !value.is_null()))
+    }
+
+    /// Whether it has no option at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.options.is_empty()
+    }
+
+    /// Whether both have the same options.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.options == other.options
+    }
+
+    /// Whether the options are read as this class reads them.
+    pub(crate) fn is_class(&self, family: &str) -> bool {
+        let class = LIBRARY.families.get(family);
+        self.class.zip(class).is_some_and(|(mine, class)| std::ptr::eq(mine, class))
+    }
+
+    /// The base of rotary positions that the class takes where the file says none, for `global` or
+    /// `local` attention (Su et al., *RoFormer*, equation 15).
+    pub(crate) fn theta(&self, kind: &str) -> f64 {
+        let thetas = self.class.map(|class| &class.thetas);
+        thetas.and_then(|thetas| thetas.get(kind)).copied().unwrap_or(10_000.0)
     }
 
     /// Whether an option is given, be it as null; does not count as reading it.
@@ -111,46 +193,73 @@ impl ConfigReader {
         self.read.borrow_mut().extend(keys.iter().map(|key| (*key).to_string()));
     }
 
-    pub(crate) fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(self.wrong(key, format!("is {value}, wanted a whole number in 1…{LARGEST}"))),
+    /// An option that carries function in other families and that this one does not read: it must
+    /// say what is so anyway.
+    pub(crate) fn assume(&self, key: &str, assumed: &Value) -> Result<(), Error> {
+        match self.said(key)? {
+            Some(value) if value != assumed && !value.is_null() => Err(self.wrong(
+                key,
+                format!(
+                    "is {value}, which the library does not read for this family; it computes as \
+                     for {assumed}"
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
-    /// As [`ConfigReader::size_if`], where 0 means something too.
-    pub(crate) fn size_if_zero(&self, key: &str) -> Result<Option<usize>, Error> {
-        if self.value(key).and_then(Value::as_u64) == Some(0) {
-            Ok(Some(0))
-        } else {
-            self.size_if(key)
+    fn whole(&self, key: &str, value: &Value, least: u64) -> Result<usize, Error> {
+        match value.as_u64() {
+            Some(n) if (least..=LARGEST).contains(&n) => Ok(n as usize),
+            _ => Err(self
+                .wrong(key, format!("is {value}, wanted a whole number in {least}…{LARGEST}"))),
         }
+    }
+
+    pub(crate) fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.value_if(key)?.map(|value| self.whole(key, value, 1)).transpose()
+    }
+
+    /// A whole number, which can be 0.
+    pub(crate) fn count(&self, key: &str) -> Result<usize, Error> {
+        let value = self.value(key)?.ok_or_else(|| self.wrong(key, "is missing"))?;
+        self.whole(key, value, 0)
     }
 
     pub(crate) fn size(&self, key: &str) -> Result<usize, Error> {
-        self.size_if(key)?.ok_or_else(|| self.wrong(key, "is missing"))
+        let value = self.value(key)?.ok_or_else(|| self.wrong(key, "is missing"))?;
+        self.whole(key, value, 1)
     }
 
+    /// A size without a default of the library's.
     pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize, Error> {
-        Ok(self.size_if(key)?.unwrap_or(default))
+        self.value(key)?.map_or(Ok(default), |value| self.whole(key, value, 1))
     }
 
-    pub(crate) fn number_if(&self, key: &str) -> Result<Option<f64>, Error> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+    fn finite(&self, key: &str, value: &Value) -> Result<f64, Error> {
         match value.as_f64() {
-            Some(x) if x.is_finite() => Ok(Some(x)),
+            Some(x) if x.is_finite() => Ok(x),
             _ => Err(self.wrong(key, format!("is {value}, wanted a number"))),
         }
     }
 
+    pub(crate) fn number_if(&self, key: &str) -> Result<Option<f64>, Error> {
+        self.value_if(key)?.map(|value| self.finite(key, value)).transpose()
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<f64, Error> {
+        let value = self.value(key)?.ok_or_else(|| self.wrong(key, "is missing"))?;
+        self.finite(key, value)
+    }
+
+    /// A number without a default of the library's.
     pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64, Error> {
-        Ok(self.number_if(key)?.unwrap_or(default))
+        self.value(key)?.map_or(Ok(default), |value| self.finite(key, value))
     }
 
     /// An ε: a norm without one has no finite constant.
-    pub(crate) fn eps(&self, key: &str, default: f64) -> Result<f64, Error> {
-        let eps = self.number_or(key, default)?;
+    pub(crate) fn eps(&self, key: &str) -> Result<f64, Error> {
+        let eps = self.number(key)?;
         if eps > 0.0 {
             return Ok(eps);
         }
@@ -158,32 +267,48 @@ impl ConfigReader {
             .wrong(key, format!("is {eps}: a norm without ε > 0 has no finite Lipschitz constant")))
     }
 
-    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
-        match self.value(key) {
-            None => Ok(default),
+    /// An option that is on or off; off where the library's default is none.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, Error> {
+        let by_default = || self.class.and_then(|class| class.defaults.get(key));
+        match self.value(key)? {
+            None => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
+            Some(Value::Null) if by_default().is_none_or(Value::is_null) => Ok(false),
             Some(value) => Err(self.wrong(key, format!("is {value}, wanted true or false"))),
         }
     }
 
+    /// An option that is on or off, without a default of the library's.
+    pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool, Error> {
+        if self.value(key)?.is_none() { Ok(default) } else { self.flag(key) }
+    }
+
     /// An option that this version knows at one value alone.
     pub(crate) fn only(&self, key: &str, wanted: bool) -> Result<(), Error> {
-        match self.flag(key, wanted)? {
+        match self.flag(key)? {
             found if found == wanted => Ok(()),
-            found => Err(self.wrong(key, format!("is {found}, which is not supported"))),
+            found => Err(self.unsupported(key, found)),
         }
     }
 
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, Error> {
-        match self.value(key) {
+    pub(crate) fn text_if(&self, key: &str) -> Result<Option<&str>, Error> {
+        match self.value_if(key)? {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(value) => Err(self.wrong(key, format!("is {value}, wanted a text"))),
         }
     }
 
+    pub(crate) fn text(&self, key: &str) -> Result<&str, Error> {
+        match self.value(key)? {
+            None => Err(self.wrong(key, "is missing")),
+            Some(Value::String(text)) => Ok(text),
+            Some(value) => Err(self.wrong(key, format!("is {value}, wanted a text"))),
+        }
+    }
+
     pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, Error> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+        let Some(value) = self.value_if(key)? else { return Ok(None) };
         let texts = value
             .as_array()
             .and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
@@ -191,16 +316,16 @@ impl ConfigReader {
     }
 
     pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+        let Some(value) = self.value_if(key)? else { return Ok(None) };
         let numbers = value
             .as_array()
             .and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
         numbers.map(Some).ok_or_else(|| self.wrong(key, "is not a list of numbers"))
     }
 
-    /// Options inside an option.
+    /// Options inside an option; they have no class.
     pub(crate) fn inside(&self, key: &str) -> Result<Option<ConfigReader>, Error> {
-        match self.value(key) {
+        match self.value_if(key)? {
             None => Ok(None),
             Some(Value::Object(options)) => {
                 Ok(Some(Self::of(&self.path, format!("{}{key}.", self.within), options.clone())))
@@ -220,7 +345,16 @@ impl ConfigReader {
         Ok(layers)
     }
 
-    /// What the model computes at its end: the class that saved it, if the config names one.
+    /// Heads that divide the width.
+    pub(crate) fn heads(&self, key: &str, dim: usize) -> Result<usize, Error> {
+        let heads = self.size(key)?;
+        if dim.is_multiple_of(heads) {
+            return Ok(heads);
+        }
+        Err(self.wrong(key, format!("is {heads}, which does not divide {dim}")))
+    }
+
+    /// The class that saved the model; none where the library takes the base model.
     pub(crate) fn architecture(&self) -> Result<Option<&str>, Error> {
         Ok(match self.texts("architectures")?.as_deref() {
             None | Some([]) => None,
@@ -232,28 +366,76 @@ impl ConfigReader {
         })
     }
 
-    /// Fails on the first option that nobody read and that may change the function.
-    pub(crate) fn finish(&self) -> Result<(), Error> {
-        let read = self.read.borrow();
-        let inert = |key: &str| {
-            INERT.contains(&key)
-                || key.contains("dropout")
-                || key.ends_with("pdrop")
-                || key.ends_with("drop_rate")
+    /// Number of labels: as many as are named, or as `num_labels` says, or two.
+    pub(crate) fn labels(&self) -> Result<usize, Error> {
+        let labels = match (self.value_if("id2label")?, self.size_if("num_labels")?) {
+            (Some(Value::Object(labels)), _) if !labels.is_empty() => labels.len(),
+            (Some(value), _) => {
+                return Err(self.wrong("id2label", format!("is {value}, wanted names of labels")));
+            }
+            (None, number) => number.unwrap_or(2),
         };
-        match self
-            .options
-            .iter()
-            .find(|(key, value)| !read.contains(*key) && !inert(key) && !value.is_null())
-        {
-            None => Ok(()),
-            Some((key, value)) => Err(self.wrong(
-                key,
-                format!(
-                    "= {value} is not known to this importer and may change the function; if it \
-                     does not, remove it from the file"
-                ),
-            )),
+        if labels == 1 && self.text_if("problem_type")? == Some("single_label_classification") {
+            return Err(self.wrong("problem_type", "is of several labels, and there is one"));
         }
+        Ok(labels)
     }
+
+    /// A class that is not supported.
+    pub(crate) fn no_class(&self, name: &str) -> Error {
+        self.wrong("architectures", format!("names `{name}`, which is not supported"))
+    }
+
+    /// Fails on all options that nobody read and that may change the function; says which of the
+    /// others were passed over.
+    ///
+    /// An option that says what its class takes anyway changes nothing, by the very reading of
+    /// those that are missing; one that is switched off adds nothing, and is noted. `passed` are
+    /// options that the caller answers for.
+    pub(crate) fn finish(&self, passed: &[String]) -> Result<Vec<String>, Error> {
+        let read = self.read.borrow();
+        let mut notes = Vec::new();
+        for key in passed {
+            let Some(value) = self.options.get(key) else {
+                return Err(self.wrong(key, "is to be ignored, but the file does not have it"));
+            };
+            if read.contains(key) {
+                return Err(self.wrong(key, "is to be ignored, but the function depends on it"));
+            }
+            notes.push(format!("option `{key}` = {value} is ignored, as was said at import"));
+        }
+        let default = |key: &str| {
+            let own = self.class.and_then(|class| class.defaults.get(key));
+            own.or_else(|| self.class.and_then(|_| LIBRARY.base.get(key)))
+        };
+        let mut unknown = Vec::new();
+        for (key, value) in &self.options {
+            if read.contains(key) || inert(key) || passed.contains(key) {
+                continue;
+            }
+            match default(key) {
+                Some(default) if default == value => {}
+                None if off(value) => {
+                    notes.push(format!("option `{key}` = {value} is of no known use, and off"));
+                }
+                _ => unknown.push(format!("`{}{key}` = {}", self.within, shortened(value))),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(notes);
+        }
+        let (are, they) = if unknown.len() == 1 { ("is", "it") } else { ("are", "they") };
+        let what = format!("{} {are} not known to this importer", unknown.join(", "));
+        Err(Error::file(&self.path, Undecided::UnknownOptions(format!("{what}: {they} may change the function"))))
+    }
+}
+
+/// A value in so many characters.
+fn shortened(value: &Value) -> String {
+    const LONGEST: usize = 60;
+    let text = value.to_string();
+    if text.chars().count() <= LONGEST {
+        return text;
+    }
+    text.chars().take(LONGEST).chain(['…']).collect()
 }

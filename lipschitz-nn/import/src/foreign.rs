@@ -6,17 +6,19 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use lipschitz_nn::checkpoint::{self, Dialect, Meta, Origin, Provenance, Tokenizer};
+use lipschitz_nn::checkpoint::{self, Dialect, Meta, Origin, Provenance, Tokenizer, WeightOrigin};
 use lipschitz_nn::{At, Error, check_finite};
 
 use crate::config::ConfigReader;
 use crate::expression::TensorExpr;
 use crate::families::{self, llama2c, mlp, modula, modula_run};
 use crate::formats::files::Files;
+use crate::library::LIBRARY;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::options::ImportOptions;
 use crate::report::ImportReport;
+use crate::sidecars;
 
 /// A third-party model that stays on disk; each weight is read when it is asked for.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct Foreign {
 /// A model as it was found: not yet checked to be complete.
 struct Found {
     family: String,
+    /// The library whose reading was taken.
+    library: Option<String>,
     mapping: Mapping,
     files: Files,
     tokenizer: Option<Tokenizer>,
@@ -40,18 +44,25 @@ struct Found {
 
 impl Found {
     fn new(family: &str, mapping: Mapping, files: Files) -> Self {
-        Self { family: family.into(), mapping, files, tokenizer: None }
+        Self { family: family.into(), library: None, mapping, files, tokenizer: None }
     }
 
-    fn in_directory(path: &Path, dialect: Dialect) -> Result<Self, Error> {
+    fn in_directory(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
         let config = ConfigReader::open(&path.join("config.json"))?;
+        let family = config.text("model_type")?.to_string();
+        families::find(&config, &family)?;
+        let config = config.as_class(&family);
+        config.ignore(&["model_type"]);
+        sidecars::check(path, &config)?;
         let files = Files::of_directory(path)?;
-        let Some(family) = config.text("model_type")? else {
-            return Err(config.wrong("model_type", "is missing"));
+        let dialect = options.dialect;
+        let model = ModelDir { config: &config, files: &files, dialect, family: &family };
+        let mapping = families::mapping(&model, &options.ignore)?;
+        let library = match dialect {
+            Dialect::Original => format!("Hugging Face transformers {}", LIBRARY.transformers),
+            Dialect::Candle => "candle-transformers".to_string(),
         };
-        let model = ModelDir { config: &config, files: &files, dialect, family };
-        let mapping = families::mapping(&model)?;
-        Ok(Self::new(family, mapping, files))
+        Ok(Self { library: Some(library), ..Self::new(&family, mapping, files) })
     }
 
     fn in_file(path: &Path, activation: Option<&str>) -> Result<Self, Error> {
@@ -76,7 +87,8 @@ impl Found {
     }
 
     /// The type of the weights: that of all tensors, where all have one and none is computed with;
-    /// else f32, or f64 where there is some.
+    /// f64 where one is, since a sum or a product of two numbers seldom fits their type, or where
+    /// there is some; else f32.
     fn dtype(&self) -> DType {
         let expressions = || self.mapping.weights.iter().map(|(_, expression)| expression);
         let types: Vec<DType> = expressions()
@@ -86,7 +98,7 @@ impl Found {
         let computed = expressions().any(TensorExpr::computes);
         match types.first() {
             Some(first) if !computed && types.iter().all(|t| t == first) => *first,
-            _ if types.contains(&DType::F64) => DType::F64,
+            _ if computed || types.contains(&DType::F64) => DType::F64,
             _ => DType::F32,
         }
     }
@@ -98,8 +110,13 @@ impl Found {
             return Err(Error::file(path, what));
         }
         let dtype = self.dtype();
-        let Self { family, mapping: Mapping { graph, weights, notes, .. }, files, tokenizer } =
-            self;
+        let Self { family, library, mapping, files, tokenizer } = self;
+        let Mapping { graph, weights, notes, .. } = mapping;
+        let origins = graph.parameters().into_iter().filter_map(|p| {
+            let tensors = report.applied.get(&p.name)?.clone();
+            Some(WeightOrigin { weight: p.name, tensors })
+        });
+        let origins = origins.collect();
         let shapes: BTreeMap<_, _> =
             graph.parameters().into_iter().map(|p| (p.name, p.shape)).collect();
         let weights: BTreeMap<_, _> = weights.into_iter().collect();
@@ -113,7 +130,7 @@ impl Found {
         let (dialect, unused) = (options.dialect, report.unused.clone());
         let provenance = Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
-            origin: Some(Origin { family, dialect, notes, unused }),
+            origin: Some(Origin { family, dialect, library, notes, weights: origins, unused }),
             ..Provenance::default()
         };
         let (format, config) = (checkpoint::FORMAT, serde_json::Value::Null);
@@ -129,7 +146,7 @@ impl Foreign {
     /// As [`import`](crate::import()).
     pub fn open(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
         let found = if path.is_dir() {
-            let found = Found::in_directory(path, options.dialect)?;
+            let found = Found::in_directory(path, options)?;
             Found { tokenizer: tokenizer(path)?, ..found }
         } else {
             Found::in_file(path, options.activation.as_deref())?
@@ -183,7 +200,7 @@ impl Foreign {
 /// # Errors
 /// As [`import`](crate::import()).
 pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<usize>)>, Error> {
-    let found = Found::in_directory(path, options.dialect)?;
+    let found = Found::in_directory(path, options)?;
     let mut out: Vec<(String, Vec<usize>)> = found
         .mapping
         .weights

@@ -12,12 +12,15 @@ mod expression;
 mod families;
 mod foreign;
 mod formats;
+mod heads;
+mod library;
 mod mapping;
 mod model_dir;
 mod nodes;
 mod options;
 mod report;
 mod rope;
+mod sidecars;
 mod undecided;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Graph, Input, Node};
 
 use crate::expression::{TensorExpr, WeightMap};
+use crate::model_dir::Tie;
 
 /// A model as a family describes it; nothing is read or allocated yet.
 pub(crate) struct Mapping {
@@ -30,6 +31,13 @@ impl Mapping {
     /// Sets aside the tensors whose names end so.
     pub(crate) fn aside(mut self, end: impl Into<String>, why: &'static str) -> Self {
         self.aside.push((end.into(), why));
+        self
+    }
+
+    /// Takes over what became of two tensors that may be one.
+    pub(crate) fn tied(mut self, tie: Tie) -> Self {
+        self.aside.extend(tie.same.map(|name| (name, "it equals what it is tied to, bit for bit")));
+        self.notes.extend(tie.note);
         self
     }
 

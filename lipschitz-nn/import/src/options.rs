@@ -10,6 +10,9 @@ pub struct ImportOptions {
     pub dialect: Dialect,
     /// Whether tensors that nothing is known about may be left out; they are named in the origin.
     pub allow_unused: bool,
+    /// Options of the config that nothing is known about and that the caller answers for; they are
+    /// named in the origin.
+    pub ignore: Vec<String>,
     /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
     /// such as `relu`.
     pub activation: Option<String>,

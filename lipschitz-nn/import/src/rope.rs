@@ -18,14 +18,27 @@ pub(crate) struct Rope {
     pub note: Option<String>,
 }
 
-/// What configs that say no `rope_theta` mean: the default of the original library's config classes
-/// (Su et al., *RoFormer*, equation 15). Llama's first two generations are published without the
-/// key. A turn changes no norm, so no bound rests on it; that the function is the original's does,
-/// and parity tests hold it to that.
-const BASE: f64 = 10000.0;
+/// Where a config says which share of each head's coordinates is turned.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Share {
+    /// The family turns all of them, and its class reads no share.
+    All,
+    /// The config says, or else it is this one.
+    Option(f64),
+}
 
-/// What configs that say no `partial_rotary_factor` mean: every coordinate is turned.
-const ALL: f64 = 1.0;
+/// The scaling that a config asks for: under the older name where both are there, as the library
+/// takes it.
+pub(crate) fn scaling(config: &ConfigReader) -> Result<Option<ConfigReader>, Error> {
+    let (new, old) = (config.inside("rope_parameters")?, config.inside("rope_scaling")?);
+    match (new, old) {
+        (Some(new), Some(old)) if !old.is_empty() && !old.same(&new) => {
+            Err(config.wrong("rope_scaling", "differs from `rope_parameters`; remove one"))
+        }
+        (new, Some(old)) if !old.is_empty() || new.is_none() => Ok(Some(old)),
+        (new, _) => Ok(new),
+    }
+}
 
 /// Reads the rotary positions of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or
 /// `rope_parameters`.
@@ -35,43 +48,59 @@ const ALL: f64 = 1.0;
 pub(crate) fn rope(
     config: &ConfigReader,
     head_dim: usize,
+    share: Share,
     dialect: Dialect,
 ) -> Result<Rope, Error> {
-    let outer = config.number_if("rope_theta")?;
-    let outer_part = config.number_if("partial_rotary_factor")?;
+    let mut theta = config.number_or("rope_theta", config.theta("global"))?;
+    let part = match share {
+        Share::All => {
+            config.assume("partial_rotary_factor", &1.0.into())?;
+            1.0
+        }
+        Share::Option(usual) => config.number_or("partial_rotary_factor", usual)?,
+    };
     let context = config.size("max_position_embeddings")?;
     let original_outside = config.size_if("original_max_position_embeddings")?;
-    let inner = match config.inside("rope_parameters")? {
-        Some(inner) => Some(inner),
-        None => config.inside("rope_scaling")?,
+    let Some(inner) = scaling(config)? else {
+        return plain(config, theta, part, head_dim, context);
     };
-    let Some(inner) = inner else {
-        return plain(config, outer.unwrap_or(BASE), outer_part.unwrap_or(ALL), head_dim, context);
+    theta = inner.number_or("rope_theta", theta)?;
+    let part = match share {
+        Share::All => {
+            inner.assume("partial_rotary_factor", &1.0.into())?;
+            part
+        }
+        Share::Option(_) => inner.number_or("partial_rotary_factor", part)?,
     };
-    let theta = inner.number_if("rope_theta")?.or(outer).unwrap_or(BASE);
-    let part = inner.number_if("partial_rotary_factor")?.or(outer_part).unwrap_or(ALL);
-    let kind = match (inner.text("rope_type")?, inner.text("type")?) {
+    let kind = match (inner.text_if("rope_type")?, inner.text_if("type")?) {
+        // Names of the same in releases of one family.
+        (Some("su" | "yarn"), _) | (None, Some("su" | "yarn")) if config.is_class("phi3") => {
+            "longrope".to_string()
+        }
         (Some(kind), _) | (None, Some(kind)) => kind.to_string(),
         (None, None) => "default".to_string(),
     };
-    let original = inner.size_if("original_max_position_embeddings")?.or(original_outside);
+    let original = match original_outside {
+        Some(outside) => outside,
+        None => inner.size_or("original_max_position_embeddings", context)?,
+    };
+    inner.ignore(&["original_max_position_embeddings"]);
     let mut rope = plain(&inner, theta, part, head_dim, context)?;
     let turned = rope.rotary.frequencies.as_ref().map_or(head_dim / 2, Vec::len);
     let usual: Vec<f64> = (0..turned).map(|i| theta.powf(-(i as f64) / turned as f64)).collect();
-    let wanted = |key: &str| inner.number_if(key)?.ok_or_else(|| inner.wrong(key, "is missing"));
-    let before =
-        || original.ok_or_else(|| inner.wrong("original_max_position_embeddings", "is missing"));
     let mut attention = 1.0;
     match kind.as_str() {
         "default" => {}
+        // The base grows with what is longer than the context, and nothing is.
+        "dynamic" => drop(inner.number("factor")?),
         "linear" => {
-            let factor = wanted("factor")?;
+            let factor = inner.number("factor")?;
             rope.rotary.frequencies = Some(usual.iter().map(|f| f / factor).collect());
         }
         "llama3" => {
             let (factor, low, high) =
-                (wanted("factor")?, wanted("low_freq_factor")?, wanted("high_freq_factor")?);
-            let before = before()? as f64;
+                (inner.number("factor")?, inner.number("low_freq_factor")?, inner.number("high_freq_factor")?);
+            let before = original as f64;
             let scale = |f: &f64| {
                 let turns = before * f / TAU;
                 let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
@@ -80,12 +109,18 @@ pub(crate) fn rope(
             rope.rotary.frequencies = Some(usual.iter().map(scale).collect());
         }
         "yarn" => {
-            let factor = wanted("factor")?;
-            let before = before()? as f64;
-            let (fast, slow) =
-                (inner.number_or("beta_fast", 32.0)?, inner.number_or("beta_slow", 1.0)?);
-            let truncate = inner.flag("truncate", true)?;
-            attention = inner.number_or("attention_factor", 0.1 * factor.max(1.0).ln() + 1.0)?;
+            let factor = inner.number("factor")?;
+            let before = original as f64;
+            let or = |key: &str, usual: f64| {
+                Ok::<_, Error>(inner.number_if(key)?.filter(|x| *x != 0.0).unwrap_or(usual))
+            };
+            let (fast, slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
+            let truncate = inner.flag_or("truncate", true)?;
+            let grown = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+            let (scale, all) = (or("mscale", 0.0)?, or("mscale_all_dim", 0.0)?);
+            let usual_factor =
+                if scale != 0.0 && all != 0.0 { grown(scale) / grown(all) } else { grown(1.0) };
+            attention = inner.number_if("attention_factor")?.unwrap_or(usual_factor);
             // The pair that makes so many turns over the original context.
             let pair = |turns: f64| turned as f64 * (before / (turns * TAU)).ln() / theta.ln();
             let (mut low, mut high) = (pair(fast), pair(slow));
@@ -109,17 +144,17 @@ pub(crate) fn rope(
                 .numbers("short_factor")?
                 .ok_or_else(|| inner.wrong("short_factor", "is missing"))?;
             inner.ignore(&["long_factor"]);
-            let before = before()?;
+            let before = original;
             if short.len() != turned {
                 return Err(inner.wrong(
                     "short_factor",
                     format!("has {} numbers, wanted {turned}", short.len()),
                 ));
             }
-            let factor = inner.number_or("factor", context as f64 / before as f64)?;
+            let factor = inner.number_if("factor")?.unwrap_or(context as f64 / before as f64);
             let usual_factor =
                 if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (before as f64).ln()).sqrt() };
-            attention = inner.number_or("attention_factor", usual_factor)?;
+            attention = inner.number_if("attention_factor")?.unwrap_or(usual_factor);
             let candle = dialect == Dialect::Candle;
             if candle {
                 attention = 1.0;
@@ -151,7 +186,7 @@ pub(crate) fn rope(
     {
         return Err(inner.wrong("rope_type", format!("`{kind}` gives a frequency of {f}")));
     }
-    inner.finish()?;
+    inner.finish(&[])?;
     Ok(rope)
 }
 

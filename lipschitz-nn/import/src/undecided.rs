@@ -9,6 +9,10 @@ pub enum Undecided {
     /// [`allow_unused`](crate::ImportOptions::allow_unused) leaves out.
     #[error("{0}")]
     UnknownTensors(String),
+    /// Options that nothing is known about, which [`ignore`](crate::ImportOptions::ignore) passes
+    /// over.
+    #[error("{0}")]
+    UnknownOptions(String),
     /// Matrices alone, whose [`activation`](crate::ImportOptions::activation) no file says.
     #[error("{0}")]
     NoActivation(String),

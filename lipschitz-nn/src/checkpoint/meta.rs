@@ -83,10 +83,26 @@ pub struct Origin {
     pub family: String,
     /// Whose function it is.
     pub dialect: Dialect,
+    /// The library whose reading of the config was taken, with its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// What the function leaves out or takes for granted, in words.
     pub notes: Vec<String>,
+    /// The weights in the order of the graph, and the tensors of the file that each is made of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<WeightOrigin>,
     /// Tensors that nothing is known about, which were left out because it was asked for.
     pub unused: Vec<String>,
+}
+
+/// What a weight of an imported model is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightOrigin {
+    /// Its path in the graph.
+    pub weight: String,
+    /// The names of tensors in the file.
+    pub tensors: Vec<String>,
 }
 
 impl Meta {

@@ -9,7 +9,7 @@ mod tensors;
 
 pub use atomic::write;
 pub use header::{Damage, Entry, Header};
-pub use meta::{Dialect, FORMAT, KEY, Meta, Origin, Provenance, Tokenizer};
+pub use meta::{Dialect, FORMAT, KEY, Meta, Origin, Provenance, Tokenizer, WeightOrigin};
 pub use reader::Reader;
 pub use tensors::{load_tensors, save_tensors};
 

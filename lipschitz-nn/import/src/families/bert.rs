@@ -1,9 +1,8 @@
 //! BERT and its kin: encoders whose norms come after each sum.
 
 use crate::activation::NamedActivation;
-use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
-use crate::formats::files::Files;
+use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::nodes::{attention, blocks, layer_norm, linear, residual};
@@ -55,52 +54,6 @@ impl Encoder {
     }
 }
 
-fn divides(config: &ConfigReader, key: &str, heads: usize, dim: usize) -> Result<(), Error> {
-    if dim.is_multiple_of(heads) {
-        return Ok(());
-    }
-    Err(config.wrong(key, format!("is {heads}, which does not divide {dim}")))
-}
-
-/// What the model computes behind its encoder.
-enum Head {
-    /// The vectors of all tokens.
-    Hidden,
-    /// A distribution over the vocabulary for each token.
-    Vocabulary,
-    /// Scores of the whole sequence.
-    Classes,
-}
-
-fn head(config: &ConfigReader, class: &str) -> Result<Head, Error> {
-    Ok(match config.architecture()?.map(|name| name.strip_prefix(class).ok_or(name)) {
-        None | Some(Ok("Model")) => Head::Hidden,
-        Some(Ok("ForMaskedLM")) => Head::Vocabulary,
-        Some(Ok("ForSequenceClassification")) => Head::Classes,
-        Some(Ok(rest)) => {
-            return Err(config
-                .wrong("architectures", format!("names `{class}{rest}`, which is not supported")));
-        }
-        Some(Err(name)) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
-        }
-    })
-}
-
-/// Number of classes of a classifier: the rows of its last matrix.
-fn classes(files: &Files, weight: &str) -> Result<usize, Error> {
-    match files.get(weight).map(|info| info.shape.as_slice()) {
-        Some([classes, _]) => Ok(*classes),
-        Some(shape) => Err(Error::Weight {
-            name: weight.into(),
-            what: format!("has shape {shape:?}, wanted a matrix"),
-        }),
-        None => Err(Error::Weight { name: weight.into(), what: "is missing".into() }),
-    }
-}
-
 const ONE_SEGMENT: &str = "every token is in the first segment (token type 0), and none is padding";
 
 pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
@@ -111,28 +64,22 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
         "xlm-roberta" => ("XLMRoberta", "roberta."),
         _ => ("Bert", "bert."),
     };
-    let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    divides(config, "num_attention_heads", heads, dim)?;
-    let eps = config.eps("layer_norm_eps", 1e-12)?;
+    let dim = config.size("hidden_size")?;
+    let heads = config.heads("num_attention_heads", dim)?;
+    let eps = config.eps("layer_norm_eps")?;
     let (vocabulary, positions) =
         (config.size("vocab_size")?, config.size("max_position_embeddings")?);
-    let types = config.size_or("type_vocab_size", if roberta { 1 } else { 2 })?;
+    let types = config.size("type_vocab_size")?;
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let phi = NamedActivation::read(config, "hidden_act", "gelu")?;
+    let phi = NamedActivation::read(config, "hidden_act")?;
     for key in ["is_decoder", "add_cross_attention"] {
         config.only(key, false)?;
     }
-    if let Some(kind) = config.text("position_embedding_type")?
-        && kind != "absolute"
-    {
-        return Err(
-            config.wrong("position_embedding_type", format!("is `{kind}`, which is not supported"))
-        );
-    }
-    let tied = config.flag("tie_word_embeddings", true)?;
+    config.assume("position_embedding_type", &"absolute".into())?;
+    let tied = config.flag("tie_word_embeddings")?;
     // RoBERTa counts positions from behind the padding id.
-    let offset = if roberta { config.size_or("pad_token_id", 1)? + 1 } else { 0 };
+    let offset = if roberta { config.count("pad_token_id")? + 1 } else { 0 };
     let context = positions.checked_sub(offset).filter(|n| *n > 0);
     let context = context
         .ok_or_else(|| config.wrong("max_position_embeddings", format!("is {positions}")))?;
@@ -159,8 +106,17 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
     let table = |name: &str, rows: usize| {
         TensorExpr::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
     };
-    let embedding = table("word", vocabulary);
-    weights.put("embedding.weight", embedding.clone());
+    let known = [Head::Vocabulary, Head::Classes, Head::TokenClasses, Head::Answers];
+    let head = if config.architecture()? == Some("BertForPreTraining") {
+        Head::Vocabulary
+    } else {
+        Head::of(config, class, &known)?
+    };
+    let decoder = if roberta { "lm_head.decoder" } else { "cls.predictions.decoder" };
+    let tied = tied && head == Head::Vocabulary;
+    let own = TensorExpr::new(format!("{decoder}.weight"), &[vocabulary, dim]);
+    let tie = model.tie(tied, table("word", vocabulary), own)?;
+    weights.put("embedding.weight", tie.first.clone());
     let first_type = table("token_type", types).rows(0, 1);
     weights.put(
         "positions.weight",
@@ -178,32 +134,37 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
         layer_norm("embedding_norm", dim, eps, true),
         blocks(bodies),
     ];
-    let pooler = "pooler.dense";
     let mut aside = vec![
         ("position_ids", "positions count from 0"),
         ("embeddings.token_type_ids", "all are 0"),
     ];
-    match head(config, class)? {
-        Head::Hidden => aside.extend([
-            ("pooler.dense.weight", "the output is the vectors of all tokens"),
-            ("pooler.dense.bias", "the output is the vectors of all tokens"),
-        ]),
+    let unread = "the head does not read it";
+    if head != Head::Classes || roberta {
+        aside.extend([("pooler.dense.weight", unread), ("pooler.dense.bias", unread)]);
+    }
+    let mut ties = Vec::new();
+    match head {
+        Head::Hidden => {}
         Head::Vocabulary => {
-            let [dense, norm, bias, decoder] = if roberta {
-                ["lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"]
+            let [dense, norm, bias] = if roberta {
+                ["lm_head.dense", "lm_head.layer_norm", "lm_head.bias"]
             } else {
                 [
                     "cls.predictions.transform.dense",
                     "cls.predictions.transform.LayerNorm",
                     "cls.predictions.bias",
-                    "cls.predictions.decoder",
                 ]
             };
             weights.linear("transform", dense, dim, dim, true);
             weights.norm("transform_norm", norm, dim, true);
-            let own = TensorExpr::new(format!("{decoder}.weight"), &[vocabulary, dim]);
-            weights.put("head.weight", if tied { embedding } else { own });
-            weights.vector("head.bias", bias, vocabulary);
+            weights.put("head.weight", tie.second.clone());
+            // An untied head has a bias of its own, and leaves this one unread.
+            let shared = TensorExpr::new(bias, &[vocabulary]);
+            let own = TensorExpr::new(format!("{decoder}.bias"), &[vocabulary]);
+            let biases = model.tie(tied, shared, own)?;
+            weights.put("head.bias", biases.second.clone());
+            aside.push((bias, "a head that is not tied has a bias of its own"));
+            ties.extend([tie, biases]);
             nodes.push(linear("transform", dim, dim, true));
             nodes.extend(if roberta {
                 NamedActivation::plain(Function::GeluErf).nodes()
@@ -213,49 +174,49 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
             nodes.push(layer_norm("transform_norm", dim, eps, true));
             nodes.push(linear("head", dim, vocabulary, true));
             aside.extend([
-                ("decoder.bias", "it is the same tensor as the head's bias"),
-                ("pooler.dense.weight", "the head does not read it"),
-                ("pooler.dense.bias", "the head does not read it"),
                 ("cls.seq_relationship.weight", "the head of another task"),
                 ("cls.seq_relationship.bias", "the head of another task"),
             ]);
-            if tied {
-                aside.push(("decoder.weight", "the head is the embedding"));
-            }
         }
         Head::Classes => {
             let (dense, last) = if roberta {
                 ("classifier.dense".to_string(), "classifier.out_proj")
             } else {
-                (format!("{root}{pooler}"), "classifier")
+                (format!("{root}pooler.dense"), "classifier")
             };
-            let classes = classes(files, &format!("{last}.weight"))?;
+            let labels = head.labels(config)?;
             weights.linear("pooler", &dense, dim, dim, true);
-            weights.linear("head", last, classes, dim, true);
+            weights.linear("head", last, labels, dim, true);
             nodes.push(Node::new("", Op::FirstToken));
             nodes.push(linear("pooler", dim, dim, true));
             nodes.push(Node::new("", Op::Activation { function: Function::Tanh, scale: 1.0 }));
-            nodes.push(linear("head", dim, classes, true));
+            nodes.push(linear("head", dim, labels, true));
+        }
+        Head::TokenClasses | Head::Answers => {
+            head.of_tokens(config, &mut weights, &mut nodes, dim)?;
         }
     }
     let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?.note(ONE_SEGMENT);
     mapping.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
-    Ok(mapping)
+    if config.architecture()? == Some("BertForPreTraining") {
+        mapping = mapping.note("of the model's two outputs, the scores of the vocabulary");
+    }
+    Ok(ties.into_iter().fold(mapping, Mapping::tied))
 }
 
 pub(crate) fn distilbert(model: &ModelDir) -> Result<Mapping, Error> {
     let &ModelDir { config, files, dialect, .. } = model;
-    let (dim, heads) = (config.size("dim")?, config.size("n_heads")?);
-    divides(config, "n_heads", heads, dim)?;
+    let dim = config.size("dim")?;
+    let heads = config.heads("n_heads", dim)?;
     let (vocabulary, context) =
         (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     // Sinusoidal positions are stored in the same table as learned ones.
     config.ignore(&["sinusoidal_pos_embds"]);
-    let mut phi = NamedActivation::read(config, "activation", "gelu")?;
+    let mut phi = NamedActivation::read(config, "activation")?;
     if dialect == Dialect::Candle {
         phi = phi.approximate();
     }
-    let tied = config.flag("tie_word_embeddings", true)?;
+    let tied = config.flag("tie_word_embeddings")?;
     let encoder = Encoder {
         dim,
         heads,
@@ -280,8 +241,11 @@ pub(crate) fn distilbert(model: &ModelDir) -> Result<Mapping, Error> {
     let table = |name: &str, rows: usize| {
         TensorExpr::new(format!("{root}embeddings.{name}_embeddings.weight"), &[rows, dim])
     };
-    let embedding = table("word", vocabulary);
-    weights.put("embedding.weight", embedding.clone());
+    let known = [Head::Vocabulary, Head::Classes, Head::TokenClasses, Head::Answers];
+    let head = Head::of(config, "DistilBert", &known)?;
+    let own = TensorExpr::new("vocab_projector.weight", &[vocabulary, dim]);
+    let tie = model.tie(tied && head == Head::Vocabulary, table("word", vocabulary), own)?;
+    weights.put("embedding.weight", tie.first.clone());
     weights.put("positions.weight", table("position", context));
     weights.norm("embedding_norm", &format!("{root}embeddings.LayerNorm"), dim, true);
     let bodies = (0..encoder.layers)
@@ -299,36 +263,34 @@ pub(crate) fn distilbert(model: &ModelDir) -> Result<Mapping, Error> {
         layer_norm("embedding_norm", dim, encoder.eps, true),
         blocks(bodies),
     ];
-    let mut aside = vec![("position_ids", "positions count from 0")];
-    match head(config, "DistilBert")? {
+    match head {
         Head::Hidden => {}
         Head::Vocabulary => {
             weights.linear("transform", "vocab_transform", dim, dim, true);
             weights.norm("transform_norm", "vocab_layer_norm", dim, true);
-            let own = TensorExpr::new("vocab_projector.weight", &[vocabulary, dim]);
-            weights.put("head.weight", if tied { embedding } else { own });
+            weights.put("head.weight", tie.second.clone());
             weights.vector("head.bias", "vocab_projector.bias", vocabulary);
             nodes.push(linear("transform", dim, dim, true));
             nodes.extend(phi.nodes());
             nodes.push(layer_norm("transform_norm", dim, encoder.eps, true));
             nodes.push(linear("head", dim, vocabulary, true));
-            if tied {
-                aside.push(("vocab_projector.weight", "the head is the embedding"));
-            }
         }
         Head::Classes => {
             // Dropouts of the classifier are inert; its activation is in the library's code.
-            let classes = classes(files, "classifier.weight")?;
+            let labels = head.labels(config)?;
             weights.linear("pooler", "pre_classifier", dim, dim, true);
-            weights.linear("head", "classifier", classes, dim, true);
+            weights.linear("head", "classifier", labels, dim, true);
             nodes.push(Node::new("", Op::FirstToken));
             nodes.push(linear("pooler", dim, dim, true));
             nodes.push(Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }));
-            nodes.push(linear("head", dim, classes, true));
+            nodes.push(linear("head", dim, labels, true));
+        }
+        Head::TokenClasses | Head::Answers => {
+            head.of_tokens(config, &mut weights, &mut nodes, dim)?;
         }
     }
-    let mut mapping =
-        Mapping::new(Input::tokens(context), nodes, weights)?.note("no token is padding");
-    mapping.aside.extend(aside.into_iter().map(|(end, why)| (end.to_string(), why)));
-    Ok(mapping)
+    Ok(Mapping::new(Input::tokens(context), nodes, weights)?
+        .note("no token is padding")
+        .aside("position_ids", "positions count from 0")
+        .tied(tie))
 }

@@ -5,6 +5,7 @@ use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
+use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::nodes::{attention, blocks, layer_norm, linear, residual};
@@ -26,10 +27,8 @@ struct Sizes {
 }
 
 fn shape(config: &ConfigReader, files: &Files, class: &str) -> Result<Sizes, Error> {
-    let (dim, heads) = (config.size("n_embd")?, config.size("n_head")?);
-    if !dim.is_multiple_of(heads) {
-        return Err(config.wrong("n_head", format!("is {heads}, which does not divide {dim}")));
-    }
+    let dim = config.size("n_embd")?;
+    let heads = config.heads("n_head", dim)?;
     config.only("add_cross_attention", false)?;
     config.ignore(&[
         "n_ctx",
@@ -46,32 +45,18 @@ fn shape(config: &ConfigReader, files: &Files, class: &str) -> Result<Sizes, Err
         "max_sequence_length",
         "max_batch_size",
         "is_decoder",
-        "num_key_value_heads",
     ]);
-    let head = match config.architecture()? {
-        None => true,
-        Some(name)
-            if name == format!("{class}LMHeadModel") || name == format!("{class}ForCausalLM") =>
-        {
-            true
-        }
-        Some(name) if name == format!("{class}Model") => false,
-        Some(name) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
-        }
-    };
+    let head = Head::of(config, class, &[Head::Vocabulary])? == Head::Vocabulary;
     Ok(Sizes {
         dim,
         heads,
-        hidden: config.size_or("n_inner", 4 * dim)?,
-        eps: config.eps("layer_norm_epsilon", 1e-5)?,
+        hidden: config.size_if("n_inner")?.unwrap_or(4 * dim),
+        eps: config.eps("layer_norm_epsilon")?,
         vocabulary: config.size("vocab_size")?,
         context: config.size("n_positions")?,
         layers: config.layers("n_layer", files.len())?,
         head,
-        tied: config.flag("tie_word_embeddings", true)?,
+        tied: config.flag("tie_word_embeddings")?,
     })
 }
 
@@ -81,8 +66,8 @@ pub(crate) fn gpt2(model: &ModelDir) -> Result<Mapping, Error> {
         return Err(config.wrong("model_type", "is gpt2, which candle has no model of"));
     }
     let s = shape(config, files, "GPT2")?;
-    let scaled = config.flag("scale_attn_weights", true)?;
-    let by_layer = config.flag("scale_attn_by_inverse_layer_idx", false)?;
+    let scaled = config.flag("scale_attn_weights")?;
+    let by_layer = config.flag("scale_attn_by_inverse_layer_idx")?;
     let (dim, hidden) = (s.dim, s.hidden);
     let blocks = |weights: &mut WeightMap, i: usize, to: &str, from: &str| {
         for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
@@ -113,7 +98,7 @@ pub(crate) fn gpt2(model: &ModelDir) -> Result<Mapping, Error> {
             ..Attention::new(dim, s.heads, head_dim)
         }
     };
-    let mapping = decoder(config, files, &s, "gelu_new", blocks)?;
+    let mapping = decoder(model, &s, blocks)?;
     Ok(mapping
         .aside("attn.bias", "the causal mask")
         .aside("attn.masked_bias", "the number that masks"))
@@ -123,12 +108,14 @@ pub(crate) fn bigcode(model: &ModelDir) -> Result<Mapping, Error> {
     let &ModelDir { config, files, dialect, .. } = model;
     let s = shape(config, files, "GPTBigCode")?;
     config.only("scale_attn_weights", true)?;
-    let shared = config.flag("multi_query", true)?;
+    let shared = config.flag("multi_query")?;
     if dialect == Dialect::Candle && !shared {
         return Err(config.wrong("multi_query", "is false, for which candle's model does not run"));
     }
     let (dim, hidden, heads) = (s.dim, s.hidden, s.heads);
     let head_dim = dim / heads;
+    // The class derives it, and saves it.
+    config.assume("num_key_value_heads", &(if shared { 1 } else { heads }).into())?;
     let blocks = |weights: &mut WeightMap, _: usize, to: &str, from: &str| {
         let rows = if shared { dim + 2 * head_dim } else { 3 * dim };
         let fused = [("weight", vec![rows, dim]), ("bias", vec![rows])];
@@ -166,24 +153,27 @@ pub(crate) fn bigcode(model: &ModelDir) -> Result<Mapping, Error> {
             ..Attention::new(dim, heads, head_dim)
         }
     };
-    Ok(decoder(config, files, &s, "gelu_pytorch_tanh", blocks)?
+    Ok(decoder(model, &s, blocks)?
         .aside("attn.bias", "the causal mask"))
 }
 
 /// Learned positions, blocks with layer norms in front, and a head.
 fn decoder(
-    config: &ConfigReader,
-    files: &Files,
+    model: &ModelDir,
     s: &Sizes,
-    activation: &str,
     block: impl Fn(&mut WeightMap, usize, &str, &str) -> Attention,
 ) -> Result<Mapping, Error> {
     let Sizes { dim, hidden, eps, vocabulary, context, .. } = *s;
-    let phi = NamedActivation::read(config, "activation_function", activation)?;
+    let &ModelDir { config, files, .. } = model;
+    let phi = NamedActivation::read(config, "activation_function")?;
     let root = files.prefix("transformer.");
     let mut weights = WeightMap::default();
-    let embedding = TensorExpr::new(format!("{root}wte.weight"), &[vocabulary, dim]);
-    weights.put("embedding.weight", embedding.clone());
+    let tie = model.tie(
+        s.tied && s.head,
+        TensorExpr::new(format!("{root}wte.weight"), &[vocabulary, dim]),
+        TensorExpr::new("lm_head.weight", &[vocabulary, dim]),
+    )?;
+    weights.put("embedding.weight", tie.first.clone());
     weights.put("positions.weight", TensorExpr::new(format!("{root}wpe.weight"), &[context, dim]));
     let mut bodies = Vec::new();
     for i in 0..s.layers {
@@ -206,13 +196,7 @@ fn decoder(
     ];
     if s.head {
         nodes.push(linear("head", dim, vocabulary, false));
-        let own = TensorExpr::new("lm_head.weight", &[vocabulary, dim]);
-        weights.put("head.weight", if s.tied { embedding } else { own });
+        weights.put("head.weight", tie.second.clone());
     }
-    let mapping = Mapping::new(Input::tokens(context), nodes, weights)?;
-    Ok(if s.tied || !s.head {
-        mapping.aside("lm_head.weight", "the head is the embedding")
-    } else {
-        mapping
-    })
+    Ok(Mapping::new(Input::tokens(context), nodes, weights)?.tied(tie))
 }

@@ -6,7 +6,7 @@ use crate::expression::{TensorExpr, WeightMap};
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::nodes::{attention, blocks, linear, residual, rms_norm};
-use crate::rope::{Rope, rope};
+use crate::rope::{Rope, Share, rope};
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::Dialect;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Span};
@@ -14,8 +14,6 @@ use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Span};
 /// What sets a family apart from a plain Llama. Defaults are those of the library's config classes.
 struct Variant {
     class: &'static str,
-    eps: f64,
-    tied: bool,
     /// Bias on queries, keys and values, on the output, and in the gated unit; none: the config
     /// says.
     qkv_bias: Option<bool>,
@@ -27,8 +25,7 @@ struct Variant {
     gemma: bool,
     norms: Norms,
     query_key_norm: Option<Span>,
-    head_dim: Option<usize>,
-    activation: (&'static str, &'static str),
+    activation: &'static str,
 }
 
 /// Where the norms of a block are.
@@ -63,8 +60,6 @@ impl Norms {
 fn variant(family: &str) -> Variant {
     let llama = Variant {
         class: "Llama",
-        eps: 1e-6,
-        tied: false,
         qkv_bias: None,
         output_bias: None,
         mlp_bias: Some(false),
@@ -72,49 +67,28 @@ fn variant(family: &str) -> Variant {
         gemma: false,
         norms: Norms::Before,
         query_key_norm: None,
-        head_dim: None,
-        activation: ("hidden_act", "silu"),
+        activation: "hidden_act",
     };
     let none = Some(false);
     match family {
         "mistral" => Variant { class: "Mistral", qkv_bias: none, output_bias: none, ..llama },
         "qwen2" => Variant { class: "Qwen2", qkv_bias: Some(true), output_bias: none, ..llama },
-        "qwen3" => Variant {
-            class: "Qwen3",
-            query_key_norm: Some(Span::Head),
-            head_dim: Some(128),
-            ..llama
-        },
-        "phi3" => Variant {
-            class: "Phi3",
-            eps: 1e-5,
-            qkv_bias: none,
-            output_bias: none,
-            fused: true,
-            ..llama
-        },
+        "qwen3" => Variant { class: "Qwen3", query_key_norm: Some(Span::Head), ..llama },
+        "phi3" => {
+            Variant { class: "Phi3", qkv_bias: none, output_bias: none, fused: true, ..llama }
+        }
         "olmo2" => Variant {
             class: "Olmo2",
-            eps: 1e-5,
             norms: Norms::After,
             query_key_norm: Some(Span::Heads),
             ..llama
         },
-        "gemma" => Variant {
-            class: "Gemma",
-            tied: true,
-            gemma: true,
-            head_dim: Some(256),
-            activation: ("hidden_act", "gelu_pytorch_tanh"),
-            ..llama
-        },
+        "gemma" => Variant { class: "Gemma", gemma: true, ..llama },
         "gemma2" => Variant {
             class: "Gemma2",
-            tied: true,
             gemma: true,
             norms: Norms::Both,
-            head_dim: Some(256),
-            activation: ("hidden_activation", "gelu_pytorch_tanh"),
+            activation: "hidden_activation",
             ..llama
         },
         _ => Variant { mlp_bias: None, ..llama },
@@ -141,18 +115,14 @@ impl Blocks {
         let variant = variant(family);
         let (hidden, heads) =
             (config.size("intermediate_size")?, config.size("num_attention_heads")?);
-        let key_value_heads = config.size_or("num_key_value_heads", heads)?;
-        let eps = config.eps("rms_norm_eps", variant.eps)?;
-        let head_dim = match (config.size_if("head_dim")?, variant.head_dim) {
-            (Some(head_dim), _) | (None, Some(head_dim)) => head_dim,
-            (None, None) if dim.is_multiple_of(heads) => dim / heads,
-            (None, None) => {
-                let what = format!("is {heads}, which does not divide {dim}");
-                return Err(config.wrong("num_attention_heads", what));
-            }
+        let key_value_heads = config.size_if("num_key_value_heads")?.unwrap_or(heads);
+        let eps = config.eps("rms_norm_eps")?;
+        let head_dim = match config.size_if("head_dim")? {
+            Some(head_dim) if family != "olmo2" => head_dim,
+            _ => dim / config.heads("num_attention_heads", dim)?,
         };
         let bias =
-            |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key, false), Ok);
+            |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key), Ok);
         let qkv_bias = bias("attention_bias", variant.qkv_bias)?;
         let output_bias = bias("attention_bias", variant.output_bias)?;
         let mlp_bias = bias("mlp_bias", variant.mlp_bias)?;
@@ -273,7 +243,7 @@ impl Logits {
             config.only("use_bidirectional_attention", false)?;
         }
         if family == "gemma2" {
-            let scalar = config.number_or("query_pre_attn_scalar", 256.0)?;
+            let scalar = config.number("query_pre_attn_scalar")?;
             logits.cap = config.number_if("attn_logit_softcapping")?;
             logits.final_cap = config.number_if("final_logit_softcapping")?;
             if dialect != Dialect::Candle {
@@ -288,18 +258,17 @@ impl Logits {
     }
 }
 
-/// Whether the model has a head.
+/// Whether the model has a head: the library's base model has none, and is what it takes where no
+/// class is named.
 fn has_head(config: &ConfigReader, class: &str) -> Result<bool, Error> {
-    match config.architecture()?.map(|name| name.strip_prefix(class).ok_or(name)) {
-        None | Some(Ok("ForCausalLM")) => Ok(true),
-        Some(Ok("Model")) => Ok(false),
-        Some(Ok(rest)) => Err(unsupported(config, &format!("{class}{rest}"))),
-        Some(Err(name)) => Err(unsupported(config, name)),
+    match config.architecture()? {
+        None => Ok(false),
+        Some(name) => match name.strip_prefix(class) {
+            Some("ForCausalLM") => Ok(true),
+            Some("Model") => Ok(false),
+            _ => Err(config.no_class(name)),
+        },
     }
-}
-
-fn unsupported(config: &ConfigReader, class: &str) -> Error {
-    config.wrong("architectures", format!("names `{class}`, which is not supported"))
 }
 
 pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
@@ -308,21 +277,27 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
     let layers = config.layers("num_hidden_layers", files.len())?;
     let block = Blocks::read(config, family, dim)?;
     let Blocks { heads, key_value_heads, head_dim, eps, .. } = block;
-    let Rope { rotary, logits, context, note } = rope(config, head_dim, dialect)?;
+    let share = if family == "phi3" { Share::Option(1.0) } else { Share::All };
+    let Rope { rotary, logits, context, note } = rope(config, head_dim, share, dialect)?;
     let windows = windows(config, family, layers, dialect)?;
     if dialect == Dialect::Candle {
         refused_by_candle(config, family, head_dim * heads == dim, rotary.frequencies.is_some())?;
     }
     let Logits { cap, final_cap, scalar } = Logits::read(model, head_dim)?;
     let head = has_head(config, block.variant.class)?;
-    let tied = config.flag("tie_word_embeddings", block.variant.tied)?;
+    let tied = config.flag("tie_word_embeddings")?;
     let gemma = block.variant.gemma;
 
     let root = files.prefix("model.");
     let mut weights = WeightMap::default();
-    let embedding = TensorExpr::new(format!("{root}embed_tokens.weight"), &[vocabulary, dim]);
-    let scaled = embedding.clone().times((dim as f64).sqrt());
-    weights.put("embedding.weight", if gemma { scaled } else { embedding.clone() });
+    let shape = [vocabulary, dim];
+    let tie = model.tie(
+        tied && head,
+        TensorExpr::new(format!("{root}embed_tokens.weight"), &shape),
+        TensorExpr::new("lm_head.weight", &shape),
+    )?;
+    let scaled = tie.first.clone().times((dim as f64).sqrt());
+    weights.put("embedding.weight", if gemma { scaled } else { tie.first.clone() });
     let mut bodies = Vec::new();
     for (i, window) in windows.into_iter().enumerate() {
         block.weights(&mut weights, &format!("blocks.{i}"), &format!("{root}layers.{i}"));
@@ -347,14 +322,13 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
     ];
     if head {
         nodes.push(linear("head", dim, vocabulary, false));
-        let own = TensorExpr::new("lm_head.weight", &[vocabulary, dim]);
-        weights.put("head.weight", if tied { embedding } else { own });
+        weights.put("head.weight", tie.second.clone());
         nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
     }
     let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?
         .aside("rotary_emb.inv_freq", "rotary frequencies, which follow from the config");
-    if tied || !head {
-        mapping = mapping.aside("lm_head.weight", "the head is the embedding");
+    if head {
+        mapping = mapping.tied(tie);
     }
     mapping.notes.extend(note);
     if gemma {
@@ -365,23 +339,21 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
 }
 
 fn activation(config: &ConfigReader, variant: &Variant, family: &str) -> Result<Function, Error> {
-    let (key, default) = variant.activation;
-    if family == "gemma" || family == "gemma2" {
-        // Some releases give both names.
-        let (new, old) = (config.text("hidden_activation")?, config.text("hidden_act")?);
-        return match (new, old) {
-            (Some(new), Some(old)) if new != old => Err(config.wrong(
-                "hidden_activation",
-                format!("is `{new}`, and `hidden_act` is `{old}`; remove one"),
-            )),
-            (Some(_), _) => NamedActivation::read(config, "hidden_activation", default)?
-                .gate(config, "hidden_activation"),
-            (None, _) => {
-                NamedActivation::read(config, "hidden_act", default)?.gate(config, "hidden_act")
-            }
-        };
+    let key = variant.activation;
+    let phi = NamedActivation::read(config, key)?;
+    let phi = if family == "gemma" {
+        // Its config class takes GELU in the first releases to be the approximation that they
+        // were trained with, and does not read the other name, which some of them give.
+        let phi = phi.approximate();
+        config.assume("hidden_activation", &"gelu_pytorch_tanh".into())?;
+        phi
+    } else {
+        phi
+    };
+    if family == "gemma2" {
+        config.assume("hidden_act", &"gelu_pytorch_tanh".into())?;
     }
-    NamedActivation::read(config, key, default)?.gate(config, key)
+    phi.gate(config, key)
 }
 
 /// How many positions each layer's tokens see. Candle's masks let one more through than the
@@ -392,24 +364,30 @@ fn windows(
     layers: usize,
     dialect: Dialect,
 ) -> Result<Vec<Option<usize>>, Error> {
-    let default = matches!(family, "mistral" | "gemma2").then_some(4096);
-    let given =
-        if config.names("sliding_window") { config.size_if("sliding_window")? } else { default };
+    let sliding = matches!(family, "mistral" | "qwen2" | "qwen3" | "phi3" | "gemma2");
+    let by_type = matches!(family, "qwen2" | "qwen3" | "gemma2");
     let types: Option<Vec<String>> =
         config.texts("layer_types")?.map(|types| types.into_iter().map(str::to_string).collect());
-    if !matches!(family, "mistral" | "qwen2" | "qwen3" | "phi3" | "gemma2") {
-        if given.is_some() {
-            return Err(config.wrong("sliding_window", format!("is not known of a {family} model")));
-        }
-        if types.is_some_and(|types| types.iter().any(|t| t != "full_attention")) {
-            return Err(config.wrong("layer_types", format!("is not known of a {family} model")));
+    if let Some(types) = &types
+        && types.len() != layers
+    {
+        let what = format!("has {} entries for {layers} layers", types.len());
+        return Err(config.wrong("layer_types", what));
+    }
+    if !by_type && types.iter().flatten().any(|kind| kind != "full_attention") {
+        return Err(config.wrong("layer_types", format!("is not read of a {family} model")));
+    }
+    if !sliding {
+        if config.size_if("sliding_window")?.is_some() {
+            return Err(config.wrong("sliding_window", format!("is not read of a {family} model")));
         }
         return Ok(vec![None; layers]);
     }
+    let given = config.size_if("sliding_window")?;
     let (used, first) = match family {
         "qwen2" | "qwen3" => (
-            config.flag("use_sliding_window", false)?,
-            config.size_if_zero("max_window_layers")?.unwrap_or(28),
+            config.flag("use_sliding_window")?,
+            config.count("max_window_layers")?,
         ),
         _ => (true, 0),
     };
@@ -422,33 +400,25 @@ fn windows(
         let window = if matches!(family, "phi3" | "qwen3") { None } else { given.map(|w| w + 1) };
         return Ok(vec![window; layers]);
     }
-    let slides =
-        |i: usize| -> Result<bool, Error> {
-            if let Some(types) = &types {
-                return match types.get(i).map(String::as_str) {
-                    Some("sliding_attention") => Ok(true),
-                    Some("full_attention") => Ok(false),
-                    Some(other) => Err(config
-                        .wrong("layer_types", format!("names `{other}`, which is not supported"))),
-                    None => Err(config.wrong(
-                        "layer_types",
-                        format!("has {} entries for {layers} layers", types.len()),
-                    )),
-                };
-            }
-            Ok(match family {
-                "gemma2" => i.is_multiple_of(2),
-                "qwen2" | "qwen3" => used && i >= first,
-                _ => true,
-            })
-        };
+    let slides = |i: usize| match (&types, family) {
+        (Some(types), _) if by_type => match types[i].as_str() {
+            "sliding_attention" => Ok(true),
+            "full_attention" => Ok(false),
+            other => Err(config.unsupported("layer_types", format!("`{other}`"))),
+        },
+        (_, "gemma2") => Ok(i.is_multiple_of(2)),
+        (_, "qwen2" | "qwen3") => Ok(used && i >= first),
+        _ => Ok(true),
+    };
+    // The two Qwen drop the window where it is not used, whatever the layers' types say.
+    let given = if used { given } else { None };
     (0..layers)
         .map(|i| match (slides(i)?, given) {
-            (true, Some(window)) => Ok(Some(window)),
-            (true, None) if types.is_some() => {
-                Err(config.wrong("sliding_window", "is missing, but layers slide"))
+            (true, None) if by_type && types.is_some() => {
+                Err(config.wrong("sliding_window", "is none, but layers slide"))
             }
-            _ => Ok(None),
+            (true, window) => Ok(window),
+            (false, _) => Ok(None),
         })
         .collect()
 }
@@ -467,7 +437,7 @@ fn refused_by_candle(
         ));
     }
     if family == "llama"
-        && (config.flag("attention_bias", false)? || config.flag("mlp_bias", false)?)
+        && (config.flag("attention_bias")? || config.flag("mlp_bias")?)
     {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
     }

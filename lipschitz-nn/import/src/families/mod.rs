@@ -13,11 +13,12 @@ mod vit;
 
 use lipschitz_nn::Error;
 
+use crate::config::ConfigReader;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 
 /// What a family makes of a model directory.
-type Family = fn(&ModelDir) -> Result<Mapping, Error>;
+pub(crate) type Family = fn(&ModelDir) -> Result<Mapping, Error>;
 
 /// The families by the `model_type` of their configs, in order.
 const TABLE: &[(&str, Family)] = &[
@@ -62,14 +63,18 @@ pub fn families() -> impl Iterator<Item = &'static str> {
 }
 
 /// The mapping of a model of one of these families.
-pub(crate) fn mapping(model: &ModelDir) -> Result<Mapping, Error> {
-    match TABLE.iter().find(|(name, _)| *name == model.family) {
-        Some((_, family)) => {
-            let mapping = family(model)?;
-            model.config.finish()?;
-            Ok(mapping)
-        }
-        None => Err(model.config.wrong("model_type", unsupported(model.family))),
+pub(crate) fn mapping(model: &ModelDir, ignored: &[String]) -> Result<Mapping, Error> {
+    let family = find(model.config, model.family)?;
+    let mut mapping = family(model)?;
+    mapping.notes.extend(model.config.finish(ignored)?);
+    Ok(mapping)
+}
+
+/// The family of this name.
+pub(crate) fn find(config: &ConfigReader, name: &str) -> Result<Family, Error> {
+    match TABLE.iter().find(|(known, _)| *known == name) {
+        Some((_, family)) => Ok(*family),
+        None => Err(config.wrong("model_type", unsupported(name))),
     }
 }
 

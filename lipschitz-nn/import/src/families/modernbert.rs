@@ -4,6 +4,7 @@
 use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
+use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::nodes::{attention, blocks, layer_norm, linear, residual};
@@ -13,37 +14,35 @@ use lipschitz_nn::graph::{Attention, Input, Node, Op, Pairing, Rotary};
 
 pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
     let &ModelDir { config, files, dialect, .. } = model;
-    let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    if !dim.is_multiple_of(heads) {
-        return Err(
-            config.wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}"))
-        );
-    }
+    let dim = config.size("hidden_size")?;
+    let heads = config.heads("num_attention_heads", dim)?;
     let (vocabulary, context) =
         (config.size("vocab_size")?, config.size("max_position_embeddings")?);
     let hidden = config.size("intermediate_size")?;
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let eps = config.eps("norm_eps", config.number_or("layer_norm_eps", 1e-5)?)?;
-    let phi = NamedActivation::read(config, "hidden_activation", "gelu")?;
-    for key in ["attention_bias", "mlp_bias", "norm_bias"] {
-        config.only(key, false)?;
-    }
-    // Of the classifier, of training, and of kernels.
+    let eps = config.eps("norm_eps")?;
+    config.assume("layer_norm_eps", &eps.into())?;
+    let phi = NamedActivation::read(config, "hidden_activation")?;
+    config.assume("position_embedding_type", &"absolute".into())?;
+    let (bias, mlp_bias, norm_bias) =
+        (config.flag("attention_bias")?, config.flag("mlp_bias")?, config.flag("norm_bias")?);
+    // Of training and of kernels.
     config.ignore(&[
-        "classifier_activation",
-        "classifier_bias",
-        "classifier_pooling",
-        "decoder_bias",
         "deterministic_flash_attn",
-        "position_embedding_type",
         "reference_compile",
         "repad_logits_with_grad",
         "sparse_pred_ignore_index",
         "sparse_prediction",
     ]);
     let every = config.size_or("global_attn_every_n_layers", 3)?;
-    let local = config.size_or("local_attention", 128)?;
+    let local = config.size("local_attention")?;
     let types = config.texts("layer_types")?;
+    if let Some(types) = &types
+        && types.len() != layers
+    {
+        let what = format!("has {} entries for {layers} layers", types.len());
+        return Err(config.wrong("layer_types", what));
+    }
     let is_local = |i: usize| match types.as_ref().map(|types| types.get(i).copied()) {
         None => Ok(!i.is_multiple_of(every)),
         Some(Some("sliding_attention")) => Ok(true),
@@ -64,32 +63,42 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
 
     let root = files.prefix("model.");
     let mut weights = WeightMap::default();
-    let embedding =
-        TensorExpr::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]);
-    weights.put("embedding.weight", embedding.clone());
-    weights.norm("embedding_norm", &format!("{root}embeddings.norm"), dim, false);
+    let known = [Head::Vocabulary, Head::Classes, Head::TokenClasses, Head::Answers];
+    let head = Head::of(config, "ModernBert", &known)?;
+    let tied = config.flag("tie_word_embeddings")? && head == Head::Vocabulary;
+    let tie = model.tie(
+        tied,
+        TensorExpr::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]),
+        TensorExpr::new("decoder.weight", &[vocabulary, dim]),
+    )?;
+    weights.put("embedding.weight", tie.first.clone());
+    weights.norm("embedding_norm", &format!("{root}embeddings.norm"), dim, norm_bias);
     let mut bodies = Vec::new();
     for i in 0..layers {
         let (to, from) = (format!("blocks.{i}"), format!("{root}layers.{i}"));
-        let fused = TensorExpr::new(format!("{from}.attn.Wqkv.weight"), &[3 * dim, dim]);
-        for (j, name) in ["query", "key", "value"].into_iter().enumerate() {
-            weights.put(format!("{to}.attention.{name}.weight"), fused.clone().rows(j * dim, dim));
-        }
-        weights.linear(
-            &format!("{to}.attention.output"),
-            &format!("{from}.attn.Wo"),
-            dim,
-            dim,
-            false,
-        );
-        let fused = TensorExpr::new(format!("{from}.mlp.Wi.weight"), &[2 * hidden, dim]);
-        weights.put(format!("{to}.mlp.gate.weight"), fused.clone().rows(0, hidden));
-        weights.put(format!("{to}.mlp.up.weight"), fused.rows(hidden, hidden));
-        weights.linear(&format!("{to}.mlp.down"), &format!("{from}.mlp.Wo"), dim, hidden, false);
-        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.mlp_norm"), dim, false);
+        let mut split = |fused: &str, rows: usize, parts: &[&str], bias: bool| {
+            let all = parts.len() * rows;
+            let whole = TensorExpr::new(format!("{fused}.weight"), &[all, dim]);
+            let shift = TensorExpr::new(format!("{fused}.bias"), &[all]);
+            for (j, name) in parts.iter().enumerate() {
+                weights.put(format!("{to}.{name}.weight"), whole.clone().rows(j * rows, rows));
+                if bias {
+                    weights.put(format!("{to}.{name}.bias"), shift.clone().rows(j * rows, rows));
+                }
+            }
+        };
+        let parts = ["attention.query", "attention.key", "attention.value"];
+        split(&format!("{from}.attn.Wqkv"), dim, &parts, bias);
+        split(&format!("{from}.mlp.Wi"), hidden, &["mlp.gate", "mlp.up"], mlp_bias);
+        let (output, down) = (format!("{from}.attn.Wo"), format!("{from}.mlp.Wo"));
+        weights.linear(&format!("{to}.attention.output"), &output, dim, dim, bias);
+        weights.linear(&format!("{to}.mlp.down"), &down, dim, hidden, mlp_bias);
+        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.mlp_norm"), dim, norm_bias);
         let near = is_local(i)?;
         let mixer = Attention {
             causal: false,
+            bias,
+            output_bias: bias,
             rotary: Some(Rotary::new(if near { local_base } else { global_base }, Pairing::Half)),
             // Half of the window on either side, and the token itself.
             window: near.then_some(local / 2 + 1),
@@ -98,54 +107,59 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
         let mut mix = vec![attention(mixer)];
         // The first block comes right behind the norm of the embeddings.
         if i > 0 {
-            weights.norm(&format!("{to}.attention.norm"), &format!("{from}.attn_norm"), dim, false);
-            mix.insert(0, layer_norm("norm", dim, eps, false));
+            weights.norm(&format!("{to}.attention.norm"), &format!("{from}.attn_norm"), dim, norm_bias);
+            mix.insert(0, layer_norm("norm", dim, eps, norm_bias));
         }
         let function = phi.gate(config, "hidden_activation")?;
-        let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: false });
+        let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: mlp_bias });
         bodies.push(vec![
             residual("attention", mix),
-            residual("mlp", vec![layer_norm("norm", dim, eps, false), gated]),
+            residual("mlp", vec![layer_norm("norm", dim, eps, norm_bias), gated]),
         ]);
     }
-    weights.norm("norm", &format!("{root}final_norm"), dim, false);
+    weights.norm("norm", &format!("{root}final_norm"), dim, norm_bias);
     let mut nodes = vec![
         Node::new("embedding", Op::Embedding { vocabulary, dim }),
-        layer_norm("embedding_norm", dim, eps, false),
+        layer_norm("embedding_norm", dim, eps, norm_bias),
         blocks(bodies),
-        layer_norm("norm", dim, eps, false),
+        layer_norm("norm", dim, eps, norm_bias),
     ];
-    let mut aside = Vec::new();
-    match config.architecture()? {
-        None | Some("ModernBertModel") => {}
-        Some("ModernBertForMaskedLM") => {
-            let tied = config.flag("tie_word_embeddings", true)?;
-            weights.linear("transform", "head.dense", dim, dim, false);
-            weights.norm("transform_norm", "head.norm", dim, false);
-            let own = TensorExpr::new("decoder.weight", &[vocabulary, dim]);
-            weights.put("head.weight", if tied { embedding } else { own });
-            weights.vector("head.bias", "decoder.bias", vocabulary);
-            nodes.push(linear("transform", dim, dim, false));
-            // The library calls the head's activation that of the classifier, GELU in every
-            // release.
-            nodes.extend(phi.nodes());
-            nodes.push(layer_norm("transform_norm", dim, eps, false));
-            nodes.push(linear("head", dim, vocabulary, true));
-            if tied {
-                aside.push(("decoder.weight".to_string(), "the head is the embedding"));
+    if head != Head::Hidden {
+        if head == Head::Classes {
+            match config.text("classifier_pooling")? {
+                "cls" => nodes.push(Node::new("", Op::FirstToken)),
+                other => return Err(config.unsupported("classifier_pooling", format!("`{other}`"))),
             }
         }
-        Some(name) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
+        // Its own activation, whatever the layers' is.
+        let phi = NamedActivation::read(config, "classifier_activation")?;
+        let bias = config.flag("classifier_bias")?;
+        weights.linear("transform", "head.dense", dim, dim, bias);
+        weights.norm("transform_norm", "head.norm", dim, norm_bias);
+        nodes.push(linear("transform", dim, dim, bias));
+        nodes.extend(phi.nodes());
+        nodes.push(layer_norm("transform_norm", dim, eps, norm_bias));
+    }
+    match head {
+        Head::Hidden => {}
+        Head::Vocabulary => {
+            let bias = config.flag("decoder_bias")?;
+            weights.put("head.weight", tie.second.clone());
+            if bias {
+                weights.vector("head.bias", "decoder.bias", vocabulary);
+            }
+            nodes.push(linear("head", dim, vocabulary, bias));
+        }
+        Head::Classes => {
+            let labels = head.labels(config)?;
+            weights.linear("head", "classifier", labels, dim, true);
+            nodes.push(linear("head", dim, labels, true));
+        }
+        Head::TokenClasses | Head::Answers => {
+            head.of_tokens(config, &mut weights, &mut nodes, dim)?;
         }
     }
-    config.flag("tie_word_embeddings", true)?;
-    let mut mapping =
-        Mapping::new(Input::tokens(context), nodes, weights)?.note("no token is padding");
-    mapping.aside.extend(aside);
-    Ok(mapping)
+    Ok(Mapping::new(Input::tokens(context), nodes, weights)?.note("no token is padding").tied(tie))
 }
 
 /// Whether the layers' kinds are what their number alone says.
@@ -158,19 +172,25 @@ fn uniform(types: &Option<Vec<&str>>, every: usize) -> bool {
 /// Bases of the rotary positions of global and local layers.
 fn bases(config: &ConfigReader) -> Result<[f64; 2], Error> {
     let mut bases = [
-        config.number_or("global_rope_theta", 160_000.0)?,
-        config.number_or("local_rope_theta", 10_000.0)?,
+        config.number_or("global_rope_theta", config.theta("global"))?,
+        config.number_or("local_rope_theta", config.theta("local"))?,
     ];
+    if config.inside("rope_scaling")?.is_some() {
+        return Err(config.wrong("rope_scaling", "is not supported for this family"));
+    }
     if let Some(kinds) = config.inside("rope_parameters")? {
         for (base, kind) in bases.iter_mut().zip(["full_attention", "sliding_attention"]) {
             let Some(inner) = kinds.inside(kind)? else { continue };
             *base = inner.number_or("rope_theta", *base)?;
-            if inner.text("rope_type")?.is_some_and(|t| t != "default") {
+            if inner.text_if("rope_type")?.is_some_and(|t| t != "default") {
                 return Err(inner.wrong("rope_type", "is not `default`, which is not supported"));
             }
-            inner.finish()?;
+            inner.finish(&[])?;
         }
-        kinds.finish()?;
+        kinds.finish(&[])?;
+    }
+    if let Some(base) = bases.iter().find(|base| **base <= 0.0) {
+        return Err(config.wrong("rope_theta", format!("is {base}, wanted a number above 0")));
     }
     Ok(bases)
 }

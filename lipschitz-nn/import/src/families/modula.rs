@@ -28,7 +28,7 @@ pub(crate) fn modula(path: &Path, files: &Files) -> Result<Option<Mapping>, Erro
 
 /// The mapping of a run's config.
 pub(crate) fn mapping(config: &ConfigReader, files: &Files) -> Result<Mapping, Error> {
-    match config.text("data")? {
+    match config.text_if("data")? {
         Some("cifar") => mlp(config, files),
         Some("shakespeare" | "fineweb") => transformer(config, files),
         other => {
@@ -83,7 +83,7 @@ fn transformer(config: &ConfigReader, files: &Files) -> Result<Mapping, Error> {
     }
     let layers = config.layers("num_blocks", files.len())?;
     let context = config.size_or("seq_len", 256)?;
-    if config.text("layernorm_substitute")?.is_some_and(|name| name != "none") {
+    if config.text_if("layernorm_substitute")?.is_some_and(|name| name != "none") {
         return Err(config.wrong("layernorm_substitute", "is not `none`, which is not supported"));
     }
     let head_dim = dim / heads;

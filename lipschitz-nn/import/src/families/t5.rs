@@ -15,29 +15,37 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         (config.size("d_model")?, config.size("num_heads")?, config.size("d_kv")?);
     let (vocabulary, hidden) = (config.size("vocab_size")?, config.size("d_ff")?);
     let layers = config.layers("num_layers", files.len())?;
-    let eps = config.eps("layer_norm_epsilon", 1e-6)?;
+    let eps = config.eps("layer_norm_epsilon")?;
     let bias = PositionBias {
-        buckets: config.size_or("relative_attention_num_buckets", 32)?,
-        max_distance: config.size_or("relative_attention_max_distance", 128)?,
+        buckets: config.size("relative_attention_num_buckets")?,
+        max_distance: config.size("relative_attention_max_distance")?,
     };
     // Positions are relative, so no length is too long; this is the one that the library trained
     // with.
     let context = config.size_or("n_positions", 512)?;
+    config.only("is_decoder", false)?;
+    // Of the decoder; the library ties the embeddings whatever the config says.
     config.ignore(&[
-        "dense_act_fn",
-        "is_gated_act",
-        "is_decoder",
         "is_encoder_decoder",
         "num_decoder_layers",
         "scale_decoder_outputs",
         "tie_word_embeddings",
     ]);
-    let name = config.text("feed_forward_proj")?.unwrap_or("relu");
-    let (gated, function) = match name {
-        "gated-gelu" => (true, NamedActivation::plain(Function::GeluTanh)),
-        "gated-silu" => (true, NamedActivation::plain(Function::Silu)),
-        _ => (false, NamedActivation::read(config, "feed_forward_proj", "relu")?),
+    // The one word stands for two options, which a config can set by themselves.
+    let name = config.text("feed_forward_proj")?;
+    let (gated, name) = match name.strip_prefix("gated-") {
+        Some("gelu") => (true, "gelu_new"),
+        Some(rest) => (true, rest),
+        None => (false, name),
     };
+    let gated = config.flag_or("is_gated_act", gated)?;
+    let (key, name) = if config.names("dense_act_fn") {
+        ("dense_act_fn", config.text("dense_act_fn")?)
+    } else {
+        ("feed_forward_proj", name)
+    };
+    let function = NamedActivation::named(name)
+        .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))?;
     // Candle weights ReLU for every unit that is not gated.
     let function = if dialect == Dialect::Candle && !gated {
         NamedActivation::plain(Function::Relu)
@@ -55,13 +63,11 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         }
     }
 
-    let table = if files.get("shared.weight").is_some() {
-        "shared.weight"
-    } else {
-        "encoder.embed_tokens.weight"
-    };
+    let shape = [vocabulary, dim];
+    let (shared, own) = ("shared.weight", "encoder.embed_tokens.weight");
+    let tie = model.tie(true, TensorExpr::new(shared, &shape), TensorExpr::new(own, &shape))?;
     let mut weights = WeightMap::default();
-    weights.put("embedding.weight", TensorExpr::new(table, &[vocabulary, dim]));
+    weights.put("embedding.weight", tie.second.clone());
     let width = heads * head_dim;
     let mut bodies = Vec::new();
     for i in 0..layers {
@@ -102,7 +108,7 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         if gated {
             weights.linear(&format!("{to}.mlp.gate"), &format!("{ff}.wi_0"), hidden, dim, false);
             weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi_1"), hidden, dim, false);
-            let function = function.gate(config, "feed_forward_proj")?;
+            let function = function.gate(config, key)?;
             mlp.push(Node::new("", Op::GatedMlp { dim, hidden, function, bias: false }));
         } else {
             weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi"), hidden, dim, false);
@@ -127,5 +133,6 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
     Ok(mapping
         .aside("decoder.*", why)
         .aside("lm_head.weight", why)
-        .aside("encoder.embed_tokens.weight", "it is the shared embedding"))
+        .aside(shared, "the encoder has an embedding of its own")
+        .tied(tie))
 }

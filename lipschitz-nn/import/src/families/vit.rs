@@ -4,6 +4,7 @@ use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
+use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::nodes::{attention, blocks, layer_norm, linear, residual};
@@ -25,13 +26,10 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn read(config: &ConfigReader, files: &Files, eps: f64) -> Result<Self, Error> {
-        let (dim, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-        if !dim.is_multiple_of(heads) {
-            return Err(config
-                .wrong("num_attention_heads", format!("is {heads}, which does not divide {dim}")));
-        }
-        let (side, patch) = (config.size_or("image_size", 224)?, config.size_or("patch_size", 16)?);
+    fn read(config: &ConfigReader, files: &Files) -> Result<Self, Error> {
+        let dim = config.size("hidden_size")?;
+        let heads = config.heads("num_attention_heads", dim)?;
+        let (side, patch) = (config.size("image_size")?, config.size("patch_size")?);
         if !side.is_multiple_of(patch) {
             return Err(
                 config.wrong("patch_size", format!("is {patch}, which does not divide {side}"))
@@ -41,12 +39,12 @@ impl Sizes {
             dim,
             heads,
             layers: config.layers("num_hidden_layers", files.len())?,
-            eps: config.eps("layer_norm_eps", eps)?,
-            channels: config.size_or("num_channels", 3)?,
+            eps: config.eps("layer_norm_eps")?,
+            channels: config.size("num_channels")?,
             side,
             patch,
-            bias: config.flag("qkv_bias", true)?,
-            phi: NamedActivation::read(config, "hidden_act", "gelu")?,
+            bias: config.flag("qkv_bias")?,
+            phi: NamedActivation::read(config, "hidden_act")?,
         })
     }
 
@@ -105,7 +103,7 @@ const FIXED: &str = "images have the size that the config names; positions are n
 
 pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
     let &ModelDir { config, files, .. } = model;
-    let s = Sizes::read(config, files, 1e-12)?;
+    let s = Sizes::read(config, files)?;
     let (dim, eps, hidden) = (s.dim, s.eps, config.size("intermediate_size")?);
     config.ignore(&["encoder_stride", "pooler_act", "pooler_output_size"]);
     let root = files.prefix("vit.");
@@ -150,17 +148,9 @@ pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
     }
     nodes.push(blocks(bodies));
     weights.norm("norm", &format!("{root}layernorm"), dim, true);
-    let classifier = match config.architecture()? {
-        None | Some("ViTModel") => false,
-        Some("ViTForImageClassification") => true,
-        Some(name) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
-        }
-    };
-    if classifier {
-        let classes = classes(files)?;
+    let head = Head::of(config, "ViT", &[Head::Classes])?;
+    if head == Head::Classes {
+        let classes = head.labels(config)?;
         // The norm weights each token by itself, so the class token alone is enough.
         nodes.extend([
             Node::new("", Op::FirstToken),
@@ -182,7 +172,7 @@ pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
 pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
     let &ModelDir { config, files, dialect, .. } = model;
     let candle = dialect == Dialect::Candle;
-    let mut s = Sizes::read(config, files, 1e-6)?;
+    let mut s = Sizes::read(config, files)?;
     if candle {
         // Written into candle's code.
         (s.eps, s.phi) = (1e-5, s.phi.approximate());
@@ -198,11 +188,11 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
         "stage_names",
         "use_mask_token",
     ]);
-    let wide = config.number_or("mlp_ratio", 4.0)? * dim as f64;
+    let wide = config.number("mlp_ratio")? * dim as f64;
     if !(1.0..1e9).contains(&wide) {
         return Err(config.wrong("mlp_ratio", "gives a hidden layer of no sensible width"));
     }
-    let gated = config.flag("use_swiglu_ffn", false)?;
+    let gated = config.flag("use_swiglu_ffn")?;
     if candle && gated {
         return Err(config.wrong("use_swiglu_ffn", "is true, which candle's model does not know"));
     }
@@ -260,31 +250,13 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
     nodes.push(blocks(bodies));
     weights.norm("norm", &format!("{root}layernorm"), dim, true);
     nodes.push(layer_norm("norm", dim, eps, true));
-    match config.architecture()? {
-        None | Some("Dinov2Model") => {}
-        Some("Dinov2ForImageClassification") => {
-            let classes = classes(files)?;
-            nodes.extend([Node::new("", Op::FirstAndMean), linear("head", 2 * dim, classes, true)]);
-            weights.linear("head", "classifier", classes, 2 * dim, true);
-        }
-        Some(name) => {
-            return Err(
-                config.wrong("architectures", format!("names `{name}`, which is not supported"))
-            );
-        }
+    let head = Head::of(config, "Dinov2", &[Head::Classes])?;
+    if head == Head::Classes {
+        let classes = head.labels(config)?;
+        nodes.extend([Node::new("", Op::FirstAndMean), linear("head", 2 * dim, classes, true)]);
+        weights.linear("head", "classifier", classes, 2 * dim, true);
     }
     Ok(Mapping::new(s.input(), nodes, weights)?
         .note(FIXED)
         .aside("mask_token", "nothing is masked"))
-}
-
-/// Number of classes: the rows of the last matrix.
-fn classes(files: &Files) -> Result<usize, Error> {
-    match files.get("classifier.weight").map(|info| info.shape.as_slice()) {
-        Some([classes, _]) => Ok(*classes),
-        _ => Err(Error::Weight {
-            name: "classifier.weight".into(),
-            what: "is missing, or no matrix".into(),
-        }),
-    }
 }

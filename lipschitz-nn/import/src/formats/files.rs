@@ -209,6 +209,28 @@ impl Files {
         if self.below(prefix) { prefix } else { "" }
     }
 
+    /// Whether two tensors hold the same numbers, bit for bit.
+    pub(crate) fn equal(&self, a: &str, b: &str) -> Result<bool, Error> {
+        let (Some(first), Some(second)) = (self.get(a), self.get(b)) else { return Ok(false) };
+        if first.shape != second.shape || first.dtype != second.dtype {
+            return Ok(false);
+        }
+        const PIECE: usize = 1 << 20;
+        let (a, b) = (self.read(a)?.flatten_all()?, self.read(b)?.flatten_all()?);
+        let count = a.elem_count();
+        // Widening keeps every number, and no two numbers become one.
+        let bits = |x: &Tensor, from: usize| -> Result<Vec<u64>, Error> {
+            let piece = x.narrow(0, from, PIECE.min(count - from))?.to_dtype(DType::F64)?;
+            Ok(piece.to_vec1::<f64>()?.into_iter().map(f64::to_bits).collect())
+        };
+        for from in (0..count).step_by(PIECE) {
+            if bits(&a, from)? != bits(&b, from)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads a tensor onto the CPU.
     pub(crate) fn read(&self, name: &str) -> Result<Tensor, Error> {
         let info = self.get(name).ok_or_else(|| Error::weight(name, "is missing"))?;
