@@ -1,16 +1,15 @@
 //! The certificate: a theorem about one checkpoint, as a document.
 
-use candle_core::DType;
 use lipschitz_nn::checkpoint::Origin;
 use lipschitz_nn::graph::{Graph, Input, Shape, join};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::bound::{
     Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, WeightRow, paper, walk,
 };
+use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::{Upper, count, root_down};
@@ -156,6 +155,17 @@ pub fn certify_watched(
     radius: Option<f64>,
     watch: Watch<'_>,
 ) -> Result<Certificate, Error> {
+    prove(&Pinned::new(source)?, method, formula, radius, watch)
+}
+
+/// As [`certify_watched`], of weights that stay what they are.
+pub(crate) fn prove(
+    source: &Pinned,
+    method: Method,
+    formula: Formula,
+    radius: Option<f64>,
+    watch: Watch<'_>,
+) -> Result<Certificate, Error> {
     let norms = WeightNorms::new(source, method, watch);
     let theorem = theorem(source.graph(), &norms, formula, radius.map(Upper::from_f64))?;
     document(source, method, formula, radius.is_some(), theorem, norms.into_rows())
@@ -196,7 +206,7 @@ pub(crate) fn theorem(
 
 /// The certificate that states a theorem.
 pub(crate) fn document(
-    source: &dyn Source,
+    source: &Pinned,
     method: Method,
     formula: Formula,
     given: bool,
@@ -233,7 +243,7 @@ pub(crate) fn document(
     Ok(Certificate {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_string(),
-        weights_sha256: digest(source)?,
+        weights_sha256: source.digest().to_string(),
         graph: source.graph().clone(),
         rounding: source.rounding(),
         origin: source.origin().cloned(),
@@ -286,51 +296,4 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
         });
     }
     out
-}
-
-/// SHA-256 over the lines `name type shape digest` of all weights, in the order of their names.
-/// Each digest is over the values as little-endian bytes of their type.
-///
-/// # Errors
-/// [`Error::Network`] if a tensor cannot be read, or holds NaN or infinity.
-pub fn digest(source: &dyn Source) -> Result<String, Error> {
-    let mut hash = Sha256::new();
-    for name in source.names() {
-        let weight = source.tensor(&name)?;
-        let shape = weight.dims().to_vec();
-        let weight = weight.flatten_all()?;
-        let digest = match weight.dtype() {
-            DType::BF16 => {
-                values(&weight.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes)
-            }
-            DType::F16 => values(&weight.to_vec1()?, half::f16::is_finite, half::f16::to_le_bytes),
-            DType::F32 => values(&weight.to_vec1()?, f32::is_finite, f32::to_le_bytes),
-            _ => values(&weight.to_dtype(DType::F64)?.to_vec1()?, f64::is_finite, f64::to_le_bytes),
-        };
-        let Some(digest) = digest else {
-            lipschitz_nn::check_finite(&name, &weight)?;
-            return Err(Error::Unknown(format!("the weight `{name}`")));
-        };
-        hash.update(format!("{name} {:?} {:?} {digest}\n", weight.dtype(), shape));
-    }
-    Ok(hex::encode(hash.finalize()))
-}
-
-/// The digest of values, in hexadecimal; none unless all are finite.
-fn values<T: Copy, const N: usize>(
-    values: &[T],
-    finite: impl Fn(T) -> bool,
-    bytes: impl Fn(T) -> [u8; N],
-) -> Option<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = Vec::with_capacity(N << 14);
-    for chunk in values.chunks(1 << 14) {
-        if !chunk.iter().all(|x| finite(*x)) {
-            return None;
-        }
-        buffer.clear();
-        chunk.iter().for_each(|x| buffer.extend_from_slice(&bytes(*x)));
-        hash.update(&buffer);
-    }
-    Some(hex::encode(hash.finalize()))
 }

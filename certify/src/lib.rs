@@ -47,6 +47,7 @@ pub mod certificate;
 mod error;
 #[cfg(feature = "import")]
 mod open;
+mod pinned;
 pub mod plan;
 #[cfg(feature = "cli")]
 pub mod plots;

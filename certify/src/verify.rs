@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::bound::{Norm, Norms, SLACK, WeightRow};
-use crate::certificate::{Certificate, FORMAT, certify, digest, document, theorem};
+use crate::certificate::{Certificate, FORMAT, document, prove, theorem};
+use crate::pinned::Pinned;
 use crate::source::{Rounded, Source};
 use crate::upper::Upper;
 
@@ -20,7 +21,7 @@ const LOOSE: f64 = 1e-6;
 ///
 /// # Errors
 /// [`Error::Violated`] names the first number or text that does not hold; otherwise as
-/// [`certify`].
+/// [`certify`](crate::certificate::certify).
 pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     if !(1..=FORMAT).contains(&claim.format) {
         let found = claim.format;
@@ -33,7 +34,8 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     if claim.graph != *source.graph() {
         return Err(violated("graph: is not that of the checkpoint".into()));
     }
-    let weights = digest(source)?;
+    let source = &Pinned::new(source)?;
+    let weights = source.digest();
     if claim.weights_sha256 != weights {
         let found = &claim.weights_sha256;
         return Err(violated(format!(
@@ -48,7 +50,8 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     }) {
         return Err(violated("domain.radius: is not a number that can be given".into()));
     }
-    let again = certify(source, claim.method, claim.formula, given.map(Upper::to_f64))?;
+    let radius = given.map(Upper::to_f64);
+    let again = prove(source, claim.method, claim.formula, radius, &|_| {})?;
     for (i, proven) in again.weights.iter().enumerate() {
         let stated = claim.weights.get(i).filter(|stated| stated.name == proven.name);
         let stated = stated.ok_or_else(|| {

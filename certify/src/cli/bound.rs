@@ -165,7 +165,8 @@ pub(super) fn origin(origin: &Origin) {
         Dialect::Original => "as the library that it comes from computes it",
         Dialect::Candle => "as candle's model of the family computes it",
     };
-    outln!("imported: {}, {whose}", origin.family);
+    let library = origin.library.iter().map(|name| format!(", as {name} reads it"));
+    outln!("imported: {}, {whose}{}", origin.family, library.collect::<String>());
     origin.notes.iter().for_each(|note| outln!("imported: {note}"));
     if !origin.unused.is_empty() {
         outln!("imported: left out, unknown: {}", origin.unused.join(", "));
