@@ -297,3 +297,12 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     }
     out
 }
+
+/// SHA-256 over the lines `name type shape digest` of all weights, in the order of their names.
+/// Each digest is over the values as little-endian bytes of their type.
+///
+/// # Errors
+/// [`Error::Network`] if a tensor cannot be read, or holds NaN or infinity.
+pub fn digest(source: &dyn Source) -> Result<String, Error> {
+    Ok(Pinned::new(source)?.digest().to_string())
+}

@@ -34,14 +34,74 @@ fn target(path: &Path) -> PathBuf {
         .unwrap_or_else(|_| path.to_path_buf())
 }
 
+/// A temporary file has a random name, so that two writers of one file do not share it, and is made
+/// by this call or not at all, so that no link that waits under its name is followed. The directory
+/// is synced too: a new name outlives a loss of power only then.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
-    let fresh = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
-    let written = File::create(&fresh)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    let replaced = written.and_then(|()| std::fs::rename(&fresh, path));
-    if replaced.is_err() {
-        let _ = std::fs::remove_file(&fresh);
+    if path.file_name().is_none() {
+        return Err(Error::file(path, "is not the name of a file"));
     }
-    replaced.at(path)
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".new");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut fresh = builder.tempfile_in(directory).at(path)?;
+    fresh.write_all(bytes).and_then(|()| fresh.as_file().sync_all()).at(path)?;
+    fresh.persist(path).map_err(|e| e.error).at(path)?;
+    sync(directory).at(path)
+}
+
+/// Waits until a directory's names are on disk, where the system can.
+fn sync(directory: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn no_link_under_a_temporary_name_is_followed_and_long_names_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "untouched").unwrap();
+        symlink(&victim, dir.path().join(".report.json.new")).unwrap();
+        let name = format!("{}.json", "n".repeat(250));
+        for name in ["report.json", &name] {
+            let path = dir.path().join(name);
+            write(&path, b"content").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"content");
+            // As readable as any file that a program makes.
+            assert_ne!(path.metadata().unwrap().permissions().mode() & 0o077, 0);
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"untouched");
+    }
+
+    /// Two writers and a reader: what is read is what one of them wrote.
+    #[test]
+    fn writers_of_one_file_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shared");
+        write(&path, &[0; 1 << 16]).unwrap();
+        std::thread::scope(|scope| {
+            for byte in [1, 2] {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        write(path, &vec![byte; 1 << 16]).unwrap();
+                    }
+                });
+            }
+            for _ in 0..2000 {
+                let found = std::fs::read(&path).unwrap();
+                assert_eq!(found.len(), 1 << 16);
+                assert!(found.iter().all(|byte| *byte == found[0]));
+            }
+        });
+        // Nothing is left behind.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }
