@@ -1,7 +1,10 @@
 //! Documents in which every key means something: one that is not known is refused, not passed over.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// Parses JSON; unlike serde's own attribute this also sees keys next to a tag and to flattened
@@ -51,6 +54,73 @@ fn unknown(raw: &Value, known: &Value, path: &str) -> Option<String> {
     }
 }
 
+/// Refuses JSON in which an object has a key twice: parsers keep one of the values, and not all
+/// parsers the same.
+///
+/// # Errors
+/// Names the key; or if this is no JSON.
+pub(crate) fn no_key_twice(json: &[u8]) -> serde_json::Result<()> {
+    serde_json::from_slice(json).map(|Unique| ())
+}
+
+/// A value all of whose objects have each key once.
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if keys.contains(&key) {
+                return Err(A::Error::custom(format!("it has the key `{key}` twice")));
+            }
+            keys.insert(key);
+            map.next_value::<Self>()?;
+        }
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
+        while list.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::Graph;
@@ -61,6 +131,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(said.contains("wanted keys with values"), "{said}");
+    }
+
+    #[test]
+    fn a_key_twice_is_named() {
+        let said = |json: &str| super::no_key_twice(json.as_bytes()).map_err(|e| e.to_string());
+        said(r#"{"a": [1, -1, 0.5, "a", true, null], "b": {"a": {}}}"#).unwrap();
+        for json in [r#"{"a": 1, "a": 1}"#, r#"[{"b": {"a": 1, "\u0061": 2}}]"#] {
+            assert!(said(json).unwrap_err().contains("the key `a` twice"));
+        }
     }
 
     #[test]

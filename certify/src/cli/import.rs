@@ -45,8 +45,12 @@ impl ImportCommand {
             Whose::Original => Dialect::Original,
             Whose::Candle => Dialect::Candle,
         };
-        let options =
-            ImportOptions { dialect, allow_unused: self.allow_unused, activation: self.activation, ..ImportOptions::default() };
+        let options = ImportOptions {
+            dialect,
+            allow_unused: self.allow_unused,
+            activation: self.activation,
+            ..ImportOptions::default()
+        };
         let Imported { model, meta, report } = import(&self.path, &options)?;
         checkpoint::save(&self.output, &model, &meta)?;
         if self.report {

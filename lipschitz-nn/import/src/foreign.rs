@@ -1,8 +1,6 @@
 //! A third-party model on disk: opened, checked to be complete, read a weight at a time.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
@@ -11,9 +9,11 @@ use lipschitz_nn::{At, Error, check_finite};
 
 use crate::config::ConfigReader;
 use crate::expression::TensorExpr;
-use crate::families::{self, llama2c, mlp, modula, modula_run};
+use crate::families::{self, gguf, llama2c, mlp, modula, modula_run};
 use crate::formats::files::Files;
 use crate::library::LIBRARY;
+use crate::formats::kind::Kind;
+use crate::formats::source::Source;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::options::ImportOptions;
@@ -65,24 +65,30 @@ impl Found {
         Ok(Self { library: Some(library), ..Self::new(&family, mapping, files) })
     }
 
-    fn in_file(path: &Path, activation: Option<&str>) -> Result<Self, Error> {
-        let has_extension = |wanted: &str| path.extension().is_some_and(|e| e == wanted);
-        let (bin, npz) = (has_extension("bin"), has_extension("npz"));
-        let mut start = [0; 4];
-        let read = File::open(path).and_then(|mut file| file.read(&mut start)).at(path)?;
-        if bin && &start[..read] != b"PK\x03\x04" {
-            let (mapping, files) = llama2c::open(path)?;
+    fn in_file(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
+        let source = Source::open(path)?;
+        let kind = Kind::of(&source)?;
+        // A damaged file of llama2.c is like no other; its name may say what it was.
+        let bin = kind == Kind::Unknown && path.extension().is_some_and(|e| e == "bin");
+        if kind == Kind::Llama2c || bin {
+            let (mapping, files) = llama2c::open(source)?;
             return Ok(Self::new("llama2.c", mapping, files));
         }
-        if npz && let Some((config, files)) = modula_run::open(path)? {
+        if let Some((config, files)) = modula_run::open(path)? {
             let mapping = modula::mapping(&config, &files)?;
             return Ok(Self::new("modula", mapping, files));
         }
-        let files = Files::of_file(path)?;
-        if npz && let Some(mapping) = modula::modula(path, &files)? {
+        let mut files = Files::of_file(path, options.entry.as_deref())?;
+        if let Some(metadata) = files.metadata() {
+            let (family, mapping) = gguf::mapping(path, metadata.clone(), &files)?;
+            return Ok(Self::new(&family, mapping, files));
+        }
+        let listed = files.get("arr_0").is_some();
+        if listed && let Some(mapping) = modula::modula(path, &files)? {
             return Ok(Self::new("modula", mapping, files));
         }
-        let mapping = mlp::mlp(path, &files, activation)?;
+        files.strip_attributes();
+        let mapping = mlp::mlp(path, &files, options.activation.as_deref())?;
         Ok(Self::new("mlp", mapping, files))
     }
 
@@ -126,7 +132,7 @@ impl Found {
         if let Some(name) = weights.keys().find(|name| !shapes.contains_key(*name)) {
             return Err(Error::file(path, Error::weight(name, "is not in the graph")));
         }
-        let notes = notes.into_iter().chain(report.set_aside()).collect();
+        let notes = notes.into_iter().chain(files.notes()).chain(report.set_aside()).collect();
         let (dialect, unused) = (options.dialect, report.unused.clone());
         let provenance = Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -149,7 +155,7 @@ impl Foreign {
             let found = Found::in_directory(path, options)?;
             Found { tokenizer: tokenizer(path)?, ..found }
         } else {
-            Found::in_file(path, options.activation.as_deref())?
+            Found::in_file(path, options)?
         };
         found.complete(path, options)
     }

@@ -36,6 +36,8 @@ pub use options::ImportOptions;
 pub use report::{ImportReport, Misshapen};
 pub use undecided::Undecided;
 
+use formats::kind::Kind;
+
 /// A third-party model as one of this project.
 #[derive(Debug)]
 pub struct Imported {
@@ -47,21 +49,25 @@ pub struct Imported {
     pub report: ImportReport,
 }
 
-/// Whether `path` is a third-party model: a directory with a `config.json`, or a file of a
-/// foreign format.
+/// Whether `path` is a third-party model: a directory with a `config.json`, or a file that begins
+/// as another format than safetensors does, whatever it is called. Of a safetensors file its
+/// metadata say whose it is.
 pub fn is_foreign(path: &Path) -> bool {
     if path.is_dir() {
         return path.join("config.json").exists();
     }
-    path.extension()
-        .and_then(|e| e.to_str())
-        .is_some_and(|e| ["bin", "pt", "pth", "npz"].contains(&e))
+    let named = |end: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(end));
+    match Kind::at(path) {
+        Ok(Kind::Safetensors) | Err(_) => false,
+        Ok(Kind::Unknown) => ["bin", "pt", "pth", "npz", "gguf"].into_iter().any(named),
+        Ok(_) => true,
+    }
 }
 
-/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a `.bin` of
-/// llama2.c; a `.npz` of the JAX code of Newhouse et al. (2025), an archive of a run or matrices
-/// with the config beside them; or a file of matrices (`.safetensors`, `.pt`, `.npz`), taken as a
-/// multilayer perceptron.
+/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a GGUF file; a
+/// file of llama2.c; an `.npz` of the JAX code of Newhouse et al. (2025), an archive of a run or
+/// matrices with the config beside them; or a file of matrices of safetensors, PyTorch or numpy,
+/// taken as a multilayer perceptron. Files are known by their first bytes.
 ///
 /// The weights keep their float type where all have one and none is computed with; else they become
 /// f32 (f64 where there is some). Each file is read tensor by tensor, so that memory stays within

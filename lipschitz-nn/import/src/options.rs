@@ -16,4 +16,7 @@ pub struct ImportOptions {
     /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
     /// such as `relu`.
     pub activation: Option<String>,
+    /// For a file of `torch.save` that holds several sets of tensors: which one, by its key, or by
+    /// its keys with dots between, such as `ema.module`.
+    pub entry: Option<String>,
 }

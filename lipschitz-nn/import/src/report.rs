@@ -54,7 +54,10 @@ impl ImportReport {
                     report.misshapen.push(Misshapen { name: (*name).to_string(), found, wanted });
                 }
                 Some(info) if !info.dtype.is_some_and(|d| d.is_float()) => {
-                    report.missing.push(format!("{name} (there is one, but not of floats)"));
+                    let kind = &info.kind;
+                    report
+                        .missing
+                        .push(format!("{name} (there is one of {kind}, which is not read)"));
                 }
                 Some(_) => {}
             }

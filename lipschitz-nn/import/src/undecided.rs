@@ -16,4 +16,8 @@ pub enum Undecided {
     /// Matrices alone, whose [`activation`](crate::ImportOptions::activation) no file says.
     #[error("{0}")]
     NoActivation(String),
+    /// Several sets of tensors in one file, such as a model and its moving average, of which
+    /// [`entry`](crate::ImportOptions::entry) names one.
+    #[error("{0}")]
+    Entries(String),
 }

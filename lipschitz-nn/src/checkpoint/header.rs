@@ -6,7 +6,10 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use candle_core::DType;
+use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+
+use crate::strict;
 
 /// The format's own limit, in bytes.
 const MAX_SIZE: u64 = 100_000_000;
@@ -28,6 +31,8 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// None for a type that no weight has, such as booleans.
     pub dtype: Option<DType>,
+    /// The type, as the format spells it.
+    pub kind: String,
     /// Where it begins, from the start of the file.
     pub offset: u64,
     /// How many bytes it has.
@@ -52,8 +57,8 @@ pub enum Damage {
         /// Of the file, in bytes.
         length: u64,
     },
-    /// The header is no JSON, or tensors overlap, leave gaps, or are not as long as their shapes
-    /// say.
+    /// The header is no JSON, or has a key twice, or tensors overlap, leave gaps, or are not as long
+    /// as their shapes say.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     /// The file ends before or behind its last tensor.
@@ -81,6 +86,7 @@ impl Header {
         }
         let mut bytes = Vec::new();
         file.take(size).read_to_end(&mut bytes)?;
+        strict::no_key_twice(&bytes)?;
         let metadata: Metadata = serde_json::from_slice(&bytes)?;
         let start = 8 + size;
         let wanted = start.saturating_add(metadata.data_len() as u64);
@@ -102,11 +108,29 @@ impl Header {
             Entry {
                 name,
                 shape: info.shape.clone(),
-                dtype: DType::try_from(info.dtype).ok(),
+                dtype: dtype(info.dtype),
+                kind: info.dtype.to_string(),
                 offset: self.start + from as u64,
                 bytes: (to - from) as u64,
             }
         };
         self.metadata.tensors().into_iter().map(entry).collect()
+    }
+}
+
+/// The type of a tensor, if it is computed with. Numbers of less than a byte have no size in
+/// candle, and its conversion of those of one byte does not end.
+pub(super) fn dtype(kind: Dtype) -> Option<DType> {
+    match kind {
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F64 => Some(DType::F64),
+        Dtype::U8 => Some(DType::U8),
+        Dtype::U32 => Some(DType::U32),
+        Dtype::I16 => Some(DType::I16),
+        Dtype::I32 => Some(DType::I32),
+        Dtype::I64 => Some(DType::I64),
+        _ => None,
     }
 }

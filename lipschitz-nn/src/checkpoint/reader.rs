@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::TensorInfo;
 
-use super::header::{Damage, Header};
+use super::header::{Damage, Header, dtype};
 use super::meta::Meta;
 use super::tensors::damaged;
 use crate::weights::fits;
@@ -45,7 +46,7 @@ impl Reader {
         let tensors = header.metadata.tensors();
         let mut found = BTreeMap::new();
         for (name, info) in &tensors {
-            let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(path, e))?;
+            let dtype = known(name, info).map_err(|e| Error::file(path, e))?;
             found.insert(name.as_str(), (info.shape.as_slice(), dtype));
         }
         fits(&meta.graph, &found).map_err(|e| Error::file(path, e))?;
@@ -83,9 +84,21 @@ impl Reader {
             return Err(Error::file(&self.path, what));
         }
         read.at(&self.path)?;
-        let dtype = DType::try_from(info.dtype).map_err(|e| Error::file(&self.path, e))?;
+        let dtype = known(name, info).map_err(|e| Error::file(&self.path, e))?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)
     }
+}
+
+/// The type of a tensor that is computed with.
+///
+/// # Errors
+/// [`Error::Weight`] if it is of another, or of a shape whose sizes have no product.
+pub(super) fn known(name: &str, info: &TensorInfo) -> Result<DType, Error> {
+    if info.shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1))).is_none() {
+        return Err(Error::weight(name, format!("has the shape {:?}", info.shape)));
+    }
+    let what = || format!("is of the type {}, which is not computed with", info.dtype);
+    dtype(info.dtype).ok_or_else(|| Error::weight(name, what()))
 }
 
 /// The length of a file, and when it was last written to, where the system says so.

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 
 use super::atomic::write;
+use super::reader::known;
 use crate::{At, Error, Weights};
 
 /// Writes named tensors with metadata, atomically.
@@ -27,7 +28,8 @@ pub fn save_tensors<'a>(
 /// Reads the tensors and metadata of a safetensors file.
 ///
 /// # Errors
-/// [`Error::File`] if the file is missing or damaged.
+/// [`Error::File`] if the file is missing or damaged, or a tensor is of a type that is not computed
+/// with, such as floats of 8 bits.
 pub fn load_tensors(
     path: &Path,
     device: &Device,
@@ -35,6 +37,9 @@ pub fn load_tensors(
     let bytes = std::fs::read(path).at(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
     let metadata = header.metadata().clone().unwrap_or_default();
+    for (name, info) in header.tensors() {
+        known(&name, info).map_err(|e| Error::file(path, e))?;
+    }
     let tensors = candle_core::safetensors::load_buffer(&bytes, device)
         .map_err(|e| damaged(path, &Error::from(e)))?;
     Ok((tensors.into_iter().collect(), metadata))

@@ -1,18 +1,14 @@
 //! The `.bin` files of llama2.c: a header, then all weights as f32 in a fixed order.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
 use candle_core::DType;
 
 use crate::expression::{TensorExpr, WeightMap};
-use crate::formats::files::Files;
+use crate::formats::files::{Files, Found, Layout, Start};
+use crate::formats::source::Source;
 use crate::mapping::Mapping;
 use crate::nodes::{attention, blocks, linear, residual, rms_norm};
-use lipschitz_nn::checkpoint::Entry;
+use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Pairing, Rotary};
-use lipschitz_nn::{At, Error};
 
 /// The header.
 #[derive(Clone, Copy)]
@@ -33,18 +29,17 @@ struct Header {
 }
 
 /// What version 1 begins with.
-const MAGIC: i32 = 0x616b_3432;
+pub(crate) const MAGIC: i32 = 0x616b_3432;
 /// The ε in its code.
 const EPS: f64 = 1e-5;
 
-fn header(path: &Path, length: u64) -> Result<Header, Error> {
-    let mut bytes = Vec::new();
-    File::open(path).at(path)?.take(256).read_to_end(&mut bytes).at(path)?;
+fn header(source: &Source) -> Result<Header, Error> {
+    let (bytes, length) = (source.start(256)?, source.length());
     let number = |i: usize| {
         let word = bytes.get(4 * i..4 * i + 4)?;
         Some(i32::from_le_bytes([word[0], word[1], word[2], word[3]]))
     };
-    let wrong = |what: String| Error::file(path, format!("is no model of llama2.c: {what}"));
+    let wrong = |what: String| source.wrong(format!("is no model of llama2.c: {what}"));
     let first = number(0) != Some(MAGIC);
     if !first && number(1) != Some(1) {
         return Err(wrong(format!(
@@ -91,7 +86,8 @@ fn header(path: &Path, length: u64) -> Result<Header, Error> {
 }
 
 /// The index of the file, by names of our own.
-fn entries(path: &Path, h: &Header, length: u64) -> Result<Vec<Entry>, Error> {
+fn entries(source: &Source, h: &Header) -> Result<Vec<Found>, Error> {
+    let length = source.length();
     let Header { dim, hidden, vocabulary, .. } = *h;
     let key = dim / h.heads * h.key_value_heads;
     let layered: [(&str, Vec<usize>); 9] = [
@@ -133,33 +129,42 @@ fn entries(path: &Path, h: &Header, length: u64) -> Result<Vec<Entry>, Error> {
                 count.and_then(|bytes| offset.checked_add(bytes)).filter(|end| *end <= length);
             let Some(end) = end else {
                 let what = format!("its header wants more than its {length} bytes (at `{name}`)");
-                return Err(Error::file(path, format!("is no whole model of llama2.c: {what}")));
+                return Err(source.wrong(format!("is no whole model of llama2.c: {what}")));
             };
             let name = if layered { format!("layers.{i}.{name}") } else { name.clone() };
-            out.push(Entry {
+            out.push(Found {
                 name,
                 shape: shape.clone(),
                 dtype: Some(DType::F32),
-                offset,
-                bytes: end - offset,
+                kind: "f32".into(),
+                start: Start::Offset(offset),
+                count: end - offset,
+                layout: Layout::Dense,
             });
             offset = end;
         }
     }
     if offset != length {
-        return Err(Error::file(
-            path,
-            format!("is no model of llama2.c: it has {length} bytes, its header wants {offset}"),
-        ));
+        let what = format!("it has {length} bytes, its header wants {offset}");
+        return Err(source.wrong(format!("is no model of llama2.c: {what}")));
     }
     Ok(out)
 }
 
-pub(crate) fn open(path: &Path) -> Result<(Mapping, Files), Error> {
-    let length = std::fs::metadata(path).at(path)?.len();
-    let h = header(path, length)?;
-    let mut files = Files::default();
-    files.insert(path, length, entries(path, &h, length)?)?;
+/// Whether the sizes in a header account for every byte of the file: the first version begins with
+/// nothing else that tells it from other files.
+pub(crate) fn matches(source: &Source) -> Result<bool, Error> {
+    match header(source).and_then(|h| entries(source, &h)) {
+        Ok(_) => Ok(true),
+        Err(Error::File { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn open(source: Source) -> Result<(Mapping, Files), Error> {
+    let h = header(&source)?;
+    let entries = entries(&source, &h)?;
+    let files = Files::of_found(source, entries)?;
     let Header { dim, hidden, heads, vocabulary, context, .. } = h;
     let head_dim = dim / heads;
     let mut weights = WeightMap::default();

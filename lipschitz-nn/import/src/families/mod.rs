@@ -1,6 +1,7 @@
 //! One file for each family of models, and the table of families.
 
 mod bert;
+pub(crate) mod gguf;
 mod gpt2;
 mod llama;
 pub(crate) mod llama2c;

@@ -2,32 +2,42 @@
 //! of Python objects, the run's config as `args` and each checkpoint's matrices, as nested lists of
 //! floats, as `weights_checkpoint_0` and so on.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::ConfigReader;
-use crate::formats::archive;
 use crate::formats::files::Files;
+use crate::formats::kind::Kind;
 use crate::formats::pickle::{Id, Machine, Object};
+use crate::formats::source::Source;
+use crate::formats::{archive, npy};
 use lipschitz_nn::Error;
 
 /// The config and the last checkpoint's matrices, as `arr_0` and so on, if this is such an archive.
 pub(crate) fn open(path: &Path) -> Result<Option<(ConfigReader, Files)>, Error> {
+    let source = Source::open(path)?;
+    if Kind::of(&source)? != Kind::Zip {
+        return Ok(None);
+    }
+    let names: BTreeSet<String> =
+        archive::members(&source)?.into_iter().map(|member| member.name).collect();
     let member = |i: usize| format!("weights_checkpoint_{i}.npy");
-    if !archive::has(path, "args.npy")? || !archive::has(path, &member(0))? {
+    if !names.contains("args.npy") || !names.contains(&member(0)) {
         return Ok(None);
     }
     let mut last = 0;
-    while archive::has(path, &member(last + 1))? {
+    while names.contains(&member(last + 1)) {
         last += 1;
     }
-    let config = object(path, "args.npy", |machine, id| match value(machine, id, &mut 10_000) {
-        Some(Value::Object(options)) => Ok(ConfigReader::of(path, "args.".into(), options)),
-        _ => Err("is no dictionary of options".into()),
-    })?;
-    let tensors = object(path, &member(last), |machine, id| {
+    let config =
+        object(&source, "args.npy", |machine, id| match machine.plain(id, &mut (1 << 20)) {
+            Some(Value::Object(options)) => Ok(ConfigReader::of(path, "args.".into(), options)),
+            _ => Err("is no dictionary of options".into()),
+        })?;
+    let tensors = object(&source, &member(last), |machine, id| {
         let Object::Dict(pairs) = &machine.memory[id] else {
             return Err("is no dictionary of matrices".into());
         };
@@ -55,15 +65,15 @@ fn known(name: &str) -> bool {
 
 /// Reads the Python object that a member holds.
 fn object<T>(
-    path: &Path,
+    source: &Source,
     name: &str,
     read: impl FnOnce(&Machine, Id) -> Result<T, String>,
 ) -> Result<T, Error> {
-    let wrong = |what: String| Error::file(path, format!("`{name}`: {what}"));
-    let bytes = archive::unpack(path, name)?;
+    let wrong = |what: String| source.wrong(format!("`{name}`: {what}"));
+    let bytes = archive::unpack(source, name)?;
     let code =
-        archive::pickled(&bytes).ok_or_else(|| wrong("is no array of a Python object".into()))?;
-    let (machine, top) = Machine::run(code, known).map_err(wrong)?;
+        npy::pickled(&bytes).ok_or_else(|| wrong("is no array of a Python object".into()))?;
+    let (machine, top) = Machine::run(code, known, 4 * code.len()).map_err(wrong)?;
     // The state of an array: version, shape, type, order, and its objects in a list.
     let only = || {
         let [_, _, _, _, objects] = *machine.tuple(*machine.states.get(&top)?)? else {
@@ -96,29 +106,4 @@ fn matrix(machine: &Machine, id: Id) -> Option<Tensor> {
     let exact = data.iter().all(|x: &f64| f64::from(*x as f32) == *x);
     let matrix = Tensor::from_vec(data, (rows.len(), columns), &Device::Cpu).ok()?;
     if exact { matrix.to_dtype(DType::F32).ok() } else { Some(matrix) }
-}
-
-/// Options as JSON, of no more than `room` values: what contains one list many times over could be
-/// larger than any memory.
-fn value(machine: &Machine, id: Id, room: &mut usize) -> Option<Value> {
-    *room = room.checked_sub(1)?;
-    Some(match &machine.memory[id] {
-        Object::None => Value::Null,
-        Object::Flag(flag) => (*flag).into(),
-        Object::Number(n) => (*n).into(),
-        Object::Float(x) => (*x).into(),
-        Object::Floats(all) => all.clone().into(),
-        Object::Text(text) => text.clone().into(),
-        Object::List(items) | Object::Tuple(items) => {
-            items.iter().map(|id| value(machine, *id, room)).collect::<Option<Vec<_>>>()?.into()
-        }
-        Object::Dict(pairs) => {
-            let mut out = Map::new();
-            for (key, item) in pairs {
-                out.insert(machine.said(*key)?.to_string(), value(machine, *item, room)?);
-            }
-            Value::Object(out)
-        }
-        _ => return None,
-    })
 }

@@ -1,146 +1,163 @@
-//! Zip archives: PyTorch's, and numpy's `.npz`.
+//! Zip archives: PyTorch's, and numpy's `.npz`. An archive is not trusted: what it unpacks to and
+//! how many members it has are bounded by its size.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::io::{BufReader, Read};
 
-use candle_core::DType;
 use zip::{CompressionMethod, ZipArchive};
 
-use lipschitz_nn::checkpoint::Entry;
-use lipschitz_nn::{At, Error};
+use super::source::Source;
+use lipschitz_nn::Error;
 
-/// Where the bytes of a member lie.
-#[derive(Clone, Copy, Debug)]
+/// A member, and where its bytes lie.
+#[derive(Clone, Debug)]
 pub(crate) struct Member {
+    pub name: String,
+    /// Where it begins in the file.
     pub offset: u64,
+    /// How many bytes it has, unpacked; of a compressed one, as the archive says.
     pub bytes: u64,
+    pub packed: bool,
 }
 
-/// The members of an archive by name. Compressed ones are refused: they could be any size once
-/// unpacked.
-pub(crate) fn members(path: &Path) -> Result<BTreeMap<String, Member>, Error> {
-    let damaged =
-        |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
-    let file = File::open(path).at(path)?;
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
-    let mut out = BTreeMap::new();
-    for i in 0..archive.len() {
-        let member = archive.by_index_raw(i).map_err(|e| damaged(&e))?;
-        let name = member.name().map_err(|e| damaged(&e))?.into_owned();
-        if member.compression() != CompressionMethod::Stored || member.encrypted() {
-            let what = format!(
-                "has the compressed member `{name}`; save it uncompressed (numpy.savez, torch.save)"
-            );
-            return Err(Error::file(path, what));
+fn damaged(source: &Source, e: &dyn std::fmt::Display) -> Error {
+    source.wrong(format!("is not a whole zip archive: {e}; fetch it again"))
+}
+
+/// Members that an archive may have whatever its size.
+const FEW: u64 = 1 << 16;
+
+fn archive<'a>(source: &Source, file: &'a File) -> Result<ZipArchive<BufReader<&'a File>>, Error> {
+    ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(source, &e))
+}
+
+/// Fails if the archive's end says more members than its size bears. An entry of the directory
+/// takes more memory than it has bytes.
+fn check_count(source: &Source) -> Result<(), Error> {
+    let end = source.end(FEW + 98)?;
+    // What locates the end record of a large archive.
+    for at in end.windows(4).enumerate().filter(|(_, w)| w == b"PK\x06\x07").map(|(at, _)| at) {
+        let number = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+        let Some(record) = end.get(at + 8..at + 16).and_then(number) else { continue };
+        let Ok(record) = source.bytes(record, 56) else { continue };
+        let count = record.get(32..40).and_then(number).unwrap_or_default();
+        if record.starts_with(b"PK\x06\x06") && count > FEW.max(source.length() / 256) {
+            let length = source.length();
+            return Err(source.wrong(format!("says {count} members in {length} bytes")));
         }
-        let offset =
-            member.data_start().ok_or_else(|| damaged(&format!("nothing is known of `{name}`")))?;
-        out.insert(name, Member { offset, bytes: member.size() });
     }
+    Ok(())
+}
+
+/// The members of an archive, in its order.
+pub(crate) fn members(source: &Source) -> Result<Vec<Member>, Error> {
+    check_count(source)?;
+    let file = source.at(0)?;
+    let mut archive = archive(source, &file)?;
+    if archive.has_duplicate_names() {
+        return Err(source.wrong("is an archive with two members of one name"));
+    }
+    let mut out = Vec::new();
+    for i in 0..archive.len() {
+        let member = archive.by_index_raw(i).map_err(|e| damaged(source, &e))?;
+        let name = member.name().map_err(|e| damaged(source, &e))?.into_owned();
+        if member.encrypted() {
+            return Err(source.wrong(format!("has the encrypted member `{name}`")));
+        }
+        let packed = match member.compression() {
+            CompressionMethod::Stored => false,
+            CompressionMethod::Deflated => true,
+            other => {
+                let what =
+                    format!("has the member `{name}`, compressed with {other}; save it anew");
+                return Err(source.wrong(what));
+            }
+        };
+        let offset = member
+            .data_start()
+            .ok_or_else(|| damaged(source, &format!("nothing is known of `{name}`")))?;
+        out.push(Member { name, offset, bytes: member.size(), packed });
+    }
+    source.check(&file)?;
     Ok(out)
 }
 
-/// The bytes of a member.
-pub(crate) fn read(path: &Path, member: Member) -> Result<Vec<u8>, Error> {
-    let mut file = File::open(path).at(path)?;
-    if member.bytes > file.metadata().at(path)?.len() {
-        return Err(Error::file(path, "has a member that is larger than the file"));
+/// The bytes of a member that is not compressed.
+pub(crate) fn read(source: &Source, member: &Member) -> Result<Vec<u8>, Error> {
+    if member.packed {
+        let what = format!(
+            "has the compressed member `{}`; torch.save compresses none, save it again",
+            member.name
+        );
+        return Err(source.wrong(what));
     }
-    file.seek(SeekFrom::Start(member.offset)).at(path)?;
-    let mut bytes = vec![0; member.bytes as usize];
-    file.read_exact(&mut bytes).at(path)?;
-    Ok(bytes)
+    source.bytes(member.offset, member.bytes)
 }
 
-/// Whether there is a member of this name.
-pub(crate) fn has(path: &Path, name: &str) -> Result<bool, Error> {
-    let damaged =
-        |e: &dyn std::fmt::Display| Error::file(path, format!("is not a whole zip archive: {e}"));
-    let file = File::open(path).at(path)?;
-    let archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
-    Ok(archive.index_for_name(name).is_some())
+/// The first bytes of a member, compressed or not.
+pub(crate) fn start(source: &Source, member: &Member, most: u64) -> Result<Vec<u8>, Error> {
+    if !member.packed {
+        return source.bytes(member.offset, member.bytes.min(most));
+    }
+    with(source, &member.name, |packed| {
+        let mut bytes = Vec::new();
+        packed.take(most).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })
 }
 
-/// How much larger than its archive a member may be: what compresses better is no trained weight.
+/// Reads a member with what unpacks it.
+fn with<T>(
+    source: &Source,
+    name: &str,
+    read: impl FnOnce(&mut dyn Read) -> std::io::Result<T>,
+) -> Result<T, Error> {
+    let cannot = |e: &dyn std::fmt::Display| source.wrong(format!("cannot unpack `{name}`: {e}"));
+    let file = source.at(0)?;
+    let mut archive = archive(source, &file)?;
+    let mut member = archive.by_name(name).map_err(|e| cannot(&e))?;
+    let out = read(&mut member);
+    source.check(&file)?;
+    out.map_err(|e| cannot(&e))
+}
+
+/// The bytes of a compressed member behind its first `skip`, which are `count` and no more. Its
+/// checksum is verified.
+pub(crate) fn unpack_exactly(
+    source: &Source,
+    name: &str,
+    skip: u64,
+    count: u64,
+) -> Result<Vec<u8>, Error> {
+    with(source, name, |packed| {
+        std::io::copy(&mut packed.take(skip), &mut std::io::sink())?;
+        let mut bytes = Vec::new();
+        packed.take(count.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == count {
+            return Ok(bytes);
+        }
+        let what = format!("it does not hold the {count} bytes of its header");
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
+    })
+}
+
+/// How much larger than its archive a member of Python objects may be: what compresses better is no
+/// trained weight.
 const LARGEST_RATIO: u64 = 64;
 
 /// The bytes of a member that may be compressed.
-pub(crate) fn unpack(path: &Path, name: &str) -> Result<Vec<u8>, Error> {
-    let damaged =
-        |e: &dyn std::fmt::Display| Error::file(path, format!("cannot unpack `{name}`: {e}"));
-    let file = File::open(path).at(path)?;
-    let limit = LARGEST_RATIO * file.metadata().at(path)?.len();
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
-    let member = archive.by_name(name).map_err(|e| damaged(&e))?;
-    let mut bytes = Vec::new();
-    member.take(limit + 1).read_to_end(&mut bytes).map_err(|e| damaged(&e))?;
+pub(crate) fn unpack(source: &Source, name: &str) -> Result<Vec<u8>, Error> {
+    let limit = LARGEST_RATIO.saturating_mul(source.length());
+    let bytes = with(source, name, |packed| {
+        let mut bytes = Vec::new();
+        packed.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })?;
     if bytes.len() as u64 > limit {
-        return Err(Error::file(
-            path,
-            format!(
-                "has the member `{name}`, which unpacks to over {LARGEST_RATIO} times the file"
-            ),
-        ));
+        let what = format!(
+            "has the member `{name}`, which unpacks to over {LARGEST_RATIO} times the file"
+        );
+        return Err(source.wrong(what));
     }
     Ok(bytes)
-}
-
-/// The longest header of an array that is read.
-const LONGEST: u64 = 1 << 16;
-
-/// The arrays of a `.npz`.
-pub(crate) fn arrays(path: &Path) -> Result<Vec<Entry>, Error> {
-    let mut out = Vec::new();
-    for (name, member) in members(path)? {
-        let start = read(path, Member { bytes: member.bytes.min(LONGEST), ..member })?;
-        let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
-        let (dtype, shape, size) = header(&start).ok_or_else(|| {
-            Error::file(
-                path,
-                format!("has the member `{name}`, which is no array of numbers in C order"),
-            )
-        })?;
-        let (offset, bytes) = (member.offset + size, member.bytes.saturating_sub(size));
-        out.push(Entry { name, shape, dtype: Some(dtype), offset, bytes });
-    }
-    Ok(out)
-}
-
-/// The header of an array, and where it ends.
-fn header_text(bytes: &[u8]) -> Option<(&str, usize)> {
-    let rest = bytes.strip_prefix(b"\x93NUMPY")?;
-    let (size, start) = match *rest.first()? {
-        1 => (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 10),
-        2 | 3 => (u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?) as usize, 12),
-        _ => return None,
-    };
-    Some((std::str::from_utf8(bytes.get(start..start + size)?).ok()?, start + size))
-}
-
-/// The pickle of an array of one Python object.
-pub(crate) fn pickled(bytes: &[u8]) -> Option<&[u8]> {
-    let (text, end) = header_text(bytes)?;
-    text.contains("'|O'").then(|| &bytes[end..])
-}
-
-/// Type and shape of an array, and the size of its header in bytes.
-fn header(bytes: &[u8]) -> Option<(DType, Vec<usize>, u64)> {
-    let (text, end) = header_text(bytes)?;
-    let after = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
-    if !after("fortran_order")?.starts_with("False") {
-        return None;
-    }
-    let dtype = match after("descr")?.strip_prefix('\'')?.split('\'').next()? {
-        "<f2" => DType::F16,
-        "<f4" => DType::F32,
-        "<f8" => DType::F64,
-        "<i8" => DType::I64,
-        "|u1" => DType::U8,
-        _ => return None,
-    };
-    let shape = after("shape")?.strip_prefix('(')?.split_once(')')?.0;
-    let sizes = shape.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Some((dtype, sizes.map(|s| s.parse().ok()).collect::<Option<Vec<usize>>>()?, end as u64))
 }

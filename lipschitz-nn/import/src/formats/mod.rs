@@ -2,5 +2,10 @@
 
 pub(crate) mod archive;
 pub(crate) mod files;
+pub(crate) mod gguf;
+pub(crate) mod kind;
+pub(crate) mod npy;
 pub(crate) mod pickle;
+pub(crate) mod source;
+mod state_dict;
 pub(crate) mod torch;

@@ -1,8 +1,13 @@
 //! Pickles. A pickle is a program; this machine knows the instructions that build numbers, texts,
 //! lists and dictionaries, writes down calls in place of making them, and stops at the first name
 //! that its caller does not know.
+//!
+//! An instruction of one byte can make a value of forty, so the machine has a limit on its memory.
 
 use std::collections::BTreeMap;
+use std::mem::size_of;
+
+use serde_json::{Map, Value};
 
 /// A value, by its place in the machine's memory: values that contain each other need no care when
 /// they are dropped.
@@ -26,13 +31,15 @@ pub(crate) enum Object {
     /// A call that is written down and not made.
     Call(Id, Id),
     Mark,
-    /// Bytes.
+    /// Bytes, sets, numbers of more than 64 bits.
     Other,
 }
 
 pub(crate) struct Machine<'a> {
     code: &'a [u8],
     known: fn(&str) -> bool,
+    /// How many bytes of memory it may still take.
+    room: usize,
     pub memory: Vec<Object>,
     stack: Vec<Id>,
     memo: BTreeMap<u32, Id>,
@@ -40,20 +47,58 @@ pub(crate) struct Machine<'a> {
     remembered: Id,
     /// What was set on an object after it was made.
     pub states: BTreeMap<Id, Id>,
+    /// The items of objects of unknown classes that are dictionaries too.
+    items: BTreeMap<Id, Vec<(Id, Id)>>,
 }
 
+/// Memory that every pickle may take, in bytes.
+const ENOUGH: usize = 1 << 22;
+
+/// What a value costs besides what it owns: its place in memory, and one on the stack.
+const VALUE: usize = size_of::<Object>() + size_of::<Id>();
+/// What an entry of the machine's maps costs.
+const ENTRY: usize = 32;
+
+const EMPTY: &str = "its pickle takes from an empty stack";
+
 impl<'a> Machine<'a> {
-    /// Runs a pickle to its end; what it leaves. `known` says which names it may use.
+    /// Runs a pickle to its end; what it leaves. `known` says which names it may use, and it takes
+    /// about `room` bytes of memory at the most, or a few MiB if that is more.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn run(code: &'a [u8], known: fn(&str) -> bool) -> Result<(Self, Id), String> {
-        let (memory, stack, memo, states) =
-            (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let mut machine = Self { code, known, memory, stack, memo, remembered: 0, states };
+    pub(crate) fn run(
+        code: &'a [u8],
+        known: fn(&str) -> bool,
+        room: usize,
+    ) -> Result<(Self, Id), String> {
+        let mut machine = Self {
+            code,
+            known,
+            room: room.max(ENOUGH),
+            memory: Vec::new(),
+            stack: Vec::new(),
+            memo: BTreeMap::new(),
+            remembered: 0,
+            states: BTreeMap::new(),
+            items: BTreeMap::new(),
+        };
         while !machine.step()? {}
         let top = machine.pop()?;
         Ok((machine, top))
+    }
+
+    /// The bytes behind the pickle that was run.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.code
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), String> {
+        self.room = self
+            .room
+            .checked_sub(bytes)
+            .ok_or("its pickle would take far more memory than it has bytes")?;
+        Ok(())
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
@@ -78,32 +123,60 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, size: usize) -> Result<(), String> {
-        let text = std::str::from_utf8(self.take(size)?)
-            .map_err(|_| "its pickle has a text that is not UTF-8")?;
-        self.push(Object::Text(text.to_string()));
+        // Lone surrogates are no UTF-8, and in no name of a tensor.
+        let text = String::from_utf8_lossy(self.take(size)?).into_owned();
+        self.push(Object::Text(text))
+    }
+
+    /// Bytes, of which nothing is kept.
+    fn skip(&mut self, size: usize) -> Result<(), String> {
+        self.take(size)?;
+        self.push(Object::Other)
+    }
+
+    fn long(&mut self) -> Result<usize, String> {
+        let size = self.take(8)?.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+        usize::try_from(size).map_err(|_| "its pickle is truncated".into())
+    }
+
+    /// A whole number of so many bytes.
+    fn integer(&mut self, size: usize) -> Result<(), String> {
+        let bytes = self.take(size)?;
+        if size > 8 {
+            return self.push(Object::Other);
+        }
+        let mut full = [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 8];
+        full[..size].copy_from_slice(bytes);
+        self.push(Object::Number(i64::from_le_bytes(full)))
+    }
+
+    fn push(&mut self, object: Object) -> Result<(), String> {
+        let owned = match &object {
+            Object::Text(text) | Object::Name(text) => text.capacity(),
+            Object::Tuple(items) | Object::List(items) => items.capacity() * size_of::<Id>(),
+            Object::Dict(pairs) => pairs.capacity() * size_of::<(Id, Id)>(),
+            _ => 0,
+        };
+        self.spend(VALUE + owned)?;
+        self.memory.push(object);
+        self.stack.push(self.memory.len() - 1);
         Ok(())
     }
 
-    fn push(&mut self, object: Object) {
-        self.memory.push(object);
-        self.stack.push(self.memory.len() - 1);
-    }
-
     fn pop(&mut self) -> Result<Id, String> {
-        self.stack.pop().ok_or_else(|| "its pickle weights from an empty stack".to_string())
+        self.stack.pop().ok_or_else(|| EMPTY.to_string())
     }
 
     fn top(&self) -> Result<Id, String> {
-        self.stack
-            .last()
-            .copied()
-            .ok_or_else(|| "its pickle weights from an empty stack".to_string())
+        self.stack.last().copied().ok_or_else(|| EMPTY.to_string())
     }
 
-    fn popped(&mut self, count: usize) -> Result<Vec<Id>, String> {
-        let at =
-            self.stack.len().checked_sub(count).ok_or("its pickle weights from an empty stack")?;
-        Ok(self.stack.split_off(at))
+    fn popped<const N: usize>(&mut self) -> Result<[Id; N], String> {
+        let mut out = [0; N];
+        for id in out.iter_mut().rev() {
+            *id = self.pop()?;
+        }
+        Ok(out)
     }
 
     fn since_mark(&mut self) -> Result<Vec<Id>, String> {
@@ -115,11 +188,15 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, pairs: &[Id]) -> Result<(), String> {
-        let dict = self.top()?;
-        match (&mut self.memory[dict], pairs.len() % 2) {
-            (Object::Dict(there), 0) => {
-                there.extend(pairs.chunks(2).map(|pair| (pair[0], pair[1])))
-            }
+        self.spend(pairs.len() * size_of::<Id>())?;
+        let target = self.top()?;
+        let (pairs, []) = pairs.as_chunks::<2>() else {
+            return Err("its pickle sets a key without a value".into());
+        };
+        let pairs = pairs.iter().map(|[key, value]| (*key, *value));
+        match &mut self.memory[target] {
+            Object::Dict(there) => there.extend(pairs),
+            Object::Call(..) => self.items.entry(target).or_default().extend(pairs),
             _ => return Err("its pickle sets items of what is no dictionary".into()),
         }
         Ok(())
@@ -128,21 +205,26 @@ impl<'a> Machine<'a> {
     fn append(&mut self, items: &[Id]) -> Result<(), String> {
         let list = self.top()?;
         if let Some(floats) = self.floats(list, items) {
+            self.room += floats.len() * VALUE;
+            self.spend(floats.len() * size_of::<f64>())?;
             match &mut self.memory[list] {
                 Object::Floats(there) => there.extend(floats),
                 there => *there = Object::Floats(floats),
             }
             return Ok(());
         }
+        self.spend(items.len() * size_of::<Id>())?;
         match &mut self.memory[list] {
             Object::List(there) => there.extend(items),
+            // Of an object of an unknown class, or a set: nothing reads them.
+            Object::Call(..) | Object::Other => {}
             _ => return Err("its pickle appends to what is no list".into()),
         }
         Ok(())
     }
 
     /// The items that are appended to a list, if it and they are floats alone; they leave the
-    /// memory, so that a float weights eight bytes.
+    /// memory, so that a float takes eight bytes.
     fn floats(&mut self, list: Id, items: &[Id]) -> Option<Vec<f64>> {
         let fits = match &self.memory[list] {
             Object::List(there) => there.is_empty(),
@@ -159,14 +241,33 @@ impl<'a> Machine<'a> {
         }
         let float = |id: &Id| if let Object::Float(x) = self.memory[*id] { Some(x) } else { None };
         let floats = items.iter().map(float).collect::<Option<Vec<f64>>>()?;
+        // One that was doubled is still on the stack.
+        if self.stack.iter().rev().take_while(|id| **id != list).any(|id| *id >= first) {
+            return None;
+        }
         self.memory.truncate(first);
         Some(floats)
     }
 
     fn remember(&mut self, at: u32) -> Result<(), String> {
+        self.spend(ENTRY)?;
         let id = self.top()?;
         self.remembered = self.remembered.max(id);
         self.memo.insert(at, id);
+        Ok(())
+    }
+
+    fn recall(&mut self, at: u32) -> Result<(), String> {
+        let id = *self.memo.get(&at).ok_or("its pickle recalls what it never kept")?;
+        self.again(id)
+    }
+
+    /// What there is already, once more.
+    fn again(&mut self, id: Id) -> Result<(), String> {
+        self.spend(size_of::<Id>())?;
+        // From now on a second place may refer to it.
+        self.remembered = self.remembered.max(id);
+        self.stack.push(id);
         Ok(())
     }
 
@@ -176,8 +277,19 @@ impl<'a> Machine<'a> {
                 "its pickle names `{name}`, which is no part of a tensor; nothing was run"
             ));
         }
-        self.push(Object::Name(name));
-        Ok(())
+        self.push(Object::Name(name))
+    }
+
+    /// Writes a call down; one of a dictionary's class is a dictionary.
+    fn call(&mut self, callee: Id, arguments: Id) -> Result<(), String> {
+        let dict = matches!(
+            self.said(callee),
+            Some("collections.OrderedDict" | "collections.defaultdict" | "builtins.dict")
+        );
+        // A dictionary may be given its items in the call; that is read as an unknown object.
+        let empty = |id: &Id| !matches!(self.memory[*id], Object::Dict(_) | Object::List(_));
+        let dict = dict && self.tuple(arguments).is_none_or(|items| items.iter().all(empty));
+        self.push(if dict { Object::Dict(Vec::new()) } else { Object::Call(callee, arguments) })
     }
 
     /// One instruction; true at the end.
@@ -187,41 +299,42 @@ impl<'a> Machine<'a> {
             // A frame says how long it is, and changes nothing.
             0x95 => drop(self.take(8)?),
             b'.' => return Ok(true),
-            b'(' => self.push(Object::Mark),
-            b'N' => self.push(Object::None),
-            0x88 => self.push(Object::Flag(true)),
-            0x89 => self.push(Object::Flag(false)),
-            b'K' => {
-                let n = self.byte()?;
-                self.push(Object::Number(n.into()));
+            b'(' => self.push(Object::Mark)?,
+            b'N' => self.push(Object::None)?,
+            0x88 => self.push(Object::Flag(true))?,
+            0x89 => self.push(Object::Flag(false))?,
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.since_mark()?),
+            b'2' => {
+                let top = self.top()?;
+                self.again(top)?;
             }
-            b'M' => {
-                let b = self.take(2)?;
-                self.push(Object::Number(u16::from_le_bytes([b[0], b[1]]).into()));
-            }
-            b'J' => {
-                let n = self.word()? as i32;
-                self.push(Object::Number(n.into()));
-            }
+            b'K' => self.unsigned(1)?,
+            b'M' => self.unsigned(2)?,
+            b'J' => self.integer(4)?,
             0x8a => {
                 let size = self.byte()?.into();
-                let bytes = self.take(size)?;
-                if size > 8 {
-                    return Err("its pickle has a number of more than 8 bytes".into());
-                }
-                let mut full =
-                    [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 8];
-                full[..size].copy_from_slice(bytes);
-                self.push(Object::Number(i64::from_le_bytes(full)));
+                self.integer(size)?;
+            }
+            0x8b => {
+                let size = self.word()? as usize;
+                self.integer(size)?;
             }
             b'G' => {
                 let bits = self.take(8)?.iter().fold(0u64, |bits, b| bits << 8 | u64::from(*b));
-                self.push(Object::Float(f64::from_bits(bits)));
+                self.push(Object::Float(f64::from_bits(bits)))?;
             }
-            b'C' => {
+            b'C' | b'U' => {
                 let size = self.byte()?.into();
-                self.take(size)?;
-                self.push(Object::Other);
+                self.skip(size)?;
+            }
+            b'B' | b'T' => {
+                let size = self.word()? as usize;
+                self.skip(size)?;
+            }
+            0x8e | 0x96 => {
+                let size = self.long()?;
+                self.skip(size)?;
             }
             b'X' => {
                 let size = self.word()? as usize;
@@ -231,13 +344,17 @@ impl<'a> Machine<'a> {
                 let size = self.byte()?.into();
                 self.text(size)?;
             }
+            0x8d => {
+                let size = self.long()?;
+                self.text(size)?;
+            }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
                 self.name(format!("{module}.{name}"))?;
             }
             0x93 => {
-                let parts = self.popped(2)?;
-                match (&self.memory[parts[0]], &self.memory[parts[1]]) {
+                let [module, name] = self.popped()?;
+                match (&self.memory[module], &self.memory[name]) {
                     (Object::Text(module), Object::Text(name)) => {
                         let name = format!("{module}.{name}");
                         self.name(name)?;
@@ -245,16 +362,24 @@ impl<'a> Machine<'a> {
                     _ => return Err("its pickle names what is no text".into()),
                 }
             }
-            b')' => self.push(Object::Tuple(Vec::new())),
-            code @ 0x85..=0x87 => {
-                let items = self.popped(usize::from(code) - 0x84)?;
-                self.push(Object::Tuple(items));
+            b')' => self.push(Object::Tuple(Vec::new()))?,
+            0x85 => {
+                let items = self.popped::<1>()?;
+                self.push(Object::Tuple(items.to_vec()))?;
+            }
+            0x86 => {
+                let items = self.popped::<2>()?;
+                self.push(Object::Tuple(items.to_vec()))?;
+            }
+            0x87 => {
+                let items = self.popped::<3>()?;
+                self.push(Object::Tuple(items.to_vec()))?;
             }
             b't' => {
                 let items = self.since_mark()?;
-                self.push(Object::Tuple(items));
+                self.push(Object::Tuple(items))?;
             }
-            b']' => self.push(Object::List(Vec::new())),
+            b']' => self.push(Object::List(Vec::new()))?,
             b'a' => {
                 let item = self.pop()?;
                 self.append(&[item])?;
@@ -263,29 +388,38 @@ impl<'a> Machine<'a> {
                 let items = self.since_mark()?;
                 self.append(&items)?;
             }
-            b'}' => self.push(Object::Dict(Vec::new())),
+            b'}' => self.push(Object::Dict(Vec::new()))?,
             b's' => {
-                let pair = self.popped(2)?;
+                let pair = self.popped::<2>()?;
                 self.set(&pair)?;
             }
             b'u' => {
                 let pairs = self.since_mark()?;
                 self.set(&pairs)?;
             }
+            // Sets: an empty one, more of it, a frozen one.
+            0x8f => self.push(Object::Other)?,
+            0x90 => drop(self.since_mark()?),
+            0x91 => {
+                self.since_mark()?;
+                self.push(Object::Other)?;
+            }
             b'Q' => {
                 let id = self.pop()?;
-                self.push(Object::Storage(id));
+                self.push(Object::Storage(id))?;
             }
             b'R' | 0x81 => {
-                let parts = self.popped(2)?;
-                self.push(if self.said(parts[0]) == Some("collections.OrderedDict") {
-                    Object::Dict(Vec::new())
-                } else {
-                    Object::Call(parts[0], parts[1])
-                });
+                let [callee, arguments] = self.popped()?;
+                self.call(callee, arguments)?;
+            }
+            // With arguments by name.
+            0x92 => {
+                let [callee, arguments, _] = self.popped()?;
+                self.push(Object::Call(callee, arguments))?;
             }
             // State of an object, such as the version numbers of a state dictionary.
             b'b' => {
+                self.spend(ENTRY)?;
                 let (state, object) = (self.pop()?, self.top()?);
                 self.states.insert(object, state);
             }
@@ -315,10 +449,10 @@ impl<'a> Machine<'a> {
         Ok(false)
     }
 
-    fn recall(&mut self, at: u32) -> Result<(), String> {
-        let id = *self.memo.get(&at).ok_or("its pickle recalls what it never kept")?;
-        self.stack.push(id);
-        Ok(())
+    /// A whole number of so many bytes, none of which is a sign.
+    fn unsigned(&mut self, size: usize) -> Result<(), String> {
+        let n = self.take(size)?.iter().rev().fold(0i64, |n, b| n << 8 | i64::from(*b));
+        self.push(Object::Number(n))
     }
 
     /// The items of a tuple.
@@ -338,5 +472,86 @@ impl<'a> Machine<'a> {
         } else {
             None
         }
+    }
+
+    /// What is called, of a call that was written down.
+    pub(crate) fn callee(&self, id: Id) -> Option<&str> {
+        if let Object::Call(callee, _) = self.memory[id] { self.said(callee) } else { None }
+    }
+
+    /// A value in words, for messages.
+    pub(crate) fn describe(&self, id: Id) -> String {
+        match &self.memory[id] {
+            Object::None => "None".into(),
+            Object::Number(_) | Object::Float(_) => "a number".into(),
+            Object::Flag(_) => "a truth value".into(),
+            Object::Text(_) => "a text".into(),
+            Object::Name(name) => format!("the name `{name}`"),
+            Object::Tuple(_) => "a tuple".into(),
+            Object::List(_) | Object::Floats(_) => "a list".into(),
+            Object::Dict(_) => "a dictionary".into(),
+            Object::Storage(_) => "a storage".into(),
+            Object::Call(callee, _) => {
+                format!("an object of `{}`", self.said(*callee).unwrap_or("an unknown class"))
+            }
+            Object::Mark | Object::Other => "bytes".into(),
+        }
+    }
+
+    /// Plain data as JSON: an object of an unknown class as what it was given after it was made, or
+    /// as its name. `room` is how many bytes of it may be made: what contains one list many times
+    /// over could be larger than any memory.
+    pub(crate) fn plain(&self, id: Id, room: &mut usize) -> Option<Value> {
+        self.nested(id, room, 64)
+    }
+
+    fn nested(&self, id: Id, room: &mut usize, depth: usize) -> Option<Value> {
+        let depth = depth.checked_sub(1)?;
+        let mut spend = |bytes: usize| {
+            *room = room.checked_sub(bytes + 2 * size_of::<Value>())?;
+            Some(())
+        };
+        spend(0)?;
+        Some(match &self.memory[id] {
+            Object::None => Value::Null,
+            Object::Flag(flag) => (*flag).into(),
+            Object::Number(n) => (*n).into(),
+            // JSON has neither infinity nor NaN.
+            Object::Float(x) if !x.is_finite() => x.to_string().into(),
+            Object::Float(x) => (*x).into(),
+            Object::Floats(all) => {
+                spend(all.len().checked_mul(size_of::<Value>())?)?;
+                all.clone().into()
+            }
+            Object::Text(text) | Object::Name(text) => {
+                spend(text.len())?;
+                text.clone().into()
+            }
+            Object::List(items) | Object::Tuple(items) => {
+                let items = items.iter().map(|id| self.nested(*id, room, depth));
+                items.collect::<Option<Vec<_>>>()?.into()
+            }
+            Object::Dict(pairs) => self.object(pairs, room, depth)?,
+            Object::Call(callee, _) => match (self.items.get(&id), self.states.get(&id)) {
+                (Some(pairs), _) => self.object(pairs, room, depth)?,
+                (None, Some(state)) => self.nested(*state, room, depth)?,
+                (None, None) => self.nested(*callee, room, depth)?,
+            },
+            Object::Storage(_) | Object::Mark | Object::Other => "bytes".into(),
+        })
+    }
+
+    fn object(&self, pairs: &[(Id, Id)], room: &mut usize, depth: usize) -> Option<Value> {
+        let mut out = Map::new();
+        for (key, item) in pairs {
+            let key = match &self.memory[*key] {
+                Object::Text(text) => text.clone(),
+                Object::Number(n) => n.to_string(),
+                _ => return None,
+            };
+            *room = room.checked_sub(key.len())?;
+            out.insert(key, self.nested(*item, room, depth)?);
+        }
+        Some(Value::Object(out))
     }
 }
