@@ -198,8 +198,11 @@ impl Files {
             }
             Kind::Zip => {
                 let members = archive::members(&source)?;
-                let numpy = |member: &archive::Member| member.name.ends_with(".npy");
-                if entry.is_none() && !members.is_empty() && members.iter().all(numpy) {
+                let ends = |end: &str| members.iter().any(|member| member.name.ends_with(end));
+                if ends(".npy") && !ends("data.pkl") {
+                    if entry.is_some() {
+                        return Err(source.wrong("is no file of torch.save, so it has no entries"));
+                    }
                     let found = npy::arrays(&source, members)?;
                     return self.in_order(source, found);
                 }

@@ -59,6 +59,9 @@ pub(crate) const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 /// The last bytes of a table of TensorFlow's checkpoints.
 const TABLE: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
 
+/// The longest header of a safetensors file, in bytes.
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// How much of a file is looked at.
 const START: u64 = 1024;
 
@@ -82,6 +85,12 @@ impl Kind {
         if is(&llama2c::MAGIC.to_le_bytes()) {
             return Ok(Self::Llama2c);
         }
+        // A header's length, then JSON. The length may begin as anything, so it is looked at first.
+        let header = start.get(8) == Some(&b'{');
+        let length = start.iter().take(8).rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+        if header && length <= LONGEST_HEADER {
+            return Ok(Self::Safetensors);
+        }
         if let Some((_, what)) = STARTS.iter().find(|(magic, _)| is(magic)) {
             return Ok(Self::Other(what));
         }
@@ -99,8 +108,7 @@ impl Kind {
                 )
             });
         }
-        // A header's length, then JSON.
-        if start.get(8) == Some(&b'{') && start[..8].contains(&0) {
+        if header && length.to_le_bytes().contains(&0) {
             return Ok(Self::Safetensors);
         }
         if source.length() >= 28 && llama2c::matches(source)? {

@@ -8,4 +8,6 @@ pub(crate) mod npy;
 pub(crate) mod pickle;
 pub(crate) mod source;
 mod state_dict;
+#[cfg(test)]
+mod tests;
 pub(crate) mod torch;
