@@ -87,6 +87,11 @@ fn memory_is_bounded_by_the_file() {
         ("sizes", safetensors(shapes.into_bytes(), 0)),
         ("keys", gguf(0, 1 << 60, (0..1 << 20).flat_map(key).collect())),
         ("flags", gguf(0, 1, [&flags.concat()[..], &many(b"\x01")].concat())),
+        ("layers", {
+            let layers = (SIZE / 64) as i32;
+            let sizes = [2, 1, layers, 1, 1, 1, 1].map(i32::to_le_bytes).concat();
+            [&sizes[..], &many(b"\0")].concat()
+        }),
         ("claims", gguf(1 << 60, 0, many(b"\0"))),
         ("text", gguf(0, 1, [&(1u64 << 60).to_le_bytes()[..], &many(b"a")].concat())),
     ];

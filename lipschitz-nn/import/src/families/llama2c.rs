@@ -30,6 +30,8 @@ struct Header {
 
 /// What version 1 begins with.
 pub(crate) const MAGIC: i32 = 0x616b_3432;
+/// Any file could be one of many tiny layers, whose index is larger than it.
+const MOST_LAYERS: usize = 4096;
 /// The ε in its code.
 const EPS: f64 = 1e-5;
 
@@ -65,6 +67,9 @@ fn header(source: &Source) -> Result<Header, Error> {
         *size = n;
     }
     let [dim, hidden, layers, heads, key_value_heads, vocabulary, context] = sizes;
+    if layers > MOST_LAYERS {
+        return Err(wrong(format!("its header says {layers} layers")));
+    }
     if !dim.is_multiple_of(heads) || !heads.is_multiple_of(key_value_heads) {
         return Err(wrong(format!(
             "{heads} heads and {key_value_heads} of keys do not divide a width of {dim}"

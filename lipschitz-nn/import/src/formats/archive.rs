@@ -27,6 +27,9 @@ fn damaged(source: &Source, e: &dyn std::fmt::Display) -> Error {
 /// Members that an archive may have whatever its size.
 const FEW: u64 = 1 << 16;
 
+/// Compressed members that an archive may have.
+const MOST_PACKED: usize = 4096;
+
 fn archive<'a>(source: &Source, file: &'a File) -> Result<ZipArchive<BufReader<&'a File>>, Error> {
     ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(source, &e))
 }
@@ -77,6 +80,12 @@ pub(crate) fn members(source: &Source) -> Result<Vec<Member>, Error> {
             .data_start()
             .ok_or_else(|| damaged(source, &format!("nothing is known of `{name}`")))?;
         out.push(Member { name, offset, bytes: member.size(), packed });
+    }
+    // Each is looked up in the directory anew.
+    let packed = out.iter().filter(|member| member.packed).count();
+    if packed > MOST_PACKED {
+        let what = format!("has {packed} compressed members; save it uncompressed (numpy.savez)");
+        return Err(source.wrong(what));
     }
     source.check(&file)?;
     Ok(out)

@@ -179,12 +179,13 @@ fn sidecar(
     pairs: &[(Id, Id)],
     weights: &[(String, Id)],
 ) -> BTreeMap<String, Value> {
+    let weights: BTreeSet<Id> = weights.iter().map(|(_, id)| *id).collect();
     let mut room = ROOM;
     let mut out = BTreeMap::new();
     for (key, value) in pairs {
         let Object::Text(key) = &machine.memory[*key] else { continue };
         if of_training(key)
-            || weights.iter().any(|(_, id)| id == value)
+            || weights.contains(value)
             || !matches!(torch::tensor(machine, *value), Ok(None))
         {
             continue;
