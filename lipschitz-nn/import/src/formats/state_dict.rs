@@ -28,12 +28,13 @@ const DEPTH: usize = 3;
 /// How much plain data is kept, in bytes.
 const ROOM: usize = 1 << 20;
 
-/// Whether what lies under this key is never the weights, though it holds tensors of their names.
+/// Whether what lies under this key is never the weights, though it may hold tensors of their names.
 fn of_training(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    key == "opt"
-        || key.starts_with("opt_")
-        || ["optim", "sched", "scaler", "rng_state", "grad"].iter().any(|part| key.contains(part))
+    matches!(key.as_str(), "opt" | "optim" | "amp")
+        || ["optimizer", "opt_state", "optim_state", "scheduler", "scaler", "rng_state"]
+            .iter()
+            .any(|part| key.contains(part))
 }
 
 /// Whether a value can be a weight: a tensor with axes, of floats or of what is not read.
