@@ -132,10 +132,28 @@ fn remedy_of_data(error: &lipschitz_data::Error) -> Option<&'static str> {
 fn remedy_of_import(undecided: &lipschitz_import::Undecided) -> Option<&'static str> {
     use lipschitz_import::Undecided as U;
     match undecided {
-        U::UnknownTensors(_) => Some("give --allow-unused if the function does not need them"),
-        U::NoActivation(_) => {
-            Some("give --activation, such as relu (a directory with a config.json says it)")
+        U::UnknownTensors(_) => {
+            Some("give --allow-unused to `certify import` if the function does not need them")
         }
+        U::UnknownOptions(_) => Some(
+            "give --ignore-option, once for each, to `certify import` if the function does not \
+             depend on them",
+        ),
+        U::NoActivation(_) => Some(
+            "give --activation, such as relu, to `certify import` (a directory with a config.json \
+             says it)",
+        ),
+        U::NoOrder(_) => {
+            Some("give --order NAME,NAME,... to `certify import`, the first layer first")
+        }
+        U::NoChain(_) => Some(
+            "give --order to `certify import` if the layers come in another order, or --graph if \
+             they do not follow each other",
+        ),
+        U::NoGraph(_) => Some(
+            "or describe the network with --graph to `certify import`, if nodes of a graph can say \
+             it (docs/import/your-own.md)",
+        ),
         _ => None,
     }
 }

@@ -372,6 +372,55 @@ fn third_party_models_are_models() {
     assert!(refused(&["bound", &golden(".")]).contains("config.json"));
 }
 
+/// A network that its author declares, checked against outputs of PyTorch.
+#[test]
+fn a_network_of_ones_own_is_checked_and_imported() {
+    let w = Workshop::new();
+    let own = |name: &str| format!("{}/../tests/golden/own/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (file, out) = (own("mlp/weights.pt"), w.string("own.safetensors"));
+    let (graph, expected) = (own("mlp/graph.json"), own("mlp/expected.safetensors"));
+    let declared = ["import", &file, "--graph", &graph, "-o", &out];
+    let text = ok(&[&declared[..], &["--check", &expected, &expected]].concat());
+    assert!(
+        text.contains("checked: outputs for 3 inputs") && text.contains("graph.json"),
+        "{text}"
+    );
+    assert!(ok(&["bound", &out]).contains("those of the original program"));
+    // The same file as matrices, with two functions; with them in the wrong order it is another
+    // network, and nothing is written.
+    let matrices = ["import", &file, "-o", &out, "--check", &expected, &expected];
+    ok(&[&matrices[..], &["--activation", "tanh,relu"]].concat());
+    assert!(ok(&["bound", &out]).contains("in turn, tanh, relu"));
+    std::fs::remove_file(&out).unwrap();
+    let said = refused(&[&matrices[..], &["--activation", "relu,tanh"]].concat());
+    assert!(said.contains("expected.safetensors: outputs are"), "{said}");
+    assert!(said.contains("is not the one that gave them") && !w.path("own.safetensors").exists());
+    // Commands that take no options say which one decides.
+    let said = refused(&["bound", &file]);
+    assert!(said.contains("give --activation") && said.contains("`certify import`"), "{said}");
+    assert!(refused(&["import", &graph, "-o", &out]).contains("graph.json"));
+    for odd in [&["--order", "0,2,4"][..], &["--activation", "relu"]] {
+        assert!(refused(&[&declared[..], odd].concat()).contains("cannot be used with"));
+    }
+    let conv = w.string("conv.safetensors");
+    let tensor = Tensor::zeros((2, 1, 3, 3), DType::F32, &Device::Cpu).unwrap();
+    let save = |tensors: &[(&'static str, &Tensor)]| {
+        let tensors = tensors.iter().map(|(name, t)| (*name, (*t).clone()));
+        checkpoint::save_tensors(std::path::Path::new(&conv), tensors, None).unwrap();
+    };
+    save(&[("conv1.weight", &tensor)]);
+    let said = refused(&["import", &conv, "-o", &out, "--allow-unused"]);
+    assert!(said.contains("convolution") && said.contains("--graph"), "{said}");
+    assert!(!said.contains("--allow-unused"), "{said}");
+    let matrix = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
+    save(&[("decoder.weight", &matrix), ("encoder.weight", &matrix)]);
+    let said = refused(&["import", &conv, "-o", &out, "--activation", "relu"]);
+    assert!(said.contains("give --order NAME,NAME"), "{said}");
+    // Files that do not say which tensor is meant.
+    let said = refused(&["import", &file, "--graph", &graph, "-o", &out, "--check", &conv, &conv]);
+    assert!(said.contains("wants one tensor, or one of input"), "{said}");
+}
+
 /// A result written to a link goes where the link points; a pipe is written to.
 #[cfg(unix)]
 #[test]

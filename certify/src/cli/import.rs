@@ -1,18 +1,20 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
-use lipschitz_import::{ImportOptions, ImportReport, Imported, import};
-use lipschitz_nn::checkpoint::{self, Dialect};
+use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import};
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::{self, Dialect, Origin, load_tensors};
 
 /// Convert a third-party model to a checkpoint.
 ///
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
 pub(super) struct ImportCommand {
-    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, or a
-    /// file of matrices.
+    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, a file
+    /// of matrices, or, with --graph, the weights of any network that a graph can describe.
     path: PathBuf,
     /// The checkpoint to write.
     #[arg(short, long, value_name = "FILE.safetensors")]
@@ -20,12 +22,31 @@ pub(super) struct ImportCommand {
     /// Whose function to take, where candle and the library that the model comes from differ.
     #[arg(long, value_enum, default_value_t = Whose::Original)]
     function: Whose,
+    /// The graph of a model of your own: the weights have the names of its paths, or the file says
+    /// which names they have (see docs/import/your-own.md).
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["activation", "order"])]
+    graph: Option<PathBuf>,
+    /// Run the imported model on the inputs in one safetensors file, and compare with the outputs in
+    /// another that the original program gave for them; nothing is written if they differ.
+    #[arg(long, num_args = 2, value_names = ["INPUTS", "OUTPUTS"])]
+    check: Option<Vec<PathBuf>>,
+    /// For a file of matrices alone: the function between them, such as relu or identity. One name
+    /// for all, or one for each gap with commas between; one more goes behind the last matrix.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    activation: Vec<String>,
+    /// For a file of matrices alone: their names, the first layer first.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    order: Option<Vec<String>>,
+    /// The key of a PyTorch file that holds the weights, where several could.
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
     /// Leave out unknown tensors; the certificate names them.
     #[arg(long)]
     allow_unused: bool,
-    /// For a file of matrices alone: the elementwise function between them, such as relu.
-    #[arg(long, value_name = "NAME")]
-    activation: Option<String>,
+    /// Pass over an unknown option of the config, on your word that the function does not depend on
+    /// it; the certificate names it. Give it once for each.
+    #[arg(long, value_name = "KEY")]
+    ignore_option: Vec<String>,
     /// List what became of every tensor.
     #[arg(long)]
     report: bool,
@@ -48,10 +69,20 @@ impl ImportCommand {
         let options = ImportOptions {
             dialect,
             allow_unused: self.allow_unused,
+            ignore: self.ignore_option,
+            entry: self.entry,
             activation: self.activation,
-            ..ImportOptions::default()
+            order: self.order,
+            graph: self.graph,
         };
-        let Imported { model, meta, report } = import(&self.path, &options)?;
+        let Imported { model, mut meta, report } = import(&self.path, &options)?;
+        if let Some([inputs, outputs]) = self.check.as_deref() {
+            let note = compare(&model, inputs, outputs)?;
+            outln!("checked: {note}");
+            if let Some(Origin { notes, .. }) = &mut meta.provenance.origin {
+                notes.push(note);
+            }
+        }
         checkpoint::save(&self.output, &model, &meta)?;
         if self.report {
             list(&report);
@@ -64,6 +95,35 @@ impl ImportCommand {
             self.output.display()
         );
         Ok(())
+    }
+}
+
+/// Compares the model with what the original program gave, and says so in a line for the origin.
+fn compare(model: &Model, inputs: &Path, outputs: &Path) -> Result<String> {
+    const INPUTS: &[&str] =
+        &["input", "inputs", "tokens", "input_ids", "pixels", "pixel_values", "vectors"];
+    const OUTPUTS: &[&str] = &["output", "outputs", "logits", "last_hidden_state"];
+    let (x, y) = (tensor(inputs, INPUTS)?, tensor(outputs, OUTPUTS)?);
+    let difference = check(model, &x, &y).with_context(|| outputs.display().to_string())?;
+    let count = x.dim(0).unwrap_or_default();
+    Ok(format!(
+        "outputs for {count} inputs are those of the original program up to {difference:.1e} of the \
+         largest"
+    ))
+}
+
+/// The tensor of one of these names, or the only one.
+fn tensor(path: &Path, names: &[&str]) -> Result<Tensor> {
+    let (mut tensors, _) = load_tensors(path, &Device::Cpu)?;
+    if tensors.len() == 1
+        && let Some((_, tensor)) = tensors.pop_first()
+    {
+        return Ok(tensor);
+    }
+    let mut found = names.iter().filter_map(|name| tensors.get(*name));
+    match (found.next(), found.next()) {
+        (Some(tensor), None) => Ok(tensor.clone()),
+        _ => bail!("{}: wants one tensor, or one of {}", path.display(), names.join(", ")),
     }
 }
 

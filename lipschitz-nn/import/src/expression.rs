@@ -27,6 +27,8 @@ enum Transform {
     },
     Add(f64),
     Times(f64),
+    /// Divides each row by its ℓ2 norm.
+    UnitRows,
     /// Multiplies row i by element i.
     ScaleRows(TensorExpr),
     /// Adds a row to each row.
@@ -67,6 +69,10 @@ impl TensorExpr {
 
     pub(crate) fn times(self, number: f64) -> Self {
         self.then(Transform::Times(number))
+    }
+
+    pub(crate) fn unit_rows(self) -> Self {
+        self.then(Transform::UnitRows)
     }
 
     pub(crate) fn scale_rows(self, by: TensorExpr) -> Self {
@@ -111,6 +117,7 @@ impl TensorExpr {
                 }
                 Transform::Add(number) => (x + *number)?,
                 Transform::Times(number) => (x * *number)?,
+                Transform::UnitRows => x.broadcast_div(&x.sqr()?.sum_keepdim(1)?.sqrt()?)?,
                 Transform::ScaleRows(by) => {
                     let by = by.read(files, DType::F64)?;
                     let mut shape = vec![1; x.rank()];

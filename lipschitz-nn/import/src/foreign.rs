@@ -1,15 +1,19 @@
 //! A third-party model on disk: opened, checked to be complete, read a weight at a time.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use lipschitz_nn::checkpoint::{self, Dialect, Meta, Origin, Provenance, Tokenizer, WeightOrigin};
+use lipschitz_nn::checkpoint::{
+    self, Dialect, Header, Meta, Origin, Provenance, Tokenizer, WeightOrigin,
+};
 use lipschitz_nn::{At, Error, check_finite};
 
 use crate::config::ConfigReader;
+use crate::declared;
 use crate::expression::TensorExpr;
-use crate::families::{self, gguf, llama2c, mlp, modula, modula_run};
+use crate::families::{self, gguf, llama2c, matrices, modula, modula_run};
 use crate::formats::files::Files;
 use crate::library::LIBRARY;
 use crate::formats::kind::Kind;
@@ -40,11 +44,13 @@ struct Found {
     mapping: Mapping,
     files: Files,
     tokenizer: Option<Tokenizer>,
+    /// Whether the order of its layers, and what is between them, are the caller's to say.
+    matrices: bool,
 }
 
 impl Found {
     fn new(family: &str, mapping: Mapping, files: Files) -> Self {
-        Self { family: family.into(), library: None, mapping, files, tokenizer: None }
+        Self { family: family.into(), library: None, mapping, files, tokenizer: None, matrices: false }
     }
 
     fn in_directory(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
@@ -63,6 +69,14 @@ impl Found {
             Dialect::Candle => "candle-transformers".to_string(),
         };
         Ok(Self { library: Some(library), ..Self::new(&family, mapping, files) })
+    }
+
+    /// A file, or the files of a directory, with a graph beside them.
+    fn declared(path: &Path, graph: &Path, entry: Option<&str>) -> Result<Self, Error> {
+        let mapping = declared::mapping(graph)?;
+        let files =
+            if path.is_dir() { Files::of_directory(path)? } else { Files::of_file(path, entry)? };
+        Ok(Self::new("graph", mapping, files))
     }
 
     fn in_file(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
@@ -88,8 +102,8 @@ impl Found {
             return Ok(Self::new("modula", mapping, files));
         }
         files.strip_attributes();
-        let mapping = mlp::mlp(path, &files, options.activation.as_deref())?;
-        Ok(Self::new("mlp", mapping, files))
+        let mapping = matrices::matrices(path, &files, options)?;
+        Ok(Self { matrices: true, ..Self::new("mlp", mapping, files) })
     }
 
     /// The type of the weights: that of all tensors, where all have one and none is computed with;
@@ -116,7 +130,7 @@ impl Found {
             return Err(Error::file(path, what));
         }
         let dtype = self.dtype();
-        let Self { family, library, mapping, files, tokenizer } = self;
+        let Self { family, library, mapping, files, tokenizer, .. } = self;
         let Mapping { graph, weights, notes, .. } = mapping;
         let origins = graph.parameters().into_iter().filter_map(|p| {
             let tensors = report.applied.get(&p.name)?.clone();
@@ -151,13 +165,25 @@ impl Foreign {
     /// # Errors
     /// As [`import`](crate::import()).
     pub fn open(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
-        let found = if path.is_dir() {
-            let found = Found::in_directory(path, options)?;
-            Found { tokenizer: tokenizer(path)?, ..found }
-        } else {
-            Found::in_file(path, options)?
+        if is_ours(path) {
+            return Err(Error::file(path, "is a checkpoint of this project already"));
+        }
+        let mut found = match &options.graph {
+            Some(graph) => Found::declared(path, graph, options.entry.as_deref())?,
+            None if path.is_dir() => Found::in_directory(path, options)?,
+            None => Found::in_file(path, options)?,
         };
-        found.complete(path, options)
+        if path.is_dir() {
+            found.tokenizer = tokenizer(path)?;
+        }
+        let matrices = found.matrices;
+        let foreign = found.complete(path, options)?;
+        if !matrices && (!options.activation.is_empty() || options.order.is_some()) {
+            let what = "is no file of matrices alone: what its layers are, and what is between \
+                        them, is not to be said";
+            return Err(Error::file(path, what));
+        }
+        Ok(foreign)
     }
 
     /// What a checkpoint of it holds besides the weights.
@@ -217,6 +243,12 @@ pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<u
     out.sort();
     out.dedup();
     Ok(out)
+}
+
+/// Whether this is a checkpoint of this project, which has its graph with it.
+fn is_ours(path: &Path) -> bool {
+    let header = File::open(path).ok().and_then(|mut file| Header::read(&mut file).ok());
+    header.is_some_and(|header| header.metadata().contains_key(checkpoint::KEY))
 }
 
 /// The tokenizer in a model directory, if there is one.

@@ -7,7 +7,9 @@
 //! checks, and pickles are read without running them.
 
 mod activation;
+mod check;
 mod config;
+mod declared;
 mod expression;
 mod families;
 mod foreign;
@@ -29,6 +31,7 @@ use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::{Error, Model, Weights};
 
 pub use candle_core;
+pub use check::{Disagreement, TOLERANCE, check};
 pub use families::families;
 pub use foreign::{Foreign, wanted};
 pub use lipschitz_nn::checkpoint::{Dialect, Origin};

@@ -1,5 +1,7 @@
 //! What is asked of an import.
 
+use std::path::PathBuf;
+
 use lipschitz_nn::checkpoint::Dialect;
 
 /// How to import.
@@ -13,10 +15,17 @@ pub struct ImportOptions {
     /// Options of the config that nothing is known about and that the caller answers for; they are
     /// named in the origin.
     pub ignore: Vec<String>,
-    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
-    /// such as `relu`.
-    pub activation: Option<String>,
     /// For a file of `torch.save` that holds several sets of tensors: which one, by its key, or by
     /// its keys with dots between, such as `ema.module`.
     pub entry: Option<String>,
+    /// For a file of matrices alone: the elementwise function between them, by its name in PyTorch,
+    /// such as `relu`, or `identity`. One for all, or one for each gap; one more goes behind the last
+    /// matrix.
+    pub activation: Vec<String>,
+    /// For a file of matrices alone: their names in the order of the layers, with or without
+    /// `.weight`.
+    pub order: Option<Vec<String>>,
+    /// A JSON file with the graph of a model that has no config: a [`lipschitz_nn::Graph`] whose
+    /// weights have the names of the file, or `{"graph": …, "weights": {OURS: THEIRS, …}}`.
+    pub graph: Option<PathBuf>,
 }

@@ -20,4 +20,14 @@ pub enum Undecided {
     /// [`entry`](crate::ImportOptions::entry) names one.
     #[error("{0}")]
     Entries(String),
+    /// Matrices alone, whose [`order`](crate::ImportOptions::order) nothing says.
+    #[error("{0}")]
+    NoOrder(String),
+    /// Matrices alone that do not follow each other in the order that was taken.
+    #[error("{0}")]
+    NoChain(String),
+    /// Tensors of something that is no multilayer perceptron, whose
+    /// [`graph`](crate::ImportOptions::graph) no file says.
+    #[error("{0}")]
+    NoGraph(String),
 }

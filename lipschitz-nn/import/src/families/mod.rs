@@ -5,7 +5,7 @@ pub(crate) mod gguf;
 mod gpt2;
 mod llama;
 pub(crate) mod llama2c;
-pub(crate) mod mlp;
+pub(crate) mod matrices;
 mod modernbert;
 pub(crate) mod modula;
 pub(crate) mod modula_run;

@@ -332,6 +332,11 @@ impl Files {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The names in the order that the file has them, where it has one that means something.
+    pub(crate) fn ordered(&self) -> Option<Vec<&str>> {
+        None
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Info> {
         self.tensors.get(name)
     }

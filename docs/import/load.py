@@ -1,0 +1,242 @@
+"""Runs a checkpoint of this project in PyTorch.
+
+Needs torch and safetensors. In a program:
+
+    model = load("model.safetensors")        # a torch.nn.Module whose state_dict has the checkpoint's names
+    logits = model(tokens)                   # or pixels, or vectors, as its graph says
+
+On the command line, as `certify run` does it, from `tokens`, `pixels` or `vectors` to `output`:
+
+    python load.py model.safetensors input.safetensors output.safetensors
+
+A node, an option or a function that is not known is an error: passed over, it would be another network.
+"""
+
+import json
+import math
+import sys
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+FUNCTIONS = {
+    "relu": torch.relu,
+    "abs": torch.abs,
+    "gelu_erf": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def load(path, dtype=None):
+    """The network in a checkpoint, in its own float type or another."""
+    with safe_open(path, "pt") as file:
+        meta = json.loads((file.metadata() or {})["lipschitz"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    if meta["format"] != 1 or meta["graph"]["format"] != 1:
+        raise ValueError(f"{path}: a format that this loader does not know")
+    return Network(meta["graph"], weights).to(dtype)
+
+
+class Network(torch.nn.Module):
+    """A graph with its weights."""
+
+    def __init__(self, graph, weights):
+        super().__init__()
+        known(graph, "graph", "format", "input", "nodes")
+        known(graph["input"], "input", "kind", "context", "separator", "channels", "height", "width", "dim")
+        self.graph = graph
+        check(graph["nodes"])
+        for path, weight in weights.items():
+            *parts, name = path.split(".")
+            at = self
+            for part in parts:
+                if part not in at._modules:
+                    at.add_module(part, torch.nn.Module())
+                at = at._modules[part]
+            at.register_parameter(name, torch.nn.Parameter(weight, requires_grad=weight.is_floating_point()))
+
+    def forward(self, x):
+        weights = dict(self.named_parameters())
+        hidden = None
+        separator = self.graph["input"].get("separator")
+        if self.graph["input"]["kind"] == "tokens":
+            x = x.long()
+            if separator is not None:
+                # A separator begins a document, and attention stays within one.
+                document = (x == separator).cumsum(1)
+                hidden = (document[:, :, None] != document[:, None, :])[:, None]
+        else:
+            x = x.to(next(self.parameters()).dtype)
+        return sequence(self.graph["nodes"], "", x, weights, hidden)
+
+
+def known(fields, what, *names):
+    """Refuses a key that means nothing here."""
+    odd = [key for key, value in fields.items() if key not in names and value is not None]
+    if odd:
+        raise ValueError(f"{what}: {', '.join(odd)} is not known")
+
+
+def check(nodes):
+    for node in nodes:
+        if node["op"] not in NODES:
+            raise ValueError(f"node {node.get('name', '')}: {node['op']} is not known")
+        known(node, f"{node['op']} {node.get('name', '')}", "name", "op", *NODES[node["op"]][0])
+        check(node.get("body", []))
+
+
+def join(prefix, name):
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def sequence(nodes, prefix, x, weights, hidden):
+    for node in nodes:
+        path = join(prefix, node.get("name", ""))
+        x = NODES[node["op"]][1](node, path, x, weights, hidden)
+    return x
+
+
+def residual(node, path, x, weights, hidden):
+    return node["skip"] * x + node["branch"] * sequence(node["body"], path, x, weights, hidden)
+
+
+def affine(path, x, weights, bias):
+    return F.linear(x, weights[join(path, "weight")], weights[join(path, "bias")] if bias else None)
+
+
+def rms_norm(x, gain, eps):
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain
+
+
+def layer_norm(node, path, x, weights, hidden):
+    y = rms_norm(x - x.mean(-1, keepdim=True), weights[join(path, "weight")], node["eps"])
+    return y + weights[join(path, "bias")] if node["bias"] else y
+
+
+def gated_mlp(node, path, x, weights, hidden):
+    gate, up = (affine(join(path, name), x, weights, node.get("bias", False)) for name in ("gate", "up"))
+    y = FUNCTIONS[node["function"]](gate) * up
+    return affine(join(path, "down"), y, weights, node.get("bias", False))
+
+
+def class_token(node, path, x, weights, hidden):
+    return torch.cat([weights[join(path, "weight")].expand(x.shape[0], 1, -1), x], 1)
+
+
+def patches(node, path, x, weights, hidden):
+    b, c, h, w = x.shape
+    s = node["size"]
+    squares = x.reshape(b, c, h // s, s, w // s, s).permute(0, 2, 4, 1, 3, 5)
+    return squares.reshape(b, -1, c * s * s)
+
+
+def rotate(x, rotary):
+    """x is [batch, tokens, heads, head_dim]."""
+    known(rotary, "rotary", "base", "pairing", "frequencies")
+    width, given = x.shape[-1], rotary.get("frequencies")
+    frequencies = given or [rotary["base"] ** (-2 * i / width) for i in range(width // 2)]
+    half = len(frequencies)
+    angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    cos, sin = (f(angles)[:, None].to(x) for f in (torch.cos, torch.sin))
+    turned, rest = x[..., : 2 * half], x[..., 2 * half:]
+    if rotary["pairing"] == "half":
+        a, b = turned[..., :half], turned[..., half:]
+        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    elif rotary["pairing"] == "interleaved":
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    else:
+        raise ValueError(f"rotary: the pairing {rotary['pairing']} is not known")
+    return torch.cat([turned, rest], -1)
+
+
+def position_bias(table, bias, causal, tokens):
+    """A number for each head and bucket of distances: [heads, queries, keys]."""
+    known(bias, "position_bias", "buckets", "max_distance")
+    at = torch.arange(tokens, device=table.device)
+    offset = at[None, :] - at[:, None]
+    side = bias["buckets"] if causal else bias["buckets"] // 2
+    near = side // 2
+    distance = (-offset).clamp(min=0) if causal else offset.abs()
+    # In f32, as the loader of the checkpoint rounds.
+    share = torch.log(distance.clamp(min=1).float() / near) / math.log(bias["max_distance"] / near)
+    far = (near + (share * (side - near)).long()).clamp(max=side - 1)
+    bucket = torch.where(distance < near, distance, far)
+    if not causal:
+        bucket = bucket + side * (offset > 0)
+    return table[bucket].permute(2, 0, 1)
+
+
+def attention(node, path, x, weights, hidden):
+    a = node
+    batch, tokens, _ = x.shape
+    heads, shared, eps = a["heads"], a["key_value_heads"], a.get("query_key_norm")
+
+    def project(name, heads):
+        y = affine(join(path, name), x, weights, a["bias"])
+        split = (batch, tokens, heads, a["head_dim"])
+        if eps is not None and name != "value":
+            span = a.get("query_key_span") or "head"
+            if span not in ("head", "heads"):
+                raise ValueError(f"{path}: the span {span} is not known")
+            y = rms_norm(y.reshape(split) if span == "head" else y, weights[join(path, f"{name}_norm.weight")], eps)
+        y = y.reshape(split)
+        if a.get("rotary") and name != "value":
+            y = rotate(y, a["rotary"])
+        return y.transpose(1, 2).repeat_interleave(a["heads"] // heads, 1)
+
+    q, k, v = project("query", heads), project("key", shared), project("value", shared)
+    logits = a["logit_scale"] * (q @ k.transpose(2, 3))
+    if a.get("logit_cap") is not None:
+        logits = a["logit_cap"] * torch.tanh(logits / a["logit_cap"])
+    if a.get("position_bias"):
+        logits = logits + position_bias(weights[join(path, "position_bias.weight")], a["position_bias"], a["causal"], tokens)
+    at = torch.arange(tokens, device=x.device)
+    ahead = at[None, :] - at[:, None]
+    unseen = ahead > 0 if a["causal"] else torch.zeros_like(ahead, dtype=torch.bool)
+    if a.get("window") is not None:
+        unseen = unseen | (ahead.abs() >= a["window"])
+    if hidden is not None:
+        unseen = unseen | hidden
+    mixed = logits.masked_fill(unseen, -math.inf).softmax(-1) @ v
+    y = affine(join(path, "output"), mixed.transpose(1, 2).reshape(batch, tokens, -1), weights, a["output_bias"])
+    return a["output_scale"] * y
+
+
+# Each kind of node: its fields, and what it computes.
+NODES = {
+    "sequential": (["body"], lambda n, p, x, w, h: sequence(n["body"], p, x, w, h)),
+    "residual": (["skip", "branch", "body"], residual),
+    "linear": (["inputs", "outputs", "bias"], lambda n, p, x, w, h: affine(p, x, w, n["bias"])),
+    "embedding": (["vocabulary", "dim"], lambda n, p, x, w, h: w[join(p, "weight")][x]),
+    "positions": (["length", "dim"], lambda n, p, x, w, h: x + w[join(p, "weight")][: x.shape[1]]),
+    "activation": (["function", "scale"], lambda n, p, x, w, h: n["scale"] * FUNCTIONS[n["function"]](x)),
+    "scale": (["factor"], lambda n, p, x, w, h: n["factor"] * x),
+    "soft_cap": (["cap"], lambda n, p, x, w, h: n["cap"] * torch.tanh(x / n["cap"])),
+    "clip": (["limit"], lambda n, p, x, w, h: x.clamp(-n["limit"], n["limit"])),
+    "attention": (
+        ["dim", "heads", "key_value_heads", "head_dim", "logit_scale", "output_scale", "causal", "rotary", "bias",
+         "output_bias", "query_key_norm", "query_key_span", "logit_cap", "window", "position_bias"], attention),
+    "rms_norm": (["dim", "eps"], lambda n, p, x, w, h: rms_norm(x, w[join(p, "weight")], n["eps"])),
+    "layer_norm": (["dim", "eps", "bias"], layer_norm),
+    "gated_mlp": (["dim", "hidden", "function", "bias"], gated_mlp),
+    "class_token": (["dim"], class_token),
+    "first_token": ([], lambda n, p, x, w, h: x[:, 0]),
+    "first_and_mean": ([], lambda n, p, x, w, h: torch.cat([x[:, 0], x[:, 1:].mean(1)], 1)),
+    "flatten": ([], lambda n, p, x, w, h: x.flatten(1)),
+    "patches": (["size"], patches),
+    "mean_pool": ([], lambda n, p, x, w, h: x.mean(1)),
+}
+
+
+if __name__ == "__main__":
+    model_path, input_path, output_path = sys.argv[1:]
+    inputs = load_file(input_path)
+    (x,) = (inputs[name] for name in ("tokens", "pixels", "vectors") if name in inputs)
+    with torch.no_grad():
+        save_file({"output": load(model_path)(x).contiguous()}, output_path)

@@ -1,0 +1,169 @@
+"""Writes the golden files of networks whose graphs their authors declare, and of the loader for PyTorch.
+
+Needs torch, numpy and safetensors from PyPI (written with torch 2.15), and no network:
+
+    python tests/golden/make_own.py tests/golden/own
+
+`autoencoder.pt` is a bare state_dict whose order is not that of the alphabet. A directory for each example of `docs/import/export.py`: its graph, its weights in a format of its own, the checkpoint that
+`save` writes, and `expected.safetensors` with inputs and what the module itself computes from them in f64. And checkpoints
+with every kind of node, each with what `docs/import/load.py` computes in f64.
+"""
+
+import json
+import os
+import sys
+
+import numpy
+import torch
+from safetensors.torch import save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "docs", "import"))
+import export  # noqa: E402
+import load  # noqa: E402
+
+
+def inputs(graph):
+    g = torch.Generator().manual_seed(5)
+    kind = graph["input"]
+    if kind["kind"] == "tokens":
+        vocabulary = graph["nodes"][0]["vocabulary"]
+        return "tokens", torch.randint(vocabulary, (3, kind["context"]), generator=g)
+    if kind["kind"] == "pixels":
+        return "pixels", torch.rand((3, kind["channels"], kind["height"], kind["width"]), generator=g)
+    return "vectors", torch.randn((3, kind["dim"]), generator=g)
+
+
+def write(directory, graph, weights, model):
+    export.save(os.path.join(directory, "checkpoint.safetensors"), graph, weights)
+    name, x = inputs(graph)
+    with torch.no_grad():
+        y = model.double()(x.double() if x.is_floating_point() else x)
+    save_file({name: x, "output": y.double().contiguous()}, os.path.join(directory, "expected.safetensors"))
+
+
+def examples(out):
+    for example in (export.mlp, export.transformer, export.image):
+        torch.manual_seed(3)
+        model, graph, weights = example()
+        model.eval()
+        directory = os.path.join(out, example.__name__)
+        os.makedirs(directory, exist_ok=True)
+        document = graph
+        if example is export.mlp:
+            torch.save(weights, os.path.join(directory, "weights.pt"))
+        elif example is export.transformer:
+            # The names of the module, where they are not those of the graph.
+            theirs = {name: "positions" if name == "positions.weight" else
+                      name.replace("attention.output", "self_attn.out_proj") for name in weights}
+            stored = {theirs[name]: w.detach().clone().contiguous() for name, w in weights.items()}
+            save_file(stored, os.path.join(directory, "weights.safetensors"))
+            document = dict(graph=graph, weights={a: b for a, b in theirs.items() if a != b})
+        else:
+            numpy.savez(os.path.join(directory, "weights.npz"), **{name: w.numpy() for name, w in weights.items()})
+        with open(os.path.join(directory, "graph.json"), "w") as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+        write(directory, graph, weights, model)
+
+
+def attention(**more):
+    a = dict(name="attention", op="attention", dim=6, heads=4, key_value_heads=4, head_dim=4, logit_scale=0.5,
+             output_scale=1.0, causal=True, bias=False, output_bias=False)
+    return {**a, **more}
+
+
+def kinds():
+    linear = lambda name, inputs, outputs, bias=True: dict(name=name, op="linear", inputs=inputs, outputs=outputs, bias=bias)
+    layers = [
+        attention(rotary=dict(base=20.0, pairing="half"), key_value_heads=2, output_scale=0.4, bias=True, output_bias=True),
+        attention(rotary=dict(base=20.0, pairing="interleaved"), query_key_norm=0.1, window=2),
+        attention(rotary=dict(base=20.0, pairing="half", frequencies=[0.7]), query_key_norm=0.2, query_key_span="heads"),
+        attention(causal=False, logit_cap=0.3, position_bias=dict(buckets=4, max_distance=3)),
+        attention(position_bias=dict(buckets=4, max_distance=4), window=3, causal=True),
+        attention(causal=False, window=2, logit_scale=-1.0),
+    ]
+    blocks = [dict(name=str(i), op="residual", skip=0.7, branch=0.6, body=[
+        dict(name="norm", op="rms_norm", dim=6, eps=0.1) if i % 2 else dict(name="norm", op="layer_norm", dim=6, eps=0.1, bias=i == 0),
+        layer]) for i, layer in enumerate(layers)]
+    functions = [dict(op="activation", function=f, scale=s) for f, s in zip(load.FUNCTIONS, [1.0, -2.0, 0.5, 1.5, 3.0, 1.0, 2.0])]
+    mixed = [n for i, f in enumerate(functions) for n in (linear(f"mix{i}", 6, 6), f)]
+    gated = dict(name="gated", op="gated_mlp", dim=6, hidden=5, function="silu", bias=True)
+    tail = [gated, dict(op="scale", factor=-1.3), dict(op="clip", limit=0.9), dict(op="soft_cap", cap=0.8), linear("head", 6, 3, False)]
+    embedding = [dict(name="embedding", op="embedding", vocabulary=5, dim=6), dict(name="positions", op="positions", length=7, dim=6)]
+    body = [dict(name="blocks", op="sequential", body=blocks), *mixed]
+    yield "tokens", dict(kind="tokens", context=7), embedding + body + tail
+    yield "documents", dict(kind="tokens", context=7, separator=2), embedding + body + tail
+    pixels = dict(kind="pixels", channels=2, height=4, width=6)
+    patches = [dict(op="patches", size=2), linear("patch", 8, 6), dict(name="class", op="class_token", dim=6), blocks[5]]
+    yield "class", pixels, patches + [dict(op="first_token"), linear("head", 6, 3)]
+    yield "first-and-mean", pixels, patches + [dict(op="first_and_mean"), linear("head", 12, 3)]
+    yield "mean", pixels, [dict(op="patches", size=2), linear("patch", 8, 6), dict(op="mean_pool"), linear("head", 6, 3)]
+    yield "flat", pixels, [dict(op="flatten"), linear("head", 48, 3)]
+
+
+def parameters(nodes, prefix=""):
+    """Names and shapes."""
+    for n in nodes:
+        path = load.join(prefix, n.get("name", ""))
+        at = lambda name: load.join(path, name)
+        if "body" in n:
+            yield from parameters(n["body"], path)
+        elif n["op"] == "linear":
+            yield at("weight"), (n["outputs"], n["inputs"])
+            if n["bias"]:
+                yield at("bias"), (n["outputs"],)
+        elif n["op"] in ("embedding", "positions"):
+            yield at("weight"), (n.get("vocabulary") or n["length"], n["dim"])
+        elif n["op"] in ("rms_norm", "layer_norm", "class_token"):
+            yield at("weight"), (n["dim"],)
+            if n.get("bias"):
+                yield at("bias"), (n["dim"],)
+        elif n["op"] == "gated_mlp":
+            for name, shape in (("gate", (n["hidden"], n["dim"])), ("up", (n["hidden"], n["dim"])), ("down", (n["dim"], n["hidden"]))):
+                yield at(f"{name}.weight"), shape
+                if n["bias"]:
+                    yield at(f"{name}.bias"), shape[:1]
+        elif n["op"] == "attention":
+            for name in ("query", "key", "value"):
+                width = n["head_dim"] * n["heads" if name == "query" else "key_value_heads"]
+                yield at(f"{name}.weight"), (width, n["dim"])
+                if n["bias"]:
+                    yield at(f"{name}.bias"), (width,)
+                if n.get("query_key_norm") and name != "value":
+                    yield at(f"{name}_norm.weight"), (width if n.get("query_key_span") == "heads" else n["head_dim"],)
+            yield at("output.weight"), (n["dim"], n["head_dim"] * n["heads"])
+            if n["output_bias"]:
+                yield at("output.bias"), (n["dim"],)
+            if n.get("position_bias"):
+                yield at("position_bias.weight"), (n["position_bias"]["buckets"], n["heads"])
+
+
+def every_kind(out):
+    for name, kind, nodes in kinds():
+        graph = dict(format=1, input=kind, nodes=nodes)
+        g = torch.Generator().manual_seed(11)
+        weights = {}
+        for path, shape in parameters(nodes):
+            x = torch.randn(shape, generator=g) * (1.5 / shape[-1] ** 0.5 if len(shape) > 1 else 0.4)
+            weights[path] = x + 1.0 if "norm" in path and path.endswith("weight") else x
+        directory = os.path.join(out, name)
+        os.makedirs(directory, exist_ok=True)
+        write(directory, graph, weights, load.Network(graph, weights))
+
+
+def autoencoder(out):
+    torch.manual_seed(4)
+    layer = lambda inputs, outputs: torch.nn.Sequential(torch.nn.Linear(inputs, outputs))
+    model = torch.nn.ModuleDict(dict(encoder=layer(4, 3), decoder=layer(3, 4)))
+    torch.save(model.state_dict(), os.path.join(out, "autoencoder.pt"))
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        y = model["decoder"](torch.relu(model["encoder"](x)))
+    save_file({"vectors": x, "output": y}, os.path.join(out, "autoencoder.expected.safetensors"))
+
+
+if __name__ == "__main__":
+    autoencoder(sys.argv[1])
+    examples(sys.argv[1])
+    every_kind(os.path.join(sys.argv[1], "kinds"))
