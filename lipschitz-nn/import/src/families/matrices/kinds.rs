@@ -165,6 +165,7 @@ fn kind(files: &Files, name: &str, info: &Info) -> Option<Kind> {
     }
     if let Some(stem) = ["_orig", "_u", "_v"].iter().find_map(|end| leaf.strip_suffix(end))
         && has(&format!("{stem}_orig"))
+        && has(&format!("{stem}_u"))
     {
         return Some(Kind::SpectralNorm);
     }
