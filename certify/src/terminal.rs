@@ -143,6 +143,7 @@ fn remedy_of_import(undecided: &lipschitz_import::Undecided) -> Option<&'static 
             "give --activation, such as relu, to `certify import` (a directory with a config.json \
              says it)",
         ),
+        U::Entries(_) => Some("give --entry NAME to `certify import`"),
         U::NoOrder(_) => {
             Some("give --order NAME,NAME,... to `certify import`, the first layer first")
         }

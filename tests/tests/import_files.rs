@@ -276,6 +276,17 @@ fn matrices_of_pytorch_and_numpy_are_mlps() {
         ]),
     );
     assert!(refused(&path).contains("`arr_1` reads 2 numbers"));
+    // The order of an archive may be that of the alphabet.
+    let path = file(
+        "sorted.npz",
+        zip(&[
+            ("decoder.weight.npy", npy("(1, 1)", &[1.0])),
+            ("encoder.weight.npy", npy("(1, 1)", &[2.0])),
+        ]),
+    );
+    let undecided = import(&path, &relu).unwrap_err();
+    let lipschitz_nn::Error::File { what, .. } = &undecided else { panic!("{undecided}") };
+    assert!(matches!(what.downcast_ref(), Some(Undecided::NoOrder(_))), "{undecided}");
 }
 
 /// The weights of a run are what the archive says, bit for bit: in f32 only if that rounds none.

@@ -203,8 +203,10 @@ impl Files {
                     if entry.is_some() {
                         return Err(source.wrong("is no file of torch.save, so it has no entries"));
                     }
+                    // In the order of the arguments of `numpy.savez`, which is that of the alphabet
+                    // where they were a dictionary of JAX.
                     let found = npy::arrays(&source, members)?;
-                    return self.in_order(source, found);
+                    return self.insert(source, found);
                 }
                 let contents = torch::zipped(&source, members, entry)?;
                 self.torch(source, contents)
@@ -318,8 +320,7 @@ impl Files {
     }
 
     /// The names in the order of the file, where it means something: that of the dictionary in a
-    /// file of PyTorch, of the arguments of `numpy.savez`, of a GGUF file. A safetensors file sorts
-    /// its tensors.
+    /// file of PyTorch, of a GGUF file. A safetensors file sorts its tensors.
     pub(crate) fn ordered(&self) -> Option<Vec<&str>> {
         Some(self.order.as_ref()?.iter().map(String::as_str).collect())
     }
@@ -330,11 +331,6 @@ impl Files {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
-    }
-
-    /// The names in the order that the file has them, where it has one that means something.
-    pub(crate) fn ordered(&self) -> Option<Vec<&str>> {
-        None
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Info> {
