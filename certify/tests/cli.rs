@@ -351,6 +351,12 @@ fn third_party_models_are_models() {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f64::max);
     assert!(off < 1e-5, "{off}");
+    // Every import can be checked against the library's outputs.
+    let checked = ["import", &dir, "-o", &out, "--check", &expected, &expected];
+    assert!(ok(&checked).contains("checked: outputs for 2 inputs"));
+    let other = format!("{}/expected.safetensors", golden("llama"));
+    let said = refused(&["import", &dir, "-o", &out, "--check", &other, &expected]);
+    assert!(said.contains("is not the one that gave them"), "{said}");
     // Weights of half precision are computed with in f32.
     ok(&[
         "run",
