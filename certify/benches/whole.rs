@@ -64,7 +64,8 @@ fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> 
 
 fn gpt2() -> Graph {
     let (dim, vocabulary, length) = (768, 50304, 1024);
-    let norm = |name: &str| Node::new(name, Op::LayerNorm { dim, eps: 1e-5, bias: true });
+    let norm =
+        |name: &str| Node::new(name, Op::LayerNorm { dim, eps: 1e-5, bias: true, gain: true });
     let linear =
         |name: &str, inputs, outputs| Node::new(name, Op::Linear { inputs, outputs, bias: true });
     let residual =
@@ -88,7 +89,7 @@ fn gpt2() -> Graph {
 
 fn llama() -> Graph {
     let (dim, hidden, vocabulary) = (2048, 5632, 32000);
-    let norm = |name: &str| Node::new(name, Op::RmsNorm { dim, eps: 1e-5 });
+    let norm = |name: &str| Node::new(name, Op::RmsNorm { dim, eps: 1e-5, gain: true });
     let residual =
         |name: String, body| Node::new(name, Op::Residual { skip: 1.0, branch: 1.0, body });
     let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];

@@ -64,7 +64,7 @@ fn a_gain_that_underflows_is_not_lost() {
         let (attention, attention_weights) = averaging(small, large);
         let nodes = vec![
             Node::new("e", Op::Embedding { vocabulary: 2, dim: 1 }),
-            Node::new("n", Op::RmsNorm { dim: 1, eps: 1.0 }),
+            Node::new("n", Op::RmsNorm { dim: 1, eps: 1.0, gain: true }),
             attention,
         ];
         let mut weights = vec![

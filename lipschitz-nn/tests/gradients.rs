@@ -113,8 +113,8 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("scale", Op::Scale { factor: -1.5 });
     on_tokens("soft cap", Op::SoftCap { cap: 0.6 });
     on_tokens("clip", Op::Clip { limit: 0.4 });
-    on_tokens("rms norm", Op::RmsNorm { dim: 6, eps: 0.01 });
-    on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true });
+    on_tokens("rms norm", Op::RmsNorm { dim: 6, eps: 0.01, gain: true });
+    on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true, gain: true });
     on_tokens("mean pool", Op::MeanPool);
     on_tokens("first token", Op::FirstToken);
     let near = |causal| Attention { window: Some(2), causal, ..Attention::new(6, 2, 4) };
@@ -602,7 +602,7 @@ fn recomputing_changes_no_bit_of_a_gradient() {
     let block = |name: &str, norm: bool| {
         let mut body = vec![Node::new("attend", Op::Attention(attention.clone()))];
         if norm {
-            body.insert(0, Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }));
+            body.insert(0, Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1, gain: true }));
         }
         Node::new(name, Op::Residual { skip: 0.5, branch: 0.5, body })
     };

@@ -95,6 +95,8 @@ enum Inside {
     /// Weights that move the output side by side.
     Weights(Vec<String>),
     Modules(Vec<Module>),
+    /// Modules that read the same and are added up.
+    Parallel(Vec<Module>),
 }
 
 impl Module {
@@ -118,10 +120,19 @@ impl Module {
         Self { path: path.into(), mass, sensitivity, factor: 1.0, inside: Inside::Modules(modules) }
     }
 
+    fn parallel(path: &str, modules: Vec<Module>) -> Self {
+        let mass = modules.iter().map(|module| module.mass).sum();
+        let sensitivity = modules.iter().map(|module| module.sensitivity).sum();
+        let inside = Inside::Parallel(modules);
+        Self { path: path.into(), mass, sensitivity, factor: 1.0, inside }
+    }
+
     fn has(&self, path: &str) -> bool {
         self.mass > 0.0 && self.path == path
             || match &self.inside {
-                Inside::Modules(modules) => modules.iter().any(|module| module.has(path)),
+                Inside::Modules(modules) | Inside::Parallel(modules) => {
+                    modules.iter().any(|module| module.has(path))
+                }
                 Inside::Nothing | Inside::Weights(_) => false,
             }
     }
@@ -149,6 +160,7 @@ impl ModularNorm<'_> {
         };
         let mut module = match &node.op {
             Op::Sequential { body } => Module::sequence(path, self.modules(body, path)),
+            Op::Parallel { branches } => Module::parallel(path, self.modules(branches, path)),
             Op::Residual { skip, branch, body } => {
                 let inner = Module::sequence(path, self.modules(body, path));
                 let (a, b) = match self.residual {
@@ -161,8 +173,8 @@ impl ModularNorm<'_> {
             Op::Embedding { .. } | Op::Positions { .. } => {
                 Module::weights(path, vec![weight("weight")], 1.0)
             }
-            Op::RmsNorm { .. } => Module::weights(path, vec![weight("weight")], 1.0),
-            Op::LayerNorm { bias, .. } => Module::weights(path, with_bias(*bias), 1.0),
+            Op::RmsNorm { gain, .. } => norm(path, *gain, false),
+            Op::LayerNorm { gain, bias, .. } => norm(path, *gain, *bias),
             Op::Activation { function, scale } => {
                 Module::plain(path, scale.abs() * slope(*function))
             }
@@ -183,11 +195,13 @@ impl ModularNorm<'_> {
             // Two halves, each of norm at most that of the largest token.
             Op::FirstAndMean => Module::plain(path, 2f64.sqrt()),
             Op::SoftCap { .. }
+            | Op::Normalise { .. }
             | Op::Clip { .. }
             | Op::Flatten
             | Op::Patches { .. }
             | Op::MeanPool
-            | Op::FirstToken => Module::plain(path, 1.0),
+            | Op::FirstToken
+            | Op::LastToken => Module::plain(path, 1.0),
         };
         if let Some(mass) = self.masses.get(path)
             && module.mass > 0.0
@@ -211,6 +225,9 @@ fn attention(a: &Attention, path: &str) -> Module {
     if a.query_key_norm.is_some() {
         names.extend(["query", "key"].map(|name| weight(&format!("{name}_norm.weight"))));
     }
+    if a.query_key_shift {
+        names.extend(["query", "key"].map(|name| weight(&format!("{name}_norm.bias"))));
+    }
     names.extend(a.position_bias.map(|_| weight("position_bias.weight")));
     let mut output = vec![weight("output.weight")];
     output.extend(a.output_bias.then(|| weight("output.bias")));
@@ -222,13 +239,33 @@ fn attention(a: &Attention, path: &str) -> Module {
     Module::sequence(path, modules)
 }
 
-/// The sensitivity of an activation: its largest slope.
+/// A norm over the last dimension, whose weights, if it has any, are side by side.
+fn norm(path: &str, gain: bool, bias: bool) -> Module {
+    let names: Vec<String> = [("weight", gain), ("bias", bias)]
+        .into_iter()
+        .filter_map(|(name, is)| is.then(|| join(path, name)))
+        .collect();
+    if names.is_empty() { Module::plain(path, 1.0) } else { Module::weights(path, names, 1.0) }
+}
+
+/// The sensitivity of an activation: its largest slope, for numbers up to 1 where it has none.
 fn slope(function: Function) -> f64 {
     match function {
-        Function::Relu | Function::Abs | Function::Tanh => 1.0,
+        Function::Identity
+        | Function::Relu
+        | Function::Abs
+        | Function::Tanh
+        | Function::Softplus => 1.0,
         Function::GeluErf | Function::GeluTanh => 1.129,
-        Function::Silu => 1.1,
+        Function::Silu | Function::QuickGelu => 1.1,
+        Function::Mish => 1.0885,
         Function::Sigmoid => 0.25,
+        Function::HardSwish => 1.5,
+        Function::HardSigmoid => 1.0 / 6.0,
+        Function::Relu2 => 2.0,
+        Function::LeakyRelu { slope: constant } | Function::Elu { alpha: constant } => {
+            constant.abs().max(1.0)
+        }
     }
 }
 
@@ -240,7 +277,7 @@ fn tare(module: &mut Module, mass: f64) {
 
 fn scale_mass(module: &mut Module, factor: f64) {
     module.mass *= factor;
-    if let Inside::Modules(modules) = &mut module.inside {
+    if let Inside::Modules(modules) | Inside::Parallel(modules) = &mut module.inside {
         modules.iter_mut().for_each(|module| scale_mass(module, factor));
     }
 }
@@ -257,6 +294,10 @@ fn allot(modules: &[Module], mass: f64, rate: f64, out: &mut BTreeMap<String, f6
                 out.extend(names.iter().map(|name| (name.clone(), rate * share)));
             }
             Inside::Modules(modules) => allot(modules, mass, rate, out),
+            // Nothing in one branch follows what is in another.
+            Inside::Parallel(branches) => {
+                branches.chunks(1).for_each(|branch| allot(branch, mass, rate, out));
+            }
         }
         after *= module.sensitivity;
     }
@@ -329,6 +370,28 @@ mod tests {
         let atom = 32.0 / 12.0 / 34.0;
         near(shares["blocks.1.mlp.down.weight"], atom / 0.25);
         assert!((shares["embedding.weight"] * 34.0 - 1.0).abs() < 1e-3);
+    }
+
+    /// Two linear maps side by side each move the sum by their share; what is before them moves
+    /// both.
+    #[test]
+    fn branches_side_by_side() {
+        let graph = Graph::builder(Input::Vector { dim: 4 })
+            .linear_no_bias("first", 4)
+            .parallel("sum", |b| {
+                b.branch("a", |b| b.linear_no_bias("map", 4).scale(3.0))
+                    .branch("b", |b| b.linear_no_bias("map", 4))
+            })
+            .build()
+            .unwrap();
+        let shares = modular(ResidualSensitivity::Scaled, &[]).shares(&graph).unwrap();
+        near(shares["sum.a.map.weight"], 1.0 / 9.0);
+        near(shares["sum.b.map.weight"], 1.0 / 3.0);
+        near(shares["first.weight"], 1.0 / 12.0);
+        // A mass of a branch.
+        let shares =
+            modular(ResidualSensitivity::Scaled, &[("sum.b", 2.0)]).shares(&graph).unwrap();
+        near(shares["sum.b.map.weight"], 0.5);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use lipschitz_nn::graph::{
-    Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
+    Alibi, Attention, Function, Graph, Input, Node, NormKind, Op, Pairing, PositionBias, Rotary,
+    Span,
 };
 use lipschitz_nn::{Model, Weights};
 use rand::{Rng, SeedableRng};
@@ -64,6 +65,7 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
     let divisors: Vec<usize> = (1..=heads).filter(|k| heads.is_multiple_of(*k)).collect();
     let head_dim = dice.pick(&[2, 4]);
     let rotary = dice.coin().then(|| rotary(head_dim, dice));
+    let query_key_norm = (dice.below(3) == 0).then(|| dice.pick(&[0.01, 0.5]));
     Op::Attention(Attention {
         dim,
         heads,
@@ -80,11 +82,14 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
         rotary,
         bias: dice.below(3) == 0,
         output_bias: dice.below(3) == 0,
-        query_key_norm: (dice.below(4) == 0).then(|| dice.pick(&[0.01, 0.5])),
-        query_key_span: dice.pick(&[Span::Head, Span::Heads]),
+        query_key_norm,
+        query_key_span: dice.pick(&[Span::Head, Span::EachHead, Span::Heads]),
+        query_key_kind: dice.pick(&[NormKind::Rms, NormKind::Layer]),
+        query_key_shift: query_key_norm.is_some() && dice.coin(),
         logit_cap: (dice.below(4) == 0).then(|| dice.pick(&[0.3, 5.0])),
         window: (dice.below(4) == 0).then(|| 1 + dice.below(3)),
         position_bias: dice.coin().then_some(PositionBias { buckets: 4, max_distance: 3 }),
+        alibi: (dice.below(4) == 0).then(|| Alibi::new(heads, dice.pick(&[8.0, 1.0, -1.0]))),
     })
 }
 
@@ -92,7 +97,7 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
     let mut nodes = Vec::new();
     for i in 0..1 + dice.below(3) {
         let name = format!("n{depth}{i}");
-        let op = match dice.below(if depth < 2 { 9 } else { 7 }) {
+        let op = match dice.below(if depth < 2 { 10 } else { 7 }) {
             0 | 1 => attention(dim, dice),
             2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
             3 => Op::Activation {
@@ -100,8 +105,8 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
                 scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]),
             },
             4 => Op::Scale { factor: 1.5 * dice.unit() },
-            5 if dice.coin() => Op::RmsNorm { dim, eps: dice.pick(&[0.01, 0.3]) },
-            5 => Op::LayerNorm { dim, eps: dice.pick(&[0.01, 0.3]), bias: dice.coin() },
+            5 if dice.below(6) == 0 => Op::Normalise { eps: dice.pick(&[0.05, 1.0, 4.0]) },
+            5 => norm(dim, dice),
             6 if dice.below(4) == 0 => Op::SoftCap { cap: dice.pick(&[0.2, 1.0, 30.0]) },
             6 if dice.below(4) == 0 => Op::Clip { limit: dice.pick(&[0.1, 1.0]) },
             6 => Op::GatedMlp {
@@ -111,6 +116,19 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
                 bias: dice.coin(),
             },
             7 => Op::Sequential { body: body(dim, depth + 1, dice) },
+            8 => {
+                let count = 1 + dice.below(3);
+                let branch = |i| Node::new(format!("b{i}"), branch(dim, depth, dice));
+                let branches = (0..count).map(branch).collect();
+                let sum = Op::Parallel { branches };
+                // A norm in front leaves its gain to the branches, where they can take it.
+                if dice.coin() {
+                    let norm = Node::new("norm", norm(dim, dice));
+                    Op::Sequential { body: vec![norm, Node::new("sum", sum)] }
+                } else {
+                    sum
+                }
+            }
             _ => {
                 let alpha = 0.5 + 0.5 * dice.unit();
                 Op::Residual { skip: 1.0 - alpha, branch: alpha, body: body(dim, depth + 1, dice) }
@@ -119,6 +137,29 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
         nodes.push(Node::new(name, op));
     }
     nodes
+}
+
+fn norm(dim: usize, dice: &mut Dice) -> Op {
+    let (eps, gain) = (dice.pick(&[0.01, 0.3]), dice.below(4) > 0);
+    if dice.coin() {
+        Op::RmsNorm { dim, eps, gain }
+    } else {
+        Op::LayerNorm { dim, eps, bias: dice.coin(), gain }
+    }
+}
+
+/// A branch beside others: attention, an MLP, or anything.
+fn branch(dim: usize, depth: usize, dice: &mut Dice) -> Op {
+    let linear = |name: &str| Node::new(name, Op::Linear { inputs: dim, outputs: dim, bias: true });
+    match dice.below(3) {
+        0 => attention(dim, dice),
+        1 => {
+            let function = dice.pick(&Function::ALL);
+            let phi = Node::new("", Op::Activation { function, scale: 1.0 });
+            Op::Sequential { body: vec![linear("up"), phi, linear("down")] }
+        }
+        _ => Op::Sequential { body: body(dim, depth + 1, dice) },
+    }
 }
 
 /// A random small language model: embedding, sometimes positions, any nodes, a head.
@@ -174,9 +215,10 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
         }
         nodes.push(Node::new("positions", Op::Positions { length: 5, dim: 6 }));
         nodes.extend(body(6, 0, dice));
-        let pool = dice.below(if class { 3 } else { 2 });
-        nodes.push(Node::new("", [Op::MeanPool, Op::FirstToken, Op::FirstAndMean][pool].clone()));
-        nodes.push(linear("head", if pool == 2 { 12 } else { 6 }, classes, dice));
+        let pool = dice.below(if class { 4 } else { 3 });
+        let pools = [Op::MeanPool, Op::FirstToken, Op::LastToken, Op::FirstAndMean];
+        nodes.push(Node::new("", pools[pool].clone()));
+        nodes.push(linear("head", if pool == 3 { 12 } else { 6 }, classes, dice));
     }
     Graph::new(pixels, nodes).expect("random graphs fit together")
 }

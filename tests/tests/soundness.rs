@@ -157,7 +157,7 @@ fn known_constants_are_met() {
 /// A node's row states the node's own constant and radius, a folded gain or not.
 #[test]
 fn rows_of_norms_speak_of_the_whole_norm() {
-    let norm = Node::new("norm", Op::LayerNorm { dim: 2, eps: 0.25, bias: true });
+    let norm = Node::new("norm", Op::LayerNorm { dim: 2, eps: 0.25, bias: true, gain: true });
     let head = Node::new("head", Op::Linear { inputs: 2, outputs: 1, bias: false });
     let graph = Graph::new(Input::Vector { dim: 2 }, vec![norm, head]).unwrap();
     let weight = |name: &str| match name {

@@ -31,12 +31,12 @@
 //! with k_h the size of the largest key of head h, and q that of the largest query of all heads
 //! together.
 //!
-//! *Variants.* A mask removes tokens from the sums. A position bias on the logits does not depend
-//! on X. A term that is the same for all j changes no p: a key bias is such a term where the logits
+//! *Variants.* A mask removes tokens from the sums. A position bias on the logits, learned or a slope
+//! over the distance, does not depend on X. A term that is the same for all j changes no p: a key bias is such a term where the logits
 //! are plain products. Rotary positions rotate queries and keys, which keeps their norms. A norm on
 //! queries and keys multiplies ‖Q‖, ‖Q_h‖ and ‖K_h‖ by its Lipschitz constant (those of the whole
-//! maps, if it is taken over all heads), and bounds q and k_h ([`Layer::projection`]). A soft cap
-//! on the logits has slope at most 1.
+//! maps, if it is taken over all heads), and bounds q and k_h ([`Layer::projection`]); a shift of
+//! that norm adds to their size. A soft cap on the logits has slope at most 1.
 
 use lipschitz_nn::graph::{Attention, Span, join};
 
@@ -188,6 +188,20 @@ impl<'a> Layer<'a> {
         self.norms.offset(&block, self.x.shift.as_deref(), bias.as_deref())
     }
 
+    /// The norm of the shift that the norm on queries or keys gives these heads, if it has one.
+    fn shift(&self, name: &str, heads: Part) -> Result<Upper, Error> {
+        if !self.a.query_key_shift {
+            return Ok(Upper::ZERO);
+        }
+        let name_of = join(self.path, &format!("{name}_norm.bias"));
+        if self.a.query_key_span != Span::Head {
+            return self.norms.norm(&Norm::Vector(Block::whole(name_of).rows(heads)));
+        }
+        // The same for each head.
+        let all = if name == "query" { self.a.heads } else { self.a.key_value_heads };
+        Ok(self.norms.vector(&name_of)? * count(all / heads.count).sqrt())
+    }
+
     /// Whether the logits are plain products of linear queries and keys.
     fn plain(&self) -> bool {
         self.a.rotary.is_none() && self.a.query_key_norm.is_none() && self.a.logit_cap.is_none()
@@ -211,9 +225,12 @@ impl<'a> Layer<'a> {
         // A key bias adds the same to all logits of a query, if they are plain.
         let key_offset = if self.plain() { Upper::ZERO } else { self.offset("key", shared)? };
         let (mixed, width) = self.normed("query", query_map, heads)?;
-        let query = self.projection(query_map, query_offset, self.query_gain, mixed, width);
+        let shift = self.shift("query", own)?;
+        let query =
+            self.projection(query_map, query_offset, self.query_gain, shift, (mixed, width));
         let (mixed, width) = self.normed("key", key_map, key_value_heads)?;
-        let key = self.projection(key_map, key_offset, self.key_gain, mixed, width);
+        let shift = self.shift("key", shared)?;
+        let key = self.projection(key_map, key_offset, self.key_gain, shift, (mixed, width));
 
         let mut logit_slope = query.slope * key.size + query.size * key.slope;
         if self.plain() {
@@ -246,21 +263,23 @@ impl<'a> Layer<'a> {
     }
 
     /// Queries or keys, from the norms of their linear map and of its offset. If there is a norm
-    /// on them, `gain` is its largest gain, and `mixed` and `width` are as in [`Self::normed`].
+    /// on them, `gain` is its largest gain, `shift` the norm of its shift, and `mixed` and `width`
+    /// are as in [`Self::normed`].
     fn projection(
         &self,
         map: Upper,
         offset: Upper,
         gain: Option<Upper>,
-        mixed: Upper,
-        width: usize,
+        shift: Upper,
+        (mixed, width): (Upper, usize),
     ) -> Projection {
         let size = map * self.x.radius + offset;
         match (gain, self.a.query_key_norm) {
             (Some(gain), Some(eps)) => {
                 let slope = gain.div_up(root_down(eps));
                 let root = count(width).sqrt();
-                Projection { slope: slope * mixed, size: (root * gain).min(slope * size) }
+                let size = (root * gain).min(slope * size) + shift;
+                Projection { slope: slope * mixed, size }
             }
             _ => Projection { slope: map, size },
         }
@@ -271,7 +290,8 @@ impl<'a> Layer<'a> {
         let map = self.norms.matrix(&self.block("query", Part::ALL))?;
         let offset = self.offset("query", Part::ALL)?;
         let width = self.a.heads * self.a.head_dim;
-        let all = self.projection(map, offset, self.query_gain, map, width);
+        let shift = self.shift("query", Part::ALL)?;
+        let all = self.projection(map, offset, self.query_gain, shift, (map, width));
         Ok(Projection { size: all.size.min(heads.root_of_squares(|h| h.query.size)), ..all })
     }
 

@@ -8,7 +8,8 @@ use crate::upper::Upper;
 pub(super) struct State {
     /// Bound on the ℓ2 norm of a token x.
     pub radius: Upper,
-    /// Bound on the absolute value of an element of x, where an image was clipped; else infinite.
+    /// Bound on the absolute value of an element of x, where an image was clipped or the next node
+    /// wants to know; else infinite.
     pub largest: Upper,
     /// Elements per token.
     pub width: usize,
@@ -21,6 +22,11 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(radius: Upper, width: usize) -> Self {
         Self { radius, largest: Upper::INFINITY, width, gain: None, shift: None }
+    }
+
+    /// The best bound on the absolute value of an element of x.
+    pub(super) fn element(&self) -> Upper {
+        self.largest.min(self.radius)
     }
 }
 

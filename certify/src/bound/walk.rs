@@ -1,6 +1,6 @@
 //! The pass over the graph: the rule of each kind of node, and how constants and radii compose.
 
-use lipschitz_nn::graph::{Graph, Input, Node, NodeId, Op, join};
+use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, join};
 
 use super::attention;
 use super::norms::{Block, Norm, Norms};
@@ -151,9 +151,7 @@ fn outputs(
     else {
         return Ok((logit, margin, None));
     };
-    let gain = nodes[..end]
-        .last()
-        .filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+    let gain = nodes[..end].last().filter(|node| has_gain(node));
     let block =
         Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));
     let scale = |c: Upper, node: &Node| {
@@ -198,11 +196,7 @@ impl Walker<'_> {
             let before = lipschitz;
             let linear = matches!(node.op, Op::Linear { .. });
             let block = Block::whole(join(&own.path, "weight")).gain(state.gain.clone());
-            let fold = matches!(
-                nodes.get(i + 1),
-                Some(Node { op: Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. }, .. })
-            );
-            let mut step = self.node(node, &own, &state, from * lipschitz, fold)?;
+            let mut step = self.node(node, &own, &state, from * lipschitz, nodes.get(i + 1))?;
             lipschitz = before * step.lipschitz;
             // With a centre of 0 the split gives the product of the norms.
             if let (true, Some(first)) =
@@ -214,7 +208,12 @@ impl Walker<'_> {
                     step.rule = format!("‖W‖, slope split with `{}`", first.block);
                 }
             }
-            passed = follow(passed, node, linear.then_some((block, step.lipschitz, before)));
+            passed = follow(
+                passed,
+                node,
+                state.element(),
+                linear.then_some((block, step.lipschitz, before)),
+            );
             trail.push(lipschitz);
             if state.gain.is_some() {
                 step.rule.push_str(", with γ");
@@ -243,14 +242,14 @@ impl Walker<'_> {
             + first.spread * norm * first.norm)
     }
 
-    /// The rule of a node. With `fold`, the next node takes the gain of a norm.
+    /// The rule of a node, `next` the one that follows it.
     fn node(
         &mut self,
         node: &Node,
         place: &Place,
         x: &State,
         from: Upper,
-        fold: bool,
+        next: Option<&Node>,
     ) -> Result<Step, Error> {
         let path = place.path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
@@ -272,6 +271,18 @@ impl Walker<'_> {
                 let (trail, out) = self.sequence(body, place, x.clone(), from)?;
                 Ok(Step { lipschitz: last(&trail), out, rule: "product".into(), whole: None })
             }
+            // δ Σ f_i(x) ≤ Σ L_i δx
+            Op::Parallel { branches } => {
+                let (mut lipschitz, mut radius, mut width) = (Upper::ZERO, Upper::ZERO, x.width);
+                for (first, branch) in branches.iter().enumerate() {
+                    let own = Place { path: path.into(), id: place.id.clone(), first };
+                    let branch = std::slice::from_ref(branch);
+                    let (trail, out) = self.sequence(branch, &own, x.clone(), Upper::ONE)?;
+                    (lipschitz, radius) = (lipschitz + last(&trail), radius + out.radius);
+                    width = out.width;
+                }
+                step(lipschitz, radius, width, "Σ L")
+            }
             // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
             Op::Residual { skip, branch, body } => {
                 let (trail, out) = self.sequence(body, place, x.clone(), Upper::ONE)?;
@@ -280,8 +291,13 @@ impl Walker<'_> {
             }
             Op::Linear { outputs, bias, .. } => {
                 let norm = self.norms.matrix(&block(""))?;
-                let radius = norm * x.radius + offset("", bias.then(|| join(path, "bias")))?;
-                step(norm, radius, *outputs, "‖W‖")
+                let offset = offset("", bias.then(|| join(path, "bias")))?;
+                let mut out = State::new(norm * x.radius + offset, *outputs);
+                // |w_i x + b_i|, where the next node wants to know.
+                if next.is_some_and(wants_elements) {
+                    out.largest = self.norms.row(&block(""))? * x.radius + offset;
+                }
+                Ok(Step { lipschitz: norm, out, rule: "‖W‖".into(), whole: None })
             }
             Op::Embedding { .. } => {
                 Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node")))
@@ -292,8 +308,14 @@ impl Walker<'_> {
             }
             Op::Activation { function, scale } => {
                 let scale = abs(*scale);
-                let radius = scale * pointwise::norm(*function, x.radius, x.width);
-                step(scale * pointwise::slope(*function), radius, x.width, "largest slope")
+                let element = x.element();
+                let radius = scale * pointwise::norm(*function, x.radius, element, x.width);
+                let rule = if wants_elements(node) {
+                    "largest slope on these inputs"
+                } else {
+                    "largest slope"
+                };
+                step(scale * pointwise::slope(*function, element), radius, x.width, rule)
             }
             Op::Scale { factor } => {
                 let c = abs(*factor);
@@ -319,19 +341,30 @@ impl Walker<'_> {
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
                 let slope = Upper::ONE.div_up(root_down(*eps));
                 let radius = count(x.width).sqrt().min(slope * x.radius);
-                let gain = join(path, "weight");
+                let gain = has_gain(node).then(|| join(path, "weight"));
                 let shift =
                     matches!(node.op, Op::LayerNorm { bias: true, .. }).then(|| join(path, "bias"));
-                let largest = self.norms.largest(&gain)?;
+                let largest =
+                    gain.as_ref().map_or(Ok(Upper::ONE), |gain| self.norms.largest(gain))?;
                 let offset =
                     shift.as_ref().map_or(Ok(Upper::ZERO), |shift| self.norms.vector(shift))?;
                 let (whole, outer) = (largest * slope, largest * radius + offset);
-                if fold {
-                    let out = State { gain: Some(gain), shift, ..State::new(radius, x.width) };
-                    let rule = "max |γ| / √ε; γ goes into the next".into();
+                let rule = if gain.is_some() { "max |γ| / √ε" } else { "1 / √ε" };
+                if next.is_some_and(takes_gain) {
+                    let rule = match gain {
+                        Some(_) => format!("{rule}; γ goes into the next"),
+                        None => rule.into(),
+                    };
+                    let out = State { gain, shift, ..State::new(radius, x.width) };
                     return Ok(Step { lipschitz: slope, out, rule, whole: Some((whole, outer)) });
                 }
-                step(whole, outer, x.width, "max |γ| / √ε")
+                step(whole, outer, x.width, rule)
+            }
+            // x/max(‖x‖, ε) is the projection onto the ball of radius ε, over ε; a projection onto
+            // a convex set moves no two points apart.
+            Op::Normalise { eps } => {
+                let slope = Upper::ONE.div_up(*eps);
+                step(slope, Upper::ONE.min(slope * x.radius), x.width, "1 / ε")
             }
             Op::GatedMlp { function, bias, .. } => {
                 let (gate, up) =
@@ -342,14 +375,13 @@ impl Walker<'_> {
                     (offset("gate", bias("gate"))?, offset("up", bias("up"))?);
                 let down_offset =
                     bias("down").map_or(Ok(Upper::ZERO), |name| self.norms.vector(&name))?;
-                let largest_gate = pointwise::value(
-                    *function,
-                    self.norms.row(&block("gate"))? * x.radius + gate_offset,
-                );
+                let gate_input = self.norms.row(&block("gate"))? * x.radius + gate_offset;
+                let largest_gate = pointwise::value(*function, gate_input);
                 let largest_up = self.norms.row(&block("up"))? * x.radius + up_offset;
                 // δ(φ(g) ∘ u) = δφ(g) ∘ u + φ(g) ∘ δu; each factor without δ is bounded by its
                 // largest element.
-                let product = pointwise::slope(*function) * gate * largest_up + up * largest_gate;
+                let slope = pointwise::slope(*function, gate_input);
+                let product = slope * gate * largest_up + up * largest_gate;
                 let radius = down * largest_gate * (up * x.radius + up_offset) + down_offset;
                 step(down * product, radius, x.width, "product rule on row norms")
             }
@@ -371,7 +403,7 @@ impl Walker<'_> {
                 let token = self.norms.vector(&join(path, "weight"))?;
                 step(Upper::ONE, x.radius.max(token), x.width, "one token more")
             }
-            Op::FirstToken => step(Upper::ONE, x.radius, x.width, "one token"),
+            Op::FirstToken | Op::LastToken => step(Upper::ONE, x.radius, x.width, "one token"),
             // Two concatenated vectors, each at most the largest token.
             Op::FirstAndMean => {
                 let root = count(2).sqrt();
@@ -381,10 +413,37 @@ impl Walker<'_> {
     }
 }
 
-/// What is known about the last linear map after `node`; `linear` if that node is a linear map.
+/// Whether a node takes the gain of a norm in front of it into its weights.
+fn takes_gain(node: &Node) -> bool {
+    fn begins(branch: &Node) -> bool {
+        match &branch.op {
+            Op::Sequential { body } => body.first().is_some_and(begins),
+            _ => takes_gain(branch),
+        }
+    }
+    match &node.op {
+        Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. } => true,
+        Op::Parallel { branches } => branches.iter().all(begins),
+        _ => false,
+    }
+}
+
+/// Whether a node's constant depends on the largest element of its input.
+fn wants_elements(node: &Node) -> bool {
+    matches!(node.op, Op::Activation { function: Function::Relu2, .. })
+}
+
+/// Whether a node is a norm with a gain.
+fn has_gain(node: &Node) -> bool {
+    matches!(node.op, Op::RmsNorm { gain: true, .. } | Op::LayerNorm { gain: true, .. })
+}
+
+/// What is known about the last linear map after `node`, whose inputs have elements up to
+/// `element`; `linear` if that node is a linear map.
 fn follow(
     passed: Option<Passed>,
     node: &Node,
+    element: Upper,
     linear: Option<(Block, Upper, Upper)>,
 ) -> Option<Passed> {
     if let Some((block, norm, before)) = linear {
@@ -405,12 +464,13 @@ fn follow(
             passed.centre *= factor;
         }
         Op::Activation { function, scale } if !passed.active => {
-            let (centre, spread) = pointwise::slopes(*function);
+            let (centre, spread) = pointwise::slopes(*function, element);
             let factor = passed.centre * scale;
             // Only scales went before, so their slope is a single number, up to rounding.
             let off = rounding(passed.centre, *scale) + passed.spread * abs(*scale);
-            passed.spread =
-                abs(factor) * spread + off * pointwise::slope(*function) + rounding(factor, centre);
+            passed.spread = abs(factor) * spread
+                + off * pointwise::slope(*function, element)
+                + rounding(factor, centre);
             (passed.centre, passed.active) = (factor * centre, true);
         }
         Op::Flatten => {}

@@ -38,7 +38,7 @@ pub fn scene(graph: &Graph, note: &dyn Fn(&NodeId) -> Option<String>) -> Scene {
     let width = WIDTH - 2.0 * MARGIN;
     scene.rectangle((MARGIN, GAP, width, BOX), Some(Color::Grid), Some(Color::Muted));
     scene.text(&input, ((WIDTH - TITLE.width(&input)) / 2.0, GAP + 27.0), TITLE);
-    draw(&mut scene, &boxes, note, MARGIN, GAP + BOX + GAP);
+    draw(&mut scene, &boxes, true, note, MARGIN, GAP + BOX + GAP);
     scene
 }
 
@@ -53,12 +53,13 @@ fn height(boxes: &[Outline]) -> f32 {
 fn draw(
     scene: &mut Scene,
     boxes: &[Outline],
+    in_turn: bool,
     note: &dyn Fn(&NodeId) -> Option<String>,
     x: f32,
     mut y: f32,
 ) {
     let width = WIDTH - 2.0 * x;
-    for Outline { id, path, title, body } in boxes {
+    for Outline { id, path, title, body, parallel } in boxes {
         let bound = note(id).unwrap_or_default();
         // The bound is at the right; a text that does not fit in front of it is truncated.
         let end = x + width - PADDING - BOUND.width(&bound);
@@ -72,7 +73,9 @@ fn draw(
         );
         match body {
             None => {
-                scene.line((WIDTH / 2.0, y - GAP), (WIDTH / 2.0, y), Color::Muted);
+                if in_turn {
+                    scene.line((WIDTH / 2.0, y - GAP), (WIDTH / 2.0, y), Color::Muted);
+                }
                 let frame = (x, y, width, size);
                 scene.rectangle(frame, Some(Color::Paper), Some(Color::Data(0)));
                 scene.text(&TITLE.fit(title, room), (left, y + 18.0), TITLE);
@@ -85,7 +88,7 @@ fn draw(
                     if path.is_empty() { title.clone() } else { format!("{path}: {title}") };
                 scene.text(&TITLE.fit(&title, room), (left, y + 18.0), TITLE);
                 scene.text(&bound, (end, y + 18.0), BOUND);
-                draw(scene, body, note, x + INSET, y + HEADER + GAP);
+                draw(scene, body, !parallel, note, x + INSET, y + HEADER + GAP);
             }
         }
         y += size + GAP;

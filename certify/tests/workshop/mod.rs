@@ -98,14 +98,14 @@ pub fn normalised() -> Model {
         residual(
             "a",
             vec![
-                Node::new("norm", Op::LayerNorm { dim: 8, eps: 0.1, bias: true }),
+                Node::new("norm", Op::LayerNorm { dim: 8, eps: 0.1, bias: true, gain: true }),
                 Node::new("attention", Op::Attention(attention)),
             ],
         ),
         residual(
             "b",
             vec![
-                Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }),
+                Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1, gain: true }),
                 Node::new(
                     "mlp",
                     Op::GatedMlp { dim: 8, hidden: 6, function: Function::Silu, bias: true },
@@ -115,13 +115,13 @@ pub fn normalised() -> Model {
         residual(
             "c",
             vec![
-                Node::new("norm", Op::LayerNorm { dim: 8, eps: 0.1, bias: true }),
+                Node::new("norm", Op::LayerNorm { dim: 8, eps: 0.1, bias: true, gain: true }),
                 Node::new("up", Op::Linear { inputs: 8, outputs: 12, bias: true }),
                 Node::new("", Op::Activation { function: Function::GeluTanh, scale: 1.0 }),
                 Node::new("down", Op::Linear { inputs: 12, outputs: 8, bias: true }),
             ],
         ),
-        Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1 }),
+        Node::new("norm", Op::RmsNorm { dim: 8, eps: 0.1, gain: true }),
         Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: false }),
         Node::new("", Op::SoftCap { cap: 30.0 }),
     ];

@@ -7,11 +7,11 @@ pub(crate) fn linear(name: impl Into<String>, inputs: usize, outputs: usize, bia
 }
 
 pub(crate) fn rms_norm(name: &str, dim: usize, eps: f64) -> Node {
-    Node::new(name, Op::RmsNorm { dim, eps })
+    Node::new(name, Op::RmsNorm { dim, eps, gain: true })
 }
 
 pub(crate) fn layer_norm(name: &str, dim: usize, eps: f64, bias: bool) -> Node {
-    Node::new(name, Op::LayerNorm { dim, eps, bias })
+    Node::new(name, Op::LayerNorm { dim, eps, bias, gain: true })
 }
 
 /// `x + body(x)`.

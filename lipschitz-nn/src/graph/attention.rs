@@ -42,8 +42,44 @@ pub enum Span {
     /// Each head, with one gain of the width of a head for all.
     #[default]
     Head,
+    /// Each head, with a gain of the whole width: each head has its own.
+    EachHead,
     /// All heads together, with a gain of their whole width.
     Heads,
+}
+
+/// Which norm queries and keys pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// An RMS norm.
+    #[default]
+    Rms,
+    /// A layer norm: the mean is subtracted.
+    Layer,
+}
+
+/// A constant for each head times the distance between query and key, subtracted from each logit
+/// (Press et al., *Train Short, Test Long*, 2022). It depends on no input, so it costs nothing in a
+/// Lipschitz constant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Alibi {
+    /// One for each head: `−slope·|j − i|` is added to the logit of query i and key j.
+    pub slopes: Vec<f64>,
+}
+
+impl Alibi {
+    /// The published slopes, `2^(−max·h/heads)` for head h = 1, 2, … with max = 8. For a number of
+    /// heads that is no power of two they are those of the power below it, then every second one of
+    /// the power above.
+    pub fn new(heads: usize, max: f64) -> Self {
+        let slope = |power: usize, h: usize| 2f64.powf(-max * h as f64 / power as f64);
+        let below = (heads / 2 + 1).next_power_of_two();
+        let first = (1..=below).map(|h| slope(below, h));
+        let odd = (0..).map(|i| slope(2 * below, 2 * i + 1));
+        Self { slopes: first.chain(odd).take(heads).collect() }
+    }
 }
 
 /// A number added to each logit, learned for buckets of the distance between query and key; near
@@ -136,11 +172,17 @@ pub struct Attention {
     pub bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
-    /// ε of an RMS norm with gain on each query and key head, if any.
+    /// ε of a norm with gain on each query and key head, if any.
     pub query_key_norm: Option<f64>,
     /// What that norm takes the mean over.
     #[serde(default)]
     pub query_key_span: Span,
+    /// Which norm it is.
+    #[serde(default)]
+    pub query_key_kind: NormKind,
+    /// Whether it has a shift.
+    #[serde(default)]
+    pub query_key_shift: bool,
     /// Soft cap c on the scaled logits, `c·tanh(logit/c)`, if any.
     #[serde(default)]
     pub logit_cap: Option<f64>,
@@ -150,6 +192,9 @@ pub struct Attention {
     /// A position bias, if any.
     #[serde(default)]
     pub position_bias: Option<PositionBias>,
+    /// Slopes over the distance, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alibi: Option<Alibi>,
 }
 
 impl Attention {
@@ -168,9 +213,12 @@ impl Attention {
             output_bias: false,
             query_key_norm: None,
             query_key_span: Span::Head,
+            query_key_kind: NormKind::Rms,
+            query_key_shift: false,
             logit_cap: None,
             window: None,
             position_bias: None,
+            alibi: None,
         }
     }
 }
@@ -202,6 +250,26 @@ mod tests {
         }
         for (causal, buckets, max_distance) in [(true, 2, 2), (false, 4, 2), (true, 8, 1 << 28)] {
             graph(causal, buckets, max_distance).unwrap();
+        }
+    }
+
+    /// The slopes of the two published programs, MPT's for every number of heads: two numbers of
+    /// twice as many heads, the even ones first.
+    #[test]
+    fn slopes_of_any_number_of_heads() {
+        assert_eq!(Alibi::new(1, 8.0).slopes, [2f64.powi(-8)]);
+        assert_eq!(Alibi::new(8, 8.0).slopes, [1, 2, 3, 4, 5, 6, 7, 8].map(|h| 2f64.powi(-h)));
+        assert_eq!(Alibi::new(3, 8.0).slopes, [-4, -8, -2].map(|h| 2f64.powi(h)));
+        for heads in 1..70usize {
+            let power = heads.next_power_of_two();
+            let all: Vec<f64> =
+                (1..=power).map(|h| 2f64.powf(-8.0 * h as f64 / power as f64)).collect();
+            let mut wanted = all.clone();
+            if power != heads {
+                let (even, odd) = (all.iter().skip(1).step_by(2), all.iter().step_by(2));
+                wanted = even.chain(odd).copied().take(heads).collect();
+            }
+            assert_eq!(Alibi::new(heads, 8.0).slopes, wanted, "{heads}");
         }
     }
 

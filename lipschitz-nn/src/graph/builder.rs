@@ -75,13 +75,13 @@ impl Builder {
     /// An RMS norm with gain.
     pub fn rms_norm(self, name: &str, eps: f64) -> Self {
         let dim = self.width;
-        self.push(name, Op::RmsNorm { dim, eps })
+        self.push(name, Op::RmsNorm { dim, eps, gain: true })
     }
 
     /// A layer norm with gain and shift.
     pub fn layer_norm(self, name: &str, eps: f64) -> Self {
         let dim = self.width;
-        self.push(name, Op::LayerNorm { dim, eps, bias: true })
+        self.push(name, Op::LayerNorm { dim, eps, bias: true, gain: true })
     }
 
     /// Multi-head attention.
@@ -99,6 +99,14 @@ impl Builder {
     pub fn residual(self, name: &str, body: impl FnOnce(Self) -> Self) -> Self {
         let body = self.body(body);
         self.push(name, Op::Residual { skip: 1.0, branch: 1.0, body })
+    }
+
+    /// The sum of branches that read the same: each node that `branches` adds is one.
+    pub fn parallel(mut self, name: &str, branches: impl FnOnce(Branches) -> Branches) -> Self {
+        let start = Self { input: self.input, nodes: Vec::new(), width: self.width };
+        let all = branches(Branches { width: self.width, start, nodes: Vec::new() });
+        self.width = all.width;
+        self.push(name, Op::Parallel { branches: all.nodes })
     }
 
     /// Nodes under a common name.
@@ -136,6 +144,16 @@ impl Builder {
         self.push("", Op::FirstToken)
     }
 
+    /// The last token alone.
+    pub fn last_token(self) -> Self {
+        self.push("", Op::LastToken)
+    }
+
+    /// `x / max(‖x‖₂, eps)`.
+    pub fn normalise(self, eps: f64) -> Self {
+        self.push("", Op::Normalise { eps })
+    }
+
     /// The mean of all tokens.
     pub fn mean_pool(self) -> Self {
         self.push("", Op::MeanPool)
@@ -147,5 +165,25 @@ impl Builder {
     /// [`Error::Graph`] names the first node that does not fit.
     pub fn build(self) -> Result<Graph, Error> {
         Graph::new(self.input, self.nodes)
+    }
+}
+
+/// Collects the branches of [`Builder::parallel`].
+#[derive(Clone, Debug)]
+#[must_use = "branches are collected by value"]
+pub struct Branches {
+    start: Builder,
+    nodes: Vec<Node>,
+    /// Numbers per token, or in all, of their sum.
+    width: usize,
+}
+
+impl Branches {
+    /// One more branch; its weights are below `name`.
+    pub fn branch(mut self, name: &str, body: impl FnOnce(Builder) -> Builder) -> Self {
+        let inner = body(self.start.clone());
+        self.width = inner.width;
+        self.nodes.push(Node::new(name, Op::Sequential { body: inner.nodes }));
+        self
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::parameter::parameters;
-use super::{Attention, Input, Node, Op, Shape};
+use super::{Attention, Function, Input, Node, Op, Shape};
 use crate::Error;
 
 /// Nesting beyond this is refused, so that a hostile file cannot exhaust the stack.
@@ -97,6 +97,18 @@ fn step(
     };
     match &node.op {
         Op::Sequential { body } => sequence(body, path, shape, around, depth + 1),
+        Op::Parallel { branches } => {
+            let mut sum = None;
+            for branch in branches {
+                // Each branch reads the same input.
+                let out = sequence(std::slice::from_ref(branch), path, shape, around, depth + 1)?;
+                let before = *sum.get_or_insert(out);
+                if out != before || out == Shape::Ids {
+                    return Err(Error::graph(path, format!("(parallel) adds {before} to {out}")));
+                }
+            }
+            sum.ok_or_else(|| Error::graph(path, "(parallel) has no branches"))
+        }
         Op::Residual { skip, branch, body } => {
             finite(path, "skip", *skip)?;
             finite(path, "branch", *branch)?;
@@ -134,7 +146,8 @@ fn step(
                 _ => Ok(shape),
             }
         }
-        Op::Activation { scale, .. } => {
+        Op::Activation { function: phi, scale } => {
+            function(path, *phi)?;
             finite(path, "scale", *scale)?;
             match shape {
                 Shape::Ids => Err(wrong("numbers".into())),
@@ -160,13 +173,24 @@ fn step(
             tokens(a.dim)?;
             Ok(shape)
         }
-        Op::RmsNorm { dim, eps } | Op::LayerNorm { dim, eps, .. } => {
+        Op::RmsNorm { dim, eps, .. } | Op::LayerNorm { dim, eps, .. } => {
             size(path, "dim", *dim)?;
             positive(path, "eps", *eps)?;
             widths(*dim)?;
             Ok(shape)
         }
-        Op::GatedMlp { dim, hidden, .. } => {
+        Op::Normalise { eps } => {
+            // Its square is a normal number in f32.
+            if !(eps.is_finite() && *eps >= 1e-18) {
+                return Err(Error::graph(path, format!("needs eps of at least 1e-18, not {eps}")));
+            }
+            match shape {
+                Shape::Tokens(_) | Shape::Vector(_) => Ok(shape),
+                _ => Err(wrong("tokens or a vector".into())),
+            }
+        }
+        Op::GatedMlp { dim, hidden, function: phi, .. } => {
+            function(path, *phi)?;
             size(path, "dim", *dim)?;
             size(path, "hidden", *hidden)?;
             widths(*dim)?;
@@ -199,7 +223,7 @@ fn step(
             tokens(*dim)?;
             Ok(shape)
         }
-        Op::MeanPool | Op::FirstToken => match shape {
+        Op::MeanPool | Op::FirstToken | Op::LastToken => match shape {
             Shape::Tokens(d) => Ok(Shape::Vector(d)),
             _ => Err(wrong("tokens".into())),
         },
@@ -272,12 +296,26 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
             return Err(Error::graph(path, what));
         }
     }
+    if let Some(alibi) = &a.alibi {
+        if alibi.slopes.len() != a.heads {
+            let (n, heads) = (alibi.slopes.len(), a.heads);
+            return Err(Error::graph(path, format!("has {n} slopes for {heads} heads")));
+        }
+        alibi.slopes.iter().try_for_each(|slope| finite(path, "slope", *slope))?;
+    }
+    if a.query_key_norm.is_none() && a.query_key_shift {
+        return Err(Error::graph(path, "has query_key_shift without query_key_norm"));
+    }
     for (what, value) in [("query_key_norm", a.query_key_norm), ("logit_cap", a.logit_cap)] {
         if let Some(value) = value {
             positive(path, what, value)?;
         }
     }
     Ok(())
+}
+
+fn function(path: &str, function: Function) -> Result<(), Error> {
+    function.constant().map_or(Ok(()), |(what, value)| finite(path, what, value))
 }
 
 fn size(path: &str, what: &str, n: usize) -> Result<(), Error> {

@@ -12,8 +12,8 @@ mod id;
 mod outline;
 mod parameter;
 
-pub use attention::{Attention, Pairing, PositionBias, Rotary, Span};
-pub use builder::Builder;
+pub use attention::{Alibi, Attention, NormKind, Pairing, PositionBias, Rotary, Span};
+pub use builder::{Branches, Builder};
 pub use id::NodeId;
 pub use outline::Outline;
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
@@ -125,9 +125,11 @@ pub struct Node {
 }
 
 /// An elementwise function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Function {
+    /// x
+    Identity,
     /// max(x, 0)
     Relu,
     /// |x|: its slope is ±1 everywhere, so it keeps the norm of a gradient (Anil, Lucas and Grosse,
@@ -143,11 +145,35 @@ pub enum Function {
     Tanh,
     /// 1/(1+e⁻ˣ)
     Sigmoid,
+    /// max(x, 0)² (So et al., *Primer*, 2021). Its slope 2·max(x, 0) has no bound, so it has a
+    /// Lipschitz constant only where its input is bounded.
+    Relu2,
+    /// x for x > 0, `slope`·x elsewhere.
+    LeakyRelu {
+        /// Slope on the left.
+        slope: f64,
+    },
+    /// x for x > 0, `alpha`·(eˣ − 1) elsewhere (Clevert et al., 2016).
+    Elu {
+        /// Minus the limit on the left.
+        alpha: f64,
+    },
+    /// ln(1+eˣ)
+    Softplus,
+    /// x·tanh(ln(1+eˣ)) (Misra, 2020).
+    Mish,
+    /// x·sigmoid(1.702·x), an approximation of GELU.
+    QuickGelu,
+    /// x·clip(x/6 + ½, 0, 1) (Howard et al., *Searching for MobileNetV3*, 2019).
+    HardSwish,
+    /// clip(x/6 + ½, 0, 1)
+    HardSigmoid,
 }
 
 impl Function {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
+    /// All of them, those with a constant with one of its values.
+    pub const ALL: [Self; 16] = [
+        Self::Identity,
         Self::Relu,
         Self::Abs,
         Self::GeluErf,
@@ -155,7 +181,39 @@ impl Function {
         Self::Silu,
         Self::Tanh,
         Self::Sigmoid,
+        Self::Relu2,
+        Self::LeakyRelu { slope: -1.25 },
+        Self::Elu { alpha: 1.5 },
+        Self::Softplus,
+        Self::Mish,
+        Self::QuickGelu,
+        Self::HardSwish,
+        Self::HardSigmoid,
     ];
+
+    /// Its constant, if it has one.
+    pub(crate) fn constant(self) -> Option<(&'static str, f64)> {
+        match self {
+            Self::LeakyRelu { slope } => Some(("slope", slope)),
+            Self::Elu { alpha } => Some(("alpha", alpha)),
+            _ => None,
+        }
+    }
+}
+
+/// In a word, and its constant.
+impl std::fmt::Display for Function {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LeakyRelu { slope } => write!(f, "leakyrelu {slope}"),
+            Self::Elu { alpha } => write!(f, "elu {alpha}"),
+            other => f.write_str(&format!("{other:?}").to_lowercase()),
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a node computes.
@@ -166,6 +224,11 @@ pub enum Op {
     Sequential {
         /// First to last.
         body: Vec<Node>,
+    },
+    /// `Σ_i branch_i(x)`: branches side by side, each a node that reads the same x.
+    Parallel {
+        /// The branches; a branch of several nodes is a sequence.
+        branches: Vec<Node>,
     },
     /// `skip·x + branch·body(x)`.
     Residual {
@@ -229,6 +292,9 @@ pub enum Op {
         dim: usize,
         /// ε
         eps: f64,
+        /// Whether there is a γ.
+        #[serde(default = "yes")]
+        gain: bool,
     },
     /// `γ ∘ (x − mean x) / √(var x + ε) + β`.
     LayerNorm {
@@ -238,6 +304,14 @@ pub enum Op {
         eps: f64,
         /// Whether there is a β.
         bias: bool,
+        /// Whether there is a γ.
+        #[serde(default = "yes")]
+        gain: bool,
+    },
+    /// `x / max(‖x‖₂, ε)`: a token or vector of length 1, or shorter where x is shorter than ε.
+    Normalise {
+        /// ε
+        eps: f64,
     },
     /// `W_down (φ(W_gate x + b_gate) ∘ (W_up x + b_up)) + b_down`.
     GatedMlp {
@@ -258,6 +332,8 @@ pub enum Op {
     },
     /// `[batch, tokens, dim]` to the first token `[batch, dim]`.
     FirstToken,
+    /// `[batch, tokens, dim]` to the last token `[batch, dim]`.
+    LastToken,
     /// `[batch, tokens, dim]` to the first token and the mean of the others, concatenated:
     /// `[batch, 2·dim]`.
     FirstAndMean,
@@ -313,6 +389,7 @@ impl Op {
     pub fn kind(&self) -> &'static str {
         match self {
             Op::Sequential { .. } => "sequential",
+            Op::Parallel { .. } => "parallel",
             Op::Residual { .. } => "residual",
             Op::Linear { .. } => "linear",
             Op::Embedding { .. } => "embedding",
@@ -324,12 +401,14 @@ impl Op {
             Op::Attention(_) => "attention",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
+            Op::Normalise { .. } => "normalise",
             Op::GatedMlp { .. } => "gated_mlp",
             Op::Flatten => "flatten",
             Op::Patches { .. } => "patches",
             Op::MeanPool => "mean_pool",
             Op::ClassToken { .. } => "class_token",
             Op::FirstToken => "first_token",
+            Op::LastToken => "last_token",
             Op::FirstAndMean => "first_and_mean",
         }
     }
@@ -340,7 +419,9 @@ impl Op {
     #[must_use]
     pub fn body(&self) -> Option<&[Node]> {
         match self {
-            Op::Sequential { body } | Op::Residual { body, .. } => Some(body),
+            Op::Sequential { body }
+            | Op::Residual { body, .. }
+            | Op::Parallel { branches: body } => Some(body),
             Op::Linear { .. }
             | Op::Embedding { .. }
             | Op::Positions { .. }
@@ -351,12 +432,14 @@ impl Op {
             | Op::Attention(_)
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. }
+            | Op::Normalise { .. }
             | Op::GatedMlp { .. }
             | Op::Flatten
             | Op::Patches { .. }
             | Op::MeanPool
             | Op::ClassToken { .. }
             | Op::FirstToken
+            | Op::LastToken
             | Op::FirstAndMean => None,
         }
     }

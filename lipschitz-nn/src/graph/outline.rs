@@ -15,6 +15,8 @@ pub struct Outline {
     pub title: String,
     /// The boxes inside of a frame.
     pub body: Option<Vec<Outline>>,
+    /// Whether these are side by side: each reads what the node reads.
+    pub parallel: bool,
 }
 
 impl Graph {
@@ -27,10 +29,10 @@ impl Graph {
     /// bound.
     pub fn to_dot(&self, note: &dyn Fn(&NodeId) -> Option<String>) -> String {
         let (input, boxes) = self.outline();
-        let mut dot = Dot { text: String::new(), note, count: 0, last: 0 };
+        let mut dot = Dot { text: String::new(), note, count: 0, last: vec![0] };
         dot.text += "digraph network {\n  rankdir=TB; node [shape=box, fontname=\"sans-serif\"];\n";
         let _ = writeln!(dot.text, "  n0 [label={}, shape=ellipse];", quote(&input));
-        dot.boxes(&boxes, 1);
+        dot.boxes(&boxes, false, 1);
         dot.text + "}\n"
     }
 }
@@ -39,7 +41,8 @@ fn boxes(nodes: &[Node], prefix: &str, above: &NodeId) -> Vec<Outline> {
     let outline = |(i, node): (usize, &Node)| {
         let (id, path) = (above.child(i), node.path(prefix));
         let body = node.op.body().map(|body| boxes(body, &path, &id));
-        Outline { title: title(&node.op), id, path, body }
+        let parallel = matches!(node.op, Op::Parallel { .. });
+        Outline { title: title(&node.op), id, path, body, parallel }
     };
     nodes.iter().enumerate().map(outline).collect()
 }
@@ -47,6 +50,7 @@ fn boxes(nodes: &[Node], prefix: &str, above: &NodeId) -> Vec<Outline> {
 fn title(op: &Op) -> String {
     match op {
         Op::Sequential { .. } => "sequential".into(),
+        Op::Parallel { .. } => "sum of branches".into(),
         Op::Residual { skip, branch, .. } => {
             format!("{} x + {} f(x)", short(*skip), short(*branch))
         }
@@ -56,7 +60,7 @@ fn title(op: &Op) -> String {
         Op::Embedding { vocabulary, dim } => format!("embedding {vocabulary} → {dim}"),
         Op::Positions { length, dim } => format!("positions {length} × {dim}"),
         Op::Activation { function, scale } => {
-            let name = format!("{function:?}").to_lowercase();
+            let name = function.to_string();
             if *scale == 1.0 { name } else { format!("{} · {name}", short(*scale)) }
         }
         Op::Scale { factor } => format!("× {}", short(*factor)),
@@ -74,20 +78,27 @@ fn title(op: &Op) -> String {
                 Some(Pairing::Interleaved) => ", rotary interleaved",
             };
             let window = a.window.map_or(String::new(), |w| format!(", window {w}"));
-            let bias = if a.position_bias.is_some() { ", position bias" } else { "" };
+            let bias = match (a.position_bias, &a.alibi) {
+                (None, None) => "",
+                (Some(_), None) => ", position bias",
+                (None, Some(_)) => ", slopes",
+                (Some(_), Some(_)) => ", position bias, slopes",
+            };
             let norm = if a.query_key_norm.is_some() { ", query-key norm" } else { "" };
             format!("attention {} heads{kv} × {}{rotary}{window}{bias}{norm}", a.heads, a.head_dim)
         }
         Op::RmsNorm { dim, .. } => format!("rms norm {dim}"),
         Op::LayerNorm { dim, .. } => format!("layer norm {dim}"),
+        Op::Normalise { .. } => "x / ‖x‖".into(),
         Op::GatedMlp { dim, hidden, function, .. } => {
-            format!("gated mlp {dim} → {hidden} → {dim}, {function:?}").to_lowercase()
+            format!("gated mlp {dim} → {hidden} → {dim}, {function}")
         }
         Op::Flatten => "flatten".into(),
         Op::Patches { size } => format!("patches {size} × {size}"),
         Op::MeanPool => "mean over tokens".into(),
         Op::ClassToken { .. } => "class token in front".into(),
         Op::FirstToken => "first token".into(),
+        Op::LastToken => "last token".into(),
         Op::FirstAndMean => "first token and mean of the others".into(),
     }
 }
@@ -115,14 +126,18 @@ struct Dot<'a> {
     note: &'a dyn Fn(&NodeId) -> Option<String>,
     /// Boxes and frames so far.
     count: usize,
-    /// The number of the last box.
-    last: usize,
+    /// The numbers of the boxes that the next one reads.
+    last: Vec<usize>,
 }
 
 impl Dot<'_> {
-    fn boxes(&mut self, list: &[Outline], depth: usize) {
+    fn boxes(&mut self, list: &[Outline], side_by_side: bool, depth: usize) {
         let pad = "  ".repeat(depth);
-        for Outline { id, path, title, body } in list {
+        let (before, mut ends) = (self.last.clone(), Vec::new());
+        for Outline { id, path, title, body, parallel } in list {
+            if side_by_side {
+                self.last.clone_from(&before);
+            }
             self.count += 1;
             let (count, note) = (self.count, (self.note)(id));
             match body {
@@ -132,17 +147,22 @@ impl Dot<'_> {
                         lines.map(String::as_str).filter(|line| !line.is_empty()).collect();
                     let label = quote(&lines.join("\n"));
                     let _ = writeln!(self.text, "{pad}n{count} [label={label}];");
-                    let _ = writeln!(self.text, "{pad}n{} -> n{count};", self.last);
-                    self.last = count;
+                    for last in std::mem::replace(&mut self.last, vec![count]) {
+                        let _ = writeln!(self.text, "{pad}n{last} -> n{count};");
+                    }
                 }
                 Some(body) => {
                     let label = std::iter::once(format!("{path}: {title}")).chain(note);
                     let label = quote(&label.collect::<Vec<_>>().join("\n"));
                     let _ = writeln!(self.text, "{pad}subgraph cluster_{count} {{ label={label};");
-                    self.boxes(body, depth + 1);
+                    self.boxes(body, *parallel, depth + 1);
                     let _ = writeln!(self.text, "{pad}}}");
                 }
             }
+            ends.append(&mut self.last.clone());
+        }
+        if side_by_side {
+            self.last = ends;
         }
     }
 }

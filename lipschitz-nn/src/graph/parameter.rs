@@ -103,19 +103,27 @@ fn table(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
     Parameter { name, shape: shape.to_vec(), geometry: Geometry::Table, heads: None, init }
 }
 
-fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
+/// Adds the parameters of a node, and gives the numbers of the matrices that it ends in: that of
+/// its last, or of the last of each branch.
+fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
     let path = node.path(prefix);
+    let from = out.len();
+    let sequence = |nodes: &[Node], out: &mut Vec<Parameter>| {
+        let ends = |node| Some(collect(node, &path, out)).filter(|ends| !ends.is_empty());
+        nodes.iter().filter_map(ends).last().unwrap_or_default()
+    };
     match &node.op {
-        Op::Sequential { body } => body.iter().for_each(|n| collect(n, &path, out)),
+        Op::Sequential { body } => return sequence(body, out),
+        Op::Parallel { branches } => {
+            return branches.iter().flat_map(|branch| collect(branch, &path, out)).collect();
+        }
         Op::Residual { skip, body, .. } => {
-            let from = out.len();
-            body.iter().for_each(|n| collect(n, &path, out));
+            let ends = sequence(body, out);
             // A branch starts at zero: its last matrix does, unless nothing would be left.
-            if let Some(last) =
-                out[from..].iter_mut().rfind(|p| p.geometry == Geometry::Matrix && *skip != 0.0)
-            {
-                last.init = Init::Zero;
+            if *skip != 0.0 {
+                ends.iter().for_each(|end| out[*end].init = Init::Zero);
             }
+            return ends;
         }
         Op::Linear { inputs, outputs, bias } => {
             out.push(matrix(&path, "", [*outputs, *inputs], Init::Orthogonal));
@@ -128,9 +136,12 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
         }
         Op::Positions { length, dim } => out.push(table(&path, "", [*length, *dim], Init::Zero)),
         Op::Attention(a) => attention(&path, a, out),
+        Op::RmsNorm { gain: false, .. } => {}
         Op::RmsNorm { dim, .. } => out.push(vector(&path, "weight", *dim, Init::One)),
-        Op::LayerNorm { dim, bias, .. } => {
-            out.push(vector(&path, "weight", *dim, Init::One));
+        Op::LayerNorm { dim, bias, gain, .. } => {
+            if *gain {
+                out.push(vector(&path, "weight", *dim, Init::One));
+            }
             if *bias {
                 out.push(vector(&path, "bias", *dim, Init::Zero));
             }
@@ -153,9 +164,12 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) {
         | Op::Flatten
         | Op::Patches { .. }
         | Op::MeanPool
+        | Op::Normalise { .. }
         | Op::FirstToken
+        | Op::LastToken
         | Op::FirstAndMean => {}
     }
+    (from..out.len()).filter(|i| out[*i].geometry == Geometry::Matrix).last().into_iter().collect()
 }
 
 fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
@@ -170,8 +184,11 @@ fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
             out.push(vector(path, &join(name, "bias"), width, Init::Zero));
         }
         if a.query_key_norm.is_some() && name != "value" {
-            let span = if a.query_key_span == Span::Heads { width } else { a.head_dim };
+            let span = if a.query_key_span == Span::Head { a.head_dim } else { width };
             out.push(vector(path, &format!("{name}_norm.weight"), span, Init::One));
+            if a.query_key_shift {
+                out.push(vector(path, &format!("{name}_norm.bias"), span, Init::Zero));
+            }
         }
     }
     let mut output = matrix(path, "output", [a.dim, a.heads * a.head_dim], Init::Orthogonal);

@@ -26,6 +26,7 @@ pub(super) struct Step {
 #[derive(Clone, Debug)]
 pub(super) enum Operation {
     Sequential(Program),
+    Parallel(Program),
     Residual { skip: f64, branch: f64, body: Program },
     Linear(Linear),
     Embedding(Tensor),
@@ -35,11 +36,13 @@ pub(super) enum Operation {
     SoftCap(f64),
     Clip(f64),
     Attention(Box<AttentionLayer>),
-    RmsNorm { gain: Tensor, eps: f64 },
-    LayerNorm { gain: Tensor, bias: Option<Tensor>, eps: f64 },
+    RmsNorm(Norm),
+    LayerNorm(Norm),
+    Normalise(f64),
     GatedMlp { gate: Linear, up: Linear, down: Linear, function: Function },
     ClassToken(Tensor),
     FirstToken,
+    LastToken,
     FirstAndMean,
     Flatten,
     Patches(usize),
@@ -53,6 +56,14 @@ pub(super) struct Linear {
     pub bias: Option<Tensor>,
 }
 
+/// `γ ∘ n(x) + β`
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    pub gain: Option<Tensor>,
+    pub bias: Option<Tensor>,
+    pub eps: f64,
+}
+
 /// Multi-head attention with its weights.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionLayer {
@@ -61,9 +72,9 @@ pub(super) struct AttentionLayer {
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
-    /// Gains of the norms of queries and keys.
-    pub query_norm: Option<Tensor>,
-    pub key_norm: Option<Tensor>,
+    /// The norms of queries and keys.
+    pub query_norm: Option<Norm>,
+    pub key_norm: Option<Norm>,
     /// The table of a position bias.
     pub position_bias: Option<Tensor>,
 }
@@ -99,9 +110,16 @@ impl Lowering<'_> {
         Linear { weight: self.weight(path, "weight"), bias }
     }
 
+    fn norm(&self, path: &str, eps: f64, gain: bool, bias: bool) -> Norm {
+        let [gain, bias] = [("weight", gain), ("bias", bias)]
+            .map(|(name, is)| is.then(|| self.weight(path, name)));
+        Norm { gain, bias, eps }
+    }
+
     fn operation(&self, op: &Op, path: &str) -> Operation {
         match *op {
             Op::Sequential { ref body } => Operation::Sequential(self.nodes(body, path)),
+            Op::Parallel { ref branches } => Operation::Parallel(self.nodes(branches, path)),
             Op::Residual { skip, branch, ref body } => {
                 Operation::Residual { skip, branch, body: self.nodes(body, path) }
             }
@@ -113,13 +131,11 @@ impl Lowering<'_> {
             Op::SoftCap { cap } => Operation::SoftCap(cap),
             Op::Clip { limit } => Operation::Clip(limit),
             Op::Attention(ref a) => Operation::Attention(Box::new(self.attention(a, path))),
-            Op::RmsNorm { eps, .. } => {
-                Operation::RmsNorm { gain: self.weight(path, "weight"), eps }
+            Op::RmsNorm { eps, gain, .. } => Operation::RmsNorm(self.norm(path, eps, gain, false)),
+            Op::LayerNorm { eps, gain, bias, .. } => {
+                Operation::LayerNorm(self.norm(path, eps, gain, bias))
             }
-            Op::LayerNorm { eps, bias, .. } => {
-                let Linear { weight: gain, bias } = self.linear(path, bias);
-                Operation::LayerNorm { gain, bias, eps }
-            }
+            Op::Normalise { eps } => Operation::Normalise(eps),
             Op::GatedMlp { function, bias, .. } => {
                 let [gate, up, down] =
                     ["gate", "up", "down"].map(|name| self.linear(&join(path, name), bias));
@@ -127,6 +143,7 @@ impl Lowering<'_> {
             }
             Op::ClassToken { .. } => Operation::ClassToken(self.weight(path, "weight")),
             Op::FirstToken => Operation::FirstToken,
+            Op::LastToken => Operation::LastToken,
             Op::FirstAndMean => Operation::FirstAndMean,
             Op::Flatten => Operation::Flatten,
             Op::Patches { size } => Operation::Patches(size),
@@ -137,8 +154,9 @@ impl Lowering<'_> {
     fn attention(&self, a: &Attention, path: &str) -> AttentionLayer {
         let [query, key, value] =
             ["query", "key", "value"].map(|name| self.linear(&join(path, name), a.bias));
-        let [query_norm, key_norm] = ["query_norm.weight", "key_norm.weight"]
-            .map(|name| a.query_key_norm.map(|_| self.weight(path, name)));
+        let [query_norm, key_norm] = ["query_norm", "key_norm"].map(|name| {
+            a.query_key_norm.map(|eps| self.norm(&join(path, name), eps, true, a.query_key_shift))
+        });
         AttentionLayer {
             config: a.clone(),
             query,
@@ -222,4 +240,5 @@ fn plain(a: &Attention) -> bool {
         && a.query_key_norm.is_none()
         && a.logit_cap.is_none()
         && a.window.is_none()
+        && a.alibi.is_none()
 }

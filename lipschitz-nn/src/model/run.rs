@@ -1,10 +1,10 @@
 //! The forward pass: a program on one input.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
-use super::program::{AttentionLayer, Linear, Operation, Step};
+use super::program::{AttentionLayer, Linear, Norm, Operation, Step};
 use crate::Error;
-use crate::graph::Span;
+use crate::graph::{NormKind, Span};
 use crate::linalg::Precision;
 use crate::ops::{self, Documents, FusedBlock, Mask, Scores};
 
@@ -62,6 +62,7 @@ impl Step {
     pub(super) fn run(&self, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
         Ok(match &self.operation {
             Operation::Sequential(body) => run(body, x, pass)?,
+            Operation::Parallel(branches) => parallel(branches, &x, pass)?,
             Operation::Residual { skip, branch, body } => {
                 ops::residual(&x, &run(body, x.clone(), pass)?, *skip, *branch)?
             }
@@ -73,16 +74,16 @@ impl Step {
             Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
             Operation::Clip(limit) => ops::clip(&x, *limit)?,
             Operation::Attention(layer) => layer.run(&x, pass)?,
-            Operation::RmsNorm { gain, eps } => ops::rms_norm(&x, gain, *eps)?,
-            Operation::LayerNorm { gain, bias, eps } => {
-                ops::layer_norm(&x, gain, bias.as_ref(), *eps)?
-            }
+            Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,
+            Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,
+            Operation::Normalise(eps) => ops::normalise(&x, *eps)?,
             Operation::GatedMlp { gate, up, down, function } => {
                 let (gate, up) = (pass.linear(&x, gate)?, pass.linear(&x, up)?);
                 pass.linear(&(ops::activation(&gate, *function, 1.0)? * up)?, down)?
             }
             Operation::ClassToken(token) => class_token(token, x)?,
             Operation::FirstToken => x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            Operation::LastToken => x.narrow(1, last(&x)?, 1)?.squeeze(1)?.contiguous()?,
             Operation::FirstAndMean => {
                 let (first, others) = (x.narrow(1, 0, 1)?, x.narrow(1, 1, x.dim(1)? - 1)?);
                 Tensor::cat(&[first.squeeze(1)?, others.mean(1)?], 1)?
@@ -90,6 +91,45 @@ impl Step {
             Operation::Flatten => x.flatten_from(1)?,
             Operation::Patches(size) => patches(&x, *size)?,
             Operation::MeanPool => x.mean(1)?,
+        })
+    }
+}
+
+/// The sum of the branches' outputs.
+fn parallel(branches: &[Step], x: &Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+    let mut sum: Option<Tensor> = None;
+    for branch in branches {
+        let y = run(std::slice::from_ref(branch), x.clone(), pass)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + y)?,
+            None => y,
+        });
+    }
+    // A graph has no sum of nothing.
+    sum.ok_or_else(|| Error::graph("", "(parallel) has no branches"))
+}
+
+/// The number of the last token of `[batch, tokens, dim]`.
+fn last(x: &Tensor) -> candle_core::Result<usize> {
+    match x.dim(1)?.checked_sub(1) {
+        Some(last) => Ok(last),
+        None => candle_core::bail!("no tokens, of which the last is wanted"),
+    }
+}
+
+impl Norm {
+    /// `γ ∘ n(x) + β`, where an absent γ is 1 and an absent β is 0.
+    fn run(&self, x: &Tensor, kind: NormKind) -> Result<Tensor, Error> {
+        let gain = match &self.gain {
+            Some(gain) => gain.clone(),
+            None => Tensor::ones(x.dim(D::Minus1)?, x.dtype(), x.device())?,
+        };
+        Ok(match (kind, &self.bias) {
+            (NormKind::Layer, bias) => ops::layer_norm(x, &gain, bias.as_ref(), self.eps)?,
+            (NormKind::Rms, None) => ops::rms_norm(x, &gain, self.eps)?,
+            (NormKind::Rms, Some(bias)) => {
+                ops::rms_norm(x, &gain, self.eps)?.broadcast_add(bias)?
+            }
         })
     }
 }
@@ -119,9 +159,14 @@ impl AttentionLayer {
             self.turn(self.project(x, &self.query, self.query_norm.as_ref(), heads, pass)?)?;
         let key = self.turn(self.project(x, &self.key, self.key_norm.as_ref(), shared, pass)?)?;
         let value = self.project(x, &self.value, None, shared, pass)?;
-        let bias = match (&self.position_bias, a.position_bias) {
+        let learned = match (&self.position_bias, a.position_bias) {
             (Some(table), Some(bias)) => Some(ops::position_bias(table, bias, a.causal, tokens)?),
             _ => None,
+        };
+        let slopes = a.alibi.as_ref().map(|alibi| ops::alibi(alibi, tokens, x)).transpose()?;
+        let bias = match (learned, slopes) {
+            (Some(learned), Some(slopes)) => Some((learned + slopes)?),
+            (learned, slopes) => learned.or(slopes),
         };
         let scores = Scores {
             scale: a.logit_scale,
@@ -138,24 +183,35 @@ impl AttentionLayer {
         Ok(if a.output_scale == 1.0 { y } else { (y * a.output_scale)? })
     }
 
-    /// Queries, keys or values, `[batch, tokens, heads, head_dim]`, normalised by this gain.
+    /// Queries, keys or values, `[batch, tokens, heads, head_dim]`, normalised by this norm.
     fn project(
         &self,
         x: &Tensor,
         map: &Linear,
-        gain: Option<&Tensor>,
+        norm: Option<&Norm>,
         heads: usize,
         pass: &Pass,
     ) -> Result<Tensor, Error> {
         let a = &self.config;
         let shape = (x.dim(0)?, x.dim(1)?, heads, a.head_dim);
         let y = pass.linear(x, map)?;
-        let y = match (a.query_key_norm, gain) {
-            (Some(eps), Some(gain)) => {
-                let y = if a.query_key_span == Span::Head { y.reshape(shape)? } else { y };
-                ops::rms_norm(&y, gain, eps)?
+        let y = match (norm, a.query_key_span) {
+            (None, _) => y,
+            (Some(norm), Span::Head) => norm.run(&y.reshape(shape)?, a.query_key_kind)?,
+            (Some(norm), Span::Heads) => norm.run(&y, a.query_key_kind)?,
+            (Some(norm), Span::EachHead) => {
+                let ones = Norm { gain: None, bias: None, eps: norm.eps };
+                let y = ones.run(&y.reshape(shape)?, a.query_key_kind)?;
+                let own = |w: &Tensor| w.reshape((heads, a.head_dim));
+                let y = match &norm.gain {
+                    Some(gain) => y.broadcast_mul(&own(gain)?)?,
+                    None => y,
+                };
+                match &norm.bias {
+                    Some(bias) => y.broadcast_add(&own(bias)?)?,
+                    None => y,
+                }
             }
-            _ => y,
         };
         Ok(y.reshape(shape)?)
     }

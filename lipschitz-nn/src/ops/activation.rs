@@ -49,8 +49,29 @@ pub fn composed(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
         Function::Silu => x.silu()?,
         Function::Tanh => x.tanh()?,
         Function::Sigmoid => ((x.neg()?.exp()? + 1.0)?).recip()?,
+        Function::Identity => x.clone(),
+        Function::Relu2 => x.relu()?.sqr()?,
+        Function::LeakyRelu { slope } => (x.relu()? - (x.neg()?.relu()? * slope)?)?,
+        // e to the power of min(x, 0), which cannot overflow.
+        Function::Elu { alpha } => {
+            (x.relu()? + ((x.neg()?.relu()?.neg()?.exp()? - 1.0)? * alpha)?)?
+        }
+        Function::Softplus => softplus(x)?,
+        Function::Mish => (x * softplus(x)?.tanh()?)?,
+        Function::QuickGelu => ((x * QUICK)?.silu()? * QUICK.recip())?,
+        Function::HardSwish => (x * hard_sigmoid(x)?)?,
+        Function::HardSigmoid => hard_sigmoid(x)?,
     };
     if scale == 1.0 { Ok(y) } else { y * scale }
+}
+
+/// ln(1+eˣ) as max(x, 0) + ln(1+e^(−|x|)), which cannot overflow.
+fn softplus(x: &Tensor) -> Result<Tensor> {
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x + 3.0)?.clamp(0.0, 6.0)? / 6.0
 }
 
 /// [`soft_cap`] out of candle's operations.
@@ -79,6 +100,9 @@ enum Map {
 /// √(2/π) and the cubic coefficient of GELU's tanh approximation.
 const TANH_A: f64 = 0.797_884_560_802_865_4;
 const TANH_B: f64 = 0.044_715;
+
+/// The factor inside of quick GELU.
+const QUICK: f64 = 1.702;
 
 /// The value and the derivative of φ at x.
 #[inline(always)]
@@ -122,10 +146,76 @@ fn both<T: Real>(function: Function, x: T) -> (T, T) {
             let s = one / (one + (-x).exp());
             (s, s * (one - s))
         }
+        Function::Identity => (x, one),
+        Function::Relu2 => {
+            if x > zero {
+                (x * x, x + x)
+            } else {
+                (if x <= zero { zero } else { x }, zero)
+            }
+        }
+        Function::LeakyRelu { slope } => {
+            let slope = T::of(slope);
+            if x > zero { (x, one) } else { (slope * x, slope) }
+        }
+        Function::Elu { alpha } => {
+            let alpha = T::of(alpha);
+            let e = (if x > zero { zero } else { x }).exp();
+            if x > zero { (x, one) } else { (alpha * (e - one), alpha * e) }
+        }
+        Function::Softplus => {
+            let (e, positive) = tail(x);
+            let value = (if x > zero { x } else { zero }) + Real::ln(one + e);
+            (value, positive)
+        }
+        Function::Mish => {
+            // With e = exp(−|x|), tanh(ln(1 + eˣ)) without overflow.
+            let (e, s) = tail(x);
+            let two = T::of(2.0);
+            let t = if x < zero {
+                e * (e + two) / (e * (e + two) + two)
+            } else {
+                (one + two * e) / (one + two * e + two * e * e)
+            };
+            (x * t, t + x * (one - t * t) * s)
+        }
+        Function::QuickGelu => {
+            let quick = T::of(QUICK);
+            let s = one / (one + (-quick * x).exp());
+            (x * s, s * (one + quick * x * (one - s)))
+        }
+        Function::HardSwish => {
+            let (three, sixth) = (T::of(3.0), T::of(1.0 / 6.0));
+            if x >= three {
+                (x, one)
+            } else if x <= -three {
+                (zero, zero)
+            } else {
+                (x * (x + three) * sixth, (x + x + three) * sixth)
+            }
+        }
+        Function::HardSigmoid => {
+            let (three, sixth) = (T::of(3.0), T::of(1.0 / 6.0));
+            if x >= three {
+                (one, zero)
+            } else if x <= -three {
+                (zero, zero)
+            } else {
+                ((x + three) * sixth, sixth)
+            }
+        }
     }
 }
 
-/// Calls `$body` with `$f` bound to a constant, so that each function gets its own vectorised loop.
+/// exp(−|x|) and sigmoid(x).
+#[inline(always)]
+fn tail<T: Real>(x: T) -> (T, T) {
+    let (zero, one) = (T::of(0.0), T::of(1.0));
+    let e = (if x < zero { x } else { -x }).exp();
+    (e, if x < zero { e / (one + e) } else { one / (one + e) })
+}
+
+/// Calls `$body` with `$f` bound to a variant that the compiler knows, so that each function gets its own vectorised loop.
 macro_rules! specialised {
     ($function:expr, $f:ident => $body:expr) => {
         match $function {
@@ -155,6 +245,44 @@ macro_rules! specialised {
             }
             Function::Sigmoid => {
                 const $f: Function = Function::Sigmoid;
+                $body
+            }
+            Function::Identity => {
+                const $f: Function = Function::Identity;
+                $body
+            }
+            Function::Relu2 => {
+                const $f: Function = Function::Relu2;
+                $body
+            }
+            Function::LeakyRelu { slope } => {
+                #[allow(non_snake_case)]
+                let $f = Function::LeakyRelu { slope };
+                $body
+            }
+            Function::Elu { alpha } => {
+                #[allow(non_snake_case)]
+                let $f = Function::Elu { alpha };
+                $body
+            }
+            Function::Softplus => {
+                const $f: Function = Function::Softplus;
+                $body
+            }
+            Function::Mish => {
+                const $f: Function = Function::Mish;
+                $body
+            }
+            Function::QuickGelu => {
+                const $f: Function = Function::QuickGelu;
+                $body
+            }
+            Function::HardSwish => {
+                const $f: Function = Function::HardSwish;
+                $body
+            }
+            Function::HardSigmoid => {
+                const $f: Function = Function::HardSigmoid;
                 $body
             }
         }

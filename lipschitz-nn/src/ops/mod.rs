@@ -29,8 +29,8 @@ pub use documents::Documents;
 pub use embedding::embedding;
 pub use linear::linear;
 pub use mlp_block::{MlpBlock, mlp_block};
-pub use normalise::{layer_norm, rms_norm};
-pub use position::position_bias;
+pub use normalise::{layer_norm, normalise, rms_norm};
+pub use position::{alibi, position_bias};
 pub use residual::residual;
 pub use rotary::rotary;
 

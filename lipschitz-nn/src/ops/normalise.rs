@@ -35,6 +35,16 @@ pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) ->
     }
 }
 
+/// `x / max(‖x‖₂, ε)` over the last dimension; ε² must be a normal number of x's type.
+///
+/// # Errors
+/// Candle's own.
+pub fn normalise(x: &Tensor, eps: f64) -> Result<Tensor> {
+    // The maximum of squares, for the root has no gradient at 0.
+    let square = x.sqr()?.sum_keepdim(D::Minus1)?.maximum(eps * eps)?;
+    x.broadcast_div(&square.sqrt()?)
+}
+
 /// [`rms_norm`] out of candle's operations.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
-//! Position biases: learned numbers for the distance between query and key.
+//! Position biases: numbers for the distance between query and key, learned or constant slopes.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
-use crate::graph::PositionBias;
+use crate::graph::{Alibi, PositionBias};
 
 /// What is added to logits, by key − query: `[heads, 2·tokens − 1]` from a `[buckets, heads]`
 /// table, in column d + tokens − 1 for the distance d.
@@ -25,6 +25,26 @@ pub fn position_bias(
     let buckets: Vec<u32> =
         (-last..=last).map(|distance| bias.bucket(causal, distance) as u32).collect();
     table.index_select(&Tensor::new(buckets, table.device())?, 0)?.t()?.contiguous()
+}
+
+/// `−slope·|d|` for each head and the distance d = key − query, `[heads, 2·tokens − 1]` in column
+/// d + tokens − 1, of the type and on the device of `like`.
+///
+/// # Errors
+/// No tokens, and candle's own.
+pub fn alibi(alibi: &Alibi, tokens: usize, like: &Tensor) -> Result<Tensor> {
+    if tokens == 0 {
+        bail!("slopes over the distance: no tokens")
+    }
+    let last = tokens as i64 - 1;
+    let of_head = |slope: &f64| {
+        let slope = *slope;
+        (-last..=last).map(move |distance| -slope * distance.unsigned_abs() as f64)
+    };
+    let all: Vec<f64> = alibi.slopes.iter().flat_map(of_head).collect();
+    Tensor::from_vec(all, (alibi.slopes.len(), 2 * tokens - 1), &Device::Cpu)?
+        .to_dtype(like.dtype())?
+        .to_device(like.device())
 }
 
 /// The same for each query and key, `[heads, tokens, tokens]`.

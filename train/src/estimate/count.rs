@@ -1,7 +1,7 @@
 //! What each node of a graph takes, for one example.
 
 use lipschitz_nn::Graph;
-use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Function, Input, Node, NormKind, Op};
 use lipschitz_nn::linalg::Precision;
 
 /// Bytes of a number in f32, and in bf16.
@@ -73,6 +73,26 @@ pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
     out
 }
 
+/// Tensors that an elementwise function makes out of candle's operations.
+fn tensors(function: Function) -> f64 {
+    match function {
+        Function::Identity => 0.0,
+        Function::Relu
+        | Function::Abs
+        | Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu
+        | Function::Tanh => 1.0,
+        Function::Relu2 => 2.0,
+        Function::QuickGelu | Function::HardSigmoid => 3.0,
+        Function::Sigmoid | Function::HardSwish => 4.0,
+        Function::LeakyRelu { .. } => 5.0,
+        Function::Softplus => 7.0,
+        Function::Elu { .. } => 8.0,
+        Function::Mish => 9.0,
+    }
+}
+
 impl Counter {
     /// Each node that is not a sequence.
     fn top(&mut self, nodes: &[Node], each: &mut dyn FnMut(&Node, Segment)) {
@@ -121,6 +141,15 @@ impl Counter {
         let here = self.tokens * self.width;
         match &node.op {
             Op::Sequential { body } => body.iter().for_each(|node| self.node(node)),
+            Op::Parallel { branches } => {
+                let (tokens, width) = (self.tokens, self.width);
+                for branch in branches {
+                    (self.tokens, self.width) = (tokens, width);
+                    self.node(branch);
+                }
+                // The sums.
+                self.keep((branches.len() as f64 - 1.0).max(0.0), self.tokens * self.width);
+            }
             Op::Residual { body, .. } => {
                 body.iter().for_each(|node| self.node(node));
                 self.keep(3.0, here);
@@ -134,17 +163,17 @@ impl Counter {
                 self.keep(1.0, self.tokens * self.width);
             }
             Op::Activation { function, scale } => {
-                let own = if *function == Function::Sigmoid { 4.0 } else { 1.0 };
-                self.keep(own + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
+                self.keep(tensors(*function) + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
             }
             Op::Positions { .. } | Op::Scale { .. } | Op::Clip { .. } => self.keep(1.0, here),
             Op::SoftCap { .. } | Op::RmsNorm { .. } => self.keep(3.0, here),
+            Op::Normalise { .. } => self.keep(2.0, here),
             Op::LayerNorm { bias, .. } => self.keep(if *bias { 5.0 } else { 4.0 }, here),
-            Op::GatedMlp { dim, hidden, bias, .. } => {
+            Op::GatedMlp { dim, hidden, bias, function } => {
                 let (dim, hidden) = (*dim as f64, *hidden as f64);
                 self.linear(dim, hidden, *bias);
                 self.linear(dim, hidden, *bias);
-                self.keep(2.0, self.tokens * hidden);
+                self.keep(tensors(*function) + 1.0, self.tokens * hidden);
                 self.linear(hidden, dim, *bias);
             }
             Op::Attention(attention) => self.attention(attention),
@@ -152,7 +181,7 @@ impl Counter {
                 self.tokens += 1.0;
                 self.keep(1.0, self.tokens * self.width);
             }
-            Op::FirstToken | Op::MeanPool => {
+            Op::FirstToken | Op::LastToken | Op::MeanPool => {
                 self.tokens = 1.0;
                 self.keep(1.0, self.width);
             }
@@ -178,7 +207,11 @@ impl Counter {
         let keys = (a.key_value_heads * a.head_dim) as f64;
         for (outputs, turned) in [(queries, true), (keys, true), (keys, false)] {
             self.linear(a.dim as f64, outputs, a.bias);
-            let norm = if a.query_key_norm.is_some() && turned { 3.0 } else { 0.0 };
+            let norm = match a.query_key_kind {
+                _ if a.query_key_norm.is_none() || !turned => 0.0,
+                NormKind::Rms => 3.0,
+                NormKind::Layer => 5.0,
+            };
             // Four products of halves with sines and cosines, two sums of them, both beside
             // each other; and gradients of the sines and cosines, which nothing asks for
             // and candle keeps to the end.
@@ -190,7 +223,7 @@ impl Counter {
         self.keep(1.0 + 4.0, tokens * queries);
         self.matmul(heads, [tokens, head, tokens], false);
         let cap = if a.logit_cap.is_some() { 3.0 } else { 0.0 };
-        let bias = if a.position_bias.is_some() { 1.0 } else { 0.0 };
+        let bias = if a.position_bias.is_some() || a.alibi.is_some() { 1.0 } else { 0.0 };
         let mask = if a.causal || a.window.is_some() || self.separator { 2.0 } else { 0.0 };
         let scores = heads * tokens * tokens;
         // A mask has its own gradient; the softmax keeps differences from the maximum,
