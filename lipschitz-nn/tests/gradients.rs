@@ -4,7 +4,8 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::graph::{
-    Attention, Function, Graph, Input, Node, Op, Pairing, PositionBias, Rotary, Span,
+    Alibi, Attention, Function, Graph, Input, Node, NormKind, Op, Pairing, PositionBias, Rotary,
+    Span,
 };
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::ops::{Documents, Scores};
@@ -117,6 +118,16 @@ fn every_node_kind_has_the_right_gradient() {
     on_tokens("layer norm", Op::LayerNorm { dim: 6, eps: 0.01, bias: true, gain: true });
     on_tokens("mean pool", Op::MeanPool);
     on_tokens("first token", Op::FirstToken);
+    on_tokens("last token", Op::LastToken);
+    on_tokens("rms norm without gain", Op::RmsNorm { dim: 6, eps: 0.01, gain: false });
+    for bias in [false, true] {
+        let norm = Op::LayerNorm { dim: 6, eps: 0.01, bias, gain: false };
+        on_tokens("layer norm without gain", norm);
+    }
+    // Shorter than every token here, longer than every token, and in between.
+    for eps in [1e-6, 1e3, 1.3] {
+        on_tokens("normalise", Op::Normalise { eps });
+    }
     let near = |causal| Attention { window: Some(2), causal, ..Attention::new(6, 2, 4) };
     on_tokens("window", Op::Attention(near(false)));
     on_tokens("causal window", Op::Attention(near(true)));
@@ -128,7 +139,29 @@ fn every_node_kind_has_the_right_gradient() {
     };
     on_tokens("norm over all heads", Op::Attention(stacked));
     let position_bias = Some(PositionBias { buckets: 4, max_distance: 3 });
+    for (query_key_span, query_key_kind, query_key_shift) in [
+        (Span::Head, NormKind::Layer, false),
+        (Span::EachHead, NormKind::Layer, true),
+        (Span::Heads, NormKind::Layer, true),
+        (Span::Head, NormKind::Rms, true),
+        (Span::EachHead, NormKind::Rms, false),
+    ] {
+        let normed = Attention {
+            query_key_norm: Some(0.1),
+            query_key_span,
+            query_key_kind,
+            query_key_shift,
+            key_value_heads: 1,
+            ..Attention::new(6, 2, 4)
+        };
+        on_tokens("norm of queries and keys", Op::Attention(normed));
+    }
     for causal in [false, true] {
+        let alibi = Some(Alibi::new(2, 1.0));
+        let sloped = Attention { causal, alibi: alibi.clone(), ..Attention::new(6, 2, 4) };
+        on_tokens("slopes", Op::Attention(sloped));
+        let both = Attention { causal, alibi, position_bias, ..Attention::new(6, 2, 4) };
+        on_tokens("slopes and a position bias", Op::Attention(both));
         on_tokens(
             "position bias",
             Op::Attention(Attention { causal, position_bias, ..Attention::new(6, 2, 4) }),
@@ -154,7 +187,31 @@ fn every_node_kind_has_the_right_gradient() {
     }
     let body = vec![Node::new("inner", Op::Linear { inputs: 6, outputs: 6, bias: false })];
     on_tokens("residual", Op::Residual { skip: 0.75, branch: 0.25, body: body.clone() });
-    on_tokens("sequential", Op::Sequential { body });
+    on_tokens("sequential", Op::Sequential { body: body.clone() });
+    let mlp = vec![
+        Node::new("up", Op::Linear { inputs: 6, outputs: 7, bias: false }),
+        Node::new("", Op::Activation { function: Function::Mish, scale: 1.0 }),
+        Node::new("down", Op::Linear { inputs: 7, outputs: 6, bias: false }),
+    ];
+    let branches = vec![
+        // The first two run as one operation each.
+        Node::new("attention", Op::Attention(Attention::new(6, 2, 4))),
+        Node::new("mlp", Op::Residual { skip: 0.3, branch: 0.6, body: mlp }),
+        Node::new("map", Op::Sequential { body }),
+    ];
+    let parallel = Node::new("parallel", Op::Parallel { branches });
+    on_tokens("parallel", parallel.op.clone());
+    on_tokens(
+        "parallel behind a norm in a residual",
+        Op::Residual {
+            skip: 1.0,
+            branch: 1.0,
+            body: vec![
+                Node::new("norm", Op::LayerNorm { dim: 6, eps: 0.1, bias: true, gain: true }),
+                parallel,
+            ],
+        },
+    );
     // These run as one operation.
     for function in [Function::GeluErf, Function::Silu] {
         let linear = |name: &str, inputs, outputs| {
@@ -188,6 +245,170 @@ fn every_node_kind_has_the_right_gradient() {
     let patches =
         vec![Node::new("", Op::Patches { size: 2 }), head(12), Node::new("", Op::MeanPool)];
     check_graph("patches", Graph::new(pixels, patches).unwrap(), image, &mut rng);
+}
+
+/// The nodes by their formulas, written out token by token.
+#[test]
+fn nodes_compute_their_formulas() {
+    let mut rng = seeded(21);
+    let tokens = Tensor::new(&[[0u32, 2, 1, 3]], &Device::Cpu).unwrap();
+    let build = |ops: Vec<Node>| {
+        let embedding = Node::new("embedding", Op::Embedding { vocabulary: 4, dim: 6 });
+        Graph::new(Input::tokens(4), [vec![embedding], ops].concat()).unwrap()
+    };
+    let rows = |x: &Tensor| x.squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+    let near = |what: &str, a: &[f64], b: &[f64]| {
+        assert_eq!(a.len(), b.len(), "{what}");
+        for (a, b) in a.iter().zip(b) {
+            assert!((a - b).abs() < 1e-12 * (1.0 + b.abs()), "{what}: {a} not {b}");
+        }
+    };
+
+    // x + attention(x) + map(x), from the three networks that it is made of.
+    let map = Node::new("map", Op::Linear { inputs: 6, outputs: 6, bias: true });
+    let mixer = Attention { alibi: Some(Alibi::new(3, 2.0)), ..Attention::new(6, 3, 4) };
+    let mixer = Node::new("mixer", Op::Attention(mixer));
+    let sum = Op::Parallel { branches: vec![mixer.clone(), map.clone()] };
+    let block = Op::Residual { skip: 1.0, branch: 1.0, body: vec![Node::new("sum", sum)] };
+    let whole = random_model(build(vec![Node::new("block", block)]), &mut rng);
+    let part = |nodes: Vec<Node>| {
+        let graph = build(nodes);
+        let of = |name: &str| {
+            let inside = format!("block.sum.{name}");
+            whole.weights().get(&inside).unwrap_or_else(|| &whole.weights()[name]).clone()
+        };
+        let weights = graph.parameters().iter().map(|p| (p.name.clone(), of(&p.name))).collect();
+        Model::new(graph, weights).unwrap().forward(&tokens).unwrap()
+    };
+    let added = ((part(vec![]) + part(vec![mixer.clone()])).unwrap() + part(vec![map])).unwrap();
+    for (a, b) in rows(&whole.forward(&tokens).unwrap()).iter().zip(&rows(&added)) {
+        near("parallel", a, b);
+    }
+
+    // Attention with slopes, one query at a time.
+    for causal in [true, false] {
+        let slopes = vec![0.5, -0.25];
+        let alibi = Some(Alibi { slopes: slopes.clone() });
+        let a = Attention { causal, alibi, ..Attention::new(6, 2, 3) };
+        let graph = build(vec![Node::new("a", Op::Attention(a))]);
+        let model = random_model(graph, &mut rng);
+        let x = model.weights()["embedding.weight"]
+            .index_select(&tokens.squeeze(0).unwrap(), 0)
+            .unwrap();
+        let of = |name: &str| {
+            let w = &model.weights()[&format!("a.{name}.weight")];
+            x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f64>().unwrap()
+        };
+        let (q, k, v) = (of("query"), of("key"), of("value"));
+        let mut mixed = vec![vec![0.0; 6]; 4];
+        for (h, slope) in slopes.iter().enumerate() {
+            for i in 0..4 {
+                let keys: Vec<usize> = (0..if causal { i + 1 } else { 4 }).collect();
+                let score = |j: &usize| {
+                    let dot: f64 = (3 * h..3 * h + 3).map(|c| q[i][c] * k[*j][c]).sum();
+                    (dot / 3f64.sqrt() - slope * i.abs_diff(*j) as f64).exp()
+                };
+                let all: f64 = keys.iter().map(score).sum();
+                for c in 3 * h..3 * h + 3 {
+                    mixed[i][c] = keys.iter().map(|j| score(j) / all * v[*j][c]).sum();
+                }
+            }
+        }
+        let mixed = Tensor::new(mixed, &Device::Cpu).unwrap();
+        let wanted = mixed.matmul(&model.weights()["a.output.weight"].t().unwrap()).unwrap();
+        let found = rows(&model.forward(&tokens).unwrap());
+        for (a, b) in found.iter().zip(&wanted.to_vec2::<f64>().unwrap()) {
+            near("slopes", a, b);
+        }
+    }
+
+    // Norms and tokens.
+    let model = random_model(build(vec![]), &mut rng);
+    let x = rows(&model.forward(&tokens).unwrap());
+    let on = |op: Op| {
+        let graph = build(vec![Node::new("", op)]);
+        Model::new(graph, model.weights().clone()).unwrap().forward(&tokens).unwrap()
+    };
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    for eps in [1e-12, 1.2, 50.0] {
+        for (x, y) in x.iter().zip(rows(&on(Op::Normalise { eps }))) {
+            let wanted: Vec<f64> = x.iter().map(|v| v / norm(x).max(eps)).collect();
+            near("normalise", &y, &wanted);
+        }
+    }
+    for (x, y) in
+        x.iter().zip(rows(&on(Op::LayerNorm { dim: 6, eps: 0.3, bias: false, gain: false })))
+    {
+        let mean = x.iter().sum::<f64>() / 6.0;
+        let centred: Vec<f64> = x.iter().map(|v| v - mean).collect();
+        let root = (norm(&centred).powi(2) / 6.0 + 0.3).sqrt();
+        near("layer norm", &y, &centred.iter().map(|v| v / root).collect::<Vec<_>>());
+    }
+    near("last token", &rows(&on(Op::LastToken).unsqueeze(0).unwrap())[0], &x[3]);
+
+    // Each head has its own gain, the others' do not reach it.
+    let a = Attention {
+        query_key_norm: Some(0.1),
+        query_key_span: Span::EachHead,
+        query_key_kind: NormKind::Layer,
+        query_key_shift: true,
+        ..Attention::new(6, 2, 3)
+    };
+    let each = random_model(build(vec![Node::new("a", Op::Attention(a.clone()))]), &mut rng);
+    let shared = Attention { query_key_span: Span::Head, ..a };
+    let graph = build(vec![Node::new("a", Op::Attention(shared))]);
+    let mut weights = each.weights().clone();
+    let mut alike = each.weights().clone();
+    for name in ["query", "key"] {
+        for kind in ["weight", "bias"] {
+            let name = format!("a.{name}_norm.{kind}");
+            let first = weights[&name].narrow(0, 0, 3).unwrap();
+            alike.insert(name.clone(), Tensor::cat(&[&first, &first], 0).unwrap());
+            weights.insert(name, first);
+        }
+    }
+    let shared = Model::new(graph, weights).unwrap().forward(&tokens).unwrap();
+    let alike = Model::new(each.graph().clone(), alike).unwrap().forward(&tokens).unwrap();
+    let each = each.forward(&tokens).unwrap();
+    assert_eq!(rows(&shared), rows(&alike));
+    assert_ne!(rows(&shared), rows(&each));
+}
+
+/// A vector of zeros has length 0, and a gradient.
+#[test]
+fn normalising_nothing_gives_nothing() {
+    for dtype in [DType::F32, DType::F64] {
+        let x = Var::zeros((2, 3), dtype, &Device::Cpu).unwrap();
+        let y = ops::normalise(x.as_tensor(), 1e-12).unwrap();
+        assert_eq!(y.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap(), [[0.0; 3]; 2]);
+        let gradients = y.sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(x.as_tensor()).unwrap().to_dtype(DType::F64).unwrap();
+        for found in gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap() {
+            assert!((found * 1e-12 - 1.0).abs() < 1e-6, "{found}");
+        }
+    }
+}
+
+/// Far from zero no function overflows on its way, and what is no number stays none.
+#[test]
+fn functions_far_from_zero() {
+    for function in Function::ALL {
+        let at = |x: f32| {
+            let x = Tensor::new(&[x], &Device::Cpu).unwrap();
+            let one = |y: Tensor| y.to_vec1::<f32>().unwrap()[0];
+            let fused = one(ops::activation(&x, function, 1.0).unwrap());
+            (fused, one(ops::composed::activation(&x, function, 1.0).unwrap()))
+        };
+        for x in [-1e6f32, -200.0, -90.0, 90.0, 200.0, 1e6] {
+            let (fused, composed) = at(x);
+            assert!(fused.is_finite() && composed.is_finite(), "{function:?} at {x}");
+            assert!(
+                (fused - composed).abs() <= 1e-5 * composed.abs() + 1e-12,
+                "{function:?} at {x}: {fused}, composed {composed}"
+            );
+        }
+        assert!(at(f32::NAN).0.is_nan(), "{function:?}");
+    }
 }
 
 /// Values and gradients of two functions of the same variables agree, relative to their largest
