@@ -106,3 +106,14 @@ def run(model, given):
         else:
             result = model(input_ids=given["tokens"])
     return result.logits if hasattr(result, "logits") else result.last_hidden_state
+
+
+def base_models():
+    """All models, and some that the golden data has no directory of."""
+    yield from text_models()
+    yield from image_models()
+    yield "bigcode-multi", t.GPTBigCodeForCausalLM(t.GPTBigCodeConfig(
+        vocab_size=V, n_embd=D, n_head=H, n_layer=2, n_positions=9, multi_query=True, **NO_IDS)), {}
+    yield "t5-full", t.T5ForConditionalGeneration(t.T5Config(
+        vocab_size=V, d_model=D, d_kv=3, d_ff=F, num_layers=2, num_heads=H, relative_attention_num_buckets=8,
+        relative_attention_max_distance=6)), {}
