@@ -6,8 +6,11 @@ Needs torch and transformers from PyPI (written with torch 2.15 and transformers
 
 - `base`: the keys that every config has, with their defaults.
 - Of each family, by its `model_type`: `defaults`, its other keys with what the class says before it works out those
-  that depend on others (a key that must be given is absent); `aliases`, other names of keys; `thetas`, the bases of rotary positions; `reads`, the names that
-  the library's code reads from the config while it builds the family's models, loads their weights and runs them.
+  that depend on others (a key that must be given is absent); `aliases`, other names of keys; `kinds`, what a key may be
+  given as, where the class says: n for null, b for true or false, i for a whole number, f for another (0.5), s for a text,
+  l for a list, d for an object; `thetas`, the bases of rotary positions; `reads`, the names that the library's code reads
+  from the config while it builds the family's models, loads their weights and runs them.
+- `kinds` beside `base`: the same, of its keys.
 """
 
 import dataclasses
@@ -69,6 +72,27 @@ def defaults(config):
         elif field.default_factory is not dataclasses.MISSING:
             found[field.name] = plain(field.default_factory())
     return found
+
+
+PROBES = dict(n=None, b=True, i=1, f=0.5, s="x", l=[], d={})
+
+
+def kinds(config):
+    """What each key may be given as: what none of the validators of the class refuses."""
+    found = {}
+    for key, validators in config.__validators__.items():
+        def takes(value):
+            try:
+                for validator in validators:
+                    validator(value)
+                return True
+            except (TypeError, ValueError):
+                return False
+
+        usual = getattr(config, key, None)
+        found[key] = "".join(
+            kind for kind, probe in PROBES.items() if takes(probe) or isinstance(usual, str) and kind == "s" and takes(usual))
+    return {key: kind for key, kind in found.items() if kind != "".join(PROBES)}
 
 
 def sizes(model_type):
@@ -172,21 +196,24 @@ def family(model_type, base):
     own = {k: v for k, v in defaults(config).items() if k not in base or base[k] != v}
     theta = getattr(config, "default_theta", 10_000.0)
     thetas = theta if isinstance(theta, dict) else {"global": theta}
-    return dict(aliases=dict(config.attribute_map), defaults=own, reads=sorted(names), thetas=thetas)
+    common = kinds(t.PreTrainedConfig)
+    types = {key: kind for key, kind in kinds(config).items() if common.get(key) != kind}
+    return dict(aliases=dict(config.attribute_map), defaults=own, kinds=types, reads=sorted(names), thetas=thetas)
 
 
 def main(out):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = defaults(t.PreTrainedConfig)
-    lines = [f'"transformers": {json.dumps(t.__version__)}', f'"base": {json.dumps(base, sort_keys=True)}']
+    lines = [f'"transformers": {json.dumps(t.__version__)}', f'"base": {json.dumps(base, sort_keys=True)}',
+             f'"kinds": {json.dumps(kinds(t.PreTrainedConfig), sort_keys=True)}']
     for model_type in FAMILIES:
         if model_type not in configuration_auto.CONFIG_MAPPING:
             print(f"{model_type} is not in the library", file=sys.stderr)
             continue
         lines.append(f"{json.dumps(model_type)}: {json.dumps(family(model_type, base), sort_keys=True)}")
     # Families apart from the rest.
-    text = "{\n" + ",\n".join(lines[:2]) + ',\n"families": {\n' + ",\n".join(lines[2:]) + "\n}\n}\n"
+    text = "{\n" + ",\n".join(lines[:3]) + ',\n"families": {\n' + ",\n".join(lines[3:]) + "\n}\n}\n"
     json.loads(text)
     with open(out, "w") as file:
         file.write(text)

@@ -35,7 +35,7 @@ import warnings
 
 import torch
 import transformers as t
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers.activations import ACT2FN
 
 from models import base_models, scramble, V
@@ -173,15 +173,11 @@ class Subject:
         self.name, self.where, self.outcomes = name, where, []
         self.model_type = model.config.model_type
         model.save_pretrained(where)
-        for extra in os.listdir(where):
-            if extra != "config.json":
-                os.remove(os.path.join(where, extra))
+        self.tensors = load_file(os.path.join(where, "model.safetensors"))
         with open(os.path.join(where, "config.json")) as file:
             self.config = json.load(file)
         self.config.pop("dtype", None)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         self.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-        self.tensors = {name: x.contiguous().clone() for name, x in model.state_dict().items() if name not in tied}
         g = torch.Generator().manual_seed(1)
         if hasattr(model.config, "image_size"):
             self.given = dict(pixel_values=(torch.randn(2, 3, 8, 8, generator=g).double() * 100).round() / 100)
