@@ -219,7 +219,10 @@ class Subject:
             result = model(**self.given)
         if isinstance(result, tuple):
             return result[0]
-        return result.logits if hasattr(result, "logits") else result.last_hidden_state
+        for name in ["logits", "prediction_logits"]:
+            if hasattr(result, name):
+                return getattr(result, name)
+        return result.last_hidden_state
 
     def attempt(self, config):
         """The output, or nothing where the library refuses."""
