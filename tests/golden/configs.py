@@ -4,7 +4,8 @@ Needs torch, transformers and safetensors from PyPI (written with torch 2.15 and
 
     python tests/golden/configs.py lipschitz-nn/import/tests/configs lipschitz-nn/import/tests/configs.json
 
-By the name of the config: the outcome as in `mutate.py`, or null where the library refuses. Weights follow from their names:
+`configs`: by the name of the config, which of the `files` holds its weights (null where the library makes no such model), and
+the outcome as in `mutate.py` (null where the library refuses). `files`: tensors and shapes. Weights follow from their names:
 with c = the sum of (j + 1) · byte j of the name, modulo 997, the element i is sin(c + 0.37 · (i² mod 1009)), times 0.3 and
 plus 1 for the gains of norms, times 0.3 for other vectors, and times 2 / √(last dimension) for all else. Token ids are
 2 + (7 i mod (vocabulary - 2)) for two sequences of 12; the elements of two pictures are sin(i).
@@ -56,24 +57,29 @@ class Published(Subject):
 
 
 def main(configs, out):
-    found = {}
+    found, files = {}, []
     for file in sorted(os.listdir(configs)):
         name = file.removesuffix(".json")
         with open(os.path.join(configs, file)) as text:
             config = json.load(text)
+        found[name] = [None, None]
         with tempfile.TemporaryDirectory() as where:
             try:
                 published = Published(config, where)
-                refused = published.outcome(config) < 0
             except Exception as e:
                 print(f"{name}: {e}", file=sys.stderr)
-                refused = True
-            found[name] = None
-            if not refused:
+                continue
+            shapes = {name: list(x.shape) for name, x in sorted(published.tensors.items())}
+            if shapes not in files:
+                files.append(shapes)
+            found[name][0] = files.index(shapes)
+            if published.outcome(config) == 0:
                 (shape, norm, sums), = published.outcomes
-                found[name] = [shape, *(float(f"{x:.8g}") for x in [norm, *sums])]
+                found[name][1] = [shape, *(float(f"{x:.8g}") for x in [norm, *sums])]
+    parts = ['"configs":{\n' + ",\n".join(f"{as_json(name)}:{as_json(pair)}" for name, pair in found.items()) + "\n}",
+             '"files":[\n' + ",\n".join(as_json(shapes) for shapes in files) + "\n]"]
     with open(out, "w") as file:
-        file.write("{\n" + ",\n".join(f"{as_json(name)}:{as_json(outcome)}" for name, outcome in found.items()) + "\n}\n")
+        file.write("{" + ",\n".join(parts) + "}\n")
 
 
 main(sys.argv[1], sys.argv[2])

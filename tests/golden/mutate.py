@@ -15,7 +15,8 @@ For each of the small models of `models.py`, its weights as NAME.safetensors, an
   `[[key, …], {outcome: [value, …], …}]`. `missing`: by key, the outcome without it.
 - `legacy`: the `config`, `keys` and `missing` where rotary positions are written as they were before `rope_parameters`.
 - `sets`: changes to the config together (an object of values, a list of keys to remove), and their outcome.
-- `each`: by one operation on one tensor, by outcome the tensors. `weights`: operations on the tensors in their order, changes to the config, and their outcome. `["copy", a, b]` makes b
+- `each`: by tensor, the outcomes of the operations drop, negate and zero on it alone.
+- `weights`: operations on the tensors in their order, changes to the config, and their outcome. `["copy", a, b]` makes b
   a copy of a; `["negate", a]`, `["zero", a]` and `["drop", a]` change a; `["rename", x, y]` writes y for x in all names;
   `["prefix", p]` and `["strip", p]` change the start of all names.
 
@@ -89,6 +90,7 @@ FOREIGN = {
     "task_specific_params": [{"a": {}}], "bos_token_id": [5], "eos_token_id": [5], "unk_token_id": [5], "pad_token_id": [5, -1],
     "temperature": [0.5], "max_length": [7], "something_new": [],
 }
+EACH = ["drop", "negate", "zero"]
 ROPES = {
     "default": {}, "linear": dict(factor=2.0), "dynamic": dict(factor=2.0),
     "yarn": dict(factor=2.0, original_max_position_embeddings=6),
@@ -389,9 +391,8 @@ def weight_sets(subject):
         if extra not in subject.tensors:
             yield [["copy", some, extra]], {}
     for name in subject.tensors:
-        yield [["drop", name]], {}
-        yield [["negate", name]], {}
-        yield [["zero", name]], {}
+        for operation in EACH:
+            yield [[operation, name]], {}
     for prefix in ["model.", "transformer.", "bert.", "roberta.", "distilbert.", "module.", "encoder.", "vit.", "dinov2.", "x."]:
         yield [["prefix", prefix]], {}
         if any(name.startswith(prefix) for name in subject.tensors):
@@ -479,7 +480,7 @@ def study(name, model, out):
             chosen = dict(dice.sample(moving, min(len(moving), dice.choice([1, 2]))) + dice.sample(taken, dice.choice([1, 2, 3])))
             removed = dice.sample([key for key, outcome in missing.items() if outcome >= 0 and "." not in key], dice.choice([0, 1, 2]))
             add(chosen, sorted(set(removed) - set(chosen)))
-        weights, each, seen = [], dict(drop={}, negate={}, zero={}), set()
+        weights, each, seen = [], {}, set()
         for operations, changes in weight_sets(subject):
             if as_json([operations, changes]) in seen:
                 continue
@@ -489,15 +490,15 @@ def study(name, model, out):
             except KeyError:
                 continue
             outcome = subject.outcome(subject.changed(changes), tensors)
-            if len(operations) == 1 and not changes and operations[0][0] in each:
-                each[operations[0][0]].setdefault(outcome, []).append(operations[0][1])
+            if len(operations) == 1 and not changes and operations[0][0] in EACH:
+                each.setdefault(operations[0][1], [-1] * len(EACH))[EACH.index(operations[0][0])] = outcome
             else:
                 weights.append([operations, changes, outcome])
         save_file(subject.tensors, os.path.join(out, f"{name}.safetensors"))
     inputs = {"tokens": model_tokens} if (model_tokens := subject.given.get("input_ids")) is not None else \
         {"pixels": subject.given["pixel_values"]}
     (kind, given), = inputs.items()
-    short = [[shape, *(float(f"{x:.8g}") for x in [norm, *sums])] for shape, norm, sums in subject.outcomes]
+    short = [[shape, *(float(f"{x:.7g}") for x in [norm, *sums])] for shape, norm, sums in subject.outcomes]
     parts = [f'"transformers":{as_json(t.__version__)}', f'"config":{as_json(config)}', f'"{kind}":{as_json(given.tolist())}',
              f'"outcomes":{as_json(short)}',
              f'"keys":{as_json(grouped(keys))}', f'"missing":{as_json(missing)}', f'"sets":{as_json(sets)}',
@@ -507,7 +508,7 @@ def study(name, model, out):
     with open(os.path.join(out, f"{name}.json"), "w") as file:
         file.write("{" + ",\n".join(parts) + "}\n")
     every = [s[-1] for s in sets + weights]
-    every += [outcome for table in each.values() for outcome, names in table.items() for _ in names]
+    every += [outcome for outcomes in each.values() for outcome in outcomes]
     for table in [dict(keys=keys, missing=missing), *([legacy] if legacy else [])]:
         every += [o for pairs in table["keys"].values() for _, o in pairs] + list(table["missing"].values())
     print(f"{name}: {len(every)} cases, {every.count(-1)} refused, {every.count(0)} as the model itself, "

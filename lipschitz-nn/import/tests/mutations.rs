@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::checkpoint::load_tensors;
 use serde_json::{Map, Value, json};
 
-use library::{Outcome, Tensors, ours, save, tensor};
+use library::{Outcome, Tensors, ours, save};
 
 /// How many of the cases that the library reads as the model itself the importer has to take, so
 /// that it cannot pass by refusing.
@@ -99,6 +99,28 @@ fn keys(table: &Value, config: &Value, suffix: &str, cases: &mut Vec<Case>) {
     }
 }
 
+/// Nested lists as a tensor: token ids where all numbers are whole, else pictures.
+fn tensor(value: &Value) -> Tensor {
+    fn walk(value: &Value, shape: &mut Vec<usize>, depth: usize, out: &mut Vec<f64>) {
+        match value.as_array() {
+            Some(list) => {
+                if shape.len() == depth {
+                    shape.push(list.len());
+                }
+                for value in list {
+                    walk(value, shape, depth + 1, out);
+                }
+            }
+            None => out.push(value.as_f64().expect("a number")),
+        }
+    }
+    let (mut shape, mut numbers) = (Vec::new(), Vec::new());
+    walk(value, &mut shape, 0, &mut numbers);
+    let dtype = if shape.len() == 2 { DType::U32 } else { DType::F64 };
+    let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).expect("as many as the shape has");
+    tensor.to_dtype(dtype).expect("on the CPU")
+}
+
 fn cases(file: &Value) -> Vec<Case> {
     let config = &file["config"];
     let mut cases = Vec::new();
@@ -121,14 +143,12 @@ fn cases(file: &Value) -> Vec<Case> {
         let outcome = changed[2].as_i64().expect("a number");
         cases.push(Case { key, change, config, operations: vec![], outcome });
     }
-    for (kind, table) in object(&file["each"]) {
-        for (outcome, names) in object(table) {
-            for name in list(names) {
-                let operations = vec![json!([kind, name])];
-                let (key, change) = (format!("weights {kind}"), name.to_string());
-                let outcome = outcome.parse().expect("a number");
-                cases.push(Case { key, change, config: config.clone(), operations, outcome });
-            }
+    for (name, outcomes) in object(&file["each"]) {
+        for (kind, outcome) in ["drop", "negate", "zero"].into_iter().zip(list(outcomes)) {
+            let (key, change) = (format!("weights {kind}"), name.clone());
+            let (config, operations) = (config.clone(), vec![json!([kind, name])]);
+            let outcome = outcome.as_i64().expect("a number");
+            cases.push(Case { key, change, config, operations, outcome });
         }
     }
     for changed in list(&file["weights"]) {

@@ -73,25 +73,3 @@ pub(crate) fn save(dir: &Path, tensors: &Tensors) {
     let tensors = tensors.iter().map(|(name, t)| (name.as_str(), t.clone()));
     save_tensors(&dir.join("model.safetensors"), tensors, None).expect("the directory is ours");
 }
-
-/// Nested lists as a tensor: token ids where all numbers are whole, else pictures.
-pub(crate) fn tensor(value: &Value) -> Tensor {
-    fn walk(value: &Value, shape: &mut Vec<usize>, depth: usize, out: &mut Vec<f64>) {
-        match value.as_array() {
-            Some(list) => {
-                if shape.len() == depth {
-                    shape.push(list.len());
-                }
-                for value in list {
-                    walk(value, shape, depth + 1, out);
-                }
-            }
-            None => out.push(value.as_f64().expect("a number")),
-        }
-    }
-    let (mut shape, mut numbers) = (Vec::new(), Vec::new());
-    walk(value, &mut shape, 0, &mut numbers);
-    let dtype = if shape.len() == 2 { DType::U32 } else { DType::F64 };
-    let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).expect("as many as the shape has");
-    tensor.to_dtype(dtype).expect("on the CPU")
-}
