@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use lipschitz_nn::{At, Error};
 
 use crate::Undecided;
-use crate::library::{Class, LIBRARY};
+use crate::library::{Class, LIBRARY, kind};
 
 /// Options that a forward pass at inference does not depend on, whatever they say.
 const INERT: &[&str] = &[
@@ -111,9 +111,20 @@ impl ConfigReader {
     }
 
     /// The same options, read as this class of the library reads them.
-    pub(crate) fn as_class(mut self, family: &str) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::File`] for a value of a kind that the class does not take.
+    pub(crate) fn as_class(mut self, family: &str) -> Result<Self, Error> {
         self.class = LIBRARY.families.get(family);
-        self
+        let Some(class) = self.class else { return Ok(self) };
+        for (key, value) in &self.options {
+            let name = class.aliases.get(key).unwrap_or(key);
+            if class.kinds.get(name).is_some_and(|kinds| !kinds.contains(kind(value))) {
+                let what = format!("is {}, of a kind that the library refuses", shortened(value));
+                return Err(self.wrong(key, what));
+            }
+        }
+        Ok(self)
     }
 
     /// An error about an option.
@@ -211,13 +222,20 @@ impl ConfigReader {
     fn whole(&self, key: &str, value: &Value, least: u64) -> Result<usize, Error> {
         match value.as_u64() {
             Some(n) if (least..=LARGEST).contains(&n) => Ok(n as usize),
-            _ => Err(self
-                .wrong(key, format!("is {value}, wanted a whole number in {least}…{LARGEST}"))),
+            _ => {
+                Err(self
+                    .wrong(key, format!("is {value}, wanted a whole number in {least}…{LARGEST}")))
+            }
         }
     }
 
     pub(crate) fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
         self.value_if(key)?.map(|value| self.whole(key, value, 1)).transpose()
+    }
+
+    /// As [`ConfigReader::size_if`], where 0 means something too.
+    pub(crate) fn count_if(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.value_if(key)?.map(|value| self.whole(key, value, 0)).transpose()
     }
 
     /// A whole number, which can be 0.
@@ -426,7 +444,10 @@ impl ConfigReader {
         }
         let (are, they) = if unknown.len() == 1 { ("is", "it") } else { ("are", "they") };
         let what = format!("{} {are} not known to this importer", unknown.join(", "));
-        Err(Error::file(&self.path, Undecided::UnknownOptions(format!("{what}: {they} may change the function"))))
+        Err(Error::file(
+            &self.path,
+            Undecided::UnknownOptions(format!("{what}: {they} may change the function")),
+        ))
     }
 }
 

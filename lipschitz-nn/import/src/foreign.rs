@@ -15,9 +15,9 @@ use crate::declared;
 use crate::expression::TensorExpr;
 use crate::families::{self, gguf, llama2c, matrices, modula, modula_run};
 use crate::formats::files::Files;
-use crate::library::LIBRARY;
 use crate::formats::kind::Kind;
 use crate::formats::source::Source;
+use crate::library::LIBRARY;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::options::ImportOptions;
@@ -50,14 +50,21 @@ struct Found {
 
 impl Found {
     fn new(family: &str, mapping: Mapping, files: Files) -> Self {
-        Self { family: family.into(), library: None, mapping, files, tokenizer: None, matrices: false }
+        Self {
+            family: family.into(),
+            library: None,
+            mapping,
+            files,
+            tokenizer: None,
+            matrices: false,
+        }
     }
 
     fn in_directory(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
         let config = ConfigReader::open(&path.join("config.json"))?;
         let family = config.text("model_type")?.to_string();
         families::find(&config, &family)?;
-        let config = config.as_class(&family);
+        let config = config.as_class(&family)?;
         config.ignore(&["model_type"]);
         sidecars::check(path, &config)?;
         let files = Files::of_directory(path)?;
@@ -94,7 +101,7 @@ impl Found {
         }
         let mut files = Files::of_file(path, options.entry.as_deref())?;
         if let Some(metadata) = files.metadata() {
-            let (family, mapping) = gguf::mapping(path, metadata.clone(), &files)?;
+            let (family, mapping) = gguf::mapping(path, metadata.clone(), &files, &options.ignore)?;
             return Ok(Self::new(&family, mapping, files));
         }
         let listed = files.get("arr_0").is_some();

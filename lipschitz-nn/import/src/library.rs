@@ -29,6 +29,8 @@ pub(crate) struct Class {
     /// The bases of rotary positions, of `global` and `local` attention (Su et al., *RoFormer*,
     /// equation 15).
     pub thetas: BTreeMap<String, f64>,
+    /// What each option may be given as, where the class says: the letters of [`kind`].
+    pub kinds: BTreeMap<String, String>,
     /// Other names of its options.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,
@@ -38,3 +40,17 @@ pub(crate) struct Class {
 pub(crate) static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     serde_json::from_str(include_str!("library.json")).expect("library.json is of this form")
 });
+
+/// The letter of a value's kind: null, true or false, a whole number, another number, a text, a
+/// list, an object.
+pub(crate) fn kind(value: &Value) -> char {
+    match value {
+        Value::Null => 'n',
+        Value::Bool(_) => 'b',
+        Value::Number(n) if n.is_f64() => 'f',
+        Value::Number(_) => 'i',
+        Value::String(_) => 's',
+        Value::Array(_) => 'l',
+        Value::Object(_) => 'd',
+    }
+}

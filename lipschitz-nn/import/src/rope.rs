@@ -98,8 +98,11 @@ pub(crate) fn rope(
             rope.rotary.frequencies = Some(usual.iter().map(|f| f / factor).collect());
         }
         "llama3" => {
-            let (factor, low, high) =
-                (inner.number("factor")?, inner.number("low_freq_factor")?, inner.number("high_freq_factor")?);
+            let (factor, low, high) = (
+                inner.number("factor")?,
+                inner.number("low_freq_factor")?,
+                inner.number("high_freq_factor")?,
+            );
             let before = original as f64;
             let scale = |f: &f64| {
                 let turns = before * f / TAU;

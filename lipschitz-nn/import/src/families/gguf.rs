@@ -29,19 +29,20 @@ pub(crate) fn mapping(
     path: &Path,
     metadata: Map<String, Value>,
     files: &Files,
+    ignored: &[String],
 ) -> Result<(String, Mapping), Error> {
     let inert = |key: &&str| INERT.iter().any(|start| key.starts_with(start));
     let keys: Vec<String> =
         metadata.keys().map(String::as_str).filter(inert).map(String::from).collect();
     let config = ConfigReader::of(path, String::new(), metadata);
     config.ignore(&keys.iter().map(String::as_str).collect::<Vec<_>>());
-    let Some(family) = config.text("general.architecture")?.map(str::to_string) else {
+    let Some(family) = config.text_if("general.architecture")?.map(str::to_string) else {
         return Err(config.wrong("general.architecture", "is missing"));
     };
-    if let Some(kind) = config.text("general.type")?.filter(|kind| *kind != "model") {
+    if let Some(kind) = config.text_if("general.type")?.filter(|kind| *kind != "model") {
         return Err(config.wrong("general.type", format!("is `{kind}`, wanted a whole model")));
     }
-    if let Some(count) = config.size_if_zero("split.count")?.filter(|count| *count > 1) {
+    if let Some(count) = config.count_if("split.count")?.filter(|count| *count > 1) {
         let what =
             format!("is {count}: this is one part of a model; merge the parts into one file");
         return Err(config.wrong("split.count", what));
@@ -52,8 +53,8 @@ pub(crate) fn mapping(
         return Err(config.wrong("general.architecture", what));
     };
     let bias = bias.unwrap_or_else(|| files.get("blk.0.attn_q.bias").is_some());
-    let mapping = Decoder { config: &config, files, family: &family }.mapping(*pairing, bias)?;
-    config.finish()?;
+    let mut mapping = Decoder { config: &config, files, family: &family }.mapping(*pairing, bias)?;
+    mapping.notes.extend(config.finish(ignored)?);
     Ok((format!("{family} (GGUF)"), mapping))
 }
 
@@ -92,7 +93,7 @@ impl Decoder<'_> {
         if !config.names(&epsilon) {
             return Err(config.wrong(&epsilon, "is missing"));
         }
-        let eps = config.eps(&epsilon, 0.0)?;
+        let eps = config.eps(&epsilon)?;
         if !heads.is_multiple_of(key_value_heads) {
             let what = format!("is {key_value_heads}, which does not divide {heads}");
             return Err(self.wrong("attention.head_count_kv", what));
@@ -106,13 +107,16 @@ impl Decoder<'_> {
             return Err(self.wrong("attention.value_length", "is not that of the keys"));
         }
         for key in ["expert_count", "expert_used_count"] {
-            if config.size_if_zero(&self.key(key))?.is_some_and(|n| n > 0) {
+            if config.count_if(&self.key(key))?.is_some_and(|n| n > 0) {
                 let what = "is above 0: it sends tokens to the top experts, so its function jumps \
                             and has no finite Lipschitz constant";
                 return Err(self.wrong(key, what));
             }
         }
-        config.only(&self.key("attention.causal"), true)?;
+        let causal = self.key("attention.causal");
+        if !config.flag_or(&causal, true)? {
+            return Err(config.unsupported(&causal, false));
+        }
         config.only(&self.key("use_parallel_residual"), false)?;
         // How the writer's own source laid its tensors out.
         config.ignore(&[&self.key("tensor_data_layout")]);
@@ -189,7 +193,7 @@ impl Decoder<'_> {
         let told = ["rope.scaling.original_context_length", "rope.scaling.finetuned"];
         told.iter().for_each(|key| config.ignore(&[&self.key(key)]));
         let kind = self.key("rope.scaling.type");
-        let factor = match config.text(&kind)? {
+        let factor = match config.text_if(&kind)? {
             None | Some("none") => 1.0,
             Some("linear") => {
                 let key = self.key("rope.scaling.factor");

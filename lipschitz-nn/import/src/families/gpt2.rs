@@ -153,8 +153,7 @@ pub(crate) fn bigcode(model: &ModelDir) -> Result<Mapping, Error> {
             ..Attention::new(dim, heads, head_dim)
         }
     };
-    Ok(decoder(model, &s, blocks)?
-        .aside("attn.bias", "the causal mask"))
+    Ok(decoder(model, &s, blocks)?.aside("attn.bias", "the causal mask"))
 }
 
 /// Learned positions, blocks with layer norms in front, and a head.

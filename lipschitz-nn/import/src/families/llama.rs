@@ -121,8 +121,7 @@ impl Blocks {
             Some(head_dim) if family != "olmo2" => head_dim,
             _ => dim / config.heads("num_attention_heads", dim)?,
         };
-        let bias =
-            |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key), Ok);
+        let bias = |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key), Ok);
         let qkv_bias = bias("attention_bias", variant.qkv_bias)?;
         let output_bias = bias("attention_bias", variant.output_bias)?;
         let mlp_bias = bias("mlp_bias", variant.mlp_bias)?;
@@ -385,10 +384,9 @@ fn windows(
     }
     let given = config.size_if("sliding_window")?;
     let (used, first) = match family {
-        "qwen2" | "qwen3" => (
-            config.flag("use_sliding_window")?,
-            config.count("max_window_layers")?,
-        ),
+        "qwen2" | "qwen3" => {
+            (config.flag("use_sliding_window")?, config.count("max_window_layers")?)
+        }
         _ => (true, 0),
     };
     if dialect == Dialect::Candle {
@@ -436,9 +434,7 @@ fn refused_by_candle(
             "times the heads is not the width, which candle's model weights for granted",
         ));
     }
-    if family == "llama"
-        && (config.flag("attention_bias")? || config.flag("mlp_bias")?)
-    {
+    if family == "llama" && (config.flag("attention_bias")? || config.flag("mlp_bias")?) {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
     }
     if !matches!(family, "llama" | "phi3") && scaled {

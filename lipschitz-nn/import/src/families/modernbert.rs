@@ -107,7 +107,12 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
         let mut mix = vec![attention(mixer)];
         // The first block comes right behind the norm of the embeddings.
         if i > 0 {
-            weights.norm(&format!("{to}.attention.norm"), &format!("{from}.attn_norm"), dim, norm_bias);
+            weights.norm(
+                &format!("{to}.attention.norm"),
+                &format!("{from}.attn_norm"),
+                dim,
+                norm_bias,
+            );
             mix.insert(0, layer_norm("norm", dim, eps, norm_bias));
         }
         let function = phi.gate(config, "hidden_activation")?;
