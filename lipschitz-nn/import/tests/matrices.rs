@@ -8,8 +8,11 @@ use lipschitz_import::{ImportOptions, Imported, Undecided, candle_core, check, i
 use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 use lipschitz_nn::{Error, Model};
 
+/// Names and shapes of tensors.
+type Shapes<'a> = &'a [(&'a str, &'a [usize])];
+
 /// Writes tensors of numbers that depend on their place in the list.
-fn write(path: &Path, tensors: &[(&str, &[usize])]) -> Vec<Vec<f64>> {
+fn write(path: &Path, tensors: Shapes) -> Vec<Vec<f64>> {
     let mut numbers = Vec::new();
     let tensors: Vec<(&str, Tensor)> = tensors
         .iter()
@@ -132,8 +135,7 @@ fn layers_follow_each_other() {
 fn functions_are_one_for_all_or_one_each() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
-    let layers: &[(&str, &[usize])] =
-        &[("0.weight", &[3, 2]), ("2.weight", &[3, 3]), ("4.weight", &[1, 3])];
+    let layers: Shapes = &[("0.weight", &[3, 2]), ("2.weight", &[3, 3]), ("4.weight", &[1, 3])];
     let numbers = write(&path, layers);
     let x = [0.8, -0.4];
     let by_hand = |phi: [fn(f64) -> f64; 3]| {
@@ -177,11 +179,10 @@ fn functions_are_one_for_all_or_one_each() {
 fn what_is_no_layer_is_refused_by_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path: PathBuf = dir.path().join("m.safetensors");
-    let layers: &[(&str, &[usize])] =
-        &[("0.weight", &[3, 2]), ("0.bias", &[3]), ("2.weight", &[1, 3])];
+    let layers: Shapes = &[("0.weight", &[3, 2]), ("0.bias", &[3]), ("2.weight", &[1, 3])];
     write(&path, layers);
     import(&path, &with(&["relu"], None)).unwrap();
-    let table: &[(&[(&str, &[usize])], &str)] = &[
+    let table: &[(Shapes, &str)] = &[
         (&[("conv1.weight", &[6, 1, 5, 5])], "`conv1.weight` [6, 1, 5, 5] has more than two"),
         (&[("conv1.weight", &[6, 1, 5])], "convolution"),
         (&[("conv1.weight", &[6, 1, 5, 5, 5])], "convolution"),

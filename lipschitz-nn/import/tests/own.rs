@@ -131,8 +131,11 @@ fn every_kind_and_function_is_in_the_loader_and_on_its_page() {
     }
 }
 
+/// Names and shapes of tensors.
+type Shapes<'a> = &'a [(&'a str, &'a [usize])];
+
 /// A file of tensors of these shapes.
-fn file(path: &Path, tensors: &[(&str, &[usize])]) {
+fn file(path: &Path, tensors: Shapes) {
     let tensors = tensors.iter().map(|(name, shape)| {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -147,7 +150,7 @@ fn graphs_and_weights_that_do_not_fit_are_one_line() {
     let (weights, path) = (dir.path().join("w.safetensors"), dir.path().join("g.json"));
     let linear = json!({"name": "a", "op": "linear", "inputs": 2, "outputs": 3, "bias": true});
     let graph = json!({"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes": [linear]});
-    let said = |graph: &Value, tensors: &[(&str, &[usize])]| {
+    let said = |graph: &Value, tensors: Shapes| {
         std::fs::write(&path, graph.to_string()).unwrap();
         file(&weights, tensors);
         match import(&weights, &with(path.clone())) {
@@ -159,7 +162,7 @@ fn graphs_and_weights_that_do_not_fit_are_one_line() {
             }
         }
     };
-    let whole: &[(&str, &[usize])] = &[("a.weight", &[3, 2]), ("a.bias", &[3])];
+    let whole: Shapes = &[("a.weight", &[3, 2]), ("a.bias", &[3])];
     assert_eq!(said(&graph, whole), "");
     let named = |weights: Value| json!({"graph": graph, "weights": weights});
     assert_eq!(said(&named(json!({"a.weight": "W"})), &[("W", &[3, 2]), ("a.bias", &[3])]), "");
@@ -172,7 +175,7 @@ fn graphs_and_weights_that_do_not_fit_are_one_line() {
         [{"name": "a", "op": "linear", "inputs": 2, "outputs": 3, "bias": true, "sigma": 1}]});
     let unknown = json!({"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes":
         [{"name": "a", "op": "maxout"}]});
-    let table: Vec<(Value, &[(&str, &[usize])], &str)> = vec![
+    let table: Vec<(Value, Shapes, &str)> = vec![
         (graph.clone(), &[("a.weight", &[3, 2])], "lacks a.bias"),
         (graph.clone(), &[("a.weight", &[2, 3]), ("a.bias", &[3])], "a.weight (is [2, 3]"),
         (graph.clone(), &[("a.weight", &[3, 2]), ("a.bias", &[3]), ("b", &[1])], "known about: b"),
