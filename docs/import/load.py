@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 FUNCTIONS = {
+    "identity": lambda x: x,
     "relu": torch.relu,
     "abs": torch.abs,
     "gelu_erf": F.gelu,
@@ -29,7 +30,21 @@ FUNCTIONS = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "relu2": lambda x: torch.relu(x).square(),
+    "leaky_relu": lambda x, slope: torch.where(x > 0, x, slope * x),
+    "elu": lambda x, alpha: torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0))),
+    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "mish": F.mish,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "hard_swish": F.hardswish,
+    "hard_sigmoid": F.hardsigmoid,
 }
+
+
+def activation(function, x):
+    """A function is its name, or its name with its constants."""
+    name, constants = (function, {}) if isinstance(function, str) else next(iter(function.items()))
+    return FUNCTIONS[name](x, **constants)
 
 
 def load(path, dtype=None):
@@ -87,7 +102,7 @@ def check(nodes):
         if node["op"] not in NODES:
             raise ValueError(f"node {node.get('name', '')}: {node['op']} is not known")
         known(node, f"{node['op']} {node.get('name', '')}", "name", "op", *NODES[node["op"]][0])
-        check(node.get("body", []))
+        check(node.get("body", []) + node.get("branches", []))
 
 
 def join(prefix, name):
@@ -109,18 +124,32 @@ def affine(path, x, weights, bias):
     return F.linear(x, weights[join(path, "weight")], weights[join(path, "bias")] if bias else None)
 
 
-def rms_norm(x, gain, eps):
-    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain
+def parallel(node, path, x, weights, hidden):
+    return sum(sequence([branch], path, x, weights, hidden) for branch in node["branches"])
 
 
-def layer_norm(node, path, x, weights, hidden):
-    y = rms_norm(x - x.mean(-1, keepdim=True), weights[join(path, "weight")], node["eps"])
-    return y + weights[join(path, "bias")] if node["bias"] else y
+def normed(x, kind, eps):
+    if kind not in ("rms", "layer"):
+        raise ValueError(f"a norm of kind {kind} is not known")
+    x = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def norm(kind):
+    def run(node, path, x, weights, hidden):
+        y = normed(x, kind, node["eps"])
+        y = y * weights[join(path, "weight")] if node.get("gain", True) else y
+        return y + weights[join(path, "bias")] if node.get("bias") else y
+    return run
+
+
+def normalise(node, path, x, weights, hidden):
+    return x / x.square().sum(-1, keepdim=True).clamp(min=node["eps"] ** 2).sqrt()
 
 
 def gated_mlp(node, path, x, weights, hidden):
     gate, up = (affine(join(path, name), x, weights, node.get("bias", False)) for name in ("gate", "up"))
-    y = FUNCTIONS[node["function"]](gate) * up
+    y = activation(node["function"], gate) * up
     return affine(join(path, "down"), y, weights, node.get("bias", False))
 
 
@@ -182,9 +211,14 @@ def attention(node, path, x, weights, hidden):
         split = (batch, tokens, heads, a["head_dim"])
         if eps is not None and name != "value":
             span = a.get("query_key_span") or "head"
-            if span not in ("head", "heads"):
+            if span not in ("head", "each_head", "heads"):
                 raise ValueError(f"{path}: the span {span} is not known")
-            y = rms_norm(y.reshape(split) if span == "head" else y, weights[join(path, f"{name}_norm.weight")], eps)
+            y = normed(y if span == "heads" else y.reshape(split), a.get("query_key_kind") or "rms", eps)
+            # Gains of the whole width, one head after the other, or of the width of a head for all.
+            own = lambda w: w.reshape(heads, -1) if span == "each_head" else w
+            y = y * own(weights[join(path, f"{name}_norm.weight")])
+            if a.get("query_key_shift"):
+                y = y + own(weights[join(path, f"{name}_norm.bias")])
         y = y.reshape(split)
         if a.get("rotary") and name != "value":
             y = rotate(y, a["rotary"])
@@ -198,6 +232,10 @@ def attention(node, path, x, weights, hidden):
         logits = logits + position_bias(weights[join(path, "position_bias.weight")], a["position_bias"], a["causal"], tokens)
     at = torch.arange(tokens, device=x.device)
     ahead = at[None, :] - at[:, None]
+    if a.get("alibi"):
+        known(a["alibi"], "alibi", "slopes")
+        slopes = torch.tensor(a["alibi"]["slopes"], dtype=torch.float64, device=x.device)
+        logits = logits - (slopes[:, None, None] * ahead.abs()).to(logits)
     unseen = ahead > 0 if a["causal"] else torch.zeros_like(ahead, dtype=torch.bool)
     if a.get("window") is not None:
         unseen = unseen | (ahead.abs() >= a["window"])
@@ -211,22 +249,26 @@ def attention(node, path, x, weights, hidden):
 # Each kind of node: its fields, and what it computes.
 NODES = {
     "sequential": (["body"], lambda n, p, x, w, h: sequence(n["body"], p, x, w, h)),
+    "parallel": (["branches"], parallel),
     "residual": (["skip", "branch", "body"], residual),
     "linear": (["inputs", "outputs", "bias"], lambda n, p, x, w, h: affine(p, x, w, n["bias"])),
     "embedding": (["vocabulary", "dim"], lambda n, p, x, w, h: w[join(p, "weight")][x]),
     "positions": (["length", "dim"], lambda n, p, x, w, h: x + w[join(p, "weight")][: x.shape[1]]),
-    "activation": (["function", "scale"], lambda n, p, x, w, h: n["scale"] * FUNCTIONS[n["function"]](x)),
+    "activation": (["function", "scale"], lambda n, p, x, w, h: n["scale"] * activation(n["function"], x)),
     "scale": (["factor"], lambda n, p, x, w, h: n["factor"] * x),
     "soft_cap": (["cap"], lambda n, p, x, w, h: n["cap"] * torch.tanh(x / n["cap"])),
     "clip": (["limit"], lambda n, p, x, w, h: x.clamp(-n["limit"], n["limit"])),
     "attention": (
         ["dim", "heads", "key_value_heads", "head_dim", "logit_scale", "output_scale", "causal", "rotary", "bias",
-         "output_bias", "query_key_norm", "query_key_span", "logit_cap", "window", "position_bias"], attention),
-    "rms_norm": (["dim", "eps"], lambda n, p, x, w, h: rms_norm(x, w[join(p, "weight")], n["eps"])),
-    "layer_norm": (["dim", "eps", "bias"], layer_norm),
+         "output_bias", "query_key_norm", "query_key_span", "query_key_kind", "query_key_shift", "logit_cap", "window",
+         "position_bias", "alibi"], attention),
+    "rms_norm": (["dim", "eps", "gain"], norm("rms")),
+    "layer_norm": (["dim", "eps", "bias", "gain"], norm("layer")),
+    "normalise": (["eps"], normalise),
     "gated_mlp": (["dim", "hidden", "function", "bias"], gated_mlp),
     "class_token": (["dim"], class_token),
     "first_token": ([], lambda n, p, x, w, h: x[:, 0]),
+    "last_token": ([], lambda n, p, x, w, h: x[:, -1]),
     "first_and_mean": ([], lambda n, p, x, w, h: torch.cat([x[:, 0], x[:, 1:].mean(1)], 1)),
     "flatten": ([], lambda n, p, x, w, h: x.flatten(1)),
     "patches": (["size"], patches),

@@ -82,17 +82,27 @@ def kinds():
         attention(causal=False, logit_cap=0.3, position_bias=dict(buckets=4, max_distance=3)),
         attention(position_bias=dict(buckets=4, max_distance=4), window=3, causal=True),
         attention(causal=False, window=2, logit_scale=-1.0),
+        attention(query_key_norm=0.1, query_key_kind="layer", query_key_span="each_head", query_key_shift=True,
+                  alibi=dict(slopes=[0.5, 0.25, 1.0, -0.3]), position_bias=dict(buckets=4, max_distance=4)),
+        attention(query_key_norm=0.1, query_key_shift=True, causal=False, alibi=dict(slopes=[0.5, 0.25, 1.0, 0.1])),
     ]
     blocks = [dict(name=str(i), op="residual", skip=0.7, branch=0.6, body=[
         dict(name="norm", op="rms_norm", dim=6, eps=0.1) if i % 2 else dict(name="norm", op="layer_norm", dim=6, eps=0.1, bias=i == 0),
         layer]) for i, layer in enumerate(layers)]
-    functions = [dict(op="activation", function=f, scale=s) for f, s in zip(load.FUNCTIONS, [1.0, -2.0, 0.5, 1.5, 3.0, 1.0, 2.0])]
-    mixed = [n for i, f in enumerate(functions) for n in (linear(f"mix{i}", 6, 6), f)]
+    constants = dict(leaky_relu=dict(slope=-0.2), elu=dict(alpha=1.5))
+    functions = [{f: constants[f]} if f in constants else f for f in load.FUNCTIONS]
+    mixed = [dict(name=f"mix{i}", op="residual", skip=0.6, branch=1.0, body=[
+        linear("in", 6, 6), dict(op="activation", function=f, scale=(-1) ** i * 0.7)]) for i, f in enumerate(functions)]
+    branches = dict(name="branches", op="parallel", branches=[
+        dict(name="norm", op="rms_norm", dim=6, eps=0.1, gain=False),
+        dict(name="plain", op="layer_norm", dim=6, eps=0.1, gain=False, bias=False),
+        dict(name="unit", op="normalise", eps=0.5), linear("map", 6, 6)])
     gated = dict(name="gated", op="gated_mlp", dim=6, hidden=5, function="silu", bias=True)
     tail = [gated, dict(op="scale", factor=-1.3), dict(op="clip", limit=0.9), dict(op="soft_cap", cap=0.8), linear("head", 6, 3, False)]
     embedding = [dict(name="embedding", op="embedding", vocabulary=5, dim=6), dict(name="positions", op="positions", length=7, dim=6)]
-    body = [dict(name="blocks", op="sequential", body=blocks), *mixed]
+    body = [dict(name="blocks", op="sequential", body=blocks), *mixed, branches]
     yield "tokens", dict(kind="tokens", context=7), embedding + body + tail
+    yield "last", dict(kind="tokens", context=7), embedding + [branches, dict(op="last_token"), linear("head", 6, 3)]
     yield "documents", dict(kind="tokens", context=7, separator=2), embedding + body + tail
     pixels = dict(kind="pixels", channels=2, height=4, width=6)
     patches = [dict(op="patches", size=2), linear("patch", 8, 6), dict(name="class", op="class_token", dim=6), blocks[5]]
@@ -107,8 +117,8 @@ def parameters(nodes, prefix=""):
     for n in nodes:
         path = load.join(prefix, n.get("name", ""))
         at = lambda name: load.join(path, name)
-        if "body" in n:
-            yield from parameters(n["body"], path)
+        if "body" in n or "branches" in n:
+            yield from parameters(n.get("body") or n["branches"], path)
         elif n["op"] == "linear":
             yield at("weight"), (n["outputs"], n["inputs"])
             if n["bias"]:
@@ -116,7 +126,8 @@ def parameters(nodes, prefix=""):
         elif n["op"] in ("embedding", "positions"):
             yield at("weight"), (n.get("vocabulary") or n["length"], n["dim"])
         elif n["op"] in ("rms_norm", "layer_norm", "class_token"):
-            yield at("weight"), (n["dim"],)
+            if n.get("gain", True):
+                yield at("weight"), (n["dim"],)
             if n.get("bias"):
                 yield at("bias"), (n["dim"],)
         elif n["op"] == "gated_mlp":
@@ -131,7 +142,10 @@ def parameters(nodes, prefix=""):
                 if n["bias"]:
                     yield at(f"{name}.bias"), (width,)
                 if n.get("query_key_norm") and name != "value":
-                    yield at(f"{name}_norm.weight"), (width if n.get("query_key_span") == "heads" else n["head_dim"],)
+                    span = n["head_dim"] if n.get("query_key_span", "head") == "head" else width
+                    yield at(f"{name}_norm.weight"), (span,)
+                    if n.get("query_key_shift"):
+                        yield at(f"{name}_norm.bias"), (span,)
             yield at("output.weight"), (n["dim"], n["head_dim"] * n["heads"])
             if n["output_bias"]:
                 yield at("output.bias"), (n["dim"],)
