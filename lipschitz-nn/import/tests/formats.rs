@@ -12,7 +12,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn relu() -> ImportOptions {
-    ImportOptions { activation: Some("relu".into()), ..ImportOptions::default() }
+    ImportOptions { activation: vec!["relu".into()], ..ImportOptions::default() }
 }
 
 fn refused(path: &Path) -> String {
