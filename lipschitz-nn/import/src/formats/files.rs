@@ -194,7 +194,7 @@ impl Files {
             Kind::Safetensors => {
                 // The format sorts its tensors by type and name.
                 let found = safetensors(&source)?;
-                return self.insert(source, found);
+                self.insert(source, found)
             }
             Kind::Zip => {
                 let members = archive::members(&source)?;

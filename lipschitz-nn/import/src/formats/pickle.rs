@@ -5,7 +5,7 @@
 //! An instruction of one byte can make a value of forty, so the machine has a limit on its memory.
 
 use std::collections::BTreeMap;
-use std::mem::size_of;
+use std::mem::{size_of, size_of_val};
 
 use serde_json::{Map, Value};
 
@@ -188,7 +188,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, pairs: &[Id]) -> Result<(), String> {
-        self.spend(pairs.len() * size_of::<Id>())?;
+        self.spend(size_of_val(pairs))?;
         let target = self.top()?;
         let (pairs, []) = pairs.as_chunks::<2>() else {
             return Err("its pickle sets a key without a value".into());
@@ -213,7 +213,7 @@ impl<'a> Machine<'a> {
             }
             return Ok(());
         }
-        self.spend(items.len() * size_of::<Id>())?;
+        self.spend(size_of_val(items))?;
         match &mut self.memory[list] {
             Object::List(there) => there.extend(items),
             // Of an object of an unknown class, or a set: nothing reads them.
