@@ -109,7 +109,7 @@ def classes(family):
     """The names of the classes of a family, and of some that are not its."""
     stem = family.replace("_", "").replace("-", "")
     return [name for name in dir(t) if name.lower().startswith(stem)
-            and any(part in name for part in ["For", "Model"]) and "Pre" not in name]
+            and any(part in name for part in ["For", "Model"]) and "PreTrained" not in name]
 
 
 def numbers(value):
@@ -423,7 +423,7 @@ def study(name, model, out):
         config, family = subject.config, LIBRARY["families"][subject.model_type]
         mine = {*config, *family["defaults"], *family["aliases"], *LIBRARY["base"], "rope_theta", "rope_scaling"}
         others = {*family["reads"], *FOREIGN} - mine
-        full = not any(part in name for part in ["-classes", "-linear", "-yarn", "-model", "-swiglu", "-full", "-multi"])
+        full = not any(part in name for part in ["-classes", "-linear", "-yarn", "-model", "-swiglu", "-full", "-multi", "-pretraining"])
         keys, missing = {}, {}
 
         def give(key, wanted, base, keys, missing):
