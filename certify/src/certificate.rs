@@ -225,8 +225,11 @@ pub(crate) fn document(
         warnings.push("spectral norms are estimates from below: this is NOT a bound".to_string());
     }
     if !l2.is_finite() {
-        warnings
-            .push("no finite bound: attention needs a bounded domain; give --radius".to_string());
+        let what = walk.rows.iter().find(|row| !row.lipschitz.is_finite()).map_or_else(
+            || "the network".into(),
+            |row| format!("{} ({})", row.path, row.kind).trim().to_string(),
+        );
+        warnings.push(format!("no finite bound: {what} needs a bounded domain; give a radius"));
     }
     for row in weights.iter().filter(|row| row.method != method && row.method != Method::Direct) {
         warnings.push(format!("{}: {} took the place of {}", row.name, row.method, method));

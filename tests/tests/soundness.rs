@@ -72,6 +72,7 @@ fn random_pairs(
 fn no_pair_is_steeper_than_the_certificate() {
     let mut ratios = Vec::new();
     let mut kinds = std::collections::BTreeSet::new();
+    let mut tried = vec![0; Function::ALL.len()];
     for seed in 0..1400 {
         let mut dice = Dice::new(seed);
         let tokens = seed % 7 > 1;
@@ -79,6 +80,11 @@ fn no_pair_is_steeper_than_the_certificate() {
         let json = serde_json::to_string(&graph).unwrap();
         for kind in json.split("\"op\":\"").skip(1) {
             kinds.insert(kind.split('"').next().unwrap().to_string());
+        }
+        for (function, tried) in Function::ALL.iter().zip(&mut tried) {
+            *tried += json
+                .matches(&format!("\"function\":{}", serde_json::to_string(function).unwrap()))
+                .count();
         }
         let model = random_model(graph, &mut dice);
         let given = (!tokens).then(|| dice.pick(&[0.3, 1.0, 5.0]));
@@ -101,7 +107,8 @@ fn no_pair_is_steeper_than_the_certificate() {
             ratios.push(found / bound);
         }
     }
-    assert_eq!(kinds.len(), 19, "a node kind was never tried: {kinds:?}");
+    assert_eq!(kinds.len(), 22, "a node kind was never tried: {kinds:?}");
+    assert!(tried.iter().all(|count| *count > 20), "a function was hardly tried: {tried:?}");
     assert!(ratios.len() > 1200, "only {} finite bounds", ratios.len());
     ratios.sort_by(f64::total_cmp);
     let (median, best) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
@@ -152,6 +159,158 @@ fn known_constants_are_met() {
     let diagonal = Tensor::from_vec(diagonal, (n, n), &Device::Cpu).unwrap();
     let wide = Node::new("a", Op::Linear { inputs: n, outputs: n, bias: false });
     near(constant(vec![wide], n, |_| diagonal.clone()), 1.0);
+}
+
+/// A network of vectors with given weights, and its certificate for inputs of ℓ2 norm up to
+/// `radius`.
+fn certified(
+    nodes: Vec<Node>,
+    inputs: usize,
+    radius: Option<f64>,
+    weight: impl Fn(&str) -> Tensor,
+) -> (Model, Certificate) {
+    let graph = Graph::new(Input::Vector { dim: inputs }, nodes).unwrap();
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    let model = Model::new(graph, weights).unwrap();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, radius).unwrap();
+    (model, certificate)
+}
+
+/// Each function between two linear maps of one number: the steepest of 40,000 pairs of neighbours
+/// in the domain is not above the constant, and nearly reaches it.
+#[test]
+fn the_steepest_place_of_each_function() {
+    let slopes = [0.0, 0.2, 2.0].map(|slope| Function::LeakyRelu { slope });
+    let alphas = [1.0, -0.5, 3.0].map(|alpha| Function::Elu { alpha });
+    for function in Function::ALL.into_iter().chain(slopes).chain(alphas) {
+        for (radius, factor) in [(0.5, 1.0), (4.0, 3.0)] {
+            let linear =
+                |name: &str| Node::new(name, Op::Linear { inputs: 1, outputs: 1, bias: false });
+            let phi = Node::new("", Op::Activation { function, scale: -0.7 });
+            let nodes = vec![linear("a"), phi, linear("b")];
+            let weight = |_: &str| Tensor::new(&[[factor]], &Device::Cpu).unwrap();
+            let (model, c) = certified(nodes, 1, Some(radius), weight);
+            let n = 40_000;
+            let at: Vec<f64> =
+                (0..=n).map(|i| radius * (2.0 * i as f64 / n as f64 - 1.0)).collect();
+            let x = Tensor::from_vec(at.clone(), (n + 1, 1), &Device::Cpu).unwrap();
+            let y = model.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let steepest =
+                (0..n).map(|i| ((y[i + 1] - y[i]) / (at[i + 1] - at[i])).abs()).fold(0.0, f64::max);
+            let bound = c.l2.to_f64();
+            assert!(steepest <= bound * (1.0 + 1e-9), "{function:?}: {steepest} above {bound}");
+            // Over the whole domain of the function, so that its steepest place is there.
+            if radius == 4.0 {
+                assert!(steepest > 0.99 * bound, "{function:?}: {steepest} far below {bound}");
+            }
+            let largest = y.iter().fold(0.0, |m: f64, y| m.max(y.abs()));
+            let row = c.nodes.last().unwrap();
+            assert!(largest <= row.radius.to_f64() * (1.0 + 1e-9), "{function:?}: {largest}");
+        }
+    }
+}
+
+/// Branches side by side whose steepest directions are one direction: constants add, and nothing
+/// less holds.
+#[test]
+fn branches_add_up() {
+    let near = |found: Upper, truth: f64| {
+        assert!((truth..truth * (1.0 + 1e-6)).contains(&found.to_f64()), "{found} {truth}")
+    };
+    let linear = |name: &str, bias| Node::new(name, Op::Linear { inputs: 2, outputs: 2, bias });
+    let sum = |branches| Node::new("sum", Op::Parallel { branches });
+    let diagonal = |a: f64, b: f64| Tensor::new(&[[a, 0.0], [0.0, b]], &Device::Cpu).unwrap();
+    let vector = |a: f64, b: f64| Tensor::new(&[a, b], &Device::Cpu).unwrap();
+    let weight = |name: &str| match name {
+        "sum.a.weight" | "all.sum.a.weight" => diagonal(1.5, 0.5),
+        "sum.b.weight" | "all.sum.b.weight" => diagonal(2.0, 3.0),
+        "sum.c.inner.weight" => diagonal(1.0, 0.0),
+        "sum.b.bias" => vector(3.0, 4.0),
+        "norm.weight" => vector(7.0, 1.0),
+        "norm.bias" => vector(0.0, 5.0),
+        other => panic!("{other}"),
+    };
+    // 1.5 + 3 + 2 · 1, on a ball of radius 2: 2 (1.5 + 3 + 2) + 5.
+    let scaled = vec![linear("inner", false), Node::new("", Op::Scale { factor: -2.0 })];
+    let c = Node::new("c", Op::Sequential { body: scaled });
+    let branches = sum(vec![linear("a", false), linear("b", true), c]);
+    let (_, found) = certified(vec![branches], 2, Some(2.0), weight);
+    near(found.l2, 6.5);
+    near(found.nodes.last().unwrap().radius, 18.0);
+    // The same direction is the steepest of both, so that a pair reaches the sum, in and out of a
+    // residual.
+    let both = || sum(vec![linear("a", false), linear("a2", false)]);
+    let body = vec![both()];
+    let residual = Node::new("all", Op::Residual { skip: 1.0, branch: 1.0, body });
+    for (nodes, truth) in [(vec![both()], 3.0), (vec![residual], 4.0)] {
+        let (model, c) = certified(nodes, 2, Some(2.0), |_| diagonal(1.5, 0.5));
+        let x = Tensor::new(&[[1.0, 0.3], [-1.0, 0.3]], &Device::Cpu).unwrap();
+        let y = model.forward(&x).unwrap().to_vec2::<f64>().unwrap();
+        let steep = (y[0][0] - y[1][0]).hypot(y[0][1] - y[1][1]) / 2.0;
+        assert!((steep - truth).abs() < 1e-12 && steep <= c.l2.to_f64(), "{steep} {}", c.l2);
+        near(c.l2, truth);
+    }
+    // A norm leaves its gain to branches that begin with weights: ‖W diag γ‖ of each,
+    // 10.5 and 14, over ½; not 7 (1.5 + 3).
+    let norm = || Node::new("norm", Op::LayerNorm { dim: 2, eps: 0.25, bias: true, gain: true });
+    let branches = sum(vec![linear("a", false), linear("b", false)]);
+    let (_, found) = certified(vec![norm(), branches], 2, None, weight);
+    near(found.l2, 24.5 / 0.5);
+    // x itself is a branch without weights: the gain stays with the norm.
+    let skip = Node::new("skip", Op::Sequential { body: vec![] });
+    let (_, found) = certified(vec![norm(), sum(vec![linear("a", false), skip])], 2, None, weight);
+    near(found.l2, 7.0 / 0.5 * 2.5);
+    near(found.nodes[0].lipschitz, 7.0 / 0.5);
+    // Without a gain there is none to fold.
+    let plain = Node::new("norm", Op::RmsNorm { dim: 2, eps: 0.25, gain: false });
+    let branches = sum(vec![linear("a", false), linear("b", false)]);
+    let (_, found) = certified(vec![plain, branches], 2, None, weight);
+    near(found.l2, 4.5 / 0.5);
+}
+
+/// Near 0, a normalised vector is the vector over ε.
+#[test]
+fn normalising_is_steepest_at_zero() {
+    for eps in [1e-12, 0.3, 5.0] {
+        let nodes = vec![Node::new("", Op::Normalise { eps })];
+        let weight = |name: &str| panic!("{name}");
+        let (model, c) = certified(nodes, 2, None, weight);
+        let x = Tensor::new(&[[0.5 * eps, 0.0], [-0.5 * eps, 0.0]], &Device::Cpu).unwrap();
+        let y = model.forward(&x).unwrap().to_vec2::<f64>().unwrap();
+        let steep = (y[0][0] - y[1][0]) / eps;
+        let bound = c.l2.to_f64();
+        assert!(steep <= bound * (1.0 + 1e-12) && steep > bound * (1.0 - 1e-6), "{steep} {bound}");
+        assert_eq!(c.nodes[0].radius.to_f64(), 1.0);
+    }
+}
+
+/// A square has a constant where its input is bounded, by elements behind a linear map, and none
+/// elsewhere: the node is named.
+#[test]
+fn squares_want_a_bound() {
+    let n = 50;
+    let linear = Node::new("up", Op::Linear { inputs: n, outputs: n, bias: false });
+    let square = Node::new("square", Op::Activation { function: Function::Relu2, scale: 1.0 });
+    let eye = |_: &str| Tensor::eye(n, candle_core::DType::F64, &Device::Cpu).unwrap();
+    let (_, c) = certified(vec![linear.clone(), square.clone()], n, None, eye);
+    assert!(!c.l2.is_finite());
+    assert!(c.warnings.iter().any(|text| text.contains("square (activation)")), "{:?}", c.warnings);
+    // Elements of a token of norm 3 are up to 3; of J/√n times it, too, but of J/n, 3/√n.
+    let (_, c) = certified(vec![linear.clone(), square.clone()], n, Some(3.0), eye);
+    assert!((6.0..6.0 + 1e-6).contains(&c.l2.to_f64()), "{}", c.l2);
+    let mean = |_: &str| Tensor::full(1.0 / n as f64, (n, n), &Device::Cpu).unwrap();
+    let (model, c) = certified(vec![linear, square], n, Some(3.0), mean);
+    let truth = 2.0 * 3.0 / (n as f64).sqrt();
+    assert!((truth..truth * (1.0 + 1e-6)).contains(&c.l2.to_f64()), "{} {truth}", c.l2);
+    // Met at the border of the ball.
+    let at = |r: f64| {
+        let x = Tensor::full(r / (n as f64).sqrt(), (1, n), &Device::Cpu).unwrap();
+        model.forward(&x).unwrap()
+    };
+    let moved = (at(3.0) - at(3.0 - 1e-6)).unwrap().sqr().unwrap().sum_all().unwrap();
+    let steep = moved.to_scalar::<f64>().unwrap().sqrt() / 1e-6;
+    assert!(steep <= c.l2.to_f64() && steep > 0.999 * truth, "{steep} {}", c.l2);
 }
 
 /// A node's row states the node's own constant and radius, a folded gain or not.

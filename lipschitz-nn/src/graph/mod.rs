@@ -510,3 +510,149 @@ impl Graph {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vectors(op: Op) -> Result<Graph, String> {
+        Graph::new(Input::Vector { dim: 4 }, vec![Node::new("node", op)]).map_err(|e| e.to_string())
+    }
+
+    fn linear(name: &str, outputs: usize) -> Node {
+        Node::new(name, Op::Linear { inputs: 4, outputs, bias: false })
+    }
+
+    #[test]
+    fn nodes_that_cannot_be_are_named() {
+        let attention = |a: Attention| {
+            let nodes = vec![
+                Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 }),
+                Node::new("node", Op::Attention(a)),
+            ];
+            Graph::new(Input::tokens(4), nodes).map_err(|e| e.to_string())
+        };
+        let two = Attention::new(4, 2, 2);
+        let activation = |function| vectors(Op::Activation { function, scale: 1.0 });
+        let parallel = |branches| vectors(Op::Parallel { branches });
+        let slopes = |slopes| attention(Attention { alibi: Some(Alibi { slopes }), ..two.clone() });
+        let nan = f64::NAN;
+        for (found, what) in [
+            (parallel(vec![]), "no branches"),
+            (parallel(vec![linear("a", 3), linear("b", 4)]), "adds [3] to [4]"),
+            (parallel(vec![linear("a", 4), linear("a", 4)]), "two weights"),
+            (parallel(vec![linear("a", 4), linear("b.c", 4)]), "dot"),
+            (vectors(Op::Normalise { eps: 0.0 }), "eps"),
+            (vectors(Op::Normalise { eps: 1e-30 }), "eps"),
+            (vectors(Op::Normalise { eps: nan }), "eps"),
+            (vectors(Op::LastToken), "wants tokens"),
+            (activation(Function::LeakyRelu { slope: f64::INFINITY }), "slope"),
+            (activation(Function::Elu { alpha: nan }), "alpha"),
+            (
+                vectors(Op::GatedMlp {
+                    dim: 4,
+                    hidden: 3,
+                    function: Function::Elu { alpha: nan },
+                    bias: false,
+                }),
+                "alpha",
+            ),
+            (slopes(vec![0.5]), "1 slopes for 2 heads"),
+            (slopes(vec![0.5, nan]), "slope"),
+            (attention(Attention { query_key_shift: true, ..two.clone() }), "query_key_shift"),
+        ] {
+            let said = found.unwrap_err();
+            assert!(said.contains("node") && said.contains(what), "{said}, not {what}");
+        }
+        let deep = (0..40).fold(linear("a", 4), |inner, i| {
+            Node::new(format!("n{i}"), Op::Parallel { branches: vec![inner] })
+        });
+        assert!(parallel(vec![deep]).unwrap_err().contains("nested deeper"));
+    }
+
+    /// What was written before a key existed reads as it did, and what is written is read back.
+    #[test]
+    fn what_is_not_said_is_as_it_was() {
+        let text = "{\"format\": 1, \"input\": {\"kind\": \"tokens\", \"context\": 4}, \"nodes\": [
+            {\"name\": \"e\", \"op\": \"embedding\", \"vocabulary\": 3, \"dim\": 4},
+            {\"name\": \"r\", \"op\": \"rms_norm\", \"dim\": 4, \"eps\": 0.5},
+            {\"name\": \"n\", \"op\": \"layer_norm\", \"dim\": 4, \"eps\": 0.5, \"bias\": true},
+            {\"name\": \"a\", \"op\": \"attention\", \"dim\": 4, \"heads\": 2, \"key_value_heads\": 2,
+             \"head_dim\": 2, \"logit_scale\": 0.5, \"output_scale\": 1.0, \"causal\": true,
+             \"rotary\": null, \"bias\": false, \"output_bias\": false, \"query_key_norm\": 0.1}]}";
+        let graph = Graph::from_json(text).unwrap();
+        let names: Vec<String> = graph.parameters().into_iter().map(|p| p.name).collect();
+        let wanted = [
+            "e.weight",
+            "r.weight",
+            "n.weight",
+            "n.bias",
+            "a.query.weight",
+            "a.query_norm.weight",
+            "a.key.weight",
+            "a.key_norm.weight",
+            "a.value.weight",
+            "a.output.weight",
+        ];
+        assert_eq!(names, wanted);
+        let Op::Attention(a) = &graph.nodes()[3].op else { panic!() };
+        let plain =
+            Attention { logit_scale: 0.5, query_key_norm: Some(0.1), ..Attention::new(4, 2, 2) };
+        assert_eq!(*a, plain);
+        for function in Function::ALL {
+            let phi = Node::new("", Op::Activation { function, scale: 1.0 });
+            let branches = vec![linear("a", 4), Node::new("b", Op::Sequential { body: vec![phi] })];
+            let graph = vectors(Op::Parallel { branches }).unwrap();
+            let text = serde_json::to_string(&graph).unwrap();
+            assert_eq!(Graph::from_json(&text).unwrap(), graph, "{text}");
+        }
+        let branch = "{\"op\": \"flatten\", \"axis\": 1}";
+        let text = format!(
+            "{{\"format\": 1, \"input\": {{\"kind\": \"vector\", \"dim\": 2}}, \"nodes\": \
+             [{{\"op\": \"parallel\", \"branches\": [{branch}]}}]}}"
+        );
+        let said = Graph::from_json(&text).unwrap_err().to_string();
+        assert!(said.contains("nodes[0].branches[0].axis"), "{said}");
+    }
+
+    /// In a residual every branch starts at zero, as a single one does; outside of one, none.
+    #[test]
+    fn where_branches_start() {
+        let branch = |name: &str| {
+            let body = vec![linear("up", 4), linear("down", 4)];
+            Node::new(name, Op::Sequential { body })
+        };
+        let sum = Op::Parallel { branches: vec![branch("a"), branch("b")] };
+        let zeros = |op: Op| -> Vec<String> {
+            let start = vec![Node::new("node", op), Node::new("", Op::Scale { factor: 2.0 })];
+            let graph = Graph::new(Input::Vector { dim: 4 }, start).unwrap();
+            let zero = |p: Parameter| (p.init == Init::Zero).then_some(p.name);
+            graph.parameters().into_iter().filter_map(zero).collect()
+        };
+        let body = vec![linear("first", 4), Node::new("sum", sum.clone())];
+        let residual = |skip| Op::Residual { skip, branch: 1.0, body: body.clone() };
+        assert_eq!(zeros(residual(1.0)), ["node.sum.a.down.weight", "node.sum.b.down.weight"]);
+        assert!(zeros(residual(0.0)).is_empty());
+        assert!(zeros(sum).is_empty());
+    }
+
+    /// Each branch reads what the node reads, and the next node reads every branch.
+    #[test]
+    fn branches_are_drawn_side_by_side() {
+        let branches = vec![
+            Node::new("b", Op::Sequential { body: vec![linear("x", 4), linear("y", 4)] }),
+            linear("c", 4),
+        ];
+        let nodes =
+            vec![linear("a", 4), Node::new("sum", Op::Parallel { branches }), linear("head", 4)];
+        let graph = Graph::new(Input::Vector { dim: 4 }, nodes).unwrap();
+        let dot = graph.to_dot(&|_| None);
+        let edges: Vec<&str> = dot
+            .lines()
+            .filter_map(|line| line.trim().strip_suffix(';'))
+            .filter(|l| l.contains("->"))
+            .collect();
+        // a is 1, the frame 2, the sequence 3, x 4, y 5, c 6, head 7.
+        assert_eq!(edges, ["n0 -> n1", "n1 -> n4", "n4 -> n5", "n1 -> n6", "n5 -> n7", "n6 -> n7"]);
+    }
+}
