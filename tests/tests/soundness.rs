@@ -273,15 +273,16 @@ fn branches_add_up() {
 #[test]
 fn normalising_is_steepest_at_zero() {
     for eps in [1e-12, 0.3, 5.0] {
-        let nodes = vec![Node::new("", Op::Normalise { eps })];
-        let weight = |name: &str| panic!("{name}");
+        let linear = Node::new("a", Op::Linear { inputs: 2, outputs: 2, bias: false });
+        let nodes = vec![linear, Node::new("", Op::Normalise { eps })];
+        let weight = |_: &str| Tensor::eye(2, candle_core::DType::F64, &Device::Cpu).unwrap();
         let (model, c) = certified(nodes, 2, None, weight);
         let x = Tensor::new(&[[0.5 * eps, 0.0], [-0.5 * eps, 0.0]], &Device::Cpu).unwrap();
         let y = model.forward(&x).unwrap().to_vec2::<f64>().unwrap();
         let steep = (y[0][0] - y[1][0]) / eps;
         let bound = c.l2.to_f64();
         assert!(steep <= bound * (1.0 + 1e-12) && steep > bound * (1.0 - 1e-6), "{steep} {bound}");
-        assert_eq!(c.nodes[0].radius.to_f64(), 1.0);
+        assert_eq!(c.nodes[1].radius.to_f64(), 1.0);
     }
 }
 
