@@ -15,7 +15,7 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from models import image_models, inputs, run, scramble, text_models
+from models import encoders, image_models, inputs, processed, processors, run, scramble, text_models
 
 # Saved in f32; the others in bf16.
 SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2"]
@@ -23,7 +23,7 @@ SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2"]
 
 def main(out):
     only = sys.argv[2:]
-    for seed, (name, model, options) in enumerate([*text_models(), *image_models()]):
+    for seed, (name, model, options) in enumerate([*text_models(), *image_models(), *encoders()]):
         if only and name not in only:
             continue
         where = os.path.join(out, name)
@@ -44,8 +44,13 @@ def main(out):
                 os.remove(os.path.join(where, extra))
         g = torch.Generator().manual_seed(seed)
         model = model.double()
-        given = inputs(model, g)
-        output = run(model, given)
+        # Of a model of two inputs, the one that is read.
+        part = name.rpartition(".")[2] if "." in name else None
+        given = read = inputs(model, part, g)
+        if name in processors():
+            processors()[name].save_pretrained(where)
+            given, read = processed(processors()[name], g)
+        output = run(model, part, read)
         save_file(dict(**given, output=output.float().contiguous()), os.path.join(where, "expected.safetensors"))
         print(name, tuple(output.shape))
 

@@ -22,6 +22,8 @@ def scramble(model, seed):
             x = (1 if "norm" in name.lower() or "ln_" in name else 0) + 0.3 * x
             if name.endswith("bias"):
                 x = 0.3 * torch.randn(p.shape, generator=g)
+        elif p.dim() == 0:
+            x = 0.3 * x
         elif "embed" in name or "wte" in name or "wpe" in name or "shared" in name or "relative" in name:
             x = 0.7 * x
         else:
@@ -81,6 +83,32 @@ def text_models():
     yield "t5-gated", t.T5EncoderModel(t.T5Config(**t5, feed_forward_proj="gated-gelu")), {}
 
 
+def encoders():
+    """Encoders of text."""
+    electra = dict(**TEXT, embedding_size=6, pad_token_id=None)
+    yield "electra", t.ElectraForMaskedLM(t.ElectraConfig(**electra)), {}
+    yield "electra-classes", t.ElectraForSequenceClassification(t.ElectraConfig(**{**electra, "embedding_size": D}, num_labels=3)), {}
+    yield "electra-found", t.ElectraForPreTraining(t.ElectraConfig(**electra)), {}
+    albert = dict(**{**TEXT, "num_hidden_layers": 3}, embedding_size=6, num_hidden_groups=2, inner_group_num=2, pad_token_id=None)
+    yield "albert", t.AlbertForMaskedLM(t.AlbertConfig(**albert)), {}
+    yield "albert-classes", t.AlbertForSequenceClassification(t.AlbertConfig(**{**albert, "inner_group_num": 1}, num_labels=3)), {}
+    yield "camembert", t.CamembertForMaskedLM(t.CamembertConfig(**TEXT, pad_token_id=1)), {}
+    yield "camembert-tokens", t.CamembertForTokenClassification(t.CamembertConfig(**TEXT, num_labels=3, pad_token_id=1)), {}
+    yield "xlm-roberta-answers", t.XLMRobertaForQuestionAnswering(t.XLMRobertaConfig(**TEXT, pad_token_id=1)), {}
+    yield "mpnet", t.MPNetForMaskedLM(t.MPNetConfig(**TEXT, pad_token_id=1)), {}
+    yield "mpnet-classes", t.MPNetForSequenceClassification(t.MPNetConfig(**TEXT, num_labels=3, pad_token_id=1)), {}
+    esm = dict(**TEXT, pad_token_id=1, mask_token_id=0)
+    yield "esm", t.EsmForMaskedLM(t.EsmConfig(**esm, position_embedding_type="rotary", token_dropout=True)), {}
+    yield "esm-classes", t.EsmForSequenceClassification(t.EsmConfig(**esm, emb_layer_norm_before=True, num_labels=3)), {}
+    yield "nomic", t.NomicBertForMaskedLM(t.NomicBertConfig(**TEXT, head_dim=6, **rope("default"))), {}
+    yield "nomic-classes", t.NomicBertForSequenceClassification(t.NomicBertConfig(**TEXT, num_labels=3)), {}
+    modern = dict(**TEXT, num_labels=3, local_attention=4, **{**NO_IDS, "pad_token_id": 0}, cls_token_id=None, sep_token_id=None)
+    yield "modernbert-mean", t.ModernBertForSequenceClassification(t.ModernBertConfig(**modern, classifier_pooling="mean")), {}
+    clip = dict(**TEXT, bos_token_id=0, eos_token_id=1)
+    yield "clip-text", t.CLIPTextModel(t.CLIPTextConfig(**clip)), {}
+    yield "siglip-text", t.SiglipTextModel(t.SiglipTextConfig(**clip, projection_size=5)), {}
+
+
 def image_models():
     vit = dict(hidden_size=D, intermediate_size=F, num_hidden_layers=2, num_attention_heads=H, image_size=8, patch_size=4,
                num_channels=3)
@@ -89,22 +117,67 @@ def image_models():
     dino = dict(hidden_size=D, mlp_ratio=2, num_hidden_layers=2, num_attention_heads=H, image_size=8, patch_size=4, num_channels=3)
     yield "dinov2", t.Dinov2ForImageClassification(t.Dinov2Config(**dino, num_labels=3)), {}
     yield "dinov2-swiglu", t.Dinov2Model(t.Dinov2Config(**dino, use_swiglu_ffn=True)), {}
+    yield "dinov2-registers", t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**dino, num_register_tokens=2)), {}
+    yield "deit", t.DeiTForImageClassification(t.DeiTConfig(**vit, num_labels=3)), {}
+    yield "vit-msn", t.ViTMSNForImageClassification(t.ViTMSNConfig(**vit, num_labels=3)), {}
+    yield "ijepa", t.IJepaForImageClassification(t.IJepaConfig(**vit, num_labels=3)), {}
+    yield "clip-vision", t.CLIPVisionModel(t.CLIPVisionConfig(**vit)), {}
+    yield "siglip-vision", t.SiglipVisionModel(t.SiglipVisionConfig(**vit, vision_use_head=False)), {}
+    yield "siglip-head", t.SiglipVisionModel(t.SiglipVisionConfig(**vit)), {}
+    yield "clip-embeds", t.CLIPVisionModelWithProjection(t.CLIPVisionConfig(**vit, projection_dim=5)), {}
+    tower = dict(hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=H)
+    both = dict(text_config=dict(**tower, vocab_size=V, max_position_embeddings=12, bos_token_id=0, eos_token_id=1),
+                vision_config=dict(**tower, image_size=8, patch_size=4))
+    yield "clip-classes", t.CLIPForImageClassification(t.CLIPConfig(**both, num_labels=3)), {}
+    yield "siglip-classes", t.SiglipForImageClassification(t.SiglipConfig(**both, num_labels=3)), {}
+    # One of two inputs, named behind the dot.
+    yield "clip.text", t.CLIPModel(t.CLIPConfig(**both, projection_dim=5)), {}
+    yield "clip.vision", t.CLIPModel(t.CLIPConfig(**both, projection_dim=5)), {}
+    both["text_config"]["projection_size"] = 5
+    yield "siglip.text", t.SiglipModel(t.SiglipConfig(**both)), {}
+    yield "siglip.vision", t.SiglipModel(t.SiglipConfig(**both)), {}
 
 
-def inputs(model, generator):
+def processors():
+    """What turns images of 0…255 into what some models read, saved beside them."""
+    shift = dict(do_resize=False, do_center_crop=False, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3])
+    return {"deit": t.ViTImageProcessor(**shift), "clip-vision": t.CLIPImageProcessor(**shift, rescale_factor=1 / 128),
+            "siglip-vision": t.SiglipImageProcessor(do_resize=False, do_normalize=False)}
+
+
+def inputs(model, part, generator):
     """What a model is given: token ids, none of them one that pads, or pictures."""
-    if not hasattr(model.config, "image_size"):
-        return dict(tokens=torch.randint(2, V, (2, 7), generator=generator))
-    return dict(pixels=torch.randn(2, 3, 8, 8, generator=generator))
+    if part == "vision" or part is None and model.main_input_name == "pixel_values":
+        return dict(pixels=torch.randn(2, 3, 8, 8, generator=generator))
+    return dict(tokens=torch.randint(2, V, (2, 7), generator=generator))
 
 
-def run(model, given):
+def processed(processor, generator):
+    """Images of 0…255, as pixels in [0, 1], and what the processor makes of them."""
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return dict(pixels=images / 255), dict(pixels=processor(images=list(images), return_tensors="pt").pixel_values)
+
+
+def run(model, part, given):
     """The output that a model is imported for."""
     with torch.no_grad():
+        if part:
+            one = model.vision_model if part == "vision" else model.text_model
+            if part == "vision" and hasattr(model, "visual_projection"):
+                return model.get_image_features(pixel_values=given["pixels"].double()).pooler_output
+            if part == "text" and not hasattr(model, "text_projection"):
+                return model.get_text_features(input_ids=given["tokens"]).pooler_output
+            return one(*[x.double() if x.is_floating_point() else x for x in given.values()]).last_hidden_state
         if "pixels" in given:
             result = model(pixel_values=given["pixels"].double())
         else:
             result = model(input_ids=given["tokens"])
+    if type(model).__name__ == "ElectraForPreTraining":
+        return result.logits[..., None]  # one score for each token
+    if hasattr(result, "start_logits"):
+        return torch.stack([result.start_logits, result.end_logits], -1)
+    if hasattr(result, "image_embeds"):
+        return result.image_embeds
     return result.logits if hasattr(result, "logits") else result.last_hidden_state
 
 

@@ -5,16 +5,13 @@ use lipschitz_nn::graph::{Function, Node, Op};
 
 use crate::config::ConfigReader;
 
-/// An elementwise function by its name in the library: φ, and the factor on its argument.
+/// An elementwise function by its name.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct NamedActivation {
-    function: Function,
-    factor: f64,
-}
+pub(crate) struct NamedActivation(Function);
 
 impl NamedActivation {
     pub(crate) fn plain(function: Function) -> Self {
-        Self { function, factor: 1.0 }
+        Self(function)
     }
 
     pub(crate) fn read(config: &ConfigReader, key: &str) -> Result<Self, Error> {
@@ -23,39 +20,54 @@ impl NamedActivation {
             .ok_or_else(|| config.wrong(key, format!("names an unknown activation `{name}`")))
     }
 
+    /// By its name in configs.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Some(Self::plain(match name {
+        Some(Self(match name {
+            "linear" => Function::Identity,
             "relu" => Function::Relu,
-            "gelu" | "gelu_python" | "gelu_erf" => Function::GeluErf,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_accurate" | "gelu_tanh" => Function::GeluTanh,
+            "relu2" => Function::Relu2,
+            "leaky_relu" => Function::LeakyRelu { slope: 0.01 },
+            "gelu" | "gelu_python" => Function::GeluErf,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh"
+            | "gelu_accurate" => Function::GeluTanh,
             "silu" | "swish" => Function::Silu,
             "tanh" => Function::Tanh,
             "sigmoid" => Function::Sigmoid,
-            // x·sigmoid(1.702 x) is SiLU of 1.702 x, over 1.702.
-            "quick_gelu" => return Some(Self { function: Function::Silu, factor: 1.702 }),
+            "mish" => Function::Mish,
+            "quick_gelu" => Function::QuickGelu,
+            "hardswish" => Function::HardSwish,
             _ => return None,
         }))
     }
 
-    /// Candle weights GELU's tanh approximation in some of its models.
+    /// By its name in PyTorch, or in configs.
+    pub(crate) fn in_pytorch(name: &str) -> Option<Self> {
+        Some(Self(match name {
+            "identity" => Function::Identity,
+            "abs" => Function::Abs,
+            "gelu_erf" => Function::GeluErf,
+            "gelu_tanh" => Function::GeluTanh,
+            "elu" => Function::Elu { alpha: 1.0 },
+            "softplus" => Function::Softplus,
+            "hardsigmoid" => Function::HardSigmoid,
+            _ => return Self::named(name),
+        }))
+    }
+
+    /// Candle computes GELU's tanh approximation in some of its models.
     pub(crate) fn approximate(self) -> Self {
-        if self == Self::plain(Function::GeluErf) { Self::plain(Function::GeluTanh) } else { self }
+        if self.0 == Function::GeluErf { Self(Function::GeluTanh) } else { self }
     }
 
     pub(crate) fn nodes(self) -> Vec<Node> {
-        let phi = |scale| Node::new("", Op::Activation { function: self.function, scale });
-        if self.factor == 1.0 {
-            return vec![phi(1.0)];
+        match self.0 {
+            Function::Identity => Vec::new(),
+            function => vec![Node::new("", Op::Activation { function, scale: 1.0 })],
         }
-        vec![Node::new("", Op::Scale { factor: self.factor }), phi(self.factor.recip())]
     }
 
     /// φ, for a gated unit.
-    pub(crate) fn gate(self, config: &ConfigReader, key: &str) -> Result<Function, Error> {
-        if self.factor == 1.0 {
-            Ok(self.function)
-        } else {
-            Err(config.wrong(key, "is not supported in a gated unit"))
-        }
+    pub(crate) fn gate(self) -> Function {
+        self.0
     }
 }

@@ -15,40 +15,35 @@ use crate::library::{Class, LIBRARY, kind};
 
 /// Options that a forward pass at inference does not depend on, whatever they say.
 const INERT: &[&str] = &[
-    "attn_implementation",
     "auto_map",
-    "chunk_size_feed_forward",
+    "cache_implementation",
     "directionality",
     "do_sample",
-    "dtype",
     "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty",
     "finetuning_task",
     "gradient_checkpointing",
-    "hidden_dropout",
-    "id2label",
     "initializer_cutoff_factor",
     "initializer_factor",
     "initializer_range",
-    "label2id",
+    "is_llama_config",
     "max_length",
+    "max_sequence_length",
     "min_length",
+    "n_special",
     "num_beams",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
     "output_past",
+    "pad_key_length",
+    "predict_special_tokens",
     "prefix",
     "pretraining_tp",
     "problem_type",
-    "return_dict",
     "task_specific_params",
     "temperature",
     "tie_encoder_decoder",
     "tie_weights_",
     "top_k",
     "top_p",
-    "torch_dtype",
     "torchscript",
     "transformers.js_config",
     "use_bfloat16",
@@ -56,17 +51,47 @@ const INERT: &[&str] = &[
     "xla_device",
 ];
 
-/// Whether an option says nothing about the forward pass by what it is called: of dropout, of
-/// tokens and tokenizers, of versions, and what the library keeps for itself.
+/// Whether an option says nothing about the forward pass by what it is called: of tokens and
+/// tokenizers, of versions, and what the library keeps for itself.
 fn inert(key: &str) -> bool {
     INERT.contains(&key)
         || key.starts_with('_')
         || key.starts_with("tokenizer_")
         || key.starts_with("pooler_")
-        || key.contains("dropout")
-        || ["pdrop", "drop_rate", "_token_id", "_token_ids", "_version", "_init_std"]
-            .iter()
-            .any(|end| key.ends_with(end))
+        || ["_version", "_init_std"].iter().any(|end| key.ends_with(end))
+}
+
+/// Whether an option is of dropout, which is off at inference.
+fn dropout(key: &str) -> bool {
+    key.contains("dropout") || ["pdrop", "drop_rate"].iter().any(|end| key.ends_with(end))
+}
+
+/// Whether the library takes an option at this value and computes the same: those that say nothing
+/// about the forward pass as long as they make sense.
+fn harmless(key: &str, value: &Value) -> bool {
+    let share = |x: f64| (0.0..=1.0).contains(&x);
+    let whole = |value: &Value| value.is_i64() || value.is_u64();
+    let of_type = |name: &str| {
+        let name = name.strip_prefix("torch.").unwrap_or(name);
+        ["float32", "float16", "bfloat16", "float64"].contains(&name)
+    };
+    match key {
+        "attn_implementation" => value.is_null() || value == "eager" || value == "sdpa",
+        "dtype" | "torch_dtype" => value.is_null() || value.as_str().is_some_and(of_type),
+        "id2label" => match value {
+            Value::Object(labels) => labels.keys().all(|key| key.trim().parse::<i64>().is_ok()),
+            value => value.is_null(),
+        },
+        "label2id" => value.is_null() || value.is_object(),
+        "num_labels" => whole(value),
+        "output_attentions" | "output_hidden_states" => value.is_boolean() || value.is_null(),
+        _ if dropout(key) => value.is_null() || value.as_f64().is_some_and(share),
+        _ if key.ends_with("_token_id") || key.ends_with("_token_ids") => match value {
+            Value::Array(list) => list.iter().all(whole),
+            value => value.is_null() || whole(value),
+        },
+        _ => inert(key),
+    }
 }
 
 /// Whether an option switches something off.
@@ -127,6 +152,12 @@ impl ConfigReader {
         Ok(self)
     }
 
+    /// The options without this one.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        self.options.remove(key);
+        self
+    }
+
     /// An error about an option.
     pub(crate) fn wrong(&self, key: &str, what: impl std::fmt::Display) -> Error {
         let within = &self.within;
@@ -176,6 +207,11 @@ impl ConfigReader {
         self.options.is_empty()
     }
 
+    /// The names of all options.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.options.keys().map(String::as_str)
+    }
+
     /// Whether both have the same options.
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.options == other.options
@@ -208,7 +244,7 @@ impl ConfigReader {
     /// say what is so anyway.
     pub(crate) fn assume(&self, key: &str, assumed: &Value) -> Result<(), Error> {
         match self.said(key)? {
-            Some(value) if value != assumed && !value.is_null() => Err(self.wrong(
+            Some(value) if value != assumed => Err(self.wrong(
                 key,
                 format!(
                     "is {value}, which the library does not read for this family; it computes as \
@@ -341,6 +377,23 @@ impl ConfigReader {
         numbers.map(Some).ok_or_else(|| self.wrong(key, "is not a list of numbers"))
     }
 
+    /// A height and a width: two numbers, or one for both.
+    pub(crate) fn height_and_width(&self, key: &str) -> Result<[usize; 2], Error> {
+        match self.value_if(key)? {
+            Some(Value::Array(sides)) => match sides.as_slice() {
+                [height, width] => Ok([self.whole(key, height, 1)?, self.whole(key, width, 1)?]),
+                _ => Err(self.wrong(key, format!("has {} numbers, wanted two", sides.len()))),
+            },
+            _ => self.size(key).map(|side| [side; 2]),
+        }
+    }
+
+    /// Options inside an option, read as a class of the library reads them; none are its defaults.
+    pub(crate) fn part(&self, key: &str, family: &str) -> Result<ConfigReader, Error> {
+        let none = || Self::of(&self.path, format!("{}{key}.", self.within), Map::new());
+        self.inside(key)?.unwrap_or_else(none).as_class(family)
+    }
+
     /// Options inside an option; they have no class.
     pub(crate) fn inside(&self, key: &str) -> Result<Option<ConfigReader>, Error> {
         match self.value_if(key)? {
@@ -404,6 +457,12 @@ impl ConfigReader {
         self.wrong("architectures", format!("names `{name}`, which is not supported"))
     }
 
+    /// Whether the library's code may read an option, though the class does not have it.
+    fn may_be_read(&self, key: &str) -> bool {
+        ["per_layer_config", "text_config"].contains(&key)
+            || self.class.is_some_and(|class| class.reads.contains(key))
+    }
+
     /// Fails on all options that nobody read and that may change the function; says which of the
     /// others were passed over.
     ///
@@ -428,12 +487,12 @@ impl ConfigReader {
         };
         let mut unknown = Vec::new();
         for (key, value) in &self.options {
-            if read.contains(key) || inert(key) || passed.contains(key) {
+            if read.contains(key) || harmless(key, value) || passed.contains(key) {
                 continue;
             }
             match default(key) {
                 Some(default) if default == value => {}
-                None if off(value) => {
+                None if off(value) && !self.may_be_read(key) => {
                     notes.push(format!("option `{key}` = {value} is of no known use, and off"));
                 }
                 _ => unknown.push(format!("`{}{key}` = {}", self.within, shortened(value))),

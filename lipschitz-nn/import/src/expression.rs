@@ -33,6 +33,12 @@ enum Transform {
     ScaleRows(TensorExpr),
     /// Adds a row to each row.
     AddRow(TensorExpr),
+    /// Multiplies column j by number j.
+    ScaleColumns(Vec<f64>),
+    /// A matrix times a vector.
+    Dot(Vec<f64>),
+    /// So many columns of zeros in front of a matrix.
+    AfterZeros(usize),
 }
 
 impl TensorExpr {
@@ -83,6 +89,18 @@ impl TensorExpr {
         self.then(Transform::AddRow(row))
     }
 
+    pub(crate) fn scale_columns(self, by: Vec<f64>) -> Self {
+        self.then(Transform::ScaleColumns(by))
+    }
+
+    pub(crate) fn dot(self, vector: Vec<f64>) -> Self {
+        self.then(Transform::Dot(vector))
+    }
+
+    pub(crate) fn after_zeros(self, columns: usize) -> Self {
+        self.then(Transform::AfterZeros(columns))
+    }
+
     /// Every tensor that it reads, with its shape.
     pub(crate) fn sources(&self) -> Vec<(&str, &[usize])> {
         let mut out = vec![(self.name.as_str(), self.shape.as_slice())];
@@ -97,7 +115,13 @@ impl TensorExpr {
     /// Whether numbers change, so that they are rounded.
     pub(crate) fn computes(&self) -> bool {
         let moves = |step: &Transform| {
-            matches!(step, Transform::Transpose | Transform::Reshape(_) | Transform::Narrow { .. })
+            matches!(
+                step,
+                Transform::Transpose
+                    | Transform::Reshape(_)
+                    | Transform::Narrow { .. }
+                    | Transform::AfterZeros(_)
+            )
         };
         !self.steps.iter().all(moves)
     }
@@ -127,6 +151,14 @@ impl TensorExpr {
                 Transform::AddRow(row) => {
                     x.broadcast_add(&row.read(files, DType::F64)?.flatten_all()?)?
                 }
+                Transform::ScaleColumns(by) => {
+                    x.broadcast_mul(&Tensor::new(by.as_slice(), x.device())?)?
+                }
+                Transform::Dot(vector) => {
+                    let vector = Tensor::new(vector.as_slice(), x.device())?;
+                    x.matmul(&vector.unsqueeze(1)?)?.squeeze(1)?
+                }
+                Transform::AfterZeros(columns) => x.pad_with_zeros(1, *columns, 0)?,
             };
         }
         // A copy, so that a weight does not keep the whole of a fused tensor alive.

@@ -21,7 +21,9 @@ use crate::library::LIBRARY;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::options::ImportOptions;
+use crate::pixels::Normalisation;
 use crate::report::ImportReport;
+use crate::sentence::Sentence;
 use crate::sidecars;
 
 /// A third-party model that stays on disk; each weight is read when it is asked for.
@@ -64,13 +66,27 @@ impl Found {
         let config = ConfigReader::open(&path.join("config.json"))?;
         let family = config.text("model_type")?.to_string();
         families::find(&config, &family)?;
+        let sentence = Sentence::beside(path)?;
         let config = config.as_class(&family)?;
+        // Modules stand behind the base model, whatever class saved it.
+        let config = if sentence.is_some() { config.without("architectures") } else { config };
         config.ignore(&["model_type"]);
         sidecars::check(path, &config)?;
-        let files = Files::of_directory(path)?;
+        let mut files = Files::of_directory(path)?;
         let dialect = options.dialect;
-        let model = ModelDir { config: &config, files: &files, dialect, family: &family };
-        let mapping = families::mapping(&model, &options.ignore)?;
+        let pixels = Normalisation::beside(path)?;
+        let model = ModelDir {
+            config: &config,
+            files: &files,
+            dialect,
+            family: &family,
+            part: options.part.as_deref(),
+            pixels: pixels.as_ref(),
+        };
+        let mut mapping = families::mapping(&model, &options.ignore)?;
+        if let Some(sentence) = sentence {
+            mapping = sentence.append(mapping, &mut files)?;
+        }
         let library = match dialect {
             Dialect::Original => format!("Hugging Face transformers {}", LIBRARY.transformers),
             Dialect::Candle => "candle-transformers".to_string(),

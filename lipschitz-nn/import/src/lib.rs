@@ -18,10 +18,13 @@ mod heads;
 mod library;
 mod mapping;
 mod model_dir;
+mod net;
 mod nodes;
 mod options;
+mod pixels;
 mod report;
 mod rope;
+mod sentence;
 mod sidecars;
 mod undecided;
 

@@ -3,7 +3,7 @@
 //!
 //! `library.json` is written by `tests/golden/library.py` from the library itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -31,6 +31,8 @@ pub(crate) struct Class {
     pub thetas: BTreeMap<String, f64>,
     /// What each option may be given as, where the class says: the letters of [`kind`].
     pub kinds: BTreeMap<String, String>,
+    /// What the library's code reads of the config: what carries function is among it.
+    pub reads: BTreeSet<String>,
     /// Other names of its options.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,

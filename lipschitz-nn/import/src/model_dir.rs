@@ -6,6 +6,7 @@ use lipschitz_nn::checkpoint::Dialect;
 use crate::config::ConfigReader;
 use crate::expression::TensorExpr;
 use crate::formats::files::Files;
+use crate::pixels::Normalisation;
 
 /// A model directory: its config and its tensors.
 pub(crate) struct ModelDir<'a> {
@@ -15,6 +16,10 @@ pub(crate) struct ModelDir<'a> {
     pub dialect: Dialect,
     /// The config's `model_type`.
     pub family: &'a str,
+    /// Which of two inputs is wanted, where a model has two.
+    pub part: Option<&'a str>,
+    /// What is done to pixels before the model reads them, where a file beside it says so.
+    pub pixels: Option<&'a Normalisation>,
 }
 
 /// Two tensors that a config may say are one.
@@ -28,6 +33,22 @@ pub(crate) struct Tie {
 }
 
 impl ModelDir<'_> {
+    /// Fails where candle's function is wanted, of a family whose candle model was not compared with
+    /// the library's.
+    pub(crate) fn no_candle(&self) -> Result<(), Error> {
+        match self.dialect {
+            Dialect::Original => Ok(()),
+            Dialect::Candle => {
+                let what = format!(
+                    "is `{}`, whose function in candle-transformers is not known to this importer; \
+                     the library's is",
+                    self.family
+                );
+                Err(self.config.wrong("model_type", what))
+            }
+        }
+    }
+
     /// The two as the library reads them. Where they are `tied` it takes one for both, the one that
     /// is there; but where both are there and differ, each is what it is.
     ///

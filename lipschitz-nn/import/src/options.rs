@@ -28,4 +28,6 @@ pub struct ImportOptions {
     /// A JSON file with the graph of a model that has no config: a [`lipschitz_nn::Graph`] whose
     /// weights have the names of the file, or `{"graph": …, "weights": {OURS: THEIRS, …}}`.
     pub graph: Option<PathBuf>,
+    /// For a model of texts and images: which of the two is read, `text` or `vision`.
+    pub part: Option<String>,
 }

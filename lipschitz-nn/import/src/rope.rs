@@ -103,6 +103,10 @@ pub(crate) fn rope(
                 inner.number("low_freq_factor")?,
                 inner.number("high_freq_factor")?,
             );
+            if !(0.0 < low && low < high) {
+                let what = format!("is {high}, wanted one above `low_freq_factor`, {low}, above 0");
+                return Err(inner.wrong("high_freq_factor", what));
+            }
             let before = original as f64;
             let scale = |f: &f64| {
                 let turns = before * f / TAU;

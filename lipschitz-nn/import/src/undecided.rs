@@ -13,6 +13,9 @@ pub enum Undecided {
     /// over.
     #[error("{0}")]
     UnknownOptions(String),
+    /// A model of two inputs, of which [`part`](crate::ImportOptions::part) says one.
+    #[error("{0}")]
+    TwoInputs(String),
     /// Matrices alone, whose [`activation`](crate::ImportOptions::activation) no file says.
     #[error("{0}")]
     NoActivation(String),

@@ -53,7 +53,8 @@ pub(crate) fn mapping(
         return Err(config.wrong("general.architecture", what));
     };
     let bias = bias.unwrap_or_else(|| files.get("blk.0.attn_q.bias").is_some());
-    let mut mapping = Decoder { config: &config, files, family: &family }.mapping(*pairing, bias)?;
+    let mut mapping =
+        Decoder { config: &config, files, family: &family }.mapping(*pairing, bias)?;
     mapping.notes.extend(config.finish(ignored)?);
     Ok((format!("{family} (GGUF)"), mapping))
 }

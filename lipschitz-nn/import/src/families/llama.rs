@@ -271,7 +271,7 @@ fn has_head(config: &ConfigReader, class: &str) -> Result<bool, Error> {
 }
 
 pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
-    let &ModelDir { config, files, dialect, family } = model;
+    let &ModelDir { config, files, dialect, family, .. } = model;
     let (dim, vocabulary) = (config.size("hidden_size")?, config.size("vocab_size")?);
     let layers = config.layers("num_hidden_layers", files.len())?;
     let block = Blocks::read(config, family, dim)?;
@@ -339,20 +339,19 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
 
 fn activation(config: &ConfigReader, variant: &Variant, family: &str) -> Result<Function, Error> {
     let key = variant.activation;
-    let phi = NamedActivation::read(config, key)?;
-    let phi = if family == "gemma" {
+    let mut phi = NamedActivation::read(config, key)?;
+    if family == "gemma" {
         // Its config class takes GELU in the first releases to be the approximation that they
         // were trained with, and does not read the other name, which some of them give.
-        let phi = phi.approximate();
+        if config.text(key)? == "gelu" {
+            phi = phi.approximate();
+        }
         config.assume("hidden_activation", &"gelu_pytorch_tanh".into())?;
-        phi
-    } else {
-        phi
-    };
+    }
     if family == "gemma2" {
         config.assume("hidden_act", &"gelu_pytorch_tanh".into())?;
     }
-    phi.gate(config, key)
+    Ok(phi.gate())
 }
 
 /// How many positions each layer's tokens see. Candle's masks let one more through than the

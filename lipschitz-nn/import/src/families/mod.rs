@@ -1,6 +1,13 @@
 //! One file for each family of models, and the table of families.
 
+mod albert;
 mod bert;
+mod clip;
+mod dinov2;
+mod distilbert;
+mod electra;
+mod encoder;
+mod esm;
 pub(crate) mod gguf;
 mod gpt2;
 mod llama;
@@ -9,6 +16,8 @@ pub(crate) mod matrices;
 mod modernbert;
 pub(crate) mod modula;
 pub(crate) mod modula_run;
+mod mpnet;
+mod nomic;
 mod t5;
 mod vit;
 
@@ -23,23 +32,39 @@ pub(crate) type Family = fn(&ModelDir) -> Result<Mapping, Error>;
 
 /// The families by the `model_type` of their configs, in order.
 const TABLE: &[(&str, Family)] = &[
+    ("albert", albert::albert),
     ("bert", bert::bert),
-    ("dinov2", vit::dinov2),
-    ("distilbert", bert::distilbert),
+    ("camembert", bert::bert),
+    ("clip", clip::both),
+    ("clip_text_model", clip::text),
+    ("clip_vision_model", clip::vision),
+    ("deit", vit::vit),
+    ("dinov2", dinov2::dinov2),
+    ("dinov2_with_registers", dinov2::dinov2),
+    ("distilbert", distilbert::distilbert),
+    ("electra", electra::electra),
+    ("esm", esm::esm),
     ("gemma", llama::llama),
     ("gemma2", llama::llama),
     ("gpt2", gpt2::gpt2),
     ("gpt_bigcode", gpt2::bigcode),
+    ("ijepa", vit::vit),
     ("llama", llama::llama),
     ("mistral", llama::llama),
     ("modernbert", modernbert::modernbert),
+    ("mpnet", mpnet::mpnet),
+    ("nomic_bert", nomic::nomic),
     ("olmo2", llama::llama),
     ("phi3", llama::llama),
     ("qwen2", llama::llama),
     ("qwen3", llama::llama),
     ("roberta", bert::bert),
+    ("siglip", clip::both),
+    ("siglip_text_model", clip::text),
+    ("siglip_vision_model", clip::vision),
     ("t5", t5::t5),
     ("vit", vit::vit),
+    ("vit_msn", vit::vit),
     ("xlm-roberta", bert::bert),
 ];
 

@@ -115,7 +115,7 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
             );
             mix.insert(0, layer_norm("norm", dim, eps, norm_bias));
         }
-        let function = phi.gate(config, "hidden_activation")?;
+        let function = phi.gate();
         let gated = Node::new("", Op::GatedMlp { dim, hidden, function, bias: mlp_bias });
         bodies.push(vec![
             residual("attention", mix),
@@ -133,6 +133,7 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
         if head == Head::Classes {
             match config.text("classifier_pooling")? {
                 "cls" => nodes.push(Node::new("", Op::FirstToken)),
+                "mean" => nodes.push(Node::new("", Op::MeanPool)),
                 other => return Err(config.unsupported("classifier_pooling", format!("`{other}`"))),
             }
         }
@@ -146,7 +147,7 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
         nodes.push(layer_norm("transform_norm", dim, eps, norm_bias));
     }
     match head {
-        Head::Hidden => {}
+        Head::Hidden | Head::Replaced => {}
         Head::Vocabulary => {
             let bias = config.flag("decoder_bias")?;
             weights.put("head.weight", tie.second.clone());

@@ -108,7 +108,7 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         if gated {
             weights.linear(&format!("{to}.mlp.gate"), &format!("{ff}.wi_0"), hidden, dim, false);
             weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi_1"), hidden, dim, false);
-            let function = function.gate(config, key)?;
+            let function = function.gate();
             mlp.push(Node::new("", Op::GatedMlp { dim, hidden, function, bias: false }));
         } else {
             weights.linear(&format!("{to}.mlp.up"), &format!("{ff}.wi"), hidden, dim, false);

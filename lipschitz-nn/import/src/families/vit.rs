@@ -1,262 +1,222 @@
-//! Vision transformers: ViT and DINOv2.
+//! Vision transformers: ViT, DeiT, ViT-MSN and I-JEPA.
 
+use lipschitz_nn::Error;
+use lipschitz_nn::graph::{Attention, Input, Node, Op};
+
+use super::encoder::{Layers, Names, Norms, mixer};
 use crate::activation::NamedActivation;
-use crate::config::ConfigReader;
-use crate::expression::{TensorExpr, WeightMap};
-use crate::formats::files::Files;
+use crate::expression::TensorExpr;
 use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
-use crate::nodes::{attention, blocks, layer_norm, linear, residual};
-use lipschitz_nn::Error;
-use lipschitz_nn::checkpoint::Dialect;
-use lipschitz_nn::graph::{Attention, Function, Input, Node, Op};
+use crate::net::Net;
+use crate::pixels::NORMALISED;
 
-/// Sizes that both families read under the same names.
-struct Sizes {
-    dim: usize,
-    heads: usize,
-    layers: usize,
-    eps: f64,
-    channels: usize,
-    side: usize,
-    patch: usize,
-    bias: bool,
-    phi: NamedActivation,
+/// Sizes that families of images read under the same names.
+pub(super) struct Sizes {
+    pub dim: usize,
+    pub heads: usize,
+    pub layers: usize,
+    pub eps: f64,
+    pub channels: usize,
+    /// Height and width of an image.
+    pub sides: [usize; 2],
+    pub patch: usize,
+    pub phi: NamedActivation,
+}
+
+/// The tensors in front of the layers.
+pub(super) struct Front<'a> {
+    /// Name of the convolution that maps patches.
+    pub patches: String,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Learned tokens in front of the patches, in order; each has a position.
+    pub tokens: Vec<TensorExpr>,
+    /// Name of the table of positions, and whether its shape begins with a batch of 1.
+    pub positions: &'a str,
+    pub batched: bool,
 }
 
 impl Sizes {
-    fn read(config: &ConfigReader, files: &Files) -> Result<Self, Error> {
+    pub(super) fn read(model: &ModelDir) -> Result<Self, Error> {
+        let &ModelDir { config, files, .. } = model;
         let dim = config.size("hidden_size")?;
-        let heads = config.heads("num_attention_heads", dim)?;
-        let (side, patch) = (config.size("image_size")?, config.size("patch_size")?);
-        if !side.is_multiple_of(patch) {
+        let sides = config.height_and_width("image_size")?;
+        let [patch, wide] = config.height_and_width("patch_size")?;
+        if patch != wide {
+            return Err(config.unsupported("patch_size", format!("{patch} by {wide}")));
+        }
+        if let Some(side) = sides.iter().find(|side| !side.is_multiple_of(patch)) {
             return Err(
                 config.wrong("patch_size", format!("is {patch}, which does not divide {side}"))
             );
         }
         Ok(Self {
             dim,
-            heads,
+            heads: config.heads("num_attention_heads", dim)?,
             layers: config.layers("num_hidden_layers", files.len())?,
             eps: config.eps("layer_norm_eps")?,
             channels: config.size("num_channels")?,
-            side,
+            sides,
             patch,
-            bias: config.flag("qkv_bias")?,
             phi: NamedActivation::read(config, "hidden_act")?,
         })
     }
 
-    fn input(&self) -> Input {
-        Input::Pixels { channels: self.channels, height: self.side, width: self.side }
+    pub(super) fn input(&self) -> Input {
+        let [height, width] = self.sides;
+        Input::Pixels { channels: self.channels, height, width }
     }
 
-    /// Patches, embedded, behind a class token, with positions.
-    fn front(&self, weights: &mut WeightMap, from: &str) -> Vec<Node> {
+    /// Number of patches.
+    pub(super) fn patches(&self) -> usize {
+        self.sides.iter().map(|side| side / self.patch).product()
+    }
+
+    /// A learned token.
+    pub(super) fn token(&self, name: String) -> TensorExpr {
+        TensorExpr::new(name, &[1, 1, self.dim]).reshape(&[self.dim])
+    }
+
+    /// The map of patches, of pixels where it is known how they are normalised.
+    pub(super) fn map_patches(
+        &self,
+        model: &ModelDir,
+        net: &mut Net,
+        from: &str,
+        bias: bool,
+    ) -> Result<(), Error> {
         let Self { dim, channels, patch, .. } = *self;
-        let (numbers, tokens) = (channels * patch * patch, (self.side / patch).pow(2) + 1);
+        let numbers = channels * patch * patch;
         // A convolution whose steps are as long as its kernel is a linear map of each patch.
-        let kernel = TensorExpr::new(
-            format!("{from}.patch_embeddings.projection.weight"),
-            &[dim, channels, patch, patch],
-        );
-        weights.put("patches.weight", kernel.reshape(&[dim, numbers]));
-        weights.vector("patches.bias", &format!("{from}.patch_embeddings.projection.bias"), dim);
-        weights.put(
-            "class.weight",
-            TensorExpr::new(format!("{from}.cls_token"), &[1, 1, dim]).reshape(&[dim]),
-        );
-        let positions = TensorExpr::new(format!("{from}.position_embeddings"), &[1, tokens, dim]);
-        weights.put("positions.weight", positions.reshape(&[tokens, dim]));
-        vec![
-            Node::new("", Op::Patches { size: patch }),
-            linear("patches", numbers, dim, true),
-            Node::new("class", Op::ClassToken { dim }),
-            Node::new("positions", Op::Positions { length: tokens, dim }),
-        ]
+        let kernel = TensorExpr::new(format!("{from}.weight"), &[dim, channels, patch, patch]);
+        let mut matrix = kernel.reshape(&[dim, numbers]);
+        let mut shift = bias.then(|| TensorExpr::new(format!("{from}.bias"), &[dim]));
+        if let Some(pixels) = model.pixels {
+            let (folded, moved) = pixels.fold(matrix, shift, channels, patch)?;
+            (matrix, shift) = (folded, Some(moved));
+        }
+        net.op(Op::Patches { size: patch });
+        net.push(crate::nodes::linear("patches", numbers, dim, shift.is_some()));
+        net.weights.put("patches.weight", matrix);
+        if let Some(shift) = shift {
+            net.weights.put("patches.bias", shift);
+        }
+        Ok(())
     }
 
-    /// The nodes of attention, and its queries, keys and values.
-    fn mixer(&self, weights: &mut WeightMap, to: &str, from: &str) -> Vec<Node> {
-        let Self { dim, heads, bias, .. } = *self;
-        for name in ["query", "key", "value"] {
-            weights.linear(
-                &format!("{to}.{name}"),
-                &format!("{from}.attention.{name}"),
-                dim,
-                dim,
-                bias,
-            );
+    /// Patches, mapped, behind learned tokens, with positions.
+    pub(super) fn front(&self, model: &ModelDir, net: &mut Net, front: Front) -> Result<(), Error> {
+        let dim = self.dim;
+        self.map_patches(model, net, &front.patches, front.bias)?;
+        let length = self.patches() + front.tokens.len();
+        // The last is in front of the patches, the first in front of all.
+        for (i, token) in front.tokens.into_iter().enumerate().rev() {
+            let name = if i == 0 { "class".to_string() } else { format!("token_{i}") };
+            net.weights.put(format!("{name}.weight"), token);
+            net.push(Node::new(name, Op::ClassToken { dim }));
         }
-        let mixer = Attention {
-            causal: false,
-            bias,
-            output_bias: true,
-            ..Attention::new(dim, heads, dim / heads)
-        };
-        vec![layer_norm("norm", dim, self.eps, true), attention(mixer)]
+        let shape: &[usize] = if front.batched { &[1, length, dim] } else { &[length, dim] };
+        let table = TensorExpr::new(front.positions, shape);
+        net.positions(table.reshape(&[length, dim]), length, dim);
+        Ok(())
+    }
+
+    /// What the reader of a certificate should know about the images.
+    pub(super) fn notes(&self, model: &ModelDir, mapping: Mapping) -> Mapping {
+        let pixels = model.pixels.map_or_else(|| NORMALISED.to_string(), |pixels| pixels.note());
+        mapping.note(FIXED).note(pixels)
     }
 }
 
 const FIXED: &str = "images have the size that the config names; positions are not interpolated";
 
-pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
-    let &ModelDir { config, files, .. } = model;
-    let s = Sizes::read(config, files)?;
-    let (dim, eps, hidden) = (s.dim, s.eps, config.size("intermediate_size")?);
-    config.ignore(&["encoder_stride", "pooler_act", "pooler_output_size"]);
-    let root = files.prefix("vit.");
-    let mut weights = WeightMap::default();
-    let mut nodes = s.front(&mut weights, &format!("{root}embeddings"));
-    let mut bodies = Vec::new();
-    for i in 0..s.layers {
-        let (to, from) = (format!("blocks.{i}"), format!("{root}encoder.layer.{i}"));
-        let mixer = s.mixer(&mut weights, &format!("{to}.attention"), &format!("{from}.attention"));
-        weights.linear(
-            &format!("{to}.attention.output"),
-            &format!("{from}.attention.output.dense"),
-            dim,
-            dim,
-            true,
-        );
-        weights.norm(
-            &format!("{to}.attention.norm"),
-            &format!("{from}.layernorm_before"),
-            dim,
-            true,
-        );
-        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.layernorm_after"), dim, true);
-        weights.linear(
-            &format!("{to}.mlp.up"),
-            &format!("{from}.intermediate.dense"),
-            hidden,
-            dim,
-            true,
-        );
-        weights.linear(
-            &format!("{to}.mlp.down"),
-            &format!("{from}.output.dense"),
-            dim,
-            hidden,
-            true,
-        );
-        let mut mlp = vec![layer_norm("norm", dim, eps, true), linear("up", dim, hidden, true)];
-        mlp.extend(s.phi.nodes());
-        mlp.push(linear("down", hidden, dim, true));
-        bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
-    }
-    nodes.push(blocks(bodies));
-    weights.norm("norm", &format!("{root}layernorm"), dim, true);
-    let head = Head::of(config, "ViT", &[Head::Classes])?;
-    if head == Head::Classes {
-        let classes = head.labels(config)?;
-        // The norm weights each token by itself, so the class token alone is enough.
-        nodes.extend([
-            Node::new("", Op::FirstToken),
-            layer_norm("norm", dim, eps, true),
-            linear("head", dim, classes, true),
-        ]);
-        weights.linear("head", "classifier", classes, dim, true);
-    } else {
-        nodes.push(layer_norm("norm", dim, eps, true));
-    }
-    let why = "the output does not read it";
-    let mapping = Mapping::new(s.input(), nodes, weights)?.note(FIXED);
-    Ok(mapping
-        .aside("pooler.dense.weight", why)
-        .aside("pooler.dense.bias", why)
-        .aside("mask_token", "nothing is masked"))
+const NAMES: Names = Names {
+    query: "attention.attention.query",
+    key: "attention.attention.key",
+    value: "attention.attention.value",
+    output: "attention.output.dense",
+    attention_norm: "layernorm_before",
+    up: "intermediate.dense",
+    down: "output.dense",
+    mlp_norm: "layernorm_after",
+};
+
+/// How the families differ.
+struct Kin {
+    class: &'static str,
+    prefix: &'static str,
+    /// Learned tokens in front of the patches.
+    tokens: &'static [&'static str],
 }
 
-pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
-    let &ModelDir { config, files, dialect, .. } = model;
-    let candle = dialect == Dialect::Candle;
-    let mut s = Sizes::read(config, files)?;
-    if candle {
-        // Written into candle's code.
-        (s.eps, s.phi) = (1e-5, s.phi.approximate());
-    }
-    let (dim, eps) = (s.dim, s.eps);
-    config.ignore(&[
-        "apply_layernorm",
-        "drop_path_rate",
-        "layerscale_value",
-        "out_features",
-        "out_indices",
-        "reshape_hidden_states",
-        "stage_names",
-        "use_mask_token",
-    ]);
-    let wide = config.number("mlp_ratio")? * dim as f64;
-    if !(1.0..1e9).contains(&wide) {
-        return Err(config.wrong("mlp_ratio", "gives a hidden layer of no sensible width"));
-    }
-    let gated = config.flag("use_swiglu_ffn")?;
-    if candle && gated {
-        return Err(config.wrong("use_swiglu_ffn", "is true, which candle's model does not know"));
-    }
-    let hidden = if gated { (wide as usize * 2 / 3).div_ceil(8) * 8 } else { wide as usize };
-    let root = files.prefix("dinov2.");
-    let mut weights = WeightMap::default();
-    let mut nodes = s.front(&mut weights, &format!("{root}embeddings"));
-    let mut bodies = Vec::new();
-    for i in 0..s.layers {
-        let (to, from) = (format!("blocks.{i}"), format!("{root}encoder.layer.{i}"));
-        let mixer = s.mixer(&mut weights, &format!("{to}.attention"), &format!("{from}.attention"));
-        weights.norm(&format!("{to}.attention.norm"), &format!("{from}.norm1"), dim, true);
-        weights.norm(&format!("{to}.mlp.norm"), &format!("{from}.norm2"), dim, true);
-        // The factors on a branch go into its last map.
-        let mut scaled = |to: String, from: String, inputs: usize, factors: &str| {
-            let factors = TensorExpr::new(factors, &[dim]);
-            let weight = TensorExpr::new(format!("{from}.weight"), &[dim, inputs]);
-            weights.put(format!("{to}.weight"), weight.scale_rows(factors.clone()));
-            weights.put(
-                format!("{to}.bias"),
-                TensorExpr::new(format!("{from}.bias"), &[dim]).scale_rows(factors),
-            );
-        };
-        let (first, second) =
-            (format!("{from}.layer_scale1.lambda1"), format!("{from}.layer_scale2.lambda1"));
-        scaled(
-            format!("{to}.attention.output"),
-            format!("{from}.attention.output.dense"),
-            dim,
-            &first,
-        );
-        let last = if gated { "weights_out" } else { "fc2" };
-        scaled(format!("{to}.mlp.down"), format!("{from}.mlp.{last}"), hidden, &second);
-        let mut mlp = vec![layer_norm("norm", dim, eps, true)];
-        if gated {
-            for (j, name) in ["gate", "up"].into_iter().enumerate() {
-                let weight =
-                    TensorExpr::new(format!("{from}.mlp.weights_in.weight"), &[2 * hidden, dim]);
-                let bias = TensorExpr::new(format!("{from}.mlp.weights_in.bias"), &[2 * hidden]);
-                weights.put(format!("{to}.mlp.{name}.weight"), weight.rows(j * hidden, hidden));
-                weights.put(format!("{to}.mlp.{name}.bias"), bias.rows(j * hidden, hidden));
+impl Kin {
+    fn of(family: &str) -> Self {
+        match family {
+            "deit" => {
+                let tokens = &["cls_token", "distillation_token"];
+                Self { class: "DeiT", prefix: "deit.", tokens }
             }
-            mlp.push(Node::new(
-                "",
-                Op::GatedMlp { dim, hidden, function: Function::Silu, bias: true },
-            ));
-        } else {
-            weights.linear(&format!("{to}.mlp.up"), &format!("{from}.mlp.fc1"), hidden, dim, true);
-            mlp.push(linear("up", dim, hidden, true));
-            mlp.extend(s.phi.nodes());
-            mlp.push(linear("down", hidden, dim, true));
+            "ijepa" => Self { class: "IJepa", prefix: "ijepa.", tokens: &[] },
+            "vit_msn" => Self { class: "ViTMSN", prefix: "vit.", tokens: &["cls_token"] },
+            _ => Self { class: "ViT", prefix: "vit.", tokens: &["cls_token"] },
         }
-        bodies.push(vec![residual("attention", mixer), residual("mlp", mlp)]);
     }
-    nodes.push(blocks(bodies));
-    weights.norm("norm", &format!("{root}layernorm"), dim, true);
-    nodes.push(layer_norm("norm", dim, eps, true));
-    let head = Head::of(config, "Dinov2", &[Head::Classes])?;
+}
+
+pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, family, .. } = model;
+    if family != "vit" {
+        model.no_candle()?;
+    }
+    let s = Sizes::read(model)?;
+    let (dim, eps, hidden) = (s.dim, s.eps, config.size("intermediate_size")?);
+    let bias = config.flag("qkv_bias")?;
+    config.ignore(&["encoder_stride", "pooler_act", "pooler_output_size"]);
+    let kin = Kin::of(family);
+    if config.architecture()? == Some("DeiTForImageClassificationWithTeacher") {
+        let what = "names `DeiTForImageClassificationWithTeacher`, whose scores are the mean of two \
+                    heads that read two tokens, which no node of a graph computes";
+        return Err(config.wrong("architectures", what));
+    }
+    let head = Head::of(config, kin.class, &[Head::Classes])?;
+    let root = files.prefix(kin.prefix);
+    let from = format!("{root}embeddings");
+    let front = Front {
+        patches: format!("{from}.patch_embeddings.projection"),
+        bias: true,
+        tokens: kin.tokens.iter().map(|name| s.token(format!("{from}.{name}"))).collect(),
+        positions: &format!("{from}.position_embeddings"),
+        batched: true,
+    };
+    let mut net = Net::default();
+    s.front(model, &mut net, front)?;
+    let mixer = Attention { bias, ..mixer(dim, s.heads) };
+    let layers = Layers { mixer, hidden, eps, phi: s.phi, norms: Norms::Before, names: NAMES };
+    // The library saves the layers of some classes without the prefix of the rest.
+    let inner = format!("{root}encoder.");
+    let inner = if files.below(&inner) { inner.as_str() } else { "encoder." };
+    let layers = layers.all(&mut net.weights, (0..s.layers).map(|i| format!("{inner}layer.{i}")));
+    net.push(layers);
+    let norm = format!("{root}layernorm");
     if head == Head::Classes {
         let classes = head.labels(config)?;
-        nodes.extend([Node::new("", Op::FirstAndMean), linear("head", 2 * dim, classes, true)]);
-        weights.linear("head", "classifier", classes, 2 * dim, true);
+        if kin.tokens.is_empty() {
+            net.layer_norm("norm", &norm, dim, eps);
+            net.op(Op::MeanPool);
+        } else {
+            // The norm weights each token by itself, so the class token alone is enough.
+            net.op(Op::FirstToken);
+            net.layer_norm("norm", &norm, dim, eps);
+        }
+        net.linear("head", "classifier", [classes, dim]);
+    } else {
+        net.layer_norm("norm", &norm, dim, eps);
     }
-    Ok(Mapping::new(s.input(), nodes, weights)?
-        .note(FIXED)
+    let why = "the output does not read it";
+    Ok(s.notes(model, net.mapping(s.input())?)
+        .aside("pooler.dense.weight", why)
+        .aside("pooler.dense.bias", why)
         .aside("mask_token", "nothing is masked"))
 }

@@ -325,6 +325,25 @@ impl Files {
         Some(self.order.as_ref()?.iter().map(String::as_str).collect())
     }
 
+    /// Adds the tensors of others, this in front of their names.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is one of such a name.
+    pub(crate) fn join(&mut self, prefix: &str, others: Self) -> Result<(), Error> {
+        let before = self.sources.len();
+        self.sources.extend(others.sources);
+        for (name, mut info) in others.tensors {
+            if let Place::File { file, .. } = &mut info.place {
+                *file += before;
+            }
+            let name = format!("{prefix}{name}");
+            if self.tensors.insert(name.clone(), info).is_some() {
+                return Err(Error::weight(&name, "is there twice"));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.tensors.len()
     }

@@ -97,7 +97,7 @@ fn nodes_of(path: &Path, name: &str) -> Result<Vec<Node>, Error> {
     if matches!(name, "identity" | "linear") {
         return Ok(Vec::new());
     }
-    match NamedActivation::named(name) {
+    match NamedActivation::in_pytorch(name) {
         Some(phi) => Ok(phi.nodes()),
         None => Err(Error::file(path, format!("no activation is called `{name}`"))),
     }

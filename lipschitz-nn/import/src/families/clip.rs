@@ -1,0 +1,262 @@
+//! CLIP and SigLIP: a model of images and a model of texts, each a transformer with norms in front.
+//! A model of both reads one of the two.
+
+use lipschitz_nn::Error;
+use lipschitz_nn::graph::{Attention, Input, Op};
+
+use super::encoder::{Layers, Names, Norms, mixer};
+use super::vit::{Front, Sizes};
+use crate::Undecided;
+use crate::activation::NamedActivation;
+use crate::expression::TensorExpr;
+use crate::mapping::Mapping;
+use crate::model_dir::ModelDir;
+use crate::net::Net;
+
+/// What a model gives of the vectors of its tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// All of them.
+    Tokens,
+    /// One vector, in the space that texts and images share.
+    Features,
+    /// Scores of classes.
+    Classes(usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Clip,
+    Siglip,
+}
+
+impl Kind {
+    fn of(family: &str) -> Self {
+        if family.starts_with("siglip") { Self::Siglip } else { Self::Clip }
+    }
+}
+
+const POOLED_BY_ID: &str = "the vectors of all tokens: which of them is a text's vector depends on \
+                            the ids of its tokens, which no node of a graph reads";
+const POOLED_BY_PROBE: &str = "the vectors of all tokens: an image's own vector is pooled by \
+                               attention from a learned query, which no node of a graph computes";
+const NOT_READ: &str = "the output does not read it";
+
+/// A model of texts alone.
+pub(crate) fn text(model: &ModelDir) -> Result<Mapping, Error> {
+    model.no_candle()?;
+    let end = match model.config.architecture()? {
+        None | Some("CLIPTextModel" | "SiglipTextModel") => End::Tokens,
+        Some("CLIPTextModelWithProjection") => End::Features,
+        Some(name) => return Err(model.config.no_class(name)),
+    };
+    texts(model, end, None)
+}
+
+/// A model of images alone.
+pub(crate) fn vision(model: &ModelDir) -> Result<Mapping, Error> {
+    model.no_candle()?;
+    let end = match model.config.architecture()? {
+        None | Some("CLIPVisionModel" | "SiglipVisionModel") => End::Tokens,
+        Some("CLIPVisionModelWithProjection") => End::Features,
+        Some(name) => return Err(model.config.no_class(name)),
+    };
+    images(model, end, None)
+}
+
+/// A model of both.
+pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
+    model.no_candle()?;
+    let &ModelDir { config, family, .. } = model;
+    let classes = match config.architecture()? {
+        None | Some("CLIPModel" | "SiglipModel") => None,
+        Some("CLIPForImageClassification" | "SiglipForImageClassification") => {
+            Some(config.labels()?)
+        }
+        Some(name) => return Err(config.no_class(name)),
+    };
+    let part = match (model.part, classes) {
+        (None | Some("vision"), Some(_)) => "vision",
+        (Some(part @ ("text" | "vision")), None) => part,
+        (None, None) => {
+            let what =
+                format!("is `{family}`, which reads texts and images; choose one of the two");
+            return Err(config.wrong("model_type", Undecided::TwoInputs(what)));
+        }
+        (Some(other), _) => {
+            let what = format!("is `{family}`, which has no part `{other}` that can be imported");
+            return Err(config.wrong("model_type", what));
+        }
+    };
+    // Of the scores of pairs, and of training.
+    config.ignore(&["logit_scale_init_value"]);
+    for old in ["text_config_dict", "vision_config_dict"] {
+        if config.inside(old)?.is_some() {
+            return Err(config.wrong(old, "overrides the options of a part, in a way of its own"));
+        }
+    }
+    let own = format!("{part}_config");
+    let other = if part == "text" { "vision_config" } else { "text_config" };
+    config.ignore(&[other]);
+    let inner = config.part(&own, &format!("{family}_{part}_model"))?;
+    inner.ignore(&["architectures", "model_type"]);
+    // The width of the shared space is the outer config's.
+    inner.ignore(&["projection_dim"]);
+    let of = ModelDir { config: &inner, ..*model };
+    let end = classes.map_or(End::Features, End::Classes);
+    let outer = if Kind::of(family) == Kind::Clip && classes.is_none() {
+        Some(config.size("projection_dim")?)
+    } else {
+        config.ignore(&["projection_dim"]);
+        None
+    };
+    let mut mapping =
+        if part == "text" { texts(&of, end, outer)? } else { images(&of, end, outer)? };
+    mapping.notes.extend(inner.finish(&[])?);
+    let gone = if part == "text" { "vision_model.*" } else { "text_model.*" };
+    let projection =
+        if part == "text" { "visual_projection.weight" } else { "text_projection.weight" };
+    let why = "of the other input";
+    Ok(mapping
+        .note(format!("of the model of texts and images, the {part} alone"))
+        .aside(gone, why)
+        .aside(projection, why)
+        .aside("logit_scale", "of the scores of pairs")
+        .aside("logit_bias", "of the scores of pairs"))
+}
+
+/// Layers as both kinds of model have them.
+fn layers(
+    model: &ModelDir,
+    mixer: Attention,
+    eps: f64,
+    phi: NamedActivation,
+) -> Result<Layers, Error> {
+    let hidden = model.config.size("intermediate_size")?;
+    Ok(Layers { mixer, hidden, eps, phi, norms: Norms::Before, names: Names::CLIP })
+}
+
+/// The model of texts; `shared` is the width of the space that it shares with images, where another
+/// config says it.
+fn texts(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, family, .. } = model;
+    let kind = Kind::of(family);
+    let dim = config.size("hidden_size")?;
+    let heads = config.heads("num_attention_heads", dim)?;
+    let (vocabulary, context) =
+        (config.size("vocab_size")?, config.size("max_position_embeddings")?);
+    let eps = config.eps("layer_norm_eps")?;
+    let phi = NamedActivation::read(config, "hidden_act")?;
+    let count = config.layers("num_hidden_layers", files.len())?;
+    let root = files.prefix("text_model.");
+    let mut net = Net::default();
+    let table = |name: &str, rows: usize| {
+        TensorExpr::new(format!("{root}embeddings.{name}_embedding.weight"), &[rows, dim])
+    };
+    net.embedding(table("token", vocabulary), vocabulary, dim);
+    net.positions(table("position", context), context, dim);
+    let mixer = Attention { causal: kind == Kind::Clip, ..mixer(dim, heads) };
+    let layers = layers(model, mixer, eps, phi)?;
+    let layers =
+        layers.all(&mut net.weights, (0..count).map(|i| format!("{root}encoder.layers.{i}")));
+    net.push(layers);
+    net.layer_norm("norm", &format!("{root}final_layer_norm"), dim, eps);
+    let mut note = None;
+    match kind {
+        Kind::Clip => {
+            if shared.is_none() {
+                config.ignore(&["projection_dim"]);
+            }
+            if end == End::Features {
+                note = Some(POOLED_BY_ID);
+            }
+        }
+        Kind::Siglip => {
+            let width = config.size_if("projection_size")?.unwrap_or(dim);
+            if end == End::Features {
+                net.op(Op::LastToken);
+                net.linear("head", &format!("{root}head"), [width, dim]);
+            }
+        }
+    }
+    let mapping = net
+        .mapping(Input::tokens(context))?
+        .note("no token is padding")
+        .aside("position_ids", "positions count from 0")
+        .aside("text_projection.weight", NOT_READ)
+        .aside("head.weight", NOT_READ)
+        .aside("head.bias", NOT_READ);
+    Ok(note.into_iter().fold(mapping, Mapping::note))
+}
+
+/// The model of images.
+fn images(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, family, .. } = model;
+    let kind = Kind::of(family);
+    let s = Sizes::read(model)?;
+    let (dim, eps) = (s.dim, s.eps);
+    let root = files.prefix("vision_model.");
+    let from = format!("{root}embeddings");
+    let class = TensorExpr::new(format!("{from}.class_embedding"), &[dim]);
+    let front = Front {
+        patches: format!("{from}.patch_embedding"),
+        bias: kind == Kind::Siglip,
+        tokens: if kind == Kind::Clip { vec![class] } else { Vec::new() },
+        positions: &format!("{from}.position_embedding.weight"),
+        batched: false,
+    };
+    let mut net = Net::default();
+    s.front(model, &mut net, front)?;
+    if kind == Kind::Clip {
+        // Spelt so in the library.
+        net.layer_norm("embedding_norm", &format!("{root}pre_layrnorm"), dim, eps);
+    }
+    let layers = layers(model, mixer(dim, s.heads), eps, s.phi)?;
+    let layers =
+        layers.all(&mut net.weights, (0..s.layers).map(|i| format!("{root}encoder.layers.{i}")));
+    net.push(layers);
+    let norm = format!("{root}post_layernorm");
+    let mut note = None;
+    match (kind, end) {
+        (Kind::Clip, End::Tokens) => config.ignore(&["projection_dim"]),
+        (Kind::Clip, End::Features) => {
+            let width = match shared {
+                Some(width) => width,
+                None => config.size("projection_dim")?,
+            };
+            net.op(Op::FirstToken);
+            net.layer_norm("norm", &norm, dim, eps);
+            net.matrix("head", "visual_projection", [width, dim]);
+            note = Some("an image's vector, not divided by its norm");
+        }
+        (Kind::Clip, End::Classes(labels)) => {
+            // The scores do not read the class token.
+            net.op(Op::FirstAndMean);
+            net.push(crate::nodes::linear("head", 2 * dim, labels, true));
+            let scores = TensorExpr::new("classifier.weight", &[labels, dim]);
+            net.weights.put("head.weight", scores.after_zeros(dim));
+            net.weights.vector("head.bias", "classifier.bias", labels);
+        }
+        (Kind::Siglip, _) => {
+            let pooled = config.flag("vision_use_head")?;
+            net.layer_norm("norm", &norm, dim, eps);
+            match end {
+                End::Classes(labels) => {
+                    net.op(Op::MeanPool);
+                    net.linear("head", "classifier", [labels, dim]);
+                }
+                End::Features if pooled => note = Some(POOLED_BY_PROBE),
+                End::Features | End::Tokens => {}
+            }
+        }
+    }
+    let mapping = s
+        .notes(model, net.mapping(s.input())?)
+        .aside("position_ids", "positions count from 0")
+        .aside("visual_projection.weight", NOT_READ)
+        .aside("post_layernorm.weight", NOT_READ)
+        .aside("post_layernorm.bias", NOT_READ)
+        .aside("vision_model.head.*", NOT_READ)
+        .aside("head.*", NOT_READ);
+    Ok(note.into_iter().fold(mapping, Mapping::note))
+}

@@ -1,0 +1,133 @@
+//! What is done to pixels before a model reads them, as the file beside it says: numbers of 0…255
+//! are multiplied, and of each channel a mean is subtracted and the rest divided.
+
+use std::path::Path;
+
+use lipschitz_nn::Error;
+
+use crate::config::ConfigReader;
+use crate::expression::TensorExpr;
+
+/// Steps that leave the numbers of an image as they are, or are not part of the model: the graph
+/// reads images of its own size.
+const NOT_OURS: &[&str] = &[
+    "do_resize",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_pad",
+    "do_reduce_labels",
+    "do_thumbnail",
+];
+
+/// `(255·rescale·u − mean)/std` of a pixel u in \[0, 1\], for each channel.
+pub(crate) struct Normalisation {
+    /// Factor on a pixel in \[0, 1\].
+    pub scale: f64,
+    /// Means and deviations of the channels; none subtracts nothing and divides by 1.
+    pub channels: Option<(Vec<f64>, Vec<f64>)>,
+    /// An error about an option.
+    config: ConfigReader,
+}
+
+impl Normalisation {
+    /// As the files beside a model say; none if they say nothing.
+    ///
+    /// # Errors
+    /// [`Error::File`] if a step is unknown, or a number is missing.
+    pub(crate) fn beside(directory: &Path) -> Result<Option<Self>, Error> {
+        let path = directory.join("preprocessor_config.json");
+        if path.exists() {
+            return Self::read(ConfigReader::open(&path)?).map(Some);
+        }
+        let path = directory.join("processor_config.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        ConfigReader::open(&path)?.inside("image_processor")?.map(Self::read).transpose()
+    }
+
+    fn read(config: ConfigReader) -> Result<Self, Error> {
+        for key in config.keys().filter(|key| key.starts_with("do_")) {
+            let known = NOT_OURS.contains(&key) || ["do_rescale", "do_normalize"].contains(&key);
+            if !known && config.flag(key)? {
+                return Err(config.wrong(key, "is true, and what it does to pixels is not known"));
+            }
+        }
+        let scale = if config.flag_or("do_rescale", true)? {
+            255.0 * config.number_or("rescale_factor", 1.0 / 255.0)?
+        } else {
+            255.0
+        };
+        let channels = if config.flag_or("do_normalize", true)? {
+            let [mean, std] = ["image_mean", "image_std"].map(|key| match config.numbers(key) {
+                Ok(Some(numbers)) => Ok(numbers),
+                Ok(None) => Err(config.wrong(key, "is missing, and images are normalised")),
+                Err(e) => Err(e),
+            });
+            let (mean, std) = (mean?, std?);
+            if let Some(bad) = std.iter().find(|std| **std <= 0.0) {
+                return Err(config.wrong("image_std", format!("has {bad}, wanted above 0")));
+            }
+            Some((mean, std))
+        } else {
+            None
+        };
+        Ok(Self { scale, channels, config })
+    }
+
+    /// What the map of a patch takes off each of its numbers and multiplies it by.
+    fn of_patch(&self, channels: usize, patch: usize) -> Result<(Vec<f64>, Vec<f64>), Error> {
+        let (mean, std) = match &self.channels {
+            Some((mean, std)) => (mean.clone(), std.clone()),
+            None => (vec![0.0; channels], vec![1.0; channels]),
+        };
+        for (key, numbers) in [("image_mean", &mean), ("image_std", &std)] {
+            if numbers.len() != channels {
+                let what = format!("has {} numbers for {channels} channels", numbers.len());
+                return Err(self.config.wrong(key, what));
+            }
+        }
+        let each = |of: Vec<f64>| -> Vec<f64> {
+            of.into_iter().flat_map(|x| std::iter::repeat_n(x, patch * patch)).collect()
+        };
+        let factors = std.iter().map(|std| self.scale / std).collect();
+        let offsets = mean.iter().zip(&std).map(|(mean, std)| -mean / std).collect();
+        Ok((each(factors), each(offsets)))
+    }
+
+    /// `W x + b` of a patch of normalised numbers, as a map of its pixels in \[0, 1\]: the matrix
+    /// `W·diag(scale/std)` and the bias `b − W·mean/std`.
+    pub(crate) fn fold(
+        &self,
+        matrix: TensorExpr,
+        bias: Option<TensorExpr>,
+        channels: usize,
+        patch: usize,
+    ) -> Result<(TensorExpr, TensorExpr), Error> {
+        let (factors, offsets) = self.of_patch(channels, patch)?;
+        let shift = matrix.clone().dot(offsets);
+        let shift = match bias {
+            Some(bias) => bias.add_row(shift),
+            None => shift,
+        };
+        Ok((matrix.scale_columns(factors), shift))
+    }
+
+    pub(crate) fn note(&self) -> String {
+        let scaled = match self.scale {
+            1.0 => "pixels in [0, 1]".to_string(),
+            scale => format!("{scale} times pixels in [0, 1]"),
+        };
+        match &self.channels {
+            Some((mean, std)) => format!(
+                "the input is pixels in [0, 1]: the model's own is {scaled}, less {mean:?}, over \
+                 {std:?}, which the map of the patches computes"
+            ),
+            None => format!("the input is pixels in [0, 1]: the model's own is {scaled}"),
+        }
+    }
+}
+
+/// What is known of the input of a model without such a file.
+pub(crate) const NORMALISED: &str = "the input is the numbers that the model reads, not pixels: no file beside the model says how \
+     images are normalised";
