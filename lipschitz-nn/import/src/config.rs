@@ -25,7 +25,6 @@ const INERT: &[&str] = &[
     "gradient_checkpointing",
     "initializer_cutoff_factor",
     "initializer_factor",
-    "initializer_range",
     "is_llama_config",
     "max_length",
     "max_sequence_length",
@@ -55,7 +54,7 @@ const INERT: &[&str] = &[
 /// tokenizers, of versions, and what the library keeps for itself.
 fn inert(key: &str) -> bool {
     INERT.contains(&key)
-        || key.starts_with('_')
+        || key.starts_with('_') && !key.starts_with("_out")
         || key.starts_with("tokenizer_")
         || key.starts_with("pooler_")
         || ["_version", "_init_std"].iter().any(|end| key.ends_with(end))
@@ -78,6 +77,9 @@ fn harmless(key: &str, value: &Value) -> bool {
     match key {
         "attn_implementation" => value.is_null() || value == "eager" || value == "sdpa",
         "dtype" | "torch_dtype" => value.is_null() || value.as_str().is_some_and(of_type),
+        "initializer_range" => value.as_f64().is_some_and(share),
+        // What stands behind the model, and is nothing.
+        "sbert_ce_default_activation_function" => value == "torch.nn.modules.linear.Identity",
         "id2label" => match value {
             Value::Object(labels) => labels.keys().all(|key| key.trim().parse::<i64>().is_ok()),
             value => value.is_null(),
@@ -94,12 +96,13 @@ fn harmless(key: &str, value: &Value) -> bool {
     }
 }
 
-/// Whether an option switches something off.
-fn off(value: &Value) -> bool {
+/// Whether an option switches something off. An empty one does so `among` the options of a model;
+/// inside an option it can be the name of something else.
+fn off(value: &Value, among: bool) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(options) => options.is_empty(),
+        Value::Array(list) => among && list.is_empty(),
+        Value::Object(options) => among && options.is_empty(),
         _ => false,
     }
 }
@@ -439,8 +442,18 @@ impl ConfigReader {
 
     /// Number of labels: as many as are named, or as `num_labels` says, or two.
     pub(crate) fn labels(&self) -> Result<usize, Error> {
-        let labels = match (self.value_if("id2label")?, self.size_if("num_labels")?) {
-            (Some(Value::Object(labels)), _) if !labels.is_empty() => labels.len(),
+        let number = match self.names("num_labels") {
+            true => Some(self.size("num_labels")?),
+            false => None,
+        };
+        let labels = match (self.value_if("id2label")?, number) {
+            (Some(Value::Object(labels)), number) if !labels.is_empty() => {
+                if let Some(number) = number.filter(|number| *number != labels.len()) {
+                    let what = format!("is {number}, and {} labels have names", labels.len());
+                    return Err(self.wrong("num_labels", what));
+                }
+                labels.len()
+            }
             (Some(value), _) => {
                 return Err(self.wrong("id2label", format!("is {value}, wanted names of labels")));
             }
@@ -457,9 +470,24 @@ impl ConfigReader {
         self.wrong("architectures", format!("names `{name}`, which is not supported"))
     }
 
+    /// The library makes no embedding that does not hold its padding.
+    fn check_padding(&self) -> Result<(), Error> {
+        let number = |key: &str| {
+            let default = || self.class.and_then(|class| class.defaults.get(key));
+            self.options.get(key).or_else(default).and_then(Value::as_i64)
+        };
+        match (number("pad_token_id"), number("vocab_size")) {
+            (Some(pad), Some(tokens)) if pad >= tokens => Err(self.wrong(
+                "pad_token_id",
+                format!("is {pad}, which is none of {tokens} tokens; null is no padding"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the library's code may read an option, though the class does not have it.
     fn may_be_read(&self, key: &str) -> bool {
-        ["per_layer_config", "text_config"].contains(&key)
+        ["layer_types", "per_layer_config", "text_config"].contains(&key)
             || self.class.is_some_and(|class| class.reads.contains(key))
     }
 
@@ -485,6 +513,7 @@ impl ConfigReader {
             let own = self.class.and_then(|class| class.defaults.get(key));
             own.or_else(|| self.class.and_then(|_| LIBRARY.base.get(key)))
         };
+        self.check_padding()?;
         let mut unknown = Vec::new();
         for (key, value) in &self.options {
             if read.contains(key) || harmless(key, value) || passed.contains(key) {
@@ -492,7 +521,7 @@ impl ConfigReader {
             }
             match default(key) {
                 Some(default) if default == value => {}
-                None if off(value) && !self.may_be_read(key) => {
+                None if off(value, self.class.is_some()) && !self.may_be_read(key) => {
                     notes.push(format!("option `{key}` = {value} is of no known use, and off"));
                 }
                 _ => unknown.push(format!("`{}{key}` = {}", self.within, shortened(value))),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
@@ -270,6 +271,19 @@ pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<u
 
 /// Whether this is a checkpoint of this project, which has its graph with it.
 fn is_ours(path: &Path) -> bool {
+    // An index takes more memory than its text, so the text is looked at first.
+    let text = || {
+        let mut file = File::open(path).ok()?;
+        let mut size = [0; 8];
+        file.read_exact(&mut size).ok()?;
+        let mut text = Vec::new();
+        file.take(u64::from_le_bytes(size)).read_to_end(&mut text).ok()?;
+        let key = format!("\"{}\"", checkpoint::KEY);
+        text.windows(key.len()).any(|part| part == key.as_bytes()).then_some(())
+    };
+    if text().is_none() {
+        return false;
+    }
     let header = File::open(path).ok().and_then(|mut file| Header::read(&mut file).ok());
     header.is_some_and(|header| header.metadata().contains_key(checkpoint::KEY))
 }

@@ -60,7 +60,10 @@ pub(crate) fn rope(
         Share::Option(usual) => config.number_or("partial_rotary_factor", usual)?,
     };
     let context = config.size("max_position_embeddings")?;
-    let original_outside = config.size_if("original_max_position_embeddings")?;
+    let original_outside = match config.names("original_max_position_embeddings") {
+        true => Some(config.size("original_max_position_embeddings")?),
+        false => config.size_if("original_max_position_embeddings")?,
+    };
     let Some(inner) = scaling(config)? else {
         return plain(config, theta, part, head_dim, context);
     };
@@ -72,9 +75,12 @@ pub(crate) fn rope(
         }
         Share::Option(_) => inner.number_or("partial_rotary_factor", part)?,
     };
+    for key in ["rope_type", "type"].into_iter().filter(|key| inner.names(key)) {
+        inner.text(key)?;
+    }
     let kind = match (inner.text_if("rope_type")?, inner.text_if("type")?) {
-        // Names of the same in releases of one family.
-        (Some("su" | "yarn"), _) | (None, Some("su" | "yarn")) if config.is_class("phi3") => {
+        // The name of the same in releases of one family.
+        (Some("yarn"), _) | (None, Some("yarn")) if config.is_class("phi3") => {
             "longrope".to_string()
         }
         (Some(kind), _) | (None, Some(kind)) => kind.to_string(),
@@ -89,6 +95,9 @@ pub(crate) fn rope(
     let turned = rope.rotary.frequencies.as_ref().map_or(head_dim / 2, Vec::len);
     let usual: Vec<f64> = (0..turned).map(|i| theta.powf(-(i as f64) / turned as f64)).collect();
     let mut attention = 1.0;
+    if config.is_class("phi3") && !matches!(kind.as_str(), "default" | "longrope") {
+        return Err(inner.unsupported("rope_type", format!("`{kind}`")));
+    }
     match kind.as_str() {
         "default" => {}
         // The base grows with what is longer than the context, and nothing is.
@@ -122,6 +131,10 @@ pub(crate) fn rope(
                 Ok::<_, Error>(inner.number_if(key)?.filter(|x| *x != 0.0).unwrap_or(usual))
             };
             let (fast, slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
+            if fast <= 0.0 || slow <= 0.0 || theta == 1.0 {
+                let what = "wants `beta_fast` and `beta_slow` above 0 and a base other than 1";
+                return Err(inner.wrong("rope_type", what));
+            }
             let truncate = inner.flag_or("truncate", true)?;
             let grown = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
             let (scale, all) = (or("mscale", 0.0)?, or("mscale_all_dim", 0.0)?);
@@ -150,7 +163,11 @@ pub(crate) fn rope(
             let short = inner
                 .numbers("short_factor")?
                 .ok_or_else(|| inner.wrong("short_factor", "is missing"))?;
-            inner.ignore(&["long_factor"]);
+            let long = inner.numbers("long_factor")?.map(|long| long.len());
+            if long != Some(turned) {
+                let what = format!("is no list of {turned} numbers");
+                return Err(inner.wrong("long_factor", what));
+            }
             let before = original;
             if short.len() != turned {
                 return Err(inner.wrong(

@@ -229,7 +229,8 @@ fn types_that_are_not_computed_with_are_refused_at_once() {
         );
         std::fs::write(&path, safetensors(&header, bytes)).unwrap();
         let line = refused(&path);
-        assert!(line.contains(kind) && line.contains("0.weight"), "{line}");
+        let told = line.contains(kind) || line.contains("no floating-point type");
+        assert!(told && line.contains("0.weight"), "{line}");
         let read = load_tensors(&path, &Device::Cpu);
         if kind.starts_with('F') || kind.starts_with('U') {
             let line = read.unwrap_err().to_string();

@@ -110,14 +110,18 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
     let dim = s.dim;
     config.ignore(&[
         "apply_layernorm",
-        "drop_path_rate",
         "layerscale_value",
-        "out_features",
-        "out_indices",
         "reshape_hidden_states",
         "stage_names",
         "use_mask_token",
     ]);
+    // What a backbone gives; saved configs name the last of its stages.
+    if config.names("out_features") {
+        config.assume("out_features", &vec![format!("stage{}", s.layers)].into())?;
+    }
+    if config.names("out_indices") {
+        config.assume("out_indices", &vec![s.layers].into())?;
+    }
     let wide = config.number("mlp_ratio")? * dim as f64;
     if !(1.0..1e9).contains(&wide) {
         return Err(config.wrong("mlp_ratio", "gives a hidden layer of no sensible width"));

@@ -30,13 +30,13 @@ fn shape(config: &ConfigReader, files: &Files, class: &str) -> Result<Sizes, Err
     let dim = config.size("n_embd")?;
     let heads = config.heads("n_head", dim)?;
     config.only("add_cross_attention", false)?;
+    config.only("reorder_and_upcast_attn", false)?;
     config.ignore(&[
         "n_ctx",
         "summary_activation",
         "summary_proj_to_labels",
         "summary_type",
         "summary_use_proj",
-        "reorder_and_upcast_attn",
         "attention_softmax_in_fp32",
         "scale_attention_softmax_in_fp32",
         "inference_runner",

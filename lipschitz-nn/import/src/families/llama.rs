@@ -118,13 +118,20 @@ impl Blocks {
         let key_value_heads = config.size_if("num_key_value_heads")?.unwrap_or(heads);
         let eps = config.eps("rms_norm_eps")?;
         let head_dim = match config.size_if("head_dim")? {
-            Some(head_dim) if family != "olmo2" => head_dim,
-            _ => dim / config.heads("num_attention_heads", dim)?,
+            Some(head_dim) => head_dim,
+            // Classes without this option do not take it to be none.
+            None if config.names("head_dim") && matches!(family, "qwen2" | "phi3" | "olmo2") => {
+                return Err(config.wrong("head_dim", "is null"));
+            }
+            None => dim / config.heads("num_attention_heads", dim)?,
         };
         let bias = |key: &str, fixed: Option<bool>| fixed.map_or_else(|| config.flag(key), Ok);
         let qkv_bias = bias("attention_bias", variant.qkv_bias)?;
         let output_bias = bias("attention_bias", variant.output_bias)?;
         let mlp_bias = bias("mlp_bias", variant.mlp_bias)?;
+        if variant.qkv_bias == Some(false) {
+            config.assume("attention_bias", &false.into())?;
+        }
         let function = activation(config, &variant, family)?;
         Ok(Self {
             variant,
@@ -346,7 +353,9 @@ fn activation(config: &ConfigReader, variant: &Variant, family: &str) -> Result<
         if config.text(key)? == "gelu" {
             phi = phi.approximate();
         }
-        config.assume("hidden_activation", &"gelu_pytorch_tanh".into())?;
+        if config.text_if("hidden_activation")?.is_some() {
+            config.assume("hidden_activation", &"gelu_pytorch_tanh".into())?;
+        }
     }
     if family == "gemma2" {
         config.assume("hidden_act", &"gelu_pytorch_tanh".into())?;

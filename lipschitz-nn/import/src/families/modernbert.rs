@@ -129,13 +129,23 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
         blocks(bodies),
         layer_norm("norm", dim, eps, norm_bias),
     ];
+    if config.names("sliding_window") {
+        return Err(config.wrong("sliding_window", "is set, which `local_attention` says"));
+    }
+    let pooling = config.text("classifier_pooling")?;
+    if !["cls", "mean"].contains(&pooling) {
+        return Err(config.unsupported("classifier_pooling", format!("`{pooling}`")));
+    }
+    if head == Head::Hidden {
+        config.ignore(&["classifier_activation", "classifier_bias"]);
+    }
+    if head != Head::Vocabulary {
+        config.ignore(&["decoder_bias"]);
+    }
     if head != Head::Hidden {
         if head == Head::Classes {
-            match config.text("classifier_pooling")? {
-                "cls" => nodes.push(Node::new("", Op::FirstToken)),
-                "mean" => nodes.push(Node::new("", Op::MeanPool)),
-                other => return Err(config.unsupported("classifier_pooling", format!("`{other}`"))),
-            }
+            let pool = if pooling == "cls" { Op::FirstToken } else { Op::MeanPool };
+            nodes.push(Node::new("", pool));
         }
         // Its own activation, whatever the layers' is.
         let phi = NamedActivation::read(config, "classifier_activation")?;
@@ -186,10 +196,16 @@ fn bases(config: &ConfigReader) -> Result<[f64; 2], Error> {
     }
     if let Some(kinds) = config.inside("rope_parameters")? {
         for (base, kind) in bases.iter_mut().zip(["full_attention", "sliding_attention"]) {
-            let Some(inner) = kinds.inside(kind)? else { continue };
+            if !kinds.names(kind) {
+                continue;
+            }
+            let inner = kinds.inside(kind)?.ok_or_else(|| kinds.wrong(kind, "is null"))?;
             *base = inner.number_or("rope_theta", *base)?;
-            if inner.text_if("rope_type")?.is_some_and(|t| t != "default") {
-                return Err(inner.wrong("rope_type", "is not `default`, which is not supported"));
+            for key in ["rope_type", "type"].into_iter().filter(|key| inner.names(key)) {
+                match inner.text(key)? {
+                    "default" => {}
+                    other => return Err(inner.unsupported(key, format!("`{other}`"))),
+                }
             }
             inner.finish(&[])?;
         }

@@ -33,6 +33,10 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
     ]);
     // The one word stands for two options, which a config can set by themselves.
     let name = config.text("feed_forward_proj")?;
+    let parts = name.split('-').count();
+    if parts > 2 || parts == 2 && !name.starts_with("gated-") {
+        return Err(config.unsupported("feed_forward_proj", format!("`{name}`")));
+    }
     let (gated, name) = match name.strip_prefix("gated-") {
         Some("gelu") => (true, "gelu_new"),
         Some(rest) => (true, rest),
@@ -53,9 +57,13 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         function
     };
     match config.architecture()? {
-        None
-        | Some("T5EncoderModel" | "T5ForConditionalGeneration" | "T5Model" | "T5WithLMHeadModel") =>
-            {}
+        None => {
+            let what = "names no class: the library then takes the encoder with its decoder; to \
+                        read the encoder alone, name T5EncoderModel";
+            return Err(config.wrong("architectures", what));
+        }
+        Some("T5EncoderModel" | "T5ForConditionalGeneration" | "T5Model" | "T5WithLMHeadModel") => {
+        }
         Some(name) => {
             return Err(
                 config.wrong("architectures", format!("names `{name}`, which is not supported"))

@@ -173,7 +173,14 @@ pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
     let s = Sizes::read(model)?;
     let (dim, eps, hidden) = (s.dim, s.eps, config.size("intermediate_size")?);
     let bias = config.flag("qkv_bias")?;
-    config.ignore(&["encoder_stride", "pooler_act", "pooler_output_size"]);
+    config.ignore(&["encoder_stride"]);
+    // A pooler is made and not read.
+    if family != "vit_msn" {
+        NamedActivation::read(config, "pooler_act")?;
+    }
+    if config.size_if("pooler_output_size")?.is_some_and(|size| size != s.dim) {
+        return Err(config.wrong("pooler_output_size", format!("is not the width, {}", s.dim)));
+    }
     let kin = Kin::of(family);
     if config.architecture()? == Some("DeiTForImageClassificationWithTeacher") {
         let what = "names `DeiTForImageClassificationWithTeacher`, whose scores are the mean of two \

@@ -90,7 +90,7 @@ pub(crate) struct Files {
 }
 
 /// What wrappers of a model put in front of all names, and no model of its own: `torch.compile`,
-/// data parallelism, DeepSpeed.
+/// data parallelism, DeepSpeed. The library does not find the tensors of a directory behind them.
 const WRAPPERS: &[&str] = &["_orig_mod.", "module.", "_forward_module."];
 
 /// What stands in front of all names where the model is an attribute of the object that was saved,
@@ -113,7 +113,9 @@ impl Files {
         ] {
             let single = directory.join(single);
             if single.exists() {
-                return Self::of_file(&single, None);
+                let mut files = Self::default();
+                files.add(&single, None)?;
+                return Ok(files);
             }
             let index = directory.join(index);
             if index.exists() {
@@ -180,7 +182,6 @@ impl Files {
         }
         // The order of several files is that of their names, which says nothing.
         files.order = None;
-        files.strip(WRAPPERS);
         Ok(files)
     }
 

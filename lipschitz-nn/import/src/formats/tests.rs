@@ -94,7 +94,7 @@ fn the_order_is_the_files_own() {
     let names = ["encoder.weight", "decoder.weight", "auxiliary.weight"];
     assert_eq!(files.ordered().unwrap(), names);
     let files = Files::of_file(&golden("fortran.npz"), None).unwrap();
-    assert_eq!(files.ordered().unwrap(), ["b", "a"]);
+    assert_eq!(files.ordered(), None);
     let files = Files::of_file(&golden("views.expected.safetensors"), None).unwrap();
     assert_eq!(files.ordered(), None);
 }

@@ -60,7 +60,7 @@ impl Kind {
                  them `weight` and save again"
             }
             Self::Norm => "is a gain for each feature, as of a norm or a PReLU",
-            Self::Quantised => "is of whole numbers; dequantise the weights and save again",
+            Self::Quantised => "has no floating-point type; dequantise the weights and save again",
             Self::Scalar => "is a single number, and what it multiplies is not known",
         }
     }
