@@ -167,6 +167,11 @@ impl ConfigReader {
         Error::file(&self.path, format!("`{within}{key}` {what}"))
     }
 
+    /// An error about what the caller has to decide.
+    pub(crate) fn undecided(&self, what: Undecided) -> Error {
+        Error::file(&self.path, what)
+    }
+
     /// An option that is one of a family's known values, and not one that is supported.
     pub(crate) fn unsupported(&self, key: &str, found: impl std::fmt::Display) -> Error {
         self.wrong(key, format!("is {found}, which is not supported"))
@@ -388,6 +393,14 @@ impl ConfigReader {
                 _ => Err(self.wrong(key, format!("has {} numbers, wanted two", sides.len()))),
             },
             _ => self.size(key).map(|side| [side; 2]),
+        }
+    }
+
+    /// Whole numbers of 1 or more.
+    pub(crate) fn sizes(&self, key: &str) -> Result<Vec<usize>, Error> {
+        match self.value_if(key)? {
+            Some(Value::Array(list)) => list.iter().map(|n| self.whole(key, n, 1)).collect(),
+            _ => Err(self.wrong(key, "is not a list of whole numbers")),
         }
     }
 

@@ -14,7 +14,7 @@ use lipschitz_nn::{At, Error, check_finite};
 use crate::config::ConfigReader;
 use crate::declared;
 use crate::expression::TensorExpr;
-use crate::families::{self, gguf, llama2c, matrices, modula, modula_run};
+use crate::families::{self, gguf, llama2c, matrices, modula, modula_run, vision_file};
 use crate::formats::files::Files;
 use crate::formats::kind::Kind;
 use crate::formats::source::Source;
@@ -65,6 +65,11 @@ impl Found {
 
     fn in_directory(path: &Path, options: &ImportOptions) -> Result<Self, Error> {
         let config = ConfigReader::open(&path.join("config.json"))?;
+        if vision_file::of_timm(&config) {
+            let files = Files::of_directory(path)?;
+            let mapping = vision_file::timm(&config, &files, options)?;
+            return Ok(Self::new("timm", mapping, files));
+        }
         let family = config.text("model_type")?.to_string();
         families::find(&config, &family)?;
         let sentence = Sentence::beside(path)?;
@@ -126,6 +131,9 @@ impl Found {
             return Ok(Self::new("modula", mapping, files));
         }
         files.strip_attributes();
+        if let Some((family, mapping)) = vision_file::vision(path, &files, options)? {
+            return Ok(Self::new(family, mapping, files));
+        }
         let mapping = matrices::matrices(path, &files, options)?;
         Ok(Self { matrices: true, ..Self::new("mlp", mapping, files) })
     }

@@ -28,6 +28,8 @@ pub struct ImportOptions {
     /// A JSON file with the graph of a model that has no config: a [`lipschitz_nn::Graph`] whose
     /// weights have the names of the file, or `{"graph": …, "weights": {OURS: THEIRS, …}}`.
     pub graph: Option<PathBuf>,
+    /// For a file of a vision transformer alone: the number of heads, which no tensor says.
+    pub heads: Option<usize>,
     /// For a model of texts and images: which of the two is read, `text` or `vision`.
     pub part: Option<String>,
 }

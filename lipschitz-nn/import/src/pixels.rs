@@ -75,6 +75,17 @@ impl Normalisation {
         Ok(Self { scale, channels, config })
     }
 
+    /// Means and deviations of pixels in \[0, 1\], as an object of options names them.
+    pub(crate) fn of_means(config: ConfigReader) -> Result<Option<Self>, Error> {
+        match (config.numbers("mean")?, config.numbers("std")?) {
+            (Some(mean), Some(std)) if std.iter().all(|std| *std > 0.0) => {
+                Ok(Some(Self { scale: 1.0, channels: Some((mean, std)), config }))
+            }
+            (None, None) => Ok(None),
+            _ => Err(config.wrong("std", "is not a list of numbers above 0, beside `mean`")),
+        }
+    }
+
     /// What the map of a patch takes off each of its numbers and multiplies it by.
     fn of_patch(&self, channels: usize, patch: usize) -> Result<(Vec<f64>, Vec<f64>), Error> {
         let (mean, std) = match &self.channels {

@@ -13,6 +13,9 @@ pub enum Undecided {
     /// over.
     #[error("{0}")]
     UnknownOptions(String),
+    /// A vision transformer whose number of [`heads`](crate::ImportOptions::heads) no file says.
+    #[error("{0}")]
+    NoHeads(String),
     /// A model of two inputs, of which [`part`](crate::ImportOptions::part) says one.
     #[error("{0}")]
     TwoInputs(String),

@@ -20,6 +20,7 @@ const NAMES: Names = Names {
     up: "ffn",
     down: "ffn_output",
     mlp_norm: "full_layer_layer_norm",
+    fused: None,
 };
 
 /// The largest number of layers: those that share weights are each bounded by themselves.

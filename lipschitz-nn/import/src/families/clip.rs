@@ -80,8 +80,8 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
         (Some(part @ ("text" | "vision")), None) => part,
         (None, None) => {
             let what =
-                format!("is `{family}`, which reads texts and images; choose one of the two");
-            return Err(config.wrong("model_type", Undecided::TwoInputs(what)));
+                format!("is a `{family}`, which reads texts and images: choose one of the two");
+            return Err(config.undecided(Undecided::TwoInputs(what)));
         }
         (Some(other), _) => {
             let what = format!("is `{family}`, which has no part `{other}` that can be imported");
@@ -206,7 +206,7 @@ fn images(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, 
         batched: false,
     };
     let mut net = Net::default();
-    s.front(model, &mut net, front)?;
+    s.front(model.pixels, &mut net, front)?;
     if kind == Kind::Clip {
         // Spelt so in the library.
         net.layer_norm("embedding_norm", &format!("{root}pre_layrnorm"), dim, eps);
@@ -251,7 +251,7 @@ fn images(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, 
         }
     }
     let mapping = s
-        .notes(model, net.mapping(s.input())?)
+        .notes(model.pixels, net.mapping(s.input())?)
         .aside("position_ids", "positions count from 0")
         .aside("visual_projection.weight", NOT_READ)
         .aside("post_layernorm.weight", NOT_READ)

@@ -79,7 +79,7 @@ impl Layer<'_> {
 fn with_registers(s: &Sizes, model: &ModelDir, net: &mut Net, from: &str) -> Result<(), Error> {
     let (dim, patches) = (s.dim, s.patches());
     let registers = model.config.count("num_register_tokens")?;
-    s.map_patches(model, net, &format!("{from}.patch_embeddings.projection"), true)?;
+    s.map_patches(model.pixels, net, &format!("{from}.patch_embeddings.projection"), true)?;
     let table = TensorExpr::new(format!("{from}.position_embeddings"), &[1, patches + 1, dim])
         .reshape(&[patches + 1, dim]);
     net.positions(table.clone().rows(1, patches), patches, dim);
@@ -155,7 +155,7 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
             positions: &format!("{from}.position_embeddings"),
             batched: true,
         };
-        s.front(model, &mut net, front)?;
+        s.front(model.pixels, &mut net, front)?;
     }
     let mixer = Attention { bias: config.flag("qkv_bias")?, ..mixer(dim, s.heads) };
     let layer = Layer { sizes: &s, mixer, hidden, gated };
@@ -169,6 +169,6 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
         net.op(Op::FirstAndMean);
         net.linear("head", "classifier", [classes, 2 * dim]);
     }
-    let mapping = s.notes(model, net.mapping(s.input())?);
+    let mapping = s.notes(model.pixels, net.mapping(s.input())?);
     Ok(mapping.aside("mask_token", "nothing is masked"))
 }

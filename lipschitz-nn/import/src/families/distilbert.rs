@@ -21,6 +21,7 @@ const NAMES: Names = Names {
     up: "ffn.lin1",
     down: "ffn.lin2",
     mlp_norm: "output_layer_norm",
+    fused: None,
 };
 
 /// The library writes it into its code.

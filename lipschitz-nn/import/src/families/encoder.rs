@@ -4,7 +4,7 @@
 use lipschitz_nn::graph::{Attention, Node};
 
 use crate::activation::NamedActivation;
-use crate::expression::WeightMap;
+use crate::expression::{TensorExpr, WeightMap};
 use crate::nodes::{attention, blocks, layer_norm, linear, residual};
 
 /// Where the norms of a layer stand.
@@ -27,6 +27,8 @@ pub(crate) struct Names {
     pub up: &'static str,
     pub down: &'static str,
     pub mlp_norm: &'static str,
+    /// One matrix, and one bias, of queries, keys and values one after the other, in place of theirs.
+    pub fused: Option<[&'static str; 2]>,
 }
 
 impl Names {
@@ -40,6 +42,7 @@ impl Names {
         up: "intermediate.dense",
         down: "output.dense",
         mlp_norm: "output.LayerNorm",
+        fused: None,
     };
 
     /// As BART calls them.
@@ -52,6 +55,7 @@ impl Names {
         up: "fc1",
         down: "fc2",
         mlp_norm: "final_layer_norm",
+        fused: None,
     };
 
     /// As CLIP calls them.
@@ -97,9 +101,18 @@ impl Layers {
         let (dim, width) = (mixer.dim, mixer.heads * mixer.head_dim);
         let theirs = |name: &str| format!("{from}.{name}");
         let maps = [("query", names.query), ("key", names.key), ("value", names.value)];
-        for (ours, name) in maps {
+        for (j, (ours, name)) in maps.into_iter().enumerate() {
             let to = format!("{to}.attention.{ours}");
-            weights.linear(&to, &theirs(name), width, dim, mixer.bias);
+            let Some([matrix, bias]) = names.fused else {
+                weights.linear(&to, &theirs(name), width, dim, mixer.bias);
+                continue;
+            };
+            let matrix = TensorExpr::new(theirs(matrix), &[3 * width, dim]);
+            weights.put(format!("{to}.weight"), matrix.rows(j * width, width));
+            if mixer.bias {
+                let bias = TensorExpr::new(theirs(bias), &[3 * width]);
+                weights.put(format!("{to}.bias"), bias.rows(j * width, width));
+            }
         }
         let output = format!("{to}.attention.output");
         weights.linear(&output, &theirs(names.output), dim, width, mixer.output_bias);

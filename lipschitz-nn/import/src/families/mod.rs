@@ -19,6 +19,7 @@ pub(crate) mod modula_run;
 mod mpnet;
 mod nomic;
 mod t5;
+pub(crate) mod vision_file;
 mod vit;
 
 use lipschitz_nn::Error;

@@ -10,7 +10,7 @@ use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::net::Net;
-use crate::pixels::NORMALISED;
+use crate::pixels::{NORMALISED, Normalisation};
 
 /// Sizes that families of images read under the same names.
 pub(super) struct Sizes {
@@ -82,7 +82,7 @@ impl Sizes {
     /// The map of patches, of pixels where it is known how they are normalised.
     pub(super) fn map_patches(
         &self,
-        model: &ModelDir,
+        pixels: Option<&Normalisation>,
         net: &mut Net,
         from: &str,
         bias: bool,
@@ -93,7 +93,7 @@ impl Sizes {
         let kernel = TensorExpr::new(format!("{from}.weight"), &[dim, channels, patch, patch]);
         let mut matrix = kernel.reshape(&[dim, numbers]);
         let mut shift = bias.then(|| TensorExpr::new(format!("{from}.bias"), &[dim]));
-        if let Some(pixels) = model.pixels {
+        if let Some(pixels) = pixels {
             let (folded, moved) = pixels.fold(matrix, shift, channels, patch)?;
             (matrix, shift) = (folded, Some(moved));
         }
@@ -107,9 +107,14 @@ impl Sizes {
     }
 
     /// Patches, mapped, behind learned tokens, with positions.
-    pub(super) fn front(&self, model: &ModelDir, net: &mut Net, front: Front) -> Result<(), Error> {
+    pub(super) fn front(
+        &self,
+        pixels: Option<&Normalisation>,
+        net: &mut Net,
+        front: Front,
+    ) -> Result<(), Error> {
         let dim = self.dim;
-        self.map_patches(model, net, &front.patches, front.bias)?;
+        self.map_patches(pixels, net, &front.patches, front.bias)?;
         let length = self.patches() + front.tokens.len();
         // The last is in front of the patches, the first in front of all.
         for (i, token) in front.tokens.into_iter().enumerate().rev() {
@@ -124,8 +129,8 @@ impl Sizes {
     }
 
     /// What the reader of a certificate should know about the images.
-    pub(super) fn notes(&self, model: &ModelDir, mapping: Mapping) -> Mapping {
-        let pixels = model.pixels.map_or_else(|| NORMALISED.to_string(), |pixels| pixels.note());
+    pub(super) fn notes(&self, pixels: Option<&Normalisation>, mapping: Mapping) -> Mapping {
+        let pixels = pixels.map_or_else(|| NORMALISED.to_string(), |pixels| pixels.note());
         mapping.note(FIXED).note(pixels)
     }
 }
@@ -141,6 +146,7 @@ const NAMES: Names = Names {
     up: "intermediate.dense",
     down: "output.dense",
     mlp_norm: "layernorm_after",
+    fused: None,
 };
 
 /// How the families differ.
@@ -198,7 +204,7 @@ pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
         batched: true,
     };
     let mut net = Net::default();
-    s.front(model, &mut net, front)?;
+    s.front(model.pixels, &mut net, front)?;
     let mixer = Attention { bias, ..mixer(dim, s.heads) };
     let layers = Layers { mixer, hidden, eps, phi: s.phi, norms: Norms::Before, names: NAMES };
     // The library saves the layers of some classes without the prefix of the rest.
@@ -222,7 +228,7 @@ pub(crate) fn vit(model: &ModelDir) -> Result<Mapping, Error> {
         net.layer_norm("norm", &norm, dim, eps);
     }
     let why = "the output does not read it";
-    Ok(s.notes(model, net.mapping(s.input())?)
+    Ok(s.notes(model.pixels, net.mapping(s.input())?)
         .aside("pooler.dense.weight", why)
         .aside("pooler.dense.bias", why)
         .aside("mask_token", "nothing is masked"))

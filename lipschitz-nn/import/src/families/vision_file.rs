@@ -1,0 +1,292 @@
+//! Vision transformers of timm and of torchvision: files of tensors, whose names and shapes say all
+//! but the number of heads. A config of timm names an architecture, and so the heads.
+
+use std::path::Path;
+
+use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::Dialect;
+use lipschitz_nn::graph::{Function, Op};
+
+use super::encoder::{Layers, Names, Norms, mixer};
+use super::vit::{Front, Sizes};
+use crate::Undecided;
+use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
+use crate::formats::files::Files;
+use crate::mapping::Mapping;
+use crate::net::Net;
+use crate::options::ImportOptions;
+use crate::pixels::Normalisation;
+
+/// What a library calls the tensors.
+struct Kin {
+    library: &'static str,
+    class: &'static str,
+    patches: &'static str,
+    positions: &'static str,
+    /// In front of a layer's number.
+    layer: &'static str,
+    names: Names,
+    norm: &'static str,
+    head: &'static str,
+}
+
+const TIMM: Kin = Kin {
+    library: "timm",
+    class: "cls_token",
+    patches: "patch_embed.proj",
+    positions: "pos_embed",
+    layer: "blocks.",
+    names: Names {
+        output: "attn.proj",
+        attention_norm: "norm1",
+        up: "mlp.fc1",
+        down: "mlp.fc2",
+        mlp_norm: "norm2",
+        fused: Some(["attn.qkv.weight", "attn.qkv.bias"]),
+        ..Names::BERT
+    },
+    norm: "norm",
+    head: "head",
+};
+
+const TORCHVISION: Kin = Kin {
+    library: "torchvision",
+    class: "class_token",
+    patches: "conv_proj",
+    positions: "encoder.pos_embedding",
+    layer: "encoder.layers.encoder_layer_",
+    names: Names {
+        output: "self_attention.out_proj",
+        attention_norm: "ln_1",
+        up: "mlp.0",
+        down: "mlp.3",
+        mlp_norm: "ln_2",
+        fused: Some(["self_attention.in_proj_weight", "self_attention.in_proj_bias"]),
+        ..Names::BERT
+    },
+    norm: "encoder.ln",
+    head: "heads.head",
+};
+
+/// torchvision's names before 2022.
+const OLD_UP: &str = "mlp.linear_1";
+const OLD_DOWN: &str = "mlp.linear_2";
+
+/// Written into the code of both libraries.
+const EPS: f64 = 1e-6;
+
+/// Sides of patches and of images of the architectures whose names say all of them.
+const PATCHES: &[&str] = &["8", "14", "16", "32"];
+const SIDES: &[&str] = &["224", "384"];
+
+/// The heads of an architecture of timm by its name, such as `vit_base_patch16_224`, if it is one of
+/// the plain ones.
+fn heads_of(architecture: &str) -> Option<usize> {
+    let mut words = architecture.split('_');
+    let (family, size, patch, side) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let known = ["vit", "deit"].contains(&family)
+        && PATCHES.contains(&patch.strip_prefix("patch")?)
+        && SIDES.contains(&side)
+        && words.next().is_none();
+    let sizes = [("tiny", 3), ("small", 6), ("base", 12), ("large", 16)];
+    sizes.into_iter().find(|(name, _)| known && *name == size).map(|(_, heads)| heads)
+}
+
+/// Whether a config is one of timm.
+pub(crate) fn of_timm(config: &ConfigReader) -> bool {
+    config.names("architecture") && config.names("pretrained_cfg") && !config.names("model_type")
+}
+
+/// Fails unless the scores read the class token.
+fn class_token(config: &ConfigReader) -> Result<(), Error> {
+    match config.text_if("global_pool")? {
+        None | Some("token") => Ok(()),
+        Some(pool) => Err(config.unsupported("global_pool", format!("`{pool}`"))),
+    }
+}
+
+/// A model of timm with its config.
+pub(crate) fn timm(
+    config: &ConfigReader,
+    files: &Files,
+    options: &ImportOptions,
+) -> Result<Mapping, Error> {
+    let name = config.text("architecture")?;
+    let Some(heads) = heads_of(name) else {
+        let what = format!(
+            "is `{name}`; the architectures of timm that are known are vit_… and \
+             deit_{{tiny,small,base,large}}_patch{{8,14,16,32}}_{{224,384}}"
+        );
+        return Err(config.wrong("architecture", what));
+    };
+    class_token(config)?;
+    config.ignore(&["label_descriptions", "label_names", "num_classes", "num_features"]);
+    let Some(inner) = config.inside("pretrained_cfg")? else {
+        return Err(config.wrong("pretrained_cfg", "is missing"));
+    };
+    let mut sides = match inner.sizes("input_size")?.as_slice() {
+        [_, height, width] => [*height, *width],
+        _ => return Err(inner.wrong("input_size", "is not channels, height and width")),
+    };
+    if let Some(given) = config.inside("model_args")? {
+        class_token(&given)?;
+        if given.names("img_size") {
+            sides = given.height_and_width("img_size")?;
+        }
+        // Shapes say them.
+        given.ignore(&["in_chans", "num_classes"]);
+        given.finish(&[])?;
+    }
+    let pixels = Normalisation::of_means(inner)?;
+    let mut mapping = mapping(&TIMM, files, heads, Some(sides), pixels.as_ref())
+        .map_err(|what| config.wrong("architecture", what))?;
+    mapping.notes.extend(config.finish(&options.ignore)?);
+    Ok(mapping.note(format!("timm's `{name}`, with ε = {EPS:e} and GELU")))
+}
+
+/// A file of a vision transformer, if it is one, with the name of its library.
+pub(crate) fn vision(
+    path: &Path,
+    files: &Files,
+    options: &ImportOptions,
+) -> Result<Option<(&'static str, Mapping)>, Error> {
+    let is = |kin: &&Kin| {
+        files.get(&format!("{}.weight", kin.patches)).is_some()
+            && files.get(kin.positions).is_some()
+            && files.below(kin.layer)
+    };
+    let Some(kin) = [TIMM, TORCHVISION].iter().find(is).map(|kin| kin.library) else {
+        return Ok(None);
+    };
+    let mut kin = if kin == TIMM.library { TIMM } else { TORCHVISION };
+    if files.below(&format!("{}0.{OLD_UP}.", kin.layer)) {
+        (kin.names.up, kin.names.down) = (OLD_UP, OLD_DOWN);
+    }
+    if options.dialect == Dialect::Candle {
+        let what = "is of a model whose function in candle is not known to this importer";
+        return Err(Error::file(path, what));
+    }
+    let Some(heads) = options.heads else {
+        let what = format!(
+            "holds a vision transformer of {}, and the number of its heads is in no tensor",
+            kin.library
+        );
+        return Err(Error::file(path, Undecided::NoHeads(what)));
+    };
+    let mapping =
+        mapping(&kin, files, heads, None, None).map_err(|what| Error::file(path, what))?;
+    let said = format!(
+        "a vision transformer of {} with {heads} heads, as was said at import, ε = {EPS:e} and GELU",
+        kin.library
+    );
+    Ok(Some((kin.library, mapping.note(said))))
+}
+
+/// The layers of a file: their numbers count from 0.
+fn layers(kin: &Kin, files: &Files) -> usize {
+    (0..files.len()).take_while(|i| files.below(&format!("{}{i}.", kin.layer))).count()
+}
+
+/// What the names and shapes of tensors say; the sides of images, where no config says them, are
+/// those of a square.
+fn sizes(
+    kin: &Kin,
+    files: &Files,
+    heads: usize,
+    sides: Option<[usize; 2]>,
+) -> Result<Sizes, String> {
+    let shape = |name: &str| files.get(name).map(|info| info.shape.clone()).unwrap_or_default();
+    let [dim, channels, patch, wide] = shape(&format!("{}.weight", kin.patches))[..] else {
+        return Err(format!("has no convolution `{}.weight`", kin.patches));
+    };
+    if patch != wide || patch == 0 || heads == 0 || !dim.is_multiple_of(heads) {
+        return Err(format!("has {heads} heads of {dim} numbers, patches of {patch} by {wide}"));
+    }
+    let [_, tokens, _] = shape(kin.positions)[..] else {
+        return Err(format!("has no positions `{}`", kin.positions));
+    };
+    let across = tokens.saturating_sub(1).isqrt();
+    let sides = match sides {
+        Some(sides) => sides,
+        None if across > 0 && across * across + 1 == tokens => {
+            [across.checked_mul(patch).ok_or("has images that are too large")?; 2]
+        }
+        None => {
+            return Err(format!("has {tokens} positions, not those of a square and a class token"));
+        }
+    };
+    if sides.iter().any(|side| !side.is_multiple_of(patch)) {
+        return Err(format!("has images of {sides:?} and patches of {patch}"));
+    }
+    let phi = NamedActivation::plain(Function::GeluErf);
+    Ok(Sizes { dim, heads, layers: layers(kin, files), eps: EPS, channels, sides, patch, phi })
+}
+
+type Wrong = Box<dyn std::error::Error + Send + Sync>;
+
+fn mapping(
+    kin: &Kin,
+    files: &Files,
+    heads: usize,
+    sides: Option<[usize; 2]>,
+    pixels: Option<&Normalisation>,
+) -> Result<Mapping, Wrong> {
+    let s = sizes(kin, files, heads, sides)?;
+    let rows = |name: String| files.get(&name).and_then(|info| info.shape.first().copied());
+    let (dim, eps) = (s.dim, s.eps);
+    let front = Front {
+        patches: kin.patches.to_string(),
+        bias: true,
+        tokens: vec![s.token(kin.class.to_string())],
+        positions: kin.positions,
+        batched: true,
+    };
+    let mut net = Net::default();
+    s.front(pixels, &mut net, front)?;
+    let hidden = rows(format!("{}0.{}.weight", kin.layer, kin.names.up))
+        .ok_or("has no layers of a known form")?;
+    let phi = s.phi;
+    let layers = Layers {
+        mixer: mixer(dim, heads),
+        hidden,
+        eps,
+        phi,
+        norms: Norms::Before,
+        names: kin.names,
+    };
+    let from = (0..s.layers).map(|i| format!("{}{i}", kin.layer));
+    let layers = layers.all(&mut net.weights, from);
+    net.push(layers);
+    net.op(Op::FirstToken);
+    net.layer_norm("norm", kin.norm, dim, eps);
+    if let Some(classes) = rows(format!("{}.weight", kin.head)) {
+        net.linear("head", kin.head, [classes, dim]);
+    }
+    let mapping = net.mapping(s.input())?;
+    Ok(s.notes(pixels, mapping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_architectures_are_known() {
+        for (name, heads) in [
+            ("vit_tiny_patch16_224", Some(3)),
+            ("vit_small_patch32_384", Some(6)),
+            ("deit_base_patch16_384", Some(12)),
+            ("vit_large_patch14_224", Some(16)),
+            ("vit_base_patch16_clip_224", None),
+            ("vit_base_patch16_224_miil", None),
+            ("vit_small_patch14_dinov2", None),
+            ("vit_huge_patch14_224", None),
+            ("vit_base_r50_s16_224", None),
+            ("vit_base_patch16_256", None),
+            ("vit", None),
+        ] {
+            assert_eq!(heads_of(name), heads, "{name}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What is asked before an encoder is imported, and what is refused, on the golden models with one
+//! thing changed.
+
+use std::path::{Path, PathBuf};
+
+use lipschitz_import::candle_core::{DType, Device, Tensor};
+use lipschitz_import::{Dialect, ImportOptions, Imported, Undecided, import};
+use lipschitz_nn::Error;
+use lipschitz_nn::checkpoint::load_tensors;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// A copy of a golden model, with directories.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, to).unwrap();
+        }
+    }
+}
+
+/// A copy in which `from` of a file is `to`.
+fn changed(name: &str, file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&golden(name), dir.path());
+    let path = dir.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{name}/{file} has no {from}");
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+    dir
+}
+
+fn undecided(path: &Path, options: &ImportOptions) -> Undecided {
+    match import(path, options).unwrap_err() {
+        Error::File { what, .. } => what.downcast_ref::<Undecided>().unwrap().clone(),
+        other => panic!("{other}"),
+    }
+}
+
+fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
+    let wanted = wanted.to_dtype(DType::F64).unwrap();
+    let apart = (found - &wanted).unwrap().abs().unwrap().max_all().unwrap();
+    let size = wanted.abs().unwrap().max_all().unwrap();
+    apart.to_scalar::<f64>().unwrap() / size.to_scalar::<f64>().unwrap()
+}
+
+/// Of files of tensors alone, the heads are asked for; with them the function is the library's.
+#[test]
+fn files_of_vision_transformers_need_their_heads() {
+    for (file, heads, wrong) in [("timm/model.safetensors", 3, 5), ("torchvision/model.pth", 2, 3)]
+    {
+        let path = golden(file);
+        let asked = undecided(&path, &ImportOptions::default());
+        assert!(matches!(asked, Undecided::NoHeads(_)), "{asked}");
+        let with = |heads| ImportOptions { heads: Some(heads), ..ImportOptions::default() };
+        let refused = import(&path, &with(wrong)).unwrap_err().to_string();
+        assert!(refused.contains(&format!("has {wrong} heads of")), "{refused}");
+        let Imported { model, meta, .. } = import(&path, &with(heads)).unwrap();
+        let notes = meta.provenance.origin.unwrap().notes.join("; ");
+        assert!(notes.contains("the numbers that the model reads, not pixels"), "{notes}");
+        let expected = path.with_file_name("expected.safetensors");
+        let (expected, _) = load_tensors(&expected, &Device::Cpu).unwrap();
+        let mut pixels = expected["pixels"].to_dtype(DType::F64).unwrap();
+        if heads == 3 {
+            let shape = (1, 3, 1, 1);
+            let mean = Tensor::from_vec(vec![0.4, 0.5, 0.6], shape, &Device::Cpu).unwrap();
+            let std = Tensor::from_vec(vec![0.2, 0.25, 0.3], shape, &Device::Cpu).unwrap();
+            pixels = pixels.broadcast_sub(&mean).unwrap().broadcast_div(&std).unwrap();
+        }
+        let model = model.to(&Device::Cpu, DType::F64).unwrap();
+        let off = apart(&model.forward(&pixels).unwrap(), &expected["output"]);
+        assert!(off < 1e-6, "{file}: {off}");
+    }
+}
+
+/// A model of texts and images is one of two functions.
+#[test]
+fn one_of_two_inputs_is_chosen() {
+    for name in ["clip.text", "siglip.text"] {
+        let asked = undecided(&golden(name), &ImportOptions::default());
+        assert!(matches!(asked, Undecided::TwoInputs(_)), "{asked}");
+        let other = ImportOptions { part: Some("sound".into()), ..ImportOptions::default() };
+        assert!(import(&golden(name), &other).unwrap_err().to_string().contains("no part `sound`"));
+    }
+    // A classifier reads images, whoever asks.
+    let texts = ImportOptions { part: Some("text".into()), ..ImportOptions::default() };
+    assert!(import(&golden("clip-classes"), &texts).is_err());
+}
+
+/// Candle's function is never taken to be the library's where that is not known.
+#[test]
+fn candle_is_refused_where_it_was_not_compared() {
+    let candle = ImportOptions { dialect: Dialect::Candle, ..ImportOptions::default() };
+    for name in [
+        "albert",
+        "clip-text",
+        "clip-vision",
+        "deit",
+        "dinov2-registers",
+        "electra",
+        "esm",
+        "ijepa",
+        "mpnet",
+        "nomic",
+        "siglip-text",
+        "siglip-vision",
+        "vit-msn",
+    ] {
+        let error = import(&golden(name), &candle).unwrap_err().to_string();
+        assert!(error.contains("in candle-transformers is not known"), "{name}: {error}");
+    }
+}
+
+/// The directory, the file in it, what it says, what it says instead, and what the error says.
+const BAD: &[[&str; 5]] = &[
+    [
+        "albert",
+        "config.json",
+        r#""num_hidden_groups": 2"#,
+        r#""num_hidden_groups": 4"#,
+        "`num_hidden_groups` is 4, and there are 3 layers",
+    ],
+    ["albert", "config.json", r#""inner_group_num": 2"#, r#""inner_group_num": 1"#, "layers.1"],
+    ["albert", "config.json", r#""hidden_act": "gelu_new""#, r#""hidden_act": "gulp""#, "`gulp`"],
+    ["electra", "config.json", "ElectraForMaskedLM", "ElectraForMultipleChoice", "not supported"],
+    ["electra", "config.json", r#""embedding_size": 6"#, r#""embedding_size": 7"#, "wrong shape"],
+    [
+        "camembert",
+        "config.json",
+        r#""pad_token_id": 1"#,
+        r#""pad_token_id": 11"#,
+        "`max_position_embeddings` is 12, and the first token is at 12",
+    ],
+    [
+        "mpnet",
+        "config.json",
+        r#""relative_attention_num_buckets": 32"#,
+        r#""relative_attention_num_buckets": 16"#,
+        "the library reads 32",
+    ],
+    ["esm", "config.json", r#""rotary""#, r#""relative_key""#, "`relative_key`"],
+    [
+        "esm",
+        "config.json",
+        r#""is_folding_model": false"#,
+        r#""is_folding_model": true"#,
+        "is_folding_model",
+    ],
+    ["nomic", "config.json", r#""rope_type": "default""#, r#""rope_type": "yarn""#, "`yarn`"],
+    [
+        "nomic",
+        "config.json",
+        r#""hidden_act": "silu""#,
+        r#""hidden_act": "silu", "n_embd": 8"#,
+        "`n_embd`",
+    ],
+    [
+        "modernbert-mean",
+        "config.json",
+        r#""classifier_pooling": "mean""#,
+        r#""classifier_pooling": "max""#,
+        "`max`",
+    ],
+    [
+        "deit",
+        "config.json",
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "the mean of two heads",
+    ],
+    ["deit", "config.json", r#""patch_size": 4"#, r#""patch_size": [4, 2]"#, "4 by 2"],
+    [
+        "deit",
+        "config.json",
+        r#""hidden_size": 8"#,
+        r#""hidden_size": 8, "head_dim": 2"#,
+        "`head_dim`",
+    ],
+    [
+        "dinov2-registers",
+        "config.json",
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+        "without the registers",
+    ],
+    ["deit", "preprocessor_config.json", "0.25", "0.0", "`image_std` has 0"],
+    ["deit", "preprocessor_config.json", "\"image_mean\"", "\"image_means\"", "`image_mean`"],
+    [
+        "deit",
+        "preprocessor_config.json",
+        "\"do_rescale\": true",
+        "\"do_rescale\": true, \"do_flip_channel_order\": true",
+        "do_flip_channel_order",
+    ],
+    [
+        "timm",
+        "config.json",
+        "vit_tiny_patch16_224",
+        "vit_tiny_r_s16_p8_224",
+        "architectures of timm",
+    ],
+    [
+        "timm",
+        "config.json",
+        r#""in_chans": 3"#,
+        r#""in_chans": 3, "init_values": 1e-5"#,
+        "`model_args.init_values`",
+    ],
+    ["timm", "config.json", r#""global_pool": "token""#, r#""global_pool": "avg""#, "`avg`"],
+    ["sentence", "1_Pooling/config.json", r#""mean""#, r#""max""#, "`max`"],
+    ["sentence", "1_Pooling/config.json", r#""mean""#, r#"["mean", "max"]"#, "wanted a text"],
+    ["sentence", "2_Dense/config.json", "activation.Tanh", "activation.Softmax", "Softmax"],
+    [
+        "sentence",
+        "2_Dense/config.json",
+        r#""bias": true"#,
+        r#""bias": true, "use_residual": true"#,
+        "`use_residual`",
+    ],
+    [
+        "sentence",
+        "2_Dense/config.json",
+        r#""out_features": 5"#,
+        r#""out_features": 6"#,
+        "wrong shape",
+    ],
+    ["sentence", "2_Dense/config.json", r#""in_features": 8"#, r#""in_features": 7"#, "8"],
+    ["sentence", "modules.json", "normalize.Normalize", "router.Router", "Router"],
+    [
+        "sentence",
+        "modules.json",
+        "sentence_transformers.base.modules.normalize.Normalize",
+        "mine.Normalize",
+        "mine.Normalize",
+    ],
+    ["sentence", "modules.json", "2_Dense", "../2_Dense", "no directory beside it"],
+    ["sentence", "modules.json", r#""path": "2_Dense""#, r#""path": """#, "no directory beside it"],
+    [
+        "sentence",
+        "sentence_bert_config.json",
+        "last_hidden_state",
+        "pooler_output",
+        "`pooler_output`",
+    ],
+    ["sentence", "sentence_bert_config.json", "feature-extraction", "fill-mask", "`fill-mask`"],
+];
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    for [name, file, from, to, wanted] in BAD {
+        let dir = changed(name, file, from, to);
+        let error = match import(dir.path(), &ImportOptions::default()) {
+            Ok(_) => panic!("{name}/{file}: {to} was imported"),
+            Err(error) => error.to_string(),
+        };
+        let cause = error.replace(&dir.path().display().to_string(), "");
+        assert!(cause.contains(wanted) && !cause.contains('\n'), "{name}/{file}, {to}: {error}");
+    }
+}
+
+/// What a model says of its images, and how many tokens an encoder of sentences reads.
+#[test]
+fn files_beside_a_model_count() {
+    let notes = |path: &Path| {
+        let imported = import(path, &ImportOptions::default()).unwrap();
+        imported.meta.provenance.origin.unwrap().notes.join("; ")
+    };
+    assert!(notes(&golden("deit")).contains("less [0.4, 0.5, 0.6], over [0.2, 0.25, 0.3]"));
+    assert!(notes(&golden("vit")).contains("not pixels"));
+    let text = notes(&golden("sentence"));
+    assert!(text.contains("Pooling, Dense, Normalize"), "{text}");
+    let dir = changed("sentence", "sentence_bert_config.json", "{", r#"{"max_seq_length": 6,"#);
+    let tokens = Tensor::zeros((1, 7), DType::U32, &Device::Cpu).unwrap();
+    let long = import(dir.path(), &ImportOptions::default()).unwrap().model;
+    assert!(long.forward(&tokens).is_err());
+    assert!(long.forward(&tokens.narrow(1, 0, 6).unwrap()).is_ok());
+}
