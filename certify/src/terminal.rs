@@ -143,6 +143,8 @@ fn remedy_of_import(undecided: &lipschitz_import::Undecided) -> Option<&'static 
             "give --activation, such as relu, to `certify import` (a directory with a config.json \
              says it)",
         ),
+        U::NoHeads(_) => Some("give --heads NUMBER to `certify import`; the model's page says it"),
+        U::TwoInputs(_) => Some("give --part text or --part vision to `certify import`"),
         U::Entries(_) => Some("give --entry NAME to `certify import`"),
         U::NoOrder(_) => {
             Some("give --order NAME,NAME,... to `certify import`, the first layer first")

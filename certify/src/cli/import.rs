@@ -37,6 +37,12 @@ pub(super) struct ImportCommand {
     /// For a file of matrices alone: their names, the first layer first.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     order: Option<Vec<String>>,
+    /// For a file of a vision transformer alone, of timm or torchvision: its number of heads.
+    #[arg(long, value_name = "NUMBER")]
+    heads: Option<usize>,
+    /// Of a model of texts and images, the one that is imported.
+    #[arg(long, value_enum)]
+    part: Option<Part>,
     /// The key of a PyTorch file that holds the weights, where several could.
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
@@ -60,6 +66,23 @@ enum Whose {
     Candle,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// The model of texts.
+    Text,
+    /// The model of images.
+    Vision,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Vision => "vision",
+        })
+    }
+}
+
 impl ImportCommand {
     pub(super) fn run(self) -> Result<()> {
         let dialect = match self.function {
@@ -74,6 +97,8 @@ impl ImportCommand {
             activation: self.activation,
             order: self.order,
             graph: self.graph,
+            heads: self.heads,
+            part: self.part.map(|part| part.to_string()),
         };
         let Imported { model, mut meta, report } = import(&self.path, &options)?;
         if let Some([inputs, outputs]) = self.check.as_deref() {

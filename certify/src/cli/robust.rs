@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_data::{Protocol, for_model};
+use lipschitz_import::NORMALISED;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
@@ -98,6 +99,15 @@ impl RobustCommand {
                 })?
             }
             Input::Pixels { .. } | Input::Vector { .. } => {
+                let origin = meta.provenance.origin.iter();
+                if origin.flat_map(|origin| &origin.notes).any(|note| note == NORMALISED) {
+                    bail!(
+                        "{}: the model does not read pixels in [0, 1], and nothing says how they \
+                         are normalised; put its preprocessor_config.json beside the weights and \
+                         import it again",
+                        self.model.display()
+                    )
+                }
                 let settings = settings(given(PIXELS.to_vec()), 2000);
                 let images = batches(robust::BATCH, None)?;
                 robust::images(&model, images, data.held_out_len(), &settings, &watch)?

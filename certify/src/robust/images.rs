@@ -41,7 +41,7 @@ pub fn images<E: Into<BoxError>>(
 ) -> Result<Robustness, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
     let (shape, walk, margins) = over_images(&model)?;
-    let inputs = inputs(batches, settings.limit)?;
+    let inputs = inputs(batches, settings.limit, shape)?;
     let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
     let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
     let network = |x: &Tensor| -> Result<Tensor, Error> { Ok(model.forward(&shape(x)?)?) };
@@ -126,6 +126,7 @@ fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
 fn inputs<E: Into<BoxError>>(
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     limit: usize,
+    shape: [usize; 3],
 ) -> Result<Vec<(Tensor, Vec<usize>)>, Error> {
     let (mut out, mut count) = (Vec::new(), 0);
     for batch in batches {
@@ -133,6 +134,14 @@ fn inputs<E: Into<BoxError>>(
             break;
         }
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
+        // Images of another size are another question: nothing here changes their size.
+        if x.dims().get(1..) != Some(&shape) {
+            let [c, h, w] = shape;
+            let found = x.dims().iter().skip(1).map(usize::to_string).collect::<Vec<_>>();
+            let found = found.join("×");
+            let what = format!("images are {found}, and the model reads {c}×{h}×{w}");
+            return Err(Error::Data(what));
+        }
         let take = x.dim(0)?.min(limit - count);
         let x = x.narrow(0, 0, take)?.to_dtype(DType::F64)?.reshape((take, 1, ()))?;
         let classes = y.to_vec1::<u32>()?.into_iter().take(take).map(|class| class as usize);

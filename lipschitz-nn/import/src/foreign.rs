@@ -209,6 +209,14 @@ impl Foreign {
             found.tokenizer = tokenizer(path)?;
         }
         let matrices = found.matrices;
+        if options.part.is_some() && !["clip", "siglip"].contains(&found.family.as_str()) {
+            let what = "is no model of texts and images, of which one is to be said";
+            return Err(Error::file(path, what));
+        }
+        if options.heads.is_some() && (path.is_dir() || !vision_file::is(&found.family)) {
+            let what = "is no file of a vision transformer alone: its heads are not to be said";
+            return Err(Error::file(path, what));
+        }
         let foreign = found.complete(path, options)?;
         if !matrices && (!options.activation.is_empty() || options.order.is_some()) {
             let what = "is no file of matrices alone: what its layers are, and what is between \

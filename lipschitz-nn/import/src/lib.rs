@@ -39,6 +39,7 @@ pub use families::families;
 pub use foreign::{Foreign, wanted};
 pub use lipschitz_nn::checkpoint::{Dialect, Origin};
 pub use options::ImportOptions;
+pub use pixels::NORMALISED;
 pub use report::{ImportReport, Misshapen};
 pub use undecided::Undecided;
 

@@ -139,6 +139,7 @@ impl Normalisation {
     }
 }
 
-/// What is known of the input of a model without such a file.
-pub(crate) const NORMALISED: &str = "the input is the numbers that the model reads, not pixels: no file beside the model says how \
+/// The note of an image model whose input is not pixels in \[0, 1\]: no file beside it says how
+/// images are normalised, so its input is the numbers that the network itself reads.
+pub const NORMALISED: &str = "the input is the numbers that the model reads, not pixels: no file beside the model says how \
      images are normalised";

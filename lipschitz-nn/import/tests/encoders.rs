@@ -80,6 +80,10 @@ fn files_of_vision_transformers_need_their_heads() {
     }
 }
 
+fn texts() -> ImportOptions {
+    ImportOptions { part: Some("text".into()), ..ImportOptions::default() }
+}
+
 /// A model of texts and images is one of two functions.
 #[test]
 fn one_of_two_inputs_is_chosen() {
@@ -89,9 +93,13 @@ fn one_of_two_inputs_is_chosen() {
         let other = ImportOptions { part: Some("sound".into()), ..ImportOptions::default() };
         assert!(import(&golden(name), &other).unwrap_err().to_string().contains("no part `sound`"));
     }
+    let heads = ImportOptions { heads: Some(2), ..ImportOptions::default() };
+    for (name, options) in [("bert", &texts()), ("timm", &heads), ("deit", &heads)] {
+        let error = import(&golden(name), options).unwrap_err().to_string();
+        assert!(error.contains("to be said"), "{error}");
+    }
     // A classifier reads images, whoever asks.
-    let texts = ImportOptions { part: Some("text".into()), ..ImportOptions::default() };
-    assert!(import(&golden("clip-classes"), &texts).is_err());
+    assert!(import(&golden("clip-classes"), &texts()).is_err());
 }
 
 /// Candle's function is never taken to be the library's where that is not known.

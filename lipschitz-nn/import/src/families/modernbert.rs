@@ -36,6 +36,10 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
     ]);
     let every = config.size_or("global_attn_every_n_layers", 3)?;
     let local = config.size("local_attention")?;
+    // Half of it, which the library writes over it.
+    if config.names("sliding_window") && config.size("sliding_window")? != local / 2 {
+        return Err(config.wrong("sliding_window", format!("is not half of {local}")));
+    }
     let types = config.texts("layer_types")?;
     if let Some(types) = &types
         && types.len() != layers

@@ -93,6 +93,11 @@ fn heads_of(architecture: &str) -> Option<usize> {
     sizes.into_iter().find(|(name, _)| known && *name == size).map(|(_, heads)| heads)
 }
 
+/// Whether this is what [`vision`] calls a model.
+pub(crate) fn is(family: &str) -> bool {
+    [TIMM.library, TORCHVISION.library].contains(&family)
+}
+
 /// Whether a config is one of timm.
 pub(crate) fn of_timm(config: &ConfigReader) -> bool {
     config.names("architecture") && config.names("pretrained_cfg") && !config.names("model_type")
