@@ -27,9 +27,9 @@ t.logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 
 FAMILIES = """
-    albert beit bert bloom camembert clip clip_text_model clip_vision_model cohere deit dinov2 dinov2_with_registers distilbert
+    albert arcee beit bert bloom camembert clip clip_text_model clip_vision_model cohere deit dinov2 dinov2_with_registers distilbert
     electra esm falcon
-    gemma gemma2 gemma3_text glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium ijepa llama marian mistral modernbert mpnet
+    gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium ijepa llama marian mistral modernbert mpnet
     mpt nomic_bert olmo olmo2 opt phi phi3 qwen2 qwen3 roberta siglip siglip_text_model siglip_vision_model smollm3 stablelm
     starcoder2 t5 vit vit_msn xlm-roberta
 """.split()

@@ -15,15 +15,15 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from models import encoders, image_models, inputs, processed, processors, run, scramble, text_models
+from models import decoders, encoders, image_models, inputs, processed, processors, run, scramble, text_models
 
 # Saved in f32; the others in bf16.
-SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2"]
+SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2", "phi", "cohere-normed", "falcon-new"]
 
 
 def main(out):
     only = sys.argv[2:]
-    for seed, (name, model, options) in enumerate([*text_models(), *image_models(), *encoders()]):
+    for seed, (name, model, options) in enumerate([*text_models(), *image_models(), *encoders(), *decoders()]):
         if only and name not in only:
             continue
         where = os.path.join(out, name)

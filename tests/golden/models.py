@@ -32,6 +32,82 @@ def scramble(model, seed):
             p.copy_(x)
 
 
+def decoders():
+    """Decoders beside Llama and GPT-2."""
+    yield "llama-classes", t.LlamaForSequenceClassification(t.LlamaConfig(
+        **TEXT, num_labels=3, **{**NO_IDS, "pad_token_id": 0}, **rope("default"))), {}
+    yield "llama-token-classes", t.LlamaForTokenClassification(t.LlamaConfig(
+        **TEXT, num_labels=3, **NO_IDS, **rope("default"))), {}
+    yield "llama-answers", t.LlamaForQuestionAnswering(t.LlamaConfig(**TEXT, **NO_IDS, **rope("default"))), {}
+    gpt2 = dict(vocab_size=V, n_embd=D, n_head=H, n_layer=2, n_positions=9, num_labels=3, **{**NO_IDS, "pad_token_id": 0})
+    yield "gpt2-classes", t.GPT2ForSequenceClassification(t.GPT2Config(**gpt2)), {}
+    yield "gpt2-token-classes", t.GPT2ForTokenClassification(t.GPT2Config(**gpt2)), {}
+    yield "arcee", t.ArceeForCausalLM(t.ArceeConfig(**TEXT, num_key_value_heads=1, mlp_bias=True, **NO_IDS, **rope("default"))), {}
+    yield "granite", t.GraniteForCausalLM(t.GraniteConfig(
+        **TEXT, num_key_value_heads=1, embedding_multiplier=1.5, residual_multiplier=0.7, attention_multiplier=0.3,
+        logits_scaling=2.5, **NO_IDS, **rope("default"))), {}
+    yield "starcoder2", t.Starcoder2ForCausalLM(t.Starcoder2Config(
+        **TEXT, num_key_value_heads=1, sliding_window=3, **NO_IDS, **rope("default"))), {}
+    yield "starcoder2-no-bias", t.Starcoder2Model(t.Starcoder2Config(**TEXT, use_bias=False, **NO_IDS, **rope("default"))), {}
+    smol = {**TEXT, "num_hidden_layers": 4}
+    yield "smollm3", t.SmolLM3ForCausalLM(t.SmolLM3Config(
+        **smol, num_key_value_heads=1, use_sliding_window=True, sliding_window=2, **NO_IDS, **rope("default"))), {}
+    yield "smollm3-listed", t.SmolLM3ForCausalLM(t.SmolLM3Config(
+        **TEXT, num_key_value_heads=2, no_rope_layers=[0, 1], mlp_bias=True, **NO_IDS, **rope("default"))), {}
+    gemma3 = dict(**TEXT, num_key_value_heads=1, head_dim=6, query_pre_attn_scalar=3, sliding_window=2, **NO_IDS)
+    yield "gemma3_text", t.Gemma3ForCausalLM(t.Gemma3TextConfig(
+        **gemma3, final_logit_softcapping=4.0, layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(
+            full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100.0),
+            sliding_attention=dict(rope_type="default", rope_theta=30.0)))), {}
+    gemma3["num_hidden_layers"] = 3
+    yield "gemma3_text-pattern", t.Gemma3TextModel(t.Gemma3TextConfig(**gemma3, sliding_window_pattern=3)), {}
+    glm = dict(**TEXT, num_key_value_heads=1, head_dim=8, **NO_IDS)
+    yield "glm", t.GlmForCausalLM(t.GlmConfig(**glm, **rope("default", partial_rotary_factor=0.5))), {}
+    yield "glm4", t.Glm4ForCausalLM(t.Glm4Config(**glm, attention_bias=False, **rope("default", partial_rotary_factor=0.25))), {}
+    yield "helium", t.HeliumForCausalLM(t.HeliumConfig(**TEXT, num_key_value_heads=1, head_dim=4, **NO_IDS, **rope("default"))), {}
+    yield "olmo", t.OlmoForCausalLM(t.OlmoConfig(**TEXT, num_key_value_heads=1, **NO_IDS, **rope("default"))), {}
+    half = rope("default", partial_rotary_factor=0.5)
+    yield "stablelm", t.StableLmForCausalLM(t.StableLmConfig(**TEXT, num_key_value_heads=1, use_qkv_bias=True, **NO_IDS, **half)), {}
+    yield "stablelm-parallel", t.StableLmForCausalLM(t.StableLmConfig(
+        **TEXT, num_key_value_heads=2, use_parallel_residual=True, qk_layernorm=True, **NO_IDS, **half)), {}
+    yield "phi", t.PhiForCausalLM(t.PhiConfig(**TEXT, **NO_IDS, **half)), {}
+    yield "phi-normed", t.PhiForCausalLM(t.PhiConfig(**TEXT, num_key_value_heads=1, qk_layernorm=True, **NO_IDS, **half)), {}
+    yield "cohere", t.CohereForCausalLM(t.CohereConfig(**TEXT, num_key_value_heads=1, logit_scale=0.4, **NO_IDS, **rope("default"))), {}
+    yield "cohere-normed", t.CohereForCausalLM(t.CohereConfig(
+        **TEXT, use_qk_norm=True, attention_bias=True, tie_word_embeddings=False, **NO_IDS, **rope("default"))), {}
+    yield "neox", t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**TEXT, **NO_IDS, **half)), {}
+    yield "neox-in-turn", t.GPTNeoXForTokenClassification(t.GPTNeoXConfig(
+        **TEXT, use_parallel_residual=False, attention_bias=False, num_labels=3, **NO_IDS,
+        **rope("linear", factor=2.0, partial_rotary_factor=1.0))), {}
+    gptj = dict(vocab_size=V, n_embd=D, n_head=H, n_layer=2, n_positions=9, rotary_dim=2, attn_implementation="eager")
+    yield "gptj", t.GPTJForCausalLM(t.GPTJConfig(**gptj, **NO_IDS)), {}
+    falcon = {k: v for k, v in TEXT.items() if k != "intermediate_size"}
+    yield "falcon", t.FalconForCausalLM(t.FalconConfig(**falcon, **NO_IDS, **rope("default"))), {}
+    falcon["num_attention_heads"] = 4
+    yield "falcon-new", t.FalconForCausalLM(t.FalconConfig(
+        **falcon, new_decoder_architecture=True, num_kv_heads=2, bias=True, ffn_hidden_size=5, **NO_IDS, **rope("default"))), {}
+    yield "falcon-one-norm", t.FalconForCausalLM(t.FalconConfig(
+        **falcon, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, **NO_IDS, **rope("default"))), {}
+    yield "falcon-in-turn", t.FalconForQuestionAnswering(t.FalconConfig(
+        **falcon, parallel_attn=False, multi_query=False, **NO_IDS, **rope("default"))), {}
+    mpt = dict(vocab_size=V, d_model=D, n_layers=2, max_seq_len=12, attn_implementation="eager")
+    yield "mpt", t.MptForCausalLM(t.MptConfig(**mpt, n_heads=2, **NO_IDS)), {}
+    mpt["d_model"] = 12
+    yield "mpt-three-heads", t.MptForCausalLM(t.MptConfig(**mpt, n_heads=3, attn_config=dict(softmax_scale=0.4), **NO_IDS)), {}
+    bloom = dict(vocab_size=V, n_layer=2, attn_implementation="eager", **{**NO_IDS, "pad_token_id": 0})
+    yield "bloom", t.BloomForCausalLM(t.BloomConfig(**bloom, hidden_size=D, n_head=2)), {}
+    yield "bloom-on-norms", t.BloomForSequenceClassification(t.BloomConfig(
+        **bloom, hidden_size=12, n_head=3, apply_residual_connection_post_layernorm=True, num_labels=3, seq_length=12)), {}
+    opt = dict(**{k: v for k, v in TEXT.items() if k != "intermediate_size"}, ffn_dim=F, **{**NO_IDS, "pad_token_id": 1})
+    yield "opt", t.OPTForCausalLM(t.OPTConfig(**opt)), {}
+    yield "opt-narrow", t.OPTForCausalLM(t.OPTConfig(**opt, do_layer_norm_before=False, word_embed_proj_dim=5)), {}
+    yield "opt-plain", t.OPTForSequenceClassification(t.OPTConfig(
+        **opt, enable_bias=False, layer_norm_elementwise_affine=False, num_labels=3)), {}
+    yield "neo", t.GPTNeoForCausalLM(t.GPTNeoConfig(
+        vocab_size=V, hidden_size=D, num_heads=H, num_layers=2, max_position_embeddings=12, window_size=3,
+        attention_types=[[["global", "local"], 1]], attn_implementation="eager", **NO_IDS)), {}
+
+
 def text_models():
     c = t.AutoConfig
     yield "gpt2", t.GPT2LMHeadModel(t.GPT2Config(vocab_size=V, n_embd=D, n_head=H, n_layer=2, n_positions=9, **NO_IDS)), {}
@@ -185,6 +261,7 @@ def base_models():
     """All models, and some that the golden data has no directory of."""
     yield from text_models()
     yield from image_models()
+    yield from decoders()
     yield "bigcode-multi", t.GPTBigCodeForCausalLM(t.GPTBigCodeConfig(
         vocab_size=V, n_embd=D, n_head=H, n_layer=2, n_positions=9, multi_query=True, **NO_IDS)), {}
     yield "t5-full", t.T5ForConditionalGeneration(t.T5Config(

@@ -238,6 +238,11 @@ impl ConfigReader {
         thetas.and_then(|thetas| thetas.get(kind)).copied().unwrap_or(10_000.0)
     }
 
+    /// Whether the class has this option.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.class.is_some_and(|class| class.defaults.contains_key(key))
+    }
+
     /// Whether an option is given, be it as null; does not count as reading it.
     pub(crate) fn names(&self, key: &str) -> bool {
         self.options.contains_key(key)
@@ -375,6 +380,14 @@ impl ConfigReader {
             .as_array()
             .and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         texts.map(Some).ok_or_else(|| self.wrong(key, "is not a list of texts"))
+    }
+
+    pub(crate) fn list_if(&self, key: &str) -> Result<Option<&Vec<Value>>, Error> {
+        match self.value_if(key)? {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(value) => Err(self.wrong(key, format!("is {}, wanted a list", shortened(value)))),
+        }
     }
 
     pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {

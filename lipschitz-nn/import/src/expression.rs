@@ -39,6 +39,8 @@ enum Transform {
     Dot(Vec<f64>),
     /// So many columns of zeros in front of a matrix.
     AfterZeros(usize),
+    /// Puts the rows of another one below.
+    Append(TensorExpr),
 }
 
 impl TensorExpr {
@@ -101,12 +103,19 @@ impl TensorExpr {
         self.then(Transform::AfterZeros(columns))
     }
 
+    pub(crate) fn append(self, below: TensorExpr) -> Self {
+        self.then(Transform::Append(below))
+    }
+
     /// Every tensor that it reads, with its shape.
     pub(crate) fn sources(&self) -> Vec<(&str, &[usize])> {
         let mut out = vec![(self.name.as_str(), self.shape.as_slice())];
         for step in &self.steps {
-            if let Transform::ScaleRows(by) | Transform::AddRow(by) = step {
-                out.extend(by.sources());
+            if let Transform::ScaleRows(other)
+            | Transform::AddRow(other)
+            | Transform::Append(other) = step
+            {
+                out.extend(other.sources());
             }
         }
         out
@@ -114,14 +123,19 @@ impl TensorExpr {
 
     /// Whether numbers change, so that they are rounded.
     pub(crate) fn computes(&self) -> bool {
-        let moves = |step: &Transform| {
-            matches!(
-                step,
-                Transform::Transpose
-                    | Transform::Reshape(_)
-                    | Transform::Narrow { .. }
-                    | Transform::AfterZeros(_)
-            )
+        let moves = |step: &Transform| match step {
+            Transform::Transpose
+            | Transform::Reshape(_)
+            | Transform::Narrow { .. }
+            | Transform::AfterZeros(_) => true,
+            Transform::Append(below) => !below.computes(),
+            Transform::Add(_)
+            | Transform::Times(_)
+            | Transform::ScaleRows(_)
+            | Transform::ScaleColumns(_)
+            | Transform::Dot(_)
+            | Transform::AddRow(_)
+            | Transform::UnitRows => false,
         };
         !self.steps.iter().all(moves)
     }
@@ -147,6 +161,10 @@ impl TensorExpr {
                     let mut shape = vec![1; x.rank()];
                     shape[0] = by.elem_count();
                     x.broadcast_mul(&by.reshape(shape)?)?
+                }
+                Transform::Append(below) => {
+                    let dtype = x.dtype();
+                    Tensor::cat(&[x, below.read(files, dtype)?], 0)?
                 }
                 Transform::AddRow(row) => {
                     x.broadcast_add(&row.read(files, DType::F64)?.flatten_all()?)?

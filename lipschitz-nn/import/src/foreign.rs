@@ -14,7 +14,7 @@ use lipschitz_nn::{At, Error, check_finite};
 use crate::config::ConfigReader;
 use crate::declared;
 use crate::expression::TensorExpr;
-use crate::families::{self, gguf, llama2c, matrices, modula, modula_run, vision_file};
+use crate::families::{self, gguf, llama2c, matrices, modula, modula_run, nanogpt, vision_file};
 use crate::formats::files::Files;
 use crate::formats::kind::Kind;
 use crate::formats::source::Source;
@@ -129,6 +129,9 @@ impl Found {
         let listed = files.get("arr_0").is_some();
         if listed && let Some(mapping) = modula::modula(path, &files)? {
             return Ok(Self::new("modula", mapping, files));
+        }
+        if let Some(mapping) = nanogpt::nanogpt(path, &files)? {
+            return Ok(Self::new("nanogpt", mapping, files));
         }
         files.strip_attributes();
         if let Some((family, mapping)) = vision_file::vision(path, &files, options)? {

@@ -47,10 +47,20 @@ impl Head {
     /// # Errors
     /// [`Error::File`] if the class is another.
     pub(crate) fn of(config: &ConfigReader, class: &str, known: &[Self]) -> Result<Self, Error> {
+        Self::of_any(config, &[class], known)
+    }
+
+    /// The same, where classes of the family have several names.
+    pub(crate) fn of_any(
+        config: &ConfigReader,
+        classes: &[&str],
+        known: &[Self],
+    ) -> Result<Self, Error> {
         let Some(name) = config.architecture()? else { return Ok(Self::Hidden) };
-        let found = name
-            .strip_prefix(class)
-            .and_then(|end| ENDS.iter().find(|(known, _)| *known == end))
+        let found = classes
+            .iter()
+            .filter_map(|class| name.strip_prefix(class))
+            .find_map(|end| ENDS.iter().find(|(known, _)| *known == end))
             .map(|(_, head)| *head)
             .filter(|head| *head == Self::Hidden || known.contains(head));
         found.ok_or_else(|| config.no_class(name))

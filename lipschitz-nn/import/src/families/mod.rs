@@ -3,6 +3,7 @@
 mod albert;
 mod bert;
 mod clip;
+mod decoder;
 mod dinov2;
 mod distilbert;
 mod electra;
@@ -17,8 +18,12 @@ mod modernbert;
 pub(crate) mod modula;
 pub(crate) mod modula_run;
 mod mpnet;
+pub(crate) mod nanogpt;
+mod neox;
 mod nomic;
+mod opt;
 mod t5;
+mod variants;
 pub(crate) mod vision_file;
 mod vit;
 
@@ -34,28 +39,44 @@ pub(crate) type Family = fn(&ModelDir) -> Result<Mapping, Error>;
 /// The families by the `model_type` of their configs, in order.
 const TABLE: &[(&str, Family)] = &[
     ("albert", albert::albert),
+    ("arcee", llama::llama),
     ("bert", bert::bert),
+    ("bloom", neox::bloom),
     ("camembert", bert::bert),
     ("clip", clip::both),
     ("clip_text_model", clip::text),
     ("clip_vision_model", clip::vision),
+    ("cohere", llama::llama),
     ("deit", vit::vit),
     ("dinov2", dinov2::dinov2),
     ("dinov2_with_registers", dinov2::dinov2),
     ("distilbert", distilbert::distilbert),
     ("electra", electra::electra),
     ("esm", esm::esm),
+    ("falcon", neox::falcon),
     ("gemma", llama::llama),
     ("gemma2", llama::llama),
+    ("gemma3_text", llama::llama),
+    ("glm", llama::llama),
+    ("glm4", llama::llama),
     ("gpt2", gpt2::gpt2),
     ("gpt_bigcode", gpt2::bigcode),
+    ("gpt_neo", gpt2::gpt_neo),
+    ("gpt_neox", neox::gpt_neox),
+    ("gptj", gpt2::gptj),
+    ("granite", llama::llama),
+    ("helium", llama::llama),
     ("ijepa", vit::vit),
     ("llama", llama::llama),
     ("mistral", llama::llama),
     ("modernbert", modernbert::modernbert),
     ("mpnet", mpnet::mpnet),
+    ("mpt", neox::mpt),
     ("nomic_bert", nomic::nomic),
+    ("olmo", llama::llama),
     ("olmo2", llama::llama),
+    ("opt", opt::opt),
+    ("phi", llama::llama),
     ("phi3", llama::llama),
     ("qwen2", llama::llama),
     ("qwen3", llama::llama),
@@ -63,6 +84,9 @@ const TABLE: &[(&str, Family)] = &[
     ("siglip", clip::both),
     ("siglip_text_model", clip::text),
     ("siglip_vision_model", clip::vision),
+    ("smollm3", llama::llama),
+    ("stablelm", llama::llama),
+    ("starcoder2", llama::llama),
     ("t5", t5::t5),
     ("vit", vit::vit),
     ("vit_msn", vit::vit),
