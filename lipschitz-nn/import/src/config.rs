@@ -537,7 +537,7 @@ impl ConfigReader {
         }
         let default = |key: &str| {
             let own = self.class.and_then(|class| class.defaults.get(key));
-            own.or_else(|| self.class.and_then(|_| LIBRARY.base.get(key)))
+            own.or_else(|| LIBRARY.base.get(key))
         };
         self.check_padding()?;
         let mut unknown = Vec::new();
