@@ -211,7 +211,7 @@ fn llama3(inner: &ConfigReader, usual: &[f64], original: f64) -> Result<Vec<f64>
     let factor = inner.number("factor")?;
     let (low, high) = (inner.number("low_freq_factor")?, inner.number("high_freq_factor")?);
     if !(0.0 < low && low < high) {
-        let what = format!("is {high}, wanted one above `low_freq_factor`, {low}, above 0");
+        let what = format!("is {high}, with `low_freq_factor` {low}; wanted 0 < low < high");
         return Err(inner.wrong("high_freq_factor", what));
     }
     let scale = |f: &f64| {
