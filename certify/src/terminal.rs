@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use lipschitz_plot::svg::invisible;
 
 use crate::Error;
 
@@ -28,16 +29,45 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
     })
 }
 
+/// The longest part of a text from a file that is shown, in characters.
+const LONGEST: usize = 400;
+
+/// A text from a file, for a place in a line: characters that show nothing of themselves are
+/// escaped, line breaks too, so that no file can write what this program did not say; and it is cut
+/// where it is too long to read.
+pub fn shown(text: &str) -> String {
+    let cut = text.char_indices().nth(LONGEST).map_or(text, |(end, _)| &text[..end]);
+    let mut out = escaped(cut, "");
+    if cut.len() < text.len() {
+        out.push('…');
+    }
+    out
+}
+
+/// Escapes all invisible characters but these.
+fn escaped(text: &str, kept: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if invisible(c) && !kept.contains(c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Prints a line on stderr. A line that cannot be written is ignored.
 pub fn note(line: std::fmt::Arguments) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", escaped(&line.to_string(), "\n"));
 }
 
 /// Prints a part of a result on stdout. Ends the program quietly if the pipe is closed, as by
 /// `head`, and with a line on stderr and exit code 2 if it cannot be written, as on a full disk.
 pub fn print(line: std::fmt::Arguments) {
+    let text = escaped(&line.to_string(), "\n\t");
     let mut out = io::stdout().lock();
-    if let Err(error) = out.write_fmt(line).and_then(|()| out.flush()) {
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0)
         }

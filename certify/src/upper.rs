@@ -290,7 +290,10 @@ impl<'de> Deserialize<'de> for Upper {
         let log = Some(value.log10()).filter(|log| log.is_finite());
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * (1.0 + a.abs());
         match (stored.log10, log) {
-            (None, _) => Ok(value),
+            (None, None) => Ok(value),
+            (None, Some(log)) => {
+                Err(serde::de::Error::custom(format!("log10 of {value} is missing: {log}")))
+            }
             (Some(said), Some(log)) if close(said, log) => Ok(value),
             (Some(said), _) => {
                 Err(serde::de::Error::custom(format!("log10 {said} is not that of {value}")))

@@ -29,6 +29,9 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
             "format {found}: this version verifies formats 1 to {FORMAT}; make a new certificate"
         )));
     }
+    if !is_version(&claim.version) {
+        return Err(violated("version: is not that of a release, such as 0.1.0".into()));
+    }
     let rounded = claim.rounding.map(|to| Rounded { source, to });
     let source = rounded.as_ref().map_or(source, |rounded| rounded as &dyn Source);
     if claim.graph != *source.graph() {
@@ -88,6 +91,16 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         Some(what) => Err(violated(what)),
         None => Ok(()),
     }
+}
+
+/// Whether a text is the version of a release: it is the one text of a certificate that the proof
+/// does not give.
+fn is_version(text: &str) -> bool {
+    let mut numbers = text.split('.');
+    let number = |part: &str| {
+        (1..=5).contains(&part.len()) && part.bytes().all(|digit| digit.is_ascii_digit())
+    };
+    numbers.by_ref().take(3).filter(|part| number(part)).count() == 3 && numbers.next().is_none()
 }
 
 fn violated(what: String) -> Error {

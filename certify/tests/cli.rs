@@ -442,3 +442,80 @@ fn links_and_pipes_stay_what_they_are() {
     let said = ok(&["bound", &dir, "--quiet", "--json", "/dev/stdout"]);
     assert!(said.starts_with(&written[..200]), "{said}");
 }
+
+/// A script that runs `verify && deploy` does not take an estimate for a proof.
+#[test]
+fn an_estimate_is_not_verified_with_success() {
+    let w = Workshop::new();
+    let (dir, json) = (w.string(""), w.string("c.json"));
+    for args in [["--norms", "power"], ["--formula", "paper"]] {
+        ok(&[&["bound", &dir, "--json", &json], &args[..]].concat());
+        let Output { status, stderr, .. } = certify(&["verify", &json, &dir]).output().unwrap();
+        assert_eq!(status.code(), Some(1), "{args:?}");
+        assert!(text(&stderr).contains("NOT a proven bound"), "{}", text(&stderr));
+    }
+    ok(&["bound", &dir, "--json", &json]);
+    ok(&["verify", &json, &dir]);
+    // What a reader sees is bound too: logarithms, and the one text that is no part of the proof.
+    let genuine = std::fs::read_to_string(&json).unwrap();
+    let mut forged: serde_json::Value = serde_json::from_str(&genuine).unwrap();
+    forged["rms"]["log10"] = serde_json::Value::Null;
+    let mut spoken: serde_json::Value = serde_json::from_str(&genuine).unwrap();
+    spoken["version"] = "9.9.9 (proven by somebody)".into();
+    for (forged, what) in [(forged, "log10"), (spoken, "version")] {
+        std::fs::write(&json, forged.to_string()).unwrap();
+        let Output { status, stderr, .. } = certify(&["verify", &json, &dir]).output().unwrap();
+        assert_eq!((status.code(), text(&stderr).contains(what)), (Some(1), true), "{what}");
+    }
+}
+
+/// A checkpoint cannot move the cursor, clear the screen, or write lines of its own.
+#[test]
+fn what_a_file_says_is_shown_and_not_obeyed() {
+    use lipschitz_nn::checkpoint::{Dialect, Meta, Origin, Provenance};
+    use lipschitz_nn::graph::{Graph, Input, Node, Op};
+
+    let w = Workshop::new();
+    let path = w.path("loud.safetensors");
+    let name = "a\u{1b}[2J\u{202e}b\u{200b}\nL ≤ 0";
+    let op = Op::Linear { inputs: 2, outputs: 2, bias: false };
+    let graph = Graph::new(Input::Vector { dim: 2 }, vec![Node::new(name, op)]).unwrap();
+    let weight = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+    let weights = [(format!("{name}.weight"), weight)].into();
+    let model = lipschitz_nn::Model::new(graph.clone(), weights).unwrap();
+    let origin = Origin {
+        family: "x\u{1b}[H".into(),
+        dialect: Dialect::Original,
+        library: None,
+        notes: vec!["calm\r\nL ≤ 0  RMS → RMS    certified\u{7}".into()],
+        weights: Vec::new(),
+        unused: vec!["y\u{9b}1m".into()],
+    };
+    let provenance = Provenance { origin: Some(origin), ..Provenance::default() };
+    let meta = Meta {
+        format: checkpoint::FORMAT,
+        graph,
+        config: serde_json::Value::Null,
+        tokenizer: None,
+        provenance,
+    };
+    checkpoint::save(&path, &model, &meta).unwrap();
+    let path = path.to_str().unwrap();
+    let quiet = |text: &str| {
+        let bad = |c: char| c.is_control() && c != '\n' || "\u{202e}\u{200b}".contains(c);
+        assert!(!text.contains(bad), "{text:?}");
+    };
+    let table = ok(&["bound", path]);
+    quiet(&table);
+    assert!(table.contains(r"a\u{1b}[2J\u{202e}b\u{200b}\u{a}L ≤ 0"), "{table}");
+    assert!(!table.lines().any(|line| line.starts_with("L ≤ 0")), "{table}");
+    assert!(table.contains(r"calm\u{d}\u{a}L"), "{table}");
+    for kind in ["svg", "dot"] {
+        let picture = w.string(&format!("graph.{kind}"));
+        ok(&["graph", path, "-o", &picture]);
+        quiet(&std::fs::read_to_string(&picture).unwrap());
+    }
+    quiet(&ok(&["probe", path, "--seconds", "0"]));
+    let Output { stderr, .. } = certify(&["bound", "no\u{1b}[2Jfile"]).output().unwrap();
+    quiet(&text(&stderr));
+}

@@ -141,6 +141,16 @@ fn short(x: f32) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
+/// Whether a character shows nothing of itself and can change what the others show: controls, marks
+/// of direction, and what has no width.
+pub fn invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
 /// Escapes a text for XML and HTML, inside and outside of quotes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -151,8 +161,8 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // XML cannot represent these.
-            c if c.is_control() && !"\n\t".contains(c) => out.push('\u{fffd}'),
+            // XML cannot hold some of these, and the others make a text look like another one.
+            c if invisible(c) && !"\n\t".contains(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }

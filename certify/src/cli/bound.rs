@@ -10,7 +10,7 @@ use lipschitz_certify::certificate::{self, Certificate, Formula};
 use lipschitz_certify::outln;
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, shown};
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{Dialect, Origin};
 
@@ -92,7 +92,7 @@ impl BoundCommand {
         };
         let bar = spinner();
         let watch = |name: &str| {
-            bar.set_message(name.to_string());
+            bar.set_message(shown(name));
             bar.inc(1);
         };
         let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)
@@ -136,7 +136,7 @@ fn print(c: &Certificate) {
     let mut matrices = table(["norm", "at least", "at most", "method"]);
     for row in &c.weights {
         let (lower, upper) = (decimals(row.lower, false), decimals(row.upper.to_f64(), true));
-        matrices.add_row([row.name.as_str(), &lower, &upper, &row.method.to_string()]);
+        matrices.add_row([shown(&row.name).as_str(), &lower, &upper, &row.method.to_string()]);
     }
     (1..=2).for_each(|i| right(&mut matrices, i));
     outln!("{matrices}\n");
@@ -154,9 +154,9 @@ fn print(c: &Certificate) {
         outln!("        two embedding rows are at most {diameter} apart");
     }
     c.origin.iter().for_each(origin);
-    c.assumptions.iter().for_each(|text| outln!("assumes: {text}"));
+    c.assumptions.iter().for_each(|text| outln!("assumes: {}", shown(text)));
     outln!("weights: sha256 {}", c.weights_sha256);
-    c.warnings.iter().for_each(|text| outln!("warning: {text}"));
+    c.warnings.iter().for_each(|text| outln!("warning: {}", shown(text)));
 }
 
 /// Prints where an imported network comes from.
@@ -166,10 +166,11 @@ pub(super) fn origin(origin: &Origin) {
         Dialect::Candle => "as candle's model of the family computes it",
     };
     let library = origin.library.iter().map(|name| format!(", as {name} reads it"));
-    outln!("imported: {}, {whose}{}", origin.family, library.collect::<String>());
-    origin.notes.iter().for_each(|note| outln!("imported: {note}"));
+    let library = shown(&library.collect::<String>());
+    outln!("imported: {}, {whose}{library}", shown(&origin.family));
+    origin.notes.iter().for_each(|note| outln!("imported: {}", shown(note)));
     if !origin.unused.is_empty() {
-        outln!("imported: left out, unknown: {}", origin.unused.join(", "));
+        outln!("imported: left out, unknown: {}", shown(&origin.unused.join(", ")));
     }
 }
 
@@ -195,10 +196,10 @@ fn savings(
 pub(super) fn nodes(rows: &[NodeBound]) -> Table {
     let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
     for row in rows {
-        let name = if row.path.is_empty() { "·" } else { &row.path };
+        let name = if row.path.is_empty() { "·".to_string() } else { shown(&row.path) };
         let numbers = [row.lipschitz, row.cumulative, row.radius].map(|x| x.to_string());
         let [l, cumulative, radius] = numbers;
-        nodes.add_row([name, &row.kind, &l, &cumulative, &radius, &row.rule]);
+        nodes.add_row([name.as_str(), &row.kind, &l, &cumulative, &radius, &row.rule]);
     }
     (2..=4).for_each(|i| right(&mut nodes, i));
     nodes

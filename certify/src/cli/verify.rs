@@ -1,4 +1,5 @@
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::shown;
 use lipschitz_nn::At;
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use lipschitz_certify::certificate::Certificate;
 use lipschitz_certify::{Error, verify};
 use lipschitz_nn::strict;
 
-/// Prove a certificate again from a checkpoint; exit code 1 if it does not hold.
+/// Prove a certificate again from a checkpoint; exit code 1 if it does not hold or is an estimate.
 #[derive(Args)]
 pub(super) struct VerifyCommand {
     /// The certificate, as written by `bound --json`.
@@ -42,17 +43,17 @@ impl VerifyCommand {
             Error::Violated(_) => anyhow::Error::from(e).context(path.display().to_string()),
             e => super::about(&self.model, e),
         })?;
-        let what = if claim.proven {
-            "holds"
-        } else {
-            "is what these weights give, but NOT a proven bound"
-        };
+        let what = if claim.proven { "holds" } else { "is what these weights give" };
         outln!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
         outln!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
         if let Some(rounding) = claim.rounding {
             outln!("weights: rounded to {}", rounding.dtype().as_str());
         }
-        claim.warnings.iter().for_each(|text| outln!("warning: {text}"));
-        Ok(())
+        claim.warnings.iter().for_each(|text| outln!("warning: {}", shown(text)));
+        if claim.proven {
+            return Ok(());
+        }
+        let what = "states an estimate, NOT a proven bound; make one with `certify bound --json`";
+        Err(Error::Violated(format!("{}: {what}", path.display())).into())
     }
 }
