@@ -6,7 +6,7 @@ use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, NormKind, Op, Span};
 use lipschitz_nn::{Model, Weights};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 
@@ -393,6 +393,51 @@ fn identity_attention(heads: usize) -> Model {
     let weights: Weights =
         graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
     Model::new(graph, weights).unwrap()
+}
+
+/// Queries that are a shift alone still weigh the keys: without it in their size, values alone
+/// would count, with a constant of 1.
+#[test]
+fn a_shift_of_queries_counts() {
+    for span in [Span::Head, Span::EachHead, Span::Heads] {
+        for kind in [NormKind::Rms, NormKind::Layer] {
+            let a = Attention {
+                causal: false,
+                query_key_norm: Some(1.0),
+                query_key_span: span,
+                query_key_kind: kind,
+                query_key_shift: true,
+                ..Attention::new(4, 2, 2)
+            };
+            let nodes = vec![
+                Node::new("embedding", Op::Embedding { vocabulary: 4, dim: 4 }),
+                Node::new("a", Op::Attention(a)),
+            ];
+            let graph = Graph::new(Input::tokens(8), nodes).unwrap();
+            let weight = |name: &str, shape: &[usize]| match (name, shape) {
+                ("a.query_norm.weight" | "a.key_norm.bias", _) => {
+                    Tensor::zeros(shape, candle_core::DType::F64, &Device::Cpu).unwrap()
+                }
+                ("a.query_norm.bias", [n]) => {
+                    let alternating = (0..*n).map(|i| if i % 2 == 0 { 4.0 } else { -4.0 });
+                    Tensor::from_vec(alternating.collect::<Vec<f64>>(), *n, &Device::Cpu).unwrap()
+                }
+                (_, [n]) => Tensor::ones(*n, candle_core::DType::F64, &Device::Cpu).unwrap(),
+                _ => Tensor::eye(4, candle_core::DType::F64, &Device::Cpu).unwrap(),
+            };
+            let weights: Weights = graph
+                .parameters()
+                .iter()
+                .map(|p| (p.name.clone(), weight(&p.name, &p.shape)))
+                .collect();
+            let model = Model::new(graph, weights).unwrap();
+            let c = certify(&model, Method::Proven, Formula::Sound, Some(2.0)).unwrap();
+            let starts = Dice::new(5).tensor(&[8, 2, 4], 2.0);
+            let found = probe::search(&model, &starts, 2.0, 120).unwrap().sensitivity;
+            let bound = c.l2.to_f64();
+            assert!(found > 1.2 && found <= bound, "{span:?}, {kind:?}: {found}, {bound}");
+        }
+    }
 }
 
 /// The published formula puts whole-matrix norms into the formula of one head: with eight heads a
