@@ -243,7 +243,8 @@ fn attention(a: &Attention, path: &str) -> Module {
 fn norm(path: &str, gain: bool, bias: bool) -> Module {
     let names: Vec<String> = [("weight", gain), ("bias", bias)]
         .into_iter()
-        .filter_map(|(name, is)| is.then(|| join(path, name)))
+        .filter(|(_, is)| *is)
+        .map(|(name, _)| join(path, name))
         .collect();
     if names.is_empty() { Module::plain(path, 1.0) } else { Module::weights(path, names, 1.0) }
 }

@@ -169,7 +169,7 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
         | Op::LastToken
         | Op::FirstAndMean => {}
     }
-    (from..out.len()).filter(|i| out[*i].geometry == Geometry::Matrix).last().into_iter().collect()
+    (from..out.len()).rfind(|i| out[*i].geometry == Geometry::Matrix).into_iter().collect()
 }
 
 fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
