@@ -53,12 +53,13 @@ def decoders():
     yield "smollm3", t.SmolLM3ForCausalLM(t.SmolLM3Config(
         **smol, num_key_value_heads=1, use_sliding_window=True, sliding_window=2, **NO_IDS, **rope("default"))), {}
     yield "smollm3-listed", t.SmolLM3ForCausalLM(t.SmolLM3Config(
-        **TEXT, num_key_value_heads=2, no_rope_layers=[0, 1], mlp_bias=True, **NO_IDS, **rope("default"))), {}
+        **TEXT, num_key_value_heads=2, no_rope_layers=[0, 1], mlp_bias=True, **NO_IDS,
+        **rope("yarn", factor=2.0, original_max_position_embeddings=6))), {}
     gemma3 = dict(**TEXT, num_key_value_heads=1, head_dim=6, query_pre_attn_scalar=3, sliding_window=2, **NO_IDS)
     yield "gemma3_text", t.Gemma3ForCausalLM(t.Gemma3TextConfig(
         **gemma3, final_logit_softcapping=4.0, layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(
             full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100.0),
-            sliding_attention=dict(rope_type="default", rope_theta=30.0)))), {}
+            sliding_attention=dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=6, rope_theta=30.0)))), {}
     gemma3["num_hidden_layers"] = 3
     yield "gemma3_text-pattern", t.Gemma3TextModel(t.Gemma3TextConfig(**gemma3, sliding_window_pattern=3)), {}
     glm = dict(**TEXT, num_key_value_heads=1, head_dim=8, **NO_IDS)

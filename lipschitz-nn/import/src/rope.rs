@@ -147,10 +147,8 @@ fn scaled(
     } else {
         inner.assume("partial_rotary_factor", &1.0.into())?;
     }
-    for key in ["rope_type", "type"].into_iter().filter(|key| inner.names(key)) {
-        inner.text(key)?;
-    }
-    let kind = match (inner.text_if("rope_type")?, inner.text_if("type")?) {
+    let named = |key: &str| if inner.names(key) { inner.text(key).map(Some) } else { Ok(None) };
+    let kind = match (named("rope_type")?, named("type")?) {
         // The name of the same in releases of one family.
         (Some("yarn"), _) | (None, Some("yarn")) if config.is_class("phi3") => {
             "longrope".to_string()

@@ -426,6 +426,10 @@ impl Frame {
     pub(crate) fn around(self, model: &ModelDir, body: Body) -> Result<Mapping, Error> {
         let Self { head, vocabulary, dim, .. } = self;
         let config = model.config;
+        // The library's masks read it of any config.
+        if config.names("is_causal") && !config.flag("is_causal")? {
+            return Err(config.unsupported("is_causal", "off"));
+        }
         let Body { mut weights, before, blocks: bodies, after, logits } = body;
         let (scores, bias) = self.scores;
         let shape = [vocabulary, dim];

@@ -56,9 +56,9 @@ impl Scales {
                 }
             }
             "granite" => {
-                scales.logit = config.number("attention_multiplier")?;
-                scales.embedding = config.number("embedding_multiplier")?;
-                scales.branch = config.number("residual_multiplier")?;
+                scales.logit = factor(config, "attention_multiplier")?;
+                scales.embedding = factor(config, "embedding_multiplier")?;
+                scales.branch = factor(config, "residual_multiplier")?;
                 let divisor = config.number("logits_scaling")?;
                 scales.scores = divisor.recip();
                 if !scales.scores.is_finite() {
@@ -66,13 +66,21 @@ impl Scales {
                     return Err(config.wrong("logits_scaling", what));
                 }
             }
-            "cohere" => scales.scores = config.number("logit_scale")?,
+            "cohere" => scales.scores = factor(config, "logit_scale")?,
             _ => {}
         }
         if family.starts_with("gemma") {
             config.only("use_bidirectional_attention", false)?;
         }
         Ok(scales)
+    }
+}
+
+/// A factor with which the library's norms, which it computes in f32, do not overflow.
+fn factor(config: &ConfigReader, key: &str) -> Result<f64, Error> {
+    match config.number(key)? {
+        factor if factor.abs() <= 1e12 => Ok(factor),
+        factor => Err(config.wrong(key, format!("is {factor}, wanted a factor of at most 1e12"))),
     }
 }
 
@@ -171,11 +179,17 @@ fn mixer(config: &ConfigReader, family: &str, v: &Variant, dim: usize) -> Result
     })
 }
 
+/// Positions and window of one layer.
+struct Layer {
+    rotary: Option<Rotary>,
+    window: Option<usize>,
+    /// Factor on the logits, which the scaling of rotary positions brings.
+    logits: f64,
+}
+
 /// Positions and window of each layer.
 struct Layers {
-    each: Vec<(Option<Rotary>, Option<usize>)>,
-    /// Factor on the logits.
-    logits: f64,
+    each: Vec<Layer>,
     context: usize,
     note: Option<String>,
 }
@@ -185,31 +199,30 @@ impl Layers {
         let &ModelDir { config, files, dialect, family, .. } = model;
         let layers = config.layers("num_hidden_layers", files.len())?;
         let windows = windows(config, family, v.windows, layers, dialect)?;
+        let turned = |rope: &Rope, window| Layer {
+            rotary: Some(rope.rotary.clone()),
+            window,
+            logits: rope.logits,
+        };
         if v.windows == Windows::Pattern {
             let [sliding, full] = by_layer_type(config, head_dim, dialect)?;
-            if sliding.logits != full.logits {
-                let what = "scales the logits of one type of layers alone, which is not supported";
-                return Err(config.wrong("rope_parameters", what));
-            }
             let of = |window: Option<usize>| {
-                let rope = if window.is_some() { &sliding } else { &full };
-                (Some(rope.rotary.clone()), window)
+                turned(if window.is_some() { &sliding } else { &full }, window)
             };
-            return Ok(Self {
-                each: windows.into_iter().map(of).collect(),
-                logits: full.logits,
-                context: full.context.min(sliding.context),
-                note: full.note.or(sliding.note),
-            });
+            let each = windows.into_iter().map(of).collect();
+            let context = full.context.min(sliding.context);
+            return Ok(Self { each, context, note: full.note.or(sliding.note) });
         }
-        let Rope { rotary, logits, context, note } = rope(config, head_dim, v.rope, dialect)?;
-        let turned = match v.windows {
-            Windows::NotTurned => turned(config, layers)?,
+        let rope = rope(config, head_dim, v.rope, dialect)?;
+        let turns = match v.windows {
+            Windows::NotTurned => self::turned(config, layers)?,
             _ => vec![true; layers],
         };
-        let each = windows.into_iter().zip(turned);
-        let each = each.map(|(window, turned)| (turned.then(|| rotary.clone()), window)).collect();
-        Ok(Self { each, logits, context, note })
+        let of = |(window, turns)| {
+            if turns { turned(&rope, window) } else { Layer { rotary: None, window, logits: 1.0 } }
+        };
+        let each = windows.into_iter().zip(turns).map(of).collect();
+        Ok(Self { each, context: rope.context, note: rope.note })
     }
 }
 
@@ -225,7 +238,7 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
         if !v.candle {
             as_the_library(model)?;
         }
-        let turned = layers.each.iter().filter_map(|(rotary, _)| rotary.as_ref());
+        let turned = layers.each.iter().filter_map(|layer| layer.rotary.as_ref());
         let scaled = turned.into_iter().any(|rotary| rotary.frequencies.is_some());
         refused_by_candle(config, family, mixer.head_dim * mixer.heads == dim, scaled)?;
     }
@@ -237,11 +250,11 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
     let root = files.prefix(prefix);
     let mut weights = WeightMap::default();
     let mut blocks = Vec::new();
-    for (i, (rotary, window)) in layers.each.into_iter().enumerate() {
+    for (i, Layer { rotary, window, logits }) in layers.each.into_iter().enumerate() {
         let mixer = Attention {
             rotary,
             window,
-            logit_scale: layers.logits * scales.logit,
+            logit_scale: logits * scales.logit,
             logit_cap: scales.cap,
             ..mixer.clone()
         };
