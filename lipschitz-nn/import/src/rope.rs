@@ -98,6 +98,10 @@ pub(crate) fn by_layer_type(
         scaled(config, inner, plain, Pairing::Half, dialect)
     };
     let (mut full, mut sliding) = (config.inside("rope_scaling")?, None);
+    // The former name of the kind is not read here.
+    if let Some(old) = full.as_ref().filter(|old| !old.names("rope_type")) {
+        old.assume("type", &"default".into())?;
+    }
     if let Some(both) = config.inside("rope_parameters")? {
         if full.is_some() {
             return Err(

@@ -191,6 +191,13 @@ fn what_is_not_supported_is_refused_by_name() {
         ("smollm3", json!({"sliding_window": null}), "`sliding_window` is none"),
         (
             "gemma3_text",
+            json!({"rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+            "`rope_scaling.type` is \"linear\"",
+        ),
+        ("gemma3_text", json!({"is_causal": false}), "`is_causal` is off"),
+        ("granite", json!({"residual_multiplier": 1e30}), "`residual_multiplier` is 1"),
+        (
+            "gemma3_text",
             json!({"rope_parameters": {"rope_type": "default"}}),
             "`rope_parameters.rope_type`",
         ),
