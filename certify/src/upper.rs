@@ -261,7 +261,7 @@ struct Stored {
     /// In [1, 2); 0 for zero; null for infinity.
     mantissa: Option<f64>,
     exponent: i64,
-    /// For readers; it is only checked when the document is read.
+    /// For readers; it is checked when the document is read. Null for zero and infinity.
     #[serde(default)]
     log10: Option<f64>,
 }

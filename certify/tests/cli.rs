@@ -168,7 +168,8 @@ fn certificates_are_verified_by_exit_code() {
     };
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["rms"]["exponent"] = (-3).into();
-    value["rms"].as_object_mut().unwrap().remove("log10");
+    let mantissa = value["rms"]["mantissa"].as_f64().unwrap();
+    value["rms"]["log10"] = (mantissa / 8.0).log10().into();
     broken(value.to_string(), 1, "rms");
     broken(text.replacen("\"log10\": ", "\"log10\": 7", 1), 1, "log10");
     // A reader could take an unknown key for a claim.
@@ -477,7 +478,7 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
 
     let w = Workshop::new();
     let path = w.path("loud.safetensors");
-    let name = "a\u{1b}[2J\u{202e}b\u{200b}\nL ≤ 0";
+    let name = "a\u{1b}[2J\u{202e}b\u{200b}L≤0";
     let op = Op::Linear { inputs: 2, outputs: 2, bias: false };
     let graph = Graph::new(Input::Vector { dim: 2 }, vec![Node::new(name, op)]).unwrap();
     let weight = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
@@ -507,8 +508,11 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
     };
     let table = ok(&["bound", path]);
     quiet(&table);
-    assert!(table.contains(r"a\u{1b}[2J\u{202e}b\u{200b}\u{a}L ≤ 0"), "{table}");
-    assert!(!table.lines().any(|line| line.starts_with("L ≤ 0")), "{table}");
+    assert!(table.contains(r"a\u{1b}[2J\u{202e}b\u{200b}L≤0"), "{table}");
+    assert!(
+        !table.lines().any(|line| line.starts_with("L≤0") || line.starts_with("L ≤ 0")),
+        "{table}"
+    );
     assert!(table.contains(r"calm\u{d}\u{a}L"), "{table}");
     for kind in ["svg", "dot"] {
         let picture = w.string(&format!("graph.{kind}"));
