@@ -192,6 +192,9 @@ pub enum Error {
     /// A prompt of no tokens.
     #[error("the prompt is empty; give at least one character")]
     EmptyPrompt,
+    /// A network that has no output: rounding overflows, or training diverged.
+    #[error("the network's outputs are not finite on this input")]
+    NotFinite,
 }
 
 impl Error {

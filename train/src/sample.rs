@@ -22,7 +22,8 @@ pub struct Sampling {
 /// The prompt and what the model writes after it.
 ///
 /// # Errors
-/// A prompt with characters that the model does not know, or a model that reads no tokens.
+/// A prompt with characters that the model does not know, a model that reads no tokens, or one
+/// whose outputs are not finite.
 pub fn sample(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -48,6 +49,9 @@ pub fn sample(
             .get(window.len() - 1)?
             .to_dtype(DType::F64)?
             .to_vec1::<f64>()?;
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(Error::NotFinite);
+        }
         // Ids beyond the tokenizer's pad the embedding.
         ids.push(draw(
             &logits[..logits.len().min(codec.vocabulary())],

@@ -155,7 +155,8 @@ impl<'a> Run<'a> {
         let training = training(config, &graph, &recipe, saved.as_ref(), &device, ranks)?;
         let before = saved.as_ref().map_or((0, 0.0), |saved| (saved.step, saved.seconds));
         let events = |dir: &RunDir| match saved {
-            Some(_) => EventWriter::resume(dir.path(), before.0),
+            // The steps that are kept are those up to the checkpoint's.
+            Some(_) => EventWriter::resume(dir.path(), before.0 + 1),
             None => EventWriter::create(dir.path()),
         };
         let files = match dir {

@@ -197,7 +197,7 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     );
 }
 
-/// Ctrl-C saves; resuming ends with the same bytes and the same log as a run that was never
+/// Ctrl-C saves, and so do the signals of schedulers and closed terminals; resuming ends with the same bytes and the same log as a run that was never
 /// stopped.
 #[test]
 fn an_interrupted_run_ends_as_if_it_had_not_been() {
@@ -223,7 +223,7 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             "constraint={ method = \"spectral_hammer\", sigma_max = 1.5, per_head = [\"query\"] }",
         ],
     ];
-    for settings in optimizers {
+    for (settings, signal) in optimizers.into_iter().zip(["-INT", "-TERM", "-HUP"]) {
         let w = Workshop::new();
         w.trained("whole", settings);
         let args = w.args("parts", settings);
@@ -239,7 +239,7 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             std::thread::sleep(Duration::from_millis(2));
         }
         let interrupted =
-            Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+            Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         assert!(interrupted.success());
         let output = child.wait_with_output().unwrap();
         let message = text(&output.stderr);
@@ -446,6 +446,27 @@ fn bad_input_gets_one_line() {
 }
 
 /// Whoever reads the progress may go away; the run goes on to its end.
+/// A network whose sums overflow has neither a loss nor a text.
+#[test]
+fn outputs_that_are_not_finite_are_an_error() {
+    let w = Workshop::new();
+    w.trained("run", &["train.steps=1"]);
+    let path = w.path("run/model.safetensors");
+    let (model, meta) = lipschitz_nn::checkpoint::load(&path, &candle_core::Device::Cpu).unwrap();
+    let weights = model.weights().iter().map(|(name, w)| {
+        let large = if name.contains("norm") { w.clone() } else { (w * 1e30).unwrap() };
+        (name.clone(), large)
+    });
+    let model = lipschitz_nn::Model::new(model.graph().clone(), weights.collect()).unwrap();
+    lipschitz_nn::checkpoint::save(&path, &model, &meta).unwrap();
+    std::fs::write(w.path("text.txt"), "The play is the thing.\n".repeat(40)).unwrap();
+    let (run, data) = (w.string("run"), w.string("text.txt"));
+    for args in [vec!["eval", &run, "--data", &data], vec!["sample", &run, "--prompt", "A"]] {
+        let said = refused(&args);
+        assert!(said.contains("not finite"), "{said}");
+    }
+}
+
 #[test]
 fn a_run_outlives_its_reader() {
     let w = Workshop::new();

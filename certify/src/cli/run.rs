@@ -43,6 +43,11 @@ impl RunCommand {
             model.forward(input)
         };
         let output = output.with_context(|| self.input.display().to_string())?;
+        // 0·x is 0 for finite x alone.
+        let zero = (output.to_dtype(DType::F64)? * 0.0)?.sum_all()?.to_scalar::<f64>()?;
+        if zero != 0.0 {
+            bail!("{}: the network's outputs are not finite on this input", self.input.display())
+        }
         Ok(save_tensors(&self.output, [("output", output)].into_iter(), None)?)
     }
 }

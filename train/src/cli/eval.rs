@@ -51,6 +51,10 @@ impl Eval {
         let batch_size = self.batch_size.max(1);
         let result = evaluate(&model, &*data, protocol, batch_size, &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
+        if !loss.is_finite() {
+            let error = lipschitz_train::Error::NotFinite;
+            return Err(anyhow::Error::from(error).context(self.model.display().to_string()));
+        }
         if let Some((file, summary, _lock)) = kept {
             let summary =
                 Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };

@@ -128,6 +128,7 @@ fn stop_on_interrupt() -> Arc<AtomicBool> {
             std::process::exit(130);
         }
     };
+    // Ctrl-C, and the signals that end a job or a session, such as a scheduler's.
     // Without a handler Ctrl-C ends the program at once, which loses no more than the steps since
     // the last checkpoint.
     let _ = ctrlc::set_handler(handler);
