@@ -459,7 +459,7 @@ fn outputs_that_are_not_finite_are_an_error() {
     });
     let model = lipschitz_nn::Model::new(model.graph().clone(), weights.collect()).unwrap();
     lipschitz_nn::checkpoint::save(&path, &model, &meta).unwrap();
-    std::fs::write(w.path("text.txt"), "The play is the thing.\n".repeat(40)).unwrap();
+    std::fs::write(w.path("text.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
     let (run, data) = (w.string("run"), w.string("text.txt"));
     for args in [vec!["eval", &run, "--data", &data], vec!["sample", &run, "--prompt", "A"]] {
         let said = refused(&args);
