@@ -1,6 +1,6 @@
 """Writes small files in the formats that the import reads, with the values that they hold.
 
-Needs torch, transformers, safetensors, numpy and gguf from PyPI (written with torch 2.15, transformers 5.24 and gguf
+Needs torch, transformers, accelerate, safetensors, numpy and gguf from PyPI (written with torch 2.15, transformers 5.24 and gguf
 0.19), and no network:
 
     python tests/golden/make_formats.py tests/golden/formats
@@ -210,3 +210,101 @@ def model(name, arch, kind, scaled):
 model("llama", "llama", T.Q8_0, False)
 model("llama_freqs", "llama", T.F32, True)
 model("qwen2", "qwen2", T.F32, False)
+
+
+# Models of transformers, written as llama.cpp's own script does: its names, and the gains of Gemma with their 1. The
+# library's reading of the tensors has to give the same; its reading of the metadata leaves out the width of heads of Qwen 3,
+# the share of Phi 3 that is turned, and the caps, the scaling and the other base of Gemma.
+SMALL = dict(vocab_size=V, hidden_size=D, intermediate_size=24, num_attention_heads=H, num_key_value_heads=KV,
+             max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=None, attn_implementation="eager")
+PLAIN = dict(rope_type="default", rope_theta=100.0)
+
+
+def write(name, net, also):
+    config = net.config
+    torch.manual_seed(len(name))
+    for key, p in net.named_parameters():
+        p.data = torch.randn_like(p) * (0.3 if p.dim() == 2 else 0.2) + (1.0 if p.dim() == 1 and "gemma" not in name else 0.0)
+    path = out / f"{name}.gguf"
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_name(name)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(100.0)
+    writer.add_vocab_size(V)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(V)])
+    writer.add_token_merges(["t 1"])
+    also(writer)
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for key, value in net.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stem, suffix = key.rsplit(".", 1)
+        data = value.numpy() + (1.0 if "gemma" in name and "norm" in key else 0.0)
+        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", data.astype("<f4"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokens = torch.arange(9)[None] * 5 % V
+    with torch.no_grad():
+        output = net.double().eval()(tokens).logits.float()
+        read = type(net).from_pretrained(out, gguf_file=path.name, config=config, dtype=torch.float32).double().eval()
+        torch.testing.assert_close(read(tokens).logits.float(), output, rtol=1e-4, atol=1e-4)
+    expect(name, {"tokens": tokens, "output": output})
+
+
+def lengths(of):
+    def add(writer):
+        writer.add_key_length(of)
+        writer.add_value_length(of)
+    return add
+
+
+write("qwen3", transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
+    **SMALL, num_hidden_layers=2, head_dim=6, rope_parameters=PLAIN)), lengths(6))
+
+
+def phi3(writer):
+    writer.add_rope_dimension_count(4)
+    writer.add_rope_scaling_orig_ctx_len(16)
+    writer.add_sliding_window(16)
+
+
+write("phi3", transformers.Phi3ForCausalLM(transformers.Phi3Config(
+    **SMALL, num_hidden_layers=2, rope_parameters=dict(PLAIN, partial_rotary_factor=0.5))), phi3)
+
+
+def gemma2(writer):
+    lengths(6)(writer)
+    writer.add_sliding_window(3)
+    writer.add_attn_logit_softcapping(2.0)
+    writer.add_final_logit_softcapping(4.0)
+
+
+write("gemma2", transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
+    **SMALL, num_hidden_layers=3, head_dim=6, query_pre_attn_scalar=6, sliding_window=3, attn_logit_softcapping=2.0,
+    final_logit_softcapping=4.0, rope_parameters=PLAIN)), gemma2)
+
+
+def gemma3(writer):
+    lengths(6)(writer)
+    writer.add_sliding_window(3)
+    writer.add_final_logit_softcapping(4.0)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_key_value("gemma3.rope.freq_base_swa", 30.0, gguf.GGUFValueType.FLOAT32)
+
+
+local = dict(rope_type="default", rope_theta=30.0)
+write("gemma3", transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
+    **SMALL, num_hidden_layers=7, head_dim=6, query_pre_attn_scalar=6, sliding_window=3, final_logit_softcapping=4.0,
+    rope_parameters=dict(full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100.0), sliding_attention=local))),
+    gemma3)

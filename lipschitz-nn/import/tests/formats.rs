@@ -102,7 +102,8 @@ fn formats_are_known_under_any_name() {
 
 #[test]
 fn gguf_models_compute_what_the_library_reads_in_them() {
-    for name in ["llama", "llama_freqs", "qwen2"] {
+    let names = ["llama", "llama_freqs", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"];
+    for name in names {
         let path = golden(&format!("{name}.gguf"));
         let model = import(&path, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}"));
         let model = model.model.to(&Device::Cpu, DType::F64).unwrap();
@@ -151,6 +152,59 @@ fn metadata_of_gguf_that_may_change_the_function_are_named() {
     large[at..at + 8].copy_from_slice(&(1u64 << 60).to_le_bytes());
     std::fs::write(&path, large).unwrap();
     assert!(refused(&path).contains("token_embd.weight"));
+}
+
+#[test]
+fn metadata_of_architectures_that_may_change_the_function_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    // What the keys of one architecture say is not passed over in another, and no tensor is.
+    let table = [
+        // Without it heads have another width than the values.
+        ("qwen3", "qwen3.attention.key_length", "qwen3.attention.key_lengtx"),
+        ("qwen3", "qwen3.attention.value_length", "qwen3.attention.value_lengtx"),
+        ("phi3", "phi3.rope.dimension_count", "phi3.rope.dimension_counx"),
+        ("gemma3", "gemma3.rope.freq_base_swa", "gemma3.rope.freq_base_swx"),
+        ("gemma3", "gemma3.final_logit_softcapping", "gemma3.final_logit_softcappinx"),
+        ("gemma3", "gemma3.attention.sliding_window", "gemma3.attention.sliding_windox"),
+        ("gemma2", "gemma2.attn_logit_softcapping", "gemma2.attn_logit_softcappinx"),
+        ("gemma2", "blk.1.post_ffw_norm.weight", "blk.1.post_ffx_norm.weight"),
+        ("qwen3", "blk.1.attn_q_norm.weight", "blk.1.attn_x_norm.weight"),
+        ("phi3", "blk.1.attn_qkv.weight", "blk.1.attn_qkx.weight"),
+    ];
+    for (name, from, to) in table {
+        let bytes = std::fs::read(golden(&format!("{name}.gguf"))).unwrap();
+        // The key with its length before it, so that it is no part of a longer one.
+        let key = |key: &str| {
+            let length = (key.len() as u64).to_le_bytes();
+            String::from_utf8([&length, key.as_bytes()].concat()).unwrap()
+        };
+        std::fs::write(&path, replaced(&bytes, &key(from), &key(to))).unwrap();
+        let line = refused(&path);
+        let says = if from.ends_with("key_length") { "value_length" } else { from };
+        assert!(line.contains(says) || line.contains(to), "{from}: {line}");
+    }
+    // Factors on frequencies that are not read are refused as such, and not as a tensor left over.
+    let bytes = std::fs::read(golden("phi3.gguf")).unwrap();
+    let short = replaced(&bytes, "blk.0.attn_output.weight", "rope_factors_long.weight");
+    std::fs::write(&path, short).unwrap();
+    assert!(refused(&path).contains("not supported of phi3"));
+}
+
+#[test]
+fn a_window_that_llama_cpp_drops_is_asked_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut bytes = std::fs::read(golden("phi3.gguf")).unwrap();
+    let key = "phi3.attention.sliding_window";
+    let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len() + 4;
+    assert_eq!(bytes[at..at + 4], 16u32.to_le_bytes());
+    bytes[at] = 15;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(refused(&path).contains("`phi3.attention.sliding_window` is 15"));
+    let ignore = ImportOptions { ignore: vec![key.into()], ..ImportOptions::default() };
+    let origin = import(&path, &ignore).unwrap().meta.provenance.origin.unwrap();
+    assert!(origin.notes.iter().any(|note| note.contains(key)), "{:?}", origin.notes);
 }
 
 /// Numbers from a seed.

@@ -143,11 +143,20 @@ pub(crate) enum Gains {
     Apart,
 }
 
+/// How the matrices of a gated unit are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Gates {
+    /// A tensor each: gate, up, down.
+    Apart([&'static str; 3]),
+    /// Gate and up in one tensor, and down.
+    Rows([&'static str; 2]),
+}
+
 /// The pointwise unit of a block.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
-    /// `W_down (φ(W_gate x) ∘ W_up x)`; with `fused`, gate and up are one tensor.
-    Gated { function: Function, fused: bool },
+    /// `W_down (φ(W_gate x) ∘ W_up x)`.
+    Gated { function: Function, names: Gates },
     /// `W_down φ(W_up x)`.
     Plain { phi: NamedActivation, up: &'static str, down: &'static str },
 }
@@ -308,14 +317,14 @@ impl Block {
                 put("up", up, [hidden, dim]);
                 put("down", down, [dim, hidden]);
             }
-            Unit::Gated { fused: false, .. } => {
-                put("gate", "mlp.gate_proj", [hidden, dim]);
-                put("up", "mlp.up_proj", [hidden, dim]);
-                put("down", "mlp.down_proj", [dim, hidden]);
+            Unit::Gated { names: Gates::Apart([gate, up, down]), .. } => {
+                put("gate", gate, [hidden, dim]);
+                put("up", up, [hidden, dim]);
+                put("down", down, [dim, hidden]);
             }
-            Unit::Gated { fused: true, .. } => {
-                put("down", "mlp.down_proj", [dim, hidden]);
-                let both = self.matrix(&format!("{from}.mlp.gate_up_proj"), 2 * hidden, dim);
+            Unit::Gated { names: Gates::Rows([both, down]), .. } => {
+                put("down", down, [dim, hidden]);
+                let both = self.matrix(&format!("{from}.{both}"), 2 * hidden, dim);
                 weights.put(format!("{to}.gate.weight"), both.clone().rows(0, hidden));
                 weights.put(format!("{to}.up.weight"), both.rows(hidden, hidden));
             }

@@ -1,28 +1,113 @@
-//! Models in GGUF, whose metadata stand for a config: `llama` (Llama, Mistral and others that
-//! llama.cpp calls so) and `qwen2`.
+//! Models in GGUF, whose metadata stand for a config.
 //!
-//! Source: the names of llama.cpp (`gguf-py/gguf/constants.py`). Its `llama` pairs neighbouring
-//! coordinates in rotary positions: queries and keys are stored with their rows in that order.
+//! Source: the names of llama.cpp (`gguf-py/gguf/constants.py`), and what it computes of each
+//! architecture. Its `llama` pairs neighbouring coordinates in rotary positions: queries and keys
+//! are stored with their rows in that order.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::decoder::{Block, Gain, Gains, Gates, Layout, Norm, Projections, QueryKeyNorm, Unit};
+use crate::Undecided;
 use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
 use crate::mapping::Mapping;
-use crate::nodes::{attention, blocks, linear, residual, rms_norm};
+use crate::nodes::{blocks, linear};
 use lipschitz_nn::Error;
-use lipschitz_nn::graph::{Attention, Function, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{Attention, Function, Input, Node, NormKind, Op, Pairing, Rotary, Span};
 
-/// Architectures, which coordinates they pair, and whether queries, keys and values have biases;
-/// none: the tensors say.
-const ARCHITECTURES: &[(&str, Pairing, Option<bool>)] =
-    &[("llama", Pairing::Interleaved, None), ("qwen2", Pairing::Half, Some(true))];
+/// What sets an architecture apart.
+struct Architecture {
+    name: &'static str,
+    /// Which coordinates rotary positions pair.
+    pairing: Pairing,
+    /// Whether queries, keys and values have biases; none: the tensors say.
+    bias: Option<bool>,
+    /// Queries, keys and values are one tensor, as are gate and up.
+    fused: bool,
+    /// Queries and keys pass an RMS norm.
+    query_key_norm: bool,
+    /// Norms are inside the branches too, behind attention and unit.
+    inside: bool,
+    /// The function of the gate.
+    function: Function,
+    /// Embedding vectors are multiplied by √dim.
+    scaled_embedding: bool,
+    windows: Windows,
+    /// With so many layers, logits are divided by √(dim/heads) and not by √head_dim.
+    by_width: Option<usize>,
+    /// Caps of attention's logits and of the final ones, where the file says none; without the
+    /// outer option the key is not one of this architecture.
+    caps: [Option<Option<f64>>; 2],
+    /// Factors on the rotary frequencies may be in a tensor.
+    factors: bool,
+}
+
+/// Which layers have a window.
+#[derive(Clone, Copy, PartialEq)]
+enum Windows {
+    /// None; the key is not one of the architecture.
+    None,
+    /// llama.cpp reads the key and computes without a window.
+    Dropped,
+    /// All but every n-th, with the rotary positions of the others.
+    AllBut(usize),
+    /// The same, with rotary positions of a base of their own, 10000 where the file says none.
+    AllButWithBase(usize),
+}
+
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    pairing: Pairing::Interleaved,
+    bias: None,
+    fused: false,
+    query_key_norm: false,
+    inside: false,
+    function: Function::Silu,
+    scaled_embedding: false,
+    windows: Windows::None,
+    by_width: None,
+    caps: [None, None],
+    factors: true,
+};
+
+/// What the others have in common.
+const HALF: Architecture =
+    Architecture { pairing: Pairing::Half, bias: Some(false), factors: false, ..LLAMA };
+
+const GEMMA: Architecture =
+    Architecture { inside: true, function: Function::GeluTanh, scaled_embedding: true, ..HALF };
+
+const ARCHITECTURES: &[Architecture] = &[
+    LLAMA,
+    Architecture { name: "qwen2", bias: Some(true), ..HALF },
+    Architecture { name: "qwen3", query_key_norm: true, ..HALF },
+    Architecture { name: "phi3", fused: true, windows: Windows::Dropped, ..HALF },
+    Architecture {
+        name: "gemma2",
+        windows: Windows::AllBut(2),
+        by_width: Some(46),
+        caps: [Some(Some(50.0)), Some(Some(30.0))],
+        ..GEMMA
+    },
+    Architecture {
+        name: "gemma3",
+        query_key_norm: true,
+        windows: Windows::AllButWithBase(6),
+        by_width: Some(62),
+        caps: [None, Some(None)],
+        ..GEMMA
+    },
+];
 
 /// Keys that say nothing of the function.
 const INERT: &[&str] = &["general.", "tokenizer.", "quantize.", "split."];
+
+/// Tensors of factors on rotary frequencies: for all contexts, and for short and long ones.
+const FACTORS: &str = "rope_freqs.weight";
+const BY_CONTEXT: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// The architecture and the mapping of a GGUF file.
 pub(crate) fn mapping(
@@ -47,14 +132,13 @@ pub(crate) fn mapping(
             format!("is {count}: this is one part of a model; merge the parts into one file");
         return Err(config.wrong("split.count", what));
     }
-    let Some((_, pairing, bias)) = ARCHITECTURES.iter().find(|(name, ..)| *name == family) else {
-        let known = ARCHITECTURES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
+    let Some(architecture) = ARCHITECTURES.iter().find(|known| known.name == family) else {
+        let known = ARCHITECTURES.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
         let what = format!("is `{family}`, which is not supported in GGUF; supported are {known}");
         return Err(config.wrong("general.architecture", what));
     };
-    let bias = bias.unwrap_or_else(|| files.get("blk.0.attn_q.bias").is_some());
-    let mut mapping =
-        Decoder { config: &config, files, family: &family }.mapping(*pairing, bias)?;
+    let decoder = Decoder { config: &config, files, architecture, ignored };
+    let mut mapping = decoder.mapping()?;
     mapping.notes.extend(config.finish(ignored)?);
     Ok((format!("{family} (GGUF)"), mapping))
 }
@@ -62,12 +146,13 @@ pub(crate) fn mapping(
 struct Decoder<'a> {
     config: &'a ConfigReader,
     files: &'a Files,
-    family: &'a str,
+    architecture: &'static Architecture,
+    ignored: &'a [String],
 }
 
 impl Decoder<'_> {
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.family)
+        format!("{}.{key}", self.architecture.name)
     }
 
     fn size(&self, key: &str) -> Result<usize, Error> {
@@ -83,30 +168,68 @@ impl Decoder<'_> {
         self.config.wrong(&self.key(key), what)
     }
 
-    fn mapping(&self, pairing: Pairing, bias: bool) -> Result<Mapping, Error> {
-        let Self { config, files, .. } = *self;
-        let (dim, hidden) = (self.size("embedding_length")?, self.size("feed_forward_length")?);
+    /// A number above 0, or none where it is not given.
+    fn positive(&self, key: &str) -> Result<Option<f64>, Error> {
+        match self.config.number_if(&self.key(key))? {
+            Some(x) if x <= 0.0 => Err(self.wrong(key, format!("is {x}, wanted a number above 0"))),
+            number => Ok(number),
+        }
+    }
+
+    fn mapping(&self) -> Result<Mapping, Error> {
+        let Self { config, files, architecture, .. } = *self;
+        let dim = self.size("embedding_length")?;
         let layers = config.layers(&self.key("block_count"), files.len())?;
-        let heads = self.size("attention.head_count")?;
-        let key_value_heads = self.size_or("attention.head_count_kv", heads)?;
         let context = self.size("context_length")?;
-        let epsilon = self.key("attention.layer_norm_rms_epsilon");
-        if !config.names(&epsilon) {
-            return Err(config.wrong(&epsilon, "is missing"));
+        self.refuse_others()?;
+        let vocabulary = match files.get("token_embd.weight").map(|info| info.shape.as_slice()) {
+            Some([vocabulary, _]) => *vocabulary,
+            _ => self.size("vocab_size")?,
+        };
+        let vocabulary = self.size_or("vocab_size", vocabulary)?;
+        let mixer = self.mixer(dim, layers)?;
+        let block = self.block(dim)?;
+        let final_cap = self.cap(1, "final_logit_softcapping")?;
+
+        let mut weights = WeightMap::default();
+        let embedding = TensorExpr::new("token_embd.weight", &[vocabulary, dim]);
+        let scaled = architecture.scaled_embedding;
+        let factor = if scaled { (dim as f64).sqrt() } else { 1.0 };
+        let vectors = embedding.clone();
+        weights.put("embedding.weight", if scaled { vectors.times(factor) } else { vectors });
+        let mut bodies = Vec::new();
+        for (i, (rotary, window)) in
+            self.layers(layers, context, mixer.head_dim)?.into_iter().enumerate()
+        {
+            let mixer = Attention { rotary: Some(rotary), window, ..mixer.clone() };
+            let (to, from) = (format!("blocks.{i}"), format!("blk.{i}"));
+            bodies.push(block.body(&mut weights, &to, &from, mixer));
         }
-        let eps = config.eps(&epsilon)?;
-        if !heads.is_multiple_of(key_value_heads) {
-            let what = format!("is {key_value_heads}, which does not divide {heads}");
-            return Err(self.wrong("attention.head_count_kv", what));
+        block.norm.put(&mut weights, "norm", "output_norm", dim);
+        // A head that is the embedding is not stored again.
+        let own = files.get("output.weight").is_some();
+        let head = TensorExpr::new("output.weight", &[vocabulary, dim]);
+        weights.put("head.weight", if own { head } else { embedding });
+        let mut nodes = vec![
+            Node::new("embedding", Op::Embedding { vocabulary, dim }),
+            blocks(bodies),
+            block.norm.node("norm", dim),
+            linear("head", dim, vocabulary, false),
+        ];
+        nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
+        let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?;
+        if architecture.factors {
+            mapping = mapping.aside(FACTORS, "factors on rotary frequencies, which the graph has");
         }
-        if !config.names(&self.key("attention.key_length")) && !dim.is_multiple_of(heads) {
-            let what = format!("is {heads}, which does not divide {dim}");
-            return Err(self.wrong("attention.head_count", what));
+        if scaled {
+            mapping = mapping.note("embedding vectors are those multiplied by √dim");
         }
-        let head_dim = self.size_or("attention.key_length", dim / heads)?;
-        if self.size_or("attention.value_length", head_dim)? != head_dim {
-            return Err(self.wrong("attention.value_length", "is not that of the keys"));
-        }
+        Ok(mapping)
+    }
+
+    /// Refuses what makes another function of any architecture.
+    fn refuse_others(&self) -> Result<(), Error> {
+        let Self { config, files, architecture, .. } = *self;
         for key in ["expert_count", "expert_used_count"] {
             if config.count_if(&self.key(key))?.is_some_and(|n| n > 0) {
                 let what = "is above 0: it sends tokens to the top experts, so its function jumps \
@@ -121,75 +244,160 @@ impl Decoder<'_> {
         config.only(&self.key("use_parallel_residual"), false)?;
         // How the writer's own source laid its tensors out.
         config.ignore(&[&self.key("tensor_data_layout")]);
-        let vocabulary = match files.get("token_embd.weight").map(|info| info.shape.as_slice()) {
-            Some([vocabulary, _]) => *vocabulary,
-            _ => self.size("vocab_size")?,
-        };
-        let vocabulary = self.size_or("vocab_size", vocabulary)?;
-        let rotary = self.rotary(head_dim, pairing)?;
-
-        let mut weights = WeightMap::default();
-        let embedding = TensorExpr::new("token_embd.weight", &[vocabulary, dim]);
-        weights.put("embedding.weight", embedding.clone());
-        let mut bodies = Vec::new();
-        for i in 0..layers {
-            let (to, from) = (format!("blocks.{i}"), format!("blk.{i}"));
-            let (query, key) = (heads * head_dim, key_value_heads * head_dim);
-            for (ours, theirs, outputs, inputs, bias) in [
-                ("attention.query", "attn_q", query, dim, bias),
-                ("attention.key", "attn_k", key, dim, bias),
-                ("attention.value", "attn_v", key, dim, bias),
-                ("attention.output", "attn_output", dim, query, false),
-                ("mlp.gate", "ffn_gate", hidden, dim, false),
-                ("mlp.up", "ffn_up", hidden, dim, false),
-                ("mlp.down", "ffn_down", dim, hidden, false),
-            ] {
-                let (ours, theirs) = (format!("{to}.{ours}"), format!("{from}.{theirs}"));
-                weights.linear(&ours, &theirs, outputs, inputs, bias);
+        let factors = (!architecture.factors).then_some(FACTORS);
+        match BY_CONTEXT.into_iter().chain(factors).find(|name| files.get(name).is_some()) {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!(
+                    "has factors on rotary frequencies, which are not supported of {}",
+                    architecture.name
+                );
+                Err(Error::weight(name, what))
             }
-            for (ours, theirs) in [("attention.norm", "attn_norm"), ("mlp.norm", "ffn_norm")] {
-                weights.norm(&format!("{to}.{ours}"), &format!("{from}.{theirs}"), dim, false);
-            }
-            let mixer = Attention {
-                key_value_heads,
-                rotary: Some(rotary.clone()),
-                bias,
-                ..Attention::new(dim, heads, head_dim)
-            };
-            let gated =
-                Node::new("", Op::GatedMlp { dim, hidden, function: Function::Silu, bias: false });
-            bodies.push(vec![
-                residual("attention", vec![rms_norm("norm", dim, eps), attention(mixer)]),
-                residual("mlp", vec![rms_norm("norm", dim, eps), gated]),
-            ]);
         }
-        weights.norm("norm", "output_norm", dim, false);
-        // A head that is the embedding is not stored again.
-        let own = files.get("output.weight").is_some();
-        let head = TensorExpr::new("output.weight", &[vocabulary, dim]);
-        weights.put("head.weight", if own { head } else { embedding });
-        let nodes = vec![
-            Node::new("embedding", Op::Embedding { vocabulary, dim }),
-            blocks(bodies),
-            rms_norm("norm", dim, eps),
-            linear("head", dim, vocabulary, false),
-        ];
-        Ok(Mapping::new(Input::tokens(context), nodes, weights)?
-            .aside("rope_freqs.weight", "factors on rotary frequencies, which the graph has"))
+    }
+
+    /// Attention of the blocks, but for positions and windows.
+    fn mixer(&self, dim: usize, layers: usize) -> Result<Attention, Error> {
+        let Self { config, files, architecture, .. } = *self;
+        let heads = self.size("attention.head_count")?;
+        let key_value_heads = self.size_or("attention.head_count_kv", heads)?;
+        if !heads.is_multiple_of(key_value_heads) {
+            let what = format!("is {key_value_heads}, which does not divide {heads}");
+            return Err(self.wrong("attention.head_count_kv", what));
+        }
+        let wide = architecture.by_width == Some(layers);
+        let given = config.names(&self.key("attention.key_length")) && !wide;
+        if !given && !dim.is_multiple_of(heads) {
+            let what = format!("is {heads}, which does not divide {dim}");
+            return Err(self.wrong("attention.head_count", what));
+        }
+        let head_dim = self.size_or("attention.key_length", dim / heads)?;
+        if self.size_or("attention.value_length", head_dim)? != head_dim {
+            return Err(self.wrong("attention.value_length", "is not that of the keys"));
+        }
+        let divided = if wide { dim / heads } else { head_dim };
+        let bias = architecture.bias;
+        Ok(Attention {
+            key_value_heads,
+            bias: bias.unwrap_or_else(|| files.get("blk.0.attn_q.bias").is_some()),
+            logit_scale: (divided as f64).sqrt().recip(),
+            logit_cap: self.cap(0, "attn_logit_softcapping")?,
+            ..Attention::new(dim, heads, head_dim)
+        })
+    }
+
+    fn cap(&self, which: usize, key: &str) -> Result<Option<f64>, Error> {
+        let default = self.architecture.caps.get(which).copied().flatten();
+        match default {
+            None => Ok(None),
+            // 0 is none where llama.cpp takes none by default.
+            Some(None) if self.config.number_if(&self.key(key))? == Some(0.0) => Ok(None),
+            Some(default) => Ok(self.positive(key)?.or(default)),
+        }
+    }
+
+    fn block(&self, dim: usize) -> Result<Block, Error> {
+        let Architecture { fused, inside, query_key_norm, function, .. } = *self.architecture;
+        let epsilon = self.key("attention.layer_norm_rms_epsilon");
+        if !self.config.names(&epsilon) {
+            return Err(self.config.wrong(&epsilon, "is missing"));
+        }
+        let eps = self.config.eps(&epsilon)?;
+        let layout = if inside {
+            Layout::Both {
+                attention: ["attn_norm", "post_attention_norm"],
+                unit: ["ffn_norm", "post_ffw_norm"],
+            }
+        } else {
+            Layout::Before { attention: "attn_norm", unit: "ffn_norm" }
+        };
+        let (projections, names) = if fused {
+            (Projections::Rows("attn_qkv"), Gates::Rows(["ffn_up", "ffn_down"]))
+        } else {
+            let names = Gates::Apart(["ffn_gate", "ffn_up", "ffn_down"]);
+            (Projections::Apart(["attn_q", "attn_k", "attn_v"]), names)
+        };
+        let query_key = query_key_norm.then_some(QueryKeyNorm {
+            kind: NormKind::Rms,
+            shift: false,
+            span: Span::Head,
+            names: ["attn_q_norm", "attn_k_norm"],
+            gains: Gains::Vector,
+        });
+        Ok(Block {
+            dim,
+            hidden: self.size("feed_forward_length")?,
+            // Gemma's gains are stored with the 1 that its own files leave out.
+            norm: Norm { kind: NormKind::Rms, eps, gain: Gain::Plain, shift: false },
+            layout,
+            projections,
+            output: "attn_output",
+            query_key,
+            unit: Unit::Gated { function, names },
+            unit_bias: false,
+            branch: 1.0,
+            transposed: false,
+        })
+    }
+
+    /// Positions and window of each layer.
+    fn layers(
+        &self,
+        layers: usize,
+        context: usize,
+        head_dim: usize,
+    ) -> Result<Vec<(Rotary, Option<usize>)>, Error> {
+        let rotary = self.rotary(head_dim)?;
+        let (every, sliding) = match self.architecture.windows {
+            Windows::None => return Ok(vec![(rotary, None); layers]),
+            Windows::Dropped => {
+                self.no_window(context)?;
+                return Ok(vec![(rotary, None); layers]);
+            }
+            Windows::AllBut(every) => (every, rotary.clone()),
+            Windows::AllButWithBase(every) => {
+                let base = self.positive("rope.freq_base_swa")?.unwrap_or(10000.0);
+                // The scaling is of the layers without a window.
+                (every, self.turned(head_dim, base, 1.0, &vec![1.0; head_dim / 2])?)
+            }
+        };
+        let window = self.size("attention.sliding_window")?;
+        let every = self.size_or("attention.sliding_window_pattern", every)?;
+        let of = |i: usize| {
+            if i.is_multiple_of(every) {
+                (rotary.clone(), None)
+            } else {
+                (sliding.clone(), Some(window))
+            }
+        };
+        Ok((1..=layers).map(of).collect())
+    }
+
+    /// A window that a sequence does not outgrow is none. Of a smaller one the model's own code and
+    /// llama.cpp make two functions.
+    fn no_window(&self, context: usize) -> Result<(), Error> {
+        let key = self.key("attention.sliding_window");
+        if self.ignored.contains(&key) {
+            return Ok(());
+        }
+        match self.config.count_if(&key)? {
+            Some(window) if window > 0 && window < context => {
+                let what = format!(
+                    "`{key}` is {window}, below the context of {context}: the model was trained \
+                     with this window, and llama.cpp computes without it, as the import does where \
+                     this is ignored"
+                );
+                Err(self.config.undecided(Undecided::UnknownOptions(what)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Rotary positions: the base, a factor on all of them, and one for each frequency in a tensor.
-    fn rotary(&self, head_dim: usize, pairing: Pairing) -> Result<Rotary, Error> {
+    fn rotary(&self, head_dim: usize) -> Result<Rotary, Error> {
         let Self { config, files, .. } = *self;
-        let base = config.number_or(&self.key("rope.freq_base"), 10000.0)?;
-        if base <= 0.0 {
-            return Err(self.wrong("rope.freq_base", format!("is {base}, wanted a number above 0")));
-        }
-        let turned = self.size_or("rope.dimension_count", head_dim)?;
-        if turned != head_dim || !head_dim.is_multiple_of(2) {
-            let what = format!("is {turned} of {head_dim} coordinates, which is not supported");
-            return Err(self.wrong("rope.dimension_count", what));
-        }
+        let base = self.positive("rope.freq_base")?.unwrap_or(10000.0);
         // What a model was trained with says nothing of what it computes.
         let told = ["rope.scaling.original_context_length", "rope.scaling.finetuned"];
         told.iter().for_each(|key| config.ignore(&[&self.key(key)]));
@@ -208,25 +416,43 @@ impl Decoder<'_> {
         if older != factor && factor != 1.0 {
             return Err(self.wrong("rope.scale_linear", "contradicts `rope.scaling.factor`"));
         }
-        let half = head_dim / 2;
-        let factors = match files.get("rope_freqs.weight") {
-            None => vec![1.0; half],
-            Some(info) if info.shape == [half] => files
-                .read("rope_freqs.weight")?
-                .to_dtype(candle_core::DType::F64)?
-                .to_vec1::<f64>()?,
+        let half = self.size_or("rope.dimension_count", head_dim)? / 2;
+        let factors = match files.get(FACTORS) {
+            None => vec![1.0; half.min(head_dim)],
+            Some(info) if info.shape == [half] => {
+                files.read(FACTORS)?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?
+            }
             Some(info) => {
                 let what = format!("has shape {:?}, wanted [{half}]", info.shape);
-                return Err(Error::weight("rope_freqs.weight", what));
+                return Err(Error::weight(FACTORS, what));
             }
         };
-        let scaled = older != 1.0 || factors.iter().any(|factor| *factor != 1.0);
+        self.turned(head_dim, base, older, &factors)
+    }
+
+    /// Rotary positions of these frequencies: `base^(−2i/d)` of the d coordinates that are turned,
+    /// divided by `scale` and by the factor of each.
+    fn turned(
+        &self,
+        head_dim: usize,
+        base: f64,
+        scale: f64,
+        factors: &[f64],
+    ) -> Result<Rotary, Error> {
+        let turned = self.size_or("rope.dimension_count", head_dim)?;
+        if turned > head_dim || !turned.is_multiple_of(2) {
+            let what = format!("is {turned} of {head_dim} coordinates, which is not supported");
+            return Err(self.wrong("rope.dimension_count", what));
+        }
+        let half = turned / 2;
+        let usual = turned == head_dim && scale == 1.0 && factors.iter().all(|by| *by == 1.0);
         let frequency =
-            |(i, by): (usize, &f64)| base.powf(-(i as f64) / half as f64) / (by * older);
-        let frequencies: Vec<f64> = factors.iter().enumerate().map(frequency).collect();
+            |(i, by): (usize, &f64)| base.powf(-(i as f64) / half as f64) / (by * scale);
+        let frequencies: Vec<f64> = factors.iter().take(half).enumerate().map(frequency).collect();
         if let Some(f) = frequencies.iter().find(|f| !f.is_finite()) {
             return Err(self.wrong("rope.freq_base", format!("gives a frequency of {f}")));
         }
-        Ok(Rotary { frequencies: scaled.then_some(frequencies), ..Rotary::new(base, pairing) })
+        let frequencies = (!usual).then_some(frequencies);
+        Ok(Rotary { frequencies, ..Rotary::new(base, self.architecture.pairing) })
     }
 }

@@ -4,7 +4,7 @@ use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
 use crate::expression::WeightMap;
 use crate::families::decoder::{
-    Block, Body, Frame, Gain, Layout, Norm, Projections, Unit, as_the_library,
+    Block, Body, Frame, Gain, Gates, Layout, Norm, Projections, Unit, as_the_library,
 };
 use crate::heads::Head;
 use crate::mapping::Mapping;
@@ -106,7 +106,14 @@ fn block(
     };
     let phi = activation(config, v, family)?;
     let (unit, unit_bias) = match v.unit {
-        Pointwise::Gated { fused, bias } => (Unit::Gated { function: phi.gate(), fused }, bias),
+        Pointwise::Gated { fused, bias } => {
+            let names = if fused {
+                Gates::Rows(["mlp.gate_up_proj", "mlp.down_proj"])
+            } else {
+                Gates::Apart(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
+            };
+            (Unit::Gated { function: phi.gate(), names }, bias)
+        }
         Pointwise::Plain { up, down, bias } => (Unit::Plain { phi, up, down }, bias),
     };
     let mut layout = v.layout;
