@@ -269,3 +269,4 @@ def base_models():
         vocab_size=V, d_model=D, d_kv=3, d_ff=F, num_layers=2, num_heads=H, relative_attention_num_buckets=8,
         relative_attention_max_distance=6)), {}
     yield "bert-pretraining", t.BertForPreTraining(t.BertConfig(**TEXT, pad_token_id=None)), {}
+    yield from encoders()

@@ -90,6 +90,13 @@ FOREIGN = {
     "task_specific_params": [{"a": {}}], "bos_token_id": [5], "eos_token_id": [5], "unk_token_id": [5], "pad_token_id": [5, -1],
     "temperature": [0.5], "max_length": [7], "something_new": [],
 }
+# Models whose table is a smaller one, one of each family.
+REDUCED = """
+    arcee granite starcoder2 smollm3 gemma3_text glm glm4 helium olmo stablelm phi cohere neox gptj falcon mpt bloom opt neo
+    electra albert camembert mpnet esm nomic clip-text siglip-text clip-vision siglip-vision clip-classes siglip-classes
+    dinov2-registers deit vit-msn ijepa
+""".split()
+LESS = [None, False, True, 0, 1, 2, 0.5, "x"]
 EACH = ["drop", "negate", "zero"]
 ROPES = {
     "default": {}, "linear": dict(factor=2.0), "dynamic": dict(factor=2.0),
@@ -181,11 +188,11 @@ class Subject:
         self.config.pop("dtype", None)
         self.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
         g = torch.Generator().manual_seed(1)
-        if hasattr(model.config, "image_size"):
+        if model.main_input_name == "pixel_values":
             self.given = dict(pixel_values=(torch.randn(2, 3, 8, 8, generator=g).double() * 100).round() / 100)
         else:
             longest = getattr(model.config, "max_position_embeddings", 12)
-            if self.model_type in ("roberta", "xlm-roberta"):
+            if self.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "esm"):
                 longest -= 2
             if self.model_type == "phi3":
                 longest = model.config.original_max_position_embeddings
@@ -209,9 +216,14 @@ class Subject:
         if config.get("model_type") == "t5" and names and names[0] in ("T5ForConditionalGeneration", "T5Model"):
             model = t.T5EncoderModel
         if hasattr(model, "config_class"):
-            # One of another family, whose sizes are called something else and stay as large as they are by default.
+            # Sizes that nobody says, or that are called something else in another family, stay as large as by default.
             meant = model.config_class.from_dict(json.loads(json.dumps(config)))
-            if meant.model_type != self.model_type and (meant.sub_configs or getattr(meant, "hidden_size", 0) > 64):
+            if meant.model_type != self.model_type and meant.sub_configs or self.name in REDUCED and any(
+                    isinstance(size := getattr(one, key, None), int) and size > 499
+                    for one in [meant, *(getattr(meant, key) for key in meant.sub_configs)]
+                    for key in ["hidden_size", "vocab_size", "intermediate_size", "ffn_dim", "embedding_size"]):
+                raise ValueError("no weights are so large")
+            if meant.model_type != self.model_type and getattr(meant, "hidden_size", 0) > 64:
                 raise ValueError("no weights are so large")
         model, info = model.from_pretrained(self.where, dtype=torch.float64, attn_implementation="eager", output_loading_info=True)
         return model.eval(), info
@@ -221,7 +233,11 @@ class Subject:
             result = model(**self.given)
         if isinstance(result, tuple):
             return result[0]
-        for name in ["logits", "prediction_logits"]:
+        if type(model).__name__ == "ElectraForPreTraining":
+            return result.logits[..., None]
+        if hasattr(result, "start_logits"):
+            return torch.stack([result.start_logits, result.end_logits], -1)
+        for name in ["logits", "prediction_logits", "image_embeds", "text_embeds"]:
             if hasattr(result, name):
                 return getattr(result, name)
         return result.last_hidden_state
@@ -356,6 +372,34 @@ def rope_sets(subject):
     yield {"rope_parameters": {"full_attention": own, "sliding_attention": {**own, "rope_theta": 50.0}}}, []
 
 
+def reduced_values(key, value, family):
+    """The smaller table of what a key of the family itself may say."""
+    if key == "architectures":
+        return values(key, value, family)
+    found = list(LESS)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found += [value + 1, value - 1, value * 2]
+    if key in ACTIVATION_KEYS:
+        found += ACTIVATIONS
+    if key == "model_type":
+        found += random.Random(family).sample(list(LIBRARY["families"]), 6)
+    return found + FOREIGN.get(key, [])
+
+
+def reduced_weight_sets(subject):
+    """The smaller table of operations on the tensors."""
+    extra = ["lm_head.weight", "classifier.weight", "score.weight", "embeddings.position_ids", "model.norm.bias"]
+    for operations, changes in weight_sets(subject):
+        kinds = {kind for kind, *_ in operations}
+        if kinds & {"negate", "zero"} and "copy" not in kinds:
+            continue
+        if kinds == {"copy"} and operations[0][1] == next(iter(subject.tensors)) and operations[0][2] not in [*extra, *subject.tied]:
+            continue
+        if kinds == {"prefix"} and operations[0][1] not in ("model.", "x."):
+            continue
+        yield operations, changes
+
+
 def weight_sets(subject):
     """Operations on the tensors, and changes to the config."""
     ties = [{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"tie_word_embeddings": None}]
@@ -423,6 +467,10 @@ def study(name, model, out):
         config, family = subject.config, LIBRARY["families"][subject.model_type]
         mine = {*config, *family["defaults"], *family["aliases"], *LIBRARY["base"], "rope_theta", "rope_scaling"}
         others = {*family["reads"], *FOREIGN} - mine
+        less, dice = name in REDUCED, random.Random(name)
+        if less:
+            mine = {key for key in sorted(mine) if key not in LIBRARY["base"] or key in family["reads"] or dice.random() < 0.3}
+            others = {key for key in sorted(others) if key in family["reads"] or dice.random() < 0.35}
         full = not any(part in name for part in ["-classes", "-linear", "-yarn", "-model", "-swiglu", "-full", "-multi", "-pretraining"])
         keys, missing = {}, {}
 
@@ -437,20 +485,28 @@ def study(name, model, out):
 
         for key in sorted(mine):
             value = config.get(key, family["defaults"].get(key))
-            if full or key == "architectures":
+            if less:
+                wanted = reduced_values(key, value, subject.model_type)
+            elif full or key == "architectures":
                 wanted = values(key, value, subject.model_type)
             else:
                 wanted = [*FEW, *(numbers(value) if isinstance(value, int | float) and not isinstance(value, bool) else [])]
             give(key, wanted, config, keys, missing)
         for key in sorted(others):
-            give(key, [*(FEW if full else [True]), *FOREIGN.get(key, [])], config, keys, missing)
+            give(key, [*(FEW if full and not less else [True]), *FOREIGN.get(key, [])], config, keys, missing)
+        for part in ["text_config", "vision_config"]:
+            inner = config.get(part, {})
+            for key in sorted({*inner, *LIBRARY["families"].get(f"{subject.model_type}_{part[:-7]}_model", {}).get("reads", ())}):
+                near = inner.get(key)
+                give(f"{part}.{key}", reduced_values("" if key in ("architectures", "model_type") else key, near, subject.model_type),
+                     config, keys, missing)
         legacy = None
         if "rope_parameters" in config:
             own = config["rope_parameters"]
             nested = any(isinstance(value, dict) for value in own.values())
             every = subject.name in ("llama", "llama-linear", "llama-yarn", "phi3", "gemma2", "modernbert")
             for part in own if nested else [None]:
-                for key in ROPE_KEYS:
+                for key in ROPE_KEYS if not less else dice.sample(ROPE_KEYS[3:], 3) + ROPE_KEYS[:3] + ["partial_rotary_factor"]:
                     path = ".".join(["rope_parameters", *([part] if part else []), key])
                     give(path, ROPE_VALUES if every else FEW, config, keys, missing)
             if not nested:
@@ -458,7 +514,8 @@ def study(name, model, out):
                 scaling = {k: v for k, v in own.items() if k not in ("rope_theta", "rope_type")}
                 before = changed(config, {"rope_scaling": {"type": own["rope_type"], **scaling}, **outer}, ["rope_parameters"])
                 legacy = dict(config=before, keys={}, missing={})
-                for key in ["rope_scaling", "rope_theta", "partial_rotary_factor", *(f"rope_scaling.{key}" for key in ROPE_KEYS)]:
+                inside = [f"rope_scaling.{key}" for key in (ROPE_KEYS if not less else ["type", "rope_theta"])]
+                for key in ["rope_scaling", "rope_theta", "partial_rotary_factor", *inside]:
                     give(key, [*(ROPE_VALUES if every else FEW)], before, legacy["keys"], legacy["missing"])
         sets, seen = [], set()
 
@@ -469,19 +526,20 @@ def study(name, model, out):
                 sets.append([text, removed, subject.outcome(subject.changed(changes, removed))])
 
         if "rope_parameters" in config:
-            for changes, removed in rope_sets(subject):
+            many = list(rope_sets(subject))
+            for changes, removed in dice.sample(many, min(20, len(many))) if less else many:
                 add(changes, removed)
         # Several keys at once, of those that the library takes alone.
         dice = random.Random(name)
         single = [(key, v, outcome) for key, pairs in keys.items() if "." not in key for v, outcome in pairs]
         taken = [(key, v) for key, v, outcome in single if outcome >= 0]
         moving = [(key, v) for key, v, outcome in single if outcome > 0] or taken
-        for _ in range(12):
+        for _ in range(6 if less else 12):
             chosen = dict(dice.sample(moving, min(len(moving), dice.choice([1, 2]))) + dice.sample(taken, dice.choice([1, 2, 3])))
             removed = dice.sample([key for key, outcome in missing.items() if outcome >= 0 and "." not in key], dice.choice([0, 1, 2]))
             add(chosen, sorted(set(removed) - set(chosen)))
         weights, each, seen = [], {}, set()
-        for operations, changes in weight_sets(subject):
+        for operations, changes in (reduced_weight_sets if less else weight_sets)(subject):
             if as_json([operations, changes]) in seen:
                 continue
             seen.add(as_json([operations, changes]))
@@ -491,7 +549,7 @@ def study(name, model, out):
                 continue
             outcome = subject.outcome(subject.changed(changes), tensors)
             if len(operations) == 1 and not changes and operations[0][0] in EACH:
-                each.setdefault(operations[0][1], [-1] * len(EACH))[EACH.index(operations[0][0])] = outcome
+                each.setdefault(operations[0][1], [-1] * (1 if less else len(EACH)))[EACH.index(operations[0][0])] = outcome
             else:
                 weights.append([operations, changes, outcome])
         save_file(subject.tensors, os.path.join(out, f"{name}.safetensors"))
@@ -521,6 +579,8 @@ def main(out, only):
     for seed, (name, model, _) in enumerate(base_models()):
         if not only or name in only:
             scramble(model, seed)
+            if name in REDUCED:
+                model.to(torch.bfloat16)
             study(name, model.eval(), out)
 
 
