@@ -16,9 +16,13 @@ use crate::library::{Class, LIBRARY, kind};
 /// Options that a forward pass at inference does not depend on, whatever they say.
 const INERT: &[&str] = &[
     "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
     "cache_implementation",
     "directionality",
+    "diversity_penalty",
     "do_sample",
+    "early_stopping",
     "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty",
     "finetuning_task",
@@ -26,25 +30,36 @@ const INERT: &[&str] = &[
     "initializer_cutoff_factor",
     "initializer_factor",
     "is_llama_config",
+    "length_penalty",
     "max_length",
     "max_sequence_length",
     "min_length",
     "n_special",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
     "num_beams",
+    "num_return_sequences",
     "output_past",
+    "output_scores",
     "pad_key_length",
     "predict_special_tokens",
     "prefix",
     "pretraining_tp",
     "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
     "task_specific_params",
     "temperature",
+    "tf_legacy_loss",
     "tie_encoder_decoder",
     "tie_weights_",
     "top_k",
     "top_p",
     "torchscript",
     "transformers.js_config",
+    "typical_p",
     "use_bfloat16",
     "use_cache",
     "xla_device",
@@ -62,7 +77,8 @@ fn inert(key: &str) -> bool {
 
 /// Whether an option is of dropout, which is off at inference.
 fn dropout(key: &str) -> bool {
-    key.contains("dropout") || ["pdrop", "drop_rate"].iter().any(|end| key.ends_with(end))
+    key.contains("dropout")
+        || ["pdrop", "drop_rate", "drop_path_rate"].iter().any(|end| key.ends_with(end))
 }
 
 /// Whether the library takes an option at this value and computes the same: those that say nothing
@@ -87,7 +103,8 @@ fn harmless(key: &str, value: &Value) -> bool {
         "label2id" => value.is_null() || value.is_object(),
         "num_labels" => whole(value),
         "output_attentions" | "output_hidden_states" => value.is_boolean() || value.is_null(),
-        _ if dropout(key) => value.is_null() || value.as_f64().is_some_and(share),
+        // Null is none only where the class says so by default.
+        _ if dropout(key) => value.as_f64().is_some_and(share),
         _ if key.ends_with("_token_id") || key.ends_with("_token_ids") => match value {
             Value::Array(list) => list.iter().all(whole),
             value => value.is_null() || whole(value),
@@ -515,6 +532,17 @@ impl ConfigReader {
     fn may_be_read(&self, key: &str) -> bool {
         ["layer_types", "per_layer_config", "text_config"].contains(&key)
             || self.class.is_some_and(|class| class.reads.contains(key))
+    }
+
+    /// The options that the code of the library reads of this class, and that nobody asked for nor
+    /// is known to change nothing.
+    #[cfg(test)]
+    pub(crate) fn unasked(&self) -> BTreeSet<&'static str> {
+        let read = self.read.borrow();
+        let reads = self.class.iter().flat_map(|class| &class.reads).map(String::as_str);
+        let idle = |key: &str| inert(key) || harmless(key, &Value::Null) || dropout(key);
+        let known = ["num_labels", "output_attentions", "output_hidden_states", "return_dict"];
+        reads.filter(|key| !read.contains(*key) && !idle(key) && !known.contains(key)).collect()
     }
 
     /// Fails on all options that nobody read and that may change the function; says which of the

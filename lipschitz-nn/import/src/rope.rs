@@ -175,7 +175,14 @@ fn scaled(
     match kind.as_str() {
         "default" => {}
         // The base grows with what is longer than the context, and nothing is.
-        "dynamic" => drop(inner.number("factor")?),
+        "dynamic" => {
+            inner.number("factor")?;
+            if turned < 2 {
+                let what = "is `dynamic`, with one pair of coordinates that turn, where the \
+                            library divides by 0";
+                return Err(inner.wrong("rope_type", what));
+            }
+        }
         "linear" => {
             let factor = inner.number("factor")?;
             rope.rotary.frequencies = Some(usual.iter().map(|f| f / factor).collect());

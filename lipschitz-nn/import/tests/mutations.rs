@@ -20,7 +20,7 @@ use library::{Outcome, Tensors, ours, save};
 const TAKEN: f64 = 0.2;
 
 /// As few cases as there may be.
-const CASES: usize = 50_000;
+const CASES: usize = 70_000;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("mutations")

@@ -89,30 +89,27 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
         }
     };
     // Of the scores of pairs, and of training.
-    config.ignore(&["logit_scale_init_value"]);
+    config.ignore(&["logit_scale_init_value", "tie_word_embeddings"]);
     for old in ["text_config_dict", "vision_config_dict"] {
         if config.inside(old)?.is_some() {
             return Err(config.wrong(old, "overrides the options of a part, in a way of its own"));
         }
     }
-    let own = format!("{part}_config");
-    let other = if part == "text" { "vision_config" } else { "text_config" };
-    config.ignore(&[other]);
-    let inner = config.part(&own, &format!("{family}_{part}_model"))?;
-    inner.ignore(&["architectures", "model_type"]);
-    // The width of the shared space is the outer config's.
-    inner.ignore(&["projection_dim"]);
-    let of = ModelDir { config: &inner, ..*model };
+    let kind = Kind::of(family);
     let end = classes.map_or(End::Features, End::Classes);
-    let outer = if Kind::of(family) == Kind::Clip && classes.is_none() {
+    let outer = if kind == Kind::Clip && classes.is_none() {
         Some(config.size("projection_dim")?)
     } else {
         config.ignore(&["projection_dim"]);
         None
     };
-    let mut mapping =
-        if part == "text" { texts(&of, end, outer)? } else { images(&of, end, outer)? };
-    mapping.notes.extend(inner.finish(&[])?);
+    if kind == Kind::Clip {
+        // A factor on weights that are drawn; the library takes no null for one.
+        config.number("initializer_factor")?;
+    }
+    let mapping = of_part(model, part, end, outer)?;
+    // The library makes the config of the other one too, and refuses what does not hold together.
+    of_part(model, if part == "text" { "vision" } else { "text" }, End::Tokens, None)?;
     let gone = if part == "text" { "vision_model.*" } else { "text_model.*" };
     let projection =
         if part == "text" { "visual_projection.weight" } else { "text_projection.weight" };
@@ -123,6 +120,24 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
         .aside(projection, why)
         .aside("logit_scale", "of the scores of pairs")
         .aside("logit_bias", "of the scores of pairs"))
+}
+
+/// One part of a model of both, by the options inside its own.
+fn of_part(
+    model: &ModelDir,
+    part: &str,
+    end: End,
+    shared: Option<usize>,
+) -> Result<Mapping, Error> {
+    let &ModelDir { config, family, .. } = model;
+    let inner = config.part(&format!("{part}_config"), &format!("{family}_{part}_model"))?;
+    // The width of the shared space is the outer config's.
+    inner.ignore(&["architectures", "model_type", "projection_dim"]);
+    let of = ModelDir { config: &inner, ..*model };
+    let read = if part == "text" { texts } else { images };
+    let mut mapping = read(&of, end, shared)?;
+    mapping.notes.extend(inner.finish(&[])?);
+    Ok(mapping)
 }
 
 /// Layers as both kinds of model have them.
@@ -142,6 +157,8 @@ fn texts(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, E
     let &ModelDir { config, files, family, .. } = model;
     let kind = Kind::of(family);
     let dim = config.size("hidden_size")?;
+    // There are no scores of words.
+    config.ignore(&["tie_word_embeddings"]);
     let heads = config.heads("num_attention_heads", dim)?;
     let (vocabulary, context) =
         (config.size("vocab_size")?, config.size("max_position_embeddings")?);

@@ -109,6 +109,11 @@ pub(crate) fn esm(model: &ModelDir) -> Result<Mapping, Error> {
     let tie = end.tie(model, TensorExpr::new(table, &[vocabulary, dim]))?;
     let mut net = Net::default();
     let scaled = config.flag("token_dropout")?;
+    // Its code compares tokens with these.
+    config.count("pad_token_id")?;
+    if scaled {
+        config.count("mask_token_id")?;
+    }
     let tokens = tie.first.clone();
     net.embedding(if scaled { tokens.times(1.0 - MASKED) } else { tokens }, vocabulary, dim);
     let mut mixer = mixer(dim, heads);

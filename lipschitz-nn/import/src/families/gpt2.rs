@@ -242,7 +242,7 @@ fn local_layers(config: &ConfigReader, layers: usize) -> Result<Vec<bool>, Error
         let what = format!("is not of as many entries as there are layers, {layers}");
         return Err(config.wrong("attention_types", what));
     }
-    // What the class works out, and saves.
+    // What the class works out, and saves; it takes no null for it.
     if let Some(given) = config.texts("attention_layers")? {
         let given: Vec<bool> = given
             .into_iter()
@@ -251,6 +251,8 @@ fn local_layers(config: &ConfigReader, layers: usize) -> Result<Vec<bool>, Error
         if given != all {
             return Err(config.wrong("attention_layers", "differs from `attention_types`"));
         }
+    } else if config.names("attention_layers") {
+        return Err(config.wrong("attention_layers", "is null"));
     }
     Ok(all)
 }

@@ -142,9 +142,126 @@ fn unsupported(family: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    use lipschitz_nn::checkpoint::Dialect;
+
+    use crate::config::ConfigReader;
+    use crate::formats::files::Files;
+    use crate::model_dir::ModelDir;
+
     #[test]
     fn families_are_in_order_and_named_once() {
         assert!(super::families().is_sorted_by(|a, b| a < b));
         assert!(super::families().all(|family| !super::EXPERTS.contains(&family)));
+    }
+
+    /// What the library's code reads and these families, or all, need not ask for: where it is
+    /// given, and not as it is by default, the import stops.
+    const KNOWN: &[(&[&str], &[&str])] = &[
+        // Of how weights are loaded and shared among machines and layers.
+        (&[], &["distributed_config", "fusion_config", "kv_sharing_modes", "quantization_config"]),
+        (&[], &["tie_last_hidden_states", "transformers_weights"]),
+        // How weights are drawn.
+        (&[], &["init_std", "initializer_range"]),
+        // Of models that read texts and images at once.
+        (&[], &["vision_aspect_ratio", "vision_feature_layer", "vision_feature_select_strategy"]),
+        // Of masks; no class of theirs says them.
+        (&[], &["attention_chunk_size", "is_causal", "layer_types", "sliding_window"]),
+        // Of models with a decoder.
+        (&[], &["is_encoder_decoder", "output_cross_attentions"]),
+        // The same sums in pieces.
+        (&[], &["chunk_size_feed_forward"]),
+        // Of the check of rotary positions.
+        (&[], &["ignore_keys_at_rope_validation"]),
+        // Asked for where the head is of classes of tokens.
+        (&[], &["token_classification_bias"]),
+        // Of positions that are not rotary, or that one part of the config says.
+        (NOT_TURNED, &["rope_parameters"]),
+        (IN_PARTS, &["original_max_position_embeddings", "partial_rotary_factor", "rope_theta"]),
+        (&["mpt"], &["clip_qkv", "softmax_scale"]),
+        // The width over the heads in all that is not rotary.
+        (&["deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn"], &["head_dim"]),
+        (&["modernbert"], &["head_dim"]),
+        // Of the folding model.
+        (&["esm"], &["pairwise_head_width", "pairwise_state_dim", "sequence_head_width"]),
+        (&["esm"], &["sequence_state_dim", "structure_module", "trunk", "use_esm_attn_map"]),
+        // Of the two parts, which have classes of their own.
+        (PAIRS, &["hidden_act", "hidden_size", "image_size", "intermediate_size"]),
+        (PAIRS, &["layer_norm_eps", "max_position_embeddings", "num_attention_heads"]),
+        (PAIRS, &["num_channels", "num_hidden_layers", "patch_size", "projection_size"]),
+        (PAIRS, &["vision_use_head", "vocab_size"]),
+    ];
+    const IN_PARTS: &[&str] = &["modernbert", "nomic_bert"];
+    const PAIRS: &[&str] = &["clip", "siglip"];
+    const NOT_TURNED: &[&str] = &[
+        "albert",
+        "bert",
+        "bloom",
+        "camembert",
+        "clip",
+        "clip_text_model",
+        "clip_vision_model",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "distilbert",
+        "electra",
+        "esm",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gptj",
+        "ijepa",
+        "mpnet",
+        "mpt",
+        "opt",
+        "roberta",
+        "siglip",
+        "siglip_text_model",
+        "siglip_vision_model",
+        "t5",
+        "vit",
+        "vit_msn",
+        "xlm-roberta",
+    ];
+
+    /// A family asks for every option that the library's code reads, or the option is known to
+    /// change nothing.
+    #[test]
+    fn what_the_library_reads_is_asked_for() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        let mut unasked: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for entry in std::fs::read_dir(golden).unwrap() {
+            let path = entry.unwrap().path();
+            let Ok(config) = ConfigReader::open(&path.join("config.json")) else { continue };
+            let Ok(Some(name)) = config.text_if("model_type") else { continue };
+            let family = name.to_string();
+            let config = config.as_class(&family).unwrap();
+            let files = Files::of_directory(&path).unwrap();
+            let part = path.extension().map(|part| part.to_string_lossy().into_owned());
+            let (dialect, part, pixels) = (Dialect::Original, part.as_deref(), None);
+            let family = family.as_str();
+            let model = ModelDir { config: &config, files: &files, dialect, family, part, pixels };
+            super::find(&config, family).unwrap()(&model).unwrap();
+            let left = config.unasked();
+            // One of the models of a family has to ask.
+            unasked
+                .entry(family.into())
+                .and_modify(|keys| keys.retain(|key| left.contains(key)))
+                .or_insert(left);
+        }
+        assert_eq!(unasked.len(), super::TABLE.len(), "a family without a model: {unasked:?}");
+        for (family, keys) in &mut unasked {
+            let known = |key| {
+                let mut of =
+                    KNOWN.iter().filter(|(of, _)| of.is_empty() || of.contains(&&**family));
+                of.any(|(_, keys)| keys.contains(&key))
+            };
+            keys.retain(|key| !known(*key));
+        }
+        unasked.retain(|_, keys| !keys.is_empty());
+        assert!(unasked.is_empty(), "{unasked:#?}");
     }
 }

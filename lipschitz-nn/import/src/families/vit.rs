@@ -42,6 +42,8 @@ impl Sizes {
     pub(super) fn read(model: &ModelDir) -> Result<Self, Error> {
         let &ModelDir { config, files, .. } = model;
         let dim = config.size("hidden_size")?;
+        // There are no words.
+        config.ignore(&["tie_word_embeddings"]);
         let sides = config.height_and_width("image_size")?;
         let [patch, wide] = config.height_and_width("patch_size")?;
         if patch != wide {
