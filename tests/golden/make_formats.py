@@ -220,13 +220,13 @@ SMALL = dict(vocab_size=V, hidden_size=D, intermediate_size=24, num_attention_he
 PLAIN = dict(rope_type="default", rope_theta=100.0)
 
 
-def write(name, net, also):
-    config = net.config
+def write(name, net, also, reads=True, tensors=lambda tensors: tensors):
+    config, arch = net.config, name.split("_")[0]
     torch.manual_seed(len(name))
     for key, p in net.named_parameters():
-        p.data = torch.randn_like(p) * (0.3 if p.dim() == 2 else 0.2) + (1.0 if p.dim() == 1 and "gemma" not in name else 0.0)
+        p.data = torch.randn_like(p) * (0.3 if p.dim() == 2 else 0.2) + (1.0 if key.endswith("weight") and p.dim() == 1 and "gemma" not in name else 0.0)
     path = out / f"{name}.gguf"
-    writer = gguf.GGUFWriter(path, name)
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_name(name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -234,16 +234,19 @@ def write(name, net, also):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(1e-5)
     writer.add_rope_freq_base(100.0)
     writer.add_vocab_size(V)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{i}" for i in range(V)])
     writer.add_token_merges(["t 1"])
     also(writer)
-    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    for key, value in net.state_dict().items():
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    for key, value in tensors(net.state_dict()).items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
         stem, suffix = key.rsplit(".", 1)
@@ -256,8 +259,9 @@ def write(name, net, also):
     tokens = torch.arange(9)[None] * 5 % V
     with torch.no_grad():
         output = net.double().eval()(tokens).logits.float()
-        read = type(net).from_pretrained(out, gguf_file=path.name, config=config, dtype=torch.float32).double().eval()
-        torch.testing.assert_close(read(tokens).logits.float(), output, rtol=1e-4, atol=1e-4)
+        if reads:
+            read = type(net).from_pretrained(out, gguf_file=path.name, config=config, dtype=torch.float32).double().eval()
+            torch.testing.assert_close(read(tokens).logits.float(), output, rtol=1e-4, atol=1e-4)
     expect(name, {"tokens": tokens, "output": output})
 
 
@@ -308,3 +312,43 @@ write("gemma3", transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
     **SMALL, num_hidden_layers=7, head_dim=6, query_pre_attn_scalar=6, sliding_window=3, final_logit_softcapping=4.0,
     rope_parameters=dict(full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100.0), sliding_attention=local))),
     gemma3)
+
+# With layer norms. The library does not read Phi 2, nor the stacked norms of StableLM.
+HALF = dict(PLAIN, partial_rotary_factor=0.5)
+write("starcoder2", transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(
+    **SMALL, num_hidden_layers=2, norm_epsilon=1e-5, sliding_window=None, tie_word_embeddings=True, rope_parameters=PLAIN)), lambda writer: None)
+
+
+def turned(writer):
+    writer.add_rope_dimension_count(4)
+
+
+def fused(tensors):
+    """Queries, keys and values in one, as the first files of Phi 2 have them."""
+    parts = {key: [tensors.pop(key.replace("q_proj", f"{x}_proj")) for x in "qkv"] for key in list(tensors) if "q_proj" in key}
+    return tensors | {key.replace("self_attn.q_proj", "self_attn.qkv_proj"): torch.cat(part) for key, part in parts.items()}
+
+
+phi = transformers.PhiConfig(**SMALL, num_hidden_layers=2, layer_norm_eps=1e-5, rope_parameters=HALF)
+write("phi2", transformers.PhiForCausalLM(phi), turned, reads=False)
+write("phi2_fused", transformers.PhiForCausalLM(phi), turned, reads=False, tensors=fused)
+
+
+def stablelm(writer):
+    turned(writer)
+    writer.add_parallel_residual(True)
+
+
+def stacked(tensors):
+    """The norms of all heads in one tensor."""
+    for key in [key for key in tensors if key.endswith("layernorm.norms.0.weight")]:
+        stem = key.removesuffix(".norms.0.weight")
+        heads = sum(other.startswith(f"{stem}.norms.") for other in tensors)
+        tensors[f"{stem}.weight"] = torch.stack([tensors.pop(f"{stem}.norms.{h}.weight") for h in range(heads)])
+    return tensors
+
+
+stable = dict(**SMALL, num_hidden_layers=2, layer_norm_eps=1e-5, rope_parameters=HALF)
+write("stablelm", transformers.StableLmForCausalLM(transformers.StableLmConfig(**stable, use_qkv_bias=True)), stablelm)
+write("stablelm_parallel", transformers.StableLmForCausalLM(transformers.StableLmConfig(
+    **stable, use_parallel_residual=True, qk_layernorm=True)), stablelm, reads=False, tensors=stacked)

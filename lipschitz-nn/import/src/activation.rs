@@ -10,7 +10,7 @@ use crate::config::ConfigReader;
 pub(crate) struct NamedActivation(Function);
 
 impl NamedActivation {
-    pub(crate) fn plain(function: Function) -> Self {
+    pub(crate) const fn plain(function: Function) -> Self {
         Self(function)
     }
 

@@ -102,8 +102,9 @@ fn formats_are_known_under_any_name() {
 
 #[test]
 fn gguf_models_compute_what_the_library_reads_in_them() {
-    let names = ["llama", "llama_freqs", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"];
-    for name in names {
+    let decoders = ["llama", "llama_freqs", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"];
+    let with_layer_norm = ["starcoder2", "phi2", "phi2_fused", "stablelm", "stablelm_parallel"];
+    for name in decoders.iter().chain(&with_layer_norm) {
         let path = golden(&format!("{name}.gguf"));
         let model = import(&path, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}"));
         let model = model.model.to(&Device::Cpu, DType::F64).unwrap();
@@ -170,6 +171,19 @@ fn metadata_of_architectures_that_may_change_the_function_are_named() {
         ("gemma2", "gemma2.attn_logit_softcapping", "gemma2.attn_logit_softcappinx"),
         ("gemma2", "blk.1.post_ffw_norm.weight", "blk.1.post_ffx_norm.weight"),
         ("qwen3", "blk.1.attn_q_norm.weight", "blk.1.attn_x_norm.weight"),
+        ("phi2", "output.bias", "output.bixs"),
+        ("phi2", "blk.1.attn_norm.bias", "blk.1.attn_norm.bixs"),
+        ("starcoder2", "blk.1.ffn_norm.weight", "blk.1.ffn_norx.weight"),
+        ("starcoder2", "blk.1.attn_output.bias", "blk.1.attn_output.bixs"),
+        ("stablelm", "blk.1.ffn_norm.weight", "blk.1.ffn_norx.weight"),
+        ("stablelm", "blk.0.ffn_norm.weight", "blk.0.ffn_norx.weight"),
+        ("stablelm", "blk.0.attn_q.bias", "blk.0.attn_q.bixs"),
+        ("stablelm_parallel", "blk.0.attn_q_norm.weight", "blk.0.attn_x_norm.weight"),
+        (
+            "stablelm",
+            "stablelm.attention.layer_norm_epsilon",
+            "stablelm.attention.layer_norm_epsilox",
+        ),
         ("phi3", "blk.1.attn_qkv.weight", "blk.1.attn_qkx.weight"),
     ];
     for (name, from, to) in table {

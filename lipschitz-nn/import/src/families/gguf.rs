@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::decoder::{Block, Gain, Gains, Gates, Layout, Norm, Projections, QueryKeyNorm, Unit};
 use crate::Undecided;
+use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
 use crate::expression::{TensorExpr, WeightMap};
 use crate::formats::files::Files;
@@ -25,14 +26,20 @@ struct Architecture {
     pairing: Pairing,
     /// Whether queries, keys and values have biases; none: the tensors say.
     bias: Option<bool>,
-    /// Queries, keys and values are one tensor, as are gate and up.
-    fused: bool,
-    /// Queries and keys pass an RMS norm.
-    query_key_norm: bool,
-    /// Norms are inside the branches too, behind attention and unit.
-    inside: bool,
-    /// The function of the gate.
-    function: Function,
+    /// Queries, keys and values are one tensor; none: the tensors say.
+    fused: Option<bool>,
+    /// The norm of queries and keys.
+    query_key: Option<QueryKeyNorm>,
+    /// All norms; a layer norm has a shift.
+    norm: NormKind,
+    /// Where they are.
+    layout: Layout,
+    unit: Unit,
+    /// Whether attention and unit are side by side, whatever `layout` says, and whether queries and
+    /// keys have norms, is what the tensors say.
+    by_tensors: bool,
+    /// Whether the output of attention, the unit, and the scores have biases.
+    other_biases: [bool; 3],
     /// Embedding vectors are multiplied by √dim.
     scaled_embedding: bool,
     windows: Windows,
@@ -58,14 +65,44 @@ enum Windows {
     AllButWithBase(usize),
 }
 
+/// A gated unit with this function of the gate.
+const fn gated(function: Function) -> Unit {
+    Unit::Gated { function, names: Gates::Apart(["ffn_gate", "ffn_up", "ffn_down"]) }
+}
+
+/// Gate and up in one tensor.
+const FUSED: Unit =
+    Unit::Gated { function: Function::Silu, names: Gates::Rows(["ffn_up", "ffn_down"]) };
+
+/// Two linear maps.
+const PLAIN: Unit =
+    Unit::Plain { phi: NamedActivation::plain(Function::GeluTanh), up: "ffn_up", down: "ffn_down" };
+
+/// Attention and unit side by side, behind one norm.
+const PARALLEL: Layout = Layout::Parallel { norm: "attn_norm" };
+
+/// A norm of queries and keys: RMS norms with one gain for all heads, or layer norms with gains of
+/// each.
+const fn query_key(kind: NormKind) -> Option<QueryKeyNorm> {
+    let names = ["attn_q_norm", "attn_k_norm"];
+    let (span, gains) = match kind {
+        NormKind::Rms => (Span::Head, Gains::Vector),
+        NormKind::Layer => (Span::EachHead, Gains::Matrix),
+    };
+    Some(QueryKeyNorm { kind, shift: false, span, names, gains })
+}
+
 const LLAMA: Architecture = Architecture {
     name: "llama",
     pairing: Pairing::Interleaved,
     bias: None,
-    fused: false,
-    query_key_norm: false,
-    inside: false,
-    function: Function::Silu,
+    fused: Some(false),
+    query_key: None,
+    norm: NormKind::Rms,
+    layout: Layout::Before { attention: "attn_norm", unit: "ffn_norm" },
+    unit: gated(Function::Silu),
+    by_tensors: false,
+    other_biases: [false; 3],
     scaled_embedding: false,
     windows: Windows::None,
     by_width: None,
@@ -77,14 +114,29 @@ const LLAMA: Architecture = Architecture {
 const HALF: Architecture =
     Architecture { pairing: Pairing::Half, bias: Some(false), factors: false, ..LLAMA };
 
-const GEMMA: Architecture =
-    Architecture { inside: true, function: Function::GeluTanh, scaled_embedding: true, ..HALF };
+const GEMMA: Architecture = Architecture {
+    layout: Layout::Both {
+        attention: ["attn_norm", "post_attention_norm"],
+        unit: ["ffn_norm", "post_ffw_norm"],
+    },
+    unit: gated(Function::GeluTanh),
+    scaled_embedding: true,
+    ..HALF
+};
+
+const LAYER: Architecture = Architecture { norm: NormKind::Layer, ..HALF };
 
 const ARCHITECTURES: &[Architecture] = &[
     LLAMA,
     Architecture { name: "qwen2", bias: Some(true), ..HALF },
-    Architecture { name: "qwen3", query_key_norm: true, ..HALF },
-    Architecture { name: "phi3", fused: true, windows: Windows::Dropped, ..HALF },
+    Architecture { name: "qwen3", query_key: query_key(NormKind::Rms), ..HALF },
+    Architecture {
+        name: "phi3",
+        fused: Some(true),
+        unit: FUSED,
+        windows: Windows::Dropped,
+        ..HALF
+    },
     Architecture {
         name: "gemma2",
         windows: Windows::AllBut(2),
@@ -94,11 +146,34 @@ const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma3",
-        query_key_norm: true,
+        query_key: query_key(NormKind::Rms),
         windows: Windows::AllButWithBase(6),
         by_width: Some(62),
         caps: [None, Some(None)],
         ..GEMMA
+    },
+    Architecture {
+        name: "starcoder2",
+        bias: Some(true),
+        unit: PLAIN,
+        other_biases: [true, true, false],
+        ..LAYER
+    },
+    Architecture {
+        name: "phi2",
+        bias: Some(true),
+        fused: None,
+        layout: PARALLEL,
+        unit: PLAIN,
+        other_biases: [true; 3],
+        ..LAYER
+    },
+    Architecture {
+        name: "stablelm",
+        bias: None,
+        query_key: query_key(NormKind::Layer),
+        by_tensors: true,
+        ..LAYER
     },
 ];
 
@@ -210,11 +285,15 @@ impl Decoder<'_> {
         let own = files.get("output.weight").is_some();
         let head = TensorExpr::new("output.weight", &[vocabulary, dim]);
         weights.put("head.weight", if own { head } else { embedding });
+        let [.., bias] = architecture.other_biases;
+        if bias {
+            weights.vector("head.bias", "output.bias", vocabulary);
+        }
         let mut nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary, dim }),
             blocks(bodies),
             block.norm.node("norm", dim),
-            linear("head", dim, vocabulary, false),
+            linear("head", dim, vocabulary, bias),
         ];
         nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
         let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?;
@@ -241,7 +320,14 @@ impl Decoder<'_> {
         if !config.flag_or(&causal, true)? {
             return Err(config.unsupported(&causal, false));
         }
-        config.only(&self.key("use_parallel_residual"), false)?;
+        let parallel = self.key("use_parallel_residual");
+        let by_default = matches!(architecture.layout, Layout::Parallel { .. });
+        if architecture.by_tensors {
+            // Written as true where the model's own config does not say it.
+            config.ignore(&[&parallel]);
+        } else if config.flag_or(&parallel, by_default)? != by_default {
+            return Err(config.unsupported(&parallel, !by_default));
+        }
         // How the writer's own source laid its tensors out.
         config.ignore(&[&self.key("tensor_data_layout")]);
         let factors = (!architecture.factors).then_some(FACTORS);
@@ -281,6 +367,7 @@ impl Decoder<'_> {
         Ok(Attention {
             key_value_heads,
             bias: bias.unwrap_or_else(|| files.get("blk.0.attn_q.bias").is_some()),
+            output_bias: architecture.other_biases[0],
             logit_scale: (divided as f64).sqrt().recip(),
             logit_cap: self.cap(0, "attn_logit_softcapping")?,
             ..Attention::new(dim, heads, head_dim)
@@ -298,44 +385,35 @@ impl Decoder<'_> {
     }
 
     fn block(&self, dim: usize) -> Result<Block, Error> {
-        let Architecture { fused, inside, query_key_norm, function, .. } = *self.architecture;
-        let epsilon = self.key("attention.layer_norm_rms_epsilon");
+        let Architecture { fused, query_key, norm: kind, layout, unit, by_tensors, .. } =
+            *self.architecture;
+        let stored = |name: &str| self.files.get(&format!("blk.0.{name}.weight")).is_some();
+        let epsilon = self.key(match kind {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        });
         if !self.config.names(&epsilon) {
             return Err(self.config.wrong(&epsilon, "is missing"));
         }
         let eps = self.config.eps(&epsilon)?;
-        let layout = if inside {
-            Layout::Both {
-                attention: ["attn_norm", "post_attention_norm"],
-                unit: ["ffn_norm", "post_ffw_norm"],
-            }
+        let projections = if fused.unwrap_or_else(|| stored("attn_qkv")) {
+            Projections::Rows("attn_qkv")
         } else {
-            Layout::Before { attention: "attn_norm", unit: "ffn_norm" }
+            Projections::Apart(["attn_q", "attn_k", "attn_v"])
         };
-        let (projections, names) = if fused {
-            (Projections::Rows("attn_qkv"), Gates::Rows(["ffn_up", "ffn_down"]))
-        } else {
-            let names = Gates::Apart(["ffn_gate", "ffn_up", "ffn_down"]);
-            (Projections::Apart(["attn_q", "attn_k", "attn_v"]), names)
-        };
-        let query_key = query_key_norm.then_some(QueryKeyNorm {
-            kind: NormKind::Rms,
-            shift: false,
-            span: Span::Head,
-            names: ["attn_q_norm", "attn_k_norm"],
-            gains: Gains::Vector,
-        });
+        let layout = if by_tensors && !stored("ffn_norm") { PARALLEL } else { layout };
+        let query_key = query_key.filter(|norm| !by_tensors || stored(norm.names[0]));
         Ok(Block {
             dim,
             hidden: self.size("feed_forward_length")?,
             // Gemma's gains are stored with the 1 that its own files leave out.
-            norm: Norm { kind: NormKind::Rms, eps, gain: Gain::Plain, shift: false },
+            norm: Norm { kind, eps, gain: Gain::Plain, shift: kind == NormKind::Layer },
             layout,
             projections,
             output: "attn_output",
             query_key,
-            unit: Unit::Gated { function, names },
-            unit_bias: false,
+            unit,
+            unit_bias: self.architecture.other_biases[1],
             branch: 1.0,
             transposed: false,
         })
