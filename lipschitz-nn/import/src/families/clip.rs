@@ -8,6 +8,7 @@ use super::encoder::{Layers, Names, Norms, mixer};
 use super::vit::{Front, Sizes};
 use crate::Undecided;
 use crate::activation::NamedActivation;
+use crate::config::ConfigReader;
 use crate::expression::TensorExpr;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
@@ -46,6 +47,10 @@ const NOT_READ: &str = "the output does not read it";
 pub(crate) fn text(model: &ModelDir) -> Result<Mapping, Error> {
     model.no_candle()?;
     let end = match model.config.architecture()? {
+        None if Kind::of(model.family) == Kind::Siglip => {
+            let what = "names no class, and of this family the library takes none for itself";
+            return Err(model.config.wrong("architectures", what));
+        }
         None | Some("CLIPTextModel" | "SiglipTextModel") => End::Tokens,
         Some("CLIPTextModelWithProjection") => End::Features,
         Some(name) => return Err(model.config.no_class(name)),
@@ -103,10 +108,7 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
         config.ignore(&["projection_dim"]);
         None
     };
-    if kind == Kind::Clip {
-        // A factor on weights that are drawn; the library takes no null for one.
-        config.number("initializer_factor")?;
-    }
+    drawn(config, kind)?;
     let mapping = of_part(model, part, end, outer)?;
     // The library makes the config of the other one too, and refuses what does not hold together.
     of_part(model, if part == "text" { "vision" } else { "text" }, End::Tokens, None)?;
@@ -120,6 +122,14 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
         .aside(projection, why)
         .aside("logit_scale", "of the scores of pairs")
         .aside("logit_bias", "of the scores of pairs"))
+}
+
+/// Reads a factor on weights that are drawn, for which the library takes no null.
+fn drawn(config: &ConfigReader, kind: Kind) -> Result<(), Error> {
+    if kind == Kind::Clip {
+        config.number("initializer_factor")?;
+    }
+    Ok(())
 }
 
 /// One part of a model of both, by the options inside its own.
@@ -147,6 +157,7 @@ fn layers(
     eps: f64,
     phi: NamedActivation,
 ) -> Result<Layers, Error> {
+    drawn(model.config, Kind::of(model.family))?;
     let hidden = model.config.size("intermediate_size")?;
     Ok(Layers { mixer, hidden, eps, phi, norms: Norms::Before, names: Names::CLIP })
 }
@@ -181,6 +192,8 @@ fn texts(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, E
     let mut note = None;
     match kind {
         Kind::Clip => {
+            // Its code compares tokens with it.
+            config.count("eos_token_id")?;
             if shared.is_none() {
                 config.ignore(&["projection_dim"]);
             }
@@ -193,6 +206,11 @@ fn texts(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, E
             if end == End::Features {
                 net.op(Op::LastToken);
                 net.linear("head", &format!("{root}head"), [width, dim]);
+            } else if let Some(unread) = files.get(&format!("{root}head.weight"))
+                && unread.shape != [width, dim]
+            {
+                let what = format!("is {width}, and the head is {:?}", unread.shape);
+                return Err(config.wrong("projection_size", what));
             }
         }
     }

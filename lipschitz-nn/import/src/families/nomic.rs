@@ -18,8 +18,11 @@ fn base(config: &ConfigReader) -> Result<f64, Error> {
     let default = config.theta("global");
     let Some(inner) = config.inside("rope_parameters")? else { return Ok(default) };
     let base = inner.number_or("rope_theta", default)?;
-    if let Some(kind) = inner.text_if("rope_type")?.filter(|kind| *kind != "default") {
-        return Err(inner.unsupported("rope_type", format!("`{kind}`")));
+    if inner.names("rope_type") {
+        match inner.text("rope_type")? {
+            "default" => {}
+            kind => return Err(inner.unsupported("rope_type", format!("`{kind}`"))),
+        }
     }
     inner.finish(&[])?;
     if base > 0.0 {
