@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
+use lipschitz_import::ImportOptions;
+use serde_json::{Value, json};
 
 use library::{Outcome, Tensors, ours, save};
 
@@ -96,5 +97,70 @@ fn published_configs_are_read_or_refused_for_a_reason() {
     assert!(REFUSED.iter().all(|(name, _)| seen.contains_key(*name)), "a refused config is gone");
     assert!(seen.len() >= 40, "{} configs", seen.len());
     wrong.sort();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Options that published configs of newer families have beside those of the golden models.
+fn published() -> Vec<(&'static str, Value)> {
+    let generation = json!({
+        "bad_words_ids": null, "begin_suppress_tokens": null, "chunk_size_feed_forward": 0,
+        "cross_attention_hidden_size": null, "diversity_penalty": 0.0, "do_sample": false,
+        "early_stopping": false, "encoder_no_repeat_ngram_size": 0, "forced_eos_token_id": null,
+        "is_decoder": false, "is_encoder_decoder": false, "length_penalty": 1.0, "max_length": 20,
+        "no_repeat_ngram_size": 0, "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1,
+        "output_scores": false, "pruned_heads": {}, "remove_invalid_values": false,
+        "repetition_penalty": 1.0, "return_dict": true, "return_dict_in_generate": false,
+        "suppress_tokens": null, "temperature": 1.0, "tf_legacy_loss": false,
+        "tie_encoder_decoder": false, "tie_word_embeddings": true, "top_k": 50, "top_p": 1.0,
+        "torchscript": false, "typical_p": 1.0, "use_bfloat16": false
+    });
+    vec![
+        (
+            "albert",
+            json!({
+                "down_scale_factor": 1, "gap_size": 0, "net_structure_type": 0, "num_memory_blocks": 0
+            }),
+        ),
+        ("clip-classes", json!({"text_config": generation, "vision_config": generation})),
+        ("clip-text", generation.clone()),
+        ("clip-vision", generation),
+        ("deit", json!({"encoder_stride": 16, "hidden_dropout_prob": 0.0})),
+        ("dinov2-registers", json!({"drop_path_rate": 0.0, "reshape_hidden_states": true})),
+        ("electra", json!({"summary_last_dropout": 0.1, "summary_type": "first"})),
+        ("falcon", json!({"alibi": false, "auto_map": {}, "hidden_dropout": 0.0})),
+        ("gemma3_text", json!({"cache_implementation": "hybrid", "sliding_window_pattern": 2})),
+        ("gptj", json!({"rotary": true, "summary_type": "cls_index", "summary_use_proj": true})),
+        ("mpt", json!({"init_device": "cpu", "tokenizer_name": "x", "verbose": 0})),
+        ("neox", json!({"classifier_dropout": 0.1, "attention_bias": true})),
+        ("opt", json!({"prefix": "</s>", "activation_dropout": 0.0, "layerdrop": 0.0})),
+        ("phi", json!({"embd_pdrop": 0.0, "resid_pdrop": 0.1, "rope_scaling": null})),
+        ("smollm3", json!({"max_window_layers": 28, "pretraining_tp": 2})),
+        ("starcoder2", json!({"mlp_type": "default", "norm_type": "layer_norm"})),
+    ]
+}
+
+#[test]
+fn options_of_published_configs_are_taken() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut wrong = Vec::new();
+    for (name, options) in published() {
+        let from = golden.join(name);
+        let mut config = read(&from.join("config.json"));
+        for (key, value) in options.as_object().unwrap() {
+            match (config.get_mut(key).and_then(Value::as_object_mut), value.as_object()) {
+                (Some(inner), Some(more)) => inner.extend(more.clone()),
+                _ => config[key] = value.clone(),
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&from).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        if let Err(what) = lipschitz_import::import(dir.path(), &ImportOptions::default()) {
+            wrong.push(format!("{name}: {what}"));
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -249,6 +249,15 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
         let scaled = turned.into_iter().any(|rotary| rotary.frequencies.is_some());
         refused_by_candle(config, family, mixer.head_dim * mixer.heads == dim, scaled)?;
     }
+    // Published configs say these, which the library does not read.
+    match family {
+        "smollm3" => config.ignore(&["max_window_layers"]),
+        "starcoder2" => {
+            config.assume("mlp_type", &"default".into())?;
+            config.assume("norm_type", &"layer_norm".into())?;
+        }
+        _ => {}
+    }
     let head = Head::of_any(config, v.classes, v.heads)?;
     if head == Head::TokenClasses && !config.flag_or("token_classification_bias", true)? {
         return Err(config.unsupported("token_classification_bias", false));
