@@ -40,6 +40,10 @@ pub(super) struct ImportCommand {
     /// For a file of a vision transformer alone, of timm or torchvision: its number of heads.
     #[arg(long, value_name = "NUMBER")]
     heads: Option<usize>,
+    /// For a directory of transformers: the class that loads it, such as BertModel, where its config
+    /// names none or another.
+    #[arg(long, value_name = "NAME")]
+    class: Option<String>,
     /// Of a model of texts and images, the one that is imported.
     #[arg(long, value_enum)]
     part: Option<Part>,
@@ -98,6 +102,7 @@ impl ImportCommand {
             order: self.order,
             graph: self.graph,
             heads: self.heads,
+            class: self.class,
             part: self.part.map(|part| part.to_string()),
         };
         let Imported { model, mut meta, report } = import(&self.path, &options)?;

@@ -178,6 +178,12 @@ impl ConfigReader {
         self
     }
 
+    /// The options with this one.
+    pub(crate) fn with(mut self, key: &str, value: Value) -> Self {
+        self.options.insert(key.to_string(), value);
+        self
+    }
+
     /// An error about an option.
     pub(crate) fn wrong(&self, key: &str, what: impl std::fmt::Display) -> Error {
         let within = &self.within;
@@ -483,19 +489,16 @@ impl ConfigReader {
         })
     }
 
-    /// Number of labels: as many as are named, or as `num_labels` says, or two.
+    /// Number of labels: as `num_labels` says, or as many as are named, or two.
     pub(crate) fn labels(&self) -> Result<usize, Error> {
         let number = match self.names("num_labels") {
             true => Some(self.size("num_labels")?),
             false => None,
         };
         let labels = match (self.value_if("id2label")?, number) {
+            // Where the two differ the library makes new names.
             (Some(Value::Object(labels)), number) if !labels.is_empty() => {
-                if let Some(number) = number.filter(|number| *number != labels.len()) {
-                    let what = format!("is {number}, and {} labels have names", labels.len());
-                    return Err(self.wrong("num_labels", what));
-                }
-                labels.len()
+                number.unwrap_or(labels.len())
             }
             (Some(value), _) => {
                 return Err(self.wrong("id2label", format!("is {value}, wanted names of labels")));

@@ -26,6 +26,7 @@ use crate::pixels::Normalisation;
 use crate::report::ImportReport;
 use crate::sentence::Sentence;
 use crate::sidecars;
+use crate::undecided::Undecided;
 
 /// A third-party model that stays on disk; each weight is read when it is asked for.
 #[derive(Debug)]
@@ -70,11 +71,15 @@ impl Found {
             let mapping = vision_file::timm(&config, &files, options)?;
             return Ok(Self::new("timm", mapping, files));
         }
-        let family = config.text("model_type")?.to_string();
+        let (config, family) = classed(config, options.class.as_deref())?;
         families::find(&config, &family)?;
         let sentence = Sentence::beside(path)?;
         let config = config.as_class(&family)?;
         // Modules stand behind the base model, whatever class saved it.
+        if sentence.is_some() && options.class.is_some() {
+            let what = "belongs to an encoder of sentences, whose class is not to be said";
+            return Err(Error::file(&path.join("config.json"), what));
+        }
         let config = if sentence.is_some() { config.without("architectures") } else { config };
         config.ignore(&["model_type"]);
         sidecars::check(path, &config)?;
@@ -90,6 +95,9 @@ impl Found {
             pixels: pixels.as_ref(),
         };
         let mut mapping = families::mapping(&model, &options.ignore)?;
+        if let Some(class) = &options.class {
+            mapping = mapping.note(format!("read as the class `{class}`, as was said at import"));
+        }
         if let Some(sentence) = sentence {
             mapping = sentence.append(mapping, &mut files)?;
         }
@@ -220,6 +228,10 @@ impl Foreign {
             let what = "is no file of a vision transformer alone: its heads are not to be said";
             return Err(Error::file(path, what));
         }
+        if options.class.is_some() && found.library.is_none() {
+            let what = "is no directory of transformers: its class is not to be said";
+            return Err(Error::file(path, what));
+        }
         let foreign = found.complete(path, options)?;
         if !matrices && (!options.activation.is_empty() || options.order.is_some()) {
             let what = "is no file of matrices alone: what its layers are, and what is between \
@@ -267,6 +279,32 @@ impl Foreign {
         };
         read().map_err(|e| Error::file(&self.path, e))
     }
+}
+
+/// The config as this class of the library reads it, and its family. The class says the family where
+/// the config, older than that option, does not.
+fn classed(config: ConfigReader, class: Option<&str>) -> Result<(ConfigReader, String), Error> {
+    let Some(class) = class else {
+        if config.names("model_type") {
+            let family = config.text("model_type")?.to_string();
+            return Ok((config, family));
+        }
+        let what = "names no `model_type`: it is older than that option, or of another library. \
+                    Where it is of transformers, the class that loads the model is to be said";
+        return Err(config.undecided(Undecided::NoClass(what.into())));
+    };
+    let named = config.names("model_type").then(|| config.text("model_type").map(String::from));
+    let family = match (named.transpose()?, families::of_class(class)) {
+        (Some(named), _) => named,
+        (None, Some(family)) => family.to_string(),
+        (None, None) => {
+            let what =
+                format!("names no `model_type`, and `{class}` is of no family that is known");
+            return Err(config.undecided(Undecided::NoClass(what)));
+        }
+    };
+    let config = config.with("model_type", family.clone().into());
+    Ok((config.with("architectures", vec![class].into()), family))
 }
 
 /// The tensors that a model directory's `config.json` asks for, by name and shape; reads no

@@ -30,6 +30,9 @@ pub struct ImportOptions {
     pub graph: Option<PathBuf>,
     /// For a file of a vision transformer alone: the number of heads, which no tensor says.
     pub heads: Option<usize>,
+    /// For a directory of transformers: the class that loads it, such as `BertModel`, where the config
+    /// names none, or another one than is wanted. It is named in the origin.
+    pub class: Option<String>,
     /// For a model of texts and images: which of the two is read, `text` or `vision`.
     pub part: Option<String>,
 }

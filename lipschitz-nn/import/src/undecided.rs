@@ -16,6 +16,9 @@ pub enum Undecided {
     /// A vision transformer whose number of [`heads`](crate::ImportOptions::heads) no file says.
     #[error("{0}")]
     NoHeads(String),
+    /// A config that names no family, whose [`class`](crate::ImportOptions::class) no file says.
+    #[error("{0}")]
+    NoClass(String),
     /// A model of two inputs, of which [`part`](crate::ImportOptions::part) says one.
     #[error("{0}")]
     TwoInputs(String),

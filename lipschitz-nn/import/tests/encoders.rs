@@ -290,3 +290,95 @@ fn files_beside_a_model_count() {
     assert!(long.forward(&tokens).is_err());
     assert!(long.forward(&tokens.narrow(1, 0, 6).unwrap()).is_ok());
 }
+
+fn class(name: &str) -> ImportOptions {
+    ImportOptions { class: Some(name.into()), ..ImportOptions::default() }
+}
+
+/// A config older than `model_type` names no family: the class says it, and nothing guesses.
+#[test]
+fn the_class_says_the_family_where_the_config_does_not() {
+    let old = changed("bert", "config.json", "\"model_type\": \"bert\"", "\"output_past\": true");
+    let text = std::fs::read_to_string(old.path().join("config.json")).unwrap();
+    assert!(!text.contains("model_type"), "{text}");
+    for options in [ImportOptions::default(), class("ReformerModel"), class("")] {
+        let asked = undecided(old.path(), &options);
+        assert!(matches!(asked, Undecided::NoClass(_)), "{asked}");
+    }
+    let Imported { model, meta, .. } = import(old.path(), &class("BertModel")).unwrap();
+    let origin = meta.provenance.origin.unwrap();
+    assert_eq!(origin.family, "bert");
+    let notes = origin.notes.join("; ");
+    assert!(notes.contains("read as the class `BertModel`, as was said at import"), "{notes}");
+    let (expected, _) =
+        load_tensors(&golden("bert").join("expected.safetensors"), &Device::Cpu).unwrap();
+    let model = model.to(&Device::Cpu, DType::F64).unwrap();
+    let off = apart(&model.forward(&expected["tokens"]).unwrap(), &expected["output"]);
+    assert!(off < 1e-6, "{off}");
+    // A head that no file holds, a class of another family, and files without a class.
+    for (path, name, why) in [
+        (old.path().to_path_buf(), "BertForMaskedLM", "lacks "),
+        (golden("bert"), "AlbertModel", "names `AlbertModel`, which is not supported"),
+        (golden("torchvision/model.pth"), "ViTModel", "is not to be said"),
+        (golden("timm"), "ViTModel", "is not to be said"),
+    ] {
+        let error = import(&path, &class(name)).unwrap_err().to_string();
+        assert!(error.contains(why), "{name}: {error}");
+    }
+}
+
+/// The body of a model that was saved with its head: the head is set aside.
+#[test]
+fn the_body_of_a_model_with_a_head_is_another_class() {
+    let head = import(&golden("bert-mlm"), &ImportOptions::default()).unwrap();
+    let body = import(&golden("bert-mlm"), &class("BertModel")).unwrap();
+    assert!(body.report.aside.keys().any(|name| name.starts_with("cls.")));
+    assert!(body.report.applied.len() < head.report.applied.len());
+    assert!(body.report.applied.iter().all(|(weight, _)| !weight.starts_with("head")));
+}
+
+/// ALBERT's published configs hold options of the program that trained it, and of generation.
+#[test]
+fn options_that_the_library_passes_over_are_passed_over_at_the_values_that_change_nothing() {
+    let with = |options: &str| {
+        changed(
+            "albert",
+            "config.json",
+            "\"model_type\": \"albert\"",
+            &format!("\"model_type\": \"albert\", {options}"),
+        )
+    };
+    let harmless = with(
+        "\"down_scale_factor\": 1, \"gap_size\": 0, \"net_structure_type\": 0, \
+         \"num_memory_blocks\": 0, \"length_penalty\": 1.0, \"repetition_penalty\": 1.0, \
+         \"num_return_sequences\": 1",
+    );
+    import(harmless.path(), &ImportOptions::default()).unwrap();
+    for other in ["down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"] {
+        let dir = with(&format!("\"{other}\": 2"));
+        let error = import(dir.path(), &ImportOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{other}` is 2")), "{error}");
+    }
+}
+
+/// Where the number of labels is not that of their names, the library takes the number.
+#[test]
+fn the_number_of_labels_goes_before_their_names() {
+    let text = std::fs::read_to_string(golden("bert-classes/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let labels = config["id2label"].as_object().unwrap().len();
+    for (number, fits) in [(labels, true), (labels + 1, false)] {
+        let to = format!("\"num_labels\": {number}, \"model_type\": \"bert\"");
+        let dir = changed("bert-classes", "config.json", "\"model_type\": \"bert\"", &to);
+        let found = import(dir.path(), &ImportOptions::default());
+        assert_eq!(found.is_ok(), fits, "{number}");
+    }
+    // Names of another number stand aside.
+    let mut config = config;
+    config["id2label"] = serde_json::json!({"0": "a"});
+    config["num_labels"] = labels.into();
+    let dir = tempfile::tempdir().unwrap();
+    copy(&golden("bert-classes"), dir.path());
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    import(dir.path(), &ImportOptions::default()).unwrap();
+}

@@ -56,8 +56,11 @@ pub(crate) fn albert(model: &ModelDir) -> Result<Mapping, Error> {
     let o = Options { layers: names.len(), ..Options::read(model)? };
     config.assume("is_decoder", &false.into())?;
     config.assume("add_cross_attention", &false.into())?;
-    // Of the code that the published models were trained with.
-    config.ignore(&["down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks"]);
+    // Of the program that the family was trained with.
+    config.assume("down_scale_factor", &1.into())?;
+    for key in ["gap_size", "net_structure_type", "num_memory_blocks"] {
+        config.assume(key, &0.into())?;
+    }
     let embedding = config.size("embedding_size")?;
     let both = config.architecture()? == Some("AlbertForPreTraining");
     let head = if both { Head::Vocabulary } else { Head::of(config, "Albert", HEADS)? };

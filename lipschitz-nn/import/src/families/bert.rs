@@ -209,11 +209,13 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
     let ties = end.put(model, &mut net, tie)?;
     let mut mapping = asides(net.mapping(Input::tokens(context))?)
         .aside(kin.masked[2], "a head that is not tied has a bias of its own");
+    let other = "the head of another task";
     if head == Head::Vocabulary {
-        let other = "the head of another task";
         mapping = mapping
             .aside("cls.seq_relationship.weight", other)
             .aside("cls.seq_relationship.bias", other);
+    } else {
+        mapping = mapping.aside(if kin.is_bert() { "cls.*" } else { "lm_head.*" }, other);
     }
     if both {
         mapping = mapping.note("of the model's two outputs, the scores of the vocabulary");

@@ -129,6 +129,13 @@ pub(crate) fn find(config: &ConfigReader, name: &str) -> Result<Family, Error> {
     }
 }
 
+/// The family of a class of the library, by how its name begins.
+pub(crate) fn of_class(class: &str) -> Option<&'static str> {
+    let plain = |name: &str| name.replace(['-', '_'], "").to_lowercase();
+    let class = plain(class);
+    families().filter(|family| class.starts_with(&plain(family))).max_by_key(|f| f.len())
+}
+
 fn unsupported(family: &str) -> String {
     if EXPERTS.contains(&family) {
         return format!(
@@ -150,6 +157,22 @@ mod tests {
     use crate::config::ConfigReader;
     use crate::formats::files::Files;
     use crate::model_dir::ModelDir;
+
+    #[test]
+    fn classes_are_of_the_family_that_they_begin_with() {
+        for (class, family) in [
+            ("BertModel", Some("bert")),
+            ("AlbertForMaskedLM", Some("albert")),
+            ("XLMRobertaModel", Some("xlm-roberta")),
+            ("GPTNeoXForCausalLM", Some("gpt_neox")),
+            ("GPT2LMHeadModel", Some("gpt2")),
+            ("MPNetModel", Some("mpnet")),
+            ("ReformerModel", None),
+            ("", None),
+        ] {
+            assert_eq!(super::of_class(class), family, "{class}");
+        }
+    }
 
     #[test]
     fn families_are_in_order_and_named_once() {

@@ -73,5 +73,9 @@ pub(crate) fn mpnet(model: &ModelDir) -> Result<Mapping, Error> {
     let ties = end.put(model, &mut net, tie)?;
     let mapping = asides(net.mapping(Input::tokens(context))?)
         .aside("lm_head.bias", "a head that is not tied has a bias of its own");
+    let mapping = match head {
+        Head::Vocabulary => mapping,
+        _ => mapping.aside("lm_head.*", "the head of another task"),
+    };
     Ok(ties.into_iter().fold(mapping, Mapping::tied))
 }
