@@ -231,14 +231,16 @@ def write(name, net, also, reads=True, tensors=lambda tensors: tensors):
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", 4 * D))
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    if arch != "gpt2":
+        writer.add_head_count_kv(config.num_key_value_heads)
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
         writer.add_layer_norm_eps(1e-5)
-    writer.add_rope_freq_base(100.0)
+    if arch != "gpt2":
+        writer.add_rope_freq_base(100.0)
     writer.add_vocab_size(V)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{i}" for i in range(V)])
@@ -352,3 +354,12 @@ stable = dict(**SMALL, num_hidden_layers=2, layer_norm_eps=1e-5, rope_parameters
 write("stablelm", transformers.StableLmForCausalLM(transformers.StableLmConfig(**stable, use_qkv_bias=True)), stablelm)
 write("stablelm_parallel", transformers.StableLmForCausalLM(transformers.StableLmConfig(
     **stable, use_parallel_residual=True, qk_layernorm=True)), stablelm, reads=False, tensors=stacked)
+
+
+def rows(tensors):
+    """Matrices with a row for each output."""
+    return {key: value.t() if "c_" in key and value.dim() == 2 else value for key, value in tensors.items()}
+
+
+gpt2 = transformers.GPT2Config(vocab_size=V, n_positions=16, n_embd=D, n_layer=2, n_head=H, bos_token_id=0, eos_token_id=1)
+write("gpt2", transformers.GPT2LMHeadModel(gpt2), lambda writer: None, tensors=rows)

@@ -103,7 +103,8 @@ fn formats_are_known_under_any_name() {
 #[test]
 fn gguf_models_compute_what_the_library_reads_in_them() {
     let decoders = ["llama", "llama_freqs", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"];
-    let with_layer_norm = ["starcoder2", "phi2", "phi2_fused", "stablelm", "stablelm_parallel"];
+    let with_layer_norm =
+        ["gpt2", "starcoder2", "phi2", "phi2_fused", "stablelm", "stablelm_parallel"];
     for name in decoders.iter().chain(&with_layer_norm) {
         let path = golden(&format!("{name}.gguf"));
         let model = import(&path, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}"));
@@ -171,6 +172,7 @@ fn metadata_of_architectures_that_may_change_the_function_are_named() {
         ("gemma2", "gemma2.attn_logit_softcapping", "gemma2.attn_logit_softcappinx"),
         ("gemma2", "blk.1.post_ffw_norm.weight", "blk.1.post_ffx_norm.weight"),
         ("qwen3", "blk.1.attn_q_norm.weight", "blk.1.attn_x_norm.weight"),
+        ("gpt2", "position_embd.weight", "position_embx.weight"),
         ("phi2", "output.bias", "output.bixs"),
         ("phi2", "blk.1.attn_norm.bias", "blk.1.attn_norm.bixs"),
         ("starcoder2", "blk.1.ffn_norm.weight", "blk.1.ffn_norx.weight"),
@@ -198,6 +200,16 @@ fn metadata_of_architectures_that_may_change_the_function_are_named() {
         let says = if from.ends_with("key_length") { "value_length" } else { from };
         assert!(line.contains(says) || line.contains(to), "{from}: {line}");
     }
+    // Heads that no file holds.
+    let mut wide = std::fs::read(golden("gemma3.gguf")).unwrap();
+    let key = b"gemma3.attention.key_length";
+    let at = wide.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    wide[at..at + 4].copy_from_slice(&(1u32 << 28).to_le_bytes());
+    let key = b"gemma3.attention.value_length";
+    let at = wide.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    wide[at..at + 4].copy_from_slice(&(1u32 << 28).to_le_bytes());
+    std::fs::write(&path, wide).unwrap();
+    assert!(refused(&path).contains("more than the first layer has queries"));
     // Factors on frequencies that are not read are refused as such, and not as a tensor left over.
     let bytes = std::fs::read(golden("phi3.gguf")).unwrap();
     let short = replaced(&bytes, "blk.0.attn_output.weight", "rope_factors_long.weight");

@@ -22,8 +22,8 @@ use lipschitz_nn::graph::{Attention, Function, Input, Node, NormKind, Op, Pairin
 /// What sets an architecture apart.
 struct Architecture {
     name: &'static str,
-    /// Which coordinates rotary positions pair.
-    pairing: Pairing,
+    /// Which coordinates rotary positions pair; none: positions are learned vectors.
+    pairing: Option<Pairing>,
     /// Whether queries, keys and values have biases; none: the tensors say.
     bias: Option<bool>,
     /// Queries, keys and values are one tensor; none: the tensors say.
@@ -94,7 +94,7 @@ const fn query_key(kind: NormKind) -> Option<QueryKeyNorm> {
 
 const LLAMA: Architecture = Architecture {
     name: "llama",
-    pairing: Pairing::Interleaved,
+    pairing: Some(Pairing::Interleaved),
     bias: None,
     fused: Some(false),
     query_key: None,
@@ -112,7 +112,7 @@ const LLAMA: Architecture = Architecture {
 
 /// What the others have in common.
 const HALF: Architecture =
-    Architecture { pairing: Pairing::Half, bias: Some(false), factors: false, ..LLAMA };
+    Architecture { pairing: Some(Pairing::Half), bias: Some(false), factors: false, ..LLAMA };
 
 const GEMMA: Architecture = Architecture {
     layout: Layout::Both {
@@ -155,6 +155,15 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "starcoder2",
         bias: Some(true),
+        unit: PLAIN,
+        other_biases: [true, true, false],
+        ..LAYER
+    },
+    Architecture {
+        name: "gpt2",
+        pairing: None,
+        bias: Some(true),
+        fused: Some(true),
         unit: PLAIN,
         other_biases: [true, true, false],
         ..LAYER
@@ -276,7 +285,7 @@ impl Decoder<'_> {
         for (i, (rotary, window)) in
             self.layers(layers, context, mixer.head_dim)?.into_iter().enumerate()
         {
-            let mixer = Attention { rotary: Some(rotary), window, ..mixer.clone() };
+            let mixer = Attention { rotary, window, ..mixer.clone() };
             let (to, from) = (format!("blocks.{i}"), format!("blk.{i}"));
             bodies.push(block.body(&mut weights, &to, &from, mixer));
         }
@@ -285,16 +294,21 @@ impl Decoder<'_> {
         let own = files.get("output.weight").is_some();
         let head = TensorExpr::new("output.weight", &[vocabulary, dim]);
         weights.put("head.weight", if own { head } else { embedding });
+        let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];
+        if architecture.pairing.is_none() {
+            let table = TensorExpr::new("position_embd.weight", &[context, dim]);
+            weights.put("positions.weight", table);
+            nodes.push(Node::new("positions", Op::Positions { length: context, dim }));
+        }
         let [.., bias] = architecture.other_biases;
         if bias {
             weights.vector("head.bias", "output.bias", vocabulary);
         }
-        let mut nodes = vec![
-            Node::new("embedding", Op::Embedding { vocabulary, dim }),
+        nodes.extend([
             blocks(bodies),
             block.norm.node("norm", dim),
             linear("head", dim, vocabulary, bias),
-        ];
+        ]);
         nodes.extend(final_cap.map(|cap| Node::new("", Op::SoftCap { cap })));
         let mut mapping = Mapping::new(Input::tokens(context), nodes, weights)?;
         if architecture.factors {
@@ -362,6 +376,17 @@ impl Decoder<'_> {
         if self.size_or("attention.value_length", head_dim)? != head_dim {
             return Err(self.wrong("attention.value_length", "is not that of the keys"));
         }
+        // So that no table of frequencies is larger than the file.
+        let rows = |name| files.get(name).and_then(|info| info.shape.first().copied());
+        let [apart, fused] = ["blk.0.attn_q.weight", "blk.0.attn_qkv.weight"];
+        let Some(rows) = rows(apart).or_else(|| rows(fused)) else {
+            let name = if architecture.fused == Some(true) { fused } else { apart };
+            return Err(Error::weight(name, "is missing"));
+        };
+        if head_dim > rows {
+            let what = format!("is {head_dim}, more than the first layer has queries");
+            return Err(self.wrong("attention.key_length", what));
+        }
         let divided = if wide { dim / heads } else { head_dim };
         let bias = architecture.bias;
         Ok(Attention {
@@ -425,28 +450,31 @@ impl Decoder<'_> {
         layers: usize,
         context: usize,
         head_dim: usize,
-    ) -> Result<Vec<(Rotary, Option<usize>)>, Error> {
-        let rotary = self.rotary(head_dim)?;
+    ) -> Result<Vec<(Option<Rotary>, Option<usize>)>, Error> {
+        let Some(pairing) = self.architecture.pairing else {
+            return Ok(vec![(None, None); layers]);
+        };
+        let rotary = self.rotary(head_dim, pairing)?;
         let (every, sliding) = match self.architecture.windows {
-            Windows::None => return Ok(vec![(rotary, None); layers]),
+            Windows::None => return Ok(vec![(Some(rotary), None); layers]),
             Windows::Dropped => {
                 self.no_window(context)?;
-                return Ok(vec![(rotary, None); layers]);
+                return Ok(vec![(Some(rotary), None); layers]);
             }
             Windows::AllBut(every) => (every, rotary.clone()),
             Windows::AllButWithBase(every) => {
                 let base = self.positive("rope.freq_base_swa")?.unwrap_or(10000.0);
                 // The scaling is of the layers without a window.
-                (every, self.turned(head_dim, base, 1.0, &vec![1.0; head_dim / 2])?)
+                (every, self.turned(head_dim, pairing, base, 1.0, &vec![1.0; head_dim / 2])?)
             }
         };
         let window = self.size("attention.sliding_window")?;
         let every = self.size_or("attention.sliding_window_pattern", every)?;
         let of = |i: usize| {
             if i.is_multiple_of(every) {
-                (rotary.clone(), None)
+                (Some(rotary.clone()), None)
             } else {
-                (sliding.clone(), Some(window))
+                (Some(sliding.clone()), Some(window))
             }
         };
         Ok((1..=layers).map(of).collect())
@@ -473,7 +501,7 @@ impl Decoder<'_> {
     }
 
     /// Rotary positions: the base, a factor on all of them, and one for each frequency in a tensor.
-    fn rotary(&self, head_dim: usize) -> Result<Rotary, Error> {
+    fn rotary(&self, head_dim: usize, pairing: Pairing) -> Result<Rotary, Error> {
         let Self { config, files, .. } = *self;
         let base = self.positive("rope.freq_base")?.unwrap_or(10000.0);
         // What a model was trained with says nothing of what it computes.
@@ -505,7 +533,7 @@ impl Decoder<'_> {
                 return Err(Error::weight(FACTORS, what));
             }
         };
-        self.turned(head_dim, base, older, &factors)
+        self.turned(head_dim, pairing, base, older, &factors)
     }
 
     /// Rotary positions of these frequencies: `base^(−2i/d)` of the d coordinates that are turned,
@@ -513,6 +541,7 @@ impl Decoder<'_> {
     fn turned(
         &self,
         head_dim: usize,
+        pairing: Pairing,
         base: f64,
         scale: f64,
         factors: &[f64],
@@ -531,6 +560,6 @@ impl Decoder<'_> {
             return Err(self.wrong("rope.freq_base", format!("gives a frequency of {f}")));
         }
         let frequencies = (!usual).then_some(frequencies);
-        Ok(Rotary { frequencies, ..Rotary::new(base, self.architecture.pairing) })
+        Ok(Rotary { frequencies, ..Rotary::new(base, pairing) })
     }
 }
