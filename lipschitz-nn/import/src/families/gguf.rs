@@ -227,6 +227,9 @@ pub(crate) fn mapping(
     Ok((format!("{family} (GGUF)"), mapping))
 }
 
+/// Rotary positions and window of a layer.
+type Layer = (Option<Rotary>, Option<usize>);
+
 struct Decoder<'a> {
     config: &'a ConfigReader,
     files: &'a Files,
@@ -445,12 +448,7 @@ impl Decoder<'_> {
     }
 
     /// Positions and window of each layer.
-    fn layers(
-        &self,
-        layers: usize,
-        context: usize,
-        head_dim: usize,
-    ) -> Result<Vec<(Option<Rotary>, Option<usize>)>, Error> {
+    fn layers(&self, layers: usize, context: usize, head_dim: usize) -> Result<Vec<Layer>, Error> {
         let Some(pairing) = self.architecture.pairing else {
             return Ok(vec![(None, None); layers]);
         };
