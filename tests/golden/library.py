@@ -27,11 +27,11 @@ t.logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 
 FAMILIES = """
-    albert arcee beit bert bloom camembert clip clip_text_model clip_vision_model cohere deit dinov2 dinov2_with_registers distilbert
-    electra esm falcon
-    gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium ijepa llama marian mistral modernbert mpnet
-    mpt nomic_bert olmo olmo2 opt phi phi3 qwen2 qwen3 roberta siglip siglip_text_model siglip_vision_model smollm3 stablelm
-    starcoder2 t5 vit vit_msn xlm-roberta
+    albert arcee bart beit bert bloom camembert chinese_clip chinese_clip_text_model chinese_clip_vision_model clip clip_text_model
+    clip_vision_model cohere deit dinov2 dinov2_with_registers distilbert electra esm falcon
+    gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium ijepa llama m2m_100 marian mbart ministral
+    mistral modernbert mpnet mpt nomic_bert olmo olmo2 opt pegasus persimmon phi phi3 qwen2 qwen3 roberta seed_oss siglip
+    siglip_text_model siglip_vision_model smollm3 stablelm starcoder2 t5 vit vit_msn xlm-roberta
 """.split()
 
 # Sizes that make a model small, under the names of all families.
@@ -50,6 +50,7 @@ MORE = dict(
     opt=dict(do_layer_norm_before=True),
     clip=dict(text_config="clip_text_model", vision_config="clip_vision_model"),
     siglip=dict(text_config="siglip_text_model", vision_config="siglip_vision_model"),
+    chinese_clip=dict(text_config="chinese_clip_text_model", vision_config="chinese_clip_vision_model"),
     beit=dict(out_indices=None),
 )
 HEADS = ["", "FOR_CAUSAL_LM", "FOR_MASKED_LM", "FOR_SEQUENCE_CLASSIFICATION", "FOR_TOKEN_CLASSIFICATION",

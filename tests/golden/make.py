@@ -15,15 +15,15 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from models import decoders, encoders, image_models, inputs, processed, processors, run, scramble, text_models
+from models import decoders, encoders, image_models, inputs, later, processed, processors, run, scramble, text_models
 
 # Saved in f32; the others in bf16.
-SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2", "phi", "cohere-normed", "falcon-new"]
+SINGLE = ["gpt2", "llama", "qwen3", "bert", "vit", "gemma2", "phi", "cohere-normed", "falcon-new", "marian", "persimmon"]
 
 
 def main(out):
     only = sys.argv[2:]
-    for seed, (name, model, options) in enumerate([*text_models(), *image_models(), *encoders(), *decoders()]):
+    for seed, (name, model, options) in enumerate([*text_models(), *image_models(), *encoders(), *decoders(), *later()]):
         if only and name not in only:
             continue
         where = os.path.join(out, name)

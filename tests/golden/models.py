@@ -18,6 +18,8 @@ def scramble(model, seed):
     g = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         x = torch.randn(p.shape, generator=g)
+        if name in (getattr(model, "_keys_to_ignore_on_save", None) or ()):
+            continue  # what is not saved is as the library makes it
         if p.dim() == 1:
             x = (1 if "norm" in name.lower() or "ln_" in name else 0) + 0.3 * x
             if name.endswith("bias"):
@@ -215,6 +217,35 @@ def image_models():
     yield "siglip.vision", t.SiglipModel(t.SiglipConfig(**both)), {}
 
 
+def later():
+    """Models behind all others, so that the others keep their seeds."""
+    half = rope("default", partial_rotary_factor=0.5)
+    yield "persimmon", t.PersimmonForCausalLM(t.PersimmonConfig(**TEXT, **NO_IDS, **half)), {}
+    yield "persimmon-classes", t.PersimmonForTokenClassification(t.PersimmonConfig(
+        **TEXT, num_labels=3, qk_layernorm=False, hidden_act="gelu", **NO_IDS, **half)), {}
+    yield "seed_oss", t.SeedOssForCausalLM(t.SeedOssConfig(**TEXT, num_key_value_heads=1, head_dim=6, **NO_IDS, **rope("default"))), {}
+    # The encoders of models that have a decoder too.
+    pair = dict(vocab_size=V, d_model=D, encoder_layers=2, decoder_layers=1, encoder_attention_heads=H, decoder_attention_heads=H,
+                encoder_ffn_dim=F, decoder_ffn_dim=F, max_position_embeddings=12, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+                decoder_start_token_id=1, attn_implementation="eager")
+    yield "bart", t.BartForConditionalGeneration(t.BartConfig(**pair)), {}
+    yield "m2m_100", t.M2M100ForConditionalGeneration(t.M2M100Config(**pair)), {}
+    yield "marian", t.MarianMTModel(t.MarianConfig(**pair, scale_embedding=True, activation_function="swish")), {}
+    yield "marian-apart", t.MarianModel(t.MarianConfig(
+        **pair, decoder_vocab_size=7, share_encoder_decoder_embeddings=False, tie_word_embeddings=False)), {}
+    yield "mbart", t.MBartModel(t.MBartConfig(**pair, scale_embedding=True)), {}
+    yield "pegasus", t.PegasusForConditionalGeneration(t.PegasusConfig(**pair, activation_function="relu")), {}
+    tower = dict(hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=H)
+    chinese = t.ChineseCLIPConfig(projection_dim=5, text_config=dict(**tower, vocab_size=V, max_position_embeddings=12),
+                                  vision_config=dict(**tower, image_size=8, patch_size=4))
+    yield "chinese_clip.text", t.ChineseCLIPModel(chinese), {}
+    yield "chinese_clip.vision", t.ChineseCLIPModel(chinese), {}
+    yield "chinese_clip-text", t.ChineseCLIPTextModel(chinese.text_config), {}
+    yield "ministral", t.MinistralForCausalLM(t.MinistralConfig(
+        **TEXT, num_key_value_heads=1, head_dim=6, sliding_window=2, layer_types=["full_attention", "sliding_attention"], **NO_IDS,
+        **rope("default"))), {}
+
+
 def processors():
     """What turns images of 0…255 into what some models read, saved beside them."""
     shift = dict(do_resize=False, do_center_crop=False, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3])
@@ -242,9 +273,11 @@ def run(model, part, given):
             one = model.vision_model if part == "vision" else model.text_model
             if part == "vision" and hasattr(model, "visual_projection"):
                 return model.get_image_features(pixel_values=given["pixels"].double()).pooler_output
-            if part == "text" and not hasattr(model, "text_projection"):
+            if part == "text" and (not hasattr(model, "text_projection") or isinstance(model, t.ChineseCLIPModel)):
                 return model.get_text_features(input_ids=given["tokens"]).pooler_output
             return one(*[x.double() if x.is_floating_point() else x for x in given.values()]).last_hidden_state
+        if model.config.is_encoder_decoder and not isinstance(model, t.T5EncoderModel):
+            return model.get_encoder()(input_ids=given["tokens"]).last_hidden_state
         if "pixels" in given:
             result = model(pixel_values=given["pixels"].double())
         else:

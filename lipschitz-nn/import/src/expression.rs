@@ -1,6 +1,6 @@
 //! Weights as expressions of the tensors of a file.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use lipschitz_nn::Error;
 
@@ -13,6 +13,8 @@ pub(crate) struct TensorExpr {
     pub name: String,
     /// Its shape in the file.
     pub shape: Vec<usize>,
+    /// Numbers that follow from the config, in place of a tensor of a file.
+    numbers: Option<Vec<f64>>,
     steps: Vec<Transform>,
 }
 
@@ -45,7 +47,12 @@ enum Transform {
 
 impl TensorExpr {
     pub(crate) fn new(name: impl Into<String>, shape: &[usize]) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), steps: Vec::new() }
+        Self { name: name.into(), shape: shape.to_vec(), numbers: None, steps: Vec::new() }
+    }
+
+    /// Numbers that no file holds.
+    pub(crate) fn numbers(numbers: Vec<f64>, shape: &[usize]) -> Self {
+        Self { numbers: Some(numbers), ..Self::new("", shape) }
     }
 
     fn then(mut self, step: Transform) -> Self {
@@ -109,7 +116,10 @@ impl TensorExpr {
 
     /// Every tensor that it reads, with its shape.
     pub(crate) fn sources(&self) -> Vec<(&str, &[usize])> {
-        let mut out = vec![(self.name.as_str(), self.shape.as_slice())];
+        let mut out = match self.numbers {
+            Some(_) => Vec::new(),
+            None => vec![(self.name.as_str(), self.shape.as_slice())],
+        };
         for step in &self.steps {
             if let Transform::ScaleRows(other)
             | Transform::AddRow(other)
@@ -137,12 +147,15 @@ impl TensorExpr {
             | Transform::AddRow(_)
             | Transform::UnitRows => false,
         };
-        !self.steps.iter().all(moves)
+        self.numbers.is_some() || !self.steps.iter().all(moves)
     }
 
     /// The weight; steps are computed in f64 and rounded once.
     pub(crate) fn read(&self, files: &Files, dtype: DType) -> Result<Tensor, Error> {
-        let mut x = files.read(&self.name)?;
+        let mut x = match &self.numbers {
+            Some(numbers) => Tensor::from_slice(numbers, self.shape.as_slice(), &Device::Cpu)?,
+            None => files.read(&self.name)?,
+        };
         if self.computes() {
             x = x.to_dtype(DType::F64)?;
         }

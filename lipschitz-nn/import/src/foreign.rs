@@ -220,7 +220,9 @@ impl Foreign {
             found.tokenizer = tokenizer(path)?;
         }
         let matrices = found.matrices;
-        if options.part.is_some() && !["clip", "siglip"].contains(&found.family.as_str()) {
+        if options.part.is_some()
+            && !["clip", "chinese_clip", "siglip"].contains(&found.family.as_str())
+        {
             let what = "is no model of texts and images, of which one is to be said";
             return Err(Error::file(path, what));
         }

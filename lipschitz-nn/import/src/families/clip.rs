@@ -1,9 +1,10 @@
 //! CLIP and SigLIP: a model of images and a model of texts, each a transformer with norms in front.
-//! A model of both reads one of the two.
+//! A model of both reads one of the two. In Chinese-CLIP the model of texts is a BERT.
 
 use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Attention, Input, Op};
 
+use super::bert::{Embeddings, Options, asides};
 use super::encoder::{Layers, Names, Norms, mixer};
 use super::vit::{Front, Sizes};
 use crate::Undecided;
@@ -51,18 +52,24 @@ pub(crate) fn text(model: &ModelDir) -> Result<Mapping, Error> {
             let what = "names no class, and of this family the library takes none for itself";
             return Err(model.config.wrong("architectures", what));
         }
-        None | Some("CLIPTextModel" | "SiglipTextModel") => End::Tokens,
+        None | Some("CLIPTextModel" | "ChineseCLIPTextModel" | "SiglipTextModel") => End::Tokens,
         Some("CLIPTextModelWithProjection") => End::Features,
         Some(name) => return Err(model.config.no_class(name)),
     };
-    texts(model, end, None)
+    match (model.family, end) {
+        ("chinese_clip_text_model", End::Tokens) => chinese_texts(model, None),
+        ("chinese_clip_text_model", _) => Err(model.config.no_class("CLIPTextModelWithProjection")),
+        _ => texts(model, end, None),
+    }
 }
 
 /// A model of images alone.
 pub(crate) fn vision(model: &ModelDir) -> Result<Mapping, Error> {
     model.no_candle()?;
     let end = match model.config.architecture()? {
-        None | Some("CLIPVisionModel" | "SiglipVisionModel") => End::Tokens,
+        None | Some("CLIPVisionModel" | "ChineseCLIPVisionModel" | "SiglipVisionModel") => {
+            End::Tokens
+        }
         Some("CLIPVisionModelWithProjection") => End::Features,
         Some(name) => return Err(model.config.no_class(name)),
     };
@@ -74,7 +81,7 @@ pub(crate) fn both(model: &ModelDir) -> Result<Mapping, Error> {
     model.no_candle()?;
     let &ModelDir { config, family, .. } = model;
     let classes = match config.architecture()? {
-        None | Some("CLIPModel" | "SiglipModel") => None,
+        None | Some("CLIPModel" | "ChineseCLIPModel" | "SiglipModel") => None,
         Some("CLIPForImageClassification" | "SiglipForImageClassification") => {
             Some(config.labels()?)
         }
@@ -144,8 +151,11 @@ fn of_part(
     // The width of the shared space is the outer config's.
     inner.ignore(&["architectures", "model_type", "projection_dim"]);
     let of = ModelDir { config: &inner, ..*model };
-    let read = if part == "text" { texts } else { images };
-    let mut mapping = read(&of, end, shared)?;
+    let mut mapping = match part {
+        "text" if family == "chinese_clip" => chinese_texts(&of, shared)?,
+        "text" => texts(&of, end, shared)?,
+        _ => images(&of, end, shared)?,
+    };
     mapping.notes.extend(inner.finish(&[])?);
     Ok(mapping)
 }
@@ -222,6 +232,36 @@ fn texts(model: &ModelDir, end: End, shared: Option<usize>) -> Result<Mapping, E
         .aside("head.weight", NOT_READ)
         .aside("head.bias", NOT_READ);
     Ok(note.into_iter().fold(mapping, Mapping::note))
+}
+
+/// Chinese-CLIP's model of texts: the vectors of all tokens, or the first one's in the space of
+/// this width that texts share with images.
+fn chinese_texts(model: &ModelDir, shared: Option<usize>) -> Result<Mapping, Error> {
+    let &ModelDir { config, files, .. } = model;
+    let o = Options::read(model)?;
+    let root = files.prefix("text_model.");
+    let context = o.context(config, 0)?;
+    let embeddings = Embeddings {
+        root,
+        dim: o.dim,
+        eps: o.eps,
+        positions: [o.positions, 0, context],
+        types: Some(config.size("type_vocab_size")?),
+    };
+    let mut net = Net::default();
+    embeddings.put(&mut net, embeddings.table("word", o.vocabulary), o.vocabulary);
+    let layers = (0..o.layers).map(|i| format!("{root}encoder.layer.{i}"));
+    let layers = o.layers(Names::BERT).all(&mut net.weights, layers);
+    net.push(layers);
+    if let Some(width) = shared {
+        net.op(Op::FirstToken);
+        net.matrix("head", "text_projection", [width, o.dim]);
+    }
+    let mapping = asides(net.mapping(Input::tokens(context))?);
+    Ok(match shared {
+        Some(_) => mapping.note("a text's vector, not divided by its norm"),
+        None => mapping,
+    })
 }
 
 /// The model of images.

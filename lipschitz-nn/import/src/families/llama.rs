@@ -158,8 +158,8 @@ fn mixer(config: &ConfigReader, family: &str, v: &Variant, dim: usize) -> Result
         config.assume("head_dim", &head_dim.into())?;
         head_dim
     } else {
-        // Classes without this option do not take null for none.
-        if config.names("head_dim") && !config.has("head_dim") {
+        // Classes without this option do not take null for none, and one that has it neither.
+        if config.names("head_dim") && !config.has("head_dim") || family == "ministral" {
             config.size("head_dim")?;
         }
         config.size_if("head_dim")?.map_or_else(of_width, Ok)?

@@ -1,6 +1,7 @@
 //! One file for each family of models, and the table of families.
 
 mod albert;
+mod bart;
 mod bert;
 mod clip;
 mod decoder;
@@ -40,9 +41,13 @@ pub(crate) type Family = fn(&ModelDir) -> Result<Mapping, Error>;
 const TABLE: &[(&str, Family)] = &[
     ("albert", albert::albert),
     ("arcee", llama::llama),
+    ("bart", bart::bart),
     ("bert", bert::bert),
     ("bloom", neox::bloom),
     ("camembert", bert::bert),
+    ("chinese_clip", clip::both),
+    ("chinese_clip_text_model", clip::text),
+    ("chinese_clip_vision_model", clip::vision),
     ("clip", clip::both),
     ("clip_text_model", clip::text),
     ("clip_vision_model", clip::vision),
@@ -68,6 +73,10 @@ const TABLE: &[(&str, Family)] = &[
     ("helium", llama::llama),
     ("ijepa", vit::vit),
     ("llama", llama::llama),
+    ("m2m_100", bart::bart),
+    ("marian", bart::bart),
+    ("mbart", bart::bart),
+    ("ministral", llama::llama),
     ("mistral", llama::llama),
     ("modernbert", modernbert::modernbert),
     ("mpnet", mpnet::mpnet),
@@ -76,11 +85,14 @@ const TABLE: &[(&str, Family)] = &[
     ("olmo", llama::llama),
     ("olmo2", llama::llama),
     ("opt", opt::opt),
+    ("pegasus", bart::bart),
+    ("persimmon", neox::persimmon),
     ("phi", llama::llama),
     ("phi3", llama::llama),
     ("qwen2", llama::llama),
     ("qwen3", llama::llama),
     ("roberta", bert::bert),
+    ("seed_oss", llama::llama),
     ("siglip", clip::both),
     ("siglip_text_model", clip::text),
     ("siglip_vision_model", clip::vision),

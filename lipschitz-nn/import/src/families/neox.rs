@@ -1,17 +1,18 @@
 //! Decoders with queries, keys and values in one tensor, head by head: GPT-NeoX and Pythia,
-//! Falcon, BLOOM; and MPT, whose positions are slopes as BLOOM's.
+//! Falcon, BLOOM, Persimmon; and MPT, whose positions are slopes as BLOOM's.
 
 use crate::activation::NamedActivation;
 use crate::expression::WeightMap;
 use crate::families::decoder::{
-    ALL_HEADS, Block, Body, Frame, Layout, Norm, Projections, Unit, as_the_library, head_dim,
+    ALL_HEADS, Block, Body, Frame, Gains, HEADS, Layout, Norm, Projections, QueryKeyNorm, Unit,
+    as_the_library, head_dim,
 };
 use crate::heads::Head;
 use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use crate::rope::{Keys, Rope, rope};
 use lipschitz_nn::Error;
-use lipschitz_nn::graph::{Alibi, Attention, Function};
+use lipschitz_nn::graph::{Alibi, Attention, Function, NormKind, Span};
 
 /// How a family calls what is around its blocks.
 struct Names {
@@ -22,6 +23,7 @@ struct Names {
     blocks: &'static str,
     last_norm: &'static str,
     scores: &'static str,
+    token_classes: &'static str,
 }
 
 /// The blocks, all alike, and what is around them.
@@ -55,7 +57,7 @@ fn decoder(
         embedding: format!("{root}{}", names.embedding),
         factor: 1.0,
         scores: (names.scores, false),
-        token_classes: "classifier",
+        token_classes: names.token_classes,
     };
     let after = vec![block.norm.node("norm", dim)];
     frame.around(model, Body { weights, before, blocks, after, logits: Vec::new() })
@@ -110,6 +112,7 @@ pub(crate) fn gpt_neox(model: &ModelDir) -> Result<Mapping, Error> {
         last_norm: "final_layer_norm",
         // Called otherwise in what newer releases save.
         scores: if files.get("lm_head.weight").is_some() { "lm_head" } else { "embed_out" },
+        token_classes: "classifier",
     };
     let head = Head::of(config, "GPTNeoX", ALL_HEADS)?;
     let mut mapping = decoder(model, &names, &block, layers, (head, context), &mixer)?
@@ -217,6 +220,7 @@ const TRANSFORMER: Names = Names {
     blocks: "h",
     last_norm: "ln_f",
     scores: "lm_head",
+    token_classes: "classifier",
 };
 
 /// The longest sequence that BLOOM was trained on; its configs need not say one.
@@ -282,6 +286,64 @@ pub(crate) fn bloom(model: &ModelDir) -> Result<Mapping, Error> {
     })
 }
 
+pub(crate) fn persimmon(model: &ModelDir) -> Result<Mapping, Error> {
+    as_the_library(model)?;
+    let &ModelDir { config, files, dialect, .. } = model;
+    let dim = config.size("hidden_size")?;
+    let (heads, head_dim) = head_dim(config, "num_attention_heads", dim)?;
+    // Read for the frequencies alone, of any config that has it.
+    config.assume("head_dim", &head_dim.into())?;
+    let layers = config.layers("num_hidden_layers", files.len())?;
+    let keys = Keys::of_share(0.5);
+    let Rope { rotary, logits, context, note } = rope(config, head_dim, keys, dialect)?;
+    let query_key = QueryKeyNorm {
+        kind: NormKind::Layer,
+        shift: true,
+        span: Span::Head,
+        names: ["self_attn.q_layernorm", "self_attn.k_layernorm"],
+        gains: Gains::Vector,
+    };
+    let block = Block {
+        dim,
+        hidden: config.size("intermediate_size")?,
+        norm: Norm::layer(config.eps("layer_norm_eps")?),
+        layout: Layout::Before { attention: "input_layernorm", unit: "post_attention_layernorm" },
+        projections: Projections::Groups("self_attn.query_key_value"),
+        output: "self_attn.dense",
+        query_key: config.flag("qk_layernorm")?.then_some(query_key),
+        unit: Unit::Plain {
+            phi: NamedActivation::read(config, "hidden_act")?,
+            up: "mlp.dense_h_to_4h",
+            down: "mlp.dense_4h_to_h",
+        },
+        unit_bias: true,
+        branch: 1.0,
+        transposed: false,
+    };
+    let usual = Attention::new(dim, heads, head_dim);
+    let mixer = Attention {
+        rotary: Some(rotary),
+        bias: true,
+        output_bias: true,
+        logit_scale: usual.logit_scale * logits,
+        ..usual
+    };
+    let names = Names {
+        root: "model.",
+        embedding: "embed_tokens",
+        embedding_norm: None,
+        blocks: "layers",
+        last_norm: "final_layernorm",
+        scores: "lm_head",
+        token_classes: "score",
+    };
+    let head = Head::of(config, "Persimmon", HEADS)?;
+    let mut mapping = decoder(model, &names, &block, layers, (head, context), &mixer)?
+        .aside("rotary_emb.inv_freq", "rotary frequencies, which follow from the config");
+    mapping.notes.extend(note);
+    Ok(mapping)
+}
+
 pub(crate) fn mpt(model: &ModelDir) -> Result<Mapping, Error> {
     as_the_library(model)?;
     let &ModelDir { config, files, .. } = model;
@@ -333,6 +395,7 @@ pub(crate) fn mpt(model: &ModelDir) -> Result<Mapping, Error> {
         blocks: "blocks",
         last_norm: "norm_f",
         scores: "lm_head",
+        token_classes: "classifier",
     };
     // Published configs spell it in capitals.
     let head = Head::of_any(config, &["Mpt", "MPT"], ALL_HEADS)?;

@@ -39,6 +39,8 @@ pub(crate) enum Windows {
     None,
     /// All, if there is one.
     All,
+    /// All, if there is one, or as their types say.
+    Listed,
     /// Every second from the first on, or as their types say.
     Alternate,
     /// From a layer on, or as their types say.
@@ -237,6 +239,21 @@ pub(crate) fn variant(family: &str) -> Variant {
             square_output: true,
             unit: GATED,
             rope: Keys { pairing: Pairing::Interleaved, ..Keys::USUAL },
+            ..LLAMA
+        },
+        "ministral" => Variant {
+            classes: &["Ministral"],
+            heads: ALL_HEADS,
+            qkv_bias: Bias::Never,
+            output_bias: Bias::Never,
+            windows: Windows::Listed,
+            ..LLAMA
+        },
+        "seed_oss" => Variant {
+            classes: &["SeedOss"],
+            heads: ALL_HEADS,
+            output_bias: Bias::Option("attention_out_bias"),
+            unit: GATED,
             ..LLAMA
         },
         "smollm3" => Variant {
