@@ -108,6 +108,7 @@ fn candle_is_refused_where_it_was_not_compared() {
     let candle = ImportOptions { dialect: Dialect::Candle, ..ImportOptions::default() };
     for name in [
         "albert",
+        "chinese_clip-text",
         "clip-text",
         "clip-vision",
         "deit",

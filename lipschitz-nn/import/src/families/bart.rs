@@ -223,6 +223,7 @@ pub(crate) fn bart(model: &ModelDir) -> Result<Mapping, Error> {
         .aside("lm_head.weight", why)
         .aside("final_logits_bias", why)
         .aside(common, "the encoder has an embedding of its own")
+        .aside("encoder.version", "a number of a version")
         .aside("encoder.embed_positions.weights", "angles that follow from the config")
         .tied(tie))
 }
