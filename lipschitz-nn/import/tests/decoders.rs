@@ -198,6 +198,8 @@ fn what_is_not_supported_is_refused_by_name() {
         ("gptj", json!({"rotary_dim": 3}), "`rotary_dim`"),
         ("gptj", json!({"rotary": false}), "`rotary` is false"),
         ("ministral", json!({"head_dim": null}), "`head_dim`"),
+        ("ministral", json!({"sliding_window": null}), "`sliding_window` is none"),
+        ("chinese_clip-text", json!({"architectures": null}), "`architectures` names no class"),
         ("bart", json!({"normalize_before": true}), "`normalize_before` is true"),
         ("marian", json!({"static_position_embeddings": false}), "`static_position_embeddings`"),
         ("marian", json!({"architectures": ["MarianForCausalLM"]}), "`MarianForCausalLM`"),

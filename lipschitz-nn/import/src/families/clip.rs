@@ -48,7 +48,9 @@ const NOT_READ: &str = "the output does not read it";
 pub(crate) fn text(model: &ModelDir) -> Result<Mapping, Error> {
     model.no_candle()?;
     let end = match model.config.architecture()? {
-        None if Kind::of(model.family) == Kind::Siglip => {
+        None if Kind::of(model.family) == Kind::Siglip
+            || model.family == "chinese_clip_text_model" =>
+        {
             let what = "names no class, and of this family the library takes none for itself";
             return Err(model.config.wrong("architectures", what));
         }

@@ -361,6 +361,9 @@ fn windows(
             }
         };
     }
+    if kind == Windows::Listed && given.is_none() {
+        return Err(config.wrong("sliding_window", "is none, with which the library does not run"));
+    }
     let (used, first) = match kind {
         Windows::From => (config.flag("use_sliding_window")?, config.count("max_window_layers")?),
         Windows::NotTurned => (config.flag("use_sliding_window")?, 0),

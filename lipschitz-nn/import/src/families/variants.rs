@@ -39,7 +39,7 @@ pub(crate) enum Windows {
     None,
     /// All, if there is one.
     All,
-    /// All, if there is one, or as their types say.
+    /// All, or as their types say.
     Listed,
     /// Every second from the first on, or as their types say.
     Alternate,
