@@ -174,10 +174,7 @@ fn remedy_of_import(undecided: &lipschitz_import::Undecided) -> Option<&'static 
              says it)",
         ),
         U::NoHeads(_) => Some("give --heads NUMBER to `certify import`; the model's page says it"),
-        U::NoClass(_) => Some(
-            "give --class NAME to `certify import`, the class of transformers that loads it, such as \
-             BertModel",
-        ),
+        U::NoClass(_) => Some("give --class, such as BertModel, to `certify import`"),
         U::TwoInputs(_) => Some("give --part text or --part vision to `certify import`"),
         U::Entries(_) => Some("give --entry NAME to `certify import`"),
         U::NoOrder(_) => {

@@ -291,8 +291,8 @@ fn classed(config: ConfigReader, class: Option<&str>) -> Result<(ConfigReader, S
             let family = config.text("model_type")?.to_string();
             return Ok((config, family));
         }
-        let what = "names no `model_type`: it is older than that option, or of another library. \
-                    Where it is of transformers, the class that loads the model is to be said";
+        let what = "names no `model_type`, as configs of before 2020 do: which class of transformers \
+                    loads the model is not known";
         return Err(config.undecided(Undecided::NoClass(what.into())));
     };
     let named = config.names("model_type").then(|| config.text("model_type").map(String::from));

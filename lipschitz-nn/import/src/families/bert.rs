@@ -207,11 +207,11 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
     let layers = o.layers(Names::BERT).all(&mut net.weights, layers);
     net.push(layers);
     let ties = end.put(model, &mut net, tie)?;
-    let mut mapping = asides(net.mapping(Input::tokens(context))?)
-        .aside(kin.masked[2], "a head that is not tied has a bias of its own");
+    let mut mapping = asides(net.mapping(Input::tokens(context))?);
     let other = "the head of another task";
     if head == Head::Vocabulary {
         mapping = mapping
+            .aside(kin.masked[2], "a head that is not tied has a bias of its own")
             .aside("cls.seq_relationship.weight", other)
             .aside("cls.seq_relationship.bias", other);
     } else {

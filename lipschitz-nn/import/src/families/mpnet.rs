@@ -71,11 +71,10 @@ pub(crate) fn mpnet(model: &ModelDir) -> Result<Mapping, Error> {
         net.weights.put(format!("blocks.{i}.attention.position_bias.weight"), table.clone());
     }
     let ties = end.put(model, &mut net, tie)?;
-    let mapping = asides(net.mapping(Input::tokens(context))?)
-        .aside("lm_head.bias", "a head that is not tied has a bias of its own");
-    let mapping = match head {
-        Head::Vocabulary => mapping,
-        _ => mapping.aside("lm_head.*", "the head of another task"),
+    let (part, why) = match head {
+        Head::Vocabulary => ("lm_head.bias", "a head that is not tied has a bias of its own"),
+        _ => ("lm_head.*", "the head of another task"),
     };
+    let mapping = asides(net.mapping(Input::tokens(context))?).aside(part, why);
     Ok(ties.into_iter().fold(mapping, Mapping::tied))
 }
