@@ -159,7 +159,7 @@ impl ConfigReader {
     ///
     /// # Errors
     /// [`Error::File`] for a value of a kind that the class does not take.
-    pub(crate) fn as_class(mut self, family: &str) -> Result<Self, Error> {
+    pub(crate) fn into_class(mut self, family: &str) -> Result<Self, Error> {
         self.class = LIBRARY.families.get(family);
         let Some(class) = self.class else { return Ok(self) };
         for (key, value) in &self.options {
@@ -443,7 +443,7 @@ impl ConfigReader {
     /// Options inside an option, read as a class of the library reads them; none are its defaults.
     pub(crate) fn part(&self, key: &str, family: &str) -> Result<ConfigReader, Error> {
         let none = || Self::of(&self.path, format!("{}{key}.", self.within), Map::new());
-        self.inside(key)?.unwrap_or_else(none).as_class(family)
+        self.inside(key)?.unwrap_or_else(none).into_class(family)
     }
 
     /// Options inside an option; they have no class.

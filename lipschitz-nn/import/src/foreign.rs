@@ -74,7 +74,7 @@ impl Found {
         let (config, family) = classed(config, options.class.as_deref())?;
         families::find(&config, &family)?;
         let sentence = Sentence::beside(path)?;
-        let config = config.as_class(&family)?;
+        let config = config.into_class(&family)?;
         // Modules stand behind the base model, whatever class saved it.
         if sentence.is_some() && options.class.is_some() {
             let what = "belongs to an encoder of sentences, whose class is not to be said";

@@ -273,7 +273,7 @@ mod tests {
             let Ok(config) = ConfigReader::open(&path.join("config.json")) else { continue };
             let Ok(Some(name)) = config.text_if("model_type") else { continue };
             let family = name.to_string();
-            let config = config.as_class(&family).unwrap();
+            let config = config.into_class(&family).unwrap();
             let files = Files::of_directory(&path).unwrap();
             let part = path.extension().map(|part| part.to_string_lossy().into_owned());
             let (dialect, part, pixels) = (Dialect::Original, part.as_deref(), None);
