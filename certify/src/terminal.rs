@@ -45,7 +45,7 @@ pub fn shown(text: &str) -> String {
 }
 
 /// Escapes all invisible characters but these.
-fn escaped(text: &str, kept: &str) -> String {
+pub fn escaped(text: &str, kept: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if invisible(c) && !kept.contains(c) {

@@ -5,6 +5,7 @@ use clap::Args;
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::plots::graph;
 use lipschitz_certify::spectral::Method;
+use lipschitz_certify::terminal;
 use lipschitz_plot::svg;
 
 /// Draw the architecture with each node's bound.
@@ -34,7 +35,7 @@ impl GraphCommand {
             if extension == "svg" {
                 svg::document(&graph::scene(network, &bounds))
             } else {
-                network.to_dot(&bounds)
+                terminal::escaped(&network.to_dot(&bounds), "\n")
             }
         };
         Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)
