@@ -116,12 +116,12 @@ fn qwen2_and_qwen3() {
 
 #[test]
 fn phi3_fused_and_partly_turned() {
-    let more =
-        json!({"partial_rotary_factor": 0.5, "num_attention_heads": 3, "num_key_value_heads": 1});
+    let more = json!({"partial_rotary_factor": 0.5, "num_attention_heads": 3, "num_key_value_heads": 1,
+            "pad_token_id": null});
     Case::new("phi3", config("phi3", "Phi3", more), build_phi3).check();
     let more = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.3],
         "long_factor": [2.0]},
-        "original_max_position_embeddings": 20});
+        "original_max_position_embeddings": 20, "pad_token_id": null});
     let case = Case::new("phi3, longrope", config("phi3", "Phi3", more), build_phi3);
     Case { dialect: Dialect::Candle, ..case }.check();
 }

@@ -124,7 +124,7 @@ fn vit() {
             "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 10,
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-6, "image_size": side, "patch_size": 4, "num_channels": 3,
-            "qkv_bias": bias});
+            "qkv_bias": bias, "num_labels": 5});
         Case {
             last: false,
             silent: KEYS,
@@ -187,7 +187,7 @@ fn dinov2_as_candle_computes_it() {
         "hidden_size": 4,
         "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 4, "hidden_act": "gelu",
         "image_size": 518,
-        "patch_size": 14, "num_channels": 3, "qkv_bias": true});
+        "patch_size": 14, "num_channels": 3, "qkv_bias": true, "num_labels": 1000});
     // Candle's model reads one image at a time.
     let case = Case::new("dinov2", config, build);
     Case {
