@@ -31,9 +31,10 @@
 //! with k_h the size of the largest key of head h, and q that of the largest query of all heads
 //! together.
 //!
-//! *Variants.* A mask removes tokens from the sums. A position bias on the logits, learned or a slope
-//! over the distance, does not depend on X. A term that is the same for all j changes no p: a key bias is such a term where the logits
-//! are plain products. Rotary positions rotate queries and keys, which keeps their norms. A norm on
+//! *Variants.* A mask removes tokens from the sums. A position bias on the logits, learned or a
+//! slope over the distance, does not depend on X. A term that is the same for all j changes no p: a
+//! key bias is such a term where the logits are plain products. Rotary positions rotate queries and
+//! keys, which keeps their norms. A norm on
 //! queries and keys multiplies ‖Q‖, ‖Q_h‖ and ‖K_h‖ by its Lipschitz constant (those of the whole
 //! maps, if it is taken over all heads), and bounds q and k_h ([`Layer::projection`]); a shift of
 //! that norm adds to their size. A soft cap on the logits has slope at most 1.

@@ -21,9 +21,8 @@ pub struct NodeBound {
     /// Its Lipschitz constant, ℓ2 per token, on the ball of its inputs; where the rule says so,
     /// that of the node with the gain of the norm in front of it.
     pub lipschitz: Upper,
-    /// The constant from the input of the network, or of the residual body or branch that the node is in,
-    /// to
-    /// the node's output.
+    /// The constant from the input of the network, or of the residual body or branch that the node
+    /// is in, to the node's output.
     pub cumulative: Upper,
     /// A bound on the ℓ2 norm of each token of its output.
     pub radius: Upper,

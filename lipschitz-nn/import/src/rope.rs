@@ -177,6 +177,11 @@ fn scaled(
         // The base grows with what is longer than the context, and nothing is.
         "dynamic" => {
             inner.number("factor")?;
+            if 2 * turned != head_dim {
+                let what = "is `dynamic`, with positions for a part of each head, which is not \
+                            supported";
+                return Err(inner.wrong("rope_type", what));
+            }
             if turned < 2 {
                 let what = "is `dynamic`, with one pair of coordinates that turn, where the \
                             library divides by 0";
