@@ -80,7 +80,12 @@ impl Found {
             let what = "belongs to an encoder of sentences, whose class is not to be said";
             return Err(Error::file(&path.join("config.json"), what));
         }
-        let config = if sentence.is_some() { config.without("architectures") } else { config };
+        let config = match (&sentence, family.as_str()) {
+            (None, _) => config,
+            // Of this family the base model has a decoder, and the encoder alone is loaded.
+            (Some(_), "t5") => config.with("architectures", vec!["T5EncoderModel"].into()),
+            (Some(_), _) => config.without("architectures"),
+        };
         config.ignore(&["model_type"]);
         sidecars::check(path, &config)?;
         let mut files = Files::of_directory(path)?;
@@ -328,6 +333,9 @@ pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<u
     Ok(out)
 }
 
+/// The longest header that safetensors allows, in bytes.
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// Whether this is a checkpoint of this project, which has its graph with it.
 fn is_ours(path: &Path) -> bool {
     // An index takes more memory than its text, so the text is looked at first.
@@ -335,8 +343,9 @@ fn is_ours(path: &Path) -> bool {
         let mut file = File::open(path).ok()?;
         let mut size = [0; 8];
         file.read_exact(&mut size).ok()?;
+        let size = Some(u64::from_le_bytes(size)).filter(|size| *size <= LONGEST_HEADER)?;
         let mut text = Vec::new();
-        file.take(u64::from_le_bytes(size)).read_to_end(&mut text).ok()?;
+        file.take(size).read_to_end(&mut text).ok()?;
         let key = format!("\"{}\"", checkpoint::KEY);
         text.windows(key.len()).any(|part| part == key.as_bytes()).then_some(())
     };

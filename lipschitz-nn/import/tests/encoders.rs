@@ -382,3 +382,22 @@ fn the_number_of_labels_goes_before_their_names() {
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     import(dir.path(), &ImportOptions::default()).unwrap();
 }
+
+/// Sentence-transformers loads the encoder alone of a T5, whatever class the config names.
+#[test]
+fn sentences_are_read_by_the_encoder_of_a_t5() {
+    let class = "\"T5EncoderModel\"";
+    let dir = changed("t5", "config.json", class, "\"T5ForConditionalGeneration\"");
+    copy(&golden("sentence").join("1_Pooling"), &dir.path().join("1_Pooling"));
+    let text = std::fs::read_to_string(golden("sentence/modules.json")).unwrap();
+    let modules: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let first = serde_json::to_string(&modules[..2]).unwrap();
+    std::fs::write(dir.path().join("modules.json"), first).unwrap();
+    let Imported { model, .. } = import(dir.path(), &ImportOptions::default()).unwrap();
+    let (expected, _) =
+        load_tensors(&golden("t5").join("expected.safetensors"), &Device::Cpu).unwrap();
+    let model = model.to(&Device::Cpu, DType::F64).unwrap();
+    let vectors = model.forward(&expected["tokens"]).unwrap();
+    let off = apart(&vectors, &expected["output"].mean(1).unwrap());
+    assert!(off < 1e-6, "{off}");
+}
