@@ -330,7 +330,7 @@ fn third_party_models_are_models() {
     let text = ok(&["import", &dir, "-o", &file, "--report"]);
     assert!(text.contains("applied: embedding.weight = model.embed_tokens.weight"), "{text}");
     assert!(
-        text.contains("imported: qwen3, as the library that it comes from computes it"),
+        text.contains("imported: qwen3, as Hugging Face transformers 5.24.0 computes it"),
         "{text}"
     );
     let text = ok(&["bound", &file, "--json", &json]);

@@ -1,5 +1,5 @@
-//! Models saved by Hugging Face transformers itself (`tests/golden/make.py`): our outputs are the
-//! library's.
+//! Models saved by Hugging Face transformers itself (`tests/golden/make.py`), as certificates speak
+//! of them; that our outputs are the library's is a test of the crate that imports them.
 
 use std::path::{Path, PathBuf};
 
@@ -21,30 +21,6 @@ fn models() -> Vec<PathBuf> {
         .collect();
     models.sort();
     models
-}
-
-#[test]
-fn outputs_are_those_of_the_library() {
-    let mut report = Vec::new();
-    let mut wrong = Vec::new();
-    for dir in models() {
-        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let (expected, _) = load_tensors(&dir.join("expected.safetensors"), &Device::Cpu).unwrap();
-        let model = ours(&dir, Dialect::Original);
-        let input = expected.get("tokens").unwrap_or_else(|| &expected["pixels"]);
-        let output = model.forward(input).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(output.dims(), expected["output"].dims(), "{name}");
-        let (found, wanted) = (flat(&output), flat(&expected["output"]));
-        let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        let off = distance(&found, &wanted) / size;
-        report.push(format!("{name} {off:.1e}"));
-        if off > 1e-5 {
-            wrong.push(format!("{name}: {off:.2e} of {size:.2} apart"));
-        }
-    }
-    assert!(report.len() >= 25, "{report:?}");
-    println!("{}", report.join(", "));
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// Every family has a finite constant on its natural domain, and the certificate says whose

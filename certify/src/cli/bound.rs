@@ -161,13 +161,12 @@ fn print(c: &Certificate) {
 
 /// Prints where an imported network comes from.
 pub(super) fn origin(origin: &Origin) {
-    let whose = match origin.dialect {
-        Dialect::Original => "as the library that it comes from computes it",
-        Dialect::Candle => "as candle's model of the family computes it",
+    let whose = match (origin.dialect, &origin.library) {
+        (Dialect::Candle, _) => ", as candle's model of the family computes it".to_string(),
+        (Dialect::Original, Some(library)) => format!(", as {library} computes it"),
+        (Dialect::Original, None) => String::new(),
     };
-    let library = origin.library.iter().map(|name| format!(", as {name} reads it"));
-    let library = shown(&library.collect::<String>());
-    outln!("imported: {}, {whose}{library}", shown(&origin.family));
+    outln!("imported: {}{}", shown(&origin.family), shown(&whose));
     origin.notes.iter().for_each(|note| outln!("imported: {}", shown(note)));
     if !origin.unused.is_empty() {
         outln!("imported: left out, unknown: {}", shown(&origin.unused.join(", ")));
