@@ -44,6 +44,7 @@
 
 pub mod bound;
 pub mod certificate;
+pub mod ellipsoid;
 mod error;
 #[cfg(feature = "import")]
 mod open;

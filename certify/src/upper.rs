@@ -96,6 +96,23 @@ impl Upper {
         Self::normalised(if exact { quotient } else { quotient.next_up() }, exponent)
     }
 
+    /// Mantissa, in [1, 2) or 0 or infinity, and exponent.
+    pub(crate) fn parts(self) -> (f64, i64) {
+        (self.mantissa, self.exponent)
+    }
+
+    /// `self·2ⁿ`
+    pub(crate) fn times_power(self, n: i64) -> Self {
+        if self.special() {
+            return self;
+        }
+        match self.exponent.checked_add(n) {
+            Some(exponent) => Self { exponent, ..self },
+            None if n < 0 => Self { mantissa: 1.0, exponent: i64::MIN },
+            None => Self::INFINITY,
+        }
+    }
+
     /// Not below the square root.
     pub fn sqrt(self) -> Self {
         if self.special() {

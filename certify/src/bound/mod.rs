@@ -12,7 +12,7 @@
 mod attention;
 mod norms;
 pub mod paper;
-mod pointwise;
+pub(crate) mod pointwise;
 mod rows;
 pub mod savings;
 mod state;

@@ -6,7 +6,7 @@ use crate::upper::{Upper, abs, count};
 
 /// `sup |φ'|` on inputs of absolute value up to r, rounded up. The proofs are in
 /// `docs/mathematics.md`.
-pub(super) fn slope(function: Function, r: Upper) -> Upper {
+pub(crate) fn slope(function: Function, r: Upper) -> Upper {
     Upper::from_f64(match function {
         Function::Identity
         | Function::Relu
@@ -38,7 +38,7 @@ const SIXTH: f64 = 0.166_666_666_666_666_7;
 /// c and h such that every slope of φ on inputs up to r is in c ± h. ReLU and tanh have slopes in
 /// [0, 1], sigmoid in [0, 1/4]; |x| has the slopes −1 and 1; the slopes of GELU and SiLU at x and
 /// −x add up to 1.
-pub(super) fn slopes(function: Function, r: Upper) -> (f64, Upper) {
+pub(crate) fn slopes(function: Function, r: Upper) -> (f64, Upper) {
     let centred =
         |centre: f64| (centre, Upper::from_f64((slope(function, r).to_f64() - centre).next_up()));
     match function {
@@ -65,6 +65,24 @@ pub(super) fn slopes(function: Function, r: Upper) -> (f64, Upper) {
     }
 }
 
+/// c and h such that `φ(u) − φ(0)` is u times a number in c ± h; and φ(0). Where φ is not 0 at 0, or
+/// no more is known, these are slopes: by the mean value theorem the quotient is one.
+pub(crate) fn secants(function: Function) -> ((f64, Upper), f64) {
+    let half = (0.5, Upper::from_f64(0.5));
+    match function {
+        // u times a number in [0, 1].
+        Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu
+        | Function::QuickGelu
+        | Function::Mish
+        | Function::HardSwish => (half, 0.0),
+        Function::Softplus => (half, std::f64::consts::LN_2),
+        Function::Sigmoid | Function::HardSigmoid => (slopes(function, Upper::INFINITY), 0.5),
+        _ => (slopes(function, Upper::INFINITY), 0.0),
+    }
+}
+
 /// A centre of two finite numbers, and a distance that both are within.
 fn between(low: f64, high: f64) -> (f64, Upper) {
     let centre = low / 2.0 + high / 2.0;
@@ -77,7 +95,7 @@ const LN_2: f64 = 0.693_147_180_559_946;
 
 /// A bound on |φ(t)| for |t| ≤ r: ReLU, GELU, SiLU, Mish and hard swish are t times a number in
 /// [0, 1], and |t| is t or −t; softplus is at most max(t, 0) + ln 2.
-pub(super) fn value(function: Function, r: Upper) -> Upper {
+pub(crate) fn value(function: Function, r: Upper) -> Upper {
     match function {
         Function::Identity
         | Function::Relu

@@ -101,13 +101,13 @@ fn largest(x: &[f64]) -> f64 {
 }
 
 /// `x·2ⁿ`, in two steps so that the factor itself cannot overflow.
-pub(super) fn scaled(x: f64, n: i32) -> f64 {
+pub(crate) fn scaled(x: f64, n: i32) -> f64 {
     let half = n / 2;
     x * 2f64.powi(half) * 2f64.powi(n - half)
 }
 
 /// The exponent of the smallest power of two above |x|.
-pub(super) fn exponent(x: f64) -> i32 {
+pub(crate) fn exponent(x: f64) -> i32 {
     let bits = (x.abs().to_bits() >> 52) as i32;
     if bits == 0 {
         -1021 - (f64::MIN_POSITIVE / x.abs()).log2().floor() as i32
@@ -151,7 +151,7 @@ fn sum_of_squares(x: &[f64]) -> f64 {
 }
 
 /// Exactly `x·2ⁿ`.
-pub(super) fn shift(x: Upper, n: i32) -> Upper {
+pub(crate) fn shift(x: Upper, n: i32) -> Upper {
     let half = n / 2;
     x * Upper::from_f64(2f64.powi(half)) * Upper::from_f64(2f64.powi(n - half))
 }

@@ -10,6 +10,8 @@ mod proof;
 pub use matrix::{
     Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm,
 };
+pub(crate) use matrix::{exponent, scaled, shift};
+pub(crate) use proof::{UNDERFLOW, cholesky};
 pub use proof::{product_norm, spectral_norm, top_right_singular_vector};
 
 use std::fmt;
@@ -81,7 +83,7 @@ impl Interval {
 }
 
 /// γ_k = ku/(1−ku), rounded up.
-fn gamma(k: usize) -> Upper {
+pub(crate) fn gamma(k: usize) -> Upper {
     let ku = k as f64 * (f64::EPSILON / 2.0);
     // ku is exact for any k that fits in memory. 1 − ku is rounded, so the next smaller number is
     // taken.

@@ -18,7 +18,7 @@ const SAFE: i32 = 30;
 /// Exceeds the error that underflow can cause in any sum or product here: the largest element is
 /// within 2^±SAFE, and sizes are below 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and
 /// multiplied by at most 2¹⁰⁰ afterwards.
-const UNDERFLOW: f64 = 1e-280;
+pub(crate) const UNDERFLOW: f64 = 1e-280;
 
 /// σ_max of a matrix.
 ///
@@ -140,7 +140,7 @@ const BLOCK: usize = 48;
 ///
 /// For any order in which the inner products are summed, `|ΔM| ≤ γ_{n+1} |L||Lᵀ|`, and
 /// `‖|L||Lᵀ|‖₂ ≤ ‖L‖_F² ≤ tr(M)/(1 − γ_{n+1})`.
-fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
+pub(crate) fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     for from in (0..n).step_by(BLOCK) {
         let to = (from + BLOCK).min(n);
         // The columns of this block: its own rows, and all rows below.

@@ -1,0 +1,253 @@
+//! Multi-head attention for ellipsoids.
+//!
+//! With probabilities p of one head over tokens j, a change of its output is
+//!
+//! ```text
+//! δo = M_h Σ_j p_j δx_j + M_h Cov_p(δλ, x),    M_h = c O_h V_h.
+//! ```
+//!
+//! A mean of points of an ellipsoid lies in it, so the first term is `M_h F_P z` for some ‖z‖ ≤ 1.
+//! For the second, with any vector v and any centre m,
+//!
+//! ```text
+//! (v·Cov_p(δλ, x))² ≤ Var_p(δλ) Var_p(v·x) ≤ σ² Σ_j p_j (v·(x_j − m))² ≤ σ² vᵀ X v
+//! ```
+//!
+//! if every |δλ_j| is at most σ and `x_j − m` in E(X): it is `σ F_X z`. The logits are
+//! `λ_ij = s q_i·k_j`, so that `|δλ_j| ≤ s (‖F_Pᵀ Q_hᵀ K_h F_X‖ + ‖F_Xᵀ Q_hᵀ K_h F_P‖)`, with biases in
+//! the factors of q and k. What is the same for all j, as a key bias is for plain logits, moves no
+//! p. Where queries or keys are turned or normalised on their way, it is
+//! `s (‖δq‖‖k‖ + ‖q‖‖δk‖)`. Masks, windows and position biases only choose the p.
+
+use std::rc::Rc;
+
+use lipschitz_nn::graph::{Attention, Span as NormSpan, join};
+
+use super::approx::Approx;
+use super::span::{Register, Span, blend, dense, size, times};
+use super::tape::{Block, Scalar, Tape, Var};
+use super::walk::{OrStop, Stop, Walker};
+use crate::bound::{Block as Weight, Part};
+use crate::upper::{Upper, abs, count, root_down};
+
+/// Queries, keys and values of all heads as images of the unknowns of their token.
+struct Maps {
+    query: Var,
+    key: Var,
+    value: Var,
+}
+
+pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, path: &str) -> Result<(), Stop> {
+    let (tape, weights) = (walker.tape, walker.weights);
+    let weight = |name: &str| weights.get(&join(path, &join(name, "weight")));
+    let bias = |name: &str| weights.column(&join(path, &join(name, "bias")));
+    let (wq, wk, wv) = (weight("query")?, weight("key")?, weight("value")?);
+    let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
+
+    let value = walker.value.as_mut().or_stop()?;
+    if a.bias {
+        let size = bias("value")?.log_size().max(bias("query")?.log_size());
+        value.need_one(tape, path, size).or_stop()?;
+    }
+    let x = value.pop();
+    let one = value.one.clone();
+    // W x + b
+    let with = |w: &Rc<Approx>, b: Option<Approx>| -> Option<Register> {
+        let y = times(tape, w, &x);
+        Some(match (b, &one) {
+            (Some(b), Some(one)) => blend(tape, 1.0, &y, 1.0, &times(tape, &Rc::new(b), one)),
+            _ => y,
+        })
+    };
+    let query_bias = a.bias.then(|| bias("query")).transpose()?;
+    let key_bias = (a.bias && !plain).then(|| bias("key")).transpose()?;
+    let sizes = value.sizes.clone();
+    let matrix = |r: &Register| dense(tape, r, &sizes).or_stop();
+    let values = matrix(&times(tape, &wv, &x))?;
+    // What is the same for all tokens leaves the mean as it is, and is no part of the variance.
+    let (values, middle) = match &one {
+        Some(one) => {
+            let one = matrix(one)?;
+            let middle = Rc::new(middle(&values.value, &one.value));
+            let away = tape.times(&middle, &one);
+            (tape.blend(1.0, &values, Some((-1.0, &away))), Some(middle))
+        }
+        None => (values, None),
+    };
+    let of_value = Maps {
+        query: matrix(&with(&wq, query_bias).or_stop()?)?,
+        key: matrix(&with(&wk, key_bias).or_stop()?)?,
+        value: values,
+    };
+    let y = walker.change.pop();
+    let sizes = walker.change.sizes.clone();
+    let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
+    let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
+
+    let limits = Limits::new(walker, a, path, plain)?;
+    let out = abs(a.output_scale);
+    let (mut means, mut covariances, mut points) = (Vec::new(), Vec::new(), Vec::new());
+    let mut shared: Vec<(Var, Var)> = Vec::new();
+    for g in 0..a.key_value_heads {
+        let (from, to) = (g * a.head_dim, (g + 1) * a.head_dim);
+        let factor = |v: &Var| -> Result<Var, Stop> {
+            let own = vec![Block::Dense(tape.rows(v, from, to))];
+            Ok(tape.enclose(&[&own]).or_stop()?.remove(0))
+        };
+        shared.push((factor(&of_change.value)?, factor(&of_value.value)?));
+    }
+    for h in 0..a.heads {
+        let group = h / (a.heads / a.key_value_heads);
+        let columns =
+            Weight::whole(join(path, "output.weight")).columns(Part { index: h, count: a.heads });
+        let o = weights.block(&columns)?;
+        let (change, point) = &shared[group];
+        let sigma = limits.sigma(tape, a, &of_change, &of_value, h, group);
+        let scaled = |x: &Var, s: Scalar| tape.scale(&tape.times(&o, x), s);
+        let c = tape.constant_scalar(out);
+        means.push(scaled(change, c));
+        covariances.push(scaled(point, tape.multiply(sigma, c)));
+        points.push(scaled(point, c));
+    }
+    means.extend(covariances);
+    gather(tape, &mut walker.change, &format!("{path}.change"), means).or_stop()?;
+    let value = walker.value.as_mut().or_stop()?;
+    gather(tape, value, &format!("{path}.value"), points).or_stop()?;
+    // c W_O (middle + b_v) + b_o
+    let constant = constant(walker, a, path, middle.as_deref())?;
+    match constant {
+        Some(b) => walker.bias(path, &b),
+        None => Ok(()),
+    }
+}
+
+/// The vector m that takes most of `values − m·one` away.
+fn middle(values: &Approx, one: &Approx) -> Approx {
+    let square: f64 = one.data.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
+    let along = super::tape::along(values.view(), &one.data);
+    let data = along.iter().map(|x| x / square).collect();
+    Approx::new(values.rows, 1, data, values.exponent.saturating_sub(one.exponent), Upper::ZERO)
+}
+
+/// What the mean adds that is the same for all inputs.
+fn constant(
+    walker: &Walker<'_>,
+    a: &Attention,
+    path: &str,
+    middle: Option<&Approx>,
+) -> Result<Option<Approx>, Stop> {
+    let weights = walker.weights;
+    let name = |name: &str| join(path, name);
+    let mut v = middle.cloned();
+    if a.bias {
+        let b = weights.column(&name("value.bias"))?;
+        v = Some(v.map_or(b.clone(), |v| v.blend(1.0, Some((1.0, &b)))));
+    }
+    let mut sum = None;
+    if let Some(v) = v {
+        // Each group's values go to all its heads.
+        let repeats = a.heads / a.key_value_heads;
+        let rows = (0..a.heads).flat_map(|h| {
+            let from = h / repeats * a.head_dim;
+            v.data[from..from + a.head_dim].iter().copied()
+        });
+        let error = v.error * count(repeats).sqrt();
+        let all = Approx::new(a.heads * a.head_dim, 1, rows.collect(), v.exponent, error);
+        let o = weights.get(&name("output.weight"))?;
+        sum = Some(o.times(&all).blend(a.output_scale, None));
+    }
+    if a.output_bias {
+        let b = weights.column(&name("output.bias"))?.blend(a.output_scale, None);
+        sum = Some(sum.map_or(b.clone(), |s: Approx| s.blend(1.0, Some((1.0, &b)))));
+    }
+    Ok(sum)
+}
+
+/// Makes terms `T_k z_k` with independent ‖z_k‖ ≤ 1 the current value, beside what is saved.
+fn gather(tape: &Tape, span: &mut Span, what: &str, terms: Vec<Var>) -> Option<()> {
+    let saved = span.registers.last().map(|x| size(x)).or(span.one.as_ref().map(|_| 0.0));
+    let mut sizes: Vec<f64> = saved.into_iter().collect();
+    sizes.extend(terms.iter().map(|t| t.value.log_size()));
+    let mut scales = tape.shares(what, &sizes)?;
+    if saved.is_some() {
+        let first = scales.remove(0);
+        span.scale(tape, first);
+    } else {
+        span.sizes.clear();
+    }
+    let terms: Vec<Var> = terms.iter().zip(scales).map(|(t, s)| tape.scale(t, s)).collect();
+    let all = tape.beside(&terms);
+    span.add(all.value.columns);
+    let mut y = vec![Block::Zero; span.sizes.len() - 1];
+    y.push(Block::Dense(all));
+    span.registers.push(y);
+    Some(())
+}
+
+/// What turns norms of queries and keys into a bound on changes of logits.
+struct Limits {
+    plain: bool,
+    /// For a norm on queries and keys: its slope, its largest size and its shift, of each.
+    normed: Option<[(Upper, Upper, Upper); 2]>,
+}
+
+impl Limits {
+    fn new(walker: &Walker<'_>, a: &Attention, path: &str, plain: bool) -> Result<Self, Stop> {
+        let Some(eps) = a.query_key_norm else { return Ok(Self { plain, normed: None }) };
+        let weights = walker.weights;
+        let of = |name: &str, heads: usize| -> Result<(Upper, Upper, Upper), Stop> {
+            let gain = weights.get(&join(path, &format!("{name}_norm.weight")))?;
+            let gain = gain
+                .data
+                .iter()
+                .fold(Upper::ZERO, |m, x| m.max(abs(*x)))
+                .times_power(gain.exponent);
+            let width = if a.query_key_span == NormSpan::Heads { heads } else { 1 } * a.head_dim;
+            let shift = if a.query_key_shift {
+                let b = weights.get(&join(path, &format!("{name}_norm.bias")))?;
+                b.row_norms().into_iter().fold(Upper::ZERO, Upper::max)
+            } else {
+                Upper::ZERO
+            };
+            Ok((gain.div_up(root_down(eps)), gain * count(width).sqrt(), shift))
+        };
+        Ok(Self { plain, normed: Some([of("query", a.heads)?, of("key", a.key_value_heads)?]) })
+    }
+
+    /// What the change of every logit of head `h` is at most.
+    fn sigma(
+        &self,
+        tape: &Tape,
+        a: &Attention,
+        change: &Maps,
+        value: &Maps,
+        h: usize,
+        group: usize,
+    ) -> Scalar {
+        let head = |x: &Var, i: usize| tape.rows(x, i * a.head_dim, (i + 1) * a.head_dim);
+        let s = tape.constant_scalar(abs(a.logit_scale));
+        let (qc, qv) = (head(&change.query, h), head(&value.query, h));
+        let (kc, kv) = (head(&change.key, group), head(&value.key, group));
+        if self.plain {
+            let sum = tape.sum(tape.inner_norm(&qc, &kv), tape.inner_norm(&qv, &kc));
+            return tape.multiply(s, sum);
+        }
+        // Lipschitz constant and largest norm, of the query and of the key.
+        let size = |own: &Var, all: &Var| match a.query_key_span {
+            NormSpan::Heads if self.normed.is_some() => tape.norm(all),
+            _ => tape.norm(own),
+        };
+        let of = |(c, all_c): (&Var, &Var), (v, all_v): (&Var, &Var), i: usize| {
+            let (slope, length) = (size(c, all_c), size(v, all_v));
+            let Some(normed) = &self.normed else { return (slope, length) };
+            let (factor, most, shift) = normed[i];
+            let factor = tape.constant_scalar(factor);
+            let length = tape.min(tape.multiply(length, factor), tape.constant_scalar(most));
+            (tape.multiply(slope, factor), tape.sum(length, tape.constant_scalar(shift)))
+        };
+        let query = of((&qc, &change.query), (&qv, &value.query), 0);
+        let key = of((&kc, &change.key), (&kv, &value.key), 1);
+        let sum = tape.sum(tape.multiply(query.0, key.1), tape.multiply(query.1, key.0));
+        tape.multiply(s, sum)
+    }
+}

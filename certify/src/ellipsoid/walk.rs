@@ -1,0 +1,522 @@
+//! The rule of each kind of node for ellipsoids.
+
+use std::rc::Rc;
+
+use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, join};
+
+use super::approx::Approx;
+use super::attention;
+use super::multipliers::Multipliers;
+use super::span::{Register, Span, blend, by, times};
+use super::tape::{Block, Scalar, Tape, Var, height};
+use super::weights::Weights;
+use crate::Error;
+use crate::bound::pointwise;
+use crate::upper::{Upper, abs, count, root_down};
+
+/// What stops a walk.
+pub(super) enum Stop {
+    /// A weight cannot be read.
+    Failed(Error),
+    /// There is no bound of this kind: the multipliers do not prove one, or the domain is not
+    /// bounded where it must be.
+    Nothing,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// As a [`Stop`], where there is nothing.
+pub(super) trait OrStop<T> {
+    fn or_stop(self) -> Result<T, Stop>;
+}
+
+impl<T> OrStop<T> for Option<T> {
+    fn or_stop(self) -> Result<T, Stop> {
+        self.ok_or(Stop::Nothing)
+    }
+}
+
+/// The end of a walk: the outputs as a linear image of a unit ball.
+pub(super) struct End {
+    pub(super) tape: Tape,
+    pub(super) factor: Var,
+    /// Constants from the input to each node of the outermost level.
+    pub(super) trail: Vec<(NodeId, Scalar)>,
+}
+
+/// One node's surroundings.
+pub(super) struct Walker<'a> {
+    pub(super) tape: &'a Tape,
+    pub(super) weights: &'a Weights<'a>,
+    /// Changes of a token for a change of the input of norm at most 1 a token.
+    pub(super) change: Span,
+    /// The tokens themselves, where the domain is bounded and a node wants to know.
+    pub(super) value: Option<Span>,
+    channels: usize,
+}
+
+/// Propagates ellipsoids through a graph whose domain is the ball of radius `domain` per token.
+pub(super) fn walk(
+    graph: &Graph,
+    weights: &Weights<'_>,
+    domain: Upper,
+    multipliers: Multipliers,
+    rows: bool,
+) -> Result<End, Stop> {
+    let tape = Tape::new(multipliers);
+    let (first, width, channels) = match (graph.input(), graph.nodes().first()) {
+        (Input::Tokens { .. }, Some(Node { op: Op::Embedding { dim, .. }, .. })) => (1, *dim, 0),
+        (Input::Tokens { .. }, _) => return Err(Stop::Nothing),
+        (Input::Pixels { channels, height, width }, _) => (0, channels * height * width, channels),
+        (Input::Vector { dim }, _) => (0, dim, 0),
+    };
+    let wanted = domain.is_finite() && any_wants_values(graph.nodes());
+    let change = Span::ball(&tape, width, Upper::ONE);
+    let value = wanted.then(|| Span::ball(&tape, width, domain));
+    let mut walker = Walker { tape: &tape, weights, change, value, channels };
+    let mut trail = Vec::new();
+    for (i, node) in graph.nodes().iter().enumerate().skip(first) {
+        walker.node(node, "")?;
+        if rows {
+            let factor = walker.change.matrix(&tape).or_stop()?;
+            trail.push((NodeId::default().child(i), tape.norm(&factor)));
+        }
+    }
+    let factor = walker.change.matrix(&tape).or_stop()?;
+    Ok(End { tape, factor, trail })
+}
+
+/// Whether the constant of a node, or of one inside it, depends on the size of its input.
+fn any_wants_values(nodes: &[Node]) -> bool {
+    nodes.iter().any(|node| match &node.op {
+        Op::Attention(_) | Op::GatedMlp { .. } => true,
+        Op::Activation { function, .. } => *function == Function::Relu2,
+        op => op.body().is_some_and(any_wants_values),
+    })
+}
+
+impl Walker<'_> {
+    fn nodes(&mut self, nodes: &[Node], path: &str) -> Result<(), Stop> {
+        nodes.iter().try_for_each(|node| self.node(node, path))
+    }
+
+    /// Both spans.
+    fn each(&mut self) -> impl Iterator<Item = &mut Span> {
+        std::iter::once(&mut self.change).chain(&mut self.value)
+    }
+
+    fn tidy(&mut self) -> Result<(), Stop> {
+        let tape = self.tape;
+        self.each().try_for_each(|span| {
+            let slack = if span.alone() { 1 } else { 2 };
+            span.tidy(tape, slack).or_stop()
+        })
+    }
+
+    pub(super) fn bias(&mut self, path: &str, b: &Approx) -> Result<(), Stop> {
+        let tape = self.tape;
+        match &mut self.value {
+            Some(value) => value.shift(tape, path, b).or_stop(),
+            None => Ok(()),
+        }
+    }
+
+    fn node(&mut self, node: &Node, prefix: &str) -> Result<(), Stop> {
+        let (tape, path) = (self.tape, node.path(prefix));
+        let path = path.as_str();
+        match &node.op {
+            Op::Sequential { body } => self.nodes(body, path),
+            // a F_x + b F_y, for one ζ.
+            Op::Residual { skip, branch, body } => {
+                self.each().for_each(|span| span.registers.push(span.current().clone()));
+                self.nodes(body, path)?;
+                self.each().for_each(|span| {
+                    let (y, x) = (span.pop(), span.pop());
+                    span.registers.push(blend(tape, *skip, &x, *branch, &y));
+                });
+                self.tidy()
+            }
+            Op::Parallel { branches } => {
+                // Below the current value: the input, and the sum so far.
+                self.each().for_each(|span| {
+                    span.registers.push(vec![Block::Zero; span.sizes.len()]);
+                });
+                for branch in branches {
+                    self.each().for_each(|span| {
+                        let x = span.registers[span.registers.len() - 2].clone();
+                        span.registers.push(x);
+                    });
+                    self.node(branch, path)?;
+                    self.each().for_each(|span| {
+                        let (y, sum) = (span.pop(), span.pop());
+                        span.registers.push(blend(tape, 1.0, &sum, 1.0, &y));
+                    });
+                }
+                self.each().for_each(|span| {
+                    let (sum, _) = (span.pop(), span.pop());
+                    span.registers.push(sum);
+                });
+                self.tidy()
+            }
+            Op::Linear { bias, .. } => {
+                let w = self.weights.get(&join(path, "weight"))?;
+                self.each().for_each(|span| span.map(tape, &w));
+                if *bias {
+                    let b = self.weights.column(&join(path, "bias"))?;
+                    self.bias(path, &b)?;
+                }
+                if self.change.alone() { self.tidy() } else { Ok(()) }
+            }
+            Op::Embedding { .. } => Err(Stop::Nothing),
+            // Another vector for each token, each at most the largest row.
+            Op::Positions { .. } => {
+                let Some(value) = &mut self.value else { return Ok(()) };
+                let table = self.weights.get(&join(path, "weight"))?;
+                let largest = table.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
+                let radius = tape.constant_scalar(largest);
+                let width = table.columns;
+                value.ball_beside(tape, &format!("{path}.value"), radius, width, true).or_stop()?;
+                self.tidy()
+            }
+            Op::Activation { function, scale } => self.activation(*function, *scale, path),
+            Op::Scale { factor } => {
+                self.each().for_each(|span| {
+                    let y = by(tape, *factor, span.current());
+                    span.set(y);
+                });
+                Ok(())
+            }
+            // Slopes in (0, 1], and the same of x ↦ cap tanh(x/cap)/x.
+            Op::SoftCap { cap } => self.bounded(path, abs(*cap)),
+            Op::Clip { limit } => self.bounded(path, abs(*limit)),
+            Op::Attention(a) => attention::step(self, a, path),
+            Op::RmsNorm { eps, gain, .. } => self.norm(path, *eps, *gain, false, false),
+            Op::LayerNorm { eps, gain, bias, .. } => self.norm(path, *eps, *gain, *bias, true),
+            // The projection onto a ball has a symmetric derivative between 0 and 1.
+            Op::Normalise { eps } => {
+                let slope = Upper::ONE.div_up(*eps);
+                self.shrink(path, slope)?;
+                self.at_most(path, Upper::ONE)
+            }
+            Op::GatedMlp { function, bias, .. } => self.gated(*function, *bias, path),
+            Op::Flatten | Op::MeanPool | Op::FirstToken | Op::LastToken => Ok(()),
+            // A token is a part of the image.
+            Op::Patches { size } => {
+                let width = self.channels * size * size;
+                self.restart(path, width, Upper::ONE)
+            }
+            Op::ClassToken { .. } => {
+                let Some(value) = &mut self.value else { return Ok(()) };
+                let row = self.weights.get(&join(path, "weight"))?;
+                let longest = row.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
+                let now = tape.norm(&value.matrix(tape).or_stop()?);
+                let longest = tape.constant_scalar(longest);
+                let radius = if now.value < longest.value { longest } else { now };
+                let width = row.columns;
+                value.ball_beside(tape, path, radius, width, false).or_stop()
+            }
+            Op::FirstAndMean => {
+                let width = 2 * height(self.change.current());
+                self.restart(path, width, count(2).sqrt())
+            }
+        }
+    }
+
+    /// From ellipsoids to balls: the largest norm, times a factor.
+    fn restart(&mut self, path: &str, width: usize, factor: Upper) -> Result<(), Stop> {
+        let tape = self.tape;
+        for (span, what) in std::iter::once((&mut self.change, "change"))
+            .chain(self.value.iter_mut().map(|value| (value, "value")))
+        {
+            let norm = tape.norm(&span.matrix(tape).or_stop()?);
+            let radius = tape.multiply(norm, tape.constant_scalar(factor));
+            let what = format!("{path}.{what}");
+            span.ball_beside(tape, &what, radius, width, false).or_stop()?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what is known about values by a ball, if that is smaller.
+    fn at_most(&mut self, path: &str, radius: Upper) -> Result<(), Stop> {
+        let tape = self.tape;
+        let Some(value) = &mut self.value else { return Ok(()) };
+        let width = height(value.current());
+        let ball = radius.to_f64().max(f64::MIN_POSITIVE).log2() + 0.5 * (width as f64).log2();
+        if value.size() > ball {
+            let radius = tape.constant_scalar(radius);
+            value.ball_beside(tape, &format!("{path}.ball"), radius, width, false).or_stop()?;
+        }
+        Ok(())
+    }
+
+    /// An elementwise function with slopes in [0, 1] that is 0 at 0 and at most `limit`.
+    fn bounded(&mut self, path: &str, limit: Upper) -> Result<(), Stop> {
+        let half = Upper::from_f64(0.5);
+        slopes(self.tape, &mut self.change, &format!("{path}.change"), 0.5, half, false)
+            .or_stop()?;
+        if let Some(value) = &mut self.value {
+            slopes(self.tape, value, &format!("{path}.value"), 0.5, half, false).or_stop()?;
+            let width = height(value.current());
+            self.at_most(path, limit * count(width).sqrt())?;
+        }
+        Ok(())
+    }
+
+    fn activation(&mut self, function: Function, scale: f64, path: &str) -> Result<(), Stop> {
+        let tape = self.tape;
+        if function == Function::Relu2 {
+            return self.relu2(scale, path);
+        }
+        let off = |centre: f64| abs(centre * scale) * Upper::from_f64(f64::EPSILON);
+        let of =
+            |(centre, spread): (f64, Upper)| (centre * scale, spread * abs(scale) + off(centre));
+        let (centre, spread) = of(pointwise::slopes(function, Upper::INFINITY));
+        slopes(tape, &mut self.change, &format!("{path}.change"), centre, spread, false)
+            .or_stop()?;
+        let Some(value) = &mut self.value else { return Ok(()) };
+        let (pair, zero) = pointwise::secants(function);
+        let (centre, spread) = of(pair);
+        slopes(tape, value, &format!("{path}.value"), centre, spread, false).or_stop()?;
+        if zero != 0.0 {
+            let width = height(value.current());
+            // φ(0) is rounded.
+            let off = count(width).sqrt() * Upper::from_f64(f64::EPSILON);
+            let b = Approx::new(width, 1, vec![zero; width], 0, off).blend(scale, None);
+            value.shift(tape, path, &b).or_stop()?;
+        }
+        Ok(())
+    }
+
+    /// The slope of max(u, 0)² is at most twice the largest element.
+    fn relu2(&mut self, scale: f64, path: &str) -> Result<(), Stop> {
+        let tape = self.tape;
+        let value = self.value.as_mut().or_stop()?;
+        let largest = tape.row_norms(&value.matrix(tape).or_stop()?);
+        let of = |factor: f64| tape.scale(&largest, tape.constant_scalar(abs(factor)));
+        for (span, by, what) in
+            [(value, of(scale), "value"), (&mut self.change, of(2.0 * scale), "change")]
+        {
+            let y = rows_by(tape, &by, span.current());
+            span.set(y);
+            let what = format!("{path}.{what}");
+            slopes(tape, span, &what, 0.0, Upper::ONE, false).or_stop()?;
+        }
+        Ok(())
+    }
+
+    /// A symmetric derivative between 0 and `slope`, which the ratio of norms is as well.
+    fn shrink(&mut self, path: &str, slope: Upper) -> Result<(), Stop> {
+        let tape = self.tape;
+        let half = slope.to_f64() / 2.0;
+        let spread = Upper::from_f64(half.next_up());
+        for (span, what) in std::iter::once((&mut self.change, "change"))
+            .chain(self.value.iter_mut().map(|value| (value, "value")))
+        {
+            slopes(tape, span, &format!("{path}.{what}"), half, spread, true).or_stop()?;
+        }
+        Ok(())
+    }
+
+    /// The Jacobian of x/√(mean x² + ε) is symmetric, between 0 and 1/√ε; centring comes before.
+    fn norm(
+        &mut self,
+        path: &str,
+        eps: f64,
+        gain: bool,
+        bias: bool,
+        centre: bool,
+    ) -> Result<(), Stop> {
+        let tape = self.tape;
+        if centre {
+            self.each().for_each(|span| {
+                span.flatten(tape);
+                if let [Block::Dense(x)] = &span.current()[..] {
+                    let y = vec![Block::Dense(tape.centred(x))];
+                    span.set(y);
+                }
+            });
+        }
+        self.shrink(path, Upper::ONE.div_up(root_down(eps)))?;
+        let width = height(self.change.current());
+        self.at_most(path, count(width).sqrt())?;
+        if gain {
+            let gamma = self.weights.get(&join(path, "weight"))?;
+            self.each().for_each(|span| {
+                let y = rescaled(tape, &gamma, span.current());
+                span.set(y);
+            });
+        }
+        if bias {
+            let b = self.weights.column(&join(path, "bias"))?;
+            self.bias(path, &b)?;
+        }
+        Ok(())
+    }
+
+    /// `W_d (φ(g) ∘ u)`: `δ(φ(g) ∘ u) = φ'(g) ∘ u ∘ δg + φ(g) ∘ δu`, each factor without δ bounded
+    /// by its largest value.
+    fn gated(&mut self, function: Function, bias: bool, path: &str) -> Result<(), Stop> {
+        let tape = self.tape;
+        let map = |name: &str| self.weights.get(&join(path, &join(name, "weight")));
+        let (gate, up, down) = (map("gate")?, map("up")?, map("down")?);
+        let column = |name: &str| self.weights.column(&join(path, &join(name, "bias")));
+        let value = self.value.as_mut().or_stop()?;
+        if bias {
+            value.need_one(tape, path, column("gate")?.log_size()).or_stop()?;
+        }
+        let x = value.current().clone();
+        let mut largest = |name: &str, w: &Rc<Approx>| -> Result<Var, Stop> {
+            value.set(times(tape, w, &x));
+            if bias {
+                value.shift(tape, path, &column(name)?).or_stop()?;
+            }
+            Ok(tape.row_norms(&value.matrix(tape).or_stop()?))
+        };
+        let (g, u) = (largest("gate", &gate)?, largest("up", &up)?);
+        let opened = values(tape, function, &g);
+        // φ(g) ∘ u is u by at most the largest φ(g).
+        let y = rows_by(tape, &opened, value.current());
+        value.set(y);
+        slopes(tape, value, &format!("{path}.value"), 0.0, Upper::ONE, false).or_stop()?;
+        value.map(tape, &down);
+        let slope = pointwise::slope(function, worst(&g));
+        let closed = tape.scale(&u, tape.constant_scalar(slope));
+        let y = self.change.pop();
+        let parts = [(&closed, times(tape, &gate, &y)), (&opened, times(tape, &up, &y))];
+        let parts = parts.map(|(by, y)| rows_by(tape, by, &y));
+        let what = format!("{path}.change");
+        uncertain(tape, &mut self.change, &what, parts, 0.0, Upper::ONE, false).or_stop()?;
+        self.change.map(tape, &down);
+        if bias {
+            let b = column("down")?;
+            self.bias(path, &b)?;
+        }
+        Ok(())
+    }
+}
+
+/// `Σ (centre + spread S_i) y_i` for the current value, each S_i diagonal of elements at most 1; or,
+/// if `whole`, symmetric of norm at most 1.
+fn slopes(
+    tape: &Tape,
+    span: &mut Span,
+    what: &str,
+    centre: f64,
+    spread: Upper,
+    whole: bool,
+) -> Option<()> {
+    let y = span.pop();
+    if spread == Upper::ZERO {
+        span.registers.push(by(tape, centre, &y));
+        return Some(());
+    }
+    uncertain(tape, span, what, [y], centre, spread, whole)
+}
+
+/// As [`slopes`] for several values, whose sum becomes the current one.
+fn uncertain<const N: usize>(
+    tape: &Tape,
+    span: &mut Span,
+    what: &str,
+    parts: [Register; N],
+    centre: f64,
+    spread: Upper,
+    whole: bool,
+) -> Option<()> {
+    // No more unknowns than rows, in one block.
+    span.registers.extend(parts);
+    span.tidy(tape, 1)?;
+    span.flatten(tape);
+    let first = span.registers.len() - N;
+    let dense = |register: &Register| match &register[..] {
+        [Block::Dense(x)] => Some(x.clone()),
+        _ => None,
+    };
+    let mut all: Vec<Var> = Vec::new();
+    let mut place: Vec<Option<usize>> = Vec::new();
+    for register in span.registers.iter().chain(&span.one) {
+        let found = dense(register);
+        place.push(found.is_some().then_some(all.len()));
+        all.extend(found);
+    }
+    let rows: Option<Vec<(usize, bool)>> =
+        (first..first + N).map(|i| place[i].map(|i| (i, whole))).collect();
+    // Where there is nothing, nothing becomes of it.
+    let Some(rows) = rows else {
+        span.registers.truncate(first);
+        span.registers.push(vec![Block::Zero]);
+        return Some(());
+    };
+    let (out, noise) = tape.rebase(what, &all, &rows)?;
+    let back = |i: usize| place[i].map_or(Block::Zero, |i| Block::Dense(out[i].clone()));
+    let registers = span.registers.len();
+    span.registers = (0..first).map(|i| vec![back(i)]).collect();
+    if span.one.is_some() {
+        span.one = Some(vec![back(registers)]);
+    }
+    let mut y = vec![Block::Zero];
+    if centre != 0.0 {
+        let all: Vec<Register> = (first..first + N).map(|i| vec![back(i)]).collect();
+        let sum = all[1..]
+            .iter()
+            .fold(by(tape, centre, &all[0]), |sum, x| blend(tape, 1.0, &sum, centre, x));
+        y = sum;
+    }
+    for noise in &noise {
+        span.add(noise.value.columns);
+    }
+    let spread = tape.constant_scalar(spread);
+    y.extend(noise.iter().map(|noise| Block::Diagonal(tape.scale(noise, spread))));
+    span.registers.push(y);
+    // Unknowns that nothing depends on any more.
+    if span.alone() && span.one.is_none() && centre == 0.0 {
+        span.sizes.remove(0);
+        span.registers[0].remove(0);
+    }
+    Some(())
+}
+
+/// `diag(d)` times each block, d a constant row.
+fn rescaled(tape: &Tape, d: &Rc<Approx>, register: &[Block]) -> Register {
+    let of = |b: &Block| match b {
+        Block::Zero => Block::Zero,
+        Block::Diagonal(x) => Block::Dense(tape.diagonal_times(d, &tape.spread(x))),
+        Block::Dense(x) => Block::Dense(tape.diagonal_times(d, x)),
+    };
+    register.iter().map(of).collect()
+}
+
+/// `diag(d)` times each block.
+fn rows_by(tape: &Tape, d: &Var, register: &[Block]) -> Register {
+    let of = |b: &Block| match b {
+        Block::Zero => Block::Zero,
+        Block::Diagonal(x) => Block::Dense(tape.rows_by(d, &tape.spread(x))),
+        Block::Dense(x) => Block::Dense(tape.rows_by(d, x)),
+    };
+    register.iter().map(of).collect()
+}
+
+/// The largest of a row of bounds.
+fn worst(row: &Var) -> Upper {
+    let largest = row.value.data.iter().fold(0.0, |m: f64, x| m.max(*x));
+    Upper::from_f64(largest).times_power(row.value.exponent)
+}
+
+/// Bounds on |φ| for arguments within a row of bounds.
+fn values(tape: &Tape, function: Function, row: &Var) -> Var {
+    let bound = |x: f64| pointwise::value(function, Upper::from_f64(x));
+    // Most are at most their argument.
+    if row.value.exponent == 0 && row.value.data.iter().all(|x| bound(*x).to_f64() == *x) {
+        return row.clone();
+    }
+    let e = row.value.exponent;
+    let of = |x: &f64| {
+        pointwise::value(function, Upper::from_f64(*x).times_power(e)).times_power(-e).to_f64()
+    };
+    let data = row.value.data.iter().map(of).collect();
+    tape.constant(Approx::new(1, row.value.columns, data, e, Upper::ZERO))
+}
