@@ -9,13 +9,15 @@ use crate::Error;
 use crate::bound::{
     Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, WeightRow, paper, walk,
 };
+use crate::ellipsoid::{self, EllipsoidBound};
 use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::{Upper, count, root_down};
 
-/// The format version of a certificate. Format 1 lacks the ids of nodes.
-pub const FORMAT: u32 = 2;
+/// The format version of a certificate. Format 1 lacks the ids of nodes, format 2 bounds by
+/// ellipsoids.
+pub const FORMAT: u32 = 3;
 
 /// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
 pub fn schema() -> String {
@@ -91,6 +93,10 @@ pub struct Certificate {
     pub nodes: Vec<NodeBound>,
     /// One row per norm of a weight.
     pub weights: Vec<WeightRow>,
+    /// A second proof, by ellipsoids in place of norms. Each constant above is the smaller of the
+    /// two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ellipsoids: Option<EllipsoidBound>,
     /// What the theorem assumes, in words.
     pub assumptions: Vec<String>,
     /// What a reader should know before using the number.
@@ -168,12 +174,55 @@ pub(crate) fn prove(
 ) -> Result<Certificate, Error> {
     let norms = WeightNorms::new(source, method, watch);
     let theorem = theorem(source.graph(), &norms, formula, radius.map(Upper::from_f64))?;
-    document(source, method, formula, radius.is_some(), theorem, norms.into_rows())
+    document(source, method, formula, radius.is_some(), theorem, norms.into_rows(), None)
+}
+
+impl Certificate {
+    /// The same certificate with a second proof, by ellipsoids, where that gives anything: `steps`
+    /// steps of a search for its multipliers. `watch` is called with each step and the constant that
+    /// it had, an estimate.
+    ///
+    /// # Errors
+    /// [`Error`] if `source` is not what the certificate is about, or cannot be read.
+    pub fn tighten(
+        self,
+        source: &dyn Source,
+        steps: usize,
+        watch: &mut dyn FnMut(usize, Upper),
+    ) -> Result<Self, Error> {
+        if self.formula != Formula::Sound || !self.method.is_bound() {
+            return Ok(self);
+        }
+        let source = &Pinned::new(source)?;
+        if source.digest() != self.weights_sha256 || *source.graph() != self.graph {
+            return Err(Error::Violated("the certificate is not about this network".into()));
+        }
+        let found = ellipsoid::tighten(source, self.domain.radius, steps, watch)?;
+        let given = self.domain.given;
+        let radius = given.then_some(self.domain.radius);
+        let theorem = theorem(&self.graph, &Stated(&self.weights), self.formula, radius)?;
+        let bound = found.map(|found| found.bound);
+        document(source, self.method, self.formula, given, theorem, self.weights, bound)
+    }
+}
+
+/// The norms that a certificate states.
+pub(crate) struct Stated<'a>(pub &'a [WeightRow]);
+
+impl Norms for Stated<'_> {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        let name = norm.to_string();
+        let missing = || {
+            let what = format!("weights: the norm of {name} is missing");
+            Error::Violated(format!("the certificate does not hold: {what}"))
+        };
+        Ok(self.0.iter().find(|row| row.name == name).ok_or_else(missing)?.upper)
+    }
 }
 
 /// What the norms of the weights imply.
 pub(crate) struct Theorem {
-    walk: Walk,
+    pub walk: Walk,
     rms: Upper,
     l2: Upper,
     diameter: Option<Upper>,
@@ -212,8 +261,14 @@ pub(crate) fn document(
     given: bool,
     theorem: Theorem,
     weights: Vec<WeightRow>,
+    ellipsoids: Option<EllipsoidBound>,
 ) -> Result<Certificate, Error> {
-    let Theorem { walk, rms, l2, diameter } = theorem;
+    let Theorem { mut walk, mut rms, mut l2, diameter } = theorem;
+    if let Some(bound) = &ellipsoids {
+        (l2, walk.lipschitz) = (l2.min(bound.l2), walk.lipschitz.min(bound.l2));
+        rms = rms.min(walk.rms());
+        (walk.logit, walk.margin) = (walk.logit.min(bound.logit), walk.margin.min(bound.margin));
+    }
     let output = |l2: Upper| Output { rms: walk.from_rms(l2), l2 };
     let mut warnings = Vec::new();
     if formula == Formula::Paper {
@@ -260,6 +315,7 @@ pub(crate) fn document(
         domain: Domain { text: text.into(), given, radius: walk.domain, diameter },
         nodes: walk.rows,
         weights,
+        ellipsoids,
         assumptions: assumptions(source.graph(), source.rounding()),
         warnings,
     })

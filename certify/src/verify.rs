@@ -8,8 +8,9 @@ use lipschitz_nn::graph::NodeId;
 use serde_json::Value;
 
 use crate::Error;
-use crate::bound::{Norm, Norms, SLACK, WeightRow};
-use crate::certificate::{Certificate, FORMAT, document, prove, theorem};
+use crate::bound::{SLACK, WeightRow};
+use crate::certificate::{Certificate, FORMAT, Formula, Stated, document, prove, theorem};
+use crate::ellipsoid::{self, EllipsoidBound, Weights};
 use crate::pinned::Pinned;
 use crate::source::{Rounded, Source};
 use crate::upper::Upper;
@@ -70,6 +71,12 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         )));
     }
     let theorem = theorem(&claim.graph, &Stated(&claim.weights), claim.formula, given)?;
+    if let Some(stated) = &claim.ellipsoids {
+        if claim.formula != Formula::Sound || !claim.method.is_bound() {
+            return Err(violated("ellipsoids: there are none beside an estimate".into()));
+        }
+        by_ellipsoids(stated, source, theorem.walk.domain)?;
+    }
     let implied = document(
         source,
         claim.method,
@@ -77,6 +84,7 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         given.is_some(),
         theorem,
         claim.weights.clone(),
+        claim.ellipsoids.clone(),
     )?;
     // The certificate may have been written by another version, in another format.
     let (version, format) = (claim.version.clone(), claim.format);
@@ -93,6 +101,32 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     }
 }
 
+/// Proves a bound by ellipsoids again, with the stated multipliers and without a search.
+fn by_ellipsoids(stated: &EllipsoidBound, source: &dyn Source, domain: Upper) -> Result<(), Error> {
+    let weights = Weights::new(source, false);
+    let again = ellipsoid::prove(source.graph(), &weights, domain, &stated.multipliers)?;
+    let Some(again) = again.map(|again| again.bound) else {
+        return Err(violated("ellipsoids.multipliers: prove nothing about this network".into()));
+    };
+    let ids = |bound: &EllipsoidBound| -> Vec<NodeId> {
+        bound.nodes.iter().map(|row| row.id.clone()).collect()
+    };
+    if ids(stated) != ids(&again) {
+        return Err(violated("ellipsoids.nodes: are not those of the outermost level".into()));
+    }
+    let rows = stated.nodes.iter().zip(&again.nodes).enumerate();
+    let rows = rows.map(|(i, (a, b))| (format!("nodes[{i}]"), a.cumulative, b.cumulative));
+    let whole = [
+        ("l2".to_string(), stated.l2, again.l2),
+        ("logit".to_string(), stated.logit, again.logit),
+        ("margin".to_string(), stated.margin, again.margin),
+    ];
+    for (what, stated, again) in whole.into_iter().chain(rows) {
+        at_least(stated, again).map_err(|e| violated(format!("ellipsoids.{what}: {e}")))?;
+    }
+    Ok(())
+}
+
 /// Whether a text is the version of a release: it is the one text of a certificate that the proof
 /// does not give.
 fn is_version(text: &str) -> bool {
@@ -107,23 +141,25 @@ fn violated(what: String) -> Error {
     Error::Violated(format!("the certificate does not hold: {what}"))
 }
 
+/// Whether a stated upper bound is proven by a fresh one, which is [`SLACK`] looser than what was
+/// proven, and not much looser itself.
+fn at_least(stated: Upper, again: Upper) -> Result<(), String> {
+    let factor = |share: f64| Upper::from_f64(1.0 + share);
+    let (said, proven) = (stated.to_f64(), again.to_f64());
+    if stated * factor(0.5 * SLACK) < again {
+        return Err(format!("at most {said:.12e} is stated, and only {proven:.12e} can be proven"));
+    }
+    if stated > again * factor(LOOSE) {
+        return Err(format!("at most {said:.12e} is stated, and {proven:.12e} was to be"));
+    }
+    Ok(())
+}
+
 /// Whether a stated row is proven by a fresh one, `again`, whose ends are [`SLACK`] looser than
 /// what was proven.
 fn holds(stated: &WeightRow, again: &WeightRow) -> Result<(), String> {
-    let (upper, lower) = (again.upper.to_f64(), again.lower);
-    let factor = |share: f64| Upper::from_f64(1.0 + share);
-    if stated.upper * factor(0.5 * SLACK) < again.upper {
-        return Err(format!(
-            "at most {:.12e} is stated, and only {upper:.12e} can be proven",
-            stated.upper.to_f64()
-        ));
-    }
-    if stated.upper > again.upper * factor(LOOSE) {
-        return Err(format!(
-            "at most {:.12e} is stated, and {upper:.12e} was to be",
-            stated.upper.to_f64()
-        ));
-    }
+    let lower = again.lower;
+    at_least(stated.upper, again.upper)?;
     if stated.lower.is_nan() || stated.lower > lower * (1.0 + 0.5 * SLACK) {
         return Err(format!(
             "at least {:.12e} is stated, and only {lower:.12e} can be shown",
@@ -140,17 +176,6 @@ fn holds(stated: &WeightRow, again: &WeightRow) -> Result<(), String> {
         return Err(format!("{} is stated, and {} was used", stated.method, again.method));
     }
     Ok(())
-}
-
-/// The norms that a certificate states.
-struct Stated<'a>(&'a [WeightRow]);
-
-impl Norms for Stated<'_> {
-    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
-        let name = norm.to_string();
-        let row = self.0.iter().find(|row| row.name == name);
-        Ok(row.ok_or_else(|| violated(format!("weights: the norm of {name} is missing")))?.upper)
-    }
 }
 
 /// The first place where two documents differ.

@@ -6,6 +6,7 @@ use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
+use lipschitz_certify::verify::verify;
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, NormKind, Op, Span};
 use lipschitz_nn::{Model, Weights};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
@@ -70,7 +71,7 @@ fn random_pairs(
 /// says how tight the bounds are, so that a vacuous bound would show.
 #[test]
 fn no_pair_is_steeper_than_the_certificate() {
-    let mut ratios = Vec::new();
+    let (mut ratios, mut gains) = (Vec::new(), Vec::new());
     let mut kinds = std::collections::BTreeSet::new();
     let mut tried = vec![0; Function::ALL.len()];
     for seed in 0..1400 {
@@ -88,7 +89,8 @@ fn no_pair_is_steeper_than_the_certificate() {
         }
         let model = random_model(graph, &mut dice);
         let given = (!tokens).then(|| dice.pick(&[0.3, 1.0, 5.0]));
-        let certificate = certify(&model, Method::Proven, Formula::Sound, given).unwrap();
+        let by_norms = certify(&model, Method::Proven, Formula::Sound, given).unwrap();
+        let certificate = by_norms.clone().tighten(&model, 5, &mut |_, _| {}).unwrap();
         let shape = if tokens {
             vec![1 + dice.below(4), model.weights()["embedding.weight"].dim(1).unwrap()]
         } else {
@@ -106,10 +108,24 @@ fn no_pair_is_steeper_than_the_certificate() {
         if bound.is_finite() && bound > 0.0 {
             ratios.push(found / bound);
         }
+        // The ellipsoids alone, also where norms are better.
+        let Some(ellipsoids) = &certificate.ellipsoids else { continue };
+        let (bound, norms) = (ellipsoids.l2.to_f64(), by_norms.l2.to_f64());
+        assert!(found <= bound * (1.0 + 1e-6), "found {found}, ellipsoids {bound}: {what}");
+        if norms.is_finite() && bound > 0.0 {
+            gains.push(norms / bound);
+        }
+        if seed % 20 == 0 {
+            verify(&certificate, &model).unwrap_or_else(|e| panic!("{e}: {what}"));
+        }
     }
     assert_eq!(kinds.len(), 22, "a node kind was never tried: {kinds:?}");
     assert!(tried.iter().all(|count| *count > 20), "a function was hardly tried: {tried:?}");
     assert!(ratios.len() > 1200, "only {} finite bounds", ratios.len());
+    gains.sort_by(f64::total_cmp);
+    let (median, best) = (gains[gains.len() / 2], gains[gains.len() - 1]);
+    println!("norms / ellipsoids: {} networks, median {median:.3}, largest {best:.1}", gains.len());
+    assert!(gains.len() > 1000 && median > 1.0, "{} ellipsoids, {median}", gains.len());
     ratios.sort_by(f64::total_cmp);
     let (median, best) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
     println!("found / certified: median {median:.3}, largest {best:.6}");

@@ -26,7 +26,7 @@ use lipschitz_nn::graph::{Attention, Span as NormSpan, join};
 use super::approx::Approx;
 use super::span::{Register, Span, blend, dense, size, times};
 use super::tape::{Block, Scalar, Tape, Var};
-use super::walk::{OrStop, Stop, Walker};
+use super::walk::{OrStop, Place, Stop, Walker};
 use crate::bound::{Block as Weight, Part};
 use crate::upper::{Upper, abs, count, root_down};
 
@@ -37,17 +37,17 @@ struct Maps {
     value: Var,
 }
 
-pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, path: &str) -> Result<(), Stop> {
+pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Result<(), Stop> {
     let (tape, weights) = (walker.tape, walker.weights);
-    let weight = |name: &str| weights.get(&join(path, &join(name, "weight")));
-    let bias = |name: &str| weights.column(&join(path, &join(name, "bias")));
+    let weight = |name: &str| weights.get(&at.weight(&join(name, "weight")));
+    let bias = |name: &str| weights.column(&at.weight(&join(name, "bias")));
     let (wq, wk, wv) = (weight("query")?, weight("key")?, weight("value")?);
     let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
 
     let value = walker.value.as_mut().or_stop()?;
     if a.bias {
         let size = bias("value")?.log_size().max(bias("query")?.log_size());
-        value.need_one(tape, path, size).or_stop()?;
+        value.need_one(tape, &at.step("constant"), size).or_stop()?;
     }
     let x = value.pop();
     let one = value.one.clone();
@@ -84,7 +84,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, path: &str) -> Result
     let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
-    let limits = Limits::new(walker, a, path, plain)?;
+    let limits = Limits::new(walker, a, at, plain)?;
     let out = abs(a.output_scale);
     let (mut means, mut covariances, mut points) = (Vec::new(), Vec::new(), Vec::new());
     let mut shared: Vec<(Var, Var)> = Vec::new();
@@ -99,7 +99,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, path: &str) -> Result
     for h in 0..a.heads {
         let group = h / (a.heads / a.key_value_heads);
         let columns =
-            Weight::whole(join(path, "output.weight")).columns(Part { index: h, count: a.heads });
+            Weight::whole(at.weight("output.weight")).columns(Part { index: h, count: a.heads });
         let o = weights.block(&columns)?;
         let (change, point) = &shared[group];
         let sigma = limits.sigma(tape, a, &of_change, &of_value, h, group);
@@ -110,13 +110,13 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, path: &str) -> Result
         points.push(scaled(point, c));
     }
     means.extend(covariances);
-    gather(tape, &mut walker.change, &format!("{path}.change"), means).or_stop()?;
+    gather(tape, &mut walker.change, &at.step("change"), means).or_stop()?;
     let value = walker.value.as_mut().or_stop()?;
-    gather(tape, value, &format!("{path}.value"), points).or_stop()?;
+    gather(tape, value, &at.step("value"), points).or_stop()?;
     // c W_O (middle + b_v) + b_o
-    let constant = constant(walker, a, path, middle.as_deref())?;
+    let constant = constant(walker, a, at, middle.as_deref())?;
     match constant {
-        Some(b) => walker.bias(path, &b),
+        Some(b) => walker.bias(at, &b),
         None => Ok(()),
     }
 }
@@ -133,11 +133,11 @@ fn middle(values: &Approx, one: &Approx) -> Approx {
 fn constant(
     walker: &Walker<'_>,
     a: &Attention,
-    path: &str,
+    at: &Place<'_>,
     middle: Option<&Approx>,
 ) -> Result<Option<Approx>, Stop> {
     let weights = walker.weights;
-    let name = |name: &str| join(path, name);
+    let name = |name: &str| at.weight(name);
     let mut v = middle.cloned();
     if a.bias {
         let b = weights.column(&name("value.bias"))?;
@@ -192,11 +192,11 @@ struct Limits {
 }
 
 impl Limits {
-    fn new(walker: &Walker<'_>, a: &Attention, path: &str, plain: bool) -> Result<Self, Stop> {
+    fn new(walker: &Walker<'_>, a: &Attention, at: &Place<'_>, plain: bool) -> Result<Self, Stop> {
         let Some(eps) = a.query_key_norm else { return Ok(Self { plain, normed: None }) };
         let weights = walker.weights;
         let of = |name: &str, heads: usize| -> Result<(Upper, Upper, Upper), Stop> {
-            let gain = weights.get(&join(path, &format!("{name}_norm.weight")))?;
+            let gain = weights.get(&at.weight(&format!("{name}_norm.weight")))?;
             let gain = gain
                 .data
                 .iter()
@@ -204,7 +204,7 @@ impl Limits {
                 .times_power(gain.exponent);
             let width = if a.query_key_span == NormSpan::Heads { heads } else { 1 } * a.head_dim;
             let shift = if a.query_key_shift {
-                let b = weights.get(&join(path, &format!("{name}_norm.bias")))?;
+                let b = weights.get(&at.weight(&format!("{name}_norm.bias")))?;
                 b.row_norms().into_iter().fold(Upper::ZERO, Upper::max)
             } else {
                 Upper::ZERO

@@ -20,28 +20,93 @@ mod weights;
 pub use multipliers::Slot;
 pub use weights::Weights;
 
+use std::collections::BTreeMap;
+
 use lipschitz_nn::Graph;
-use lipschitz_nn::graph::NodeId;
+use lipschitz_nn::graph::{Node, NodeId, Op};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::bound::{PAIRS, SLACK};
+use crate::source::Source;
 use crate::upper::Upper;
-use multipliers::Multipliers;
+use multipliers::{Logs, Multipliers};
 use walk::Stop;
 
 /// What ellipsoids prove.
 #[derive(Clone, Debug)]
 pub struct Ellipsoids {
-    /// The network's Lipschitz constant, ℓ2 → ℓ2 per token.
-    pub lipschitz: Upper,
-    /// The constant of a single output, the largest.
-    pub logit: Upper,
-    /// The constant of the difference of two outputs, the largest.
-    pub margin: Upper,
-    /// The constant of each difference of outputs i > j, at `i(i−1)/2 + j`; empty where there are
-    /// more outputs than are compared in pairs.
+    /// What a certificate states of it.
+    pub bound: EllipsoidBound,
+    /// The constant of each difference of outputs i > j, ℓ2 → absolute value, at `i(i−1)/2 + j`;
+    /// empty where there are more outputs than are compared in pairs.
     pub pairs: Vec<Upper>,
+}
+
+/// A bound by ellipsoids, with the multipliers that prove it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EllipsoidBound {
+    /// The network's Lipschitz constant, ℓ2 → ℓ2 per token.
+    pub l2: Upper,
+    /// The constant of a single output, the largest: ℓ2 → absolute value.
+    pub logit: Upper,
+    /// The constant of the difference of two outputs, the largest: ℓ2 → absolute value.
+    pub margin: Upper,
     /// The constant from the input to each node of the outermost level.
-    pub trail: Vec<(NodeId, Upper)>,
+    pub nodes: Vec<Reached>,
+    /// The free numbers of the proof, in the order of their use.
+    pub multipliers: Vec<Slot>,
+}
+
+/// How far a change of the input can have grown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    /// The node.
+    pub id: NodeId,
+    /// The constant from the input to its output, ℓ2 → ℓ2 per token.
+    pub cumulative: Upper,
+}
+
+/// Steps of a search that takes about a minute at most, and nothing where a single one would take
+/// long: 40 for the networks that this project trains on a processor, 0 for large ones.
+pub fn usual_steps(graph: &Graph) -> usize {
+    const STEPS: usize = 40;
+    const WORK: f64 = 2e10;
+    fn matrices(nodes: &[Node]) -> f64 {
+        let cube = |m: usize, n: usize| m as f64 * n as f64 * m.max(n) as f64;
+        let of = |node: &Node| match &node.op {
+            Op::Linear { inputs, outputs, .. } => cube(*inputs, *outputs),
+            Op::GatedMlp { dim, hidden, .. } => 3.0 * cube(*dim, *hidden),
+            Op::Attention(a) => 4.0 * cube(a.dim, a.heads * a.head_dim),
+            Op::RmsNorm { dim, .. } | Op::LayerNorm { dim, .. } => cube(*dim, *dim),
+            op => op.body().map_or(0.0, matrices),
+        };
+        nodes.iter().map(of).sum()
+    }
+    if matrices(graph.nodes()) <= WORK { STEPS } else { 0 }
+}
+
+/// Searches for multipliers and proves what they give; none where there is no bound of this kind.
+///
+/// # Errors
+/// [`Error::Network`] names a weight that cannot be read.
+pub fn tighten(
+    source: &dyn Source,
+    domain: Upper,
+    steps: usize,
+    watch: &mut dyn FnMut(usize, Upper),
+) -> Result<Option<Ellipsoids>, Error> {
+    if steps == 0 {
+        return Ok(None);
+    }
+    let weights = Weights::new(source, true);
+    match search(source.graph(), &weights, domain, steps, watch)? {
+        Some(found) => prove(source.graph(), &weights, domain, &found),
+        None => Ok(None),
+    }
 }
 
 /// Proves a bound on the ball of ℓ2 radius `domain` per token, with given multipliers. None if they
@@ -66,14 +131,27 @@ pub fn prove(
     }
     let factor = &end.factor.value;
     let lipschitz = factor.norm();
+    if !lipschitz.is_finite() {
+        return Ok(None);
+    }
     let max = |all: &[Upper]| all.iter().fold(Upper::ZERO, |m, x| m.max(*x));
+    // As with norms, what is published is looser than what is proven, so that another machine, whose
+    // rounding differs, can prove it again.
+    let published = |x: Upper| x * Upper::from_f64(1.0 + SLACK);
     let logit = max(&factor.row_norms()).min(lipschitz);
-    let pairs =
-        if factor.rows <= crate::bound::PAIRS { factor.row_differences() } else { Vec::new() };
+    let mut pairs = if factor.rows <= PAIRS { factor.row_differences() } else { Vec::new() };
     let apart = lipschitz * Upper::from_f64(2.0).sqrt();
-    let margin = if pairs.is_empty() { logit + logit } else { max(&pairs) }.min(apart);
-    let trail = end.trail.into_iter().map(|(id, s)| (id, s.value)).collect();
-    Ok(lipschitz.is_finite().then_some(Ellipsoids { lipschitz, logit, margin, pairs, trail }))
+    let margin = if factor.rows <= PAIRS { max(&pairs) } else { logit + logit }.min(apart);
+    pairs.iter_mut().for_each(|pair| *pair = published(pair.min(apart)));
+    let reached = |(id, s): (NodeId, tape::Scalar)| Reached { id, cumulative: published(s.value) };
+    let bound = EllipsoidBound {
+        l2: published(lipschitz),
+        logit: published(logit),
+        margin: published(margin),
+        nodes: end.trail.into_iter().map(reached).collect(),
+        multipliers: multipliers.to_vec(),
+    };
+    Ok(Some(Ellipsoids { bound, pairs }))
 }
 
 /// Looks for good multipliers by `steps` steps of gradient descent (Kingma and Ba, *Adam*, 2015) on
@@ -91,8 +169,8 @@ pub fn search(
 ) -> Result<Option<Vec<Slot>>, Error> {
     const RATE: f64 = 0.25;
     const MEMORY: (f64, f64) = (0.8, 0.95);
-    let mut logs: Vec<Vec<f64>> = Vec::new();
-    let mut moments: Vec<Vec<(f64, f64)>> = Vec::new();
+    let mut logs = Logs::new();
+    let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     let mut best: Option<(Upper, Vec<Slot>)> = None;
     for step in 0..=steps {
         let end = walk::walk(graph, weights, domain, Multipliers::search(logs), false);
@@ -115,13 +193,14 @@ pub fn search(
             break;
         }
         let gradient = end.tape.gradient(norm);
-        moments.resize_with(logs.len(), Vec::new);
         let progress = step as f64 / steps as f64;
         let rate = RATE * (0.05 + 0.475 * (1.0 + (std::f64::consts::PI * progress).cos()));
         let n = step as i32 + 1;
-        for ((logs, gradient), moments) in logs.iter_mut().zip(&gradient).zip(&mut moments) {
+        for (of, gradient) in gradient {
+            let Some(logs) = logs.get_mut(&of) else { continue };
+            let moments = moments.entry(of).or_default();
             moments.resize(logs.len(), (0.0, 0.0));
-            for ((l, g), (m, v)) in logs.iter_mut().zip(gradient).zip(moments) {
+            for ((l, g), (m, v)) in logs.iter_mut().zip(&gradient).zip(moments) {
                 let g = if g.is_finite() { *g } else { 0.0 };
                 *m = MEMORY.0 * *m + (1.0 - MEMORY.0) * g;
                 *v = MEMORY.1 * *v + (1.0 - MEMORY.1) * g * g;

@@ -3,6 +3,8 @@
 //! A search changes their logarithms; a certificate stores them, rounded to a few digits, and
 //! whoever verifies it takes them as they are.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +16,7 @@ use crate::spectral::top_right_singular_vector;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Slot {
-    /// The path of the node, and which of its steps.
+    /// The id of the node, and which of its steps.
     pub of: String,
     /// Positive numbers: for a sum, the relative weights of its terms; for an uncertain slope, what
     /// its square is weighed with.
@@ -28,6 +30,9 @@ fn is_zero(n: &i64) -> bool {
     *n == 0
 }
 
+/// Logarithms of multipliers, by the step that uses them.
+pub(super) type Logs = BTreeMap<String, Vec<f64>>;
+
 /// Whether multipliers are searched for, or given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -40,8 +45,9 @@ pub(super) struct Multipliers {
     pub(super) mode: Mode,
     /// What was used, or is to be used.
     pub(super) slots: Vec<Slot>,
-    /// Logarithms, while searching; behind those of a slope is the logit of κ.
-    pub(super) logs: Vec<Vec<f64>>,
+    /// Logarithms by step, while searching; behind those of slopes is the logit of κ. A step may
+    /// come and go, as a ball becomes better or worse than an ellipsoid.
+    pub(super) logs: Logs,
     next: usize,
 }
 
@@ -68,13 +74,13 @@ const LARGEST: f64 = 0.999;
 
 impl Multipliers {
     /// Where a search starts.
-    pub(super) fn search(logs: Vec<Vec<f64>>) -> Self {
+    pub(super) fn search(logs: Logs) -> Self {
         Self { mode: Mode::Search, slots: Vec::new(), logs, next: 0 }
     }
 
     /// Those of a certificate.
     pub(super) fn given(slots: Vec<Slot>) -> Self {
-        Self { mode: Mode::Prove, slots, logs: Vec::new(), next: 0 }
+        Self { mode: Mode::Prove, slots, logs: Logs::new(), next: 0 }
     }
 
     /// Whether every one was used.
@@ -83,7 +89,7 @@ impl Multipliers {
     }
 
     pub(super) fn zeros(&self) -> Vec<Vec<f64>> {
-        self.logs.iter().map(|logs| vec![0.0; logs.len()]).collect()
+        self.slots.iter().map(|slot| vec![0.0; self.logs[&slot.of].len()]).collect()
     }
 
     /// The next given ones.
@@ -109,12 +115,11 @@ impl Multipliers {
             let (slot, found) = self.take(of, sizes.len())?;
             return (found.exponent == 0).then_some((slot, found.values));
         }
-        if self.logs.len() == self.next {
+        let logs = self.logs.entry(of.to_string()).or_insert_with(|| {
             let top = sizes.iter().fold(f64::MIN, |m, x| m.max(*x));
             let start = |s: &f64| ((s - top) * std::f64::consts::LN_2).max(-12.0);
-            self.logs.push(sizes.iter().map(start).collect());
-        }
-        let logs = &mut self.logs[self.next];
+            sizes.iter().map(start).collect()
+        });
         let top = logs.iter().fold(f64::MIN, |m, x| m.max(*x));
         logs.iter_mut().for_each(|l| *l = (*l - top).max(-40.0));
         let values: Vec<f64> = logs.iter().map(|l| digits(l.exp())).collect();
@@ -135,14 +140,13 @@ impl Multipliers {
             return Some(Slopes { slot, t, exponent, search: Search::default() });
         }
         let exponent = -u.log_size().ceil() as i64;
-        if self.logs.len() == self.next {
+        let logs = self.logs.entry(of.to_string()).or_insert_with(|| {
             let size = |row: &[f64]| -0.5 * dot(row, row).max(1e-24).ln();
             let rows: Vec<f64> = u.data.chunks(u.columns).map(size).collect();
             let mut logs = if rows.len() == count { rows } else { vec![0.0; count] };
             logs.push(0.0);
-            self.logs.push(logs);
-        }
-        let logs = &mut self.logs[self.next];
+            logs
+        });
         let mean = logs[..count].iter().sum::<f64>() / count as f64;
         logs[..count].iter_mut().for_each(|l| *l = (*l - mean).clamp(-30.0, 30.0));
         let kappa = LARGEST / (1.0 + (-logs[count]).exp());

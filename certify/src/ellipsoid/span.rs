@@ -112,7 +112,7 @@ impl Span {
         if self.one.is_some() {
             return Some(());
         }
-        let scales = tape.shares(&format!("{what}.constant"), &[self.size(), size])?;
+        let scales = tape.shares(what, &[self.size(), size])?;
         self.scale(tape, scales[0]);
         self.add(1);
         let mut one = vec![Block::Zero; self.sizes.len() - 1];

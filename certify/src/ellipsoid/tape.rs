@@ -678,7 +678,7 @@ impl Tape {
     }
 
     /// The derivatives of `2 log s` with respect to all multipliers.
-    pub(super) fn gradient(self, of: Scalar) -> Vec<Vec<f64>> {
+    pub(super) fn gradient(self, of: Scalar) -> Vec<(String, Vec<f64>)> {
         let n = self.count.get();
         let mut adjoints = Adjoints {
             matrices: (0..n).map(|_| None).collect(),
@@ -690,7 +690,8 @@ impl Tape {
         while let Some(step) = steps.pop() {
             step(&mut adjoints);
         }
-        adjoints.multipliers
+        let slots = self.multipliers.into_inner().slots;
+        slots.into_iter().map(|slot| slot.of).zip(adjoints.multipliers).collect()
     }
 }
 

@@ -48,6 +48,25 @@ pub(super) struct End {
     pub(super) trail: Vec<(NodeId, Scalar)>,
 }
 
+/// Where a node is.
+pub(super) struct Place<'a> {
+    /// Its path: a prefix of the names of its weights.
+    pub(super) path: &'a str,
+    id: &'a NodeId,
+}
+
+impl Place<'_> {
+    /// The name of a weight.
+    pub(super) fn weight(&self, name: &str) -> String {
+        join(self.path, name)
+    }
+
+    /// The name of a step, for its multipliers.
+    pub(super) fn step(&self, what: &str) -> String {
+        format!("{} {what}", self.id)
+    }
+}
+
 /// One node's surroundings.
 pub(super) struct Walker<'a> {
     pub(super) tape: &'a Tape,
@@ -80,7 +99,7 @@ pub(super) fn walk(
     let mut walker = Walker { tape: &tape, weights, change, value, channels };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
-        walker.node(node, "")?;
+        walker.node(node, "", &NodeId::default().child(i))?;
         if rows {
             let factor = walker.change.matrix(&tape).or_stop()?;
             trail.push((NodeId::default().child(i), tape.norm(&factor)));
@@ -100,8 +119,9 @@ fn any_wants_values(nodes: &[Node]) -> bool {
 }
 
 impl Walker<'_> {
-    fn nodes(&mut self, nodes: &[Node], path: &str) -> Result<(), Stop> {
-        nodes.iter().try_for_each(|node| self.node(node, path))
+    fn nodes(&mut self, nodes: &[Node], path: &str, id: &NodeId) -> Result<(), Stop> {
+        let mut numbered = nodes.iter().enumerate();
+        numbered.try_for_each(|(i, node)| self.node(node, path, &id.child(i)))
     }
 
     /// Both spans.
@@ -117,23 +137,24 @@ impl Walker<'_> {
         })
     }
 
-    pub(super) fn bias(&mut self, path: &str, b: &Approx) -> Result<(), Stop> {
+    pub(super) fn bias(&mut self, at: &Place<'_>, b: &Approx) -> Result<(), Stop> {
         let tape = self.tape;
         match &mut self.value {
-            Some(value) => value.shift(tape, path, b).or_stop(),
+            Some(value) => value.shift(tape, &at.step("constant"), b).or_stop(),
             None => Ok(()),
         }
     }
 
-    fn node(&mut self, node: &Node, prefix: &str) -> Result<(), Stop> {
+    fn node(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
         let (tape, path) = (self.tape, node.path(prefix));
         let path = path.as_str();
+        let at = &Place { path, id };
         match &node.op {
-            Op::Sequential { body } => self.nodes(body, path),
+            Op::Sequential { body } => self.nodes(body, path, id),
             // a F_x + b F_y, for one ζ.
             Op::Residual { skip, branch, body } => {
                 self.each().for_each(|span| span.registers.push(span.current().clone()));
-                self.nodes(body, path)?;
+                self.nodes(body, path, id)?;
                 self.each().for_each(|span| {
                     let (y, x) = (span.pop(), span.pop());
                     span.registers.push(blend(tape, *skip, &x, *branch, &y));
@@ -145,12 +166,12 @@ impl Walker<'_> {
                 self.each().for_each(|span| {
                     span.registers.push(vec![Block::Zero; span.sizes.len()]);
                 });
-                for branch in branches {
+                for (i, branch) in branches.iter().enumerate() {
                     self.each().for_each(|span| {
                         let x = span.registers[span.registers.len() - 2].clone();
                         span.registers.push(x);
                     });
-                    self.node(branch, path)?;
+                    self.node(branch, path, &id.child(i))?;
                     self.each().for_each(|span| {
                         let (y, sum) = (span.pop(), span.pop());
                         span.registers.push(blend(tape, 1.0, &sum, 1.0, &y));
@@ -163,11 +184,11 @@ impl Walker<'_> {
                 self.tidy()
             }
             Op::Linear { bias, .. } => {
-                let w = self.weights.get(&join(path, "weight"))?;
+                let w = self.weights.get(&at.weight("weight"))?;
                 self.each().for_each(|span| span.map(tape, &w));
                 if *bias {
-                    let b = self.weights.column(&join(path, "bias"))?;
-                    self.bias(path, &b)?;
+                    let b = self.weights.column(&at.weight("bias"))?;
+                    self.bias(at, &b)?;
                 }
                 if self.change.alone() { self.tidy() } else { Ok(()) }
             }
@@ -175,14 +196,14 @@ impl Walker<'_> {
             // Another vector for each token, each at most the largest row.
             Op::Positions { .. } => {
                 let Some(value) = &mut self.value else { return Ok(()) };
-                let table = self.weights.get(&join(path, "weight"))?;
+                let table = self.weights.get(&at.weight("weight"))?;
                 let largest = table.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
                 let radius = tape.constant_scalar(largest);
                 let width = table.columns;
-                value.ball_beside(tape, &format!("{path}.value"), radius, width, true).or_stop()?;
+                value.ball_beside(tape, &at.step("value"), radius, width, true).or_stop()?;
                 self.tidy()
             }
-            Op::Activation { function, scale } => self.activation(*function, *scale, path),
+            Op::Activation { function, scale } => self.activation(*function, *scale, at),
             Op::Scale { factor } => {
                 self.each().for_each(|span| {
                     let y = by(tape, *factor, span.current());
@@ -191,108 +212,106 @@ impl Walker<'_> {
                 Ok(())
             }
             // Slopes in (0, 1], and the same of x ↦ cap tanh(x/cap)/x.
-            Op::SoftCap { cap } => self.bounded(path, abs(*cap)),
-            Op::Clip { limit } => self.bounded(path, abs(*limit)),
-            Op::Attention(a) => attention::step(self, a, path),
-            Op::RmsNorm { eps, gain, .. } => self.norm(path, *eps, *gain, false, false),
-            Op::LayerNorm { eps, gain, bias, .. } => self.norm(path, *eps, *gain, *bias, true),
+            Op::SoftCap { cap } => self.bounded(at, abs(*cap)),
+            Op::Clip { limit } => self.bounded(at, abs(*limit)),
+            Op::Attention(a) => attention::step(self, a, at),
+            Op::RmsNorm { eps, gain, .. } => self.norm(at, *eps, *gain, false, false),
+            Op::LayerNorm { eps, gain, bias, .. } => self.norm(at, *eps, *gain, *bias, true),
             // The projection onto a ball has a symmetric derivative between 0 and 1.
             Op::Normalise { eps } => {
                 let slope = Upper::ONE.div_up(*eps);
-                self.shrink(path, slope)?;
-                self.at_most(path, Upper::ONE)
+                self.shrink(at, slope)?;
+                self.at_most(at, Upper::ONE)
             }
-            Op::GatedMlp { function, bias, .. } => self.gated(*function, *bias, path),
+            Op::GatedMlp { function, bias, .. } => self.gated(*function, *bias, at),
             Op::Flatten | Op::MeanPool | Op::FirstToken | Op::LastToken => Ok(()),
             // A token is a part of the image.
             Op::Patches { size } => {
                 let width = self.channels * size * size;
-                self.restart(path, width, Upper::ONE)
+                self.restart(at, width, Upper::ONE)
             }
             Op::ClassToken { .. } => {
                 let Some(value) = &mut self.value else { return Ok(()) };
-                let row = self.weights.get(&join(path, "weight"))?;
+                let row = self.weights.get(&at.weight("weight"))?;
                 let longest = row.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
                 let now = tape.norm(&value.matrix(tape).or_stop()?);
                 let longest = tape.constant_scalar(longest);
                 let radius = if now.value < longest.value { longest } else { now };
                 let width = row.columns;
-                value.ball_beside(tape, path, radius, width, false).or_stop()
+                value.ball_beside(tape, &at.step("token"), radius, width, false).or_stop()
             }
             Op::FirstAndMean => {
                 let width = 2 * height(self.change.current());
-                self.restart(path, width, count(2).sqrt())
+                self.restart(at, width, count(2).sqrt())
             }
         }
     }
 
     /// From ellipsoids to balls: the largest norm, times a factor.
-    fn restart(&mut self, path: &str, width: usize, factor: Upper) -> Result<(), Stop> {
+    fn restart(&mut self, at: &Place<'_>, width: usize, factor: Upper) -> Result<(), Stop> {
         let tape = self.tape;
         for (span, what) in std::iter::once((&mut self.change, "change"))
             .chain(self.value.iter_mut().map(|value| (value, "value")))
         {
             let norm = tape.norm(&span.matrix(tape).or_stop()?);
             let radius = tape.multiply(norm, tape.constant_scalar(factor));
-            let what = format!("{path}.{what}");
+            let what = at.step(what);
             span.ball_beside(tape, &what, radius, width, false).or_stop()?;
         }
         Ok(())
     }
 
     /// Replaces what is known about values by a ball, if that is smaller.
-    fn at_most(&mut self, path: &str, radius: Upper) -> Result<(), Stop> {
+    fn at_most(&mut self, at: &Place<'_>, radius: Upper) -> Result<(), Stop> {
         let tape = self.tape;
         let Some(value) = &mut self.value else { return Ok(()) };
         let width = height(value.current());
         let ball = radius.to_f64().max(f64::MIN_POSITIVE).log2() + 0.5 * (width as f64).log2();
         if value.size() > ball {
             let radius = tape.constant_scalar(radius);
-            value.ball_beside(tape, &format!("{path}.ball"), radius, width, false).or_stop()?;
+            value.ball_beside(tape, &at.step("ball"), radius, width, false).or_stop()?;
         }
         Ok(())
     }
 
     /// An elementwise function with slopes in [0, 1] that is 0 at 0 and at most `limit`.
-    fn bounded(&mut self, path: &str, limit: Upper) -> Result<(), Stop> {
+    fn bounded(&mut self, at: &Place<'_>, limit: Upper) -> Result<(), Stop> {
         let half = Upper::from_f64(0.5);
-        slopes(self.tape, &mut self.change, &format!("{path}.change"), 0.5, half, false)
-            .or_stop()?;
+        slopes(self.tape, &mut self.change, &at.step("change"), 0.5, half, false).or_stop()?;
         if let Some(value) = &mut self.value {
-            slopes(self.tape, value, &format!("{path}.value"), 0.5, half, false).or_stop()?;
+            slopes(self.tape, value, &at.step("value"), 0.5, half, false).or_stop()?;
             let width = height(value.current());
-            self.at_most(path, limit * count(width).sqrt())?;
+            self.at_most(at, limit * count(width).sqrt())?;
         }
         Ok(())
     }
 
-    fn activation(&mut self, function: Function, scale: f64, path: &str) -> Result<(), Stop> {
+    fn activation(&mut self, function: Function, scale: f64, at: &Place<'_>) -> Result<(), Stop> {
         let tape = self.tape;
         if function == Function::Relu2 {
-            return self.relu2(scale, path);
+            return self.relu2(scale, at);
         }
         let off = |centre: f64| abs(centre * scale) * Upper::from_f64(f64::EPSILON);
         let of =
             |(centre, spread): (f64, Upper)| (centre * scale, spread * abs(scale) + off(centre));
         let (centre, spread) = of(pointwise::slopes(function, Upper::INFINITY));
-        slopes(tape, &mut self.change, &format!("{path}.change"), centre, spread, false)
-            .or_stop()?;
+        slopes(tape, &mut self.change, &at.step("change"), centre, spread, false).or_stop()?;
         let Some(value) = &mut self.value else { return Ok(()) };
         let (pair, zero) = pointwise::secants(function);
         let (centre, spread) = of(pair);
-        slopes(tape, value, &format!("{path}.value"), centre, spread, false).or_stop()?;
+        slopes(tape, value, &at.step("value"), centre, spread, false).or_stop()?;
         if zero != 0.0 {
             let width = height(value.current());
             // φ(0) is rounded.
             let off = count(width).sqrt() * Upper::from_f64(f64::EPSILON);
             let b = Approx::new(width, 1, vec![zero; width], 0, off).blend(scale, None);
-            value.shift(tape, path, &b).or_stop()?;
+            value.shift(tape, &at.step("constant"), &b).or_stop()?;
         }
         Ok(())
     }
 
     /// The slope of max(u, 0)² is at most twice the largest element.
-    fn relu2(&mut self, scale: f64, path: &str) -> Result<(), Stop> {
+    fn relu2(&mut self, scale: f64, at: &Place<'_>) -> Result<(), Stop> {
         let tape = self.tape;
         let value = self.value.as_mut().or_stop()?;
         let largest = tape.row_norms(&value.matrix(tape).or_stop()?);
@@ -302,21 +321,21 @@ impl Walker<'_> {
         {
             let y = rows_by(tape, &by, span.current());
             span.set(y);
-            let what = format!("{path}.{what}");
+            let what = at.step(what);
             slopes(tape, span, &what, 0.0, Upper::ONE, false).or_stop()?;
         }
         Ok(())
     }
 
     /// A symmetric derivative between 0 and `slope`, which the ratio of norms is as well.
-    fn shrink(&mut self, path: &str, slope: Upper) -> Result<(), Stop> {
+    fn shrink(&mut self, at: &Place<'_>, slope: Upper) -> Result<(), Stop> {
         let tape = self.tape;
         let half = slope.to_f64() / 2.0;
         let spread = Upper::from_f64(half.next_up());
         for (span, what) in std::iter::once((&mut self.change, "change"))
             .chain(self.value.iter_mut().map(|value| (value, "value")))
         {
-            slopes(tape, span, &format!("{path}.{what}"), half, spread, true).or_stop()?;
+            slopes(tape, span, &at.step(what), half, spread, true).or_stop()?;
         }
         Ok(())
     }
@@ -324,7 +343,7 @@ impl Walker<'_> {
     /// The Jacobian of x/√(mean x² + ε) is symmetric, between 0 and 1/√ε; centring comes before.
     fn norm(
         &mut self,
-        path: &str,
+        at: &Place<'_>,
         eps: f64,
         gain: bool,
         bias: bool,
@@ -340,39 +359,39 @@ impl Walker<'_> {
                 }
             });
         }
-        self.shrink(path, Upper::ONE.div_up(root_down(eps)))?;
+        self.shrink(at, Upper::ONE.div_up(root_down(eps)))?;
         let width = height(self.change.current());
-        self.at_most(path, count(width).sqrt())?;
+        self.at_most(at, count(width).sqrt())?;
         if gain {
-            let gamma = self.weights.get(&join(path, "weight"))?;
+            let gamma = self.weights.get(&at.weight("weight"))?;
             self.each().for_each(|span| {
                 let y = rescaled(tape, &gamma, span.current());
                 span.set(y);
             });
         }
         if bias {
-            let b = self.weights.column(&join(path, "bias"))?;
-            self.bias(path, &b)?;
+            let b = self.weights.column(&at.weight("bias"))?;
+            self.bias(at, &b)?;
         }
         Ok(())
     }
 
     /// `W_d (φ(g) ∘ u)`: `δ(φ(g) ∘ u) = φ'(g) ∘ u ∘ δg + φ(g) ∘ δu`, each factor without δ bounded
     /// by its largest value.
-    fn gated(&mut self, function: Function, bias: bool, path: &str) -> Result<(), Stop> {
+    fn gated(&mut self, function: Function, bias: bool, at: &Place<'_>) -> Result<(), Stop> {
         let tape = self.tape;
-        let map = |name: &str| self.weights.get(&join(path, &join(name, "weight")));
+        let map = |name: &str| self.weights.get(&at.weight(&join(name, "weight")));
         let (gate, up, down) = (map("gate")?, map("up")?, map("down")?);
-        let column = |name: &str| self.weights.column(&join(path, &join(name, "bias")));
+        let column = |name: &str| self.weights.column(&at.weight(&join(name, "bias")));
         let value = self.value.as_mut().or_stop()?;
         if bias {
-            value.need_one(tape, path, column("gate")?.log_size()).or_stop()?;
+            value.need_one(tape, &at.step("constant"), column("gate")?.log_size()).or_stop()?;
         }
         let x = value.current().clone();
         let mut largest = |name: &str, w: &Rc<Approx>| -> Result<Var, Stop> {
             value.set(times(tape, w, &x));
             if bias {
-                value.shift(tape, path, &column(name)?).or_stop()?;
+                value.shift(tape, &at.step("constant"), &column(name)?).or_stop()?;
             }
             Ok(tape.row_norms(&value.matrix(tape).or_stop()?))
         };
@@ -381,19 +400,19 @@ impl Walker<'_> {
         // φ(g) ∘ u is u by at most the largest φ(g).
         let y = rows_by(tape, &opened, value.current());
         value.set(y);
-        slopes(tape, value, &format!("{path}.value"), 0.0, Upper::ONE, false).or_stop()?;
+        slopes(tape, value, &at.step("value"), 0.0, Upper::ONE, false).or_stop()?;
         value.map(tape, &down);
         let slope = pointwise::slope(function, worst(&g));
         let closed = tape.scale(&u, tape.constant_scalar(slope));
         let y = self.change.pop();
         let parts = [(&closed, times(tape, &gate, &y)), (&opened, times(tape, &up, &y))];
         let parts = parts.map(|(by, y)| rows_by(tape, by, &y));
-        let what = format!("{path}.change");
+        let what = at.step("change");
         uncertain(tape, &mut self.change, &what, parts, 0.0, Upper::ONE, false).or_stop()?;
         self.change.map(tape, &down);
         if bias {
             let b = column("down")?;
-            self.bias(path, &b)?;
+            self.bias(at, &b)?;
         }
         Ok(())
     }
