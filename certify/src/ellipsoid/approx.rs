@@ -427,3 +427,72 @@ pub(super) fn cut_near(u: &Approx) -> Option<Cut> {
     (0..r).for_each(|i| h[i * r + i + 1..(i + 1) * r].fill(0.0));
     Some(Cut { l: Approx::new(r, r, h, 0, Upper::ZERO), floor: 0.0 })
 }
+
+/// `(BBᵀ − AAᵀ)₊`, computed.
+pub(super) struct Above {
+    /// Near `EEᵀ = (BBᵀ − AAᵀ)₊`.
+    pub(super) factor: Approx,
+    /// The eigenvalues of `BBᵀ − AAᵀ`.
+    pub(super) values: Vec<f64>,
+    /// Its eigenvectors, as columns.
+    pub(super) vectors: Vec<f64>,
+}
+
+/// The positive part of `BBᵀ − AAᵀ`; none if there are no eigenvalues.
+pub(super) fn above(a: &Approx, b: &Approx) -> Option<Above> {
+    let n = a.rows;
+    let mut d = vec![0.0; n * n];
+    let (a, b) = (a.at(0), b.at(0));
+    syrk(&mut d, b.view(), b.view().t(), false, 1.0, true);
+    syrk(&mut d, a.view(), a.view().t(), true, -1.0, true);
+    if d.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    let m = faer::Mat::from_fn(n, n, |i, j| d[i * n + j]);
+    let eigen = m.self_adjoint_eigen(faer::Side::Lower).ok()?;
+    let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
+    let mut vectors = vec![0.0; n * n];
+    let mut factor = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..n {
+            vectors[i * n + j] = eigen.U()[(i, j)];
+            factor[i * n + j] = vectors[i * n + j] * values[j].max(0.0).sqrt();
+        }
+    }
+    Some(Above { factor: Approx::exact(n, n, factor), values, vectors })
+}
+
+impl Above {
+    /// A row √τ with `AAᵀ + EEᵀ + τI ⪰ BBᵀ`, proven by a Cholesky factorisation.
+    pub(super) fn lift(&self, a: &Approx, b: &Approx) -> Option<Approx> {
+        let n = a.rows;
+        let (a, b, e) = (a.at(0), b.at(0), self.factor.at(0));
+        let mut d = vec![0.0; n * n];
+        syrk(&mut d, a.view(), a.view().t(), false, 1.0, true);
+        syrk(&mut d, e.view(), e.view().t(), true, 1.0, true);
+        syrk(&mut d, b.view(), b.view().t(), true, -1.0, true);
+        let square = |x: &Approx| x.size * x.size;
+        let off = |x: &Approx| x.error * (x.size + x.size + x.error);
+        let squares = square(&a) + square(&e) + square(&b);
+        let lost = gamma(3 * n + 6) * squares + off(&a) + off(&b) + Upper::from_f64(UNDERFLOW);
+        let mut tau = 4.0 * (lost + gamma(n + 8) * squares).to_f64();
+        for _ in 0..12 {
+            let mut m = d.clone();
+            let (mut trace, mut largest) = (Upper::ZERO, 0.0_f64);
+            for i in 0..n {
+                m[i * n + i] = d[i * n + i] + tau;
+                largest = largest.max(m[i * n + i].abs());
+                trace = trace + Upper::from_f64(m[i * n + i].max(0.0));
+            }
+            let diagonal = Upper::from_f64((largest + tau) * f64::EPSILON);
+            if let Some(error) = cholesky(&mut m, n, trace) {
+                // AAᵀ + EEᵀ − BBᵀ + τI ⪰ −(error + lost + diagonal).
+                let whole = Upper::from_f64(tau) + error + lost + diagonal;
+                let root = whole.sqrt().to_f64();
+                return root.is_finite().then(|| Approx::exact(1, n, vec![root; n]));
+            }
+            tau *= 8.0;
+        }
+        None
+    }
+}

@@ -19,11 +19,13 @@
 //! p. Where queries or keys are turned or normalised on their way, it is
 //! `s (‖δq‖‖k‖ + ‖q‖‖δk‖)`. Masks, windows and position biases only choose the p.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use lipschitz_nn::graph::{Attention, Span as NormSpan, join};
 
 use super::approx::Approx;
+use super::positions::{self, Class};
 use super::span::{Register, Span, blend, dense, size, times};
 use super::tape::{Block, Scalar, Tape, Var};
 use super::walk::{OrStop, Place, Stop, Walker};
@@ -44,11 +46,20 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     let (wq, wk, wv) = (weight("query")?, weight("key")?, weight("value")?);
     let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
 
+    let table = match a.position_bias {
+        Some(_) => Some(weight("position_bias")?),
+        None => None,
+    };
+    let classes = positions::classes(a, table.as_deref(), walker.context);
+    // A token's own unknowns are one block, where heads are known to read the token itself.
+    walker.change.flatten(tape);
     let value = walker.value.as_mut().or_stop()?;
+    value.flatten(tape);
     if a.bias {
         let size = bias("value")?.log_size().max(bias("query")?.log_size());
         value.need_one(tape, &at.step("constant"), size).or_stop()?;
     }
+    value.flatten(tape);
     let x = value.pop();
     let one = value.one.clone();
     // W x + b
@@ -85,40 +96,133 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
     let limits = Limits::new(walker, a, at, plain)?;
-    let out = abs(a.output_scale);
-    let (mut means, mut covariances, mut points) = (Vec::new(), Vec::new(), Vec::new());
-    let mut shared: Vec<(Var, Var)> = Vec::new();
+    let out = tape.constant_scalar(abs(a.output_scale));
+    // L_h with L_h L_hᵀ ⪰ (V_h F)(V_h F)ᵀ: small ones in place of large.
+    let mut factors: Vec<(Var, Var)> = Vec::new();
+    let own = |v: &Var, g: usize| tape.rows(v, g * a.head_dim, (g + 1) * a.head_dim);
     for g in 0..a.key_value_heads {
-        let (from, to) = (g * a.head_dim, (g + 1) * a.head_dim);
         let factor = |v: &Var| -> Result<Var, Stop> {
-            let own = vec![Block::Dense(tape.rows(v, from, to))];
-            Ok(tape.enclose(&[&own]).or_stop()?.remove(0))
+            let block = vec![Block::Dense(own(v, g))];
+            Ok(tape.enclose(&[&block]).or_stop()?.remove(0))
         };
-        shared.push((factor(&of_change.value)?, factor(&of_value.value)?));
+        factors.push((factor(&of_change.value)?, factor(&of_value.value)?));
     }
+    let mut heads = Vec::new();
     for h in 0..a.heads {
         let group = h / (a.heads / a.key_value_heads);
         let columns =
             Weight::whole(at.weight("output.weight")).columns(Part { index: h, count: a.heads });
         let o = weights.block(&columns)?;
-        let (change, point) = &shared[group];
+        let (change, point) = &factors[group];
         let sigma = limits.sigma(tape, a, &of_change, &of_value, h, group);
-        let scaled = |x: &Var, s: Scalar| tape.scale(&tape.times(&o, x), s);
-        let c = tape.constant_scalar(out);
-        means.push(scaled(change, c));
-        covariances.push(scaled(point, tape.multiply(sigma, c)));
-        points.push(scaled(point, c));
+        let part = |x: &Var| tape.scale(&tape.times(&o, x), out);
+        let kappa = classes.iter().any(|class| class.heads[h].is_some()).then(|| {
+            let (q, k) = (own(&of_value.query, h), own(&of_value.key, group));
+            tape.multiply(limits.scale(tape, a), tape.inner_norm(&q, &k))
+        });
+        heads.push(Head {
+            o: o.clone(),
+            group,
+            change: part(change),
+            point: part(point),
+            sigma,
+            kappa,
+        });
     }
-    means.extend(covariances);
-    gather(tape, &mut walker.change, &at.step("change"), means).or_stop()?;
-    let value = walker.value.as_mut().or_stop()?;
-    gather(tape, value, &at.step("value"), points).or_stop()?;
+    let parts = Parts { heads, of_change, of_value, out };
+    let value = walker.value.as_ref().or_stop()?;
+    let mut spans = Vec::new();
+    for (i, class) in classes.iter().enumerate() {
+        let (mut change, mut value) = (walker.change.clone(), value.clone());
+        let name = |what: &str| match i {
+            0 => at.step(what),
+            _ => at.step(&format!("{what}, tokens {i}")),
+        };
+        let terms = parts.terms(tape, a, class, true);
+        gather(tape, &mut change, &name("change"), terms).or_stop()?;
+        let terms = parts.terms(tape, a, class, false);
+        gather(tape, &mut value, &name("value"), terms).or_stop()?;
+        spans.push((change, value));
+    }
     // c W_O (middle + b_v) + b_o
-    let constant = constant(walker, a, at, middle.as_deref())?;
-    match constant {
-        Some(b) => walker.bias(at, &b),
-        None => Ok(()),
+    if let Some(b) = constant(walker, a, at, middle.as_deref())? {
+        for (_, value) in &mut spans {
+            value.shift(tape, &at.step("constant"), &b).or_stop()?;
+        }
     }
+    let mut spans = spans.into_iter();
+    let (change, value) = spans.next().or_stop()?;
+    (walker.change, walker.value) = (change, Some(value));
+    walker.others = spans.collect();
+    Ok(())
+}
+
+/// One head: c O_h, and what its terms are.
+struct Head {
+    o: Rc<Approx>,
+    group: usize,
+    /// c O_h L_h for a mean of changes.
+    change: Var,
+    /// The same for a mean of tokens.
+    point: Var,
+    /// What the change of a logit is at most.
+    sigma: Scalar,
+    /// What the contents add to a logit is at most, where that matters.
+    kappa: Option<Scalar>,
+}
+
+struct Parts {
+    heads: Vec<Head>,
+    of_change: Maps,
+    of_value: Maps,
+    out: Scalar,
+}
+
+impl Parts {
+    /// What a class of tokens adds: an image of its own unknowns, and others.
+    fn terms(&self, tape: &Tape, a: &Attention, class: &Class, change: bool) -> Terms {
+        let (mut means, mut covariances) = (Vec::new(), Vec::new());
+        // What is read at each distance.
+        let mut read: BTreeMap<usize, Var> = BTreeMap::new();
+        for (head, known) in self.heads.iter().zip(&class.heads) {
+            let mean = if change { &head.change } else { &head.point };
+            let noise = |by: Scalar| tape.scale(&head.point, by);
+            let (Some((distance, odds)), Some(kappa)) = (known, head.kappa) else {
+                means.push(mean.clone());
+                covariances.push(noise(head.sigma));
+                continue;
+            };
+            let [epsilon, keep, shrink] = tape.off(kappa, *odds);
+            let all = if change { &self.of_change.value } else { &self.of_value.value };
+            let g = head.group;
+            let v = tape.rows(all, g * a.head_dim, (g + 1) * a.head_dim);
+            let v = tape.scale(&v, tape.multiply(keep, self.out));
+            let image = tape.times(&head.o, &v);
+            let sum = match read.get(distance) {
+                Some(sum) => tape.blend(1.0, sum, Some((1.0, &image))),
+                None => image,
+            };
+            read.insert(*distance, sum);
+            // Where nothing else is in sight, nothing else is read.
+            if *odds > Upper::ZERO {
+                means.push(tape.scale(mean, epsilon));
+                covariances.push(noise(tape.multiply(head.sigma, shrink)));
+            }
+        }
+        let own = read.remove(&0);
+        let mut others: Vec<Var> = read.into_values().collect();
+        others.extend(means);
+        if change {
+            others.extend(covariances);
+        }
+        Terms { own, others }
+    }
+}
+
+/// A sum of `own ζ`, for the unknowns ζ of the token itself, and of others with unknowns of theirs.
+struct Terms {
+    own: Option<Var>,
+    others: Vec<Var>,
 }
 
 /// The vector m that takes most of `values − m·one` away.
@@ -163,23 +267,35 @@ fn constant(
     Ok(sum)
 }
 
-/// Makes terms `T_k z_k` with independent ‖z_k‖ ≤ 1 the current value, beside what is saved.
-fn gather(tape: &Tape, span: &mut Span, what: &str, terms: Vec<Var>) -> Option<()> {
+/// Makes a sum of terms the current value, beside what is saved.
+fn gather(tape: &Tape, span: &mut Span, what: &str, terms: Terms) -> Option<()> {
+    let Terms { own, others } = terms;
     let saved = span.registers.last().map(|x| size(x)).or(span.one.as_ref().map(|_| 0.0));
+    let here = own.as_ref().map(|x| x.value.log_size());
+    let saved = match (saved, here) {
+        (Some(a), Some(b)) => Some(a.max(b)),
+        (a, b) => a.or(b),
+    };
     let mut sizes: Vec<f64> = saved.into_iter().collect();
-    sizes.extend(terms.iter().map(|t| t.value.log_size()));
+    sizes.extend(others.iter().map(|t| t.value.log_size()));
     let mut scales = tape.shares(what, &sizes)?;
+    let mut y = vec![Block::Zero; span.sizes.len()];
     if saved.is_some() {
         let first = scales.remove(0);
         span.scale(tape, first);
+        if let (Some(own), [block]) = (own, &mut y[..]) {
+            *block = Block::Dense(tape.scale(&own, first));
+        }
     } else {
         span.sizes.clear();
+        y.clear();
     }
-    let terms: Vec<Var> = terms.iter().zip(scales).map(|(t, s)| tape.scale(t, s)).collect();
-    let all = tape.beside(&terms);
-    span.add(all.value.columns);
-    let mut y = vec![Block::Zero; span.sizes.len() - 1];
-    y.push(Block::Dense(all));
+    let others: Vec<Var> = others.iter().zip(scales).map(|(t, s)| tape.scale(t, s)).collect();
+    if !others.is_empty() {
+        let all = tape.beside(&others);
+        span.add(all.value.columns);
+        y.push(Block::Dense(all));
+    }
     span.registers.push(y);
     Some(())
 }
@@ -214,6 +330,11 @@ impl Limits {
         Ok(Self { plain, normed: Some([of("query", a.heads)?, of("key", a.key_value_heads)?]) })
     }
 
+    /// The factor on logits.
+    fn scale(&self, tape: &Tape, a: &Attention) -> Scalar {
+        tape.constant_scalar(abs(a.logit_scale))
+    }
+
     /// What the change of every logit of head `h` is at most.
     fn sigma(
         &self,
@@ -225,7 +346,7 @@ impl Limits {
         group: usize,
     ) -> Scalar {
         let head = |x: &Var, i: usize| tape.rows(x, i * a.head_dim, (i + 1) * a.head_dim);
-        let s = tape.constant_scalar(abs(a.logit_scale));
+        let s = self.scale(tape, a);
         let (qc, qv) = (head(&change.query, h), head(&value.query, h));
         let (kc, kv) = (head(&change.key, group), head(&value.key, group));
         if self.plain {

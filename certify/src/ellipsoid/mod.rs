@@ -12,6 +12,7 @@
 mod approx;
 mod attention;
 mod multipliers;
+mod positions;
 mod span;
 mod tape;
 mod walk;

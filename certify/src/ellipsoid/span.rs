@@ -60,14 +60,37 @@ impl Span {
         if self.sizes.iter().sum::<usize>() <= slack * rows || self.plain() {
             return Some(());
         }
+        self.square(tape)
+    }
+
+    /// What contains this and another one, of the same registers.
+    pub(super) fn unite(&mut self, tape: &Tape, mut other: Self) -> Option<()> {
+        self.square(tape)?;
+        other.square(tape)?;
+        let vars = |span: &Self| -> Vec<Var> {
+            let of = |register: &Register| match &register[..] {
+                [Block::Dense(x)] => Some(x.clone()),
+                _ => None,
+            };
+            span.registers.iter().chain(&span.one).filter_map(of).collect()
+        };
+        let mut out = tape.dominate(&vars(self), &vars(&other))?.into_iter();
+        self.all().filter(|register| height(register) > 0).for_each(|register| {
+            register.clear();
+            register.extend(out.next().map(Block::Dense));
+        });
+        Some(())
+    }
+
+    /// As many unknowns as there are rows, in one block.
+    fn square(&mut self, tape: &Tape) -> Option<()> {
         let registers: Vec<&[Block]> =
             self.registers.iter().chain(&self.one).map(|r| r.as_slice()).collect();
-        let zero: Vec<bool> = registers.iter().map(|r| height(r) == 0).collect();
-        let mut out = tape.enclose(&registers)?.into_iter().zip(zero);
+        let rows = registers.iter().map(|r| height(r)).sum();
+        let mut out = tape.enclose(&registers)?.into_iter();
         self.all().for_each(|register| {
-            if let Some((var, zero)) = out.next() {
-                *register = vec![if zero { Block::Zero } else { Block::Dense(var) }];
-            }
+            let (zero, x) = (height(register) == 0, out.next());
+            *register = vec![x.filter(|_| !zero).map_or(Block::Zero, Block::Dense)];
         });
         self.sizes = vec![rows];
         Some(())

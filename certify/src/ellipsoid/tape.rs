@@ -12,6 +12,7 @@ use lipschitz_nn::linalg::{Strided, matmul};
 
 use super::approx::{Approx, Enclosed, common, cut, inverse_transpose};
 use super::multipliers::{Mode, Multipliers};
+use super::positions::EXPONENTIAL;
 use crate::spectral::{scaled, top_right_singular_vector};
 use crate::upper::{Upper, root_down};
 
@@ -377,6 +378,130 @@ impl Tape {
     /// The smaller.
     pub(super) fn min(&self, s: Scalar, t: Scalar) -> Scalar {
         if t.value < s.value { t } else { s }
+    }
+
+    /// For odds S and contents of at most κ: ε of `positions`, `1 − ε`, and what both variances
+    /// shrink by, `4ε(1−ε)` or 1.
+    pub(super) fn off(&self, kappa: Scalar, odds: Upper) -> [Scalar; 3] {
+        let k = 2.0 * kappa.value.to_f64();
+        let (epsilon, keep) = {
+            // Beyond 700 the exponential overflows, and nothing is known.
+            let grown = if k < 700.0 { k.exp() * (1.0 + EXPONENTIAL) } else { f64::INFINITY };
+            let x = odds * Upper::from_f64(grown);
+            let epsilon = match x.to_f64() {
+                x if x.is_finite() => (x / (1.0 + x) * (1.0 + EXPONENTIAL)).min(1.0),
+                _ => 1.0,
+            };
+            let keep = (1.0 - epsilon).next_down().max(0.0);
+            ((1.0 - keep).next_up().min(1.0), keep)
+        };
+        // 4ε(1−ε) increases up to ½, so that an ε that is too large makes it no smaller.
+        let near = epsilon < 0.5;
+        let up = Upper::from_f64;
+        let shrink = match near {
+            true => up(4.0) * up(epsilon) * up((1.0 - epsilon).next_up()),
+            false => Upper::ONE,
+        };
+        let out = [Upper::from_f64(epsilon), Upper::from_f64(keep), shrink].map(|x| self.scalar(x));
+        self.record(move |adjoints| {
+            let [e, q, f] = out.map(|s| adjoints.scalars[s.id]);
+            let by_epsilon = if near { e + f * (1.0 - epsilon / (1.0 - epsilon)) } else { e };
+            if k.is_finite() {
+                adjoints.scalars[kappa.id] += k * ((1.0 - epsilon) * by_epsilon - epsilon * q);
+            }
+        });
+        out
+    }
+
+    /// For stacked square A and B, each cut up among registers: L with `LLᵀ ⪰ AAᵀ` and
+    /// `LLᵀ ⪰ BBᵀ`, from `AAᵀ + (BBᵀ − AAᵀ)₊`, cut up likewise.
+    pub(super) fn dominate(&self, a: &[Var], b: &[Var]) -> Option<Vec<Var>> {
+        let scales: Vec<i64> =
+            a.iter().zip(b).map(|(a, b)| common(&[&a.value, &b.value])).collect();
+        let at = |of: &[Var]| -> Approx {
+            let parts: Vec<Approx> = of.iter().zip(&scales).map(|(x, e)| x.value.at(*e)).collect();
+            let error = parts.iter().fold(Upper::ZERO, |s, p| s + p.error * p.error).sqrt();
+            let rows = parts.iter().map(|p| p.rows).sum();
+            let columns = parts.first().map_or(0, |p| p.columns);
+            Approx::new(rows, columns, parts.into_iter().flat_map(|p| p.data).collect(), 0, error)
+        };
+        let (sa, sb) = (at(a), at(b));
+        let n = sa.rows;
+        let above = super::approx::above(&sa, &sb)?;
+        let mut blocks = vec![Enclosed::Dense(&sa), Enclosed::Dense(&above.factor)];
+        let lift = if self.recording() { None } else { Some(above.lift(&sa, &sb)?) };
+        if let Some(lift) = &lift {
+            blocks.push(Enclosed::Diagonal(0, lift));
+        }
+        let l = Approx::enclose(n, &blocks)?;
+        let mut outs = Vec::new();
+        let mut from = 0;
+        for (x, scale) in a.iter().zip(&scales) {
+            let rows = x.value.rows;
+            let data = l.data[from * n..(from + rows) * n].to_vec();
+            outs.push(self.var(Approx::new(rows, n, data, l.exponent + scale, Upper::ZERO)));
+            from += rows;
+        }
+        if self.recording() {
+            let (a, b, outs) = (a.to_vec(), b.to_vec(), outs.clone());
+            let (values, vectors) = (above.values, above.vectors);
+            return Some({
+                let out = outs.clone();
+                self.record(move |adjoints| {
+                    let mut g = vec![0.0; n * n];
+                    let mut first = 0;
+                    for (out, scale) in outs.iter().zip(&scales) {
+                        if let Some(own) = adjoints.take(out.id) {
+                            let shift = power(l.exponent + scale - out.value.exponent);
+                            let to = &mut g[first..first + own.len()];
+                            to.iter_mut().zip(&own).for_each(|(to, x)| *to = shift * x);
+                        }
+                        first += out.value.rows * n;
+                    }
+                    let inverse = inverse_transpose(&l);
+                    let mut c = vec![0.0; n * n];
+                    // By LLᵀ itself, at the scales of the registers.
+                    let shift = 0.5 * power(inverse.exponent - l.exponent);
+                    product(Strided::dense(&g, n), inverse.view().t(), shift, &mut c);
+                    symmetric(&mut c, n);
+                    // The derivative of the positive part: V (Γ ∘ VᵀCV) Vᵀ.
+                    let v = Strided::dense(&vectors, n);
+                    let (mut half, mut k) = (vec![0.0; n * n], vec![0.0; n * n]);
+                    product(v.t(), Strided::dense(&c, n), 1.0, &mut half);
+                    product(Strided::dense(&half, n), v, 1.0, &mut k);
+                    for i in 0..n {
+                        for j in 0..n {
+                            let (x, y) = (values[i], values[j]);
+                            let gamma = match (x > 0.0, y > 0.0) {
+                                (true, true) => 1.0,
+                                (false, false) => 0.0,
+                                _ => x.max(y) / (x - y).abs().max(f64::MIN_POSITIVE),
+                            };
+                            k[i * n + j] *= gamma;
+                        }
+                    }
+                    half.fill(0.0);
+                    product(v, Strided::dense(&k, n), 1.0, &mut half);
+                    k.fill(0.0);
+                    product(Strided::dense(&half, n), v.t(), 1.0, &mut k);
+                    let rest: Vec<f64> = c.iter().zip(&k).map(|(c, k)| c - k).collect();
+                    for (of, stack, c) in [(&a, &sa, &rest), (&b, &sb, &k)] {
+                        let mut all = vec![0.0; n * stack.columns];
+                        let over = 2.0 * power(stack.exponent);
+                        product(Strided::dense(c, n), stack.view(), over, &mut all);
+                        let mut first = 0;
+                        for (x, scale) in of.iter().zip(&scales) {
+                            let shift = power(x.value.exponent - scale);
+                            let len = x.value.data.len();
+                            adjoints.add_scaled(x, shift, &all[first..first + len]);
+                            first += len;
+                        }
+                    }
+                });
+                out
+            });
+        }
+        Some(outs)
     }
 
     /// Scales `√(1/w_k)` for weights w of terms that are added: by the Cauchy–Schwarz inequality

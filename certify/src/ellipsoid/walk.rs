@@ -75,6 +75,10 @@ pub(super) struct Walker<'a> {
     pub(super) change: Span,
     /// The tokens themselves, where the domain is bounded and a node wants to know.
     pub(super) value: Option<Span>,
+    /// The same of other classes of tokens, until they are united.
+    pub(super) others: Vec<(Span, Span)>,
+    /// The longest sequence.
+    pub(super) context: usize,
     channels: usize,
 }
 
@@ -96,10 +100,13 @@ pub(super) fn walk(
     let wanted = domain.is_finite() && any_wants_values(graph.nodes());
     let change = Span::ball(&tape, width, Upper::ONE);
     let value = wanted.then(|| Span::ball(&tape, width, domain));
-    let mut walker = Walker { tape: &tape, weights, change, value, channels };
+    let context = graph.context().unwrap_or(1);
+    let others = Vec::new();
+    let mut walker = Walker { tape: &tape, weights, change, value, others, context, channels };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
         walker.node(node, "", &NodeId::default().child(i))?;
+        walker.unite()?;
         if rows {
             let factor = walker.change.matrix(&tape).or_stop()?;
             trail.push((NodeId::default().child(i), tape.norm(&factor)));
@@ -129,6 +136,18 @@ impl Walker<'_> {
         std::iter::once(&mut self.change).chain(&mut self.value)
     }
 
+    /// One span that contains those of all classes of tokens.
+    fn unite(&mut self) -> Result<(), Stop> {
+        let tape = self.tape;
+        for (change, value) in std::mem::take(&mut self.others) {
+            self.change.unite(tape, change).or_stop()?;
+            if let Some(into) = &mut self.value {
+                into.unite(tape, value).or_stop()?;
+            }
+        }
+        Ok(())
+    }
+
     fn tidy(&mut self) -> Result<(), Stop> {
         let tape = self.tape;
         self.each().try_for_each(|span| {
@@ -149,16 +168,21 @@ impl Walker<'_> {
         let (tape, path) = (self.tape, node.path(prefix));
         let path = path.as_str();
         let at = &Place { path, id };
+        self.unite()?;
         match &node.op {
             Op::Sequential { body } => self.nodes(body, path, id),
             // a F_x + b F_y, for one ζ.
             Op::Residual { skip, branch, body } => {
                 self.each().for_each(|span| span.registers.push(span.current().clone()));
                 self.nodes(body, path, id)?;
-                self.each().for_each(|span| {
+                let mut others = std::mem::take(&mut self.others);
+                let end = |span: &mut Span| {
                     let (y, x) = (span.pop(), span.pop());
                     span.registers.push(blend(tape, *skip, &x, *branch, &y));
-                });
+                };
+                self.each().chain(others.iter_mut().flat_map(|(a, b)| [a, b])).for_each(end);
+                self.others = others;
+                self.unite()?;
                 self.tidy()
             }
             Op::Parallel { branches } => {
@@ -172,6 +196,7 @@ impl Walker<'_> {
                         span.registers.push(x);
                     });
                     self.node(branch, path, &id.child(i))?;
+                    self.unite()?;
                     self.each().for_each(|span| {
                         let (y, sum) = (span.pop(), span.pop());
                         span.registers.push(blend(tape, 1.0, &sum, 1.0, &y));

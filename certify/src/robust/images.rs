@@ -12,6 +12,7 @@ use super::{
 };
 use crate::Error;
 use crate::bound::{Walk, WeightNorms, walk};
+use crate::ellipsoid;
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -117,8 +118,13 @@ fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
     };
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
-    let walk = walk(model.graph(), &norms, Some(radius))?;
-    let margins = Margins::new(&walk, &norms)?;
+    let mut walk = walk(model.graph(), &norms, Some(radius))?;
+    let steps = ellipsoid::usual_steps(model.graph());
+    let ellipsoids = ellipsoid::tighten(model, walk.domain, steps, &mut |_, _| {})?;
+    let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
+    if let Some(ellipsoids) = &ellipsoids {
+        walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
+    }
     Ok(([channels, height, width], walk, margins))
 }
 

@@ -3,12 +3,14 @@
 
 use crate::Error;
 use crate::bound::{PAIRS, Walk, WeightNorms};
+use crate::ellipsoid::Ellipsoids;
 use crate::upper::Upper;
 
 /// The constants of the differences of two outputs, ℓ2 → absolute value.
 ///
 /// Where a network ends in a linear map W, that of outputs i and j is `‖w_i − w_j‖` times the
-/// constant of everything else, and never more than the common constant of all pairs.
+/// constant of everything else, and never more than the common constant of all pairs; or what
+/// ellipsoids give for the two, if that is less.
 pub struct Margins {
     /// The constant of all pairs.
     all: Upper,
@@ -27,20 +29,34 @@ pub struct Margins {
 const ROUNDING: f64 = 1e-9;
 
 impl Margins {
-    /// The margins of a network whose bounds were propagated with these norms.
+    /// The margins of a network whose bounds were propagated with these norms, and by ellipsoids on
+    /// a domain that contains this one, if they were.
     ///
     /// # Errors
     /// [`Error`] names a weight that cannot be read.
-    pub fn new(walk: &Walk, norms: &WeightNorms) -> Result<Self, Error> {
-        let pairs = match &walk.head {
+    pub fn new(
+        walk: &Walk,
+        norms: &WeightNorms,
+        ellipsoids: Option<&Ellipsoids>,
+    ) -> Result<Self, Error> {
+        let mut pairs: Vec<Upper> = match &walk.head {
             Some(head) if walk.outputs <= PAIRS => {
                 let differences = norms.row_differences(&head.block)?;
                 differences.into_iter().map(|d| (d * head.rest).min(walk.margin)).collect()
             }
             _ => Vec::new(),
         };
+        let mut all = walk.margin;
+        if let Some(ellipsoids) = ellipsoids {
+            all = all.min(ellipsoids.bound.margin);
+            if pairs.is_empty() {
+                pairs.clone_from(&ellipsoids.pairs);
+            }
+            pairs.iter_mut().zip(&ellipsoids.pairs).for_each(|(pair, by)| *pair = pair.min(*by));
+            pairs.iter_mut().for_each(|pair| *pair = pair.min(all));
+        }
         let size = walk.rows.iter().map(|row| row.radius).fold(walk.radius, Upper::max);
-        Ok(Self { all: walk.margin, pairs, size: size.to_f64() })
+        Ok(Self { all, pairs, size: size.to_f64() })
     }
 
     /// The constant of the difference of outputs i and j.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
+use crate::ellipsoid;
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -58,9 +59,17 @@ pub fn tokens<E: Into<BoxError>>(
     let diameter = norms.norm(&Norm::RowDifference(table))?;
     let predictions = predictions(&model, batches, length, settings.limit)?;
     let Predictions { inputs, logits, classes, available } = &predictions;
+    // Ellipsoids on the largest domain hold on all others.
+    let farthest = settings.eps.iter().fold(0.0, |m: f64, eps| m.max(*eps));
+    let steps = ellipsoid::usual_steps(model.graph());
+    let largest_domain = domain + Upper::from_f64(farthest);
+    let ellipsoids = ellipsoid::tighten(&model, largest_domain, steps, &mut |_, _| {})?;
     let proven_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
-        let walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
-        let margins = Margins::new(&walk, &norms)?;
+        let mut walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
+        let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
+        if let Some(ellipsoids) = &ellipsoids {
+            walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
+        }
         let radii = logits.iter().zip(classes).map(|(z, class)| margins.radius(z, *class));
         let radii = radii.collect();
         Ok((walk, radii))

@@ -130,7 +130,7 @@ impl PositionBias {
     /// The bucket of key − query: half of a side's buckets for near distances, one each, and half
     /// for far ones, on a logarithmic scale up to `max_distance`. Under a causal mask there is one
     /// side; keys after the query are not seen, and have the first.
-    pub(crate) fn bucket(self, causal: bool, offset: i64) -> usize {
+    pub fn bucket(self, causal: bool, offset: i64) -> usize {
         let (side, near) = self.sides(causal);
         let distance =
             if causal { offset.min(0).unsigned_abs() } else { offset.unsigned_abs() } as usize;
