@@ -11,6 +11,8 @@
 
 mod approx;
 mod attention;
+#[cfg(test)]
+mod checks;
 mod multipliers;
 mod positions;
 mod span;

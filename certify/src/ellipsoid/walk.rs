@@ -552,15 +552,14 @@ fn worst(row: &Var) -> Upper {
 
 /// Bounds on |φ| for arguments within a row of bounds.
 fn values(tape: &Tape, function: Function, row: &Var) -> Var {
-    let bound = |x: f64| pointwise::value(function, Upper::from_f64(x));
-    // Most are at most their argument.
-    if row.value.exponent == 0 && row.value.data.iter().all(|x| bound(*x).to_f64() == *x) {
-        return row.clone();
-    }
     let e = row.value.exponent;
     let of = |x: &f64| {
         pointwise::value(function, Upper::from_f64(*x).times_power(e)).times_power(-e).to_f64()
     };
-    let data = row.value.data.iter().map(of).collect();
+    let data: Vec<f64> = row.value.data.iter().map(of).collect();
+    // Most are at most their argument.
+    if data == row.value.data {
+        return row.clone();
+    }
     tape.constant(Approx::new(1, row.value.columns, data, e, Upper::ZERO))
 }

@@ -1,0 +1,322 @@
+//! Ellipsoids against attacks: nobody breaks the bound, and it is nearly met where it can be.
+
+use candle_core::{Device, Tensor};
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::ellipsoid::{self, Weights as Matrices};
+use lipschitz_certify::probe;
+use lipschitz_certify::source::Source;
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::upper::Upper;
+use lipschitz_certify::verify::verify;
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, PositionBias};
+use lipschitz_nn::{Model, Weights};
+use lipschitz_tests::{Dice, random_model};
+use serde_json::{Value, json};
+
+fn tensor(rows: &[&[f64]]) -> Tensor {
+    let (n, m) = (rows.len(), rows[0].len());
+    Tensor::from_vec(rows.concat(), (n, m), &Device::Cpu).unwrap()
+}
+
+fn linear(name: &str, inputs: usize, outputs: usize) -> Node {
+    Node::new(name, Op::Linear { inputs, outputs, bias: false })
+}
+
+fn residual(name: &str, skip: f64, branch: f64, body: Vec<Node>) -> Node {
+    Node::new(name, Op::Residual { skip, branch, body })
+}
+
+fn activation(function: Function) -> Node {
+    Node::new("", Op::Activation { function, scale: 1.0 })
+}
+
+/// The certificate by norms, and the constant that ellipsoids give alone.
+fn constants(model: &Model, steps: usize) -> (Certificate, Certificate, f64) {
+    let norms = certify(model, Method::Proven, Formula::Sound, None).unwrap();
+    let both = norms.clone().tighten(model, steps, &mut |_, _| {}).unwrap();
+    let alone = both.ellipsoids.as_ref().map_or(f64::INFINITY, |e| e.l2.to_f64());
+    (norms, both, alone)
+}
+
+/// The steepest pair that is found from several starts, for sequences of one to six tokens.
+fn found(model: &Model, dim: usize, radius: f64, dice: &mut Dice) -> f64 {
+    let search = |tokens: usize, dice: &mut Dice| {
+        probe::search(model, &dice.tensor(&[6, tokens, dim], 1.0), radius, 60).unwrap().sensitivity
+    };
+    (1..=6).map(|tokens| search(tokens, dice)).fold(0.0, f64::max)
+}
+
+/// A causal layer whose heads favour places by a bias of their own.
+fn places(dim: usize, heads: usize, head_dim: usize) -> Attention {
+    let position_bias = Some(PositionBias { buckets: 8, max_distance: 16 });
+    Attention { position_bias, ..Attention::new(dim, heads, head_dim) }
+}
+
+fn tokens(dim: usize, rest: Vec<Node>) -> Graph {
+    let embedding = Node::new("embedding", Op::Embedding { vocabulary: 5, dim });
+    Graph::new(Input::tokens(6), [vec![embedding], rest].concat()).unwrap()
+}
+
+/// Two heads that cancel where both read the token two places back, and not in the second token of
+/// a sequence, where one reads the token before and one itself. Whoever looks at late tokens alone
+/// proves 1.
+#[test]
+fn early_tokens_are_not_ignored() {
+    let (dim, m) = (2, 3.0);
+    let graph = tokens(
+        dim,
+        vec![residual("a", 1.0, 1.0, vec![Node::new("", Op::Attention(places(dim, 2, 2)))])],
+    );
+    let mut weights = Weights::new();
+    let eye = |f: f64| [[f, 0.0], [0.0, f]];
+    let stack = |a: f64, b: f64| {
+        let rows = [eye(a), eye(b)].concat();
+        tensor(&rows.iter().map(|r| &r[..]).collect::<Vec<_>>())
+    };
+    let beside = tensor(&[&[m, 0.0, -m, 0.0], &[0.0, m, 0.0, -m]]);
+    let table: Vec<Vec<f64>> = (0..8)
+        .map(|bucket| match bucket {
+            0 => vec![0.0, 30.0],
+            1 => vec![30.0, 0.0],
+            2 => vec![60.0, 60.0],
+            _ => vec![0.0, 0.0],
+        })
+        .collect();
+    let table = tensor(&table.iter().map(|r| &r[..]).collect::<Vec<_>>());
+    for p in graph.parameters() {
+        let w = match p.name.as_str() {
+            "a.query.weight" | "a.key.weight" => stack(0.0, 0.0),
+            "a.value.weight" => stack(1.0, 1.0),
+            "a.output.weight" => beside.clone(),
+            "a.position_bias.weight" => table.clone(),
+            _ => Tensor::ones((5, dim), candle_core::DType::F64, &Device::Cpu).unwrap(),
+        };
+        weights.insert(p.name.clone(), w);
+    }
+    let model = Model::new(graph, weights).unwrap();
+    let (norms, _, bound) = constants(&model, 40);
+    let reached = found(&model, dim, norms.domain.radius.to_f64(), &mut Dice::new(1));
+    // Token 1 is x₁ + m (x₀ − x₁).
+    assert!(reached > 0.99 * (2.0 * m - 1.0), "{reached}");
+    assert!(reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
+    assert!(bound < 1.05 * (2.0 * m - 1.0), "{bound} is far above {reached}");
+}
+
+/// Random networks whose heads favour places, by weak and by strong biases: soundness, and that the
+/// known places pay.
+#[test]
+fn heads_that_favour_places() {
+    let (mut gains, mut best) = (Vec::new(), 0.0_f64);
+    for seed in 0..60 {
+        let mut dice = Dice::new(seed);
+        let dim = 4;
+        let mut nodes = Vec::new();
+        for layer in 0..1 + dice.below(2) {
+            let mut attention = places(dim, 2, 2);
+            attention.bias = dice.coin();
+            attention.window = dice.coin().then_some(3);
+            nodes.push(residual(
+                &format!("a{layer}"),
+                0.7,
+                0.8,
+                vec![Node::new("", Op::Attention(attention))],
+            ));
+            let body =
+                vec![linear("up", dim, 6), activation(Function::Abs), linear("down", 6, dim)];
+            nodes.push(residual(&format!("m{layer}"), 0.6, 0.5, body));
+        }
+        let graph = tokens(dim, nodes);
+        let model = random_model(graph.clone(), &mut dice);
+        let strength = dice.pick(&[3.0, 10.0, 40.0]);
+        let mut weights = model.weights().clone();
+        for (name, w) in &mut weights {
+            if name.ends_with("position_bias.weight") {
+                *w = (w.clone() * strength).unwrap();
+            }
+        }
+        let model = Model::new(graph, weights).unwrap();
+        let (norms, both, bound) = constants(&model, 12);
+        let reached = found(&model, dim, norms.domain.radius.to_f64(), &mut dice);
+        assert!(reached <= bound * (1.0 + 1e-6), "seed {seed}: found {reached}, certified {bound}");
+        verify(&both, &model).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        gains.push(norms.l2.to_f64() / bound);
+        best = best.max(reached / bound);
+    }
+    gains.sort_by(f64::total_cmp);
+    println!("norms / ellipsoids: median {:.2}; found / ellipsoids: {best:.3}", gains[30]);
+    assert!(gains[30] > 1.3 && best > 0.6, "{} {best}", gains[30]);
+}
+
+/// One output of a residual perceptron, with free slopes: the largest over all signs is never above
+/// the constant, and nearly reaches it somewhere.
+#[test]
+fn free_slopes_stay_inside_and_reach_the_edge() {
+    let (dim, hidden) = (3, 5);
+    let mut ratios = Vec::new();
+    for seed in 0..150 {
+        let mut dice = Dice::new(1000 + seed);
+        let (skip, branch) = (dice.unit(), dice.unit());
+        let function = dice.pick(&[Function::Relu, Function::Abs]);
+        let body =
+            vec![linear("up", dim, hidden), activation(function), linear("down", hidden, dim)];
+        let nodes = vec![residual("m", skip, branch, body), linear("head", dim, 1)];
+        let graph = Graph::new(Input::Vector { dim }, nodes).unwrap();
+        let model = random_model(graph, &mut dice);
+        let get = |name: &str| model.weights()[name].to_vec2::<f64>().unwrap();
+        let (up, down, head) = (get("m.up.weight"), get("m.down.weight"), get("head.weight"));
+        let (centre, spread) = if function == Function::Relu { (0.5, 0.5) } else { (0.0, 1.0) };
+        let mut largest: f64 = 0.0;
+        for signs in 0..1 << hidden {
+            let mut row = vec![0.0; dim];
+            for j in 0..dim {
+                row[j] = skip * head[0][j];
+                for k in 0..hidden {
+                    let s = if signs >> k & 1 == 1 { centre + spread } else { centre - spread };
+                    let back: f64 = (0..dim).map(|i| head[0][i] * down[i][k]).sum();
+                    row[j] += branch * back * s * up[k][j];
+                }
+            }
+            largest = largest.max(row.iter().map(|x| x * x).sum::<f64>().sqrt());
+        }
+        let (_, _, bound) = constants(&model, 40);
+        assert!(largest <= bound * (1.0 + 1e-9), "seed {seed}: {largest} above {bound}");
+        ratios.push(largest / bound);
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (low, median, top) = (ratios[0], ratios[75], ratios[149]);
+    println!("free slopes / ellipsoids: {low:.4}, median {median:.4}, largest {top:.6}");
+    assert!(top > 0.99 && median > 0.9, "{median} {top}");
+}
+
+/// One head that turns by content: the term of changed probabilities is most of the constant, so
+/// that a bound without it would be broken.
+#[test]
+fn changed_probabilities_count() {
+    let dim = 2;
+    let mut attention = Attention::new(dim, 1, 2);
+    attention.causal = false;
+    attention.logit_scale = 4.0;
+    let graph = tokens(dim, vec![Node::new("a", Op::Attention(attention))]);
+    let eye = tensor(&[&[1.0, 0.0], &[0.0, 1.0]]);
+    let weight = |name: &str| match name {
+        "embedding.weight" => {
+            Tensor::ones((5, dim), candle_core::DType::F64, &Device::Cpu).unwrap()
+        }
+        _ => eye.clone(),
+    };
+    let weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    let model = Model::new(graph, weights).unwrap();
+    let (norms, _, bound) = constants(&model, 20);
+    let reached = found(&model, dim, norms.domain.radius.to_f64(), &mut Dice::new(3));
+    // The mean alone moves by at most 1.
+    assert!(reached > 2.0 && reached <= bound, "found {reached}, certified {bound}");
+}
+
+/// Weights of any size: scaling one by 10^±60 and the next by 10^∓60 changes nothing.
+#[test]
+fn scale_free() {
+    let graph = || {
+        let body = vec![linear("up", 4, 6), activation(Function::Relu), linear("down", 6, 4)];
+        let nodes =
+            vec![linear("first", 4, 4), residual("m", 0.5, 0.5, body), linear("head", 4, 3)];
+        Graph::new(Input::Vector { dim: 4 }, nodes).unwrap()
+    };
+    let model = random_model(graph(), &mut Dice::new(5));
+    let plain = constants(&model, 20).2;
+    for e in [200.0_f64, -200.0, 400.0, -400.0] {
+        let mut weights = model.weights().clone();
+        for (name, by) in [("first.weight", e), ("head.weight", -e)] {
+            let scaled = (weights[name].clone() * 2f64.powf(by)).unwrap();
+            weights.insert(name.into(), scaled);
+        }
+        let scaled = constants(&Model::new(graph(), weights).unwrap(), 20).2;
+        assert!((scaled / plain - 1.0).abs() < 1e-3, "{e}: {scaled} against {plain}");
+    }
+}
+
+/// Any positive multipliers prove a bound, so what must be caught is the claim: every number that
+/// is lowered, raised, dropped or made something else.
+#[test]
+fn forged_claims_are_refused() {
+    let body = vec![linear("up", 4, 6), activation(Function::GeluErf), linear("down", 6, 4)];
+    let attention = Node::new("", Op::Attention(places(4, 2, 2)));
+    let graph = tokens(
+        4,
+        vec![
+            residual("a", 0.5, 0.5, vec![attention]),
+            residual("m", 0.5, 0.5, body),
+            linear("head", 4, 3),
+        ],
+    );
+    let model = random_model(graph, &mut Dice::new(7));
+    let (norms, honest, _) = constants(&model, 15);
+    verify(&norms, &model).unwrap();
+    verify(&honest, &model).unwrap();
+    let document = serde_json::to_value(&honest).unwrap();
+    let refused = |forged: Value, what: &str| {
+        let read = serde_json::from_value::<Certificate>(forged);
+        let said = read
+            .map_err(|e| e.to_string())
+            .and_then(|c| verify(&c, &model).map_err(|e| e.to_string()));
+        assert!(said.is_err(), "{what} was taken");
+    };
+    let lower = |upper: &Value| -> Value {
+        let u: Upper = serde_json::from_value(upper.clone()).unwrap();
+        serde_json::to_value(u * Upper::from_f64(0.999)).unwrap()
+    };
+    for field in ["l2", "logit", "margin"] {
+        let mut forged = document.clone();
+        forged["ellipsoids"][field] = lower(&document["ellipsoids"][field]);
+        refused(forged, field);
+    }
+    let nodes = document["ellipsoids"]["nodes"].as_array().unwrap().len();
+    for i in 0..nodes {
+        let mut forged = document.clone();
+        let at = &mut forged["ellipsoids"]["nodes"][i]["cumulative"];
+        *at = lower(at);
+        refused(forged, "a node");
+    }
+    let slots = document["ellipsoids"]["multipliers"].as_array().unwrap().len();
+    assert!(slots > 4, "{slots}");
+    for i in 0..slots {
+        let values = document["ellipsoids"]["multipliers"][i]["values"].as_array().unwrap();
+        for (k, value) in values.iter().enumerate() {
+            let x = value.as_f64().unwrap();
+            for bad in
+                [json!(0.0), json!(-x), json!(x * 3.0), json!(1e200), json!("1"), Value::Null]
+            {
+                let mut forged = document.clone();
+                forged["ellipsoids"]["multipliers"][i]["values"][k] = bad.clone();
+                // A larger multiplier may prove more than is claimed by a hair, never less.
+                let read = serde_json::from_value::<Certificate>(forged);
+                if let Ok(c) = read.as_ref().map_err(|_| ()) {
+                    let again = prove_again(&model, c);
+                    let claimed = honest.ellipsoids.as_ref().unwrap().l2;
+                    let holds = verify(c, &model).is_ok();
+                    assert!(!holds || again.is_some_and(|l2| l2 <= claimed), "{i} {k} {bad}");
+                }
+            }
+        }
+        let mut forged = document.clone();
+        forged["ellipsoids"]["multipliers"].as_array_mut().unwrap().remove(i);
+        refused(forged, "a missing step");
+        let mut forged = document.clone();
+        forged["ellipsoids"]["multipliers"][i]["values"].as_array_mut().unwrap().pop();
+        refused(forged, "a missing multiplier");
+    }
+    let mut forged = document.clone();
+    let extra = document["ellipsoids"]["multipliers"][0].clone();
+    forged["ellipsoids"]["multipliers"].as_array_mut().unwrap().push(extra);
+    refused(forged, "a step too many");
+    let mut forged = document;
+    forged["ellipsoids"]["l2"] = Value::Null;
+    refused(forged, "no number");
+}
+
+fn prove_again(model: &Model, c: &Certificate) -> Option<Upper> {
+    let given = c.ellipsoids.as_ref()?;
+    let weights = Matrices::new(model, false);
+    let again =
+        ellipsoid::prove(Source::graph(model), &weights, c.domain.radius, &given.multipliers);
+    again.unwrap().map(|found| found.bound.l2)
+}
