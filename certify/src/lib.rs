@@ -45,6 +45,7 @@
 pub mod bound;
 pub mod certificate;
 pub mod ellipsoid;
+mod decimal;
 mod error;
 #[cfg(feature = "import")]
 mod open;

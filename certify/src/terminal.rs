@@ -1,33 +1,20 @@
-//! Command-line conventions of both programs: each error on one line with a remedy, results that
-//! cannot be printed, shell completions.
+//! Command-line conventions of both programs: usage errors as clap prints them, each error of ours
+//! on one line with a remedy, results on stdout or in files, tables in the terminal's width, shell
+//! completions.
+
+mod output;
+pub mod places;
+pub mod tables;
+mod usage;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
-use clap::Parser;
 use lipschitz_plot::svg::invisible;
 
 use crate::Error;
 
-/// Parses the command line. Prints help, the version, or one line about a usage error.
-///
-/// # Errors
-/// The exit code: 0 after help or the version, 2 after a usage error.
-pub fn parse<T: Parser>() -> Result<T, ExitCode> {
-    T::try_parse().map_err(|error| {
-        if !error.use_stderr() {
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        let text = error.to_string();
-        let lines = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-        note(format_args!("{}", lines.collect::<Vec<_>>().join(" ")));
-        ExitCode::from(2)
-    })
-}
+pub use output::{JsonOutput, is_stream, print, read, target, write};
+pub use usage::parse;
 
 /// The longest part of a text from a file that is shown, in characters.
 const LONGEST: usize = 400;
@@ -62,20 +49,6 @@ pub fn note(line: std::fmt::Arguments) {
     let _ = writeln!(io::stderr(), "{}", escaped(&line.to_string(), "\n"));
 }
 
-/// Prints a part of a result on stdout. Ends the program quietly if the pipe is closed, as by
-/// `head`, and with a line on stderr and exit code 2 if it cannot be written, as on a full disk.
-pub fn print(line: std::fmt::Arguments) {
-    let text = escaped(&line.to_string(), "\n\t");
-    let mut out = io::stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            std::process::exit(0)
-        }
-        note(format_args!("error: the result cannot be printed: {error}; write it elsewhere"));
-        std::process::exit(2)
-    }
-}
-
 /// Like `println!`, through [`terminal::print`](print()).
 #[macro_export]
 macro_rules! outln {
@@ -89,7 +62,10 @@ pub fn line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut named = false;
     for cause in error.chain() {
-        let said = cause.to_string();
+        let said = match cause.downcast_ref() {
+            Some(candle) => lipschitz_nn::candle_in_words(candle),
+            None => cause.to_string(),
+        };
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         // The error that names the file already contains the system's message.
         let told = text.contains(&said) || named && cause.is::<io::Error>();
@@ -100,8 +76,9 @@ pub fn line(error: &anyhow::Error) -> String {
             }
             text += &said;
         }
-        // What candle says is complete; its causes repeat it, with backtraces.
-        if matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Candle(_))) {
+        // What is said of candle's errors is complete; their causes repeat it, with backtraces.
+        let candle = matches!(cause.downcast_ref(), Some(lipschitz_nn::Error::Candle(_)));
+        if candle || cause.is::<candle_core::Error>() {
             break;
         }
     }
@@ -152,8 +129,12 @@ fn remedy_of_data(error: &lipschitz_data::Error) -> Option<&'static str> {
     match error {
         E::NoDirectory(_) => Some("check the path"),
         E::NotAShard { .. } | E::NoShards { .. } => Some("make shards with `train shards`"),
-        E::UnknownVocabulary(_) => Some("set data.vocabulary"),
-        E::BeyondVocabulary { .. } => Some("set data.vocabulary, or mend it"),
+        E::UnknownVocabulary(_) => {
+            Some("put the tokenizer.json beside the shards, or set data.vocabulary in the config")
+        }
+        E::BeyondVocabulary { .. } => Some(
+            "mend it, or give shards of the model's own tokenizer; data.vocabulary in a config",
+        ),
         E::Misfit { .. } => Some("choose another preset or data kind"),
         _ => None,
     }
@@ -231,7 +212,12 @@ mod tests {
         assert_eq!(line(&context), format!("run a: {wanted}"));
         let candle = candle_core::Error::Msg("it failed\n   0: somewhere".into());
         let candle = crate::Error::from(lipschitz_nn::Error::from(candle));
-        assert_eq!(line(&candle.into()), "it failed");
+        let said = line(&candle.into());
+        assert!(said.contains("(it failed)") && said.contains("report it"), "{said}");
+        let direct = candle_core::Error::Msg("it failed".into());
+        assert_eq!(line(&direct.into()), said);
+        let context = Err::<(), _>(candle_core::Error::Msg("it failed".into())).context("a.npz");
+        assert_eq!(line(&context.unwrap_err()), format!("a.npz: {said}"));
         let inside = lipschitz_nn::Error::file(Path::new("b"), missing());
         assert_eq!(line(&inside.into()), format!("b: {wanted}"));
     }
@@ -240,7 +226,7 @@ mod tests {
     fn data_that_cannot_be_used_has_the_remedy_of_the_config() {
         let said = |error: lipschitz_data::Error| line(&error.into());
         let unknown = said(lipschitz_data::Error::UnknownVocabulary("shards".into()));
-        assert!(unknown.ends_with("; set data.vocabulary"), "{unknown}");
+        assert!(unknown.ends_with("or set data.vocabulary in the config"), "{unknown}");
         let directory = Path::new("no/such");
         let missing = lipschitz_data::shards::load(directory, None, None).unwrap_err();
         assert_eq!(said(missing), "no/such: no such directory; check the path");

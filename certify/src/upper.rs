@@ -10,6 +10,8 @@ use std::ops::{Add, Mul};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::decimal::decimal;
+
 /// An upper bound: a non-negative number, possibly infinite.
 #[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[schemars(with = "Stored")]
@@ -56,6 +58,11 @@ impl Upper {
             None if exponent < 0 => Self { mantissa: 1.0, exponent: i64::MIN },
             None => Self::INFINITY,
         }
+    }
+
+    /// e of m·2^e; 0 for zero and infinity.
+    pub(crate) fn exponent(self) -> i64 {
+        self.exponent
     }
 
     fn special(self) -> bool {
@@ -137,12 +144,17 @@ impl Upper {
 
     /// log10 of the value, slightly too large rather than too small.
     pub fn log10(self) -> f64 {
+        self.log10_plus(8.0)
+    }
+
+    /// log10 and `units` times ε (|log10| + 1). libm's log10 and the sum are off by less than 2.5 of
+    /// these units: half an ulp of the constant, of the product and of the sum, an ulp of libm's.
+    fn log10_plus(self, units: f64) -> f64 {
         if self.special() {
             return self.mantissa.log10();
         }
         let log = self.mantissa.log10() + self.exponent as f64 * std::f64::consts::LOG10_2;
-        // libm's log10 and the sum are off by a few units in the last place of the larger term.
-        log + 8.0 * f64::EPSILON * (log.abs() + 1.0)
+        log + units * f64::EPSILON * (log.abs() + 1.0)
     }
 
     /// For scripts, such as `3.94`, `1.2e17` or `1e1043`; not below the value.
@@ -270,15 +282,22 @@ impl fmt::Display for Upper {
     }
 }
 
-/// The number `mantissa·2^exponent`, exact, with its logarithm for readers.
+/// The number `mantissa·2^exponent`, exact, with what readers take it for: a decimal number and a
+/// logarithm, neither below it.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Upper")]
 #[serde(deny_unknown_fields)]
 struct Stored {
+    /// As a decimal number, rounded up: read as a number of any precision it is not below the exact
+    /// one. `inf` for infinity. It is checked when the document is read; formats 1 and 2 lack it.
+    #[serde(default)]
+    value: Option<String>,
     /// In [1, 2); 0 for zero; null for infinity.
     mantissa: Option<f64>,
+    /// Of base 2, not of base 10.
     exponent: i64,
-    /// For readers; it is checked when the document is read. Null for zero and infinity.
+    /// Its logarithm to base 10, rounded up. It is checked when the document is read. Null for zero
+    /// and infinity.
     #[serde(default)]
     log10: Option<f64>,
 }
@@ -287,31 +306,40 @@ impl Serialize for Upper {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let log10 = Some(self.log10()).filter(|x| x.is_finite());
         let mantissa = Some(self.mantissa).filter(|x| x.is_finite());
-        Stored { mantissa, exponent: self.exponent, log10 }.serialize(serializer)
+        let value = Some(decimal(*self));
+        Stored { value, mantissa, exponent: self.exponent, log10 }.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Upper {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let stored = Stored::deserialize(deserializer)?;
-        let value = match stored.mantissa {
-            None if stored.exponent == 0 => Self::INFINITY,
-            Some(0.0) if stored.exponent == 0 => Self::ZERO,
-            Some(m) if (1.0..2.0).contains(&m) => Self { mantissa: m, exponent: stored.exponent },
+        let Stored { value: said, mantissa, exponent, log10 } = Stored::deserialize(deserializer)?;
+        let value = match mantissa {
+            None if exponent == 0 => Self::INFINITY,
+            Some(0.0) if exponent == 0 => Self::ZERO,
+            Some(m) if (1.0..2.0).contains(&m) => Self { mantissa: m, exponent },
             m => {
-                let text = format!("mantissa {m:?} with exponent {} is no bound", stored.exponent);
+                let text = format!("mantissa {m:?} with exponent {exponent} is no bound");
                 return Err(serde::de::Error::custom(text));
             }
         };
-        // Logarithms differ slightly between versions of libm.
+        if let Some(said) = said.filter(|said| *said != decimal(value)) {
+            let text = format!("value {said} is not that of {value}");
+            return Err(serde::de::Error::custom(text));
+        }
         let log = Some(value.log10()).filter(|log| log.is_finite());
-        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * (1.0 + a.abs());
-        match (stored.log10, log) {
+        match (log10, log) {
             (None, None) => Ok(value),
             (None, Some(log)) => {
                 Err(serde::de::Error::custom(format!("log10 of {value} is missing: {log}")))
             }
-            (Some(said), Some(log)) if close(said, log) => Ok(value),
+            // Logarithms differ slightly between versions of libm, so a stated one may differ from
+            // ours; below the true one it may not be.
+            (Some(said), Some(log))
+                if said >= value.log10_plus(2.5) && said - log <= 1e-12 * (1.0 + log.abs()) =>
+            {
+                Ok(value)
+            }
             (Some(said), _) => {
                 Err(serde::de::Error::custom(format!("log10 {said} is not that of {value}")))
             }
@@ -410,5 +438,26 @@ mod tests {
             assert_eq!(serde_json::from_str::<Upper>(&json).unwrap(), x, "{json}");
         }
         assert!(serde_json::from_str::<Upper>("{\"mantissa\":0.5,\"exponent\":1}").is_err());
+    }
+
+    /// What a reader takes from a document is bound to the bound, and older documents are read.
+    #[test]
+    fn what_is_stated_beside_the_bound_is_not_below_it() {
+        let read = |value: &str, log10: f64| {
+            let text = format!("{{\"mantissa\":1.58,\"exponent\":1,\"log10\":{log10:?}{value}}}");
+            serde_json::from_str::<Upper>(&text).map_err(|e| e.to_string())
+        };
+        let (x, log) = (up(3.16), up(3.16).log10());
+        assert_eq!(read("", log), Ok(x), "a document of before");
+        assert_eq!(read(",\"value\":\"3.1600000000000002\"", log), Ok(x));
+        for value in ["3.16", "3.15", "4", "", "inf", "three"] {
+            let said = read(&format!(",\"value\":\"{value}\""), log).unwrap_err();
+            assert!(said.contains("is not that of"), "{said}");
+        }
+        for log in [log - 1e-14, 0.4, 0.5, log + 1e-9] {
+            assert!(read("", log).unwrap_err().contains("log10"), "{log}");
+        }
+        // As another libm may compute it.
+        assert_eq!(read("", log + 2.0 * f64::EPSILON), Ok(x));
     }
 }

@@ -46,7 +46,7 @@ pub enum Error {
         what: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An error from candle: a device that ran out of memory, for example.
-    #[error("{}", .0.to_string().lines().next().unwrap_or_default())]
+    #[error("{}", candle_in_words(.0))]
     Candle(#[source] Box<candle_core::Error>),
 }
 
@@ -64,6 +64,31 @@ impl Error {
     /// An error about what a file holds.
     pub fn file(path: &Path, what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::File { path: path.to_path_buf(), what: what.into() }
+    }
+}
+
+/// What an error of candle means to somebody who does not know candle: memory or a driver that fails,
+/// or a defect, since inputs are checked before anything is computed.
+pub fn candle_in_words(error: &candle_core::Error) -> String {
+    use candle_core::Error as E;
+    match error {
+        E::WithBacktrace { inner, .. } | E::Context { inner, .. } | E::WithPath { inner, .. } => {
+            return candle_in_words(inner);
+        }
+        E::Io(error) => return in_words(error),
+        _ => {}
+    }
+    let text = error.to_string();
+    let said = text.lines().next().unwrap_or_default();
+    if said.to_ascii_lowercase().replace('_', " ").contains("out of memory") {
+        return format!("the device has not enough memory ({said})");
+    }
+    match error {
+        E::Cuda(_) | E::Metal(_) => format!("the GPU or its driver fails ({said})"),
+        _ => format!(
+            "an operation on tensors fails ({said}): a defect of this program, please report it \
+             with the command"
+        ),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod error;
 pub mod graph;
 pub mod init;
+pub mod kind;
 pub mod linalg;
 mod model;
 pub mod norm;
@@ -12,13 +13,14 @@ pub mod ops;
 pub mod presets;
 pub mod random;
 pub mod strict;
+pub mod text;
 mod weights;
 
 pub use candle_core;
 pub use candle_nn;
 
 pub use agreement::{Agreement, compare};
-pub use error::{At, Error};
+pub use error::{At, Error, candle_in_words};
 pub use graph::Graph;
 pub use model::Model;
 pub use weights::{Weights, check_finite};

@@ -5,7 +5,7 @@ use std::path::Path;
 use lipschitz_data::DataConfig;
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::presets::ModelConfig;
-use lipschitz_nn::{At, Graph};
+use lipschitz_nn::{Graph, text};
 use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::modular::RatesConfig;
 use lipschitz_opt::schedule::ScheduleConfig;
@@ -113,7 +113,7 @@ impl Config {
     /// # Errors
     /// One line that names the file and the key.
     pub fn read(path: &Path, settings: &[String]) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).at(path)?;
+        let text = text::read(path, "a config")?;
         Self::parse(&text, settings).within(path.display())
     }
 
@@ -122,11 +122,19 @@ impl Config {
     /// # Errors
     /// One line that names the key.
     pub fn parse(text: &str, settings: &[String]) -> Result<Self, Error> {
-        let mut table: toml::Table = toml::from_str(text)?;
+        let file = keys::table(text)?;
+        let mut table = file.clone();
         for setting in settings {
             set(&mut table, setting)?;
         }
-        Self::from_table(table)
+        Self::from_table(table).map_err(|error| match error {
+            // A mistake that the file makes without the settings has its place there.
+            Error::Key(mistake) => Error::Key(match keys::read::<Self>(file) {
+                Err(own) if own.to_string() == mistake.to_string() => mistake.at(text),
+                _ => mistake,
+            }),
+            error => error,
+        })
     }
 
     /// The config that a table holds.

@@ -40,8 +40,14 @@ pub enum Error {
     },
 
     /// A file that is not TOML.
-    #[error("{}", syntax(.0))]
-    Syntax(Box<toml::de::Error>),
+    #[error("{what}")]
+    Syntax {
+        /// Where and what, in one line.
+        what: String,
+        /// What the parser says.
+        #[source]
+        error: Box<toml::de::Error>,
+    },
     /// A key that is not known, or a value that does not fit its key.
     #[error("{0}")]
     Key(#[from] Mistake),
@@ -209,12 +215,6 @@ impl Error {
     }
 }
 
-impl From<toml::de::Error> for Error {
-    fn from(error: toml::de::Error) -> Self {
-        Self::Syntax(Box::new(error))
-    }
-}
-
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Network(error.into())
@@ -236,15 +236,5 @@ pub(crate) trait Within<T> {
 impl<T, E: Into<Error>> Within<T> for Result<T, E> {
     fn within(self, name: impl Display) -> Result<T, Error> {
         self.map_err(|error| Error::In { name: name.to_string(), error: Box::new(error.into()) })
-    }
-}
-
-/// What is wrong with a TOML file, after the line and the column where that is known.
-fn syntax(error: &toml::de::Error) -> String {
-    let text = error.to_string();
-    let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.lines().next() {
-        Some(place) if error.span().is_some() => format!("{place}: {message}"),
-        _ => message,
     }
 }

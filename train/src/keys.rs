@@ -3,11 +3,22 @@
 
 use std::fmt::{self, Display};
 
+use lipschitz_certify::terminal::places;
 use serde::de::value::{MapAccessDeserializer, SeqDeserializer, StringDeserializer};
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor,
 };
 use toml::{Table, Value};
+
+use crate::Error;
+
+/// A TOML file as a table.
+pub(crate) fn table(text: &str) -> Result<Table, Error> {
+    toml::from_str(text).map_err(|error| {
+        let what = places::syntax(text, &error);
+        Error::Syntax { what, error: Box::new(error) }
+    })
+}
 
 /// The value of a type that a table holds.
 pub(crate) fn read<T: DeserializeOwned>(table: Table) -> Result<T, Mistake> {
@@ -20,6 +31,8 @@ pub struct Mistake {
     what: What,
     /// The keys that lead there, the innermost first.
     path: Vec<String>,
+    /// Where that is in the file, if it is known.
+    place: Option<String>,
 }
 
 #[derive(Debug)]
@@ -46,6 +59,14 @@ impl Mistake {
         known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
     }
 
+    /// The same, with its place in the file that the table is of.
+    pub(crate) fn at(mut self, text: &str) -> Self {
+        let path = self.path.iter().rev().map(String::as_str);
+        let at = places::of_key(text, path, self.unknown());
+        self.place = at.map(|at| places::place(text, at));
+        self
+    }
+
     fn inside(mut self, key: String) -> Self {
         self.path.push(key);
         self
@@ -55,6 +76,9 @@ impl Mistake {
 impl Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let nearest = self.nearest();
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
         if !self.path.is_empty() && nearest.is_none() {
             let path: Vec<&str> = self.path.iter().rev().map(String::as_str).collect();
             write!(f, "{}: ", path.join("."))?;
@@ -86,17 +110,17 @@ impl std::error::Error for Mistake {}
 
 impl de::Error for Mistake {
     fn custom<T: Display>(text: T) -> Self {
-        Self { what: What::Other(text.to_string()), path: Vec::new() }
+        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None }
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "field", found: found.to_string(), known };
-        Self { what, path: Vec::new() }
+        Self { what, path: Vec::new(), place: None }
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "variant", found: found.to_string(), known };
-        Self { what, path: Vec::new() }
+        Self { what, path: Vec::new(), place: None }
     }
 }
 
@@ -227,6 +251,18 @@ mod tests {
     enum Kind {
         Plain,
         Of(usize),
+    }
+
+    #[test]
+    fn a_mistake_has_its_place_in_the_file() {
+        let text = "size = 1\n\n[inner]\n  rat = 1\n";
+        let said = mistake(text).at(text).to_string();
+        assert!(said.starts_with("line 4, column 3, `rat = 1`: unknown field `rat`"), "{said}");
+        let text = "size = 1\n[inner]\nrange = [1, 2]\nrate = 'fast'\n";
+        let said = mistake(text).at(text).to_string();
+        let wanted = "line 4, column 8, `rate = 'fast'`: inner.rate: invalid type";
+        assert!(said.starts_with(wanted), "{said}");
+        assert!(table("size = = 1").unwrap_err().to_string().starts_with("line 1, column 8, `"));
     }
 
     fn mistake(text: &str) -> Mistake {

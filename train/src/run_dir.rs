@@ -33,6 +33,10 @@ pub struct Metrics {
     /// Share of held-out predictions whose largest logit is right.
     pub val_accuracy: Option<f64>,
     /// log10 of the certified constant, RMS → RMS; null if none is finite.
+    #[serde(default)]
+    pub lipschitz_log10: Option<f64>,
+    /// The same number under its former name, which in `summary.json` is that of the constant
+    /// itself.
     pub lipschitz: Option<f64>,
     /// ℓ2 norm of the gradient.
     pub grad_norm: Option<f64>,

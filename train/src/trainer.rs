@@ -286,6 +286,7 @@ impl<'a> Run<'a> {
             train_loss: Some(metrics.loss),
             grad_norm: Some(metrics.grad_norm),
             activation_max: Some(largest_activation(&model, inputs)?),
+            lipschitz_log10: log10(certificate.rms),
             lipschitz: log10(certificate.rms),
             learning_rate: rate.now(),
             times: Some(std::mem::take(&mut self.times)),

@@ -1,16 +1,17 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{NodeBound, WeightNorms};
+use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
 use lipschitz_certify::outln;
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal::{self, shown};
+use lipschitz_certify::terminal::tables::{fitted, is_shown, table};
+use lipschitz_certify::terminal::{self, JsonOutput, shown};
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{Dialect, Origin};
 
@@ -19,9 +20,8 @@ use lipschitz_nn::checkpoint::{Dialect, Origin};
 pub(super) struct BoundCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
-    /// Write the certificate to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonOutput,
     /// How spectral norms are bounded.
     #[arg(long, value_enum, default_value_t = Norms::Proven)]
     norms: Norms,
@@ -37,6 +37,9 @@ pub(super) struct BoundCommand {
     /// Print what each tightening saves.
     #[arg(long, conflicts_with_all = ["quiet", "formula"])]
     savings: bool,
+    /// On a terminal, print the norm of every weight too; a pipe or a file always has them.
+    #[arg(long, conflicts_with = "quiet")]
+    details: bool,
     /// Print the bound alone.
     #[arg(long, short)]
     quiet: bool,
@@ -73,6 +76,11 @@ enum FormulaName {
 impl BoundCommand {
     pub(super) fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
+        if self.savings && self.json.takes_stdout() {
+            bail!(
+                "--savings prints a table where --json prints the certificate; name a file for it"
+            )
+        }
         let stored = lipschitz_certify::open(&self.model)?;
         let rounding = self.weights.map(|weights| match weights {
             Weights::Bf16 => Rounding::Bf16,
@@ -98,20 +106,21 @@ impl BoundCommand {
         let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)
             .map_err(|e| super::about(&self.model, e))?;
         bar.finish_and_clear();
-        if let Some(path) = &self.json {
-            let json = serde_json::to_string_pretty(&certificate)?;
-            lipschitz_nn::checkpoint::write(path, json.as_bytes())?;
+        if self.json.write(|| serde_json::to_string_pretty(&certificate))? {
+            return Ok(());
         }
         if self.quiet {
             if !certificate.proven {
                 terminal::note(format_args!("warning: NOT PROVEN"));
             }
             outln!("{}", certificate.rms.plain());
+        } else if is_shown() {
+            show(&certificate, self.details);
         } else {
             print(&certificate);
         }
         if self.savings {
-            outln!("\n{}", savings(model, method, &certificate, self.radius)?);
+            outln!("\n{}", fitted(savings(model, method, &certificate, self.radius)?));
         }
         Ok(())
     }
@@ -131,15 +140,36 @@ fn decimals(x: f64, up: bool) -> String {
     if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { (x - 1e-9).max(0.0) }) }
 }
 
+/// In a pipe: all of it, the tables first.
 fn print(c: &Certificate) {
     outln!("{}\n", nodes(&c.nodes));
-    let mut matrices = table(["norm", "at least", "at most", "method"]);
-    for row in &c.weights {
-        let (lower, upper) = (decimals(row.lower, false), decimals(row.upper.to_f64(), true));
-        matrices.add_row([shown(&row.name).as_str(), &lower, &upper, &row.method.to_string()]);
+    outln!("{}\n", norms(&c.weights));
+    theorem(c);
+}
+
+/// On a terminal: what is proven, and then where it comes from.
+fn show(c: &Certificate, details: bool) {
+    theorem(c);
+    outln!("\n{}", fitted(nodes(&c.nodes)));
+    if details {
+        outln!("\n{}", fitted(norms(&c.weights)));
+    } else {
+        outln!("{} norms of weights: --details", c.weights.len());
     }
-    (1..=2).for_each(|i| right(&mut matrices, i));
-    outln!("{matrices}\n");
+}
+
+/// One row per norm of a weight.
+fn norms(rows: &[WeightRow]) -> Table {
+    let mut norms = table(&["norm", "at least", "at most", "method"], 1..=2);
+    for row in rows {
+        let (lower, upper) = (decimals(row.lower, false), decimals(row.upper.to_f64(), true));
+        norms.add_row([shown(&row.name).as_str(), &lower, &upper, &row.method.to_string()]);
+    }
+    norms
+}
+
+/// The bound, its domain and its assumptions.
+fn theorem(c: &Certificate) {
     let what = if c.proven { "certified" } else { "NOT PROVEN" };
     outln!("L ≤ {}  RMS → RMS    {what}", c.rms);
     outln!("L ≤ {}  ℓ2 → ℓ2", c.l2);
@@ -153,23 +183,24 @@ fn print(c: &Certificate) {
     if let Some(diameter) = c.domain.diameter {
         outln!("        two embedding rows are at most {diameter} apart");
     }
-    c.origin.iter().for_each(origin);
+    c.origin.iter().for_each(|from| origin(from, |line| outln!("{line}")));
     c.assumptions.iter().for_each(|text| outln!("assumes: {}", shown(text)));
     outln!("weights: sha256 {}", c.weights_sha256);
     c.warnings.iter().for_each(|text| outln!("warning: {}", shown(text)));
 }
 
 /// Prints where an imported network comes from.
-pub(super) fn origin(origin: &Origin) {
+pub(super) fn origin(origin: &Origin, say: fn(std::fmt::Arguments)) {
     let whose = match (origin.dialect, &origin.library) {
         (Dialect::Candle, _) => ", as candle's model of the family computes it".to_string(),
         (Dialect::Original, Some(library)) => format!(", as {library} computes it"),
         (Dialect::Original, None) => String::new(),
     };
-    outln!("imported: {}{}", shown(&origin.family), shown(&whose));
-    origin.notes.iter().for_each(|note| outln!("imported: {}", shown(note)));
+    say(format_args!("imported: {}{}", shown(&origin.family), shown(&whose)));
+    origin.notes.iter().for_each(|note| say(format_args!("imported: {}", shown(note))));
     if !origin.unused.is_empty() {
-        outln!("imported: left out, unknown: {}", shown(&origin.unused.join(", ")));
+        let unused = shown(&origin.unused.join(", "));
+        say(format_args!("imported: left out, unknown: {unused}"));
     }
 }
 
@@ -181,41 +212,25 @@ fn savings(
     radius: Option<f64>,
 ) -> Result<Table> {
     let norms = WeightNorms::new(source, method, &|_| {});
-    let mut table = table(["without", "L, RMS → RMS", "times"]);
+    let mut table = table(&["without", "L, RMS → RMS", "times"], 1..=2);
     for tightening in Tightening::ALL {
         let l = savings::without(tightening, source.graph(), &norms, radius.map(Upper::from_f64))?;
         let times = 10f64.powf(l.log10() - c.rms.log10());
         table.add_row([tightening.text(), &l.to_string(), &format!("{times:.4}")]);
     }
-    (1..=2).for_each(|i| right(&mut table, i));
     Ok(table)
 }
 
 /// One row per node.
 pub(super) fn nodes(rows: &[NodeBound]) -> Table {
-    let mut nodes = table(["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"]);
+    let mut nodes = table(&["node", "kind", "L", "L so far", "‖x‖₂ ≤", "rule"], 2..=4);
     for row in rows {
         let name = if row.path.is_empty() { "·".to_string() } else { shown(&row.path) };
         let numbers = [row.lipschitz, row.cumulative, row.radius].map(|x| x.to_string());
         let [l, cumulative, radius] = numbers;
         nodes.add_row([name.as_str(), &row.kind, &l, &cumulative, &radius, &row.rule]);
     }
-    (2..=4).for_each(|i| right(&mut nodes, i));
     nodes
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
-        .set_header(header);
-    table
-}
-
-fn right(table: &mut Table, column: usize) {
-    if let Some(column) = table.column_mut(column) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }
 
 #[cfg(test)]

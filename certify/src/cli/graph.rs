@@ -13,14 +13,17 @@ use lipschitz_plot::svg;
 pub(super) struct GraphCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
-    /// The file to write: .svg, .dot or .json.
+    /// The file to write: .svg, .dot or .json; - writes SVG to stdout.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }
 
 impl GraphCommand {
     pub(super) fn run(self) -> Result<()> {
-        let extension = self.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let extension = match terminal::is_stream(&self.output) {
+            true => "svg",
+            false => self.output.extension().and_then(|e| e.to_str()).unwrap_or_default(),
+        };
         if !["svg", "dot", "json"].contains(&extension) {
             bail!("{}: name the output .svg, .dot or .json", self.output.display())
         }
@@ -38,6 +41,6 @@ impl GraphCommand {
                 terminal::escaped(&network.to_dot(&bounds), "\n")
             }
         };
-        Ok(lipschitz_nn::checkpoint::write(&self.output, text.as_bytes())?)
+        terminal::write(&self.output, text.as_bytes())
     }
 }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
-use lipschitz_certify::outln;
+use lipschitz_certify::{outln, terminal};
 use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, Dialect, Origin, load_tensors};
@@ -16,7 +16,7 @@ pub(super) struct ImportCommand {
     /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, a file
     /// of matrices, or, with --graph, the weights of any network that a graph can describe.
     path: PathBuf,
-    /// The checkpoint to write.
+    /// The checkpoint to write; - is stdout.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: PathBuf,
     /// Whose function to take, where candle and the library that the model comes from differ.
@@ -106,24 +106,29 @@ impl ImportCommand {
             part: self.part.map(|part| part.to_string()),
         };
         let Imported { model, mut meta, report } = import(&self.path, &options)?;
+        // Where stdout has the checkpoint, what is said of it goes to stderr.
+        let say: fn(std::fmt::Arguments) = match terminal::is_stream(&self.output) {
+            true => terminal::note,
+            false => |line| outln!("{line}"),
+        };
         if let Some([inputs, outputs]) = self.check.as_deref() {
             let note = compare(&model, inputs, outputs)?;
-            outln!("checked: {note}");
+            say(format_args!("checked: {note}"));
             if let Some(Origin { notes, .. }) = &mut meta.provenance.origin {
                 notes.push(note);
             }
         }
-        checkpoint::save(&self.output, &model, &meta)?;
+        checkpoint::save(terminal::target(&self.output), &model, &meta)?;
         if self.report {
-            list(&report);
+            list(&report, say);
         }
-        meta.provenance.origin.iter().for_each(super::bound::origin);
+        meta.provenance.origin.iter().for_each(|origin| super::bound::origin(origin, say));
         let (count, dtype) = (model.parameter_count(), model.dtype().as_str());
         let (weights, aside) = (report.applied.len(), report.aside.len());
-        outln!(
+        say(format_args!(
             "{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside",
             self.output.display()
-        );
+        ));
         Ok(())
     }
 }
@@ -157,8 +162,12 @@ fn tensor(path: &Path, names: &[&str]) -> Result<Tensor> {
     }
 }
 
-fn list(report: &ImportReport) {
-    report.applied.iter().for_each(|(to, from)| outln!("applied: {to} = {}", from.join(", ")));
-    report.aside.iter().for_each(|(name, why)| outln!("set aside: {name}: {why}"));
-    report.unused.iter().for_each(|name| outln!("unused: {name}"));
+fn list(report: &ImportReport, say: fn(std::fmt::Arguments)) {
+    for (to, from) in &report.applied {
+        say(format_args!("applied: {to} = {}", from.join(", ")));
+    }
+    for (name, why) in &report.aside {
+        say(format_args!("set aside: {name}: {why}"));
+    }
+    report.unused.iter().for_each(|name| say(format_args!("unused: {name}")));
 }

@@ -1,10 +1,10 @@
-use lipschitz_certify::outln;
-use lipschitz_nn::At;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use lipschitz_certify::plan;
+use lipschitz_certify::terminal::tables::fitted;
+use lipschitz_certify::terminal::{self, places};
+use lipschitz_certify::{outln, plan};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Geometry;
 use lipschitz_nn::presets::ModelConfig;
@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("wanted").required(true)))]
 pub(super) struct PlanCommand {
-    /// The config of a run; only its sections [model], [optimizer], [[groups]] and [constraint] are
-    /// used.
+    /// The config of a run, or - for stdin; only its sections [model], [optimizer], [[groups]] and
+    /// [constraint] are used.
     config: PathBuf,
     /// The target, a constant RMS → RMS that is not to be exceeded: prints caps.
     #[arg(long, value_name = "L", group = "wanted", allow_negative_numbers = true)]
@@ -70,9 +70,9 @@ impl PlanCommand {
             }
         }
         let path = &self.config;
-        let text = std::fs::read_to_string(path).at(path)?;
+        let text = terminal::read(path, "a config")?;
         let config: Planned = toml::from_str(&text)
-            .map_err(|e| anyhow::anyhow!(e.message().to_string()))
+            .map_err(|e| anyhow::anyhow!(places::syntax(&text, &e)))
             .with_context(|| path.display().to_string())?;
         // The bound from RMS norm to RMS norm is the same for any number of outputs. The default is
         // large because a separator must be one of them.
@@ -104,7 +104,7 @@ impl PlanCommand {
 fn bound(graph: &Graph, recipe: &Recipe, known: bool) -> Result<()> {
     let walk = plan::plan(graph, recipe)?;
     if known {
-        outln!("{}\n", super::bound::nodes(&walk.rows));
+        outln!("{}\n", fitted(super::bound::nodes(&walk.rows)));
     }
     outln!("L ≤ {}  RMS → RMS, for every network under these caps", walk.rms());
     if let Ok(formula) = plan::published(graph, recipe) {

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -7,7 +7,7 @@ use lipschitz_certify::plots::tradeoff::Tradeoff;
 use lipschitz_certify::plots::{self, layers, robust, training};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
-use lipschitz_nn::checkpoint;
+use lipschitz_plot::{Chart, Format, render};
 
 /// Plot runs.
 #[derive(Args)]
@@ -23,7 +23,7 @@ enum Plot {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// The file to write: .svg or .png.
+        /// The file to write: .svg or .png; - writes SVG to stdout.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Metric in summary.json on the horizontal axis.
@@ -35,7 +35,7 @@ enum Plot {
         /// Colour by a key of the config, such as model.heads, in place of the constraint.
         #[arg(long, value_name = "KEY")]
         color: Option<String>,
-        /// Write the points to this file too.
+        /// Write the points to this file too; - is stdout.
         #[arg(long, value_name = "FILE")]
         csv: Option<PathBuf>,
     },
@@ -43,7 +43,7 @@ enum Plot {
     Layers {
         /// A run directory, a checkpoint, or a third-party model.
         model: PathBuf,
-        /// The file to write: .svg or .png.
+        /// The file to write: .svg or .png; - writes SVG to stdout.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
@@ -55,7 +55,7 @@ enum Plot {
         /// Files that `certify robust --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
-        /// The file to write: .svg or .png.
+        /// The file to write: .svg or .png; - writes SVG to stdout.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -64,7 +64,7 @@ enum Plot {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// The file to write: .svg or .png.
+        /// The file to write: .svg or .png; - writes SVG to stdout.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -85,9 +85,9 @@ impl PlotCommand {
                         run.display()
                     ));
                 }
-                plots::write(&output, &[tradeoff.chart()])?;
+                write(&output, &[tradeoff.chart()])?;
                 if let Some(csv) = csv {
-                    checkpoint::write(&csv, tradeoff.csv().as_bytes())?;
+                    terminal::write(&csv, tradeoff.csv().as_bytes())?;
                 }
             }
             Plot::Layers { model, output, radius } => {
@@ -99,11 +99,20 @@ impl PlotCommand {
                     radius,
                 )
                 .map_err(|e| super::about(&model, e))?;
-                plots::write(&output, &[layers::chart(&certificate)])?;
+                write(&output, &[layers::chart(&certificate)])?;
             }
-            Plot::Robust { results, output } => plots::write(&output, &[robust::chart(&results)?])?,
-            Plot::Training { runs, output } => plots::write(&output, &training::charts(&runs)?)?,
+            Plot::Robust { results, output } => write(&output, &[robust::chart(&results)?])?,
+            Plot::Training { runs, output } => write(&output, &training::charts(&runs)?)?,
         }
         Ok(())
     }
+}
+
+/// Writes charts, as SVG where they go to stdout.
+fn write(path: &Path, charts: &[Chart]) -> Result<()> {
+    if !terminal::is_stream(path) {
+        return Ok(plots::write(path, charts)?);
+    }
+    let bytes = render(charts, Format::Svg).map_err(lipschitz_certify::Error::from)?;
+    terminal::write(path, &bytes)
 }

@@ -2,8 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use lipschitz_certify::report;
-use lipschitz_nn::checkpoint;
+use lipschitz_certify::{report, terminal};
 
 /// Write one HTML page for many runs: trade-off plots, sortable table, certificates by layer,
 /// training curves.
@@ -14,7 +13,7 @@ pub(super) struct ReportCommand {
     /// Run directories, or directories of runs.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// The file to write.
+    /// The file to write; - is stdout.
     #[arg(short, long, value_name = "FILE.html")]
     output: PathBuf,
 }
@@ -23,6 +22,6 @@ impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
         let page = report::page(&self.runs)?;
         super::tell_unfinished(&self.runs);
-        Ok(checkpoint::write(&self.output, page.as_bytes())?)
+        terminal::write(&self.output, page.as_bytes())
     }
 }

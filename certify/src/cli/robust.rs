@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use clap::Args;
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use comfy_table::Table;
 use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
+use lipschitz_certify::terminal::JsonOutput;
+use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_data::{Protocol, for_model};
 use lipschitz_import::NORMALISED;
 use lipschitz_nn::Model;
-use lipschitz_nn::checkpoint;
 use lipschitz_nn::graph::{Input, Op, join};
 use serde_json::Value;
 
@@ -29,9 +30,8 @@ pub(super) struct RobustCommand {
     /// Radii, such as 0,36/255,0.5 [default: chosen for the model].
     #[arg(long, value_delimiter = ',', value_parser = radius, allow_negative_numbers = true)]
     eps: Vec<f64>,
-    /// Write the result to this file, for `certify plot robust`.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonOutput,
     /// Number of inputs to evaluate, from the first of the held-out split [default: 2000 images, or
     /// 64 windows of text].
     #[arg(long)]
@@ -53,7 +53,7 @@ fn radius(text: &str) -> Result<f64, String> {
     };
     value
         .filter(|x| x.is_finite() && *x >= 0.0)
-        .ok_or_else(|| format!("`{text}` is not a number of 0 or above"))
+        .ok_or_else(|| "must be a number of 0 or above, or a fraction".into())
 }
 
 /// Radii for images, up to the largest of the published figure.
@@ -117,10 +117,9 @@ impl RobustCommand {
             let _ = writeln!(std::io::stderr());
         }
         report.label = label(&self.model);
-        if let Some(path) = &self.json {
-            checkpoint::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+        if !self.json.write(|| serde_json::to_string_pretty(&report))? {
+            print(&report);
         }
-        print(&report);
         Ok(())
     }
 }
@@ -155,7 +154,7 @@ fn longest_row(model: &Model) -> Result<f64> {
 }
 
 fn print(report: &Robustness) {
-    outln!("{}", table(report));
+    outln!("{}", fitted(table(report)));
     let of = match report.of {
         Share::Accuracy => "share of images whose class is right",
         Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
@@ -185,25 +184,18 @@ fn print(report: &Robustness) {
 
 /// One row per radius.
 fn table(report: &Robustness) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let attacked: &[&str] = match report.of {
         Share::Stability => &["attacked, one token", "attacked, all tokens"],
         Share::Accuracy => &["attacked"],
     };
     let header = [&["radius", "clean"][..], attacked, &["certified"]].concat();
-    table.set_header(&header);
+    let mut table = tables::table(&header, 0..header.len());
     for row in &report.rows {
         let mut cells = vec![lipschitz_plot::plain(row.eps), percent(row.clean)];
         cells.extend(row.attacked_one.map(percent));
         cells.extend([percent(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
-    }
-    for column in 0..header.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }

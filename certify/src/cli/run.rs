@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use clap::Args;
+use lipschitz_certify::terminal;
 use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 
 /// Run the forward pass on tensors from a file, for comparison with any other program.
@@ -14,7 +15,7 @@ pub(super) struct RunCommand {
     /// h, w] or `vectors` [batch, d].
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// The file to write, with the tensor `output`.
+    /// The file to write, with the tensor `output`; - is stdout.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Compute in f64 instead of the weights' type (f32 for weights of half precision).
@@ -48,6 +49,6 @@ impl RunCommand {
         if zero != 0.0 {
             bail!("{}: the network's outputs are not finite on this input", self.input.display())
         }
-        Ok(save_tensors(&self.output, [("output", output)].into_iter(), None)?)
+        Ok(save_tensors(terminal::target(&self.output), [("output", output)].into_iter(), None)?)
     }
 }

@@ -1,18 +1,16 @@
-use lipschitz_certify::outln;
-use lipschitz_certify::terminal::shown;
-use lipschitz_nn::At;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::certificate::Certificate;
-use lipschitz_certify::{Error, verify};
+use lipschitz_certify::terminal::{self, shown};
+use lipschitz_certify::{Error, outln, verify};
 use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold or is an estimate.
 #[derive(Args)]
 pub(super) struct VerifyCommand {
-    /// The certificate, as written by `bound --json`.
+    /// The certificate, as written by `bound --json`; - reads it from stdin.
     certificate: PathBuf,
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
@@ -21,7 +19,7 @@ pub(super) struct VerifyCommand {
 impl VerifyCommand {
     pub(super) fn run(self) -> Result<()> {
         let path = &self.certificate;
-        let text = std::fs::read_to_string(path).at(path)?;
+        let text = terminal::read(path, "a certificate")?;
         let refused = |e: serde_json::Error| {
             lipschitz_nn::Error::file(
                 path,

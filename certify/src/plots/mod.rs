@@ -8,7 +8,7 @@ pub mod training;
 
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::{At, Error, checkpoint};
+use lipschitz_nn::{At, Error, checkpoint, text};
 use lipschitz_plot::{Chart, Format, render};
 use serde_json::{Map, Value};
 
@@ -67,7 +67,7 @@ pub fn unfinished(paths: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).at(path)
+    text::read(path, "a file of a run")
 }
 
 /// The `summary.json` of a run.

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::{At, Error};
+use lipschitz_nn::{Error, text};
 use serde_json::{Map, Value};
 
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series, Spread};
+
+use crate::terminal::places;
 
 /// Runs with two metrics of their `summary.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -252,7 +254,7 @@ impl Tradeoff {
     /// The points as CSV (RFC 4180), one line per point: means, lowest and highest values over
     /// seeds.
     pub fn csv(&self) -> String {
-        let (x, y) = (&self.x, &self.y);
+        let [x, y] = [&self.x, &self.y].map(|key| field(key));
         let mut text = format!(
             "label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n"
         );
@@ -316,8 +318,8 @@ fn configured(config: &toml::Table, key: &str) -> String {
 /// The config of a run.
 fn config(path: &Path) -> Result<toml::Table, Error> {
     let file = path.join("config.toml");
-    let text = std::fs::read_to_string(&file).at(&file)?;
-    toml::from_str(&text).map_err(|e| Error::file(&file, e))
+    let text = text::read(&file, "a config")?;
+    toml::from_str(&text).map_err(|e| Error::file(&file, places::syntax(&text, &e)))
 }
 
 /// A config without its seed and device.
@@ -371,7 +373,12 @@ fn without_its_seed(label: &str) -> String {
     if parts.is_empty() { label.into() } else { parts.join(", ") }
 }
 
+/// A cell that holds a name. A spreadsheet takes a text that begins like a formula for one, and runs
+/// it; behind an apostrophe it stays a text. Numbers stay numbers.
 fn field(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
+    let number = text.parse::<f64>().is_ok_and(f64::is_finite);
+    let text = &if formula && !number { format!("'{text}") } else { text.to_string() };
     if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {
@@ -463,6 +470,27 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("/x"), "{error}");
+    }
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        for (text, cell) in [
+            ("=1+1", "'=1+1"),
+            ("+1 more", "'+1 more"),
+            ("-x", "'-x"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\r=1", "\"'\r=1\""),
+            ("=HYPERLINK(\"a\",\"b\")", "\"'=HYPERLINK(\"\"a\"\",\"\"b\"\")\""),
+            ("-3.5", "-3.5"),
+            ("-1e3", "-1e3"),
+            ("-inf", "'-inf"),
+            ("L ≤ 2", "L ≤ 2"),
+            ("a=b", "a=b"),
+            ("", ""),
+        ] {
+            assert_eq!(field(text), cell, "{text:?}");
+        }
     }
 
     #[test]

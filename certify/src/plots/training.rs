@@ -63,7 +63,12 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
             losses.push(plain(Mark::Filled(Marker::number(color)), evaluated.clone()));
         }
         losses.push(named(Mark::Dashed, evaluated));
-        bounds.push(named(Mark::Dashed, number("lipschitz")));
+        // Older lines have the logarithm under the name of the constant.
+        let bound = |line: &Map<String, Value>| {
+            let logs = ["lipschitz_log10", "lipschitz"].map(|key| line.get(key)?.as_f64());
+            logs.into_iter().flatten().next()
+        };
+        bounds.push(named(Mark::Dashed, points(&bound)));
         norms.push(named(Mark::Dashed, points(&largest_norm)));
         let log = |(step, norm): (f64, f64)| Some((step, norm.log10())).filter(|p| p.1.is_finite());
         gradients
@@ -117,7 +122,7 @@ mod tests {
         let lines = [
             r#"{"step":1,"train_loss":3.0,"val_loss":null,"lipschitz":0.5,"matrices":MATRICES}"#
                 .replace("MATRICES", r#"{"a":{"norm":1.0},"b":{"norm":2.0}}"#),
-            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz":null,"matrices":MATRICES}"#
+            r#"{"step":2,"train_loss":2.0,"val_loss":2.5,"lipschitz_log10":1.5,"matrices":MATRICES}"#
                 .replace("MATRICES", r#"{"a":{"norm":4.0},"b":{"norm":2.0}}"#),
         ];
         std::fs::write(&file, lines.join("\n")).unwrap();
@@ -125,7 +130,7 @@ mod tests {
         assert_eq!(charts.len(), 3, "there are no gradients");
         assert_eq!(charts[0].series[0].points, [(1.0, 3.0), (2.0, 2.0)]);
         assert_eq!(charts[0].series[2].points, [(2.0, 2.5)]);
-        assert_eq!(charts[1].series[0].points, [(1.0, 0.5)]);
+        assert_eq!(charts[1].series[0].points, [(1.0, 0.5), (2.0, 1.5)], "by either name");
         assert_eq!(charts[2].series[0].points, [(1.0, 2.0), (2.0, 4.0)]);
         super::super::write(&dir.path().join("t.svg"), &charts).unwrap();
         std::fs::write(&file, "{}\n{").unwrap();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use lipschitz_nn::{At, Error};
+use lipschitz_nn::{Error, text};
 
 use crate::Undecided;
 use crate::library::{Class, LIBRARY, kind};
@@ -142,8 +142,8 @@ impl ConfigReader {
     /// # Errors
     /// [`Error::File`] if the file is missing or no JSON object.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).at(path)?;
-        match serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text)) {
+        let text = text::read(path, "a config.json")?;
+        match serde_json::from_str(&text) {
             Ok(Value::Object(options)) => Ok(Self::of(path, String::new(), options)),
             Ok(_) => Err(Error::file(path, "is not a JSON object of options")),
             Err(e) => Err(Error::file(path, format!("is not JSON: {e}"))),

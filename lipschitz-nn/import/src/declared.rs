@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lipschitz_nn::{At, Error, Graph, strict};
+use lipschitz_nn::{Error, Graph, strict, text};
 use serde::{Deserialize, Serialize};
 
 use crate::expression::TensorExpr;
@@ -36,7 +36,7 @@ impl Declared {
 /// # Errors
 /// [`Error::File`] if the file holds no graph, or names a weight that the graph does not have.
 pub(crate) fn mapping(path: &Path) -> Result<Mapping, Error> {
-    let text = std::fs::read_to_string(path).at(path)?;
+    let text = text::read(path, "a graph as JSON")?;
     let Declared { graph, mut weights } =
         Declared::parse(&text).map_err(|what| Error::file(path, what))?;
     let expressions = graph

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use lipschitz_nn::checkpoint::{
     self, Dialect, Header, Meta, Origin, Provenance, Tokenizer, WeightOrigin,
 };
-use lipschitz_nn::{At, Error, check_finite};
+use lipschitz_nn::{Error, check_finite, text};
 
 use crate::config::ConfigReader;
 use crate::declared;
@@ -362,7 +362,7 @@ fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).at(&path)?;
+    let text = text::read(&path, "a tokenizer.json")?;
     let json =
         serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
     Ok(Some(Tokenizer::Json { json }))

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op, Shape};
-use lipschitz_nn::{At, Error};
+use lipschitz_nn::{Error, text};
 
 use crate::activation::NamedActivation;
 use crate::config::ConfigReader;
@@ -65,7 +65,7 @@ impl<'a> Sentence<'a> {
         if !path.exists() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).at(&path)?;
+        let text = text::read(&path, "a list of modules")?;
         let modules: Vec<Module> = serde_json::from_str(&text)
             .map_err(|e| Error::file(&path, format!("is no list of modules: {e}")))?;
         match modules.split_first() {

@@ -8,7 +8,7 @@ use super::gpt::{Activation, BlockConfig, Gpt, Positions};
 use super::mlp::Mlp;
 use super::vit::Vit;
 use crate::graph::Input;
-use crate::{At, Error, Graph};
+use crate::{Error, Graph, text};
 
 /// The network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,7 +174,7 @@ impl ModelConfig {
                 Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()
             }
             ModelConfig::Graph { path } => {
-                let text = std::fs::read_to_string(path).at(path)?;
+                let text = text::read(path, "a graph as JSON")?;
                 Graph::from_json(&text).map_err(|e| Error::file(path, e))
             }
         }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::Tokenizer;
+use lipschitz_nn::text;
 
 use crate::Error;
 use crate::error::one_line;
@@ -14,12 +14,12 @@ use crate::error::one_line;
 /// # Errors
 /// One line that names the file if it is missing or not a tokenizer.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    let bytes = std::fs::read(path).at(path)?;
+    let text = text::read(path, "a tokenizer.json")?;
     let no = |e: &dyn std::fmt::Display| {
         let what = format!("is not a tokenizer.json of the tokenizers library: {}", one_line(e));
         lipschitz_nn::Error::file(path, what)
     };
-    let json = serde_json::from_slice(&bytes).map_err(|e| no(&e))?;
+    let json = serde_json::from_str(&text).map_err(|e| no(&e))?;
     let tokenizer = Tokenizer::Json { json };
     Codec::new(&tokenizer).map_err(|e| no(&e))?;
     Ok(tokenizer)

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::At;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{At, kind};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
@@ -48,6 +48,12 @@ pub fn load(path: &Path, tokenizer: Option<&Path>) -> Result<Corpus, Error> {
 /// One line that names the file, and the first byte that is not UTF-8.
 pub fn read(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).at(path)?;
+    let start = &bytes[..bytes.len().min(kind::START)];
+    // A web page is a text that can be learnt from; a pointer or a document is in its place.
+    let other = if kind::is_text(start) { kind::stand_in(start) } else { kind::known(start) };
+    if let Some(known) = other {
+        return Err(lipschitz_nn::Error::file(path, known.instead_of("text")).into());
+    }
     String::from_utf8(bytes).map_err(|e| {
         let offset = e.utf8_error().valid_up_to();
         Error::NotUtf8 { path: path.to_path_buf(), offset, byte: e.as_bytes()[offset] }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::outln;
 use lipschitz_certify::plots::{self, tradeoff::Tradeoff, training};
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, tables::fitted};
 use lipschitz_data::play;
 use lipschitz_train::config::Config;
 use lipschitz_train::preset;
@@ -79,7 +79,7 @@ impl Demo {
                 &training::charts(&runs)?,
             )?;
         }
-        outln!("{}\n", table::summaries(&summaries));
+        outln!("{}\n", fitted(table::summaries(&summaries)));
         let floor = play::entropy_per_character();
         outln!(
             "No model of this text can have an expected loss below its entropy, {floor:.3} nats \

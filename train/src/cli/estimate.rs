@@ -2,9 +2,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use comfy_table::Table;
 use lipschitz_certify::outln;
-use lipschitz_train::config::Config;
+use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_train::estimate::{Speeds, StepCost, estimate};
 
 /// Memory and time of a training step on any number of GPUs, by arithmetic, before anything is run.
@@ -13,7 +13,7 @@ use lipschitz_train::estimate::{Speeds, StepCost, estimate};
 /// 67 in f32, 3350 GB/s), and 80 % of a network port of 400 Gbit/s.
 #[derive(Args)]
 pub(super) struct EstimateCommand {
-    /// The config of a run.
+    /// The config of a run; - reads it from stdin.
     config: PathBuf,
     /// Change a key of the config, as path.to.key=value.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -52,7 +52,7 @@ impl EstimateCommand {
         if self.processes.contains(&0) {
             bail!("--processes 0: at least one process trains")
         }
-        let config = Config::read(&self.config, &self.settings)?;
+        let config = super::config_at(&self.config, &self.settings)?;
         let data = config.data.kind();
         let outputs = match self.outputs.or(data.outputs()) {
             Some(outputs) => outputs,
@@ -71,8 +71,9 @@ impl EstimateCommand {
             significant(last.tokens as f64),
             config.train.accumulate
         );
-        outln!("GiB of each process:\n{}", memory_table(&costs));
-        outln!("seconds per step:\n{}", time_table(&costs, &self.speeds(), examples));
+        outln!("GiB of each process:\n{}", fitted(memory_table(&costs)));
+        let times = time_table(&costs, &self.speeds(), examples);
+        outln!("seconds per step:\n{}", fitted(times));
         if last.update.is_none() {
             outln!(
                 "?: an SVD is done on the CPU, and its time is not known; another constraint does \
@@ -120,13 +121,8 @@ fn time_table(costs: &[(usize, StepCost)], speeds: &Speeds, examples: &str) -> T
 }
 
 fn table(columns: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
-    table.set_header(std::iter::once("processes").chain(columns.iter().copied()));
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    let header = [&["processes"], columns].concat();
+    tables::table(&header, 0..header.len())
 }
 
 fn gib(bytes: f64) -> String {

@@ -4,8 +4,9 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::JsonOutput;
 use lipschitz_data::{Protocol, evaluate, for_model};
-use lipschitz_nn::{At, checkpoint};
+use lipschitz_nn::{checkpoint, text};
 use lipschitz_train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
@@ -26,9 +27,8 @@ pub(super) struct Eval {
     /// `paper_accuracy`, for plots.
     #[arg(long)]
     record: bool,
-    /// Print the figures as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonOutput,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,12 +60,9 @@ impl Eval {
                 Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
             checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
         }
-        if self.json {
-            outln!(
-                "{}",
-                serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count })
-            );
-        } else {
+        let figures =
+            serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count });
+        if !self.json.write(|| serde_json::to_string(&figures))? {
             outln!(
                 "loss {loss:.4} nats, accuracy {:.2} %, over {count} predictions",
                 100.0 * accuracy
@@ -102,7 +99,7 @@ impl Eval {
 }
 
 fn read(file: &Path) -> Result<Summary> {
-    let text = std::fs::read_to_string(file).at(file)?;
+    let text = text::read(file, "the summary of a run")?;
     serde_json::from_str(&text)
         .with_context(|| format!("{}: is not the summary of a run", file.display()))
 }

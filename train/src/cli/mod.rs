@@ -11,12 +11,15 @@ mod shards;
 mod sweep;
 mod table;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use lipschitz_certify::terminal;
+use lipschitz_train::config::Config;
 
 /// Trains networks under an enforced Lipschitz constant.
 ///
@@ -102,6 +105,14 @@ pub(crate) fn main() -> ExitCode {
     }
     terminal::note(format_args!("error: {}", line(&error)));
     ExitCode::from(code(&error))
+}
+
+/// The config of this name; `-` is stdin.
+fn config_at(path: &Path, settings: &[String]) -> anyhow::Result<Config> {
+    if !terminal::is_stream(path) {
+        return Ok(Config::read(path, settings)?);
+    }
+    Config::parse(&terminal::read(path, "a config")?, settings).context("stdin")
 }
 
 /// An error as one line, with what to do about it.

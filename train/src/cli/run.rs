@@ -4,7 +4,6 @@ use std::rc::Rc;
 use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::{outln, terminal};
-use lipschitz_train::config::Config;
 use lipschitz_train::ranks::Ranks;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
@@ -13,7 +12,7 @@ use super::{Stopped, stop_on_interrupt};
 /// Train one network.
 #[derive(Args)]
 pub(super) struct Run {
-    /// The config; `train config PRESET` prints one to start from.
+    /// The config, or - for stdin; `train config PRESET` prints one to start from.
     config: PathBuf,
     /// Change a key of the config, as path.to.key=value.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -31,11 +30,12 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, quiet: bool) -> Result<()> {
-        let mut config = Config::read(&self.config, &self.settings)?;
+        let mut config = super::config_at(&self.config, &self.settings)?;
         if let Some(device) = self.device {
             config.train.device = device;
         }
         let name = |path: &Path| {
+            let path = if terminal::is_stream(path) { Path::new("stdin") } else { path };
             path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned())
         };
         let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));

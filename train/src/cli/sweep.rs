@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::JsonOutput;
+use lipschitz_certify::terminal::tables::fitted;
 use lipschitz_train::run_dir::Summary;
 use lipschitz_train::sweep::pool::{self, Ended, PoolOptions};
 use lipschitz_train::sweep::{self, Outcome, SweepRun};
@@ -33,9 +35,8 @@ pub(super) struct Sweep {
     /// Make runs again that failed before.
     #[arg(long)]
     retry_failed: bool,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonOutput,
 }
 
 fn shard(text: &str) -> Result<(usize, usize), String> {
@@ -78,9 +79,7 @@ impl Sweep {
             );
             return Err(Stopped { after, command: command_line() }.into());
         }
-        if self.json {
-            print_json(&runs, &outcomes)?
-        } else {
+        if !self.json.write(|| json(&runs, &outcomes))? {
             print_table(&runs, &outcomes)
         }
         let failed = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Finished(_))).count();
@@ -105,7 +104,7 @@ fn print_table(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) {
     });
     let finished: Vec<Summary> = finished.collect();
     if !finished.is_empty() {
-        outln!("{}", table::summaries(&finished));
+        outln!("{}", fitted(table::summaries(&finished)));
     }
     for (run, (directory, outcome)) in runs.iter().zip(outcomes) {
         let what = match outcome {
@@ -117,7 +116,8 @@ fn print_table(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) {
     }
 }
 
-fn print_json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> Result<()> {
+/// The results, and what became of runs without one.
+fn json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> serde_json::Result<String> {
     let one = |(run, (directory, outcome)): (&SweepRun, &(PathBuf, Outcome))| {
         let (state, summary, error) = match outcome {
             Outcome::Finished(summary) => ("finished", Some(summary), None),
@@ -132,8 +132,7 @@ fn print_json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> Result<()> 
         })
     };
     let all: Vec<serde_json::Value> = runs.iter().zip(outcomes).map(one).collect();
-    outln!("{}", serde_json::to_string_pretty(&all)?);
-    Ok(())
+    serde_json::to_string_pretty(&all)
 }
 
 /// This program's command line, as a shell would read it.

@@ -1,20 +1,14 @@
 //! Runs as a table on stdout.
 
-use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use comfy_table::Table;
+use lipschitz_certify::terminal::tables;
 use lipschitz_train::run_dir::Summary;
 
 /// A row per run.
 pub(super) fn summaries(summaries: &[Summary]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
-        "network",
-        "method",
-        "σ_max",
-        "val loss",
-        "accuracy",
-        "certified L ≤",
-        "found L ≥",
-    ]);
+    let header =
+        ["network", "method", "σ_max", "val loss", "accuracy", "certified L ≤", "found L ≥"];
+    let mut table = tables::table(&header, 2..=6);
     for s in summaries {
         let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
         let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
@@ -29,11 +23,6 @@ pub(super) fn summaries(summaries: &[Summary]) -> Table {
             &s.lipschitz.to_string(),
             &found,
         ]);
-    }
-    for column in 2..=6 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }

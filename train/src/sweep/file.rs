@@ -19,7 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::At;
+use lipschitz_nn::text;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -62,13 +62,13 @@ impl Default for Grid {
 /// # Errors
 /// One line that names the file and what is wrong with it, or the run whose config is.
 pub fn runs(path: &Path, settings: &[String]) -> Result<Vec<SweepRun>, Error> {
-    let text = std::fs::read_to_string(path).at(path)?;
+    let text = text::read(path, "a sweep file")?;
     let inside = path.parent().unwrap_or(Path::new(""));
     parse(&text, inside, settings).within(path.display())
 }
 
 fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>, Error> {
-    let file: File = keys::read(toml::from_str(text)?)?;
+    let file: File = keys::read(keys::table(text)?).map_err(|mistake| mistake.at(text))?;
     let mut base = base(&file, inside)?;
     for (key, value) in flatten(file.set, &is_choice) {
         config::put(&mut base, &key, value).map_err(Error::Sweep)?;
@@ -113,11 +113,11 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>
 /// The table that everything else changes.
 fn base(file: &File, inside: &Path) -> Result<Table, Error> {
     match (&file.preset, &file.base) {
-        (Some(name), None) => Ok(toml::from_str(preset::find(name)?)?),
+        (Some(name), None) => keys::table(preset::find(name)?),
         (None, Some(path)) => {
             let path = inside.join(path);
-            let text = std::fs::read_to_string(&path).at(&path)?;
-            toml::from_str(&text).within(path.display())
+            let text = text::read(&path, "a config")?;
+            keys::table(&text).within(path.display())
         }
         _ => Err(Error::Sweep(
             "name what the runs start from: either preset = \"NAME\" or base = \"CONFIG.toml\""

@@ -76,7 +76,8 @@ impl Live {
             let Some(last) = lines.next() else { continue };
             bar.set_position(last.step);
             let loss = last.train_loss.unwrap_or(f64::NAN);
-            let bound = last.lipschitz.map_or("none".into(), |log| format!("10^{log:.2}"));
+            let bound = last.lipschitz_log10.or(last.lipschitz);
+            let bound = bound.map_or("none".into(), |log| format!("10^{log:.2}"));
             let evaluated = last.val_loss.or_else(|| lines.find_map(|m| m.val_loss));
             let evaluated = evaluated.map(|loss| format!("  val {loss:.4}")).unwrap_or_default();
             bar.set_message(format!("loss {loss:.4}{evaluated}  L {bound}"));

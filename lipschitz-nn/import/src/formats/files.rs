@@ -18,7 +18,7 @@ use super::kind::Kind;
 use super::source::Source;
 use super::{archive, gguf, npy, torch};
 use lipschitz_nn::checkpoint::{Damage, Entry, Header};
-use lipschitz_nn::{At, Error};
+use lipschitz_nn::{Error, text};
 
 /// A tensor as the reader of a format finds it.
 #[derive(Clone, Debug)]
@@ -161,7 +161,7 @@ impl Files {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read_to_string(index).at(index)?;
+        let text = text::read(index, "an index of shards")?;
         let Index { weight_map } = serde_json::from_str(&text)
             .map_err(|e| Error::file(index, format!("is no index of shards: {e}")))?;
         let mut files = Self::default();

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use lipschitz_nn::Error;
+use lipschitz_nn::{Error, kind};
 
 use super::source::Source;
 use crate::families::llama2c;
@@ -23,36 +23,6 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// The first bytes of formats that are known by a fixed start and not read.
-const STARTS: &[(&[u8], &str)] = &[
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "is a Git LFS pointer, not the file that it stands for; run `git lfs pull`, or download \
-         the file itself",
-    ),
-    (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
-    (b"BZh", "is compressed with bzip2; unpack it first"),
-    (b"\xfd7zXZ\0", "is compressed with xz; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; unpack it first"),
-    (b"Rar!\x1a\x07", "is a RAR archive; unpack it first"),
-    (
-        b"\x89HDF\r\n\x1a\n",
-        "is an HDF5 file, as Keras writes; save its weights as safetensors or with numpy.savez",
-    ),
-    (
-        b"\x93NUMPY",
-        "is a single numpy array (.npy), which says no names; save its matrices with numpy.savez",
-    ),
-    (b"lmgg", "is a GGML file from before GGUF; convert it to GGUF"),
-    (b"tjgg", "is a GGML file from before GGUF; convert it to GGUF"),
-    (b"fmgg", "is a GGML file from before GGUF; convert it to GGUF"),
-    (b"%PDF", "is a PDF document, not a model"),
-    (b"\x89PNG", "is a picture, not a model"),
-    (b"\xff\xd8\xff", "is a picture, not a model"),
-    (b"\x7fELF", "is a program, not a model"),
-];
-
 /// What the magic number of PyTorch's former format looks like, as a pickle.
 pub(crate) const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
@@ -62,16 +32,13 @@ const TABLE: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
 /// The longest header of a safetensors file, in bytes.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// How much of a file is looked at.
-const START: u64 = 1024;
-
 impl Kind {
     /// Recognises a file.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read.
     pub(crate) fn of(source: &Source) -> Result<Self, Error> {
-        let start = source.start(START)?;
+        let start = source.start(kind::START as u64)?;
         let is = |magic: &[u8]| start.starts_with(magic);
         if start.is_empty() {
             return Ok(Self::Other("is empty; fetch it again"));
@@ -91,8 +58,8 @@ impl Kind {
         if header && length <= LONGEST_HEADER {
             return Ok(Self::Safetensors);
         }
-        if let Some((_, what)) = STARTS.iter().find(|(magic, _)| is(magic)) {
-            return Ok(Self::Other(what));
+        if let Some(known) = kind::fixed(&start) {
+            return Ok(Self::Other(known.model));
         }
         // A pickle begins with its protocol.
         if let [0x80, 1..=5, rest @ ..] = start.as_slice() {
@@ -146,23 +113,15 @@ fn is_legacy(rest: &[u8]) -> bool {
 
 /// What a text is.
 fn text(start: &[u8]) -> Option<&'static str> {
-    let text = match std::str::from_utf8(start) {
-        Ok(text) => text,
-        // Cut within a character.
-        Err(e) if e.error_len().is_none() => std::str::from_utf8(&start[..e.valid_up_to()]).ok()?,
-        Err(_) => return None,
-    };
-    let odd = |c: char| c.is_control() && !matches!(c, '\t' | '\r' | '\n' | '\u{c}');
-    if text.chars().any(odd) {
+    if !kind::is_text(start) {
         return None;
     }
-    let text = text.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
-    Some(match text.chars().next() {
+    if let Some(page) = kind::page(start) {
+        return Some(page.model);
+    }
+    let text = String::from_utf8_lossy(start);
+    Some(match text.trim_start_matches('\u{feff}').trim_start().chars().next() {
         None => "is blank; fetch it again",
-        Some('<') => {
-            "is a web page or XML, not a model: the download failed, or needs you to sign in; \
-             fetch it again"
-        }
         Some('{' | '[') => {
             "is JSON text, not a file of weights; give the file of weights, or the directory that \
              holds both"

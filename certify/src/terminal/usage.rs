@@ -1,0 +1,99 @@
+//! Command lines: as clap reads them, and what it says of wrong ones.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::{ContextValue, ErrorKind};
+
+use super::{escaped, note};
+
+/// Parses the command line. Prints help or the version, or what is wrong with the command line and
+/// how it is used.
+///
+/// # Errors
+/// The exit code: 0 after help or the version, 2 after a usage error.
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    read(&std::env::args_os().collect::<Vec<_>>()).map_err(refuse)
+}
+
+/// As clap reads it; but where what follows `--json` is missed elsewhere, as the model in
+/// `eval --json MODEL`, it was no file to write to.
+fn read<T: Parser>(args: &[OsString]) -> Result<T, clap::Error> {
+    T::try_parse_from(args).or_else(|error| {
+        let missing = error.kind() == ErrorKind::MissingRequiredArgument;
+        let alone = |arg: &OsString| if arg == "--json" { "--json=-".into() } else { arg.clone() };
+        let again = || T::try_parse_from(args.iter().map(alone)).ok();
+        missing.then(again).flatten().ok_or(error)
+    })
+}
+
+/// Prints an error as clap lays it out. What it quotes from the command line cannot move the cursor
+/// or begin a line of its own.
+fn refuse(mut error: clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let calm = |text: &String| escaped(text, "");
+    let quoted: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(calm(text)))),
+            ContextValue::Strings(texts) => {
+                Some((kind, ContextValue::Strings(texts.iter().map(calm).collect())))
+            }
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in quoted {
+        error.insert(kind, value);
+    }
+    let text = error.render().to_string();
+    if escaped(&text, "\n") == text {
+        let _ = error.print();
+    } else {
+        note(format_args!("{}", text.trim_end()));
+    }
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::terminal::JsonOutput;
+
+    #[derive(Parser)]
+    struct Program {
+        model: PathBuf,
+        #[command(flatten)]
+        json: JsonOutput,
+        #[arg(long)]
+        quiet: bool,
+    }
+
+    #[test]
+    fn json_goes_to_stdout_or_to_a_file_and_takes_no_model() {
+        for (line, place) in [
+            ("p model", None),
+            ("p model --json", Some("-")),
+            ("p model --json -", Some("-")),
+            ("p model --json --quiet", Some("-")),
+            ("p model --json out.json", Some("out.json")),
+            ("p --json out.json model", Some("out.json")),
+            ("p --json=out.json model", Some("out.json")),
+            // As it was while `--json` took nothing.
+            ("p --json model", Some("-")),
+            ("p --quiet --json model", Some("-")),
+        ] {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let Program { model, json, .. } = read(&args).unwrap();
+            assert_eq!(model, PathBuf::from("model"), "{line}");
+            assert_eq!(json.path().map(|path| path.to_str().unwrap()), place, "{line}");
+        }
+        let args = ["p", "--json"].map(OsString::from);
+        assert!(read::<Program>(&args).is_err());
+    }
+}
