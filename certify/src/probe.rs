@@ -1,22 +1,29 @@
 //! The largest sensitivity found: a gradient search over pairs of inputs. Each pair gives a lower
-//! bound on the true constant.
+//! bound on the true constant, with an allowance for the rounding of both forward passes.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Input, Node, Op, join};
+use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
 use lipschitz_nn::random::{self, Stream};
 use rand::Rng;
 
 use crate::Error;
-use crate::spectral::{Matrix, top_right_singular_vector};
+use crate::bound::{F64, WeightNorms, rounding};
+use crate::spectral::{Matrix, Method, top_right_singular_vector};
+use crate::upper::Upper;
 
 /// The steepest pair of inputs found.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// `‖f(a) − f(b)‖ / ‖a − b‖`, each norm the largest ℓ2 norm of a token.
+    /// `‖f(a) − f(b)‖ / ‖a − b‖` as computed in f64, each norm the largest ℓ2 norm of a token.
     pub sensitivity: f64,
+    /// What the true ratio is at least, whatever was rounded: a lower bound on the constant. 0 where
+    /// rounding may be all of it.
+    pub at_least: f64,
     /// The inputs: embedding vectors `[1, tokens, dim]`, images or vectors, in f64.
     pub pair: (Tensor, Tensor),
 }
@@ -101,9 +108,9 @@ pub fn probe(
         };
         network.climb(&a, &direction, iterations, &mut best)?;
         if let Some(pair) = &best
-            && pair.sensitivity > told
+            && pair.found() > told
         {
-            told = pair.sensitivity;
+            told = pair.found();
             report(told);
         }
         if start.elapsed() >= budget {
@@ -163,25 +170,76 @@ fn noise(dims: &[usize], rng: &mut Stream) -> Result<Tensor, Error> {
 /// The steepest pair so far, as rows.
 struct Pair {
     sensitivity: f64,
+    at_least: f64,
     a: Tensor,
     b: Tensor,
 }
 
+impl Pair {
+    /// What is certain, or where nothing is, what was computed.
+    fn found(&self) -> f64 {
+        if self.at_least > 0.0 { self.at_least } else { self.sensitivity }
+    }
+
+    /// Whether it is steeper for certain, or where nothing is certain, as computed.
+    fn is_above(&self, other: &Pair) -> bool {
+        let key = |pair: &Pair| (pair.at_least, pair.sensitivity);
+        key(self) > key(other)
+    }
+}
+
+/// How far outputs may be from those of the function in real arithmetic.
+struct Allowance<'a> {
+    graph: &'a Graph,
+    norms: WeightNorms<'a>,
+    /// By the binary exponent of the radius that they hold for.
+    known: RefCell<BTreeMap<i32, f64>>,
+}
+
+impl Allowance<'_> {
+    /// For inputs whose tokens have ℓ2 norm up to `radius`.
+    fn within(&self, radius: f64) -> Result<f64, Error> {
+        let exponent = (radius.max(f64::MIN_POSITIVE).log2().ceil() + 1.0) as i32;
+        if let Some(known) = self.known.borrow().get(&exponent) {
+            return Ok(*known);
+        }
+        let ball = Upper::from_f64(2f64.powi(exponent));
+        let error = rounding(self.graph, &self.norms, ball, F64)?.to_f64();
+        self.known.borrow_mut().insert(exponent, error);
+        Ok(error)
+    }
+}
+
+/// Not above the true ratio of two norms, where both ends of the first are off by at most `off`, and
+/// the norms are of `outputs` and `inputs` elements. A norm of d elements is off by a factor of at
+/// most 1 + γ, with γ that of d + 8 operations.
+fn at_least(change: f64, off: f64, apart: f64, (outputs, inputs): (usize, usize)) -> f64 {
+    let rounded = |d: usize| 1.0 + 1.1 * (d as f64 + 8.0) * F64;
+    let change = change / rounded(outputs) - 2.0 * off * (1.0 + f64::EPSILON);
+    // A few more operations above.
+    let ratio = change / (apart * rounded(inputs)) * (1.0 - 8.0 * f64::EPSILON);
+    if ratio.is_finite() { ratio.max(0.0) } else { 0.0 }
+}
+
 /// A network as a function of rows `[batch, tokens, width]` (images and vectors are one token), in
 /// f64 on the CPU.
-struct Network {
+struct Network<'a> {
     model: Model,
+    allowance: Allowance<'a>,
     tokens: bool,
     /// The shape of the network's inputs.
     natural: Vec<usize>,
     radius: f64,
 }
 
-impl Network {
-    fn new(model: &Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
+impl<'a> Network<'a> {
+    fn new(model: &'a Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
+        let norms = WeightNorms::new(model, Method::Proven, &|_| {});
+        let allowance = Allowance { graph: model.graph(), norms, known: RefCell::default() };
         Ok(Self {
             model: model.to(&Device::Cpu, DType::F64)?,
+            allowance,
             tokens,
             natural: natural.to_vec(),
             radius,
@@ -194,18 +252,19 @@ impl Network {
     }
 
     fn run(&self, x: &Tensor) -> Result<Tensor, Error> {
-        if self.tokens {
-            return Ok(self.model.forward_embeddings(x)?);
-        }
-        let mut dims = self.natural.clone();
-        dims[0] = x.dim(0)?;
-        let y = self.model.forward(&x.reshape(dims)?)?;
-        // Images and vectors have one token per output; of several tokens the largest counts.
+        let y = if self.tokens {
+            self.model.forward_embeddings(x)?
+        } else {
+            let mut dims = self.natural.clone();
+            dims[0] = x.dim(0)?;
+            self.model.forward(&x.reshape(dims)?)?
+        };
+        // One output for a whole input is that of one token; of several tokens the largest counts.
         Ok(if y.rank() == 3 { y } else { y.reshape((y.dim(0)?, 1, ()))? })
     }
 
     fn found(&self, best: Option<Pair>) -> Result<Found, Error> {
-        let Pair { sensitivity, a, b } = best.ok_or_else(|| {
+        let Pair { sensitivity, at_least, a, b } = best.ok_or_else(|| {
             Error::Unknown("the network's sensitivity: every pair gave no finite number".into())
         })?;
         let shape = |x: Tensor| -> Result<Tensor, Error> {
@@ -213,7 +272,7 @@ impl Network {
             dims[0] = 1;
             Ok(x.reshape(dims)?)
         };
-        Ok(Found { sensitivity, pair: (shape(a)?, shape(b)?) })
+        Ok(Found { sensitivity, at_least, pair: (shape(a)?, shape(b)?) })
     }
 
     /// Rows scaled back into the ball, slightly inside so that rounding does not leave it.
@@ -248,17 +307,23 @@ impl Network {
                 .squeeze(2)?
                 .max(1)?
                 .to_vec1::<f64>()?;
+            let reach = largest(x.as_tensor())?.max(largest(y.as_tensor())?);
+            let off = self.allowance.within(reach)?;
+            let widths = (change.dim(D::Minus1)?, x.dim(D::Minus1)?);
             for (i, (worst, apart)) in worst.iter().zip(&apart).enumerate() {
                 // For closer pairs, rounding in the forward pass would count as sensitivity.
                 if *apart < 1e-7 * size {
                     continue;
                 }
                 let sensitivity = worst / apart;
-                if sensitivity.is_finite()
-                    && best.as_ref().is_none_or(|b| sensitivity > b.sensitivity)
-                {
-                    let (a, b) = (x.as_tensor().get(i)?.detach(), y.as_tensor().get(i)?.detach());
-                    *best = Some(Pair { sensitivity, a, b });
+                if !sensitivity.is_finite() {
+                    continue;
+                }
+                let at_least = at_least(*worst, off, *apart, widths);
+                let (a, b) = (x.as_tensor().get(i)?.detach(), y.as_tensor().get(i)?.detach());
+                let pair = Pair { sensitivity, at_least, a, b };
+                if best.as_ref().is_none_or(|best| pair.is_above(best)) {
+                    *best = Some(pair);
                 }
             }
             // Ascend along the output change of the worst token of each pair.
@@ -283,6 +348,11 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// The largest ℓ2 norm of a token.
+fn largest(x: &Tensor) -> Result<f64, Error> {
+    Ok(row_norms(&x.detach())?.flatten_all()?.max(0)?.to_scalar::<f64>()?)
 }
 
 /// ℓ2 norms over the last dimension, which is kept.

@@ -33,6 +33,24 @@ fn refused(args: &[&str]) -> String {
     message
 }
 
+/// Runs with this on stdin.
+fn piped(args: &[&str], input: &[u8]) -> Output {
+    use std::io::Write;
+    let (stdin, stdout) = (std::process::Stdio::piped(), std::process::Stdio::piped());
+    let mut child = certify(args).stdin(stdin).stdout(stdout).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// A usage error as clap lays it out: what is wrong, how the command is used, where help is.
+fn misused(args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = certify(args).output().unwrap();
+    let message = text(&stderr);
+    assert_eq!((status.code(), stdout.len()), (Some(2), 0), "{args:?}: {message}");
+    assert!(message.lines().any(|line| line.starts_with("Usage: ")), "{args:?}: {message}");
+    message
+}
+
 #[test]
 fn bounds_are_ordered_and_written() {
     let w = Workshop::new();
@@ -76,7 +94,7 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     let (dir, pair) = (w.string(""), w.string("pair.safetensors"));
     let text = ok(&["probe", &dir, "--seconds", "0.3", "--radius", "2.5", "--output", &pair]);
     assert!(text.contains("≤ true ≤ certified"), "{text}");
-    let json = ok(&["probe", &dir, "--seconds", "0", "--radius", "2.5", "--json"]);
+    let json = ok(&["probe", "--json", &dir, "--seconds", "0", "--radius", "2.5"]);
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(report["ratio"].as_f64().unwrap() >= 1.0, "{json}");
     // The pair from the file has the printed sensitivity, and lies in the domain.
@@ -144,11 +162,24 @@ fn plans_hold_before_training() {
     write("method = \"none\"\n");
     assert!(refused(&["plan", &path, "--target", "5"]).contains("sigma_max"));
     assert!(refused(&["plan", &path, "--sigma-max", "0"]).contains("--sigma-max 0"));
-    assert!(refused(&["plan", &path]).contains("--target"));
-    assert!(refused(&["plan", &path, "--sgima-max", "1"]).contains("--sigma-max"));
-    assert!(refused(&["bound"]).contains("<MODEL>"));
+    assert!(misused(&["plan", &path]).contains("--target"));
+    assert!(misused(&["plan", &path, "--sgima-max", "1"]).contains("--sigma-max"));
+    assert!(misused(&["bound"]).contains("<MODEL>"));
     write("method = \"spectral_normalize\"\nfactors = { qurey = 2.0 }\n");
     assert!(refused(&["plan", &path, "--target", "5"]).contains("qurey"));
+    // What is no TOML, and what is no key, is said with its place.
+    write("method = = 1\n");
+    let said = refused(&["plan", &path, "--target", "5"]);
+    assert!(said.contains("c.toml: line 8, column 10, `method = = 1`: "), "{said}");
+    write("method = \"spectral_normalise\"\n");
+    let said = refused(&["plan", &path, "--target", "5"]);
+    assert!(said.contains("line 8, column 10, `method = \"spectral_normalise\"`: unk"), "{said}");
+    // With a mark of the byte order, as some editors write it, and from stdin.
+    let marked = format!("\u{feff}{config}[constraint]\nmethod = \"spectral_normalize\"\n");
+    std::fs::write(w.path("c.toml"), &marked).unwrap();
+    let wanted = ok(&["plan", &path, "--target", "5"]);
+    let plan = ["plan", "-", "--target", "5"];
+    assert_eq!(text(&piped(&plan, marked.as_bytes()).stdout), wanted);
 }
 
 #[test]
@@ -169,8 +200,20 @@ fn certificates_are_verified_by_exit_code() {
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     value["rms"]["exponent"] = (-3).into();
     let mantissa = value["rms"]["mantissa"].as_f64().unwrap();
-    value["rms"]["log10"] = (mantissa / 8.0).log10().into();
+    value["rms"]["log10"] = ((mantissa / 8.0).log10() + 2e-15).into();
+    value["rms"].as_object_mut().unwrap().remove("value");
     broken(value.to_string(), 1, "rms");
+    // Nor may what a reader takes for the bound be below it.
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let decimal: f64 = value["rms"]["value"].as_str().unwrap().parse().unwrap();
+    let exact = mantissa * 2f64.powi(value["rms"]["exponent"].as_i64().unwrap() as i32);
+    assert!(decimal >= exact && decimal <= exact * (1.0 + 1e-15), "{decimal} {exact}");
+    value["rms"]["value"] = format!("{}", decimal * 0.999).into();
+    broken(value.to_string(), 1, "value");
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let log = value["l2"]["log10"].as_f64().unwrap();
+    value["l2"]["log10"] = (log - 1e-13).into();
+    broken(value.to_string(), 1, "log10");
     broken(text.replacen("\"log10\": ", "\"log10\": 7", 1), 1, "log10");
     // A reader could take an unknown key for a claim.
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -308,7 +351,7 @@ fn bad_input_gets_one_line() {
             .contains("holds no summary.json")
     );
     assert!(refused(&["robust", &model, "--data", &w.string("none")]).contains("tokenizer"));
-    assert!(refused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
+    assert!(misused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
     assert!(refused(&["robust", &model, "--data", "x", "--restarts", "0"]).contains("at least 1"));
     // A bound beyond the range of f64 is printed as a power of ten.
     let large = w.save("large.safetensors", |weights| {
@@ -407,7 +450,7 @@ fn a_network_of_ones_own_is_checked_and_imported() {
     assert!(said.contains("give --activation") && said.contains("`certify import`"), "{said}");
     assert!(refused(&["import", &graph, "-o", &out]).contains("graph.json"));
     for odd in [&["--order", "0,2,4"][..], &["--activation", "relu"]] {
-        assert!(refused(&[&declared[..], odd].concat()).contains("cannot be used with"));
+        assert!(misused(&[&declared[..], odd].concat()).contains("cannot be used with"));
     }
     let conv = w.string("conv.safetensors");
     let tensor = Tensor::zeros((2, 1, 3, 3), DType::F32, &Device::Cpu).unwrap();
@@ -522,4 +565,122 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
     quiet(&ok(&["probe", path, "--seconds", "0"]));
     let Output { stderr, .. } = certify(&["bound", "no\u{1b}[2Jfile"]).output().unwrap();
     quiet(&text(&stderr));
+    // What is typed is quoted in usage errors, and begins no line of its own there.
+    for args in [
+        vec!["bound", "--no\u{1b}[2J"],
+        vec!["bound", "x", "--norms", "a\nerror: b\u{202e}"],
+        vec!["a\nUsage: b"],
+        vec!["robust", "x", "--data", "y", "--eps", "1\nerror: b"],
+    ] {
+        let said = misused(&args);
+        quiet(&said);
+        assert_eq!(said.matches("\nerror: ").count(), 0, "{said}");
+        assert_eq!(said.matches("\nUsage: ").count(), 1, "{said}");
+    }
+}
+
+/// `--json` alone, and with `-`, is the document on stdout and nothing else; with a name it is the
+/// same document in that file. No command writes a file called `-`.
+#[test]
+fn json_and_a_dash_mean_the_same_everywhere() {
+    let w = Workshop::new();
+    let dir = w.string("");
+    let here = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = certify(args).current_dir(here.path()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let commands: [&[&str]; 2] = [&["bound", &dir], &["probe", &dir, "--seconds", "0"]];
+    for command in commands {
+        let file = w.string("result.json");
+        let document = |args: &[&str]| -> serde_json::Value {
+            serde_json::from_str(&run(&[command, args].concat())).unwrap()
+        };
+        let alone = document(&["--json"]);
+        assert_eq!(document(&["--json", "-"]), alone, "{command:?}");
+        assert_eq!(document(&["--json=-"]), alone);
+        let said = run(&[command, &["--json", &file]].concat());
+        assert!(said.contains(" ≤ "), "the result itself: {said}");
+        let written: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(written, alone);
+    }
+    assert_eq!(run(&["bound", &dir, "--quiet", "--json"]).lines().next(), Some("{"));
+    // What is written to stdout can be read from stdin.
+    let certificate = run(&["bound", &dir, "--json", "-"]);
+    let output = piped(&["verify", "-", &dir], certificate.as_bytes());
+    assert!(text(&output.stdout).contains("holds"), "{output:?}");
+    let output = piped(&["verify", "-", &dir], format!("\u{feff}{certificate}").as_bytes());
+    assert!(output.status.success(), "a mark of the byte order is no part of a document");
+    assert!(run(&["graph", &dir, "-o", "-"]).starts_with("<svg"));
+    assert!(run(&["plot", "layers", &dir, "-o", "-"]).starts_with("<svg"));
+    let output = certify(&["import", &golden("llama"), "-o", "-"]).output().unwrap();
+    assert!(output.status.success());
+    let checkpoint = w.path("piped.safetensors");
+    std::fs::write(&checkpoint, &output.stdout).unwrap();
+    assert!(ok(&["bound", checkpoint.to_str().unwrap()]).contains("certified"));
+    assert!(text(&output.stderr).contains("imported: llama"));
+    assert_eq!(std::fs::read_dir(here.path()).unwrap().count(), 0, "no file called -");
+    let said = refused(&["bound", &dir, "--savings", "--json"]);
+    assert!(said.contains("--savings"), "{said}");
+}
+
+fn golden(name: &str) -> String {
+    format!("{}/../tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file of another kind is named for what it is, wherever a file is read.
+#[test]
+fn files_of_other_kinds_are_named_in_every_command() {
+    let w = Workshop::new();
+    let (dir, certificate) = (w.string(""), w.string("c.json"));
+    ok(&["bound", &dir, "--json", &certificate]);
+    let kinds: [(&str, &[u8], &str); 8] = [
+        (
+            "page.html",
+            b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
+            "web page",
+        ),
+        (
+            "pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
+            "Git LFS pointer",
+        ),
+        (
+            "packed.gz",
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0",
+            "compressed with gzip",
+        ),
+        ("keras.h5", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0\x04\0\x10\0", "HDF5"),
+        ("archive.zip", b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "zip archive"),
+        ("paper.pdf", b"%PDF-1.7\n%\xb5\xb5\xb5\xb5\n1 0 obj\n", "PDF document"),
+        ("object.pkl", b"\x80\x04\x95\x05\0\0\0\0\0\0\0]\x94.", "pickle"),
+        ("model.gguf", b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "GGUF"),
+    ];
+    for (name, bytes, what) in kinds {
+        let file = w.string(name);
+        std::fs::write(&file, bytes).unwrap();
+        let model = Some(what).filter(|what| !["zip archive", "GGUF"].contains(what));
+        let lines: [(&[&str], Option<&str>); 10] = [
+            (&["verify", &file, &dir], Some(what)),
+            (&["plan", &file, "--target", "5"], Some(what)),
+            (&["bound", &file], model),
+            (&["probe", &file], model),
+            (&["graph", &file, "-o", "g.svg"], model),
+            (&["verify", &certificate, &file], model),
+            (&["import", &file, "-o", "m.safetensors"], model),
+            (&["run", &dir, "--input", &file, "--output", "y.safetensors"], Some(what)),
+            (&["plot", "robust", &file, "-o", "r.svg"], Some(what)),
+            (&["import", &dir, "--graph", &file, "-o", "m.safetensors"], None),
+        ];
+        for (args, what) in lines {
+            let said = refused(args);
+            assert!(said.contains(name) || args.contains(&"--graph"), "{args:?}: {said}");
+            assert!(!said.contains("header of"), "{args:?}: {said}");
+            if let Some(what) = what {
+                assert!(said.contains(what), "{args:?}: {said}");
+            }
+        }
+    }
 }

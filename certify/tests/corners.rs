@@ -78,3 +78,48 @@ fn a_gain_that_underflows_is_not_lost() {
         assert!(proven(&model).l2.to_f64() >= truth, "{} is below {truth}", proven(&model).l2);
     }
 }
+
+/// A map of norm 1 with outputs of size 10¹² in front of another: rounding moves them by more than a
+/// small step does. What is computed is above the constant, what is certain is not; and a constant
+/// that is too small by a thousandth is told all the same.
+#[test]
+fn large_biases_refute_nothing_that_holds() {
+    let dim = 4;
+    let nodes = vec![
+        Node::new("a", Op::Linear { inputs: dim, outputs: dim, bias: true }),
+        Node::new("b", Op::Linear { inputs: dim, outputs: dim, bias: false }),
+    ];
+    // A rotation in two planes, and its inverse up to signs.
+    let turn = matrix(
+        &[
+            0.6, -0.8, 0.0, 0.0, //
+            0.8, 0.6, 0.0, 0.0, //
+            0.0, 0.0, 0.28, -0.96, //
+            0.0, 0.0, 0.96, 0.28,
+        ],
+        (dim, dim),
+    );
+    let of = |bias: f64, factor: f64| {
+        let weights = [
+            ("a.weight", (&turn * factor).unwrap()),
+            ("a.bias", Tensor::new(&[bias, -bias, 0.7 * bias, bias], &Device::Cpu).unwrap()),
+            ("b.weight", turn.t().unwrap().contiguous().unwrap()),
+        ];
+        model(Input::Vector { dim }, nodes.clone(), &weights)
+    };
+    let starts = matrix(&[0.3, -0.2, 0.5, 0.1, -0.4, 0.6, 0.2, -0.7], (2, dim));
+    let found = |model: &Model| probe::search(model, &starts, f64::INFINITY, 60).unwrap();
+    let mut above = 0;
+    for bias in [1e6, 1e9, 1e12, 1e15] {
+        let model = of(bias, 1.0);
+        let (found, l2) = (found(&model), proven(&model).l2.to_f64());
+        assert!(found.at_least <= l2, "{bias}: {} {l2}", found.at_least);
+        above += usize::from(found.sensitivity > l2 * (1.0 + 1e-9));
+    }
+    assert!(above > 0, "this test has no teeth");
+    for bias in [0.0, 1.0, 1e6] {
+        let (small, large) = (of(bias, 1.0), of(bias, 1.001));
+        let (claimed, found) = (proven(&small).l2.to_f64(), found(&large));
+        assert!(found.at_least > claimed, "{bias}: {} {claimed}", found.at_least);
+    }
+}

@@ -100,10 +100,12 @@ fn no_pair_is_steeper_than_the_certificate() {
         random_pairs(&model, &certificate, &shape, tokens, &mut dice, &what);
         let starts = dice.tensor(&[&[3], &shape[..]].concat(), 1.0);
         let radius = certificate.domain.radius.to_f64();
-        let found = probe::search(&model, &starts, radius, 20)
-            .unwrap_or_else(|e| panic!("{e}: {what}"))
-            .sensitivity;
+        let found =
+            probe::search(&model, &starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}"));
         let bound = certificate.l2.to_f64();
+        // What is certain is not above it at all, and what was computed is not by more than rounding.
+        assert!(found.at_least <= bound, "{} is certain: {what}", found.at_least);
+        let found = found.sensitivity;
         assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
         if bound.is_finite() && bound > 0.0 {
             ratios.push(found / bound);

@@ -1,8 +1,10 @@
 //! Progress of a run on stderr: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lipschitz_certify::terminal;
 use lipschitz_certify::upper::Upper;
 
@@ -13,11 +15,13 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     lines: bool,
     latest: String,
+    /// Raised when the run is to stop.
+    stop: Arc<AtomicBool>,
 }
 
 impl Progress {
-    /// For `steps` steps of which `done` are made; silent if `quiet`.
-    pub(crate) fn new(steps: u64, done: u64, quiet: bool) -> Self {
+    /// For `steps` steps of which `done` are made, until `stop` is raised; silent if `quiet`.
+    pub(crate) fn new(steps: u64, done: u64, quiet: bool, stop: Arc<AtomicBool>) -> Self {
         let seen = std::io::stderr().is_terminal();
         let bar = (seen && !quiet).then(|| {
             let bar = ProgressBar::new(steps).with_position(done);
@@ -25,7 +29,7 @@ impl Progress {
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Self { bar, lines: !seen && !quiet, latest: String::new() }
+        Self { bar, lines: !seen && !quiet, latest: String::new(), stop }
     }
 
     /// A logged step, with its certified constant.
@@ -35,6 +39,9 @@ impl Progress {
         }
         let loss = m.train_loss.unwrap_or(f64::NAN);
         if let Some(bar) = &self.bar {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
             bar.set_position(m.step);
             bar.set_message(format!("loss {loss:.4}  L ≤ {l}{}", self.latest));
         } else if self.lines {
@@ -46,10 +53,14 @@ impl Progress {
         }
     }
 
-    /// Leaves the last state on the screen.
+    /// Leaves the last state on the screen. A bar that is drawn again behind the terminal's `^C` is
+    /// there twice, so after one nothing is drawn but the end of its line.
     pub(crate) fn finish(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
+        let Some(bar) = self.bar.take() else { return };
+        if self.stop.load(Ordering::Relaxed) {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+            terminal::note(format_args!(""));
         }
+        bar.abandon();
     }
 }

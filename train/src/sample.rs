@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use lipschitz_data::codec::Codec;
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::Tokenizer;
+use lipschitz_nn::graph::Shape;
 use lipschitz_nn::random::{self, Stream};
 
 use crate::Error;
@@ -34,6 +35,9 @@ pub fn sample(
         return Err(Error::Temperature(sampling.temperature));
     }
     let context = model.graph().context().ok_or(Error::WritesNoText)?;
+    if !matches!(model.graph().output(), Shape::Tokens(_)) {
+        return Err(lipschitz_data::Error::PredictsNoTokens.into());
+    }
     let codec = Codec::new(tokenizer)?;
     let mut ids = codec.encode(prompt)?;
     if ids.is_empty() {

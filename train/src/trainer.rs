@@ -166,7 +166,10 @@ impl<'a> Run<'a> {
             }
             None => None,
         };
-        let progress = Progress::new(t.steps, before.0, options.quiet || !ranks.is_first());
+        let progress = {
+            let quiet = options.quiet || !ranks.is_first();
+            Progress::new(t.steps, before.0, quiet, options.stop.clone())
+        };
         let clock = Instant::now();
         let times = Times::default();
         Ok(Self {
@@ -394,15 +397,15 @@ impl<'a> Run<'a> {
         let radius = certificate.domain.radius.to_f64();
         let found = probe::search(model, &starts(model, self.data)?, radius, 24)?;
         // A value found is measured in floating point; the certificate speaks of real arithmetic.
-        if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > certificate.l2 {
-            let (found, certified) = (found.sensitivity, certificate.l2);
+        if Upper::from_f64(found.at_least) > certificate.l2 {
+            let (found, certified) = (found.at_least, certificate.l2);
             return Err(Error::Refuted { found, certified });
         }
         let inputs = match certificate.graph.nodes().first().map(|node| &node.op) {
             Some(Op::Embedding { dim, .. }) => *dim,
             _ => found.pair.0.elem_count(),
         };
-        Ok(found.sensitivity * rms_to_rms(self.data.outputs(), inputs))
+        Ok(found.at_least * rms_to_rms(self.data.outputs(), inputs))
     }
 
     /// Of a model of images, the share that is right and proven to stay so.

@@ -510,3 +510,173 @@ fn a_run_is_trained_by_one_process_at_a_time() {
     drop(held);
     assert!(w.run("run", &["train.steps=8", "train.eval_every=2"], &["--resume"]).status.success());
 }
+
+/// A usage error as clap lays it out: what is wrong, how the command is used, where help is.
+fn misused(args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = train(args).output().unwrap();
+    let message = text(&stderr);
+    assert_eq!((status.code(), stdout.len()), (Some(2), 0), "{args:?}: {message}");
+    assert!(message.lines().any(|line| line.starts_with("Usage: ")), "{args:?}: {message}");
+    assert!(message.lines().all(|line| line.chars().count() <= 100), "{args:?}: {message}");
+    message
+}
+
+#[test]
+fn usage_errors_keep_their_lines() {
+    let help = misused(&[]);
+    for command in ["demo", "run", "sweep", "eval", "sample", "shards", "estimate", "config"] {
+        let own = |line: &str| line.trim_start().starts_with(command);
+        assert!(help.lines().any(own), "{command} has a line of its own: {help}");
+    }
+    assert!(misused(&["run"]).contains("<CONFIG>"));
+    assert!(misused(&["sample", "x", "--promt", "a"]).contains("--prompt"));
+    assert!(misused(&["sweep", "x", "--out", "y", "--shard", "3/2\nerror: b"]).contains("3/2"));
+    for args in [vec!["run", "--no\u{1b}[2J"], vec!["a\nUsage: b\u{202e}"]] {
+        let said = misused(&args);
+        assert_eq!(said.matches("\nUsage: ").count(), 1, "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}']), "{said}");
+    }
+}
+
+/// What is wrong with a config has its file, line and column, and the line itself.
+#[test]
+fn mistakes_in_a_config_have_their_place() {
+    let w = Workshop::new();
+    let demo = ok(&["config", "demo"]);
+    let path = w.string("c.toml");
+    let said = |from: &str, to: &str, more: &[&str]| {
+        assert!(demo.contains(from), "{from}");
+        std::fs::write(&path, demo.replacen(from, to, 1)).unwrap();
+        let out = w.string("none");
+        let said = refused(&[&["run", &path, "--out", &out], more].concat());
+        assert!(said.contains("c.toml: "), "{said}");
+        said
+    };
+    let line = |text: &str| 1 + demo[..demo.find(text).unwrap()].matches('\n').count();
+    let wanted = format!("line {}, column 1, `batchsize = ", line("batch_size"));
+    let message = said("batch_size", "batchsize", &[]);
+    assert!(message.contains(&wanted) && message.contains("did you mean"), "{message}");
+    let wanted = format!("line {}, column ", line("batch_size"));
+    assert!(said("batch_size = ", "batch_size = = ", &[]).contains(&wanted));
+    let message = said("batch_size = ", "batch_size = 'many' # ", &[]);
+    assert!(message.contains(&wanted) && message.contains("`batch_size = 'many' #"), "{message}");
+    // What a setting breaks is in no file.
+    let message = said("batch_size", "batch_size", &["--set", "train.batch_size=many"]);
+    assert!(!message.contains("line "), "{message}");
+    // A config with a mark of the byte order, and one from stdin.
+    std::fs::write(&path, format!("\u{feff}{demo}")).unwrap();
+    let estimate = ok(&["estimate", &path]);
+    let mut child =
+        train(&["estimate", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), demo.as_bytes()).unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), estimate);
+}
+
+/// A file of another kind is named for what it is, as a config, data, a tokenizer or a model.
+#[test]
+fn files_of_other_kinds_are_named_in_every_command() {
+    let w = Workshop::new();
+    std::fs::write(w.path("text.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
+    let (corpus, out) = (w.string("text.txt"), w.string("out"));
+    let kinds: [(&str, &[u8], &str); 7] = [
+        ("page", b"<!DOCTYPE html>\n<html><head></head></html>", "web page"),
+        ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        ("packed", b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0", "gzip"),
+        ("keras", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0\x04\0\x10\0", "HDF5"),
+        ("archive", b"PK\x03\x04\x14\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0\0\0\0\0", "zip archive"),
+        ("paper", b"%PDF-1.7\n%\xb5\xb5\xb5\xb5\n1 0 obj\n", "PDF"),
+        ("object", b"\x80\x04\x95\x05\0\0\0\0\0\0\0]\x94.", "pickle"),
+    ];
+    for (name, bytes, what) in kinds {
+        let file = w.string(name);
+        std::fs::write(&file, bytes).unwrap();
+        let data = format!("data={{ kind = \"text\", path = \"{file}\" }}");
+        let read = format!("data={{kind=\"text\",path=\"{corpus}\",tokenizer=\"{file}\"}}");
+        // A web page is a text that one can learn from, if it is long enough.
+        let learnt = if name == "page" { "give a longer text" } else { what };
+        for (args, what) in [
+            (vec!["run", &file, "--out", &out], what),
+            (vec!["sweep", &file, "--out", &out], what),
+            (vec!["estimate", &file], what),
+            (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &data], learnt),
+            (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &read], what),
+            (vec!["shards", &corpus, "--tokenizer", &file, "--out", &out], what),
+        ] {
+            let said = refused(&args);
+            assert!(said.contains(what) && said.contains(name), "{args:?}: {said}");
+        }
+        for args in [vec!["sample", &file], vec!["eval", &file, "--data", &corpus]] {
+            let said = refused(&args);
+            let known = what == "zip archive" || said.contains(what);
+            assert!(known && said.contains(name) && !said.contains("header of"), "{said}");
+        }
+    }
+}
+
+/// `--json` alone or with `-` prints the document and nothing else, with a name it writes a file.
+#[test]
+fn json_means_the_same_everywhere() {
+    let w = Workshop::new();
+    let run = w.trained("run", &["train.steps=2"]);
+    std::fs::write(w.path("text.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
+    let (data, file) = (w.string("text.txt"), w.string("result.json"));
+    let eval = |args: &[&str]| ok(&[&["eval", "--data", &data], args].concat());
+    let alone: serde_json::Value = serde_json::from_str(&eval(&[&run, "--json"])).unwrap();
+    // As it was while `--json` took nothing: what follows is the model.
+    for args in [&["--json", &run][..], &[&run, "--json", "-"], &["--json=-", &run]] {
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&eval(args)).unwrap(), alone);
+    }
+    assert!(eval(&[&run, "--json", &file]).starts_with("loss "));
+    assert_eq!(json(Path::new(&file)), alone);
+    assert!(!Path::new("-").exists());
+    // Old lines of a log, which have the logarithm under the name of the constant, are read too.
+    let line = std::fs::read_to_string(w.path("run/metrics.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+    assert!(line["lipschitz_log10"].is_number() && line["lipschitz_log10"] == line["lipschitz"]);
+    let mut old = line.clone();
+    old.as_object_mut().unwrap().remove("lipschitz_log10");
+    serde_json::from_value::<lipschitz_train::run_dir::Metrics>(old).unwrap();
+    let summary = json(&w.path("run/summary.json"));
+    let value: f64 = summary["lipschitz"]["value"].as_str().unwrap().parse().unwrap();
+    assert!(value.log10() <= summary["lipschitz_log10"].as_f64().unwrap());
+}
+
+/// A classifier of texts predicts no next token, which is said before anything fails inside.
+#[test]
+fn a_classifier_of_texts_writes_none() {
+    use candle_core::{DType, Device};
+    use lipschitz_nn::checkpoint::{FORMAT, Meta, Provenance, Tokenizer, save};
+    use lipschitz_nn::graph::{Graph, Input, Node, Op};
+    use lipschitz_nn::init::{self, Blocks};
+
+    let w = Workshop::new();
+    let text = lipschitz_data::play::text(1, 20000);
+    std::fs::write(w.path("text.txt"), &text).unwrap();
+    let mut characters: Vec<char> = text.chars().collect();
+    characters.sort_unstable();
+    characters.dedup();
+    let (vocabulary, dim) = (characters.len(), 8);
+    let embedding = Node::new("embedding", Op::Embedding { vocabulary, dim });
+    let head = |outputs| Node::new("head", Op::Linear { inputs: dim, outputs, bias: true });
+    let save = |name: &str, nodes: Vec<Node>| {
+        let graph = Graph::new(Input::tokens(16), nodes).unwrap();
+        let weights = init::weights(&graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
+        let model = lipschitz_nn::Model::new(graph.clone(), weights).unwrap();
+        let characters = characters.iter().collect();
+        let tokenizer = Some(Tokenizer::Characters { characters });
+        let (config, provenance) = (serde_json::Value::Null, Provenance::default());
+        let meta = Meta { format: FORMAT, graph, config, tokenizer, provenance };
+        save(&w.path(name), &model, &meta).unwrap();
+        w.string(name)
+    };
+    let last = Node::new("", Op::LastToken);
+    let classes = save("classes.safetensors", vec![embedding.clone(), last, head(3)]);
+    let narrow = save("narrow.safetensors", vec![embedding, head(3)]);
+    let data = w.string("text.txt");
+    for args in [vec!["eval", &classes, "--data", &data], vec!["sample", &classes]] {
+        let said = refused(&args);
+        assert!(said.contains("predicts no next tokens"), "{said}");
+    }
+    let said = refused(&["eval", &narrow, "--data", &data]);
+    assert!(said.contains("has 3 outputs"), "{said}");
+}

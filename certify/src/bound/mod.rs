@@ -13,6 +13,7 @@ mod attention;
 mod norms;
 pub mod paper;
 pub(crate) mod pointwise;
+mod rounding;
 mod rows;
 pub mod savings;
 mod state;
@@ -20,6 +21,7 @@ mod walk;
 mod weights;
 
 pub use norms::{Block, Norm, Norms, Part};
+pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};
 pub use walk::{FinalLinear, Walk, walk};
 pub(crate) use weights::PAIRS;

@@ -163,6 +163,19 @@ fn outputs(
     Ok((logit, margin, Some(FinalLinear { block, rest: before })))
 }
 
+/// The rule of one node that is not made of others, with no norm's gain in it. `channels` are those
+/// of an image.
+pub(super) fn alone(
+    node: &Node,
+    path: &str,
+    norms: &dyn Norms,
+    channels: usize,
+    x: &State,
+) -> Result<Step, Error> {
+    let place = Place { path: path.into(), ..Place::default() };
+    Walker { norms, channels, rows: Vec::new() }.node(node, &place, x, Upper::ONE, None)
+}
+
 fn last(trail: &[Upper]) -> Upper {
     trail.last().copied().unwrap_or(Upper::ONE)
 }

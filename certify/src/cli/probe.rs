@@ -8,10 +8,10 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Args;
 use lipschitz_certify::Error;
 use lipschitz_certify::certificate::{self, Formula};
-use lipschitz_certify::outln;
-use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
+use lipschitz_certify::terminal::{self, JsonOutput};
 use lipschitz_certify::upper::Upper;
+use lipschitz_certify::{outln, probe};
 use lipschitz_data::{for_model, starts};
 use lipschitz_nn::checkpoint::save_tensors;
 use lipschitz_nn::graph::{Input, Op};
@@ -38,20 +38,29 @@ pub(super) struct ProbeCommand {
     /// renamed to the kind of input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonOutput,
 }
 
 /// The result. Each constant is from ℓ2 to ℓ2 norm and from RMS to RMS norm.
 #[derive(Serialize)]
 struct ProbeResult {
+    /// Certain, with rounding allowed for.
     found_l2: f64,
     certified_l2: Upper,
     found_rms: f64,
     certified_rms: Upper,
-    /// certified / found
-    ratio: f64,
+    /// certified / found; null if nothing is certain.
+    ratio: Option<f64>,
+    /// That of the pair as computed, rounding and all.
+    computed_l2: f64,
+}
+
+/// A number with six decimals, not above it.
+fn down(x: f64) -> String {
+    let text = format!("{x:.6}");
+    let safe = text.parse::<f64>().is_ok_and(|shown| shown <= x);
+    if safe { text } else { format!("{:.6}", (x - 1e-6).max(0.0)) }
 }
 
 impl ProbeCommand {
@@ -82,37 +91,44 @@ impl ProbeCommand {
             let (a, b) = found.pair.clone();
             let said =
                 HashMap::from([("sensitivity_l2".to_string(), format!("{:e}", found.sensitivity))]);
-            save_tensors(path, [("a", a), ("b", b)].into_iter(), Some(said))?;
+            save_tensors(terminal::target(path), [("a", a), ("b", b)].into_iter(), Some(said))?;
         }
         let (l2, rms) = (certificate.l2, certificate.rms);
-        let ratio = l2.div_up(found.sensitivity).to_f64();
+        let ratio = Some(l2.div_up(found.at_least).to_f64()).filter(|ratio| ratio.is_finite());
         let inputs = match model.graph().input() {
             Input::Tokens { .. } => found.pair.0.dim(D::Minus1)?,
             _ => found.pair.0.elem_count(),
         };
         let outputs = model.graph().outputs();
-        let found_rms = found.sensitivity * rms_to_rms(outputs, inputs);
+        let found_rms = found.at_least * rms_to_rms(outputs, inputs) * (1.0 - 1e-15);
         // A forward pass is rounded; the certificate is about real arithmetic.
-        if Upper::from_f64(found.sensitivity * (1.0 - 1e-9)) > l2 {
+        if Upper::from_f64(found.at_least) > l2 {
             bail!(Error::Violated(format!(
-                "found a sensitivity of {} above the certified {l2}: a defect of the certificate, \
-                 please report it",
-                found.sensitivity
+                "found a sensitivity of at least {} above the certified {l2}: a defect of the \
+                 certificate, please report it",
+                found.at_least
             )))
         }
-        if self.json {
-            let report = ProbeResult {
-                found_l2: found.sensitivity,
-                certified_l2: l2,
-                found_rms,
-                certified_rms: rms,
-                ratio,
-            };
-            outln!("{}", serde_json::to_string_pretty(&report)?);
-        } else {
-            outln!("found {:.6} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", found.sensitivity);
-            outln!("found {found_rms:.6} ≤ true ≤ certified {rms}  RMS → RMS");
-            outln!("certified / found: {}", Upper::from_f64(ratio));
+        let report = ProbeResult {
+            found_l2: found.at_least,
+            certified_l2: l2,
+            found_rms,
+            certified_rms: rms,
+            ratio,
+            computed_l2: found.sensitivity,
+        };
+        if self.json.write(|| serde_json::to_string_pretty(&report))? {
+            return Ok(());
+        }
+        outln!("found {} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", down(found.at_least));
+        outln!("found {} ≤ true ≤ certified {rms}  RMS → RMS", down(found_rms));
+        match ratio {
+            Some(ratio) => outln!("certified / found: {}", Upper::from_f64(ratio)),
+            None => outln!(
+                "computed: {:.6} ℓ2 → ℓ2, which is not certain: under a bound so steep, rounding \
+                 may be all of it",
+                found.sensitivity
+            ),
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::Input;
+use lipschitz_nn::graph::{Input, Shape};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::Margins;
@@ -43,6 +43,7 @@ pub fn images<E: Into<BoxError>>(
     let model = model.to(&Device::Cpu, DType::F64)?;
     let (shape, walk, margins) = over_images(&model)?;
     let inputs = inputs(batches, settings.limit, shape)?;
+    inputs.iter().try_for_each(|(_, classes)| known(classes, &model))?;
     let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
     let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
     let network = |x: &Tensor| -> Result<Tensor, Error> { Ok(model.forward(&shape(x)?)?) };
@@ -103,8 +104,10 @@ pub fn certified_accuracy<E: Into<BoxError>>(
     for batch in batches {
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
-        let classes = y.to_vec1::<u32>()?;
-        let radius = |(z, class): (&Vec<f64>, u32)| margins.radius(z, class as usize);
+        let classes: Vec<usize> =
+            y.to_vec1::<u32>()?.into_iter().map(|class| class as usize).collect();
+        known(&classes, &model)?;
+        let radius = |(z, class): (&Vec<f64>, usize)| margins.radius(z, class);
         radii.extend(logits.iter().zip(classes).map(radius));
     }
     Ok(above(&radii, eps))
@@ -116,6 +119,10 @@ fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
     let Input::Pixels { channels, height, width } = model.graph().input() else {
         return Err(Error::Data("the model reads no images".into()));
     };
+    if !matches!(model.graph().output(), Shape::Vector(_)) {
+        let what = "the model gives outputs for parts of an image, so it names no class";
+        return Err(Error::Data(what.into()));
+    }
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let mut walk = walk(model.graph(), &norms, Some(radius))?;
@@ -126,6 +133,17 @@ fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
         walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
     }
     Ok(([channels, height, width], walk, margins))
+}
+
+/// Whether the model has an output for each of the classes.
+fn known(classes: &[usize], model: &Model) -> Result<(), Error> {
+    let outputs = model.graph().outputs();
+    match classes.iter().find(|class| **class >= outputs) {
+        Some(class) => Err(Error::Data(format!(
+            "an image is of class {class}, and the model's {outputs} classes are numbered from 0"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The first `limit` images as rows `[batch, 1, pixels]` in f64 with their classes.

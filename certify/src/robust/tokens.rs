@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Input, join};
+use lipschitz_nn::graph::{Input, Shape, join};
 
 use super::attack::{Attack, Reach, beaten};
 use super::margins::{Margins, largest};
@@ -52,6 +52,10 @@ pub fn tokens<E: Into<BoxError>>(
     watch: &dyn Fn(f64),
 ) -> Result<Robustness, Error> {
     let length = window(model)?;
+    if !matches!(model.graph().output(), Shape::Tokens(_)) {
+        let what = "the model gives one output for a whole text, so it predicts no next tokens";
+        return Err(Error::Data(what.into()));
+    }
     let model = model.to(&Device::Cpu, DType::F64)?;
     let table = Block::whole(join(&model.graph().nodes()[0].name, "weight"));
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});

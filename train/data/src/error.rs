@@ -102,6 +102,23 @@ pub enum Error {
     /// A network that reads no tokens, where tokens are needed.
     #[error("the model reads no tokens")]
     ReadsNoTokens,
+    /// A network that gives one output for a whole text, where one for each token is needed.
+    #[error(
+        "the model gives one output for a whole text, not one for each token, so it predicts no \
+         next tokens"
+    )]
+    PredictsNoTokens,
+    /// A network with fewer outputs than the data has tokens or classes.
+    #[error(
+        "the model has {outputs} outputs, and the data {wanted} tokens or classes: it does not \
+         predict this data"
+    )]
+    TooFewOutputs {
+        /// Of the network.
+        outputs: usize,
+        /// Of the data.
+        wanted: usize,
+    },
     /// A network that reads something else than the data.
     #[error("model and data do not fit: the model reads {reads}")]
     Misfit {

@@ -1,6 +1,7 @@
 //! How well a network predicts held-out data.
 
 use candle_core::{D, DType, Device, Tensor};
+use lipschitz_nn::graph::Shape;
 use lipschitz_nn::{Model, ops};
 
 use crate::{Batch, DataSet, Error, Protocol};
@@ -32,7 +33,14 @@ pub fn evaluate(
     batch_size: usize,
     device: &Device,
 ) -> Result<Evaluation, Error> {
-    let context = model.graph().context();
+    let graph = model.graph();
+    let context = graph.context();
+    if context.is_some() && !matches!(graph.output(), Shape::Tokens(_)) {
+        return Err(Error::PredictsNoTokens);
+    }
+    if graph.outputs() < data.outputs() {
+        return Err(Error::TooFewOutputs { outputs: graph.outputs(), wanted: data.outputs() });
+    }
     let batch_size = if context.is_some() { batch_size } else { batch_size.max(IMAGES) };
     evaluate_batches(model, data.held_out(protocol, batch_size, context, device)?)
 }

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lipschitz_certify::terminal;
 
 use super::SweepRun;
@@ -119,8 +119,11 @@ impl Live {
 
     /// All runs have been told to stop.
     pub(super) fn stopping(&mut self) {
-        if let Some(table) = &self.table {
-            table.total.set_message("stopping: runs save their checkpoints");
+        // A table that is drawn again behind the terminal's `^C` is left on the screen twice.
+        if let Some(table) = self.table.take() {
+            table.all.set_draw_target(ProgressDrawTarget::hidden());
+            self.lines = true;
+            terminal::note(format_args!("\nstopping: runs save their checkpoints"));
         }
     }
 
