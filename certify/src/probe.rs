@@ -28,6 +28,20 @@ pub struct Found {
     pub pair: (Tensor, Tensor),
 }
 
+impl Found {
+    /// What there is to say about a constant that is certified to be at most `certified`: what is
+    /// certain, or where nothing is, what was computed; 0 where that can only be rounding.
+    pub fn value(&self, certified: Upper) -> f64 {
+        if self.at_least > 0.0 {
+            self.at_least
+        } else if Upper::from_f64(self.sensitivity) <= certified {
+            self.sensitivity
+        } else {
+            0.0
+        }
+    }
+}
+
 /// Searches from `starts` (embedding vectors `[batch, tokens, dim]`, images or vectors) for the
 /// steepest pair whose tokens have ℓ2 norm at most `radius`, with `iterations` steps of gradient
 /// ascent, on the CPU in f64.

@@ -179,7 +179,7 @@ fn plans_hold_before_training() {
     std::fs::write(w.path("c.toml"), &marked).unwrap();
     let wanted = ok(&["plan", &path, "--target", "5"]);
     let plan = ["plan", "-", "--target", "5"];
-    assert_eq!(text(&piped(&plan, marked.as_bytes()).stdout), wanted);
+    assert_eq!(String::from_utf8(piped(&plan, marked.as_bytes()).stdout).unwrap(), wanted);
 }
 
 #[test]

@@ -405,7 +405,7 @@ impl<'a> Run<'a> {
             Some(Op::Embedding { dim, .. }) => *dim,
             _ => found.pair.0.elem_count(),
         };
-        Ok(found.at_least * rms_to_rms(self.data.outputs(), inputs))
+        Ok(found.value(certificate.l2) * rms_to_rms(self.data.outputs(), inputs))
     }
 
     /// Of a model of images, the share that is right and proven to stay so.

@@ -45,22 +45,30 @@ pub(super) struct ProbeCommand {
 /// The result. Each constant is from ℓ2 to ℓ2 norm and from RMS to RMS norm.
 #[derive(Serialize)]
 struct ProbeResult {
-    /// Certain, with rounding allowed for.
+    /// What is certain, with rounding allowed for; where nothing is, as computed.
     found_l2: f64,
     certified_l2: Upper,
     found_rms: f64,
     certified_rms: Upper,
-    /// certified / found; null if nothing is certain.
+    /// certified / found; null if nothing is found.
     ratio: Option<f64>,
+    /// What is certain, with rounding allowed for; 0 where rounding may be all of it.
+    at_least_l2: f64,
     /// That of the pair as computed, rounding and all.
     computed_l2: f64,
 }
 
 /// A number with six decimals, not above it.
 fn down(x: f64) -> String {
-    let text = format!("{x:.6}");
-    let safe = text.parse::<f64>().is_ok_and(|shown| shown <= x);
-    if safe { text } else { format!("{:.6}", (x - 1e-6).max(0.0)) }
+    let print = |x: f64| match x == 0.0 || (1e-3..1e6).contains(&x) {
+        true => format!("{x:.6}"),
+        false => format!("{x:.6e}"),
+    };
+    let text = print(x);
+    if text.parse::<f64>().is_ok_and(|shown| shown <= x) {
+        return text;
+    }
+    print(if x < 1e6 && x >= 1e-3 { x - 1e-6 } else { x * (1.0 - 1e-6) })
 }
 
 impl ProbeCommand {
@@ -94,13 +102,14 @@ impl ProbeCommand {
             save_tensors(terminal::target(path), [("a", a), ("b", b)].into_iter(), Some(said))?;
         }
         let (l2, rms) = (certificate.l2, certificate.rms);
-        let ratio = Some(l2.div_up(found.at_least).to_f64()).filter(|ratio| ratio.is_finite());
+        let value = found.value(l2);
+        let ratio = Some(l2.div_up(value).to_f64()).filter(|ratio| ratio.is_finite());
         let inputs = match model.graph().input() {
             Input::Tokens { .. } => found.pair.0.dim(D::Minus1)?,
             _ => found.pair.0.elem_count(),
         };
         let outputs = model.graph().outputs();
-        let found_rms = found.at_least * rms_to_rms(outputs, inputs) * (1.0 - 1e-15);
+        let found_rms = value * rms_to_rms(outputs, inputs) * (1.0 - 1e-15);
         // A forward pass is rounded; the certificate is about real arithmetic.
         if Upper::from_f64(found.at_least) > l2 {
             bail!(Error::Violated(format!(
@@ -110,25 +119,28 @@ impl ProbeCommand {
             )))
         }
         let report = ProbeResult {
-            found_l2: found.at_least,
+            found_l2: value,
             certified_l2: l2,
             found_rms,
             certified_rms: rms,
             ratio,
+            at_least_l2: found.at_least,
             computed_l2: found.sensitivity,
         };
         if self.json.write(|| serde_json::to_string_pretty(&report))? {
             return Ok(());
         }
-        outln!("found {} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", down(found.at_least));
+        outln!("found {} ≤ true ≤ certified {l2}  ℓ2 → ℓ2", down(value));
         outln!("found {} ≤ true ≤ certified {rms}  RMS → RMS", down(found_rms));
-        match ratio {
-            Some(ratio) => outln!("certified / found: {}", Upper::from_f64(ratio)),
-            None => outln!(
-                "computed: {:.6} ℓ2 → ℓ2, which is not certain: under a bound so steep, rounding \
-                 may be all of it",
+        if let Some(ratio) = ratio {
+            outln!("certified / found: {}", Upper::from_f64(ratio));
+        }
+        if found.at_least == 0.0 {
+            outln!(
+                "found is as computed, {:.6}: under a bound so steep, nothing proves how much of it \
+                 is rounding",
                 found.sensitivity
-            ),
+            );
         }
         Ok(())
     }
@@ -157,4 +169,18 @@ fn made_up(model: &Model) -> Result<Tensor> {
         Input::Pixels { channels, height, width } => unit(&[COUNT, channels, height, width])?,
         Input::Vector { dim } => (unit(&[COUNT, dim])? - 0.5)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::down;
+
+    #[test]
+    fn what_is_found_is_rounded_down() {
+        for x in [0.0, 1.0, 1.9999999, 1.5e-5, 0.0012345678, 999_999.999_999_9, 9.1470341e39, 2e6] {
+            let shown: f64 = down(x).parse().unwrap();
+            assert!(shown <= x && shown >= x * (1.0 - 2e-3), "{x}: {shown}");
+        }
+        assert_eq!((down(2.0), down(1.59e-5)), ("2.000000".into(), "1.590000e-5".into()));
+    }
 }

@@ -2,10 +2,15 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, presets};
+use comfy_table::{
+    CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, Width, presets,
+};
 
 /// Characters that a column of words keeps on a narrow terminal.
 const WORDS: usize = 8;
+
+/// Characters that the first column keeps where there is room for them.
+const NAME: usize = 24;
 
 /// A table whose header is one of words, `numbers` the columns that hold numbers.
 pub fn table<S: AsRef<str>>(header: &[S], numbers: impl IntoIterator<Item = usize>) -> Table {
@@ -48,13 +53,23 @@ pub fn is_shown() -> bool {
 /// words becomes narrower than one can read.
 fn within(mut table: Table, width: usize) -> Table {
     let widths = table.column_max_content_widths();
+    let first = widths.first().copied().map_or(0, usize::from);
     let least = table.column_iter().zip(widths).map(|(column, content)| {
         let content = usize::from(content);
         let whole = matches!(column.constraint(), Some(ColumnConstraint::ContentWidth));
         let content = if whole { content } else { content.min(WORDS) };
         content + usize::from(column.padding_width())
     });
-    let width = u16::try_from(width.max(least.sum())).unwrap_or(u16::MAX);
+    let least: usize = least.sum();
+    // What a row is about is kept whole before what is said of it.
+    let name = first.min(NAME);
+    if let Some(column) = table.column_mut(0).filter(|column| column.constraint().is_none())
+        && least + name - first.min(WORDS) <= width
+        && let Ok(name) = u16::try_from(name + usize::from(column.padding_width()))
+    {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(name)));
+    }
+    let width = u16::try_from(width.max(least)).unwrap_or(u16::MAX);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table
 }
