@@ -68,7 +68,7 @@ fn digits(x: f64, count: usize) -> (String, i64) {
             let next = char::from(last + 1);
             (format!("{}{next}{zeros}", &head[..before.len()]), power)
         }
-        None => (format!("1{zeros}"), power + 1),
+        None => ("1".into(), power + 1),
     }
 }
 
@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(of(x), text);
         }
         // All nines go up to the next power of ten.
-        assert_eq!(digits(0.999_999_999_999_999_9, 3), ("100".into(), 0));
+        assert_eq!(digits(0.999_999_999_999_999_9, 3), ("1".into(), 0));
         assert!(of(f64::from_bits(1)).parse::<f64>().unwrap() > 0.0);
         assert_eq!(of(f64::MAX).parse::<f64>().unwrap(), f64::MAX);
         assert_eq!(&decimal(two_to(3465))[..4], "1.03");

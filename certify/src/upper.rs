@@ -289,7 +289,8 @@ impl fmt::Display for Upper {
 #[serde(deny_unknown_fields)]
 struct Stored {
     /// As a decimal number, rounded up: read as a number of any precision it is not below the exact
-    /// one. `inf` for infinity. It is checked when the document is read; formats 1 and 2 lack it.
+    /// one. `inf` for infinity. It is checked when the document is read; documents of
+    /// version 0.1.0 lack it.
     #[serde(default)]
     value: Option<String>,
     /// In [1, 2); 0 for zero; null for infinity.

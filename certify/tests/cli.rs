@@ -42,12 +42,12 @@ fn piped(args: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// A usage error as clap lays it out: what is wrong, how the command is used, where help is.
+/// A usage error as clap lays it out, over several lines: what is wrong, and where help is.
 fn misused(args: &[&str]) -> String {
     let Output { status, stdout, stderr } = certify(args).output().unwrap();
     let message = text(&stderr);
     assert_eq!((status.code(), stdout.len()), (Some(2), 0), "{args:?}: {message}");
-    assert!(message.lines().any(|line| line.starts_with("Usage: ")), "{args:?}: {message}");
+    assert!(message.contains("\n\nFor more information, try '--help'."), "{args:?}: {message}");
     message
 }
 
@@ -117,7 +117,12 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     let found = norms(&(run("a") - run("b")).unwrap()) / apart;
     let printed: f64 =
         text.strip_prefix("found ").unwrap().split(' ').next().unwrap().parse().unwrap();
-    assert!((found / printed - 1.0).abs() < 1e-5, "{found} {printed}");
+    // The printed one has the rounding of both passes allowed for; the file has it as computed.
+    assert!(printed <= found && printed > found * (1.0 - 1e-3), "{found} {printed}");
+    let bytes = std::fs::read(&pair).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let computed: f64 = header.metadata().as_ref().unwrap()["sensitivity_l2"].parse().unwrap();
+    assert!((found / computed - 1.0).abs() < 1e-9, "{found} {computed}");
     assert!(norms(&tensors["a"]) <= 2.5 && norms(&tensors["b"]) <= 2.5);
     assert!(refused(&["probe", &dir, "--seconds", "-1"]).contains("--seconds"));
     assert!(refused(&["probe", &dir, "--data", &w.string("none.txt")]).contains("tokenizer"));
@@ -575,7 +580,7 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
         let said = misused(&args);
         quiet(&said);
         assert_eq!(said.matches("\nerror: ").count(), 0, "{said}");
-        assert_eq!(said.matches("\nUsage: ").count(), 1, "{said}");
+        assert!(said.matches("\nUsage: ").count() <= 1, "{said}");
     }
 }
 

@@ -95,7 +95,7 @@ fn other_weights_graphs_rows_and_words_are_caught() {
     let shorter = |graph: &Graph| Graph::new(graph.input(), graph.nodes()[..1].to_vec()).unwrap();
     says(change(&|c| c.graph = shorter(&c.graph)), "graph");
     says(change(&|c| c.nodes[3].id = c.nodes[2].id.clone()), "nodes[3].id");
-    says(change(&|c| c.format = 4), "format");
+    says(change(&|c| c.format = 3), "format");
     says(change(&|c| c.format = 0), "format");
     // An estimate cannot claim to be a proof.
     let estimate = certify(&model, Method::Power, Formula::Sound, None).unwrap();

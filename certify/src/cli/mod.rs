@@ -114,3 +114,69 @@ fn check_radius(radius: Option<f64>) -> anyhow::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every command, with its own name last.
+    fn commands() -> Vec<clap::Command> {
+        fn below(command: &clap::Command, out: &mut Vec<clap::Command>) {
+            out.push(command.clone());
+            command.get_subcommands().for_each(|command| below(command, out));
+        }
+        let mut out = Vec::new();
+        below(&Cli::command(), &mut out);
+        out
+    }
+
+    fn flags(command: &clap::Command) -> BTreeSet<String> {
+        command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect()
+    }
+
+    #[test]
+    fn json_takes_a_file_or_nothing_in_every_command() {
+        let mut found = Vec::new();
+        for command in commands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_long() == Some("json")) {
+                let count = arg.get_num_args().unwrap();
+                assert_eq!((count.min_values(), count.max_values()), (0, 1), "{command}");
+                found.push(command.get_name().to_string());
+            }
+        }
+        assert_eq!(found, ["bound", "probe", "robust"]);
+    }
+
+    /// A remedy that names a flag names the command that has it.
+    #[test]
+    fn remedies_name_flags_that_there_are() {
+        let import = commands().into_iter().find(|c| c.get_name() == "import").unwrap();
+        let has = flags(&import);
+        let source = include_str!("../terminal.rs").split("#[cfg(test)]").next().unwrap();
+        let mut seen = 0;
+        for part in source.split("U::").skip(1) {
+            let part = part.split("E::").next().unwrap();
+            let words = part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+            for flag in words.filter(|word| word.len() > 2 && word.starts_with("--")) {
+                assert!(has.contains(flag), "{flag}");
+                assert!(part.contains("`certify import`"), "{part}");
+                seen += 1;
+            }
+        }
+        assert!(seen >= 10, "{seen}");
+    }
+
+    #[test]
+    fn help_is_no_wider_than_asked() {
+        for mut command in commands() {
+            let text = command.clone().term_width(60).render_long_help().to_string();
+            // Names of values are not broken.
+            let wide = |line: &&str| line.chars().count() > 60 && line.trim().contains(' ');
+            let words = text.lines().filter(wide).filter(|line| !line.contains("--"));
+            assert_eq!(words.collect::<Vec<_>>(), Vec::<&str>::new(), "{command}");
+            let _ = command.render_usage();
+        }
+    }
+}

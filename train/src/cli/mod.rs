@@ -145,3 +145,42 @@ fn stop_on_interrupt() -> Arc<AtomicBool> {
     let _ = ctrlc::set_handler(handler);
     stop
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn json_takes_a_file_or_nothing_in_every_command() {
+        let cli = Cli::command();
+        let mut found = Vec::new();
+        for command in cli.get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_long() == Some("json")) {
+                let count = arg.get_num_args().unwrap();
+                assert_eq!((count.min_values(), count.max_values()), (0, 1), "{command}");
+                found.push(command.get_name().to_string());
+            }
+        }
+        assert_eq!(found, ["sweep", "eval"]);
+    }
+
+    #[test]
+    fn remedies_name_flags_that_there_are() {
+        let cli = Cli::command();
+        let of = |name: &str| -> BTreeSet<String> {
+            let command = cli.find_subcommand(name).unwrap();
+            let long = |arg: &clap::Arg| Some(format!("--{}", arg.get_long()?));
+            command.get_arguments().filter_map(long).collect()
+        };
+        // Where the errors with remedies come from; --features is one of cargo's.
+        let has = &of("run") | &of("shards");
+        let words =
+            include_str!("remedy.rs").split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+        for flag in words.filter(|word| word.len() > 2 && word.starts_with("--")) {
+            assert!(has.contains(flag) || flag == "--features", "{flag}");
+        }
+        assert!(of("shards").contains("--out") && of("demo").contains("--out"));
+    }
+}
