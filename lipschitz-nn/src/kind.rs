@@ -1,6 +1,10 @@
 //! What a file is, by its first bytes, where it is not what it should be. A name says nothing: a
 //! download that failed is a web page under any name.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 /// How much of a file is looked at, in bytes.
 pub const START: usize = 1024;
 
@@ -98,11 +102,15 @@ const STARTS: &[(&[u8], Known)] = &[
     (b"\x89PNG", PICTURE),
     (b"\xff\xd8\xff", PICTURE),
     (b"\x7fELF", Known::new("is a program", "is a program, not a model")),
-    (b"PAR1", Known::new("is a Parquet file, of data", "is a Parquet file, of data, not a model")),
+    (b"PAR1", PARQUET),
 ];
 
 const GGML: Known =
     Known::new("is a GGML file, of a model", "is a GGML file from before GGUF; convert it to GGUF");
+
+/// A Parquet file.
+pub const PARQUET: Known =
+    Known::new("is a Parquet file, of data", "is a Parquet file, of data, not a model");
 
 const PICTURE: Known = Known::new("is a picture", "is a picture, not a model");
 
@@ -157,6 +165,18 @@ pub fn page(start: &[u8]) -> Option<&'static Known> {
     let text = String::from_utf8_lossy(start);
     let first = text.trim_start_matches('\u{feff}').trim_start().chars().next();
     if first == Some('<') { Some(&PAGE) } else { stand_in(start) }
+}
+
+/// What a file is, binary or text, if its start tells.
+pub fn of(start: &[u8]) -> Option<&'static Known> {
+    if is_text(start) { page(start) } else { known(start) }
+}
+
+/// What the file at a path is, if it can be read and its start tells.
+pub fn at(path: &Path) -> Option<&'static Known> {
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
+    of(&start)
 }
 
 /// What a text is that stands for another file, or that only looks like text.

@@ -592,6 +592,17 @@ fn files_of_other_kinds_are_named_in_every_command() {
         std::fs::write(&file, bytes).unwrap();
         let data = format!("data={{ kind = \"text\", path = \"{file}\" }}");
         let read = format!("data={{kind=\"text\",path=\"{corpus}\",tokenizer=\"{file}\"}}");
+        let directory = w.path(&format!("shards-{name}"));
+        std::fs::create_dir(&directory).unwrap();
+        for part in ["a_train_0.bin", "a_val_0.bin", "train-0.parquet", "test-0.parquet"] {
+            std::fs::write(directory.join(part), bytes).unwrap();
+        }
+        let of_kind = |kind: &str| {
+            let path = directory.display();
+            let more = if kind == "shards" { ", vocabulary = 100" } else { "" };
+            format!("data={{ kind = \"{kind}\", path = \"{path}\"{more} }}")
+        };
+        let (shards, images) = (of_kind("shards"), of_kind("cifar10"));
         // A web page is a text that one can learn from, if it is long enough.
         let learnt = if name == "page" { "give a longer text" } else { what };
         for (args, what) in [
@@ -600,6 +611,8 @@ fn files_of_other_kinds_are_named_in_every_command() {
             (vec!["estimate", &file], what),
             (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &data], learnt),
             (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &read], what),
+            (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &shards], what),
+            (vec!["run", &w.string("tiny.toml"), "--out", &out, "--set", &images], what),
             (vec!["shards", &corpus, "--tokenizer", &file, "--out", &out], what),
         ] {
             let said = refused(&args);

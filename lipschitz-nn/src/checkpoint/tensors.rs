@@ -1,8 +1,6 @@
 //! Named tensors in a safetensors file.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -10,7 +8,7 @@ use safetensors::SafeTensors;
 
 use super::atomic::write;
 use super::reader::known;
-use crate::kind::{self, Known};
+use crate::kind;
 use crate::{At, Error, Weights};
 
 /// Writes named tensors with metadata, atomically.
@@ -50,7 +48,7 @@ pub fn load_tensors(
 
 /// A file that is no safetensors file, or not a whole one. One of another kind is named for it.
 pub(super) fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
-    if let Some(known) = other_kind(path) {
+    if let Some(known) = kind::at(path).filter(|known| **known != kind::SAFETENSORS) {
         return Error::file(path, known.instead_of("a safetensors file"));
     }
     Error::file(
@@ -59,12 +57,4 @@ pub(super) fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
             "is not a whole safetensors file ({what}); it may be truncated, fetch or write it again"
         ),
     )
-}
-
-/// What a file is that is no safetensors file, if its start tells.
-fn other_kind(path: &Path) -> Option<&'static Known> {
-    let mut start = Vec::new();
-    File::open(path).ok()?.take(kind::START as u64).read_to_end(&mut start).ok()?;
-    let found = if kind::is_text(&start) { kind::page(&start) } else { kind::known(&start) };
-    found.filter(|known| **known != kind::SAFETENSORS)
 }

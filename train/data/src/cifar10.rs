@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use image::{ImageFormat, ImageReader};
-use lipschitz_nn::At;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{At, kind};
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -398,6 +398,9 @@ fn binary(path: &Path, limit: usize) -> Result<Split, Error> {
 /// A parquet file with the columns `img` (a group with `bytes`) and `label`.
 fn parquet(path: &Path, limit: usize) -> Result<Split, Error> {
     let file = File::open(path).at(path)?;
+    if let Some(known) = kind::at(path).filter(|known| **known != kind::PARQUET) {
+        return Err(unusable(path, known.instead_of("a Parquet file")));
+    }
     let rows = || {
         SerializedFileReader::new(file)?
             .get_row_iter(None)?

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::{At, checkpoint};
+use lipschitz_nn::{At, checkpoint, kind};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
@@ -48,6 +48,9 @@ impl Shard {
                 .unwrap_or_default()
         };
         if map.len() < HEADER || number(0) != MAGIC {
+            if let Some(known) = kind::of(&map[..map.len().min(kind::START)]) {
+                return Err(damaged(known.instead_of("a token shard")));
+            }
             let path = path.to_path_buf();
             return Err(Error::NotAShard { path, magic: MAGIC, header: HEADER });
         }
