@@ -49,7 +49,7 @@ impl Live {
     pub(super) fn start(&mut self, run: usize, label: &str, steps: u64) {
         let Some(table) = &mut self.table else { return };
         let bar = table.all.insert_before(&table.total, ProgressBar::new(steps));
-        bar.set_style(style("{bar:20} {pos}/{len}  {prefix}  {msg}  {eta} left"));
+        bar.set_style(style("{bar:10} {pos}/{len}  {prefix}  {wide_msg}  {eta} left"));
         bar.set_prefix(label.to_string());
         table.rows.insert(run, bar);
     }
