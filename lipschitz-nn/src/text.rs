@@ -47,9 +47,6 @@ pub fn read_from(from: &mut impl Read, wanted: &str) -> io::Result<Result<String
 
 /// What is wrong with the start of a text, if anything is.
 fn wrong(start: &[u8], wanted: &str) -> Option<String> {
-    if start.is_empty() {
-        return Some(format!("is empty, not {wanted}"));
-    }
     if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
         return Some("is text in UTF-16; save it as UTF-8".into());
     }
@@ -87,7 +84,6 @@ mod tests {
             (b"\xff\xfea\0=\0", "is text in UTF-16"),
             (b"a = 1\0", "is a binary file, not a config"),
             (b"caf\xe9 = 1", "byte 3 is 0xe9"),
-            (b"", "is empty, not a config"),
         ] {
             let found = of(bytes).unwrap_err();
             assert!(found.starts_with(said) || found.contains(said), "{found}, wanted {said}");
@@ -97,6 +93,8 @@ mod tests {
     #[test]
     fn a_mark_of_the_byte_order_is_passed_over() {
         assert_eq!(of("\u{feff}a = 1\n".as_bytes()).unwrap(), "a = 1\n");
+        // What is empty is for the reader of the text to judge.
+        assert_eq!(of(b"").unwrap(), "");
         // Cut within a character, a start is still that of a text.
         let long = "ä".repeat(START);
         assert_eq!(of(format!("x{long}").as_bytes()).unwrap().chars().count(), START + 1);

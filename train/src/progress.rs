@@ -25,7 +25,8 @@ impl Progress {
         let seen = std::io::stderr().is_terminal();
         let bar = (seen && !quiet).then(|| {
             let bar = ProgressBar::new(steps).with_position(done);
-            let style = ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}  {eta} left");
+            let style =
+                ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}  {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
