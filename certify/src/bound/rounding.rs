@@ -35,7 +35,7 @@ const NEGLIGIBLE: f64 = 1e-26;
 
 /// A bound on the distance, per token of the output, of what a forward pass with the unit roundoff
 /// `unit` gives to what the network is in real arithmetic, for inputs whose tokens have ℓ2 norm at
-/// most `radius`; infinite where nothing is known.
+/// most `radius`; infinite where nothing is known. A `unit` above that of f64 is taken for f32's.
 ///
 /// # Errors
 /// [`Error`] names the node or weight that nothing is known about.
@@ -59,7 +59,8 @@ pub fn rounding(
         (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, 0),
     };
     // One more for a class token.
-    let pass = Pass { norms, channels, tokens: tokens + 1, unit };
+    let tiny = if unit > F64 { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
+    let pass = Pass { norms, channels, tokens: tokens + 1, unit, tiny: Upper::from_f64(tiny) };
     Ok(pass.sequence(nodes, "", Computed { radius, error: Upper::ZERO, width })?.error)
 }
 
@@ -81,6 +82,8 @@ struct Pass<'a> {
     tokens: usize,
     /// u
     unit: f64,
+    /// The smallest normal number: more than what all products of a sum lose that underflow.
+    tiny: Upper,
 }
 
 impl Pass<'_> {
@@ -120,7 +123,8 @@ impl Pass<'_> {
             _ => {
                 let state = State::new(x.radius, x.width);
                 let step = alone(node, path, self.norms, self.channels, &state)?;
-                let error = step.lipschitz * x.error + self.fresh(node, path, x, &step)?;
+                let fresh = self.fresh(node, path, x, &step)? + self.tiny;
+                let error = step.lipschitz * x.error + fresh;
                 Ok(Computed { radius: step.out.radius + error, error, width: step.out.width })
             }
         }
@@ -176,18 +180,18 @@ impl Pass<'_> {
     /// Wx of `inputs` to `outputs` elements, in any order of its sums, and what is added to it: each
     /// element is off by at most `γ_n (|W| |x|)_i`, and `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
     fn product(&self, norm: Upper, inputs: usize, outputs: usize, r: Upper) -> Upper {
-        self.gamma(inputs + 4) * (count(inputs.min(outputs)).sqrt() * norm * r)
+        self.gamma(inputs + 4) * (count(inputs.min(outputs)).sqrt() * norm * r) + self.tiny
     }
 
     /// φ of elements whose norm is at most r.
     fn pointwise(&self, function: Function, r: Upper, width: usize) -> Upper {
         let slope = pointwise::slope(function, r).max(Upper::ONE);
-        self.units() * slope * (r + count(width).sqrt())
+        self.units() * slope * (r + count(width).sqrt()) + self.tiny
     }
 
     /// x − mean x: the mean is off by at most `γ_d` times that of |x|.
     fn centring(&self, r: Upper, width: usize) -> Upper {
-        self.gamma(width + 8) * (r + r)
+        self.gamma(width + 8) * (r + r) + self.tiny
     }
 
     fn gated(
