@@ -125,6 +125,44 @@ fn certificates_of_format_1_are_verified_as_they_are() {
     assert!(verify(&nameless, &model).unwrap_err().to_string().contains("nodes[0]"));
 }
 
+/// Documents of version 0.1.0 have no decimal values, and what they state is proven all the same;
+/// every one that is there is checked.
+#[test]
+fn decimal_values_may_be_missing_and_may_not_be_wrong() {
+    fn each(value: &mut Value, change: &mut dyn FnMut(&mut serde_json::Map<String, Value>)) {
+        match value {
+            Value::Object(map) if map.contains_key("mantissa") => change(map),
+            Value::Object(map) => map.values_mut().for_each(|value| each(value, change)),
+            Value::Array(list) => list.iter_mut().for_each(|value| each(value, change)),
+            _ => {}
+        }
+    }
+    let model = Workshop::model();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    let document = serde_json::to_value(&certificate).unwrap();
+    let mut old = document.clone();
+    let mut count = 0;
+    each(&mut old, &mut |bound| {
+        let decimal: f64 = bound.remove("value").unwrap().as_str().unwrap().parse().unwrap();
+        let exponent = bound["exponent"].as_i64().unwrap() as i32;
+        assert!(decimal >= bound["mantissa"].as_f64().unwrap() * 2f64.powi(exponent));
+        count += 1;
+    });
+    assert!(count > 50, "{count}");
+    verify(&serde_json::from_value(old).unwrap(), &model).unwrap();
+    for wrong in (0..count).step_by(7) {
+        let (mut forged, mut at) = (document.clone(), 0);
+        each(&mut forged, &mut |bound| {
+            if at == wrong {
+                let decimal: f64 = bound["value"].as_str().unwrap().parse().unwrap();
+                bound["value"] = format!("{}", decimal * (1.0 - 1e-12)).into();
+            }
+            at += 1;
+        });
+        assert!(caught(&forged, &model), "{wrong}");
+    }
+}
+
 #[test]
 fn from_disk_one_tensor_at_a_time_it_is_the_same() {
     let w = Workshop::new();
