@@ -4,6 +4,8 @@
 //! is rounded up by looking at the digits that it leaves out. A number outside of f64's range is
 //! first multiplied by a power of ten whose rounding, like the product's, is upwards.
 
+use std::ops::RangeInclusive;
+
 use crate::upper::Upper;
 
 /// The digits that tell one f64 from the next.
@@ -12,8 +14,8 @@ const DIGITS: usize = 17;
 /// Fewer digits where a power of ten was rounded.
 const FEWER: usize = 12;
 
-/// Exponents of two up to which a number is an f64.
-const RANGE: i64 = 1000;
+/// Exponents of two for which a number is an f64, exactly.
+const RANGE: RangeInclusive<i64> = -1022..=1023;
 
 /// The number as a text, not below it: `3.1600000000000002`, `1.2e17`, `1.04712854805e1043`, `0`,
 /// `inf`. The same number has the same text on every machine.
@@ -23,7 +25,7 @@ pub(crate) fn decimal(x: Upper) -> String {
     }
     // 30103/100000 is log10 of 2 up to 5e-9, which is near enough.
     let exponent = x.exponent();
-    let shift = match (-RANGE..=RANGE).contains(&exponent) {
+    let shift = match RANGE.contains(&exponent) {
         true => 0,
         false => (i128::from(exponent) * 30_103 / 100_000) as i64,
     };
