@@ -44,8 +44,8 @@
 
 pub mod bound;
 pub mod certificate;
-pub mod ellipsoid;
 mod decimal;
+pub mod ellipsoid;
 mod error;
 #[cfg(feature = "import")]
 mod open;
