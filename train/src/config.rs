@@ -82,9 +82,20 @@ pub struct TrainConfig {
     /// Steps between evaluations, bounds and checkpoints.
     #[serde(default = "hundred")]
     pub eval_every: u64,
+    /// Steps between further checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<u64>,
+    /// A checkpoint is saved before the next step when the last is this many minutes old.
+    #[serde(default = "checkpoint_minutes", skip_serializing_if = "is_default_minutes")]
+    pub checkpoint_minutes: f64,
     /// `cpu` or `cuda:N`.
     #[serde(default = "cpu")]
     pub device: String,
+}
+
+impl TrainConfig {
+    /// [`TrainConfig::checkpoint_minutes`] where a config does not say them.
+    pub const CHECKPOINT_MINUTES: f64 = 15.0;
 }
 
 fn one() -> usize {
@@ -101,6 +112,14 @@ fn ten() -> u64 {
 
 fn hundred() -> u64 {
     100
+}
+
+fn checkpoint_minutes() -> f64 {
+    TrainConfig::CHECKPOINT_MINUTES
+}
+
+fn is_default_minutes(minutes: &f64) -> bool {
+    *minutes == TrainConfig::CHECKPOINT_MINUTES
 }
 
 fn cpu() -> String {
@@ -164,6 +183,7 @@ impl Config {
             ("accumulate", t.accumulate as u64),
             ("log_every", t.log_every),
             ("eval_every", t.eval_every),
+            ("checkpoint_every", t.checkpoint_every.unwrap_or(1)),
         ];
         let no = |what: String| Err(Error::Config(what));
         if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
@@ -171,6 +191,10 @@ impl Config {
         }
         if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
             return no(format!("train.learning_rate is {}; it must be above 0", t.learning_rate));
+        }
+        if !(t.checkpoint_minutes.is_finite() && t.checkpoint_minutes > 0.0) {
+            let minutes = t.checkpoint_minutes;
+            return no(format!("train.checkpoint_minutes is {minutes}; it must be above 0"));
         }
         if let Some(target) = self.lipschitz_target
             && !(target.is_finite() && target > 0.0)

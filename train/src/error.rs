@@ -145,8 +145,34 @@ pub enum Error {
     #[error("{}: another process is training this run", .0.display())]
     RunLocked(PathBuf),
     /// A run that was made with another config.
-    #[error("{}: differs from the config given", .0.display())]
-    OtherConfig(PathBuf),
+    #[error("{}: differs from the config given: {what}", path.display())]
+    OtherConfig {
+        /// Its config, or its checkpoint.
+        path: PathBuf,
+        /// The first difference.
+        what: String,
+    },
+    /// A checkpoint that was trained on other data.
+    #[error("{}: was trained on other data than {name}", path.display())]
+    OtherData {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The data that is given.
+        name: String,
+    },
+    /// A checkpoint beyond the end of the run that is asked for.
+    #[error("{}: has made {made} steps, and train.steps is {steps}", path.display())]
+    FewerSteps {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its steps.
+        made: u64,
+        /// Those that are asked for.
+        steps: u64,
+    },
+    /// A file of a checkpoint that is not what was saved.
+    #[error("{}: is not what the run saved: it is damaged, or another run's", .0.display())]
+    NotAsSaved(PathBuf),
     /// A checkpoint whose network is not the config's.
     #[error("{}: its checkpoint has another architecture than its config", .0.display())]
     OtherArchitecture(PathBuf),

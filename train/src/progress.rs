@@ -54,6 +54,15 @@ impl Progress {
         }
     }
 
+    /// Something beside the steps that is not to pass unseen, be the progress shown or not.
+    pub(crate) fn tell(&self, what: &str) {
+        let tell = || terminal::note(format_args!("note: {what}"));
+        match &self.bar {
+            Some(bar) => bar.suspend(tell),
+            None => tell(),
+        }
+    }
+
     /// Leaves the last state on the screen. A bar that is drawn again behind the terminal's `^C` is
     /// there twice, so after one nothing is drawn but the end of its line.
     pub(crate) fn finish(&mut self) {

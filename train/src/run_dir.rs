@@ -1,21 +1,24 @@
 //! The directory of a run: metrics that grow, checkpoints that are replaced in one step.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{self, Meta};
 use lipschitz_nn::{At, Model};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+pub use crate::lock::Lock;
+pub use crate::saved::{Best, Position, SavedRun, StepChange, load};
+
 use crate::config::Config;
 use crate::dynamics::MatrixMetrics;
-use crate::error::Within;
+use crate::growing::{Growing, Harm, directory};
 use crate::step::Times;
+use crate::{Error, saved};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,6 +89,16 @@ pub struct Summary {
     pub val_loss: f64,
     /// Share of held-out predictions that are right.
     pub val_accuracy: f64,
+    /// The lowest such loss of the run, of the weights in `best.safetensors`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_val_loss: Option<f64>,
+    /// After how many updates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// Changes of `train.steps` in the middle of the run that changed its learning rates: with one
+    /// it is no run of this many steps under its schedule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub step_changes: Vec<StepChange>,
     /// The certified constant, RMS → RMS.
     pub lipschitz: Upper,
     /// Its log10, for plots; null if it is not finite.
@@ -115,127 +128,100 @@ pub struct Summary {
 /// The directory of one run.
 pub struct RunDir {
     path: PathBuf,
-    metrics: File,
-    /// None if the caller holds it.
-    _lock: Option<Lock>,
+    metrics: Growing,
+    /// Lines of the metrics.
+    lines: u64,
+    /// `config.toml`.
+    config: String,
+    /// None on a file system without locks.
+    lock: Option<Rc<Lock>>,
+    /// Whether there has been a checkpoint.
+    saved: bool,
+    step_changes: Vec<StepChange>,
 }
 
-/// The right to write to the directory of a run, which one process has at a time. The system takes
-/// it back when the process ends, however it ends, so nothing has to be cleaned up after a crash.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+const BEST: &str = "best.safetensors";
+
+/// Whether a directory holds a run, or what is left of one.
+#[must_use]
+pub fn holds_run(path: &Path) -> bool {
+    [CONFIG, METRICS, "checkpoint", "checkpoint.old"].iter().any(|name| path.join(name).exists())
 }
-
-impl Lock {
-    /// Takes the right to write to a directory; none if another process has it.
-    ///
-    /// # Errors
-    /// If the directory cannot be written to.
-    pub fn take(directory: &Path) -> Result<Option<Self>, Error> {
-        let path = directory.join(".lock");
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(lipschitz_nn::Error::Io { path, error }.into()),
-        }
-    }
-
-    /// As [`Lock::take`], where the caller does not hold it.
-    fn unless_held(directory: &Path, held: bool) -> Result<Option<Self>, Error> {
-        match held {
-            true => Ok(None),
-            false => match Self::take(directory) {
-                // A file system without locks cannot tell; what else is wrong with it shows when
-                // the run is written.
-                Err(_) => Ok(None),
-                Ok(None) => Err(Error::RunLocked(directory.to_path_buf())),
-                Ok(lock) => Ok(lock),
-            },
-        }
-    }
-}
-
-/// What a run is resumed from.
-pub struct SavedRun {
-    /// The weights.
-    pub model: Model,
-    /// State of optimizer and constraint.
-    pub state: BTreeMap<String, Tensor>,
-    /// Updates so far.
-    pub step: u64,
-    /// Seconds spent.
-    pub seconds: f64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Position {
-    step: u64,
-    seconds: f64,
-}
-
-const POSITION: &str = "position";
 
 impl RunDir {
-    /// Starts a new run in `path`, which must not hold one.
+    /// Starts a new run in `path`, which must not hold one. The caller may hold its lock already.
     ///
     /// # Errors
     /// If it does, or cannot be written.
-    pub fn create(path: &Path, config: &Config, locked: bool) -> Result<Self, Error> {
-        if path.join("config.toml").exists() {
+    pub fn create(path: &Path, config: &Config, lock: Option<&Rc<Lock>>) -> Result<Self, Error> {
+        if holds_run(path) {
             return Err(Error::RunExists(path.to_path_buf()));
         }
-        fs::create_dir_all(path).at(path)?;
-        let lock = Lock::unless_held(path, locked)?;
-        checkpoint::write(&path.join("config.toml"), config.to_toml()?.as_bytes())?;
-        Self::open(path, lock)
+        make(path)?;
+        let lock = Lock::or_take(path, lock)?;
+        Self::begin(path, config, lock, Vec::new())
     }
 
-    /// Opens the run in `path` at its last checkpoint, if it has one; metrics after it are dropped.
+    /// Goes on with the run in `path` from its last checkpoint, which has been compared with the
+    /// config; metrics after it are dropped. Returns what is missing, in words.
     ///
     /// # Errors
-    /// If there is no run, it was made with another config (steps, device and intervals may
-    /// differ), or its checkpoint is damaged.
-    pub fn resume(
+    /// If the directory cannot be written.
+    pub(crate) fn resume(
         path: &Path,
         config: &Config,
-        device: &Device,
-        locked: bool,
-    ) -> Result<(Self, Option<SavedRun>), Error> {
-        let file = path.join("config.toml");
-        if !file.exists() {
-            return Err(Error::NoRun(path.to_path_buf()));
+        lock: Option<Rc<Lock>>,
+        position: Option<&mut Position>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        sweep_up(path)?;
+        saved::settle(path)?;
+        let mut missing = Vec::new();
+        let mut none = Position { lines: Some(0), ..Position::default() };
+        let saved = position.is_some();
+        let position = position.unwrap_or(&mut none);
+        let kept = keep_metrics(&path.join(METRICS), position.step)?;
+        if let Some(lines) = position.lines.filter(|lines| *lines != kept) {
+            missing.push(format!(
+                "{}: holds {kept} of the {lines} lines that the run had written up to step {}",
+                path.join(METRICS).display(),
+                position.step
+            ));
         }
-        let lock = Lock::unless_held(path, locked)?;
-        let mut began = Config::read(&file, &[])?;
-        let (old, new) = (&mut began.train, &config.train);
-        (old.steps, old.log_every, old.eval_every) = (new.steps, new.log_every, new.eval_every);
-        old.device.clone_from(&new.device);
-        if began != *config {
-            return Err(Error::OtherConfig(file));
+        if let Some(best) = &position.best {
+            let file = path.join(BEST);
+            // It is put here after its checkpoint, so a crash may have come between.
+            if saved::digest(&file).ok().as_ref() != Some(&best.digest) {
+                if best.step == position.step {
+                    link_best(path)?;
+                } else {
+                    missing.push(format!(
+                        "{}: is not, or no longer, the best of step {}; the best from here on is \
+                         kept there",
+                        file.display(),
+                        best.step
+                    ));
+                    position.best = None;
+                }
+            }
         }
-        checkpoint::write(&file, config.to_toml()?.as_bytes())?;
-        let saved = load(path, device)?;
-        let step = saved.as_ref().map_or(0, |s| s.step);
-        let file = path.join("metrics.jsonl");
-        if file.exists() {
-            let text = fs::read_to_string(&file).at(&file)?;
-            // A line cut short by a crash is dropped with those that will be written again.
-            let earlier =
-                |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|m| m.step <= step);
-            let kept: String =
-                text.lines().filter(earlier).map(|line| format!("{line}\n")).collect();
-            checkpoint::write(&file, kept.as_bytes())?;
-        }
-        Ok((Self::open(path, lock)?, saved))
+        let mut dir = Self::begin(path, config, lock, position.step_changes.clone())?;
+        (dir.lines, dir.saved) = (kept, saved);
+        Ok((dir, missing))
     }
 
-    fn open(path: &Path, lock: Option<Lock>) -> Result<Self, Error> {
-        let file = path.join("metrics.jsonl");
-        let metrics = File::options().create(true).append(true).open(&file).at(&file)?;
-        Ok(Self { path: path.to_path_buf(), metrics, _lock: lock })
+    fn begin(
+        path: &Path,
+        config: &Config,
+        lock: Option<Rc<Lock>>,
+        step_changes: Vec<StepChange>,
+    ) -> Result<Self, Error> {
+        let config = as_run(config, &step_changes)?;
+        checkpoint::write(&path.join(CONFIG), config.as_bytes())?;
+        let metrics = Growing::open(&path.join(METRICS))?;
+        let path = path.to_path_buf();
+        Ok(Self { path, metrics, lines: 0, config, lock, saved: false, step_changes })
     }
 
     /// The directory.
@@ -243,47 +229,43 @@ impl RunDir {
         &self.path
     }
 
+    /// Changes of the step count so far that changed learning rates.
+    pub fn step_changes(&self) -> &[StepChange] {
+        &self.step_changes
+    }
+
     /// Appends a line to `metrics.jsonl`.
     ///
     /// # Errors
     /// If the disk is full, for example.
     pub fn log(&mut self, metrics: &Metrics) -> Result<(), Error> {
-        let line = format!("{}\n", serde_json::to_string(metrics)?);
-        let file = self.path.join("metrics.jsonl");
-        Ok(self.metrics.write_all(line.as_bytes()).at(&file)?)
+        self.metrics.append(format!("{}\n", serde_json::to_string(metrics)?).as_bytes())?;
+        self.lines += 1;
+        Ok(())
     }
 
-    /// Replaces `checkpoint/`; the old one is there until the new one is whole.
+    /// Replaces `checkpoint/`; the old one is there until the new one is whole, on disk, and with
+    /// it the metrics up to its step. If the best weights are these, they are in
+    /// `best.safetensors` after it, and the position has their digest.
     ///
     /// # Errors
     /// If the disk is full, for example; the old checkpoint is untouched then.
     pub fn save(
-        &self,
+        &mut self,
         model: &Model,
         state: &BTreeMap<String, Tensor>,
         meta: &Meta,
-        step: u64,
-        seconds: f64,
+        position: &mut Position,
     ) -> Result<(), Error> {
-        let [current, fresh, old] =
-            ["checkpoint", "checkpoint.new", "checkpoint.old"].map(|n| self.path.join(n));
-        let remove = |dir: &Path| {
-            if dir.exists() { fs::remove_dir_all(dir).at(dir) } else { Ok(()) }
-        };
-        remove(&fresh)?;
-        fs::create_dir(&fresh).at(&fresh)?;
-        checkpoint::save(&fresh.join("model.safetensors"), model, meta)?;
-        let position = serde_json::to_string(&Position { step, seconds })?;
-        let state = state.iter().map(|(name, t)| (name.as_str(), t.clone()));
-        let metadata = [(POSITION.to_string(), position)].into();
-        checkpoint::save_tensors(&fresh.join("optimizer.safetensors"), state, Some(metadata))?;
-        // After a crash between the two renames below, the old one is all there is.
-        if current.exists() {
-            remove(&old)?;
-            fs::rename(&current, &old).at(&current)?;
+        self.metrics.sync()?;
+        position.lines = Some(self.lines);
+        position.step_changes.clone_from(&self.step_changes);
+        saved::save(&self.path, model, state, meta, position)?;
+        self.saved = true;
+        match &position.best {
+            Some(best) if best.step == position.step => link_best(&self.path),
+            _ => Ok(()),
         }
-        fs::rename(&fresh, &current).at(&fresh)?;
-        Ok(remove(&old)?)
     }
 
     /// Writes a file of the run in one step.
@@ -293,25 +275,110 @@ impl RunDir {
     pub fn write(&self, name: &str, text: &str) -> Result<(), Error> {
         Ok(checkpoint::write(&self.path.join(name), text.as_bytes())?)
     }
+
+    /// Puts back what others removed from the directory, or the directory itself, and returns what
+    /// it was, in words. The checkpoint is put back by the next [`RunDir::save`].
+    ///
+    /// # Errors
+    /// [`Error::RunLocked`] if another process has begun to train this run in the meantime; if the
+    /// directory cannot be written.
+    pub(crate) fn keep(&mut self) -> Result<Vec<String>, Error> {
+        let mut harmed = Vec::new();
+        let named = |name: &str, what: &str| format!("{} {what}", self.path.join(name).display());
+        let removed = "was removed during the run";
+        if !self.path.exists() {
+            make(&self.path)?;
+            harmed.push(format!("{} {removed}; it is made again", self.path.display()));
+        }
+        if let Some(lock) = &self.lock
+            && lock.keep()?
+        {
+            harmed.push(named(".lock", &format!("{removed}; it is taken again")));
+        }
+        let config = self.path.join(CONFIG);
+        if !config.exists() {
+            checkpoint::write(&config, self.config.as_bytes())?;
+            harmed.push(named(CONFIG, &format!("{removed}; it is written again")));
+        }
+        match self.metrics.keep()? {
+            None => {}
+            Some(Harm::Removed) => {
+                harmed.push(named(METRICS, &format!("{removed}; it is written again")));
+            }
+            Some(Harm::Changed) => {
+                let what = "was replaced or cut during the run; what follows is added to it";
+                harmed.push(named(METRICS, what));
+            }
+        }
+        if self.saved && !self.path.join("checkpoint").exists() {
+            self.saved = false;
+            harmed.push(named("checkpoint", &format!("{removed}; it is saved again")));
+        }
+        Ok(harmed)
+    }
 }
 
-/// The last checkpoint of the run in a directory, if it has one.
-///
-/// # Errors
-/// If it is damaged.
-pub fn load(path: &Path, device: &Device) -> Result<Option<SavedRun>, Error> {
-    // A crash between the two renames of `save` leaves the old one alone.
-    let Some(dir) =
-        ["checkpoint", "checkpoint.old"].map(|n| path.join(n)).into_iter().find(|d| d.exists())
-    else {
-        return Ok(None);
-    };
-    let (model, _) = checkpoint::load(&dir.join("model.safetensors"), device)?;
-    let file = dir.join("optimizer.safetensors");
-    let (state, metadata) = checkpoint::load_tensors(&file, device)?;
-    let position = metadata
-        .get(POSITION)
-        .ok_or_else(|| lipschitz_nn::Error::file(&file, "holds no position"))?;
-    let position: Position = serde_json::from_str(position).within(file.display())?;
-    Ok(Some(SavedRun { model, state, step: position.step, seconds: position.seconds }))
+/// Makes a directory with those above it, on disk.
+fn make(path: &Path) -> Result<(), Error> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
+    fs::create_dir_all(path).at(path)?;
+    for made in missing.iter().filter(|made| !made.as_os_str().is_empty()) {
+        let above = directory(made);
+        checkpoint::sync(above).at(above)?;
+    }
+    Ok(())
+}
+
+/// `config.toml`: the config, with what it cannot say of the steps before a change.
+fn as_run(config: &Config, step_changes: &[StepChange]) -> Result<String, Error> {
+    let mut text = String::new();
+    let mut since = 1;
+    for StepChange { step, from, .. } in step_changes {
+        text += &format!("# Steps {since} to {step} were made with train.steps = {from}.\n");
+        since = step + 1;
+    }
+    Ok(text + &config.to_toml()?)
+}
+
+/// Removes the temporary files that a killed process left behind; the lock is held.
+fn sweep_up(path: &Path) -> Result<(), Error> {
+    for entry in path.read_dir().at(path)?.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if checkpoint::is_temporary(name) {
+            let file = entry.path();
+            fs::remove_file(&file).at(&file)?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops the lines of `metrics.jsonl` after a step, with one that a crash cut short; how many are
+/// left.
+fn keep_metrics(file: &Path, step: u64) -> Result<u64, Error> {
+    if !file.exists() {
+        return Ok(0);
+    }
+    let bytes = fs::read(file).at(file)?;
+    let earlier =
+        |line: &&[u8]| serde_json::from_slice::<Metrics>(line).is_ok_and(|m| m.step <= step);
+    let kept: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').filter(earlier).collect();
+    let text: Vec<u8> = kept.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
+    checkpoint::write(file, &text)?;
+    Ok(kept.len() as u64)
+}
+
+/// Gives the weights of the checkpoint the name of the best ones. They share the file, which is
+/// never written to again; where the file system cannot, it is copied.
+fn link_best(path: &Path) -> Result<(), Error> {
+    let (weights, best) = (saved::weights(&path.join("checkpoint")), path.join(BEST));
+    let fresh = path.join("best.new");
+    let linked = fs::remove_file(&fresh)
+        .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        .and_then(|()| fs::hard_link(&weights, &fresh))
+        .and_then(|()| fs::rename(&fresh, &best));
+    match linked {
+        Ok(()) => Ok(checkpoint::sync(path).at(path)?),
+        Err(_) => Ok(checkpoint::write(&best, &fs::read(&weights).at(&weights)?)?),
+    }
 }

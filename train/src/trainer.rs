@@ -30,8 +30,9 @@ use crate::events::EventWriter;
 use crate::loader::Loader;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
-use crate::run_dir::{self, Metrics, RunDir, SavedRun, Summary};
+use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, Summary};
 use crate::step::{StepMetrics, Times, Training};
+use crate::{resume, run_dir};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -50,10 +51,10 @@ pub struct RunOptions<'a> {
     pub resume: bool,
     /// Raised to stop at the next step.
     pub stop: Arc<AtomicBool>,
-    /// Show nothing.
+    /// Show no progress. What is not to pass unseen is told on stderr all the same.
     pub quiet: bool,
-    /// Whether the caller holds the directory's [`run_dir::Lock`].
-    pub locked: bool,
+    /// The directory's lock, if the caller has taken it.
+    pub lock: Option<Rc<Lock>>,
     /// Name in tables and plots.
     pub label: String,
     /// The processes that train together.
@@ -69,7 +70,7 @@ impl<'a> RunOptions<'a> {
             resume: false,
             stop: Arc::default(),
             quiet: true,
-            locked: false,
+            lock: None,
             label: String::new(),
             ranks: Rc::default(),
         }
@@ -128,9 +129,15 @@ struct Run<'a> {
     /// The directory and its events, at the first process, which alone writes.
     files: Option<(RunDir, EventWriter)>,
     progress: Progress,
-    /// Steps made before, and the seconds they took.
-    before: (u64, f64),
+    /// Where the run was when it began or was resumed.
+    before: Position,
+    /// The lowest validation loss so far, at the first process.
+    best: Option<Best>,
     clock: Instant,
+    /// When the last checkpoint was saved.
+    saved: Instant,
+    /// Whether a checkpoint is wanted before its time.
+    due: bool,
     /// Since the last line of the log.
     times: Times,
 }
@@ -148,16 +155,14 @@ impl<'a> Run<'a> {
         let batches = data.training(t.seed, graph.context())?;
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;
-        let (dir, saved) = open(config, options, &device)?;
-        if saved.as_ref().is_some_and(|saved| *saved.model.graph() != graph) {
-            return Err(Error::OtherArchitecture(options.out.to_path_buf()));
-        }
+        let Opened { dir, saved, told } = open(config, options, data, &graph, &device)?;
         let training = training(config, &graph, &recipe, saved.as_ref(), &device, ranks)?;
-        let before = saved.as_ref().map_or((0, 0.0), |saved| (saved.step, saved.seconds));
-        let events = |dir: &RunDir| match saved {
+        let resumed = saved.is_some();
+        let before = saved.map(|saved| saved.position).unwrap_or_default();
+        let events = |dir: &RunDir| match resumed {
             // The steps that are kept are those up to the checkpoint's.
-            Some(_) => EventWriter::resume(dir.path(), before.0 + 1),
-            None => EventWriter::create(dir.path()),
+            true => EventWriter::resume(dir.path(), before.step + 1),
+            false => EventWriter::create(dir.path()),
         };
         let files = match dir {
             Some(dir) => {
@@ -168,10 +173,10 @@ impl<'a> Run<'a> {
         };
         let progress = {
             let quiet = options.quiet || !ranks.is_first();
-            Progress::new(t.steps, before.0, quiet, options.stop.clone())
+            Progress::new(t.steps, before.step, quiet, options.stop.clone())
         };
-        let clock = Instant::now();
-        let times = Times::default();
+        told.iter().for_each(|what| progress.tell(what));
+        let now = Instant::now();
         Ok(Self {
             config,
             options,
@@ -183,17 +188,23 @@ impl<'a> Run<'a> {
             training,
             files,
             progress,
+            best: before.best.clone(),
             before,
-            clock,
-            times,
+            clock: now,
+            saved: now,
+            due: false,
+            times: Times::default(),
         })
     }
 
     /// All steps that are left.
     fn train(mut self) -> Result<End, Error> {
-        for step in self.before.0..self.config.train.steps {
-            if self.is_stopped() {
+        for step in self.before.step..self.config.train.steps {
+            let [stop, due] = self.wanted();
+            if stop || due {
                 self.save(step, self.seconds())?;
+            }
+            if stop {
                 self.progress.finish();
                 return Ok(End::Stopped(step));
             }
@@ -202,16 +213,31 @@ impl<'a> Run<'a> {
         self.finish()
     }
 
-    /// Whether one of the processes is to stop.
-    fn is_stopped(&self) -> bool {
+    /// Whether one of the processes is to stop, and whether it is time for a checkpoint; the same
+    /// at all of them.
+    fn wanted(&self) -> [bool; 2] {
         let stop = self.options.stop.load(Ordering::Relaxed);
-        let [stop] = self.options.ranks.all_reduce_scalars([f64::from(u8::from(stop))]);
-        stop > 0.0
+        let age = self.saved.elapsed().as_secs_f64();
+        let old = age >= 60.0 * self.config.train.checkpoint_minutes;
+        let due = self.files.is_some() && (old || self.due);
+        let said = [stop, due].map(|is| f64::from(u8::from(is)));
+        self.options.ranks.all_reduce_scalars(said).map(|sum| sum > 0.0)
     }
 
     /// Seconds since the start, over all parts of a resumed run.
     fn seconds(&self) -> f64 {
-        self.before.1 + self.clock.elapsed().as_secs_f64()
+        self.before.seconds + self.clock.elapsed().as_secs_f64()
+    }
+
+    /// Puts back what others removed from the directory since the last look, and tells of it.
+    fn keep_files(&mut self) -> Result<(), Error> {
+        let Some((dir, events)) = &mut self.files else { return Ok(()) };
+        let harmed = dir.keep()?.into_iter().chain(events.keep()?);
+        for what in harmed {
+            self.progress.tell(&what);
+            self.due = true;
+        }
+        Ok(())
     }
 
     /// One update, with what is logged, evaluated and saved after it.
@@ -222,7 +248,9 @@ impl<'a> Run<'a> {
         let evaluates = done.is_multiple_of(t.eval_every) || done == t.steps;
         let logs =
             self.files.is_some() && (done.is_multiple_of(t.log_every) || evaluates || done == 1);
-        let saves = evaluates && done != t.steps;
+        let every = t.checkpoint_every.is_some_and(|every| done.is_multiple_of(every));
+        // The last one is saved with the results.
+        let saves = (evaluates || every) && done != t.steps;
         let old = if logs { copies(&self.training)? } else { Vec::new() };
         let (inputs, targets) = self.loader.take(step)?;
         let metrics = self.update(&inputs, &targets, done, rate)?;
@@ -300,10 +328,16 @@ impl<'a> Run<'a> {
             let result = evaluate(&model, self.data, Protocol::Full, t.batch_size, &self.device)?;
             line.val_loss = Some(result.loss);
             line.val_accuracy = Some(result.accuracy);
+            if self.best.as_ref().is_none_or(|best| result.loss < best.val_loss) {
+                // The checkpoint that follows has its digest.
+                let (step, val_loss, digest) = (done, result.loss, String::new());
+                self.best = Some(Best { step, val_loss, digest });
+            }
         }
+        self.keep_files()?;
+        line.seconds = self.seconds();
         if let Some((dir, events)) = &mut self.files {
             write_events(events, &line)?;
-            line.seconds = self.before.1 + self.clock.elapsed().as_secs_f64();
             dir.log(&line)?;
         }
         self.progress.show(&line, certificate.rms);
@@ -311,16 +345,22 @@ impl<'a> Run<'a> {
     }
 
     /// A checkpoint after this many steps.
-    fn save(&self, step: u64, seconds: f64) -> Result<(), Error> {
-        let (training, ranks) = (&self.training, &self.options.ranks);
+    fn save(&mut self, step: u64, seconds: f64) -> Result<(), Error> {
+        self.keep_files()?;
+        let ranks = &self.options.ranks;
         if ranks.count() > 1 {
-            ranks.agree("the weights", &digest(&training.model)?)?;
+            ranks.agree("the weights", &digest(&self.training.model)?)?;
         }
-        let state = training.state()?;
-        match &self.files {
-            Some((dir, _)) => dir.save(&training.model, &state, &self.meta(step), step, seconds),
-            None => Ok(()),
+        let (state, meta) = (self.training.state()?, self.meta(step));
+        if let Some((dir, events)) = &mut self.files {
+            events.sync()?;
+            let best = self.best.take();
+            let mut position = Position { step, seconds, best, ..Position::default() };
+            dir.save(&self.training.model, &state, &meta, &mut position)?;
+            self.best = position.best;
         }
+        (self.saved, self.due) = (Instant::now(), false);
+        Ok(())
     }
 
     /// What a checkpoint says beside the weights.
@@ -351,7 +391,7 @@ impl<'a> Run<'a> {
         checkpoint::save(&dir.path().join("model.safetensors"), &model, &self.meta(steps))?;
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         dir.write("certificate.json", &serde_json::to_string_pretty(&certificate)?)?;
-        let summary = self.summary(&model, &certificate, seconds)?;
+        let summary = self.summary(dir, &model, &certificate, seconds)?;
         dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
         Ok(End::Done(Some(Box::new(summary))))
     }
@@ -359,6 +399,7 @@ impl<'a> Run<'a> {
     /// The results of a certified model.
     fn summary(
         &self,
+        dir: &RunDir,
         model: &Model,
         certificate: &Certificate,
         seconds: f64,
@@ -381,6 +422,9 @@ impl<'a> Run<'a> {
             parameters: model.parameter_count(),
             val_loss: result.loss,
             val_accuracy: result.accuracy,
+            best_val_loss: self.best.as_ref().map(|best| best.val_loss),
+            best_step: self.best.as_ref().map(|best| best.step),
+            step_changes: dir.step_changes().to_vec(),
             lipschitz: certificate.rms,
             lipschitz_log10: log10(certificate.rms),
             found_log10: Some(found.log10()).filter(|x| x.is_finite()),
@@ -421,28 +465,74 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The directory, at the first process, and the checkpoint that the run is resumed from. The others
-/// read what the first has put in order.
+/// What a run begins with.
+struct Opened {
+    /// The directory, at the first process.
+    dir: Option<RunDir>,
+    /// The checkpoint that it is resumed from.
+    saved: Option<SavedRun>,
+    /// What there is to say about it.
+    told: Vec<String>,
+}
+
+/// Opens the directory at the first process; the others read what it has put in order. Nothing is
+/// written before all is known to fit.
 fn open(
     config: &Config,
     options: &RunOptions,
+    data: &dyn DataSet,
+    graph: &Graph,
     device: &Device,
-) -> Result<(Option<RunDir>, Option<SavedRun>), Error> {
+) -> Result<Opened, Error> {
     let ranks = &options.ranks;
     ranks.barrier();
-    let (dir, saved) = match (ranks.is_first(), options.resume) {
-        (true, true) => {
-            let (dir, saved) = RunDir::resume(options.out, config, device, options.locked)?;
-            (Some(dir), saved)
+    let first = match (ranks.is_first(), options.resume) {
+        (true, true) => Some(reopen(config, options, data, graph, device)?),
+        (true, false) => {
+            let dir = RunDir::create(options.out, config, options.lock.as_ref())?;
+            Some(Opened { dir: Some(dir), saved: None, told: Vec::new() })
         }
-        (true, false) => (Some(RunDir::create(options.out, config, options.locked)?), None),
-        (false, _) => (None, None),
+        (false, _) => None,
     };
     ranks.barrier();
-    match dir {
-        None if options.resume => Ok((None, run_dir::load(options.out, device)?)),
-        _ => Ok((dir, saved)),
+    match first {
+        Some(opened) => Ok(opened),
+        None => {
+            let saved = if options.resume { run_dir::load(options.out, device)? } else { None };
+            Ok(Opened { dir: None, saved, told: Vec::new() })
+        }
     }
+}
+
+/// Goes on with the run that is there, if it is this one: its checkpoint decides, and where there
+/// is none, its config.
+fn reopen(
+    config: &Config,
+    options: &RunOptions,
+    data: &dyn DataSet,
+    graph: &Graph,
+    device: &Device,
+) -> Result<Opened, Error> {
+    let out = options.out;
+    if !run_dir::holds_run(out) {
+        return Err(Error::NoRun(out.to_path_buf()));
+    }
+    let lock = Lock::or_take(out, options.lock.as_ref())?;
+    let mut saved = run_dir::load(out, device)?;
+    let file = out.join("config.toml");
+    let mut told = Vec::new();
+    if let Some(saved) = &mut saved {
+        let resumed = resume::check(saved, config, graph, data)?;
+        saved.position.step_changes.extend(resumed.change);
+        told = resumed.notes;
+    } else if file.exists() {
+        let there = Config::read(&file, &[])?;
+        resume::same(&there, config).map_err(|what| Error::OtherConfig { path: file, what })?;
+    }
+    let position = saved.as_mut().map(|saved| &mut saved.position);
+    let (dir, missing) = RunDir::resume(out, config, lock, position)?;
+    told.extend(missing);
+    Ok(Opened { dir: Some(dir), saved, told })
 }
 
 /// A fresh network, or the saved one, with its optimizer and its constraint.
@@ -491,14 +581,14 @@ fn write_events(events: &mut EventWriter, line: &Metrics) -> Result<(), Error> {
         ("learning_rate", Some(line.learning_rate)),
     ] {
         if let Some(value) = value {
-            events.scalar(tag, line.step, value as f32)?;
+            events.scalar(tag, line.step, value as f32);
         }
     }
     for (name, m) in &line.matrices {
         for (what, value) in
             [("norm", m.norm), ("stable_rank", m.stable_rank), ("update", m.update)]
         {
-            events.scalar(&format!("{what}/{name}"), line.step, value as f32)?;
+            events.scalar(&format!("{what}/{name}"), line.step, value as f32);
         }
     }
     Ok(events.flush()?)

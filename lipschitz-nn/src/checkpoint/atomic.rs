@@ -43,7 +43,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
     let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".new");
+    builder.prefix(".").suffix(SUFFIX).rand_bytes(RANDOM);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut fresh = builder.tempfile_in(directory).at(path)?;
@@ -52,8 +52,23 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     sync(directory).at(path)
 }
 
+const SUFFIX: &str = ".new";
+/// Random characters in a temporary file's name.
+const RANDOM: usize = 12;
+
+/// Whether a file name is that of a temporary file of [`write`], which only a killed process leaves
+/// behind.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    let random = name.strip_prefix('.').and_then(|name| name.strip_suffix(SUFFIX));
+    random.is_some_and(|r| r.len() == RANDOM && r.chars().all(|c| c.is_ascii_alphanumeric()))
+}
+
 /// Waits until a directory's names are on disk, where the system can.
-fn sync(directory: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// What the system says.
+pub fn sync(directory: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }
 
@@ -69,6 +84,10 @@ mod tests {
         let victim = dir.path().join("victim");
         std::fs::write(&victim, "untouched").unwrap();
         symlink(&victim, dir.path().join(".report.json.new")).unwrap();
+        assert!(is_temporary(".Ab3dEf6hIj9L.new"));
+        for name in [".lock", ".report.json.new", "Ab3dEf6hIj9L.new", ".Ab3dEf6hIj9L"] {
+            assert!(!is_temporary(name), "{name}");
+        }
         let name = format!("{}.json", "n".repeat(250));
         for name in ["report.json", &name] {
             let path = dir.path().join(name);
@@ -78,6 +97,30 @@ mod tests {
             assert_ne!(path.metadata().unwrap().permissions().mode() & 0o077, 0);
         }
         assert_eq!(std::fs::read(&victim).unwrap(), b"untouched");
+    }
+
+    /// What is left behind can be told by its name.
+    #[test]
+    fn a_temporary_file_is_known_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for _ in 0..200 {
+                    write(&dir.path().join("file"), &[0; 1 << 16]).unwrap();
+                }
+            });
+            let mut seen = 0;
+            while !writer.is_finished() {
+                for entry in dir.path().read_dir().unwrap().flatten() {
+                    let name = entry.file_name().into_string().unwrap();
+                    if name != "file" {
+                        assert!(is_temporary(&name), "{name}");
+                        seen += 1;
+                    }
+                }
+            }
+            assert!(seen > 0);
+        });
     }
 
     /// Two writers and a reader: what is read is what one of them wrote.

@@ -9,9 +9,10 @@ use lipschitz_certify::terminal::{self, tables::fitted};
 use lipschitz_data::play;
 use lipschitz_train::config::Config;
 use lipschitz_train::preset;
+use lipschitz_train::run_dir;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
-use super::{Stopped, stop_on_interrupt, table};
+use super::{Stopped, shell, stop, table};
 
 /// Train small transformers at a few Lipschitz constants, certify each, and plot what the bound
 /// costs.
@@ -43,7 +44,7 @@ const MEMBERS: [(&str, &[&str]); 6] = [
 
 impl Demo {
     pub(super) fn run(self, quiet: bool) -> Result<()> {
-        let stop = stop_on_interrupt();
+        let stop = stop::on_signal(quiet);
         let clock = Instant::now();
         let mut summaries = Vec::new();
         for (i, (label, settings)) in MEMBERS.iter().enumerate() {
@@ -53,7 +54,7 @@ impl Demo {
             if !quiet {
                 terminal::note(format_args!("{}/{}: {label}", i + 1, MEMBERS.len()));
             }
-            let resume = out.join("config.toml").exists();
+            let resume = run_dir::holds_run(&out);
             let options = RunOptions {
                 resume,
                 stop: stop.clone(),
@@ -64,7 +65,7 @@ impl Demo {
             match trainer::run(&config, &options)? {
                 End::Done(summary) => summaries.extend(summary.map(|summary| *summary)),
                 End::Stopped(step) => {
-                    let command = format!("train demo --out {}", self.out.display());
+                    let command = shell(&["train", "demo", "--out", &self.out.to_string_lossy()]);
                     let after = format!("after {step} steps; a checkpoint is saved");
                     return Err(Stopped { after, command }.into());
                 }

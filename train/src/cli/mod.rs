@@ -8,13 +8,12 @@ mod remedy;
 mod run;
 mod sample;
 mod shards;
+mod stop;
 mod sweep;
 mod table;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -24,7 +23,7 @@ use lipschitz_train::config::Config;
 /// Trains networks under an enforced Lipschitz constant.
 ///
 /// Exit code 0: fine; 1: a bound or a cap does not hold, or a run of a sweep failed; 2: bad input;
-/// 130: stopped by Ctrl-C, with a checkpoint saved.
+/// 130: stopped by Ctrl-C or a scheduler's signal, with a checkpoint saved.
 #[derive(Parser)]
 #[command(name = "train", version)]
 struct Cli {
@@ -57,7 +56,7 @@ enum Command {
     },
 }
 
-/// Stopped by Ctrl-C; says how to go on.
+/// Stopped by a signal; says how to go on.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped {after}. Continue with: {command}")]
 struct Stopped {
@@ -130,20 +129,15 @@ fn code(error: &anyhow::Error) -> u8 {
     if violated || error.is::<Failed>() { 1 } else { terminal::exit_code(error) }
 }
 
-/// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
-fn stop_on_interrupt() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
+/// A command as a shell reads it.
+fn shell<T: AsRef<str>>(words: &[T]) -> String {
+    let quoted = |word: &T| {
+        let word = word.as_ref();
+        let plain = !word.is_empty()
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/=+:,@%".contains(c));
+        if plain { word.to_string() } else { format!("'{}'", word.replace('\'', "'\\''")) }
     };
-    // Ctrl-C, and the signals that end a job or a session, such as a scheduler's.
-    // Without a handler Ctrl-C ends the program at once, which loses no more than the steps since
-    // the last checkpoint.
-    let _ = ctrlc::set_handler(handler);
-    stop
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

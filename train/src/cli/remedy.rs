@@ -11,7 +11,18 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
         Error::RunExists(_) => Some("continue it with --resume or choose another --out"),
         Error::NoRun(_) => Some("leave --resume out to start one"),
         Error::RunLocked(_) => Some("wait for its end, or choose another --out"),
-        Error::OtherConfig(_) => Some("resume with that file, or choose another --out"),
+        Error::OtherConfig { .. } => {
+            Some("resume with the values it was made with, or choose another --out")
+        }
+        Error::OtherData { .. } => {
+            Some("resume with the data it was trained on, or choose another --out")
+        }
+        Error::FewerSteps { .. } => {
+            Some("give train.steps at least as many, or choose another --out")
+        }
+        Error::NotAsSaved(_) => {
+            Some("put the whole checkpoint back from a copy, or choose another --out")
+        }
         Error::BuiltForCpu(_) => {
             Some("install NVIDIA's driver and the CUDA toolkit, and build it with --features cuda")
         }

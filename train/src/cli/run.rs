@@ -7,7 +7,7 @@ use lipschitz_certify::{outln, terminal};
 use lipschitz_train::ranks::Ranks;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
-use super::{Stopped, stop_on_interrupt};
+use super::{Stopped, shell, stop};
 
 /// Train one network.
 #[derive(Args)]
@@ -43,7 +43,7 @@ impl Run {
         let ranks = Rc::new(Ranks::join()?);
         let options = RunOptions {
             resume: self.resume,
-            stop: stop_on_interrupt(),
+            stop: stop::on_signal(quiet || !ranks.is_first()),
             quiet,
             label,
             ranks,
@@ -59,8 +59,9 @@ impl Run {
         match end? {
             End::Done(None) => Ok(()),
             End::Stopped(step) => {
-                let out = out.display();
-                let command = format!("train run {out}/config.toml --out {out} --resume");
+                let (out, config) = (out.to_string_lossy(), out.join("config.toml"));
+                let config = config.to_string_lossy();
+                let command = shell(&["train", "run", &config, "--out", &out, "--resume"]);
                 let after = format!("after {step} steps; a checkpoint is saved");
                 Err(Stopped { after, command }.into())
             }

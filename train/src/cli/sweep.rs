@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use lipschitz_certify::outln;
 use lipschitz_certify::terminal::JsonOutput;
@@ -10,7 +10,7 @@ use lipschitz_train::run_dir::Summary;
 use lipschitz_train::sweep::pool::{self, Ended, PoolOptions};
 use lipschitz_train::sweep::{self, Outcome, SweepRun};
 
-use super::{Failed, Stopped, stop_on_interrupt, table};
+use super::{Failed, Stopped, shell, stop, table};
 
 /// Train every network that a sweep file asks for.
 ///
@@ -51,7 +51,7 @@ impl Sweep {
         if self.jobs == 0 {
             bail!("--jobs 0: at least one run at a time")
         }
-        let stop = stop_on_interrupt();
+        let stop = stop::on_signal(quiet);
         let mut runs = sweep::file::runs(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {
             let mut at = 0..;
@@ -85,7 +85,8 @@ impl Sweep {
         let failed = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Finished(_))).count();
         if failed > 0 {
             let what = format!(
-                "{failed} of {} runs are not finished; --retry-failed makes failed ones again",
+                "{failed} of {} runs are not finished; the same command goes on with stopped ones, \
+                 --retry-failed makes failed ones again",
                 runs.len()
             );
             return Err(Failed(what).into());
@@ -137,13 +138,8 @@ fn json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> serde_json::Resul
 
 /// This program's command line, as a shell would read it.
 fn command_line() -> String {
-    let quoted = |text: &str| {
-        let plain = !text.is_empty()
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/=+:,@%".contains(c));
-        if plain { text.to_string() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-    };
-    let rest = std::env::args_os().skip(1).map(|arg| quoted(&arg.to_string_lossy()));
-    std::iter::once("train".to_string()).chain(rest).collect::<Vec<_>>().join(" ")
+    let rest = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    shell(&std::iter::once("train".to_string()).chain(rest).collect::<Vec<_>>())
 }
 
 /// One run of a sweep, for the sweep's own use.
@@ -162,9 +158,7 @@ pub(super) struct Elsewhere;
 
 impl SweepMember {
     pub(super) fn run(self) -> Result<()> {
-        // Ctrl-C reaches the sweep as well, which stops its children.
-        ctrlc::set_handler(|| {}).map_err(|e| anyhow!("Ctrl-C cannot be caught: {e}"))?;
-        match pool::child(&self.out, self.label)? {
+        match pool::child(&self.out, self.label, stop::on_signal(true))? {
             Ended::Done => Ok(()),
             Ended::Elsewhere => Err(Elsewhere.into()),
             Ended::Stopped(step) => {

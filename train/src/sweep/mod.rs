@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use lipschitz_data::{DataConfig, DataSet};
 
-use crate::config::Config;
+use crate::config::{Config, TrainConfig};
 use crate::error::Within;
 use crate::run_dir::Summary;
 use crate::{Error, device, trainer};
@@ -61,10 +61,13 @@ fn check_one<'a>(
     trainer::check(&run.config, &*loaded[at].1).map(|_| ())
 }
 
-/// The config as it is compared: where a run is made does not change what it is.
+/// The config as it is compared: where a run is made does not change what it is, nor does how often
+/// it is saved.
 fn content(config: &Config) -> Result<String, Error> {
     let mut config = config.clone();
     config.train.device = "any".into();
+    config.train.checkpoint_every = None;
+    config.train.checkpoint_minutes = TrainConfig::CHECKPOINT_MINUTES;
     config.to_toml()
 }
 
@@ -98,5 +101,8 @@ fn summary(directory: &Path) -> Option<Summary> {
 pub fn finished(directory: &Path, config: &Config) -> Option<Summary> {
     let there = Config::read(&directory.join("config.toml"), &[]).ok()?;
     let same = content(&there).ok()? == content(config).ok()?;
-    summary(directory).filter(|_| same)
+    // A run that went on with more steps has the summary of fewer until its end; and one whose
+    // learning rates were another's is no run of this config.
+    let whole = |s: &Summary| s.steps == config.train.steps && s.step_changes.is_empty();
+    summary(directory).filter(|summary| same && whole(summary))
 }

@@ -24,7 +24,7 @@ use super::{SweepRun, finished, places};
 use crate::Error;
 use crate::config::Config;
 use crate::error::Within;
-use crate::run_dir::Lock;
+use crate::run_dir::{Lock, holds_run};
 use crate::trainer::{self, End, RunOptions};
 
 /// How the runs are to be made.
@@ -232,29 +232,27 @@ pub enum Ended {
 }
 
 /// Makes one run for a sweep, which gives the config as a line of JSON on standard input and stops
-/// the run by closing it.
+/// the run by closing it, as raising `stop` does.
 ///
 /// # Errors
 /// As [`trainer::run`].
-pub fn child(out: &Path, label: String) -> Result<Ended, Error> {
+pub fn child(out: &Path, label: String, stop: Arc<AtomicBool>) -> Result<Ended, Error> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(process("the config of a run"))?;
     let config: Config = serde_json::from_str(&line).within("the config of a run")?;
-    let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         flag.store(true, Ordering::Relaxed);
     });
     fs::create_dir_all(out).at(out)?;
-    let Some(_lock) = Lock::take(out)? else { return Ok(Ended::Elsewhere) };
+    let Some(lock) = Lock::take(out)? else { return Ok(Ended::Elsewhere) };
     // Another sweep may have finished it between the look at its files and the lock.
     if finished(out, &config).is_some() {
         return Ok(Ended::Done);
     }
-    let resume = out.join("config.toml").exists();
-    let options =
-        RunOptions { out, resume, stop, quiet: true, label, locked: true, ranks: Rc::default() };
+    let (resume, lock) = (holds_run(out), Some(Rc::new(lock)));
+    let options = RunOptions { resume, stop, label, lock, ..RunOptions::new(out) };
     Ok(match trainer::run(&config, &options)? {
         End::Done(_) => Ended::Done,
         End::Stopped(step) => Ended::Stopped(step),
