@@ -230,6 +230,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a file is not, or no longer, there.
+    pub(crate) fn is_missing_file(&self) -> bool {
+        match self {
+            Self::Network(lipschitz_nn::Error::Io { error, .. }) => {
+                error.kind() == io::ErrorKind::NotFound
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a claim does not hold, rather than an input.
     pub fn is_violation(&self) -> bool {
         match self {

@@ -43,6 +43,7 @@ impl Growing {
     /// Those of the system, [`io::ErrorKind::AlreadyExists`] among them.
     pub(crate) fn create_new(path: &Path) -> io::Result<Self> {
         let file = File::options().create_new(true).read(true).append(true).open(path)?;
+        checkpoint::sync(directory(path))?;
         Ok(Self { path: path.to_path_buf(), file, length: 0 })
     }
 
@@ -58,10 +59,9 @@ impl Growing {
         Ok(())
     }
 
-    /// Waits until all of it is on disk, its name as well.
+    /// Waits until all of it is on disk; its name is since it was made.
     pub(crate) fn sync(&self) -> Result<(), Error> {
-        self.file.sync_all().at(&self.path)?;
-        checkpoint::sync(directory(&self.path)).at(&self.path)
+        self.file.sync_all().at(&self.path)
     }
 
     /// Writes the file again if it was removed, and says what others did to it.

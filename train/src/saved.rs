@@ -205,9 +205,7 @@ pub fn load(path: &Path, device: &Device) -> Result<Option<SavedRun>, Error> {
     let position = match sealed {
         Some(sealed) => sealed.position,
         None => {
-            let old = metadata
-                .get(OLD_POSITION)
-                .ok_or_else(|| lipschitz_nn::Error::file(&directory, "holds no position"))?;
+            let old = metadata.get(OLD_POSITION).ok_or(Error::NotAsSaved(state_file))?;
             let OldPosition { step, seconds } =
                 serde_json::from_str(old).within(optimizer_file.display())?;
             Position { step, seconds, ..Position::default() }

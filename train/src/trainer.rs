@@ -356,7 +356,16 @@ impl<'a> Run<'a> {
             events.sync()?;
             let best = self.best.take();
             let mut position = Position { step, seconds, best, ..Position::default() };
-            dir.save(&self.training.model, &state, &meta, &mut position)?;
+            let model = &self.training.model;
+            if let Err(error) = dir.save(model, &state, &meta, &mut position) {
+                // What was removed while it was being written is put back, too.
+                if !error.is_missing_file() {
+                    return Err(error);
+                }
+                self.keep_files()?;
+                let Some((dir, _)) = &mut self.files else { return Err(error) };
+                dir.save(&self.training.model, &state, &meta, &mut position)?;
+            }
             self.best = position.best;
         }
         (self.saved, self.due) = (Instant::now(), false);

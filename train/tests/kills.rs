@@ -171,7 +171,7 @@ fn ended(
 
 /// `train run`, killed until it has been so often, in one directory after the other.
 fn kill_runs(kills: usize, seed: u64, mounted: bool) -> Figures {
-    let config = TINY.replace("steps = 30", "steps = 120\ncheckpoint_every = 3");
+    let config = TINY.replace("steps = 30", "steps = 60\ncheckpoint_every = 3");
     let w = Workshop::new(&config);
     w.done("alone", &[], &["--quiet"]);
     let expected = Ended::of(&w.path("alone"));
@@ -188,7 +188,7 @@ fn kill_runs(kills: usize, seed: u64, mounted: bool) -> Figures {
             if w.path(&out).join("config.toml").exists() { &["--resume"] } else { &[] };
         let command = w.run(&out, &[], &[&["--quiet"], resume].concat());
         let fault = fault(&mut rng, disk.as_ref());
-        if ended(command, &fault, disk.as_ref(), &mut rng, 260, &mut figures) {
+        if ended(command, &fault, disk.as_ref(), &mut rng, 200, &mut figures) {
             compare(&w.path(&out), &expected, &mut figures);
             number += 1;
         }

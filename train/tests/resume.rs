@@ -2,7 +2,7 @@
 
 mod workshop;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -111,7 +111,7 @@ fn another_run_is_not_taken_for_this_one() {
             "no state",
             Box::new(|run| std::fs::remove_file(state(run)).unwrap()),
             &[],
-            "holds no position",
+            "state.json: is not what the run saved",
         ),
         (
             "no digest",
@@ -281,7 +281,7 @@ fn the_best_weights_stay_beside_the_last() {
     let w = Workshop::new(TINY);
     // Steps so large that the loss goes up and down.
     let set = |steps: &'static str| {
-        [steps, "train.eval_every=1", "train.learning_rate=2", "train.schedule.kind=constant"]
+        [steps, "train.eval_every=1", "train.learning_rate=1", "train.schedule.kind=constant"]
     };
     w.done("whole", &set("train.steps=20"), &[]);
     let lines = metrics(&w.path("whole"));
@@ -296,14 +296,15 @@ fn the_best_weights_stay_beside_the_last() {
         meta.provenance.step.unwrap()
     };
     let (best, lowest_loss) = lowest(&lines);
-    assert!(best < 20, "the last is the best, so this tests nothing");
+    assert!(1 < best && best < 20, "the first or the last is the best: this tests nothing");
     assert_eq!(step_of("whole"), best);
     let summary = json(&w.path("whole/summary.json"));
     assert_eq!(
         (&summary["best_step"], &summary["best_val_loss"]),
         (&best.into(), &lowest_loss.into())
     );
-    for cut in 1..20 {
+    for cut in BTreeSet::from([1, best - 1, best, best + 1, 19]).into_iter().map(|cut| cut as usize)
+    {
         let (run, steps) = (format!("cut at {cut}"), format!("train.steps={cut}"));
         let mut settings = set("train.steps=20").map(String::from);
         settings[0] = steps;
@@ -317,7 +318,7 @@ fn the_best_weights_stay_beside_the_last() {
         }
         assert_eq!(w.done(&run, &set("train.steps=20"), &["--resume", "--quiet"]), "");
         assert_eq!(step_of(&run), best);
-        if cut == 10 {
+        if cut == 19 {
             // One that was removed is told of.
             std::fs::remove_file(w.path(&run).join("best.safetensors")).unwrap();
             let said = w.done(&run, &set("train.steps=20"), &["--resume", "--quiet"]);
@@ -382,16 +383,17 @@ fn what_is_removed_during_a_run_is_told_and_comes_back() {
         let mut child = spawn(&mut w.run(&out, &long, &["--quiet"]));
         wait_for("a checkpoint", || run.join("checkpoint").exists());
         wait_for_lines(&run, 10, &mut child);
-        // The run may be writing into it just now.
-        wait_for("the removal", || {
-            let path = run.join(name);
-            let _ = match path.is_dir() {
-                true => std::fs::remove_dir_all(&path),
-                false => std::fs::remove_file(&path),
-            };
-            let whole = Path::new(name).file_name().is_none();
-            !path.exists() || whole && !run.join("config.toml").exists()
-        });
+        // All at once for the run, at any moment of it.
+        let id = child.id().to_string();
+        assert!(signal("STOP", &id));
+        let path = run.join(name);
+        let removed = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        assert!(signal("CONT", &id));
+        // The checkpoint may be between its names.
+        assert!(removed.is_ok() || name == "checkpoint");
         wait_for("its return", || {
             assert!(child.try_wait().unwrap().is_none(), "{name}: ended");
             [".lock", "metrics.jsonl", "config.toml", "checkpoint"]
@@ -399,7 +401,9 @@ fn what_is_removed_during_a_run_is_told_and_comes_back() {
                 .all(|n| run.join(n).exists())
         });
         let said = stopped(child);
-        assert!(said.contains(name) && said.contains("removed during the run"), "{name}: {said}");
+        // A checkpoint that goes while the next takes its place is not missed.
+        let told = said.contains(name) && said.contains("removed during the run");
+        assert!(told || name == "checkpoint", "{name}: {said}");
         let step = load(&run, &Device::Cpu).unwrap().unwrap().position.step;
         assert_eq!(lines(&run) as u64, step, "{name}: lines are lost");
         let short = set(&(step + 3).to_string());
