@@ -10,13 +10,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lipschitz_nn::{At, Error};
 
-use crate::growing::{Growing, Harm};
+use crate::append_file::{AppendFile, Harm};
 
 /// Writes scalars for TensorBoard. Every start of a run writes a file of its own; TensorBoard reads
 /// those of a directory as one run.
 #[derive(Debug)]
 pub struct EventWriter {
-    file: Growing,
+    file: AppendFile,
     /// Events that are not written yet.
     waiting: Vec<u8>,
 }
@@ -33,7 +33,7 @@ impl EventWriter {
         let mut seconds = since_epoch().as_secs();
         let file = loop {
             let path = directory.join(format!("events.out.tfevents.{seconds:010}.train"));
-            match Growing::create_new(&path) {
+            match AppendFile::create_new(&path) {
                 Ok(file) => break file,
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => seconds += 1,
                 Err(error) => return Err(Error::Io { path, error }),
@@ -83,8 +83,8 @@ impl EventWriter {
     }
 
     /// Writes the file again if it was removed, and says in words what others did to it.
-    pub(crate) fn keep(&mut self) -> Result<Option<String>, Error> {
-        let what = match self.file.keep()? {
+    pub(crate) fn restore(&mut self) -> Result<Option<String>, Error> {
+        let what = match self.file.restore()? {
             None => return Ok(None),
             Some(Harm::Removed) => "was removed during the run; it is written again",
             Some(Harm::Changed) => {

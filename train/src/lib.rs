@@ -24,13 +24,13 @@
 //! certificate and a summary; a resumed run ends as an uninterrupted one. [`sweep`] makes many runs
 //! from one file, and [`estimate`](mod@estimate) says beforehand what a step takes.
 
+mod append_file;
 pub mod config;
 pub mod device;
 pub mod dynamics;
 mod error;
 pub mod estimate;
 pub mod events;
-mod growing;
 mod keys;
 mod loader;
 mod lock;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use lipschitz_nn::At;
 
 use crate::Error;
-use crate::growing::is_at;
+use crate::append_file::is_at;
 
 /// The right to write to the directory of a run, which one process has at a time. The system takes
 /// it back when the process ends, however it ends, so nothing has to be cleaned up after a crash.
@@ -64,7 +64,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`Error::RunLocked`] if another process has taken it in the meantime.
-    pub(crate) fn keep(&self) -> Result<bool, Error> {
+    pub(crate) fn retake(&self) -> Result<bool, Error> {
         if is_at(&self.file.borrow(), &self.directory.join(NAME)) {
             return Ok(false);
         }

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::lock::Lock;
 pub use crate::saved::{Best, Position, SavedRun, StepChange, load};
 
+use crate::append_file::{AppendFile, Harm, directory};
 use crate::config::Config;
 use crate::dynamics::MatrixMetrics;
-use crate::growing::{Growing, Harm, directory};
 use crate::step::Times;
 use crate::{Error, saved};
 
@@ -128,7 +128,7 @@ pub struct Summary {
 /// The directory of one run.
 pub struct RunDir {
     path: PathBuf,
-    metrics: Growing,
+    metrics: AppendFile,
     /// Lines of the metrics.
     lines: u64,
     /// `config.toml`.
@@ -175,8 +175,8 @@ impl RunDir {
         lock: Option<Rc<Lock>>,
         position: Option<&mut Position>,
     ) -> Result<(Self, Vec<String>), Error> {
-        sweep_up(path)?;
-        saved::settle(path)?;
+        remove_temporaries(path)?;
+        saved::finish_replacement(path)?;
         let mut missing = Vec::new();
         let mut none = Position { lines: Some(0), ..Position::default() };
         let saved = position.is_some();
@@ -219,7 +219,7 @@ impl RunDir {
     ) -> Result<Self, Error> {
         let config = as_run(config, &step_changes)?;
         checkpoint::write(&path.join(CONFIG), config.as_bytes())?;
-        let metrics = Growing::open(&path.join(METRICS))?;
+        let metrics = AppendFile::open(&path.join(METRICS))?;
         let path = path.to_path_buf();
         Ok(Self { path, metrics, lines: 0, config, lock, saved: false, step_changes })
     }
@@ -282,7 +282,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::RunLocked`] if another process has begun to train this run in the meantime; if the
     /// directory cannot be written.
-    pub(crate) fn keep(&mut self) -> Result<Vec<String>, Error> {
+    pub(crate) fn restore(&mut self) -> Result<Vec<String>, Error> {
         let mut harmed = Vec::new();
         let named = |name: &str, what: &str| format!("{} {what}", self.path.join(name).display());
         let removed = "was removed during the run";
@@ -291,7 +291,7 @@ impl RunDir {
             harmed.push(format!("{} {removed}; it is made again", self.path.display()));
         }
         if let Some(lock) = &self.lock
-            && lock.keep()?
+            && lock.retake()?
         {
             harmed.push(named(".lock", &format!("{removed}; it is taken again")));
         }
@@ -300,7 +300,7 @@ impl RunDir {
             checkpoint::write(&config, self.config.as_bytes())?;
             harmed.push(named(CONFIG, &format!("{removed}; it is written again")));
         }
-        match self.metrics.keep()? {
+        match self.metrics.restore()? {
             None => {}
             Some(Harm::Removed) => {
                 harmed.push(named(METRICS, &format!("{removed}; it is written again")));
@@ -341,7 +341,7 @@ fn as_run(config: &Config, step_changes: &[StepChange]) -> Result<String, Error>
 }
 
 /// Removes the temporary files that a killed process left behind; the lock is held.
-fn sweep_up(path: &Path) -> Result<(), Error> {
+fn remove_temporaries(path: &Path) -> Result<(), Error> {
     for entry in path.read_dir().at(path)?.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };

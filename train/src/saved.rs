@@ -141,8 +141,8 @@ pub(crate) fn save(
     remove(&old)
 }
 
-/// Gives the only checkpoint there is its name back after a crash between two renames.
-pub(crate) fn settle(path: &Path) -> Result<(), Error> {
+/// After a crash between the two renames of [`save`], gives the old checkpoint its name back.
+pub(crate) fn finish_replacement(path: &Path) -> Result<(), Error> {
     let [current, old] = ["checkpoint", "checkpoint.old"].map(|n| path.join(n));
     match !current.exists() && old.exists() {
         true => Ok(fs::rename(&old, &current).at(&old)?),

@@ -157,10 +157,9 @@ impl<'a> Run<'a> {
         let loader = Loader::new(batches, t.batch_size, share, &device)?;
         let Opened { dir, saved, told } = open(config, options, data, &graph, &device)?;
         let training = training(config, &graph, &recipe, saved.as_ref(), &device, ranks)?;
-        let resumed = saved.is_some();
         let before = saved.map(|saved| saved.position).unwrap_or_default();
-        let events = |dir: &RunDir| match resumed {
-            // The steps that are kept are those up to the checkpoint's.
+        let events = |dir: &RunDir| match options.resume {
+            // The steps that are kept are those up to the checkpoint's, none without one.
             true => EventWriter::resume(dir.path(), before.step + 1),
             false => EventWriter::create(dir.path()),
         };
@@ -230,9 +229,9 @@ impl<'a> Run<'a> {
     }
 
     /// Puts back what others removed from the directory since the last look, and tells of it.
-    fn keep_files(&mut self) -> Result<(), Error> {
+    fn restore_files(&mut self) -> Result<(), Error> {
         let Some((dir, events)) = &mut self.files else { return Ok(()) };
-        let harmed = dir.keep()?.into_iter().chain(events.keep()?);
+        let harmed = dir.restore()?.into_iter().chain(events.restore()?);
         for what in harmed {
             self.progress.tell(&what);
             self.due = true;
@@ -334,7 +333,7 @@ impl<'a> Run<'a> {
                 self.best = Some(Best { step, val_loss, digest });
             }
         }
-        self.keep_files()?;
+        self.restore_files()?;
         line.seconds = self.seconds();
         if let Some((dir, events)) = &mut self.files {
             write_events(events, &line)?;
@@ -346,7 +345,7 @@ impl<'a> Run<'a> {
 
     /// A checkpoint after this many steps.
     fn save(&mut self, step: u64, seconds: f64) -> Result<(), Error> {
-        self.keep_files()?;
+        self.restore_files()?;
         let ranks = &self.options.ranks;
         if ranks.count() > 1 {
             ranks.agree("the weights", &digest(&self.training.model)?)?;
@@ -362,7 +361,7 @@ impl<'a> Run<'a> {
                 if !error.is_missing_file() {
                     return Err(error);
                 }
-                self.keep_files()?;
+                self.restore_files()?;
                 let Some((dir, _)) = &mut self.files else { return Err(error) };
                 dir.save(&self.training.model, &state, &meta, &mut position)?;
             }

@@ -327,6 +327,34 @@ fn the_best_weights_stay_beside_the_last() {
     }
 }
 
+/// What was removed between two parts of a run is told of, or found elsewhere.
+#[test]
+fn what_is_removed_between_two_parts_of_a_run_is_missed() {
+    let w = on_text();
+    w.done("run", &[], &[]);
+    let run = w.copy("run", "without log");
+    std::fs::remove_file(run.join("metrics.jsonl")).unwrap();
+    let said = w.done("without log", &[], &["--resume", "--quiet"]);
+    assert!(said.contains("holds 0 of the 6 lines") && said.lines().count() == 1, "{said}");
+    // The checkpoint has the config.
+    let run = w.copy("run", "without config");
+    std::fs::remove_file(run.join("config.toml")).unwrap();
+    let said = refused(&mut w.run("without config", &[], &[]));
+    assert!(said.contains("holds a run already"), "{said}");
+    let said = refused(&mut w.run("without config", &["train.seed=3"], &["--resume"]));
+    assert!(said.contains("train.seed is 0 there and 3 here"), "{said}");
+    assert_eq!(w.done("without config", &[], &["--resume", "--quiet"]), "");
+    Ended::of(&run).assert_is(&Ended::of(&w.path("run")));
+    // A crash between the two renames leaves the old checkpoint under another name.
+    let run = w.copy("run", "between names");
+    std::fs::rename(run.join("checkpoint"), run.join("checkpoint.old")).unwrap();
+    std::fs::create_dir(run.join("checkpoint.new")).unwrap();
+    std::fs::write(run.join(".Ab3dEf6hIj9L.new"), "half a file").unwrap();
+    assert_eq!(w.done("between names", &[], &["--resume", "--quiet"]), "");
+    Ended::of(&run).assert_is(&Ended::of(&w.path("run")));
+    assert_tidy(&run);
+}
+
 /// Checkpoints come by steps and by time, too.
 #[test]
 fn a_crash_loses_no_more_than_was_asked_for() {
@@ -340,6 +368,11 @@ fn a_crash_loses_no_more_than_was_asked_for() {
         (load(&w.path(out), &Device::Cpu).unwrap().map(|s| s.position.step), lines(&w.path(out)))
     };
     assert_eq!(saved_after("none", "train.log_every=1").0, None);
+    // One without a checkpoint begins again, and takes back what it has logged.
+    w.done("none", &[&["train.steps=30"], &long[1..]].concat(), &["--resume", "--quiet"]);
+    let points = &workshop::events::points(&w.path("none"))["loss/train"];
+    assert!(points.iter().map(|(step, _)| *step).eq(1..=30), "{points:?}");
+    assert_eq!(workshop::lines(&w.path("none")), 30);
     let (step, lines) = saved_after("steps", "train.checkpoint_every=10");
     let step = step.unwrap();
     assert!(step >= 20 && step.is_multiple_of(10) && lines as u64 <= step + 10, "{step} {lines}");

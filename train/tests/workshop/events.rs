@@ -67,7 +67,7 @@ pub fn masked(bytes: &[u8]) -> u32 {
         }
     }
     let crc = !crc;
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 fn read_varint(bytes: &mut &[u8]) -> u64 {

@@ -9,7 +9,7 @@ use lipschitz_nn::{At, Error, checkpoint};
 /// A file that lines are added to until the run ends. It stays open, so that what was written is
 /// not lost when the file is removed.
 #[derive(Debug)]
-pub(crate) struct Growing {
+pub(crate) struct AppendFile {
     path: PathBuf,
     file: File,
     /// How long it is at least.
@@ -25,7 +25,7 @@ pub(crate) enum Harm {
     Changed,
 }
 
-impl Growing {
+impl AppendFile {
     /// Opens a file, made if it is missing, to add to its end.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let made = !path.exists();
@@ -65,7 +65,7 @@ impl Growing {
     }
 
     /// Writes the file again if it was removed, and says what others did to it.
-    pub(crate) fn keep(&mut self) -> Result<Option<Harm>, Error> {
+    pub(crate) fn restore(&mut self) -> Result<Option<Harm>, Error> {
         let path = &self.path;
         if is_at(&self.file, path) {
             let length = self.file.metadata().at(path)?.len();
@@ -115,24 +115,27 @@ mod tests {
     fn what_was_written_outlives_the_removal_of_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = Growing::open(&path).unwrap();
+        let mut log = AppendFile::open(&path).unwrap();
         log.append(b"one\n").unwrap();
-        assert_eq!(log.keep().unwrap(), None);
+        assert_eq!(log.restore().unwrap(), None);
         std::fs::remove_file(&path).unwrap();
         log.append(b"two\n").unwrap();
-        assert_eq!(log.keep().unwrap(), Some(Harm::Removed));
+        assert_eq!(log.restore().unwrap(), Some(Harm::Removed));
         log.append(b"three\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\nthree\n");
-        assert_eq!(log.keep().unwrap(), None);
+        assert_eq!(log.restore().unwrap(), None);
         // What another put there is added to.
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "other\n").unwrap();
-        assert_eq!(log.keep().unwrap(), Some(Harm::Changed));
+        assert_eq!(log.restore().unwrap(), Some(Harm::Changed));
         log.append(b"four\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"other\nfour\n");
         std::fs::write(&path, "").unwrap();
-        assert_eq!(log.keep().unwrap(), Some(Harm::Changed));
+        assert_eq!(log.restore().unwrap(), Some(Harm::Changed));
         log.append(b"five\n").unwrap();
-        assert_eq!((log.keep().unwrap(), std::fs::read(&path).unwrap()), (None, b"five\n".into()));
+        assert_eq!(
+            (log.restore().unwrap(), std::fs::read(&path).unwrap()),
+            (None, b"five\n".into())
+        );
     }
 }
