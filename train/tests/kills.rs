@@ -10,7 +10,7 @@ mod workshop;
 use std::collections::BTreeMap;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -136,12 +136,12 @@ fn ended(
         Fault::Signal(name) => {
             let child = spawn(&mut command);
             std::thread::sleep(Duration::from_millis(rng.random_range(0..longest)));
-            signal(name, &child.id().to_string());
+            signal(name, &child.id());
             if rng.random_range(0..6) == 0 {
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..20)));
-                signal(SIGNALS[rng.random_range(0..4)], &child.id().to_string());
+                signal(SIGNALS[rng.random_range(0..4)], &child.id());
             }
-            let output = child.wait_with_output().unwrap();
+            let output = child.output();
             match how(output.status, &text(&output.stderr), name) {
                 Some(how) => figures.add(&how),
                 None => figures.finished += 1,
@@ -214,9 +214,8 @@ const GRID: &str = "base = 'tiny.toml'\n[set]\ntrain.steps = 60\ntrain.checkpoin
                     'spectral_normalize', sigma_max = 1 }]\n";
 
 /// The processes that a process has started.
-fn children(parent: u32) -> Vec<String> {
-    let parent = parent.to_string();
-    let output = Command::new("ps").args(["-o", "pid=", "--ppid", &parent]).output().unwrap();
+fn children(parent: &str) -> Vec<String> {
+    let output = Command::new("ps").args(["-o", "pid=", "--ppid", parent]).output().unwrap();
     text(&output.stdout).split_whitespace().map(String::from).collect()
 }
 
@@ -264,13 +263,13 @@ fn kill_sweeps(kills: usize, seed: u64, mounted: bool) -> Figures {
             Fault::Signal(name) => {
                 let child = spawn(&mut sweep(&out));
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..500)));
-                let members = children(child.id());
+                let members = children(&child.id());
                 let (whom, target) = match rng.random_range(0..3) {
                     0 => ("all", format!("-{}", child.id())),
                     1 if !members.is_empty() => {
                         ("one run", members[rng.random_range(0..members.len())].clone())
                     }
-                    _ => ("the sweep", child.id().to_string()),
+                    _ => ("the sweep", child.id()),
                 };
                 let there = signal(name, &target);
                 end_of_sweep(child, &format!("{name} to {whom}"), there, &mut figures)
@@ -299,8 +298,8 @@ fn kill_sweeps(kills: usize, seed: u64, mounted: bool) -> Figures {
 }
 
 /// Waits for a sweep that was told to end, or one of whose runs was; whether all is done.
-fn end_of_sweep(child: Child, by: &str, there: bool, figures: &mut Figures) -> bool {
-    let output = child.wait_with_output().unwrap();
+fn end_of_sweep(child: Running, by: &str, there: bool, figures: &mut Figures) -> bool {
+    let output = child.output();
     let (status, said) = (output.status, text(&output.stderr));
     match (status.code(), status.signal()) {
         (Some(0), _) => figures.finished += 1,

@@ -4,7 +4,6 @@ mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
 use candle_core::Device;
@@ -363,8 +362,8 @@ fn a_crash_loses_no_more_than_was_asked_for() {
     let saved_after = |out: &str, setting: &str| {
         let mut child = spawn(&mut w.run(out, &[&long[..], &[setting]].concat(), &[]));
         wait_for_lines(&w.path(out), 25, &mut child);
-        assert!(signal("KILL", &child.id().to_string()));
-        child.wait().unwrap();
+        assert!(signal("KILL", &child.id()));
+        child.output();
         (load(&w.path(out), &Device::Cpu).unwrap().map(|s| s.position.step), lines(&w.path(out)))
     };
     assert_eq!(saved_after("none", "train.log_every=1").0, None);
@@ -388,9 +387,9 @@ fn a_crash_loses_no_more_than_was_asked_for() {
 }
 
 /// Ends a run by a signal; what it said.
-fn stopped(child: Child) -> String {
-    assert!(signal("TERM", &child.id().to_string()));
-    let output = child.wait_with_output().unwrap();
+fn stopped(child: Running) -> String {
+    assert!(signal("TERM", &child.id()));
+    let output = child.output();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
     said
@@ -417,7 +416,7 @@ fn what_is_removed_during_a_run_is_told_and_comes_back() {
         wait_for("a checkpoint", || run.join("checkpoint").exists());
         wait_for_lines(&run, 10, &mut child);
         // All at once for the run, at any moment of it.
-        let id = child.id().to_string();
+        let id = child.id();
         assert!(signal("STOP", &id));
         let path = run.join(name);
         let removed = match path.is_dir() {
@@ -428,7 +427,7 @@ fn what_is_removed_during_a_run_is_told_and_comes_back() {
         // The checkpoint may be between its names.
         assert!(removed.is_ok() || name == "checkpoint");
         wait_for("its return", || {
-            assert!(child.try_wait().unwrap().is_none(), "{name}: ended");
+            assert!(!child.has_ended(), "{name}: ended");
             [".lock", "metrics.jsonl", "config.toml", "checkpoint"]
                 .iter()
                 .all(|n| run.join(n).exists())
@@ -465,7 +464,7 @@ fn a_run_that_another_process_has_taken_over_ends() {
         taken = Lock::take(&w.path("run")).unwrap();
         taken.is_some()
     });
-    let output = child.wait_with_output().unwrap();
+    let output = child.output();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(
@@ -475,7 +474,7 @@ fn a_run_that_another_process_has_taken_over_ends() {
 }
 
 /// A run whose steps take seconds.
-fn slow(w: &Workshop, out: &str) -> Child {
+fn slow(w: &Workshop, out: &str) -> Running {
     let settings =
         ["train.batch_size=20000", "train.accumulate=10000", "train.steps=3", "train.eval_every=3"];
     let mut command = w.run(out, &settings, &["--quiet"]);
@@ -492,21 +491,21 @@ fn slow(w: &Workshop, out: &str) -> Child {
 fn a_second_signal_ends_a_run_at_once() {
     let w = Workshop::new(TINY);
     let mut child = slow(&w, "run");
-    let id = child.id().to_string();
+    let id = child.id();
     assert!(signal("TERM", &id) && signal("TERM", &id));
     std::thread::sleep(Duration::from_millis(700));
-    assert!(child.try_wait().unwrap().is_none(), "ended by two signals that came together");
+    assert!(!child.has_ended(), "ended by two signals that came together");
     assert!(signal("INT", &id));
     let start = std::time::Instant::now();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.output().status.code(), Some(130));
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
     assert!(!w.path("run/checkpoint").exists(), "it was saved, so it did not end at once");
 
     let mut child = spawn(&mut w.run("timeout", &["train.steps=1000000"], &["--quiet"]));
     wait_for_lines(&w.path("timeout"), 10, &mut child);
-    let id = child.id().to_string();
+    let id = child.id();
     assert!(signal("TERM", &id) && signal("TERM", &id));
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.output().status.code(), Some(130));
     assert!(load(&w.path("timeout"), &Device::Cpu).unwrap().unwrap().position.step >= 10);
 }
 
@@ -523,8 +522,8 @@ fn a_run_that_is_to_ignore_hangups_does() {
         .args(run.get_args());
     let mut child = spawn(&mut shell);
     wait_for_lines(&w.path("run"), 5, &mut child);
-    assert!(signal("HUP", &child.id().to_string()));
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(signal("HUP", &child.id()));
+    assert_eq!(child.output().status.code(), Some(0));
     assert_eq!(lines(&w.path("run")), 300);
 }
 

@@ -105,9 +105,40 @@ pub fn refused(command: &mut Command) -> String {
     said
 }
 
+/// A program at work, which does not outlive a test that fails.
+pub struct Running(Option<Child>);
+
 /// Starts a program whose stderr is kept.
-pub fn spawn(command: &mut Command) -> Child {
-    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+pub fn spawn(command: &mut Command) -> Running {
+    Running(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()))
+}
+
+impl Running {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+
+    pub fn id(&self) -> String {
+        self.0.as_ref().unwrap().id().to_string()
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child().try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end.
+    pub fn output(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// Sends a signal; whether the process was there.
@@ -126,9 +157,9 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Waits until a run at work has logged this many lines.
-pub fn wait_for_lines(run: &Path, count: usize, child: &mut Child) {
+pub fn wait_for_lines(run: &Path, count: usize, running: &mut Running) {
     wait_for("lines of the log", || {
-        assert!(child.try_wait().unwrap().is_none(), "ended too early");
+        assert!(!running.has_ended(), "ended too early");
         lines(run) >= count
     });
 }
