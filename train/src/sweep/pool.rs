@@ -177,12 +177,8 @@ impl Pool<'_> {
         let Running { run, said, .. } = running;
         let said = said.join().unwrap_or_default();
         let (directory, config) = (&self.places[run], &self.options.runs[run].config);
-        let failed = directory.join(FAILED);
         let outcome = match (status.code(), finished(directory, config)) {
-            (Some(0), Some(summary)) => {
-                let _ = fs::remove_file(&failed);
-                Outcome::Finished(Box::new(summary))
-            }
+            (Some(0), Some(summary)) => Outcome::Finished(Box::new(summary)),
             (Some(code), _) if code == i32::from(ELSEWHERE) => {
                 self.live.elsewhere(run);
                 self.waiting.push_back((run, Some(Instant::now() + LATER)));
@@ -192,7 +188,7 @@ impl Pool<'_> {
             (Some(_), _) => {
                 let message = message(&said, status);
                 fs::create_dir_all(directory).at(directory)?;
-                checkpoint::write(&failed, format!("{message}\n").as_bytes())?;
+                checkpoint::write(&directory.join(FAILED), format!("{message}\n").as_bytes())?;
                 Outcome::Failed(message)
             }
             // Killed from outside, as for want of memory: no fault of the run's own that is known.
@@ -203,6 +199,10 @@ impl Pool<'_> {
     }
 
     fn end(&mut self, run: usize, outcome: Outcome, before: bool) {
+        if let Outcome::Finished(_) = outcome {
+            // What it said when it failed before is past, whoever finished it.
+            let _ = fs::remove_file(self.places[run].join(FAILED));
+        }
         self.live.end(run, &self.options.runs[run].label, &outcome, before);
         self.outcomes[run] = Some(outcome);
     }
