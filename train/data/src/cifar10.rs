@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::caught::caught;
-use crate::error::one_line;
+use crate::error::{in_range, one_line};
 use crate::order::Shuffle;
 use crate::{Batch, Batches, DataKind, DataSet, Error, Protocol, TrainingBatches, digest};
 
@@ -51,12 +51,15 @@ pub struct Cifar10Config {
 }
 
 impl DataKind for Cifar10Config {
-    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+    fn check(&self) -> Result<(), Error> {
         for (key, limit) in [("limit_train", self.limit_train), ("limit_test", self.limit_test)] {
-            if limit == Some(0) {
-                return Err(Error::ZeroLimit(key));
-            }
+            in_range(key, limit.unwrap_or(1), 1..=usize::MAX >> 1)?;
         }
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        self.check()?;
         let limits = Limits { train: self.limit_train, test: self.limit_test };
         Ok(Box::new(Cifar10::load(&self.path, limits)?))
     }

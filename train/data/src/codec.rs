@@ -6,8 +6,9 @@ use std::path::Path;
 use lipschitz_nn::checkpoint::Tokenizer;
 use lipschitz_nn::text;
 
-use crate::Error;
+use crate::cuts::Cuts;
 use crate::error::one_line;
+use crate::{Error, growth, memory};
 
 /// Reads a `tokenizer.json`.
 ///
@@ -30,14 +31,22 @@ pub struct Codec(Kind);
 
 enum Kind {
     Characters { ids: HashMap<char, u32>, characters: Vec<char> },
-    Json(Box<tokenizers::Tokenizer>),
+    Json(Box<tokenizers::Tokenizer>, Cuts),
 }
+
+/// Bytes of a text that are encoded at a time, at least, where it can be cut.
+const PIECE: usize = 1 << 16;
+
+/// Bytes of memory that the tokenizers library takes for each byte of a text, at least, as it
+/// encodes it in one piece.
+const PER_BYTE: f64 = 64.0;
 
 impl Codec {
     /// Prepares a tokenizer.
     ///
     /// # Errors
-    /// One line if it lists a character twice or is not one the tokenizers library reads.
+    /// One line if it lists a character twice, is not one the tokenizers library reads, or makes
+    /// texts longer without a sensible limit.
     pub fn new(tokenizer: &Tokenizer) -> Result<Self, Error> {
         Ok(Self(match tokenizer {
             Tokenizer::Characters { characters } => {
@@ -52,9 +61,14 @@ impl Codec {
             }
             Tokenizer::Json { json } => {
                 let bytes = serde_json::to_vec(json).map_err(|e| Error::Tokenizer(e.into()))?;
-                let tokenizer =
+                let mut tokenizer =
                     tokenizers::Tokenizer::from_bytes(bytes).map_err(Error::Tokenizer)?;
-                Kind::Json(Box::new(tokenizer))
+                growth::check(&tokenizer)?;
+                // A text is encoded as it is, however long: these are for batches.
+                tokenizer.with_truncation(None).map_err(Error::Tokenizer)?;
+                tokenizer.with_padding(None);
+                let cuts = Cuts::of(&tokenizer);
+                Kind::Json(Box::new(tokenizer), cuts)
             }
         }))
     }
@@ -63,7 +77,7 @@ impl Codec {
     pub fn vocabulary(&self) -> usize {
         match &self.0 {
             Kind::Characters { characters, .. } => characters.len(),
-            Kind::Json(tokenizer) => {
+            Kind::Json(tokenizer, _) => {
                 let ids = tokenizer.get_vocab(true).into_values();
                 ids.max().map_or(0, |largest| largest as usize + 1)
             }
@@ -73,25 +87,40 @@ impl Codec {
     /// The ids of a text, without special tokens around it.
     ///
     /// # Errors
-    /// One line that names the first character without an id, or what the tokenizers library says.
+    /// As [`Codec::each`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        self.each(text, |id| ids.push(id))?;
+        Ok(ids)
+    }
+
+    /// Hears the ids of a text one by one, without special tokens around it.
+    ///
+    /// A long text is encoded in pieces, in memory that does not grow with it, where the tokenizer
+    /// allows that: where the ids of the pieces, one behind the other, are those of the whole, as
+    /// its kinds of normaliser and pre-tokenizer guarantee. Any other is encoded as a whole.
+    ///
+    /// # Errors
+    /// One line that names the first character without an id, or what the tokenizers library says;
+    /// [`Error::Memory`] for a text that has to be encoded as a whole and is too long for that.
+    pub fn each(&self, text: &str, mut id: impl FnMut(u32)) -> Result<(), Error> {
         match &self.0 {
             Kind::Characters { ids, .. } => {
-                let id = |(character, number)| {
+                for (character, number) in text.chars().zip(1..) {
                     let known = ids.len();
-                    ids.get(&character).copied().ok_or(Error::UnknownCharacter {
-                        character,
-                        number,
-                        known,
-                    })
-                };
-                text.chars().zip(1..).map(id).collect()
+                    let unknown = Error::UnknownCharacter { character, number, known };
+                    id(ids.get(&character).copied().ok_or(unknown)?);
+                }
             }
-            Kind::Json(tokenizer) => {
-                let encoding = tokenizer.encode_fast(text, false).map_err(Error::Encode)?;
-                Ok(encoding.get_ids().to_vec())
+            Kind::Json(tokenizer, cuts) => {
+                for piece in cuts.pieces(text, PIECE) {
+                    check_length(tokenizer, piece)?;
+                    let encoding = tokenizer.encode_fast(piece, false).map_err(Error::Encode)?;
+                    encoding.get_ids().iter().copied().for_each(&mut id);
+                }
             }
         }
+        Ok(())
     }
 
     /// The text of ids.
@@ -107,9 +136,23 @@ impl Codec {
             Kind::Characters { characters, .. } => {
                 Ok(ids.iter().map(|id| characters[*id as usize]).collect())
             }
-            Kind::Json(tokenizer) => tokenizer.decode(ids, false).map_err(Error::Tokenizer),
+            Kind::Json(tokenizer, _) => tokenizer.decode(ids, false).map_err(Error::Tokenizer),
         }
     }
+}
+
+/// Whether a piece of text can be encoded in the memory there is.
+fn check_length(tokenizer: &tokenizers::Tokenizer, piece: &str) -> Result<(), Error> {
+    if piece.len() <= 16 * PIECE {
+        return Ok(());
+    }
+    let need = PER_BYTE * growth::normalised_len(tokenizer, piece)? as f64;
+    memory::check(need, || {
+        format!(
+            "a text of {} that this tokenizer has to encode in one piece",
+            memory::size(piece.len() as f64)
+        )
+    })
 }
 
 #[cfg(test)]

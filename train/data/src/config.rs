@@ -7,10 +7,9 @@ use lipschitz_nn::graph::{Input, Op};
 use serde::{Deserialize, Serialize};
 
 use crate::cifar10::{Cifar10, Cifar10Config, Limits};
-use crate::corpus::Corpus;
 use crate::play::PlayConfig;
 use crate::shards::{self, ShardsConfig};
-use crate::text::{self, TextConfig};
+use crate::text::TextConfig;
 use crate::{DataKind, DataSet, Error};
 
 /// What a network learns, as the section `[data]` of a config: `kind = "..."` and its keys.
@@ -39,8 +38,14 @@ impl DataConfig {
     }
 }
 
+/// What a model was trained on; none if its checkpoint does not say.
+pub fn of_run(meta: &Meta) -> Option<DataConfig> {
+    serde_json::from_value(meta.config.get("data")?.clone()).ok()
+}
+
 /// Data for a trained model, chosen by what the model reads and with its own tokenizer: a text file
-/// or a directory of token shards, or the directory of CIFAR-10.
+/// or a directory of token shards, or the directory of CIFAR-10. Of a text the same part is held
+/// out as in the run that trained the model.
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it.
@@ -55,8 +60,11 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
         }
         Input::Tokens { .. } => {
             let tokenizer = meta.tokenizer.clone().ok_or(Error::NoTokenizer)?;
-            let text = text::read(path)?;
-            Box::new(Corpus::from_text(&path.display().to_string(), &text, Some(tokenizer))?)
+            let trained = match of_run(meta) {
+                Some(DataConfig::Text(config)) => config,
+                _ => TextConfig::new(path),
+            };
+            Box::new(trained.held_out(path, tokenizer)?)
         }
         Input::Pixels { .. } => {
             Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)

@@ -8,7 +8,7 @@ use lipschitz_nn::graph::Input;
 use lipschitz_nn::random;
 
 use crate::codec::Codec;
-use crate::tokens::Tokens;
+use crate::tokens::{Ids, Tokens};
 use crate::{Batch, Batches, DataSet, Error, Protocol, TrainingBatches, digest};
 
 /// Windows of the published evaluation: 20 batches of 64, each window one token after the last.
@@ -31,31 +31,86 @@ pub struct Corpus {
     pub digest: String,
 }
 
+/// The parts of a text: the first characters train, and the last `held_out` (a share above 0 and
+/// below 1, a tenth unless told) validate, as nanoGPT splits a text.
+pub fn split(text: &str, held_out: Option<f64>) -> (&str, &str) {
+    let characters = text.chars().count();
+    let kept = match held_out {
+        None => (characters as u128 * 9 / 10) as usize,
+        // A little more than the product in floating point, which may be just below a whole number.
+        Some(share) => (characters as f64 * (1.0 - share) + 1e-6) as usize,
+    };
+    let cut = text.char_indices().nth(kept).map_or(text.len(), |(at, _)| at);
+    text.split_at(cut)
+}
+
 impl Corpus {
-    /// A text in memory, split as nanoGPT splits it: the first 90 % of the characters train, the
-    /// rest validates. Without a tokenizer the vocabulary is the text's characters, sorted. `name`
-    /// stands for the file in messages.
+    /// A text in memory, of which the last tenth is held out, by [`split`]. Without a tokenizer the
+    /// vocabulary is the text's characters, sorted. `name` stands for the file in messages.
     ///
     /// # Errors
     /// One line that begins with `name`: too short, or a text the tokenizer cannot encode.
     pub fn from_text(name: &str, text: &str, tokenizer: Option<Tokenizer>) -> Result<Self, Error> {
-        let characters = text.chars().count();
-        let cut = text.char_indices().nth(characters * 9 / 10).map_or(text.len(), |(at, _)| at);
+        Self::from_parts([name; 2], split(text, None), tokenizer)
+    }
+
+    /// A text to train on and one that is held out, each with the name of its file. Without a
+    /// tokenizer the vocabulary is the characters of both, sorted.
+    ///
+    /// # Errors
+    /// One line that begins with a name: too short, or a text the tokenizer cannot encode.
+    pub fn from_parts(
+        [name, val_name]: [&str; 2],
+        (train, val): (&str, &str),
+        tokenizer: Option<Tokenizer>,
+    ) -> Result<Self, Error> {
+        let corpus = Self::encoded([name, val_name], (train, val), tokenizer)?;
+        if corpus.train.len() < 2 || corpus.val.len() < 2 {
+            let characters = train.chars().count() + val.chars().count();
+            let (train, val) = (corpus.train.len(), corpus.val.len());
+            return Err(Error::TooShort { name: corpus.name, characters, train, val });
+        }
+        Ok(corpus)
+    }
+
+    /// A text of which everything is held out: nothing can be trained on it.
+    ///
+    /// # Errors
+    /// One line that begins with `name`: too short, or a text the tokenizer cannot encode.
+    pub fn held_out(name: &str, text: &str, tokenizer: Tokenizer) -> Result<Self, Error> {
+        let corpus = Self::encoded([name; 2], ("", text), Some(tokenizer))?;
+        if corpus.val.len() < 2 {
+            let (name, characters) = (corpus.name, text.chars().count());
+            return Err(Error::TooShortToEvaluate { name, characters, tokens: corpus.val.len() });
+        }
+        Ok(corpus)
+    }
+
+    fn encoded(
+        [name, val_name]: [&str; 2],
+        (train, val): (&str, &str),
+        tokenizer: Option<Tokenizer>,
+    ) -> Result<Self, Error> {
         let tokenizer = tokenizer.unwrap_or_else(|| {
-            let distinct: BTreeSet<char> = text.chars().collect();
+            let distinct: BTreeSet<char> = train.chars().chain(val.chars()).collect();
             Tokenizer::Characters { characters: distinct.into_iter().collect() }
         });
         let codec = Codec::new(&tokenizer)?;
-        let encode = |part: &str| codec.encode(part).map_err(|e| e.of(name));
-        let (train, val) = (encode(&text[..cut])?, encode(&text[cut..])?);
-        let name = name.to_string();
-        if train.len() < 2 || val.len() < 2 {
-            let (train, val) = (train.len(), val.len());
-            return Err(Error::TooShort { name, characters, train, val });
-        }
-        let (vocabulary, digest) = (codec.vocabulary(), digest([text.as_bytes()]));
-        let (train, val) = (Tokens::Memory(train), Tokens::Memory(val));
-        Ok(Self { name, tokenizer: Some(tokenizer), vocabulary, train, val, digest })
+        let vocabulary = codec.vocabulary();
+        let encode = |part: &str, name: &str| -> Result<Tokens, Error> {
+            // Characters are as many tokens; of others there are fewer, nobody knows how many.
+            let room = match tokenizer {
+                Tokenizer::Characters { .. } => part.chars().count(),
+                Tokenizer::Json { .. } => 0,
+            };
+            let mut ids = Ids::new(vocabulary, room);
+            codec.each(part, |id| ids.push(id)).map_err(|e| e.of(name))?;
+            Ok(Tokens::Memory(ids))
+        };
+        let (ids, val_ids) = (encode(train, name)?, encode(val, val_name)?);
+        let digest = digest([train.as_bytes(), val.as_bytes()]);
+        let (name, tokenizer) = (name.to_string(), Some(tokenizer));
+        Ok(Self { name, tokenizer, vocabulary, train: ids, val: val_ids, digest })
     }
 
     /// The training batch of `step`, as `(inputs, targets)`, u32 `[batch_size, context]` each, the

@@ -76,6 +76,14 @@ pub trait DataSet: Send + Sync {
 
 /// One kind of data, as a config asks for it.
 pub trait DataKind {
+    /// Whether every value is in its range, before anything is loaded.
+    ///
+    /// # Errors
+    /// One line that names the key and the range.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Loads the data.
     ///
     /// # Errors

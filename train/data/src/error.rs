@@ -1,8 +1,11 @@
 //! Why data cannot be used.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use lipschitz_nn::graph::Input;
+
+use crate::memory::size;
 
 /// Any error of the tokenizers library.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -51,6 +54,19 @@ pub enum Error {
         train: usize,
         /// Tokens to validate on.
         val: usize,
+    },
+    /// A text too short to be evaluated.
+    #[error(
+        "{name}: too short, its {characters} characters make {tokens} tokens, and an evaluation \
+         needs at least two; give a longer text"
+    )]
+    TooShortToEvaluate {
+        /// The file.
+        name: String,
+        /// Characters of the text.
+        characters: usize,
+        /// Tokens of it.
+        tokens: usize,
     },
     /// Token shards too short to be used.
     #[error(
@@ -209,9 +225,52 @@ pub enum Error {
         /// Ids of the vocabulary.
         vocabulary: usize,
     },
-    /// A limit of no images at all.
-    #[error("data.{0} is 0; it must be at least 1")]
-    ZeroLimit(&'static str),
+    /// A number of a config that is out of its range.
+    #[error("data.{key} is {found}; it must be from {least} to {most}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: usize,
+        /// The smallest that is allowed.
+        least: usize,
+        /// The largest that is allowed.
+        most: usize,
+    },
+    /// A share of a text to hold out that is none.
+    #[error("data.val_fraction is {0}; it must be above 0 and below 1")]
+    HeldOut(f64),
+    /// A part of a text to hold out, and a file.
+    #[error("give one of data.val_path and data.val_fraction: a file is held out as a whole")]
+    TwoHeldOut,
+    /// More memory than there is.
+    #[error(
+        "{what} takes at least {} of memory, and {} of {} are free",
+        size(*need),
+        size(*free as f64),
+        size(*total as f64)
+    )]
+    Memory {
+        /// What takes it.
+        what: String,
+        /// How many bytes it takes at least.
+        need: f64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that there are.
+        total: u64,
+    },
+    /// A tokenizer that makes texts very much longer.
+    #[error(
+        "the tokenizer can make {growth:.0} bytes out of each byte of a text; up to {most} can be \
+         worked with"
+    )]
+    Explosive {
+        /// Bytes out of one.
+        growth: f64,
+        /// As many as are allowed.
+        most: f64,
+    },
 }
 
 impl Error {
@@ -238,6 +297,16 @@ impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Network(error.into())
     }
+}
+
+/// Whether a number of a config is in its range.
+pub(crate) fn in_range(
+    key: &'static str,
+    found: usize,
+    range: RangeInclusive<usize>,
+) -> Result<(), Error> {
+    let (least, most) = (*range.start(), *range.end());
+    if range.contains(&found) { Ok(()) } else { Err(Error::Range { key, found, least, most }) }
 }
 
 /// What another library says, on one line.

@@ -25,9 +25,12 @@ pub mod cifar10;
 pub mod codec;
 mod config;
 pub mod corpus;
+mod cuts;
 mod data_set;
 mod error;
 mod evaluation;
+mod growth;
+pub mod memory;
 pub mod order;
 pub mod play;
 pub mod shard;
@@ -37,7 +40,7 @@ pub mod tokens;
 
 pub use candle_core;
 
-pub use config::{DataConfig, for_model};
+pub use config::{DataConfig, for_model, of_run};
 pub use corpus::Corpus;
 pub use data_set::{Batch, Batches, DataKind, DataSet, Protocol, TrainingBatches};
 pub use error::Error;

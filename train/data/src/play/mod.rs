@@ -16,7 +16,8 @@ use lipschitz_nn::random;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{self, Corpus};
-use crate::{DataKind, DataSet, Error};
+use crate::error::in_range;
+use crate::{DataKind, DataSet, Error, memory};
 use grammar::Grammar;
 
 /// The size of a corpus unless another is asked for, in characters.
@@ -44,8 +45,18 @@ impl Default for PlayConfig {
     }
 }
 
+/// More characters than anybody waits for.
+const MAX_CHARACTERS: usize = 10_000_000_000;
+
 impl DataKind for PlayConfig {
+    fn check(&self) -> Result<(), Error> {
+        in_range("characters", self.characters, 1..=MAX_CHARACTERS)
+    }
+
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        self.check()?;
+        // The text, and its tokens.
+        memory::check(2.0 * self.characters as f64, || "the play".into())?;
         Ok(Box::new(Corpus::from_text("play", &text(SEED, self.characters), None)?))
     }
 
