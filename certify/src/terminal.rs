@@ -7,6 +7,8 @@ pub mod places;
 pub mod tables;
 mod usage;
 
+pub mod ranges;
+
 use std::io::{self, Write};
 
 use lipschitz_plot::svg::invisible;
@@ -15,6 +17,19 @@ use crate::Error;
 
 pub use output::{JsonOutput, is_stream, print, read, target, write};
 pub use usage::parse;
+
+/// Makes a program end with exit code 2 where its memory does not suffice: an allocation that fails
+/// is told on one line by the standard library, which then aborts. What the system itself ends for
+/// want of memory ends without a word; no program can catch that.
+pub fn end_without_memory() {
+    #[cfg(unix)]
+    {
+        let always = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        // Fails only for signals that cannot be caught, of which this is none.
+        let abort = signal_hook::consts::SIGABRT;
+        let _ = signal_hook::flag::register_conditional_shutdown(abort, 2, always);
+    }
+}
 
 /// The longest part of a text from a file that is shown, in characters.
 const LONGEST: usize = 400;
@@ -136,6 +151,8 @@ fn remedy_of_data(error: &lipschitz_data::Error) -> Option<&'static str> {
             "mend it, or give shards of the model's own tokenizer; data.vocabulary in a config",
         ),
         E::Misfit { .. } => Some("choose another preset or data kind"),
+        E::Memory { .. } => Some("give less data, or free some memory"),
+        E::Explosive { .. } => Some("choose another tokenizer"),
         _ => None,
     }
 }

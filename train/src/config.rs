@@ -13,10 +13,7 @@ use lipschitz_opt::{Group, OptimizerConfig, Recipe};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Within;
-use crate::{Error, keys};
-
-/// More tokens or images than any machine holds a batch of.
-const MAX_BATCH: usize = 1 << 28;
+use crate::{Error, keys, ranges, seed};
 
 /// Everything about a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,8 +65,8 @@ pub struct TrainConfig {
     /// optimizer state stay in f32.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
-    /// Seeds initialisation and data order.
-    #[serde(default)]
+    /// Seeds initialisation and data order: any 64-bit number, as a string above 2⁶³ − 1.
+    #[serde(default, with = "seed")]
     pub seed: u64,
     /// Peak learning rate; under Muon the RMS→RMS norm of an update.
     pub learning_rate: f64,
@@ -174,21 +171,11 @@ impl Config {
         Ok(toml::to_string_pretty(self)?)
     }
 
-    /// Whether every number of the section `[train]` is in range.
+    /// Whether every number that this crate reads is in range.
     fn check(&self) -> Result<(), Error> {
         let t = &self.train;
-        let counts = [
-            ("steps", t.steps),
-            ("batch_size", t.batch_size as u64),
-            ("accumulate", t.accumulate as u64),
-            ("log_every", t.log_every),
-            ("eval_every", t.eval_every),
-            ("checkpoint_every", t.checkpoint_every.unwrap_or(1)),
-        ];
+        ranges::check(self)?;
         let no = |what: String| Err(Error::Config(what));
-        if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
-            return no(format!("train.{key} is 0; it must be at least 1"));
-        }
         if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
             return no(format!("train.learning_rate is {}; it must be above 0", t.learning_rate));
         }
@@ -207,12 +194,6 @@ impl Config {
             return no(format!(
                 "train.schedule.decay is {decay}; it is the share of the run that decays, above 0 \
                  and at most 1"
-            ));
-        }
-        if t.batch_size > MAX_BATCH {
-            return no(format!(
-                "train.batch_size is {}; no machine holds more than {MAX_BATCH} at a time",
-                t.batch_size
             ));
         }
         Ok(())
@@ -242,10 +223,14 @@ impl Config {
 }
 
 /// Sets one key of a table from `path.to.key=value`; the value is TOML, or a string if it is none.
+/// Without a value, `path.to.key=`, the key is taken out.
 pub(crate) fn set(table: &mut toml::Table, setting: &str) -> Result<(), Error> {
     let no = |what: String| Error::Setting { setting: setting.to_string(), what };
     let (path, value) =
         setting.split_once('=').ok_or_else(|| no("write it as path.to.key=value".into()))?;
+    if value.trim().is_empty() {
+        return take_out(table, path.trim()).map_err(no);
+    }
     let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
         .and_then(|mut t| t.remove("value"))
@@ -265,6 +250,17 @@ pub(crate) fn put(table: &mut toml::Table, path: &str, value: toml::Value) -> Re
     }
     at.insert(last.to_string(), value);
     Ok(())
+}
+
+/// Takes out the key at `path.to.key`; what is wrong with the path if it is not there.
+fn take_out(table: &mut toml::Table, path: &str) -> Result<(), String> {
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().filter(|key| !key.is_empty()).ok_or("names no key")?;
+    let section = keys.into_iter().try_fold(table, |at, key| at.get_mut(key)?.as_table_mut());
+    match section.and_then(|section| section.remove(last)) {
+        Some(_) => Ok(()),
+        None => Err("the key is not set, so it cannot be taken out".into()),
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +291,78 @@ mod tests {
         assert!(error.contains("did you mean `steps`?"), "{error}");
         let error = Config::parse(text, &["train.steps=abc".to_string()]).unwrap_err().to_string();
         assert!(error.contains("train.steps") && error.contains("abc"), "{error}");
+    }
+
+    #[test]
+    fn a_key_without_a_value_is_taken_out() {
+        let text = crate::preset::text("demo").unwrap();
+        let of = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            Config::parse(text, &settings)
+        };
+        assert!(of(&[]).unwrap().lipschitz_target.is_some());
+        assert_eq!(of(&["lipschitz_target="]).unwrap().lipschitz_target, None);
+        assert_eq!(of(&["train.log_every= "]).unwrap().train.log_every, ten());
+        let again = of(&["lipschitz_target=", "lipschitz_target=3"]).unwrap();
+        assert_eq!(again.lipschitz_target, Some(3.0));
+        for setting in ["train.stepz=", "nothing.at.all=", "train.steps.more=", "=", "train.="] {
+            let said = of(&[setting]).unwrap_err().to_string();
+            assert!(said.contains(setting) && !said.contains('\n'), "{said}");
+        }
+        // An empty text is one in quotes.
+        let said = of(&["train.device=\"\""]).unwrap();
+        assert_eq!(said.train.device, "");
+    }
+
+    #[test]
+    fn a_seed_is_any_64_bit_number_in_every_file() {
+        let text = crate::preset::text("demo").unwrap();
+        for seed in [0, 1, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX] {
+            for setting in [format!("train.seed={seed}"), format!("train.seed=\"{seed}\"")] {
+                let config = Config::parse(text, &[setting]).unwrap();
+                assert_eq!(config.train.seed, seed);
+                assert_eq!(Config::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+                let json = serde_json::to_string(&config).unwrap();
+                assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+            }
+        }
+        for wrong in ["-1", "18446744073709551616", "1.5", "many", "true", "[1]"] {
+            let setting = format!("train.seed={wrong}");
+            let said = Config::parse(text, &[setting]).unwrap_err().to_string();
+            let range = "from 0 to 18446744073709551615, as a string above 9223372036854775807";
+            assert!(said.starts_with("train.seed: ") && said.contains(range), "{said}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_out_of_their_range_are_told_with_it() {
+        let said = |preset: &str, setting: &str| {
+            let text = crate::preset::text(preset).unwrap();
+            Config::parse(text, &[setting.to_string()]).unwrap_err().to_string()
+        };
+        let demo = [
+            ("train.batch_size=0", "train.batch_size is 0; it must be from 1 to 268435456"),
+            ("train.batch_size=268435457", "from 1 to 268435456"),
+            ("train.steps=9223372036854775807", "from 1 to 1000000000000"),
+            ("train.accumulate=0", "train.accumulate is 0; it must be from 1"),
+            ("train.log_every=0", "train.log_every is 0"),
+            ("train.eval_every=0", "train.eval_every is 0"),
+            ("model.layers=10000000", "model.layers is 10000000; it must be from 1 to 10000"),
+            ("model.dim=9223372036854775807", "from 1 to 1048576"),
+            ("model.heads=0", "model.heads is 0"),
+            ("model.context=0", "model.context is 0; it must be from 1 to 16777216"),
+            ("data.characters=0", "data.characters is 0; it must be from 1 to 10000000000"),
+            ("data.characters=9223372036854775807", "it must be from 1 to 10000000000"),
+        ];
+        for (setting, wanted) in demo {
+            let said = said("demo", setting);
+            assert!(said.contains(wanted), "{setting}: {said}");
+        }
+        assert!(said("mlp-cifar10", "model.hidden=[256, 0]").contains("model.hidden is 0"));
+        assert!(said("mlp-cifar10", "data.limit_train=0").contains("data.limit_train is 0"));
+        assert!(said("vit-cifar10", "model.patch=64").contains("from 1 to 32"));
+        assert!(said("nanogpt-145m", "data.vocabulary=0").contains("data.vocabulary is 0"));
+        assert!(said("nanogpt-145m", "data.limit_val=1").contains("data.limit_val is 1"));
     }
 
     #[test]

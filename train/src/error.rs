@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use lipschitz_certify::upper::Upper;
+use lipschitz_data::memory::{Memory, size};
 
+use crate::estimate::Mostly;
 use crate::keys::Mistake;
 use crate::shards;
 
@@ -96,6 +98,25 @@ pub enum Error {
         /// What CUDA says.
         #[source]
         error: lipschitz_nn::Error,
+    },
+    /// More memory than there is.
+    #[error(
+        "a training step takes at least {} of memory, most of it for {}, and {} of {} are free",
+        size(*least),
+        match mostly {
+            Mostly::Weights => "weights, gradients and the optimizer",
+            Mostly::Activations => "activations",
+        },
+        size(memory.free as f64),
+        size(memory.total as f64)
+    )]
+    TooLarge {
+        /// Bytes that a step takes at least.
+        least: f64,
+        /// What takes most of them.
+        mostly: Mostly,
+        /// What there is.
+        memory: Memory,
     },
     /// A batch that cannot be split evenly over the processes.
     #[error(

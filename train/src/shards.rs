@@ -5,8 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use lipschitz_data::codec::Codec;
-use lipschitz_data::shard::{MAX_VOCABULARY, Shard, files};
-use lipschitz_data::text::read;
+use lipschitz_data::corpus;
+use lipschitz_data::shard::{MAX_VOCABULARY, ShardBuilder, files};
+use lipschitz_data::text::{read, without_mark};
 use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
 use tokenizers::AddedToken;
@@ -219,16 +220,21 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a document of `path`; where it is not said, it is held out if too few tokens are.
+    /// A part of it may be written before an error is found in the rest.
     fn add(&mut self, text: &str, held_out: Option<bool>, path: &Path) -> Result<(), Error> {
-        let encoded = self.codec.encode(text).map_err(|e| e.of(&path.display().to_string()))?;
-        let ids = self.separator.into_iter().chain(encoded.into_iter().map(|id| id as u16));
         let (train, val) = (&mut self.train, &mut self.val);
         let behind = (val.tokens as f64) < self.options.val * (train.tokens + val.tokens) as f64;
-        if held_out.unwrap_or(behind) {
-            val.add(ids)?
-        } else {
-            train.add(ids)?
-        }
+        let split = if held_out.unwrap_or(behind) { val } else { train };
+        // No text has more tokens than bytes, and its separator.
+        split.reserve(text.len() + 1);
+        let mut written = self.separator.map_or(Ok(()), |separator| split.add(separator));
+        let encoded = self.codec.each(text, |id| {
+            if written.is_ok() {
+                written = split.add(id as u16);
+            }
+        });
+        encoded.map_err(|e| e.of(&path.display().to_string()))?;
+        written?;
         self.documents += 1;
         (self.watch)(self.counts());
         Ok(())
@@ -237,10 +243,9 @@ impl<'a> Writer<'a> {
     /// A single text, of which the last part is held out.
     fn split(&mut self, path: &Path) -> Result<(), Error> {
         let text = read(path)?;
-        let kept = (text.chars().count() as f64 * (1.0 - self.options.val)) as usize;
-        let cut = text.char_indices().nth(kept).map_or(text.len(), |(at, _)| at);
-        self.add(&text[..cut], Some(false), path)?;
-        self.add(&text[cut..], Some(true), path)
+        let (train, val) = corpus::split(&text, Some(self.options.val));
+        self.add(train, Some(false), path)?;
+        self.add(val, Some(true), path)
     }
 
     /// A document per line, under the key `text`.
@@ -248,11 +253,12 @@ impl<'a> Writer<'a> {
         let file = File::open(path).at(path)?;
         for (text, line) in BufReader::new(file).lines().zip(1..) {
             let text = text.at(path)?;
+            let text = if line == 1 { without_mark(&text) } else { &text };
             if text.trim().is_empty() {
                 continue;
             }
             let path_buf = || path.to_path_buf();
-            let value: serde_json::Value = serde_json::from_str(&text)
+            let value: serde_json::Value = serde_json::from_str(text)
                 .map_err(|error| Error::NotJson { path: path_buf(), line, error })?;
             let document = value["text"].as_str();
             let document = document.ok_or_else(|| Error::NoText { path: path_buf(), line })?;
@@ -279,33 +285,35 @@ impl<'a> Writer<'a> {
 struct SplitWriter<'a> {
     options: &'a ShardOptions<'a>,
     name: &'static str,
-    /// Tokens of the shard that is being filled.
-    ids: Vec<u16>,
+    /// The shard that is being filled.
+    shard: ShardBuilder,
     files: usize,
     tokens: usize,
 }
 
 impl<'a> SplitWriter<'a> {
     fn new(options: &'a ShardOptions, name: &'static str) -> Self {
-        Self { options, name, ids: Vec::new(), files: 0, tokens: 0 }
+        Self { options, name, shard: ShardBuilder::default(), files: 0, tokens: 0 }
     }
 
-    fn add(&mut self, ids: impl Iterator<Item = u16>) -> Result<(), Error> {
-        for id in ids {
-            self.ids.push(id);
-            self.tokens += 1;
-            if self.ids.len() == self.options.size {
-                self.flush()?;
-            }
+    /// Makes room for up to so many tokens, where they are many.
+    fn reserve(&mut self, tokens: usize) {
+        const MANY: usize = 1 << 20;
+        if tokens > MANY {
+            self.shard.reserve(tokens.min(self.options.size - self.shard.len()));
         }
-        Ok(())
+    }
+
+    fn add(&mut self, id: u16) -> Result<(), Error> {
+        self.shard.push(id);
+        self.tokens += 1;
+        if self.shard.len() == self.options.size { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        if !self.ids.is_empty() {
+        if !self.shard.is_empty() {
             let name = format!("text_{}_{:06}.bin", self.name, self.files);
-            Shard::write(&self.options.out.join(name), &self.ids)?;
-            self.ids.clear();
+            self.shard.write(&self.options.out.join(name))?;
             self.files += 1;
         }
         Ok(())

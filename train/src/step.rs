@@ -35,7 +35,9 @@ pub struct Training {
 pub(crate) fn work(parameter: &Parameter) -> u64 {
     match parameter.shape[..] {
         [rows, columns] if parameter.geometry == Geometry::Matrix => {
-            (rows * columns * rows.min(columns)) as u64
+            // Never at its end, except of sizes that no machine holds.
+            let work = (rows as u128) * (columns as u128) * (rows.min(columns) as u128);
+            u64::try_from(work).unwrap_or(u64::MAX)
         }
         _ => parameter.shape.iter().product::<usize>() as u64,
     }

@@ -26,6 +26,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::device;
 use crate::dynamics::{check_caps, largest_activation, matrices};
+use crate::estimate;
 use crate::events::EventWriter;
 use crate::loader::Loader;
 use crate::progress::Progress;
@@ -94,6 +95,7 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     data.check(graph.input())?;
     let mut recipe = config.recipe();
     recipe.check_for(&graph)?;
+    estimate::check(config, &graph)?;
     recipe.rates.shares(&graph)?;
     if let Some(target) = config.lipschitz_target {
         recipe = plan::solve(&graph, &recipe, target)?;

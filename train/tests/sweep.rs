@@ -240,7 +240,7 @@ fn bad_input_gets_one_line_before_any_run() {
         ("[grid]\ndata.characters = [4000, 3]\n", &[], "characters=3"),
         ("[grid]\ntrain.seed = [0, 1]\n", &["--set", "train.stepz=1"], "did you mean `steps`?"),
         ("[grid]\ntrain.seed = [0, 1]\n", &["--shard", "3/2"], "I from 1 to N"),
-        ("[grid]\ntrain.seed = [0, 1]\n", &["--jobs", "0"], "--jobs 0"),
+        ("[grid]\ntrain.seed = [0, 1]\n", &["--jobs", "0"], "0 is not in 1..=1024"),
     ];
     for (varies, args, expected) in cases {
         let w = Workshop::new(varies);

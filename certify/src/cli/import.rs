@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
+use lipschitz_certify::terminal::ranges;
 use lipschitz_certify::{outln, terminal};
 use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import};
 use lipschitz_nn::Model;
@@ -38,7 +39,7 @@ pub(super) struct ImportCommand {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     order: Option<Vec<String>>,
     /// For a file of a vision transformer alone, of timm or torchvision: its number of heads.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = ranges::count(1, 1 << 16))]
     heads: Option<usize>,
     /// For a directory of transformers: the class that loads it, such as BertModel, where its config
     /// names none or another.

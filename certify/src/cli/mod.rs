@@ -25,7 +25,7 @@ use lipschitz_certify::terminal;
 #[command(name = "certify", version)]
 struct Cli {
     /// Threads to use [default: all cores].
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = terminal::ranges::threads())]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -53,13 +53,14 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
+    terminal::end_without_memory();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let result = match cli.command {
         Command::Bound(command) => command.run(),

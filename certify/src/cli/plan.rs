@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lipschitz_certify::terminal::tables::fitted;
-use lipschitz_certify::terminal::{self, places};
+use lipschitz_certify::terminal::{self, places, ranges};
 use lipschitz_certify::{outln, plan};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::Geometry;
@@ -31,7 +31,7 @@ pub(super) struct PlanCommand {
     sigma_max: Option<f64>,
     /// Vocabulary or number of classes: also prints the constants of single nodes and outputs,
     /// which depend on it. The constant from RMS to RMS norm does not.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count(1, 1 << 28))]
     outputs: Option<usize>,
     /// Cap each head of queries, keys and values, in place of what the config says.
     #[arg(long)]

@@ -9,7 +9,7 @@ use clap::Args;
 use lipschitz_certify::Error;
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal::{self, JsonOutput};
+use lipschitz_certify::terminal::{self, JsonOutput, ranges};
 use lipschitz_certify::upper::Upper;
 use lipschitz_certify::{outln, probe};
 use lipschitz_data::{for_model, starts};
@@ -29,7 +29,8 @@ pub(super) struct ProbeCommand {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Seconds to search.
-    #[arg(long, default_value_t = 30.0, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 30.0, value_name = "S", allow_negative_numbers = true,
+        value_parser = ranges::number(0.0, 1e7))]
     seconds: f64,
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]

@@ -7,8 +7,8 @@ use clap::Args;
 use comfy_table::Table;
 use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
-use lipschitz_certify::terminal::JsonOutput;
 use lipschitz_certify::terminal::tables::{self, fitted};
+use lipschitz_certify::terminal::{JsonOutput, ranges};
 use lipschitz_data::{Protocol, for_model};
 use lipschitz_import::NORMALISED;
 use lipschitz_nn::Model;
@@ -34,13 +34,13 @@ pub(super) struct RobustCommand {
     json: JsonOutput,
     /// Number of inputs to evaluate, from the first of the held-out split [default: 2000 images, or
     /// 64 windows of text].
-    #[arg(long)]
+    #[arg(long, value_parser = ranges::count(1, 1 << 40))]
     limit: Option<usize>,
     /// Steps per attack.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = ranges::count(1, 1_000_000))]
     steps: usize,
     /// Attacks per input; the first starts at the input, the others at random points around it.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = ranges::count(1, 1_000_000))]
     restarts: usize,
 }
 
@@ -65,9 +65,6 @@ const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 
 impl RobustCommand {
     pub(super) fn run(self) -> Result<()> {
-        if self.steps == 0 || self.restarts == 0 || self.limit == Some(0) {
-            bail!("--steps, --restarts and --limit must be at least 1")
-        }
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(&self.data, &meta)?;
         let effort = Effort { steps: self.steps, restarts: self.restarts };

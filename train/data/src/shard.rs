@@ -147,14 +147,60 @@ impl Shard {
     /// Writes a shard, in one step.
     ///
     /// # Errors
-    /// If the disk is full, for example.
+    /// As [`ShardBuilder::write`].
     pub fn write(path: &Path, ids: &[u16]) -> Result<(), Error> {
-        let count = i32::try_from(ids.len()).map_err(|_| Error::ShardTooLong)?;
-        let mut bytes = Vec::with_capacity(HEADER + 2 * ids.len());
-        [MAGIC, VERSION, count].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.resize(HEADER, 0);
-        ids.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
-        Ok(checkpoint::write(path, &bytes)?)
+        let mut builder = ShardBuilder::default();
+        builder.reserve(ids.len());
+        ids.iter().for_each(|id| builder.push(*id));
+        builder.write(path)
+    }
+}
+
+/// A shard in memory, as the bytes of its file.
+#[derive(Debug, Default)]
+pub struct ShardBuilder {
+    tokens: Vec<u8>,
+}
+
+impl ShardBuilder {
+    /// How many tokens there are.
+    pub fn len(&self) -> usize {
+        self.tokens.len().saturating_sub(HEADER) / 2
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes room for so many more tokens, and no more.
+    pub fn reserve(&mut self, more: usize) {
+        self.tokens.reserve_exact(HEADER + 2 * more);
+    }
+
+    /// Appends a token.
+    pub fn push(&mut self, id: u16) {
+        if self.tokens.is_empty() {
+            self.tokens.resize(HEADER, 0);
+        }
+        self.tokens.extend(id.to_le_bytes());
+    }
+
+    /// Writes the shard, in one step, and begins another.
+    ///
+    /// # Errors
+    /// If the disk is full, for example.
+    pub fn write(&mut self, path: &Path) -> Result<(), Error> {
+        let count = i32::try_from(self.len()).map_err(|_| Error::ShardTooLong)?;
+        let mut bytes = std::mem::take(&mut self.tokens);
+        bytes.resize(bytes.len().max(HEADER), 0);
+        for (place, number) in bytes.chunks_exact_mut(4).zip([MAGIC, VERSION, count]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        checkpoint::write(path, &bytes)?;
+        bytes.clear();
+        self.tokens = bytes;
+        Ok(())
     }
 }
 

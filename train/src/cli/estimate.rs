@@ -4,8 +4,9 @@ use anyhow::{Result, bail};
 use clap::Args;
 use comfy_table::Table;
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::ranges;
 use lipschitz_certify::terminal::tables::{self, fitted};
-use lipschitz_train::estimate::{Speeds, StepCost, estimate};
+use lipschitz_train::estimate::{self, Speeds, StepCost, estimate};
 
 /// Memory and time of a training step on any number of GPUs, by arithmetic, before anything is run.
 ///
@@ -15,43 +16,36 @@ use lipschitz_train::estimate::{Speeds, StepCost, estimate};
 pub(super) struct EstimateCommand {
     /// The config of a run; - reads it from stdin.
     config: PathBuf,
-    /// Change a key of the config, as path.to.key=value.
+    /// Change a key of the config, as path.to.key=value; path.to.key= takes the key out.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Numbers of processes, one per GPU.
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_delimiter = ',', default_value = "1",
+        value_parser = ranges::count(1, 1 << 20))]
     processes: Vec<usize>,
     /// Vocabulary or number of classes, instead of the data's.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count(1, 1 << 28))]
     outputs: Option<usize>,
     /// Sustained Tflop/s of matmuls in bf16.
-    #[arg(long, value_name = "TFLOPS", default_value_t = 396.0)]
+    #[arg(long, value_name = "TFLOPS", default_value_t = 396.0, allow_negative_numbers = true,
+        value_parser = ranges::positive(1e9))]
     bf16: f64,
     /// Sustained Tflop/s of matmuls in f32.
-    #[arg(long, value_name = "TFLOPS", default_value_t = 27.0)]
+    #[arg(long, value_name = "TFLOPS", default_value_t = 27.0, allow_negative_numbers = true,
+        value_parser = ranges::positive(1e9))]
     f32: f64,
     /// GB/s to and from a device's memory.
-    #[arg(long, value_name = "GB/S", default_value_t = 1340.0)]
+    #[arg(long, value_name = "GB/S", default_value_t = 1340.0, allow_negative_numbers = true,
+        value_parser = ranges::positive(1e9))]
     bandwidth: f64,
     /// GB/s that each process sends to the others.
-    #[arg(long, value_name = "GB/S", default_value_t = 40.0)]
+    #[arg(long, value_name = "GB/S", default_value_t = 40.0, allow_negative_numbers = true,
+        value_parser = ranges::positive(1e9))]
     exchange: f64,
 }
 
 impl EstimateCommand {
     pub(super) fn run(self) -> Result<()> {
-        let speeds = [
-            ("--bf16", self.bf16),
-            ("--f32", self.f32),
-            ("--bandwidth", self.bandwidth),
-            ("--exchange", self.exchange),
-        ];
-        if let Some((flag, value)) = speeds.iter().find(|(_, x)| !(x.is_finite() && *x > 0.0)) {
-            bail!("{flag} {value}: must be a number above 0")
-        }
-        if self.processes.contains(&0) {
-            bail!("--processes 0: at least one process trains")
-        }
         let config = super::config_at(&self.config, &self.settings)?;
         let data = config.data.kind();
         let outputs = match self.outputs.or(data.outputs()) {
@@ -60,6 +54,7 @@ impl EstimateCommand {
         };
         let graph = config.graph(outputs)?;
         config.recipe().check_for(&graph)?;
+        let here = estimate::check(&config, &graph);
         let cost = |processes: &usize| Ok((*processes, estimate(&config, &graph, *processes)?));
         let costs = self.processes.iter().map(cost).collect::<Result<Vec<_>>>()?;
         let Some((_, last)) = costs.last() else { bail!("--processes: give at least one number") };
@@ -74,6 +69,12 @@ impl EstimateCommand {
         outln!("GiB of each process:\n{}", fitted(memory_table(&costs)));
         let times = time_table(&costs, &self.speeds(), examples);
         outln!("seconds per step:\n{}", fitted(times));
+        match here {
+            Err(error @ lipschitz_train::Error::TooLarge { .. }) => {
+                outln!("On this machine's CPU it cannot be trained: {error}.");
+            }
+            here => here?,
+        }
         if last.update.is_none() {
             outln!(
                 "?: an SVD is done on the CPU, and its time is not known; another constraint does \

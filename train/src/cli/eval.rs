@@ -1,12 +1,15 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
-use lipschitz_certify::terminal::JsonOutput;
-use lipschitz_data::{Protocol, evaluate, for_model};
-use lipschitz_nn::{checkpoint, text};
+use lipschitz_certify::terminal::{JsonOutput, ranges};
+use lipschitz_data::text::TextConfig;
+use lipschitz_data::{DataConfig, DataSet, Protocol, evaluate, for_model, memory, of_run};
+use lipschitz_nn::checkpoint::{self, Meta};
+use lipschitz_nn::{At, text};
+use lipschitz_train::estimate;
 use lipschitz_train::run_dir::{Lock, Summary};
 
 /// Loss and accuracy of a model.
@@ -14,14 +17,16 @@ use lipschitz_train::run_dir::{Lock, Summary};
 pub(super) struct Eval {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
-    /// A text file, a directory of token shards, or a CIFAR-10 directory.
+    /// A text file, a directory of token shards, or a CIFAR-10 directory [default: what the model was
+    /// trained on]. Of a text that part is evaluated which its run held out: the last tenth, or as
+    /// data.val_fraction of its config says; all of it where data.val_path names a file of its own.
     #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     /// Which part of the held-out split.
     #[arg(long, value_enum, default_value_t = ProtocolName::Full)]
     protocol: ProtocolName,
     /// Sequences or images at a time.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = ranges::count(1, 1 << 28))]
     batch_size: usize,
     /// Write the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and
     /// `paper_accuracy`, for plots.
@@ -43,13 +48,17 @@ impl Eval {
     pub(super) fn run(self) -> Result<()> {
         let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let data = for_model(&self.data, &meta)?;
+        let data = self.data(&meta)?;
         let protocol = match self.protocol {
             ProtocolName::Full => Protocol::Full,
             ProtocolName::Paper => Protocol::Paper,
         };
-        let batch_size = self.batch_size.max(1);
-        let result = evaluate(&model, &*data, protocol, batch_size, &Device::Cpu)?;
+        let inputs = data.held_out_len().div_ceil(model.graph().context().unwrap_or(1).max(1));
+        let batch = self.batch_size.min(inputs);
+        let need = estimate::forward(model.graph(), batch);
+        memory::check(need, || format!("an evaluation of {batch} inputs at a time"))
+            .map_err(|error| anyhow!("{error}; lower --batch-size"))?;
+        let result = evaluate(&model, &*data, protocol, self.batch_size, &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
         if !loss.is_finite() {
             let error = lipschitz_train::Error::NotFinite;
@@ -69,6 +78,21 @@ impl Eval {
             );
         }
         Ok(())
+    }
+
+    /// What is evaluated.
+    fn data(&self, meta: &Meta) -> Result<Box<dyn DataSet>> {
+        if let Some(path) = &self.data {
+            return Ok(for_model(path, meta)?);
+        }
+        match of_run(meta) {
+            Some(DataConfig::Text(TextConfig { path, .. })) => Ok(for_model(&path, meta)?),
+            Some(config) => Ok(config.kind().load()?),
+            None => bail!(
+                "{}: does not say what it was trained on; name the data with --data",
+                self.model.display()
+            ),
+        }
     }
 
     /// Where the figures are to be kept, locked against other processes.

@@ -28,7 +28,7 @@ use lipschitz_train::config::Config;
 #[command(name = "train", version)]
 struct Cli {
     /// Threads to use [default: all cores].
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = terminal::ranges::threads())]
     threads: Option<usize>,
     /// Show no progress.
     #[arg(long, short, global = true)]
@@ -70,13 +70,14 @@ struct Stopped {
 struct Failed(String);
 
 pub(crate) fn main() -> ExitCode {
+    terminal::end_without_memory();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
     let quiet = cli.quiet;
     let result = match cli.command {

@@ -14,7 +14,7 @@ use super::{Stopped, shell, stop};
 pub(super) struct Run {
     /// The config, or - for stdin; `train config PRESET` prints one to start from.
     config: PathBuf,
-    /// Change a key of the config, as path.to.key=value.
+    /// Change a key of the config, as path.to.key=value; path.to.key= takes the key out.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// The run directory [default: runs/NAME OF THE CONFIG].

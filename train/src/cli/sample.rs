@@ -4,6 +4,7 @@ use anyhow::{Result, anyhow};
 use candle_core::Device;
 use clap::Args;
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::ranges;
 use lipschitz_train::sample::{Sampling, sample};
 
 /// Write text with a language model.
@@ -15,11 +16,12 @@ pub(super) struct Sample {
     #[arg(long, default_value = "\n")]
     prompt: String,
     /// How many tokens to write.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 400, value_parser = ranges::count(0, 10_000_000))]
     tokens: usize,
     /// Divides the logits: below 1 the text is more predictable, above 1 more varied; 0 always
     /// takes the likeliest token.
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true,
+        value_parser = ranges::number(0.0, 1e6))]
     temperature: f64,
     /// The same seed writes the same text.
     #[arg(long, default_value_t = 0)]

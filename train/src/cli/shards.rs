@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::ranges;
 use lipschitz_data::codec::read_tokenizer;
 use lipschitz_nn::checkpoint::Tokenizer;
 use lipschitz_train::shards::{self, ShardOptions};
@@ -28,10 +29,10 @@ pub(super) struct Shards {
     #[arg(long, value_name = "FILE", requires = "vocab")]
     merges: Option<PathBuf>,
     /// Tokens in a shard.
-    #[arg(long, default_value_t = 100_000_000)]
+    #[arg(long, default_value_t = 100_000_000, value_parser = ranges::count(1, i32::MAX as u64))]
     shard_size: usize,
-    /// Share of the tokens to hold out.
-    #[arg(long, default_value_t = 0.1)]
+    /// Share of the tokens to hold out, above 0 and below 1; the last part of a single text.
+    #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     val: f64,
 }
 

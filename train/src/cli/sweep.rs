@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::outln;
-use lipschitz_certify::terminal::JsonOutput;
 use lipschitz_certify::terminal::tables::fitted;
+use lipschitz_certify::terminal::{self, JsonOutput};
 use lipschitz_train::run_dir::Summary;
 use lipschitz_train::sweep::pool::{self, Ended, PoolOptions};
 use lipschitz_train::sweep::{self, Outcome, SweepRun};
@@ -23,14 +23,14 @@ pub(super) struct Sweep {
     /// Where the runs go, one directory each.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Change a key of all runs, as path.to.key=value.
+    /// Change a key of all runs, as path.to.key=value; path.to.key= takes the key out.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Make only part I of N, for tasks 1 to N of a job array.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
     /// Runs at once; they share the threads.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = terminal::ranges::count(1, 1024))]
     jobs: usize,
     /// Make runs again that failed before.
     #[arg(long)]
@@ -48,9 +48,6 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 
 impl Sweep {
     pub(super) fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
-        if self.jobs == 0 {
-            bail!("--jobs 0: at least one run at a time")
-        }
         let stop = stop::on_signal(quiet);
         let mut runs = sweep::file::runs(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {

@@ -21,6 +21,10 @@ pub(super) struct Segment {
     pub(super) input: f64,
     /// Activations kept for the gradient.
     pub(super) kept: f64,
+    /// Those of them that the CPU's kernels keep, too.
+    pub(super) least: f64,
+    /// The logits, in the last segment.
+    pub(super) logits: f64,
     /// Temporaries of the backward pass beside them.
     pub(super) at_work: f64,
     /// Weights rounded to bf16, whatever the number of examples.
@@ -68,6 +72,9 @@ pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
     let logits = F32 * counter.tokens * counter.width;
     if let Some(last) = out.last_mut() {
         last.kept += 3.0 * logits;
+        // Their gradient.
+        last.least += logits;
+        last.logits = logits;
         last.at_work = last.at_work.max(LOGITS_AT_WORK * logits);
     }
     out
@@ -113,6 +120,11 @@ impl Counter {
         self.out.at_work = self.out.at_work.max(AT_WORK * F32 * numbers);
     }
 
+    /// Numbers that the CPU's kernels keep.
+    fn hold(&mut self, numbers: f64) {
+        self.out.least += F32 * numbers;
+    }
+
     /// `times` matmuls of `[rows, inner]` and `[inner, columns]`.
     fn matmul(&mut self, times: f64, [rows, inner, columns]: [f64; 3], weights: bool) {
         self.keep(1.0, times * rows * columns);
@@ -131,6 +143,7 @@ impl Counter {
 
     fn linear(&mut self, inputs: f64, outputs: f64, bias: bool) {
         let tokens = self.tokens;
+        self.hold(tokens * outputs);
         self.matmul(1.0, [tokens, inputs, outputs], true);
         if bias {
             self.keep(1.0, tokens * outputs);
@@ -161,6 +174,7 @@ impl Counter {
             Op::Embedding { dim, .. } => {
                 self.width = *dim as f64;
                 self.keep(1.0, self.tokens * self.width);
+                self.hold(self.tokens * self.width);
             }
             Op::Activation { function, scale } => {
                 self.keep(tensors(*function) + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
@@ -232,6 +246,8 @@ impl Counter {
         self.out.at_work = self.out.at_work.max(SOFTMAX_AT_WORK * F32 * scores);
         self.matmul(heads, [tokens, tokens, head], false);
         self.keep(1.0, tokens * queries);
+        // The mixed values.
+        self.hold(tokens * queries);
         self.linear(queries, a.dim as f64, a.output_bias);
         if a.output_scale != 1.0 {
             self.keep(1.0, self.tokens * self.width);

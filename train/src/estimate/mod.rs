@@ -5,6 +5,11 @@
 //! operation and keep less.
 
 mod count;
+mod least;
+
+pub use least::{Least, Mostly, check, forward, least};
+
+use std::collections::HashMap;
 
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Geometry, Parameter};
@@ -188,6 +193,8 @@ struct UpdateCost {
     own: f64,
     /// Numbers in the optimizer's state of them.
     state: f64,
+    /// Those of them that there are whatever the optimizer's constants.
+    least_state: f64,
     /// Numbers in the largest stack of matrices that is updated at once.
     stack: f64,
     flops: Option<Flops>,
@@ -196,11 +203,10 @@ struct UpdateCost {
 impl UpdateCost {
     fn new(recipe: &Recipe, parameters: &[Parameter], processes: usize) -> Self {
         let owners = owners(&parameters.iter().map(step::work).collect::<Vec<_>>(), processes);
-        let of = |rank: usize| {
-            parameters.iter().zip(&owners).filter(move |(_, owner)| **owner == rank).map(|(p, _)| p)
-        };
         let most = |f: &dyn Fn(&Parameter) -> f64| {
-            (0..processes).map(|rank| of(rank).map(f).sum()).fold(0.0, f64::max)
+            let mut sums = vec![0.0; processes];
+            parameters.iter().zip(&owners).for_each(|(p, owner)| sums[*owner] += f(p));
+            sums.into_iter().fold(0.0, f64::max)
         };
         let own = most(&numbers);
         let state = most(&|p| {
@@ -208,6 +214,14 @@ impl UpdateCost {
                 * match recipe.optimizer_of(p) {
                     OptimizerConfig::Adamw(_) => 2.0,
                     OptimizerConfig::Muon(_) | OptimizerConfig::Sgd(_) => 1.0,
+                }
+        });
+        let least_state = most(&|p| {
+            numbers(p)
+                * match recipe.optimizer_of(p) {
+                    OptimizerConfig::Adamw(_) => 2.0,
+                    OptimizerConfig::Muon(_) => 1.0,
+                    OptimizerConfig::Sgd(_) => 0.0,
                 }
         });
         let in_bf16 = |p: &Parameter| match recipe.optimizer_of(p) {
@@ -223,12 +237,15 @@ impl UpdateCost {
             bf16: most(&|p| if in_bf16(p) { recipe.update_work(p) } else { 0.0 }),
         });
         // All matrices of one shape are updated together, as far as they fit.
+        let mut alike: HashMap<&[usize], f64> = HashMap::new();
+        for p in parameters {
+            *alike.entry(&p.shape).or_default() += numbers(p);
+        }
         let stack = parameters.iter().filter(|p| p.geometry == Geometry::Matrix).map(|p| {
-            let alike: f64 =
-                parameters.iter().filter(|other| other.shape == p.shape).map(numbers).sum();
+            let alike = alike.get(&p.shape[..]).copied().unwrap_or_default();
             alike.min(own).min((MAX_BATCHED_ELEMENTS as f64).max(numbers(p)))
         });
-        Self { own, state, stack: stack.fold(0.0, f64::max), flops }
+        Self { own, state, least_state, stack: stack.fold(0.0, f64::max), flops }
     }
 }
 

@@ -8,6 +8,9 @@ mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use candle_core::{Device, Tensor};
 
 use crate::Error;
@@ -36,6 +39,11 @@ fn from_environment(names: [&str; 2]) -> Option<usize> {
 /// the GPUs after it by the others.
 pub fn local_rank() -> usize {
     from_environment(LOCAL_RANK).unwrap_or(0)
+}
+
+/// How many processes a launcher has started together with this one, itself included.
+pub(crate) fn started() -> usize {
+    from_environment(WORLD_SIZE).unwrap_or(1).max(1)
 }
 
 impl Ranks {
@@ -163,12 +171,14 @@ impl Ranks {
 /// processes find the same.
 pub fn owners(sizes: &[u64], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));
-    let (mut load, mut out) = (vec![0; ranks.max(1)], vec![0; sizes.len()]);
+    order.sort_by_key(|i| Reverse(sizes[*i]));
+    // Of equal loads the first rank's.
+    let mut loads: BinaryHeap<_> = (0..ranks.max(1)).map(|rank| Reverse((0u64, rank))).collect();
+    let mut out = vec![0; sizes.len()];
     for i in order {
-        let owner = (0..load.len()).min_by_key(|rank| load[*rank]).unwrap_or(0);
-        load[owner] += sizes[i];
+        let Some(Reverse((load, owner))) = loads.pop() else { break };
         out[i] = owner;
+        loads.push(Reverse((load.saturating_add(sizes[i]), owner)));
     }
     out
 }

@@ -10,11 +10,14 @@ use super::changes::{Changes, flatten};
 use crate::error::Within;
 use crate::{Error, keys};
 
+/// More draws than anybody makes.
+const MAX_COUNT: usize = 1_000_000;
+
 /// The section `[random]`.
 #[derive(Deserialize)]
 pub(super) struct Random {
     count: usize,
-    #[serde(default)]
+    #[serde(default, with = "crate::seed")]
     seed: u64,
     #[serde(flatten)]
     keys: Table,
@@ -36,8 +39,10 @@ enum Range {
 
 /// The draws, each a value for every key.
 pub(super) fn draws(random: Random) -> Result<Vec<Changes>, Error> {
-    if random.count == 0 {
-        return Err(Error::Sweep("random: count is 0; it must be at least 1".into()));
+    if !(1..=MAX_COUNT).contains(&random.count) {
+        let count = random.count;
+        let what = format!("random: count is {count}; it must be from 1 to {MAX_COUNT}");
+        return Err(Error::Sweep(what));
     }
     let kinds = ["uniform", "log", "integer", "choice"];
     let values = flatten(random.keys, &|table| kinds.iter().any(|kind| table.contains_key(*kind)));

@@ -1,0 +1,156 @@
+//! The memory that a training step takes at least, on the CPU: what any way of computing it has to
+//! hold at one time. A run that needs more than there is is refused before anything is written.
+
+use lipschitz_data::memory::Memory;
+use lipschitz_nn::Graph;
+
+use super::count::{F32, Segment, segments};
+use super::{UpdateCost, numbers};
+use crate::config::Config;
+use crate::{Error, ranks, step};
+
+/// What takes most of a step's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mostly {
+    /// Weights, their gradients and the optimizer's state.
+    Weights,
+    /// Activations kept for the gradient.
+    Activations,
+}
+
+/// Bytes that a training step takes at least.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Least {
+    /// Of weights, their gradients and the optimizer's state.
+    pub weights: f64,
+    /// Of activations kept for the gradient, of one part of a process's share of the batch.
+    pub activations: f64,
+}
+
+impl Least {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.weights + self.activations
+    }
+
+    fn mostly(&self) -> Mostly {
+        if self.activations > self.weights { Mostly::Activations } else { Mostly::Weights }
+    }
+}
+
+/// What a step of a run takes at least of each of this many processes.
+///
+/// The optimizer's state is that which Muon and AdamW keep of every weight; of activations, the
+/// results of matmuls with weights, the mixed values of attention, and the logits with their
+/// gradient.
+///
+/// # Errors
+/// [`Error::UnevenBatch`] if they cannot share the batch evenly.
+pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, Error> {
+    let train = &config.train;
+    let parameters = graph.parameters();
+    let weights: f64 = parameters.iter().map(numbers).sum();
+    let state = UpdateCost::new(&config.recipe(), &parameters, processes).least_state;
+    let examples = step::share(train.batch_size, processes)? as f64;
+    let part = (examples / train.accumulate as f64).ceil();
+    let segments = segments(graph, train.precision);
+    let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
+    let kept = if train.recompute {
+        sum(|s| s.input) + segments.iter().map(|s| s.least).fold(0.0, f64::max)
+    } else {
+        sum(|s| s.least)
+    };
+    Ok(Least { weights: F32 * (2.0 * weights + state), activations: part * kept })
+}
+
+/// Bytes that a forward pass of this many examples takes at least: the logits, and a copy of them
+/// that is looked at.
+#[must_use]
+pub fn forward(graph: &Graph, examples: usize) -> f64 {
+    let segments = segments(graph, lipschitz_nn::linalg::Precision::F32);
+    let logits = segments.last().map_or(0.0, |last| last.logits);
+    let input = segments.iter().map(|s| s.input).fold(0.0, f64::max);
+    examples as f64 * input.max(2.0 * logits)
+}
+
+/// Whether this machine has the memory that a step takes at least, in as many processes as have
+/// been started. On a GPU that shows when the weights are put there.
+///
+/// # Errors
+/// [`Error::TooLarge`] with both figures; [`Error::UnevenBatch`].
+pub fn check(config: &Config, graph: &Graph) -> Result<(), Error> {
+    if config.train.device != "cpu" {
+        return Ok(());
+    }
+    let least = least(config, graph, ranks::started())?;
+    match Memory::now() {
+        Some(memory) if least.total() > memory.free as f64 => {
+            Err(Error::TooLarge { least: least.total(), mostly: least.mostly(), memory })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(settings: &[&str]) -> Config {
+        let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+        Config::parse(crate::preset::text("gpt-shakespeare").unwrap(), &settings).unwrap()
+    }
+
+    fn of(settings: &[&str]) -> Least {
+        let config = config(settings);
+        least(&config, &config.graph(30).unwrap(), 1).unwrap()
+    }
+
+    #[test]
+    fn what_a_step_holds_is_counted() {
+        let small = [
+            "model.dim=64",
+            "model.layers=2",
+            "model.heads=2",
+            "model.context=32",
+            "train.batch_size=6",
+        ];
+        let with = |more: &[&str]| of(&[&small[..], more].concat());
+        let weights = (2 * 12 * 64 * 64 + 2 * 64 * 30) as f64;
+        // Queries, keys, values, mixed values and what attention gives; the MLP's four widths and
+        // what it gives; embedding; logits and their gradient.
+        let one = (32 * (2 * (5 + 5) * 64 + 64 + 2 * 30)) as f64;
+        let whole = with(&[]);
+        assert_eq!(whole, Least { weights: 12.0 * weights, activations: 4.0 * 6.0 * one });
+        assert_eq!(with(&["train.accumulate=3"]).activations, whole.activations / 3.0);
+        let adam = with(&["optimizer={ kind = \"adamw\" }"]);
+        assert_eq!(adam.weights, 16.0 * weights);
+        assert!(with(&["train.recompute=true"]).activations < 0.5 * whole.activations);
+    }
+
+    /// In less than a second and without a graph that grows with what is asked for.
+    #[test]
+    fn what_no_machine_holds_is_refused_at_once() {
+        let clock = std::time::Instant::now();
+        let cases: [(&[&str], Mostly); 4] = [
+            (&["train.batch_size=268435456"], Mostly::Activations),
+            (&["model.dim=1048576", "model.heads=1"], Mostly::Weights),
+            (&["model.dim=65536", "model.layers=10000", "model.heads=16"], Mostly::Weights),
+            (&["model.context=16777216", "train.batch_size=268435456"], Mostly::Activations),
+        ];
+        for (settings, wanted) in cases {
+            let config = config(settings);
+            let graph = config.graph(1 << 28).unwrap();
+            let least = least(&config, &graph, 1).unwrap();
+            assert!(least.total().is_finite() && least.total() > 1e11, "{least:?}");
+            assert_eq!(least.mostly(), wanted, "{settings:?}");
+            if Memory::now().is_some_and(|memory| (memory.free as f64) < 1e11) {
+                let said = check(&config, &graph).unwrap_err().to_string();
+                assert!(said.contains("takes at least") && !said.contains('\n'), "{said}");
+            }
+        }
+        check(&config(&[]), &config(&[]).graph(65).unwrap()).unwrap();
+        assert!(clock.elapsed().as_secs() < 20, "{:?}", clock.elapsed());
+    }
+}

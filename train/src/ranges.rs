@@ -1,0 +1,58 @@
+//! Ranges of the whole numbers of a config. Beyond them nothing can be trained on any machine, and
+//! what grows with a number would grow without end before that is noticed.
+
+use lipschitz_nn::presets::ModelConfig;
+
+use crate::Error;
+use crate::config::Config;
+
+/// More steps than anybody makes.
+const MAX_STEPS: u64 = 1_000_000_000_000;
+/// Tokens or images of a batch, and its parts.
+const MAX_BATCH: u64 = 1 << 28;
+/// Numbers in a vector.
+const MAX_WIDTH: u64 = 1 << 20;
+/// Blocks or hidden layers.
+const MAX_LAYERS: u64 = 10_000;
+/// Tokens of a sequence.
+const MAX_CONTEXT: u64 = 1 << 24;
+
+/// Whether every whole number is in its range.
+///
+/// # Errors
+/// One line that names the key, its value and the range.
+pub(crate) fn check(config: &Config) -> Result<(), Error> {
+    let t = &config.train;
+    let mut all = vec![
+        ("train.steps", t.steps, MAX_STEPS),
+        ("train.batch_size", t.batch_size as u64, MAX_BATCH),
+        ("train.accumulate", t.accumulate as u64, MAX_BATCH),
+        ("train.log_every", t.log_every, MAX_STEPS),
+        ("train.eval_every", t.eval_every, MAX_STEPS),
+    ];
+    let mut add = |key, value: usize, most| all.push((key, value as u64, most));
+    match &config.model {
+        ModelConfig::Gpt { dim, layers, heads, context, .. } => {
+            add("model.dim", *dim, MAX_WIDTH);
+            add("model.layers", *layers, MAX_LAYERS);
+            add("model.heads", *heads, MAX_WIDTH);
+            add("model.context", *context, MAX_CONTEXT);
+        }
+        ModelConfig::Vit { dim, layers, heads, patch, .. } => {
+            add("model.dim", *dim, MAX_WIDTH);
+            add("model.layers", *layers, MAX_LAYERS);
+            add("model.heads", *heads, MAX_WIDTH);
+            add("model.patch", *patch, 32);
+        }
+        ModelConfig::Mlp { hidden, .. } => {
+            hidden.iter().for_each(|width| add("model.hidden", *width, MAX_WIDTH));
+        }
+        ModelConfig::Graph { .. } => {}
+    }
+    match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+        Some((key, value, most)) => {
+            Err(Error::Config(format!("{key} is {value}; it must be from 1 to {most}")))
+        }
+        None => Ok(config.data.kind().check()?),
+    }
+}
