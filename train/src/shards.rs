@@ -1,5 +1,6 @@
 //! Writes token shards from text, document by document.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use lipschitz_data::shard::{MAX_VOCABULARY, ShardBuilder, files};
 use lipschitz_data::text::{read, without_mark};
 use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::{self, Tokenizer};
+use serde::Deserialize;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -180,6 +182,13 @@ fn is_jsonl(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "jsonl")
 }
 
+/// A line of a `.jsonl` file. Its other keys are passed over, whatever they hold.
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(borrow)]
+    text: Cow<'a, str>,
+}
+
 /// Writes documents to the shards of both splits.
 struct Writer<'a> {
     options: &'a ShardOptions<'a>,
@@ -258,11 +267,18 @@ impl<'a> Writer<'a> {
                 continue;
             }
             let path_buf = || path.to_path_buf();
-            let value: serde_json::Value = serde_json::from_str(text)
-                .map_err(|error| Error::NotJson { path: path_buf(), line, error })?;
-            let document = value["text"].as_str();
-            let document = document.ok_or_else(|| Error::NoText { path: path_buf(), line })?;
-            self.add(document, None, path)?;
+            // Only an object has keys; a list would be read as a struct's fields.
+            if !text.trim_start().starts_with('{') {
+                return Err(Error::NoText { path: path_buf(), line });
+            }
+            let document: Document = serde_json::from_str(text).map_err(|error| {
+                if error.is_data() {
+                    Error::NoText { path: path_buf(), line }
+                } else {
+                    Error::NotJson { path: path_buf(), line, error }
+                }
+            })?;
+            self.add(&document.text, None, path)?;
         }
         Ok(())
     }

@@ -36,7 +36,8 @@ pub(crate) fn normalised_len(
     let Some(normaliser) = tokenizer.get_normalizer() else { return Ok(text.len()) };
     let (mut rest, mut length) = (text, 0usize);
     while !rest.is_empty() {
-        let (part, after) = rest.split_at(rest.ceil_char_boundary(PART));
+        let end = (PART..rest.len()).find(|at| rest.is_char_boundary(*at)).unwrap_or(rest.len());
+        let (part, after) = rest.split_at(end);
         let mut part = NormalizedString::from(part);
         normaliser.normalize(&mut part).map_err(Error::Encode)?;
         length = length.saturating_add(part.len());
