@@ -7,7 +7,6 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::ser::Serializer;
 
 /// For `#[serde(with = "seed")]`.
-#[allow(clippy::trivially_copy_pass_by_ref)]
 pub(crate) fn serialize<S: Serializer>(seed: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     if i64::try_from(*seed).is_ok() {
         serializer.serialize_u64(*seed)

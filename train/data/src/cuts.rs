@@ -168,11 +168,11 @@ fn separated(pre_tokenizer: &PreTokenizerWrapper) -> Cuts {
         }
         P::Metaspace(spaces) if spaces.split => Cuts::SPACE,
         P::Split(split) => {
-            let kept = match (split.behavior, split.invert) {
-                (SplitDelimiterBehavior::Isolated, false) => true,
-                (SplitDelimiterBehavior::Removed, true) => true,
-                _ => false,
-            };
+            // Each match is a word.
+            let kept = matches!(
+                (split.behavior, split.invert),
+                (SplitDelimiterBehavior::Isolated, false) | (SplitDelimiterBehavior::Removed, true)
+            );
             match &split.pattern {
                 SplitPattern::Regex(regex) if kept && PATTERNS.contains(&regex.as_str()) => {
                     Cuts::BOTH
@@ -224,8 +224,7 @@ fn around(token: &AddedToken, normaliser: Option<&NormalizerWrapper>) -> Cuts {
             || token.rstrip && letter(form.chars().next_back())
     });
     let holds_cut = |form: &String| {
-        let pairs = form.as_bytes().windows(2);
-        pairs.into_iter().any(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b' ')
+        form.as_bytes().windows(2).any(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b' ')
     };
     Cuts {
         space: !takes && !forms.iter().any(holds_cut),

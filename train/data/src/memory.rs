@@ -22,8 +22,13 @@ impl Memory {
     pub fn now() -> Option<Self> {
         let mut system = System::new();
         system.refresh_memory();
-        let free = system.available_memory().saturating_add(system.free_swap());
-        let machine = Self { free, total: system.total_memory() };
+        let total = system.total_memory();
+        let free = match system.available_memory() {
+            // A system that does not say.
+            0 => total,
+            available => available.saturating_add(system.free_swap()),
+        };
+        let machine = Self { free, total };
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let limits = limits(&groups, Path::new("/sys/fs/cgroup"));
         (machine.total > 0).then(|| limits.into_iter().fold(machine, Self::least))
