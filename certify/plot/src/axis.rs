@@ -16,6 +16,20 @@ pub struct Axis {
     pub log10: bool,
     /// Values that the axis must include, such as 0; may be empty.
     pub include: Vec<f64>,
+    /// Whether a few values far from all others lie beyond the end of the axis, where they are
+    /// marked, rather than set its end.
+    pub robust: bool,
+}
+
+impl Axis {
+    /// A value in words.
+    pub(crate) fn text(&self, value: f64) -> String {
+        match self.log10 {
+            true if value.abs() < 300.0 => plain(10f64.powf(value)),
+            true => power((10.0 * value).round() / 10.0),
+            false => plain(value),
+        }
+    }
 }
 
 /// The map from values to positions, as a share of the axis.
@@ -28,6 +42,7 @@ pub(crate) struct Scale {
     high: f64,
     log10: bool,
     compressed: bool,
+    gap: (f64, f64),
 }
 
 /// The number of decades on each side of 10⁰ that stay evenly spaced on a compressed axis.
@@ -48,8 +63,13 @@ impl Scale {
         let (low, high) =
             all.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
-        let mut scale =
-            Self { low, high, log10: axis.log10, compressed: axis.log10 && high - low > MANY };
+        let mut scale = Self {
+            low,
+            high,
+            log10: axis.log10,
+            compressed: axis.log10 && high - low > MANY,
+            gap: GAP,
+        };
         let (a, b) = (scale.bend(low), scale.bend(high));
         let room = if b > a { room * (b - a) } else { 0.5 };
         // An included value, such as 0, gets no margin.
@@ -57,6 +77,17 @@ impl Scale {
         scale.low = if end(low) { low } else { scale.unbend(a - room) };
         scale.high = if end(high) && high > low { high } else { scale.unbend(b + room) };
         scale
+    }
+
+    /// The same, of a horizontal axis this many pixels long.
+    pub(crate) fn across(self, length: f32) -> Self {
+        let share = |pixels: f64| pixels / f64::from(length).max(1.0);
+        Self { gap: (share(38.0), share(11.0)), ..self }
+    }
+
+    /// The same, of a vertical axis this many pixels long.
+    pub(crate) fn upwards(self, length: f32) -> Self {
+        Self { gap: (20.0 / f64::from(length).max(1.0), 0.0), ..self }
     }
 
     /// The share of the axis that lies below a value.
@@ -134,7 +165,7 @@ impl Scale {
             (Vec::new(), marks.into_iter().filter(inside).collect());
         for x in names.into_iter().filter(inside) {
             // Earlier values have priority.
-            let gap = GAP.0.max(GAP.1 * self.format_ext(&x).chars().count() as f64);
+            let gap = self.gap.0.max(self.gap.1 * self.format_ext(&x).chars().count() as f64);
             let free = named.iter().all(|other| (self.at(x) - self.at(*other)).abs() > gap);
             if free { named.push(x) } else { marked.push(x) }
         }

@@ -16,12 +16,18 @@ pub struct Chart {
     pub y: Axis,
     /// Series, from the back to the front.
     pub series: Vec<Series>,
+    /// Entries of the legend, in grey, for marks that several series share. An entry is shown if
+    /// there is such a mark.
+    pub legend: Vec<(String, Mark)>,
+    /// Whether the labels of series stand at the right, each where its line ends.
+    pub ends: bool,
 }
 
 /// Points that belong together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// Name in the legend; if empty, the series is not in the legend.
+    /// Name in the legend, where it stands if there is something to see; if empty, the series is
+    /// not in the legend.
     pub name: String,
     /// Name beside the points; may be empty.
     pub label: String,
@@ -71,8 +77,24 @@ pub enum Mark {
 }
 
 impl Chart {
+    /// Whether a mark is seen anywhere.
+    pub(crate) fn shows(&self, mark: Mark) -> bool {
+        self.series.iter().any(|series| series.mark == mark && series.is_seen())
+    }
+
     /// Whether there is nothing to draw.
     pub fn is_empty(&self) -> bool {
         self.series.iter().all(|s| s.points.is_empty())
+    }
+}
+
+impl Series {
+    /// Whether there is something to see of it: a line needs two points.
+    pub(crate) fn is_seen(&self) -> bool {
+        match self.mark {
+            Mark::Line | Mark::Dashed | Mark::Thin => self.points.len() > 1,
+            Mark::Band => self.points.len() > 2,
+            Mark::Filled(_) | Mark::Open(_) | Mark::Bar => !self.points.is_empty(),
+        }
     }
 }

@@ -17,6 +17,25 @@ fn face(bold: bool) -> Option<&'static Face<'static>> {
     if bold { BOLD.as_ref() } else { REGULAR.as_ref() }
 }
 
+/// The file of a face.
+pub(crate) fn file(bold: bool) -> &'static [u8] {
+    if bold { dejavu::sans::bold() } else { dejavu::sans::regular() }
+}
+
+/// Units of a face per em, how far it reaches above and below the baseline, and its box.
+pub(crate) fn metrics(bold: bool) -> Option<(f32, [f32; 2], [f32; 4])> {
+    let face = face(bold)?;
+    let frame = face.global_bounding_box();
+    let frame = [frame.x_min, frame.y_min, frame.x_max, frame.y_max].map(f32::from);
+    let reach = [face.ascender(), face.descender()].map(f32::from);
+    Some((f32::from(face.units_per_em()), reach, frame))
+}
+
+/// How far a glyph moves the text on, in units of the font.
+pub(crate) fn advance(glyph: GlyphId, bold: bool) -> u16 {
+    face(bold).and_then(|face| face.glyph_hor_advance(glyph)).unwrap_or_default()
+}
+
 /// Pixels per unit of the font.
 pub(crate) fn scale(style: Style) -> f32 {
     face(style.bold).map_or(0.0, |face| style.size / f32::from(face.units_per_em()))
@@ -46,14 +65,54 @@ impl Style {
         end as f32 * scale(self)
     }
 
-    /// The text, or as much of its beginning as fits into `width` pixels, with an ellipsis.
+    /// The text, or as much of its beginning as fits into `width` pixels, with an ellipsis. What
+    /// lies beyond that width is not looked at, however long the text is.
     pub fn fit(self, text: &str, width: f32) -> String {
-        if self.width(text) <= width {
-            return text.into();
+        let Some(face) = face(self.bold) else { return text.into() };
+        let advance = |c| {
+            let glyph = face.glyph_index(c).unwrap_or_default();
+            f32::from(face.glyph_hor_advance(glyph).unwrap_or_default()) * scale(self)
+        };
+        let (mut end, mut cut) = (0.0, 0);
+        for (at, c) in text.char_indices() {
+            if end + advance('…') <= width {
+                cut = at;
+            }
+            end += advance(c);
+            if end > width {
+                return format!("{}…", text[..cut].trim_end());
+            }
         }
-        let mut short: String = text.into();
-        while short.pop().is_some() && self.width(&short) + self.width("…") > width {}
-        short + "…"
+        text.into()
+    }
+
+    /// The text in rows of at most `width` pixels, broken at spaces; what does not fit into the
+    /// last of `rows` is cut off.
+    pub fn rows(self, text: &str, width: f32, rows: usize) -> Vec<String> {
+        let mut done: Vec<String> = Vec::new();
+        let mut rest = text.trim();
+        while !rest.is_empty() {
+            let whole = self.fit(rest, width);
+            if whole == rest || done.len() + 1 >= rows {
+                done.push(whole);
+                break;
+            }
+            // The last space before which everything fits; a word that is too long is cut.
+            let kept = whole.trim_end_matches('…').len();
+            let after = rest[kept..].starts_with(' ');
+            let end = if after { Some(kept) } else { rest[..kept].rfind(' ') };
+            match end {
+                Some(end) if end > 0 => {
+                    done.push(rest[..end].trim_end().into());
+                    rest = rest[end..].trim_start();
+                }
+                _ => {
+                    done.push(whole);
+                    break;
+                }
+            }
+        }
+        done
     }
 }
 
@@ -98,5 +157,49 @@ impl OutlineBuilder for Pen {
 
     fn close(&mut self) {
         self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_where_it_stops_fitting() {
+        let style = Style::new(13.0);
+        for text in ["", "short", "a longer text that is cut somewhere", "ééé→→→σσσ"] {
+            for width in [0.0, 20.0, 60.0, 1000.0] {
+                let cut = style.fit(text, width);
+                assert!(cut == text || cut.ends_with('…'), "{cut}");
+                assert_eq!(cut == text, style.width(text) <= width, "{cut}");
+                assert!(cut == text || cut == "…" || style.width(&cut) <= width, "{cut}");
+                // One character more would be too many.
+                let kept = cut.chars().count().saturating_sub(1);
+                let more: String = text.chars().take(kept + 1).chain(['…']).collect();
+                let spaces = text.chars().nth(kept) == Some(' ');
+                assert!(cut == text || spaces || style.width(&more) > width, "{cut} {more}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_for_a_long_label_does_not_grow_with_its_square() {
+        let text = "long label ".repeat(200_000);
+        let start = std::time::Instant::now();
+        let cut = Style::new(13.0).fit(&text, 300.0);
+        let rows = Style::new(13.0).rows(&text, 300.0, 3);
+        assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+        assert!(cut.len() < 60 && rows.len() == 3, "{cut} {rows:?}");
+    }
+
+    #[test]
+    fn rows_hold_all_words_in_their_order() {
+        let style = Style::new(13.0);
+        let text = "validation loss against certified Lipschitz constant";
+        let rows = style.rows(text, 150.0, 9);
+        assert!(rows.len() > 1 && rows.iter().all(|row| style.width(row) <= 150.0), "{rows:?}");
+        assert_eq!(rows.join(" "), text);
+        assert!(style.rows(text, 150.0, 2)[1].ends_with('…'));
+        assert_eq!(style.rows("", 150.0, 2), Vec::<String>::new());
     }
 }

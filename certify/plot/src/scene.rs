@@ -23,6 +23,9 @@ pub enum Color {
 /// The number of colours for data.
 pub const COLORS: usize = PALETTE.len();
 
+/// The number of the grey among the colours for data, for what belongs to no series.
+pub const GREY: usize = COLORS - 1;
+
 /// Colours close to Okabe and Ito's palette, which colour-blind readers can distinguish, in an
 /// order whose neighbours differ in lightness.
 const PALETTE: [u32; 8] =
