@@ -6,7 +6,7 @@ mod workshop;
 use std::path::{Path, PathBuf};
 
 use lipschitz_certify::certificate::{Formula, certify};
-use lipschitz_certify::report;
+use lipschitz_certify::report::{self, Made};
 use lipschitz_certify::spectral::Method;
 use lipschitz_plot::scene;
 use serde_json::json;
@@ -38,14 +38,39 @@ fn run(out: &Path, name: &str, log10: Option<f64>, certificate: bool) -> PathBuf
     dir
 }
 
+fn page(paths: &[PathBuf]) -> Result<String, String> {
+    let made = Made { date: "2026-01-02".into(), command: "certify <x>".into() };
+    report::page(paths, &made).map_err(|e| e.to_string())
+}
+
+#[test]
+fn runs_are_in_the_order_of_their_constants() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, log10) in [("a", None), ("b", Some(300.0)), ("c", Some(-2.0)), ("d", Some(1.0))] {
+        run(dir.path(), name, log10, false);
+    }
+    let page = page(&[dir.path().to_path_buf()]).unwrap();
+    let label = lipschitz_plot::svg::escape(LABEL);
+    let order: Vec<char> = page
+        .split("<summary>")
+        .skip(1)
+        .filter_map(|rest| rest.strip_prefix(&label)?.chars().next())
+        .collect();
+    assert_eq!(order, ['c', 'd', 'b', 'a']);
+}
+
 #[test]
 fn a_page_holds_all_runs_and_no_markup_from_files() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "a", Some(1.0), true);
     run(dir.path(), "b", Some(300.0), false);
     run(dir.path(), "c", None, false);
-    let page = report::page(&[dir.path().to_path_buf()]).unwrap();
+    let page = page(&[dir.path().to_path_buf()]).unwrap();
     assert_eq!(page.matches("<details").count(), 3);
+    let version = env!("CARGO_PKG_VERSION");
+    let made =
+        format!("Made by lipschitz-certify {version} on 2026-01-02: <code>certify &lt;x&gt;");
+    assert!(page.contains(&made));
     assert!(page.contains(
         "&lt;/title&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot; \
          onclick=&quot;x &amp; éa"
@@ -78,9 +103,9 @@ fn damaged_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let one = run(dir.path(), "a", Some(1.0), true);
     std::fs::write(one.join("certificate.json"), "{").unwrap();
-    let error = report::page(std::slice::from_ref(&one)).unwrap_err().to_string();
+    let error = page(std::slice::from_ref(&one)).unwrap_err();
     assert!(error.contains("certificate.json"), "{error}");
     std::fs::write(one.join("summary.json"), "[]").unwrap();
-    assert!(report::page(&[one]).unwrap_err().to_string().contains("summary.json"));
-    assert!(report::page(&[dir.path().join("none")]).unwrap_err().to_string().contains("none"));
+    assert!(page(&[one]).unwrap_err().contains("summary.json"));
+    assert!(page(&[dir.path().join("none")]).unwrap_err().contains("none"));
 }

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -7,7 +7,7 @@ use lipschitz_certify::plots::tradeoff::Tradeoff;
 use lipschitz_certify::plots::{self, layers, robust, training};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
-use lipschitz_plot::{Chart, Format, render};
+use lipschitz_plot::{Chart, Format, Page, render};
 
 /// Plot runs.
 #[derive(Args)]
@@ -23,9 +23,10 @@ enum Plot {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// The file to write: .svg or .png; - writes SVG to stdout.
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
         /// Metric in summary.json on the horizontal axis.
         #[arg(long, default_value = "lipschitz_log10")]
         x: String,
@@ -43,9 +44,8 @@ enum Plot {
     Layers {
         /// A run directory, a checkpoint, or a third-party model.
         model: PathBuf,
-        /// The file to write: .svg or .png; - writes SVG to stdout.
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
+        #[command(flatten)]
+        figure: Figure,
         /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
         #[arg(long, allow_negative_numbers = true)]
         radius: Option<f64>,
@@ -55,29 +55,83 @@ enum Plot {
         /// Files that `certify robust --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
-        /// The file to write: .svg or .png; - writes SVG to stdout.
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// Losses, the certified constant and norms over the steps.
     Training {
         /// Run directories, or directories of runs.
         #[arg(required = true)]
         runs: Vec<PathBuf>,
-        /// The file to write: .svg or .png; - writes SVG to stdout.
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
     },
+}
+
+/// The figure to write.
+#[derive(Args)]
+struct Figure {
+    /// The file to write: .svg, .pdf or .png; - writes SVG to stdout.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// A title of its own.
+    #[arg(long)]
+    title: Option<String>,
+    /// Width and height in pixels, such as 1280x800; a PNG has twice as many each way. Several plots
+    /// lie beside one another where the figure is wide.
+    #[arg(long, value_name = "WxH", value_parser = size)]
+    size: Option<(f32, f32)>,
+}
+
+impl Figure {
+    fn write(self, charts: &[Chart]) -> Result<()> {
+        let page = Page { title: self.title.unwrap_or_default(), size: self.size };
+        if !terminal::is_stream(&self.output) {
+            return Ok(plots::write_page(&self.output, charts, &page)?);
+        }
+        let bytes = render(charts, &page, Format::Svg).map_err(lipschitz_certify::Error::from)?;
+        terminal::write(&self.output, &bytes)
+    }
+}
+
+#[derive(Args)]
+struct Labels {
+    /// Words for the runs, separated by commas: one for each, in the order of the runs (those inside
+    /// a directory are sorted by name).
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    labels: Vec<String>,
+}
+
+/// Least and largest width or height.
+const PIXELS: std::ops::RangeInclusive<u32> = 240..=4096;
+
+fn size(text: &str) -> Result<(f32, f32), String> {
+    let side = |text: &str| text.parse().ok().filter(|side| PIXELS.contains(side));
+    let sides = text.to_lowercase().replace('×', "x");
+    match sides.split_once('x').map(|(w, h)| (side(w), side(h))) {
+        Some((Some(width), Some(height))) => Ok((width as f32, height as f32)),
+        _ => Err(format!(
+            "give width and height in pixels from {} to {}, such as 1280x800",
+            PIXELS.start(),
+            PIXELS.end()
+        )),
+    }
 }
 
 impl PlotCommand {
     pub(super) fn run(self) -> Result<()> {
         match self.plot {
-            Plot::Tradeoff { runs, output, x, y, color, csv } => {
-                if csv.as_ref() == Some(&output) {
+            Plot::Tradeoff { runs, figure, labels, x, y, color, csv } => {
+                let output = &figure.output;
+                if csv.as_ref() == Some(output) {
                     bail!("{}: --output and --csv are the same file; name two", output.display())
                 }
-                let tradeoff = Tradeoff::read(&runs, &x, &y, color.as_deref())?;
+                let names = &labels.labels;
+                let tradeoff = Tradeoff::read_named(&runs, &x, &y, color.as_deref(), names)?;
                 super::tell_unfinished(&runs);
                 for run in &tradeoff.left_out {
                     terminal::note(format_args!(
@@ -85,12 +139,12 @@ impl PlotCommand {
                         run.display()
                     ));
                 }
-                write(&output, &[tradeoff.chart()])?;
+                figure.write(&[tradeoff.chart()])?;
                 if let Some(csv) = csv {
                     terminal::write(&csv, tradeoff.csv().as_bytes())?;
                 }
             }
-            Plot::Layers { model, output, radius } => {
+            Plot::Layers { model, figure, radius } => {
                 super::check_radius(radius)?;
                 let certificate = certify(
                     &lipschitz_certify::open(&model)?,
@@ -99,20 +153,15 @@ impl PlotCommand {
                     radius,
                 )
                 .map_err(|e| super::about(&model, e))?;
-                write(&output, &[layers::chart(&certificate)])?;
+                figure.write(&[layers::chart(&certificate)])?;
             }
-            Plot::Robust { results, output } => write(&output, &[robust::chart(&results)?])?,
-            Plot::Training { runs, output } => write(&output, &training::charts(&runs)?)?,
+            Plot::Robust { results, figure, labels } => {
+                figure.write(&[robust::named_chart(&results, &labels.labels)?])?;
+            }
+            Plot::Training { runs, figure, labels } => {
+                figure.write(&training::named_charts(&runs, &labels.labels)?)?;
+            }
         }
         Ok(())
     }
-}
-
-/// Writes charts, as SVG where they go to stdout.
-fn write(path: &Path, charts: &[Chart]) -> Result<()> {
-    if !terminal::is_stream(path) {
-        return Ok(plots::write(path, charts)?);
-    }
-    let bytes = render(charts, Format::Svg).map_err(lipschitz_certify::Error::from)?;
-    terminal::write(path, &bytes)
 }

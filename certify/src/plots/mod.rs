@@ -9,16 +9,92 @@ pub mod training;
 use std::path::{Path, PathBuf};
 
 use lipschitz_nn::{At, Error, checkpoint, text};
-use lipschitz_plot::{Chart, Format, render};
+use lipschitz_plot::{Chart, Format, Page, render};
 use serde_json::{Map, Value};
 
-/// Writes charts below one another. The extension of `path` gives the format, `.svg` or `.png`.
+/// Writes charts in a figure of the usual size. The extension of `path` gives the format: `.svg`,
+/// `.pdf` or `.png`.
 ///
 /// # Errors
 /// [`Error::File`] for another extension, a chart without points, or a file that cannot be written.
 pub fn write(path: &Path, charts: &[Chart]) -> Result<(), Error> {
-    let bytes = Format::of(path).and_then(|format| render(charts, format));
+    write_page(path, charts, &Page::default())
+}
+
+/// Writes charts in a figure with a title or size of its own, see [`write()`].
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_page(path: &Path, charts: &[Chart], page: &Page) -> Result<(), Error> {
+    let bytes = Format::of(path).and_then(|format| render(charts, page, format));
     checkpoint::write(path, &bytes.map_err(|e| Error::file(path, e))?)
+}
+
+/// A name as sweeps and configs write it, in words: `spectral_normalize, sigma_max=4` is
+/// `spectral normalize, σ_max 4`.
+pub fn words(name: &str) -> String {
+    let part = |part: &str| match part.split_once('=') {
+        Some((key, value))
+            if key.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c)) =>
+        {
+            format!("{} {}", key_in_words(key), value.replace('_', " "))
+        }
+        _ => part.replace('_', " "),
+    };
+    name.split(", ").map(part).collect::<Vec<_>>().join(", ")
+}
+
+/// A key of a config in words.
+fn key_in_words(key: &str) -> String {
+    let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+    let last = match last {
+        "sigma_max" => "σ_max".into(),
+        "lipschitz_target" => "target L".into(),
+        other => other.replace('_', " "),
+    };
+    format!("{} {last}", section.replace(['.', '_'], " ")).trim().into()
+}
+
+/// The names of runs, or of their results, for a plot: those given, else their own in words, without
+/// what all of them share.
+///
+/// # Errors
+/// [`Error::File`] if not as many names are given as there are runs; it lists the runs.
+pub fn names(runs: &[PathBuf], own: Vec<String>, given: &[String]) -> Result<Vec<String>, Error> {
+    if given.is_empty() {
+        return Ok(distinct(own.iter().map(|name| words(name)).collect()));
+    }
+    let [first, ..] = runs else { return Ok(Vec::new()) };
+    if given.len() != runs.len() {
+        const LISTED: usize = 20;
+        let mut listed: Vec<String> =
+            runs.iter().take(LISTED).map(|run| run.display().to_string()).collect();
+        if runs.len() > LISTED {
+            listed.push(format!("{} more", runs.len() - LISTED));
+        }
+        let what = format!(
+            "is the first of {} to name, and {} names are given; in order: {}",
+            runs.len(),
+            given.len(),
+            listed.join(", ")
+        );
+        return Err(Error::file(first, what));
+    }
+    Ok(given.to_vec())
+}
+
+/// Names without the parts that all have, unless nothing would remain of one.
+fn distinct(names: Vec<String>) -> Vec<String> {
+    let parts: Vec<Vec<&str>> = names.iter().map(|name| name.split(", ").collect()).collect();
+    let shared = |part: &str| parts.iter().all(|parts| parts.contains(&part));
+    let kept = parts
+        .iter()
+        .map(|parts| -> Vec<&str> { parts.iter().copied().filter(|part| !shared(part)).collect() });
+    let kept: Vec<Vec<&str>> = kept.collect();
+    if kept.iter().any(Vec::is_empty) {
+        return names;
+    }
+    kept.into_iter().map(|parts| parts.join(", ")).collect()
 }
 
 /// The run directories at `paths`: each path that contains `file`, and for any other directory its
@@ -86,4 +162,33 @@ pub fn method(summary: &Map<String, Value>) -> (String, String) {
     let both = text("method").unwrap_or("unknown");
     let (optimizer, constraint) = both.split_once(" + ").unwrap_or((both, both));
     (text("optimizer").unwrap_or(optimizer).into(), text("constraint").unwrap_or(constraint).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_words_and_without_what_all_share() {
+        for (name, said) in [
+            ("spectral_normalize, sigma_max=4, seed=0", "spectral normalize, σ_max 4, seed 0"),
+            ("model.heads=2, optimizer.kind=adam_w", "model heads 2, optimizer kind adam w"),
+            ("lipschitz_target=10", "target L 10"),
+            ("L ≤ 10 a=b", "L ≤ 10 a=b"),
+            ("my_run", "my run"),
+            ("", ""),
+        ] {
+            assert_eq!(words(name), said);
+        }
+        let named =
+            |own: &[&str]| names(&[], own.iter().map(ToString::to_string).collect(), &[]).unwrap();
+        assert_eq!(named(&["a, seed=0", "b, c=1, seed=0"]), ["a", "b, c 1"]);
+        assert_eq!(named(&["none, seed=0", "seed=0"]), ["none, seed 0", "seed 0"]);
+        assert_eq!(named(&["x=1, seed=0"]), ["x 1, seed 0"]);
+        let runs = ["a", "b"].map(PathBuf::from);
+        let given = ["x, y=1", "z"].map(String::from);
+        assert_eq!(names(&runs, Vec::new(), &given).unwrap(), given);
+        let said = names(&runs, Vec::new(), &given[..1]).unwrap_err().to_string();
+        assert!(said.contains("first of 2") && said.ends_with("a, b"), "{said}");
+    }
 }

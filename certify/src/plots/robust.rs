@@ -14,6 +14,14 @@ use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
 /// [`Error::File`] names a file that is not such a result, or whose shares count something else
 /// than those of the first.
 pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
+    named_chart(paths, &[])
+}
+
+/// [`chart`] of results with the given names, in their order; without names, with their own.
+///
+/// # Errors
+/// As [`chart`], and for another number of names than of files.
+pub fn named_chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
     let mut reports: Vec<Robustness> = Vec::new();
     for path in paths {
         let report: Robustness = serde_json::from_str(&super::read(path)?)
@@ -25,6 +33,10 @@ pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
             ));
         }
         reports.push(report);
+    }
+    let own = reports.iter().map(|report| report.label.clone()).collect();
+    for (report, name) in reports.iter_mut().zip(super::names(paths, own, names)?) {
+        report.label = name;
     }
     Ok(draw(&reports))
 }
@@ -38,9 +50,6 @@ fn draw(reports: &[Robustness]) -> Chart {
         Some(Robustness { unit, .. }) => ("Accuracy", unit.clone()),
         None => ("Accuracy", String::new()),
     };
-    let grey = 7;
-    let entry =
-        |name: &str, mark| Series { name: name.into(), color: grey, mark, ..Series::default() };
     for (color, report) in reports.iter().enumerate() {
         let points = |share: &dyn Fn(&crate::robust::Shares) -> Option<f64>| -> Vec<(f64, f64)> {
             report.rows.iter().filter_map(|row| Some((row.eps, share(row)?))).collect()
@@ -68,13 +77,13 @@ fn draw(reports: &[Robustness]) -> Chart {
     }
     let title = format!("{shares} within a radius");
     let of = if let [one] = reports { format!("{}; ", one.label) } else { String::new() };
-    if reports.iter().any(|r| r.rows.iter().any(|row| row.attacked_one.is_some())) {
-        series.push(entry("attacked, one token", Mark::Open(Marker::Triangle)));
-        series.push(entry("attacked, all tokens", Mark::Open(Marker::Disc)));
-    } else {
-        series.push(entry("attacked", Mark::Open(Marker::Disc)));
-    }
-    series.push(entry("certified", Mark::Filled(Marker::Square)));
+    let one = reports.iter().any(|r| r.rows.iter().any(|row| row.attacked_one.is_some()));
+    let all = if one { "attacked, all tokens" } else { "attacked" };
+    let legend = [
+        ("attacked, one token", Mark::Open(Marker::Triangle)),
+        (all, Mark::Open(Marker::Disc)),
+        ("certified", Mark::Filled(Marker::Square)),
+    ];
     let y = Axis { label: shares.into(), include: vec![0.0], ..Axis::default() };
     let x = Axis { label: format!("Radius, {unit}"), include: vec![0.0], ..Axis::default() };
     Chart {
@@ -83,6 +92,8 @@ fn draw(reports: &[Robustness]) -> Chart {
         x,
         y,
         series,
+        legend: legend.map(|(name, mark)| (name.to_string(), mark)).into(),
+        ..Chart::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lipschitz_nn::{Error, text};
 use serde_json::{Map, Value};
 
+use lipschitz_plot::scene::GREY;
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series, Spread};
 
 use crate::terminal::places;
@@ -58,9 +59,6 @@ const CERTIFIED: &str = "lipschitz_log10";
 /// The largest number of points for which each has its name beside it.
 const FEW: usize = 12;
 
-/// The colour of what belongs to no series.
-const GREY: usize = 7;
-
 /// A run as read from its directory.
 struct RunFigures {
     path: PathBuf,
@@ -80,11 +78,31 @@ impl Tradeoff {
     /// [`Error::File`] names a directory without runs, a file that is not a summary, a config that
     /// cannot be read, or a key that no run has.
     pub fn read(paths: &[PathBuf], x: &str, y: &str, color: Option<&str>) -> Result<Self, Error> {
+        Self::read_named(paths, x, y, color, &[])
+    }
+
+    /// [`Tradeoff::read`] of runs with the given names, in the order of the runs; without names,
+    /// with their own.
+    ///
+    /// # Errors
+    /// As [`Tradeoff::read`], and for another number of names than of runs.
+    pub fn read_named(
+        paths: &[PathBuf],
+        x: &str,
+        y: &str,
+        color: Option<&str>,
+        names: &[String],
+    ) -> Result<Self, Error> {
         let (mut runs, mut left_out) = (Vec::new(), Vec::new());
         let (mut known, mut having) = (BTreeSet::new(), [false; 2]);
         let found = super::runs(paths, "summary.json")?;
-        for path in &found {
-            let summary = super::summary(path)?;
+        // That as many are given as there are runs.
+        super::names(&found, Vec::new(), names)?;
+        for (i, path) in found.iter().enumerate() {
+            let mut summary = super::summary(path)?;
+            if let Some(name) = names.get(i) {
+                summary.insert("label".into(), name.as_str().into());
+            }
             for (key, having) in [x, y].iter().zip(&mut having) {
                 *having |= summary.contains_key(*key);
             }
@@ -119,7 +137,14 @@ impl Tradeoff {
             return Err(Error::file(&run.path, what));
         }
         let color = color.map(String::from);
-        let mut tradeoff = Self { x: x.into(), y: y.into(), color, points: points(runs), left_out };
+        let mut points = points(runs);
+        if names.is_empty() {
+            let own = points.iter().map(|point| point.label.clone()).collect();
+            for (point, name) in points.iter_mut().zip(super::names(&[], own, &[])?) {
+                point.label = name;
+            }
+        }
+        let mut tradeoff = Self { x: x.into(), y: y.into(), color, points, left_out };
         tradeoff.mark_fronts();
         Ok(tradeoff)
     }
@@ -154,16 +179,22 @@ impl Tradeoff {
         let (mut lines, mut marks, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for (color, what) in colors.iter().enumerate() {
             let own: Vec<&Point> = self.points.iter().filter(|p| p.color == **what).collect();
-            lines.push(self.front(color, what, &own, colors.len()));
+            let (front, name) = self.front(color, what, &own, colors.len());
+            lines.push(front);
             for (lower, point) in self.found(&own) {
                 found.push((lower, point.y));
                 let points = vec![(lower, point.y), (point.x, point.y)];
                 lines.push(Series { color, points, mark: Mark::Thin, ..Series::default() });
             }
+            let first = marks.len();
             for (shape, optimizer) in optimizers.iter().enumerate() {
                 let own: Vec<&Point> =
                     own.iter().copied().filter(|p| p.optimizer == **optimizer).collect();
                 marks.push(self.marks(color, shape, &own));
+            }
+            // A front of one point is no line, so the points have the name.
+            if let Some(marks) = marks[first..].iter_mut().find(|marks| !marks.points.is_empty()) {
+                marks.name = name;
             }
         }
         if !found.is_empty() {
@@ -171,20 +202,17 @@ impl Tradeoff {
             let mark = Mark::Open(Marker::Disc);
             marks.push(Series { name, color: GREY, mark, points: found, ..Series::default() });
         }
-        // Entries of the legend alone.
         let shapes = optimizers.iter().enumerate().filter(|_| optimizers.len() > 1);
-        let shapes = shapes.map(|(shape, optimizer)| Series {
-            name: optimizer.to_string(),
-            color: GREY,
-            mark: Mark::Filled(Marker::number(shape)),
-            ..Series::default()
-        });
+        let shapes = shapes
+            .map(|(shape, optimizer)| (optimizer.to_string(), Mark::Filled(Marker::number(shape))));
         Chart {
             title: capital(&format!("{} against {}", phrase(&self.y), phrase(&self.x))),
-            note: self.note(&optimizers),
+            note: self.note(&optimizers, lines.iter().any(is_front)),
             x: axis(&self.x),
             y: axis(&self.y),
-            series: lines.into_iter().chain(marks).chain(shapes).collect(),
+            series: lines.into_iter().chain(marks).collect(),
+            legend: shapes.collect(),
+            ..Chart::default()
         }
     }
 
@@ -193,16 +221,19 @@ impl Tradeoff {
         self.points.len() <= FEW
     }
 
-    /// The Pareto front of a colour, of which there are `colors`.
-    fn front(&self, color: usize, what: &str, own: &[&Point], colors: usize) -> Series {
+    /// The Pareto front of a colour, of which there are `colors`, and a name that it leaves to its
+    /// points.
+    fn front(&self, color: usize, what: &str, own: &[&Point], colors: usize) -> (Series, String) {
         let mut points: Vec<(f64, f64)> =
             own.iter().filter(|p| p.front).map(|p| (p.x, p.y)).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         // Where points have their names, the names of colours are in the legend.
         let listed = self.few() || colors == 1;
         let (name, label) = if listed { (what, "") } else { ("", what) };
+        let (name, of_points) = if points.len() > 1 { (name, "") } else { ("", name) };
         let (name, label) = (name.into(), label.into());
-        Series { name, label, color, mark: Mark::Dashed, points, ..Series::default() }
+        let front = Series { name, label, color, mark: Mark::Dashed, points, ..Series::default() };
+        (front, of_points.into())
     }
 
     /// Points with the largest sensitivity found, where the plot shows it.
@@ -229,13 +260,17 @@ impl Tradeoff {
     }
 
     /// What colours, lines and bars mean.
-    fn note(&self, optimizers: &BTreeSet<&String>) -> String {
-        let mut note = vec![match &self.color {
-            None => "line: Pareto front of a method".to_string(),
-            Some(key) => format!("colour: {key}; line: Pareto front of each"),
-        }];
+    fn note(&self, optimizers: &BTreeSet<&String>, fronts: bool) -> String {
+        let mut note = Vec::new();
         if optimizers.len() == 1 {
-            note.insert(0, optimizers.iter().map(|name| format!("optimizer: {name}")).collect());
+            note.push(optimizers.iter().map(|name| format!("optimizer: {name}")).collect());
+        }
+        if let Some(key) = &self.color {
+            note.push(format!("colour: {}", super::key_in_words(key)));
+        }
+        if fronts {
+            let of = if self.color.is_some() { "each colour" } else { "a method" };
+            note.push(format!("line: Pareto front of {of}"));
         }
         if self.points.iter().any(|p| p.runs > 1) {
             note.push("points: means over seeds; bars: their range".into());
@@ -246,8 +281,14 @@ impl Tradeoff {
     fn title(&self, p: &Point) -> String {
         let seeds = if p.runs > 1 { format!(", mean of {} seeds", p.runs) } else { String::new() };
         format!(
-            "{} ({}, {}){seeds}: {} {:.5}, {} {:.5}",
-            p.label, p.optimizer, p.constraint, self.x, p.x, self.y, p.y
+            "{} ({}, {}){seeds}: {} {}, {} {}",
+            p.label,
+            p.optimizer,
+            p.constraint,
+            phrase(&self.x),
+            shown(&self.x, p.x),
+            phrase(&self.y),
+            shown(&self.y, p.y)
         )
     }
 
@@ -307,7 +348,7 @@ fn configured(config: &toml::Table, key: &str) -> String {
     let mut parts = key.split('.');
     let first = parts.next().and_then(|part| config.get(part));
     let value = parts.fold(first, |value, part| value?.get(part));
-    let last = key.rsplit('.').next().unwrap_or(key).replace('_', " ");
+    let last = super::key_in_words(key.rsplit('.').next().unwrap_or(key));
     match value {
         None => NOT_SET.into(),
         Some(toml::Value::String(text)) => format!("{last}: {}", text.replace('_', " ")),
@@ -373,6 +414,10 @@ fn without_its_seed(label: &str) -> String {
     if parts.is_empty() { label.into() } else { parts.join(", ") }
 }
 
+fn is_front(series: &Series) -> bool {
+    series.mark == Mark::Dashed && series.points.len() > 1
+}
+
 /// A cell that holds a name. A spreadsheet takes a text that begins like a formula for one, and runs
 /// it; behind an apostrophe it stays a text. Numbers stay numbers.
 fn field(text: &str) -> String {
@@ -384,6 +429,11 @@ fn field(text: &str) -> String {
     } else {
         text.into()
     }
+}
+
+/// A value of `summary.json`; of a logarithm, what it is the logarithm of.
+fn shown(key: &str, value: f64) -> String {
+    if key.ends_with("_log10") { format!("10^{value:.4}") } else { format!("{value:.5}") }
 }
 
 /// A key of `summary.json` in words.
@@ -413,7 +463,7 @@ fn axis(key: &str) -> Axis {
         _ => "",
     };
     let label = format!("{}{unit}", capital(&phrase(key)));
-    Axis { label, log10: key.ends_with("_log10"), include: Vec::new() }
+    Axis { label, log10: key.ends_with("_log10"), ..Axis::default() }
 }
 
 fn capital(text: &str) -> String {
@@ -460,6 +510,15 @@ mod tests {
         assert_eq!(first, "a,Muon,\"one, \"\"two\"\"\",1,1,1,1,3,3,3,true", "{csv}");
         let chart = t.chart();
         assert_eq!(chart.series[0].points, [(1.0, 3.0), (2.0, 2.0), (40.0, 1.0)]);
+        // The other front is one point: its name belongs to the mark, and to that alone.
+        let named: Vec<(&str, Mark)> = chart
+            .series
+            .iter()
+            .filter(|s| s.name.starts_with("three"))
+            .map(|s| (s.name.as_str(), s.mark))
+            .collect();
+        assert_eq!(named, [("three", Mark::Filled(Marker::Disc))]);
+        assert!(chart.legend.is_empty(), "one optimizer needs no shapes");
         super::super::write(&dir.path().join("p.png"), &[chart]).unwrap();
         let error = Tradeoff::read(&paths, "lipschitz", "val_loss", None).unwrap_err().to_string();
         assert!(
@@ -514,6 +573,20 @@ mod tests {
             ["sigma_max=2, seed=0", "seed=0", "a"].map(without_its_seed),
             ["sigma_max=2", "seed=0", "a"]
         );
+        // Names are given for each run, and the first of a point names it.
+        let named = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let paths = [dir.path().to_path_buf()];
+            Tradeoff::read_named(&paths, "lipschitz_log10", "val_loss", None, &names)
+        };
+        let labels: Vec<String> = named(&["one_a", "two", "three", "four"])
+            .unwrap()
+            .points
+            .into_iter()
+            .map(|p| p.label)
+            .collect();
+        assert_eq!(labels, ["one_a", "four"]);
+        assert!(named(&["one"]).unwrap_err().to_string().contains("first of 4"));
         let p = &t.points[0];
         assert_eq!((p.x, p.spread.x, p.spread.y), (1.5, (1.0, 2.0), (2.0, 3.0)));
         assert!((p.y - 2.4).abs() < 1e-12 && t.points[1].front && !p.front);

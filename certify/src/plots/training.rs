@@ -7,10 +7,6 @@ use serde_json::{Map, Value};
 
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
 
-/// The largest number of runs whose names are beside their lines. With more, they are in the
-/// legend.
-const FEW: usize = 8;
-
 /// The lines of a run's `metrics.jsonl`.
 ///
 /// # Errors
@@ -31,9 +27,18 @@ pub fn metrics(run: &Path) -> Result<Vec<Map<String, Value>>, Error> {
 /// # Errors
 /// [`Error::File`] names a directory without runs, or a line that is not JSON.
 pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
+    named_charts(paths, &[])
+}
+
+/// [`charts`] of runs with the given names, in the order of the runs; without names, with their own.
+///
+/// # Errors
+/// As [`charts`], and for another number of names than of runs.
+pub fn named_charts(paths: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, Error> {
     let [mut losses, mut bounds, mut norms, mut gradients] = [const { Vec::new() }; 4];
     let runs = super::runs(paths, "metrics.jsonl")?;
-    for (color, run) in runs.iter().enumerate() {
+    let names = super::names(&runs, runs.iter().map(|run| name(run)).collect(), names)?;
+    for (color, (run, text)) in runs.iter().zip(&names).enumerate() {
         let lines = metrics(run)?;
         let points = |value: &dyn Fn(&Map<String, Value>) -> Option<f64>| -> Vec<(f64, f64)> {
             lines
@@ -42,14 +47,10 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
                 .collect()
         };
         let number = |key: &'static str| points(&move |line| line.get(key).and_then(Value::as_f64));
-        let text = name(run);
         let named = |mark: Mark, points: Vec<(f64, f64)>| {
-            let (name, label) = if runs.len() > FEW {
-                (text.clone(), String::new())
-            } else {
-                (String::new(), text.clone())
-            };
-            Series { name, label, color, mark, points, ..Series::default() }
+            // One point is no line.
+            let mark = if points.len() > 1 { mark } else { Mark::Filled(Marker::number(color)) };
+            Series { label: text.clone(), color, mark, points, ..Series::default() }
         };
         let plain = |mark: Mark, points: Vec<(f64, f64)>| Series {
             color,
@@ -59,8 +60,14 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
         };
         losses.push(plain(Mark::Thin, number("train_loss")));
         let evaluated = number("val_loss");
-        if evaluated.len() <= 20 {
+        if (2..=20).contains(&evaluated.len()) {
             losses.push(plain(Mark::Filled(Marker::number(color)), evaluated.clone()));
+        }
+        if evaluated.is_empty() {
+            // The name is where there is a line, also of a run that was never evaluated.
+            if let Some(batches) = losses.last_mut() {
+                batches.label.clone_from(text);
+            }
         }
         losses.push(named(Mark::Dashed, evaluated));
         // Older lines have the logarithm under the name of the constant.
@@ -77,12 +84,17 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
     let chart = |title: &str, label: &str, log10: bool, series: Vec<Series>| Chart {
         title: title.into(),
         x: Axis { label: "Step".into(), ..Axis::default() },
-        y: Axis { label: label.into(), log10, ..Axis::default() },
+        y: Axis { label: label.into(), log10, robust: true, ..Axis::default() },
         series,
+        ends: true,
         ..Chart::default()
     };
+    let seen = |mark: fn(Mark) -> bool| losses.iter().any(|s| mark(s.mark) && !s.points.is_empty());
+    let batches = seen(|mark| mark == Mark::Thin).then_some("pale: batches of training");
+    let split = seen(|mark| mark != Mark::Thin).then_some("strong: the whole held-out split");
+    let note = batches.into_iter().chain(split).collect::<Vec<_>>().join("; ");
     let mut loss = chart("Loss", "Cross-entropy, nats", false, losses);
-    loss.note = "pale: batches of training; strong: the whole held-out split".into();
+    loss.note = note;
     let all = [
         loss,
         chart("Certified Lipschitz constant", "L, RMS → RMS", true, bounds),
@@ -129,7 +141,12 @@ mod tests {
         let charts = charts(&[dir.path().to_path_buf()]).unwrap();
         assert_eq!(charts.len(), 3, "there are no gradients");
         assert_eq!(charts[0].series[0].points, [(1.0, 3.0), (2.0, 2.0)]);
-        assert_eq!(charts[0].series[2].points, [(2.0, 2.5)]);
+        assert_eq!(charts[0].series[1].points, [(2.0, 2.5)]);
+        assert_eq!(charts[0].note, "pale: batches of training; strong: the whole held-out split");
+        let label = dir.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(charts[0].series[1].label, super::super::words(&label));
+        let named = named_charts(&[dir.path().to_path_buf()], &["my_name".into()]).unwrap();
+        assert_eq!(named[1].series[0].label, "my_name");
         assert_eq!(charts[1].series[0].points, [(1.0, 0.5), (2.0, 1.5)], "by either name");
         assert_eq!(charts[2].series[0].points, [(1.0, 2.0), (2.0, 4.0)]);
         super::super::write(&dir.path().join("t.svg"), &charts).unwrap();

@@ -1,4 +1,15 @@
 "use strict";
+// Each cell knows its column's name, which narrow screens show beside it.
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+  for (const row of table.tBodies[0].rows) {
+    for (const cell of row.cells) cell.dataset.label = heads[cell.cellIndex];
+  }
+}
+// The page is made in the order of the constants.
+for (const head of document.querySelectorAll("#runs th")) {
+  if (head.textContent === "L ≤") head.setAttribute("aria-sort", "ascending");
+}
 // A click on a header sorts by its column, a second click reverses the order. Cells without a value come last.
 for (const button of document.querySelectorAll("#runs th button")) {
   button.addEventListener("click", () => {
