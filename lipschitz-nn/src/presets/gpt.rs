@@ -114,11 +114,14 @@ impl BlockConfig {
     }
 }
 
+/// The most blocks: a number with a few digits too many is refused before it takes all memory.
+const MAX_LAYERS: usize = 10_000;
+
 /// The node `blocks`: `(1−α)x + α·attention(x)` and `(1−α)x + α·mlp(x)` in turn.
 ///
 /// # Errors
-/// [`Error::Graph`] if there are no layers, `heads` does not divide the width, or α is not above 0
-/// and at most 1.
+/// [`Error::Graph`] if there are no layers or more than [`MAX_LAYERS`], `heads` does not divide the
+/// width, or α is not above 0 and at most 1.
 pub(super) fn blocks(block: &BlockConfig, layers: usize) -> Result<Node, Error> {
     let &BlockConfig {
         dim,
@@ -138,6 +141,9 @@ pub(super) fn blocks(block: &BlockConfig, layers: usize) -> Result<Node, Error> 
     }
     if layers == 0 {
         return Err(Error::graph("", "has no layers"));
+    }
+    if layers > MAX_LAYERS {
+        return Err(Error::graph("", format!("has {layers} layers, more than {MAX_LAYERS}")));
     }
     let alpha = alpha.unwrap_or(1.0 / (2.0 * layers as f64));
     if !(alpha > 0.0 && alpha <= 1.0) {
@@ -163,11 +169,13 @@ pub(super) fn blocks(block: &BlockConfig, layers: usize) -> Result<Node, Error> 
         Activation::Gelu => Op::Activation { function: Function::GeluErf, scale: GELU_SCALE },
         Activation::Abs => Op::Activation { function: Function::Abs, scale: 1.0 },
     };
+    // A width that is too large is refused with the graph.
+    let hidden = dim.saturating_mul(4);
     let one = |i: usize| {
         let mlp = vec![
-            linear("up", dim, 4 * dim),
+            linear("up", dim, hidden),
             Node::new("", activation.clone()),
-            linear("down", 4 * dim, dim),
+            linear("down", hidden, dim),
         ];
         let body = vec![
             residual("attention", vec![Node::new("", attention.clone())]),
@@ -201,6 +209,17 @@ mod tests {
         let branches = ["blocks.0.attention.output.weight", "blocks.0.mlp.down.weight"];
         assert_eq!(zeros(None), [branches[0], branches[1], "head.weight"]);
         assert_eq!(zeros(Some(1.0)), ["head.weight"]);
+    }
+
+    #[test]
+    fn a_network_too_large_to_write_down_is_refused() {
+        for layers in [10_001, 1 << 40, usize::MAX] {
+            let said = Gpt::new(5, 4, layers, BlockConfig::new(8, 2)).graph().unwrap_err();
+            assert!(said.to_string().contains("layers, more than 10000"), "{said}");
+        }
+        for dim in [1 << 40, 1 << 62, usize::MAX - 1] {
+            assert!(Gpt::new(5, 4, 1, BlockConfig::new(dim, 2)).graph().is_err());
+        }
     }
 
     #[test]
