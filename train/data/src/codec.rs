@@ -6,6 +6,7 @@ use std::path::Path;
 use lipschitz_nn::checkpoint::Tokenizer;
 use lipschitz_nn::text;
 
+use crate::caught::caught;
 use crate::cuts::Cuts;
 use crate::error::one_line;
 use crate::{Error, growth, memory};
@@ -41,6 +42,13 @@ const PIECE: usize = 1 << 16;
 /// encodes it in one piece.
 const PER_BYTE: f64 = 64.0;
 
+/// A tokenizer of the tokenizers library. The library panics at merges that do not fit the prefix of
+/// subwords.
+fn read_json(bytes: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
+    let read = caught(|| tokenizers::Tokenizer::from_bytes(bytes));
+    read.map_err(|panic| Error::Tokenizer(panic.into()))?.map_err(Error::Tokenizer)
+}
+
 impl Codec {
     /// Prepares a tokenizer.
     ///
@@ -61,8 +69,7 @@ impl Codec {
             }
             Tokenizer::Json { json } => {
                 let bytes = serde_json::to_vec(json).map_err(|e| Error::Tokenizer(e.into()))?;
-                let mut tokenizer =
-                    tokenizers::Tokenizer::from_bytes(bytes).map_err(Error::Tokenizer)?;
+                let mut tokenizer = read_json(&bytes)?;
                 growth::check(&tokenizer)?;
                 // A text is encoded as it is, however long: these are for batches.
                 tokenizer.with_truncation(None).map_err(Error::Tokenizer)?;
@@ -166,5 +173,15 @@ mod tests {
         assert!(error.contains("'X'") && error.contains("number 3"), "{error}");
         assert!(codec.decode(&[0, 3]).unwrap_err().to_string().contains("id 3"));
         assert!(Codec::new(&Tokenizer::Characters { characters: "aba".into() }).is_err());
+    }
+
+    #[test]
+    fn a_merge_shorter_than_the_prefix_of_subwords_is_an_error() {
+        let json = serde_json::json!({"model": {
+            "type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]],
+            "continuing_subword_prefix": "##",
+        }});
+        let error = Codec::new(&Tokenizer::Json { json }).err().expect("is refused").to_string();
+        assert!(!error.contains('\n'), "{error}");
     }
 }
