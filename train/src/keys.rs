@@ -142,6 +142,7 @@ impl<'de> Deserializer<'de> for Reader {
         match self.0 {
             Value::String(text) => visitor.visit_string(text),
             Value::Integer(number) => visitor.visit_i64(number),
+            Value::Float(number) if number.is_nan() => Err(de::Error::custom("nan is no number")),
             Value::Float(number) => visitor.visit_f64(number),
             Value::Boolean(value) => visitor.visit_bool(value),
             Value::Datetime(time) => visitor.visit_string(time.to_string()),
@@ -286,6 +287,7 @@ mod tests {
             "size = 1\nkind = { of = 3, plain = 2 }",
             "size = 1\nkind = 3",
             "size = -1",
+            "size = 1\ninner = { rate = nan, range = [1, 2] }",
         ] {
             assert!(mistake(text).unknown().is_none(), "{text}");
         }
