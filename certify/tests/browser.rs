@@ -36,7 +36,7 @@ fn page(dir: &Path) -> String {
         let loss = 2.0 - 0.1 * f64::from(i * 7 % 5);
         let log10 = (i != 2).then_some(f64::from(i * 5 % 6) * 3.3);
         let summary = json!({
-            "label": format!("spectral_normalize, sigma_max={i}, a_long_key_without_a_space=12345678"),
+            "label": format!("spectral_normalize, sigma_max={i}, AVeryLongWordWithoutAnySpaceInItAtAllThatGoesOn12345678"),
             "optimizer": optimizer, "constraint": constraint,
             "lipschitz_log10": log10, "found_log10": 0.1, "val_loss": loss, "val_accuracy": 0.5125,
             "target": 1234.5, "sigma_max": 2.176509, "learning_rate": 0.0123, "seed": 123,

@@ -36,7 +36,9 @@ fn the_proof_needs_no_data_no_plots_and_no_terminal() {
         "lipschitz-import",
         "lipschitz-plot",
         "parquet",
+        "pdf-writer",
         "plotters",
+        "subsetter",
         "tiny-skia",
         "toml",
     ] {

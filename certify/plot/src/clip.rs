@@ -67,7 +67,7 @@ pub(crate) fn shown(chart: &Chart) -> Chart {
 
 /// A marker, with its value, for each stretch of points beyond an end of the axis.
 fn excursions(series: &Series, (low, high): (f64, f64), axis: &Axis) -> Vec<(Series, f64)> {
-    let side = |y: f64| if y > high { 1 } else { i32::from(y < low) * -1 };
+    let side = |y: f64| if y > high { 1 } else { -i32::from(y < low) };
     let stretches = series.points.chunk_by(|a, b| side(a.1) == side(b.1));
     let farthest = |points: &[(f64, f64)]| {
         let side = side(points.first()?.1);

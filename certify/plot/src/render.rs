@@ -67,7 +67,7 @@ pub fn scene(charts: &[Chart], page: &Page) -> Result<Scene, Error> {
     frame::scene(charts, page).map_err(|e| Error::Drawing(e.to_string().into()))
 }
 
-/// The bytes of a file with the charts, [as they lie](scene) in a figure.
+/// The bytes of a file with the charts, [as they lie](scene()) in a figure.
 ///
 /// # Errors
 /// [`Error::Empty`] for a chart without points, [`Error::Drawing`] if a library fails.
@@ -277,7 +277,7 @@ mod tests {
         let start = std::time::Instant::now();
         for chart in [chart.clone(), Chart { ends: true, ..chart }, bars] {
             for format in [Format::Svg, Format::Pdf, Format::Png] {
-                let bytes = written(&[chart.clone()], format);
+                let bytes = written(std::slice::from_ref(&chart), format);
                 assert!(bytes.len() < 1_000_000, "{} bytes", bytes.len());
             }
             let scene = scene(&[chart], &Page::default()).unwrap();

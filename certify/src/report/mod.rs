@@ -114,7 +114,7 @@ fn document(count: usize, made: &Made, body: &str, glyphs: &str) -> String {
 /// Widths of a figure on a large screen and on a phone, and the height of the latter. The height of
 /// bars is that of their number.
 const LARGE: (f32, f32) = (960.0, 560.0);
-const SMALL: (f32, f32) = (400.0, 420.0);
+const SMALL: (f32, f32) = (400.0, 500.0);
 /// One of several figures beside one another.
 const BESIDE: (f32, f32) = (480.0, 360.0);
 

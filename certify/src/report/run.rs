@@ -27,7 +27,8 @@ impl ReportedRun {
             false => None,
         };
         let label = summary.get("label").and_then(Value::as_str).map(str::to_string);
-        let label = label.filter(|l| !l.is_empty()).unwrap_or_else(|| path.display().to_string());
+        let label = label.filter(|label| !label.is_empty()).map(|label| plots::words(&label));
+        let label = label.unwrap_or_else(|| path.display().to_string());
         Ok(Self { path: path.to_path_buf(), label, summary, certificate })
     }
 

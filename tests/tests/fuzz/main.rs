@@ -22,7 +22,7 @@ use lipschitz_tests::Dice;
 use readers::Reader;
 
 /// Inputs for each reader, if nothing else is said.
-const INPUTS: u64 = 1000;
+const INPUTS: u64 = 2000;
 /// A reader may take this long for an input.
 const TIME: Duration = Duration::from_secs(1);
 /// A process that has got no further in this time does not end.
