@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use comfy_table::{
-    CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, Width, presets,
+    Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, Width, presets,
 };
 
 /// Characters that a column of words keeps on a narrow terminal.
@@ -49,29 +49,57 @@ pub fn is_shown() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// The table within `width` columns: words are broken over lines, numbers are not, and no column of
-/// words becomes narrower than one can read.
+/// The table within `width` columns: words and headers are broken over lines, numbers are not, and no
+/// column of words becomes narrower than one can read.
 fn within(mut table: Table, width: usize) -> Table {
-    let widths = table.column_max_content_widths();
-    let first = widths.first().copied().map_or(0, usize::from);
-    let least = table.column_iter().zip(widths).map(|(column, content)| {
-        let content = usize::from(content);
-        let whole = matches!(column.constraint(), Some(ColumnConstraint::ContentWidth));
-        let content = if whole { content } else { content.min(WORDS) };
-        content + usize::from(column.padding_width())
-    });
-    let least: usize = least.sum();
+    let widths: Vec<usize> =
+        table.column_max_content_widths().iter().map(|w| usize::from(*w)).collect();
+    let padding: usize =
+        table.column_iter().map(|column| usize::from(column.padding_width())).sum();
+    // Between two columns is one more.
+    let around = padding + widths.len().saturating_sub(1);
+    if widths.iter().sum::<usize>() + around <= width {
+        return table;
+    }
+    let (mut least, named) = (around, number_width(&table, 0).is_none());
+    for (i, natural) in widths.iter().enumerate() {
+        let number = number_width(&table, i);
+        least += number.unwrap_or(WORDS).min(*natural);
+        if let (Some(number), Some(column)) = (number, table.column_mut(i)) {
+            column.set_constraint(fixed(number + usize::from(column.padding_width())));
+        }
+    }
     // What a row is about is kept whole before what is said of it.
-    let name = first.min(NAME);
-    if let Some(column) = table.column_mut(0).filter(|column| column.constraint().is_none())
-        && least + name - first.min(WORDS) <= width
-        && let Ok(name) = u16::try_from(name + usize::from(column.padding_width()))
+    let first = widths.first().copied().unwrap_or_default();
+    let more = first.min(NAME) - first.min(WORDS);
+    if named
+        && least + more <= width
+        && let Some(column) = table.column_mut(0)
+        && let Ok(name) = u16::try_from(first.min(NAME) + usize::from(column.padding_width()))
     {
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(name)));
     }
     let width = u16::try_from(width.max(least)).unwrap_or(u16::MAX);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table
+}
+
+fn fixed(width: usize) -> ColumnConstraint {
+    ColumnConstraint::Absolute(Width::Fixed(u16::try_from(width).unwrap_or(u16::MAX)))
+}
+
+/// The width in which a column of numbers breaks none of them and no word of its header; none for a
+/// column of words.
+fn number_width(table: &Table, column: usize) -> Option<usize> {
+    let whole = table.column(column)?.constraint()?;
+    if !matches!(whole, ColumnConstraint::ContentWidth) {
+        return None;
+    }
+    let wide = |text: &str| text.chars().count();
+    let mut cells = table.column_cells_with_header_iter(column).flatten().map(Cell::content);
+    let header = cells.next().unwrap_or_default();
+    let word = header.split(' ').map(wide).max().unwrap_or_default();
+    Some(cells.map(|cell| wide(&cell)).max().unwrap_or_default().max(word))
 }
 
 #[cfg(test)]
@@ -92,11 +120,11 @@ mod tests {
     #[test]
     fn a_table_is_no_wider_than_its_terminal() {
         let natural = widest(&example());
-        for width in [200, natural, natural - 1, 60, 50] {
+        for width in [200, natural, natural - 1, 60, 50, 45] {
             let table = within(example(), width);
             assert!(widest(&table) <= width, "{width}\n{table}");
             // No number is broken, and no word is lost.
-            for whole in ["1.148", "9999.9", "1.20e17", "certified L ≤", "spectral"] {
+            for whole in ["1.148", "9999.9", "1.20e17", "certified", "σ_max"] {
                 assert!(table.to_string().contains(whole), "{whole}\n{table}");
             }
         }
