@@ -475,8 +475,12 @@ fn a_run_that_another_process_has_taken_over_ends() {
 
 /// A run whose steps take seconds.
 fn slow(w: &Workshop, out: &str) -> Running {
-    let settings =
-        ["train.batch_size=20000", "train.accumulate=10000", "train.steps=3", "train.eval_every=3"];
+    let settings = [
+        "train.batch_size=200000",
+        "train.accumulate=100000",
+        "train.steps=3",
+        "train.eval_every=3",
+    ];
     let mut command = w.run(out, &settings, &["--quiet"]);
     let child = spawn(&mut command);
     wait_for("its beginning", || w.path(out).join("metrics.jsonl").exists());
@@ -493,7 +497,7 @@ fn a_second_signal_ends_a_run_at_once() {
     let mut child = slow(&w, "run");
     let id = child.id();
     assert!(signal("TERM", &id) && signal("TERM", &id));
-    std::thread::sleep(Duration::from_millis(700));
+    std::thread::sleep(Duration::from_millis(1500));
     assert!(!child.has_ended(), "ended by two signals that came together");
     assert!(signal("INT", &id));
     let start = std::time::Instant::now();
