@@ -33,6 +33,6 @@ fn the_real_files_decode() {
 #[test]
 fn tiny_shakespeare_has_its_known_numbers() {
     let Some(path) = shared("tinyshakespeare.txt") else { return };
-    let data = text::load(&path, None).unwrap();
+    let data = text::load(&text::TextConfig::new(path)).unwrap();
     assert_eq!((data.train.len(), data.val.len(), data.vocabulary), (1_003_854, 111_540, 65));
 }

@@ -5,15 +5,16 @@ use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow};
+use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
-use lipschitz_certify::outln;
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::tables::{fitted, is_shown, table};
-use lipschitz_certify::terminal::{self, JsonOutput, shown};
+use lipschitz_certify::terminal::{self, JsonOutput, ranges, shown};
 use lipschitz_certify::upper::Upper;
+use lipschitz_certify::{ellipsoid, outln};
 use lipschitz_nn::checkpoint::{Dialect, Origin};
+use lipschitz_nn::graph::NodeId;
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -34,6 +35,10 @@ pub(super) struct BoundCommand {
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
+    /// Steps of the search for a second proof, by ellipsoids; 0 leaves it out [default: 40 where
+    /// that takes about a minute, 0 for larger networks].
+    #[arg(long, value_name = "STEPS", value_parser = ranges::count(0, 100_000))]
+    effort: Option<usize>,
     /// Print what each tightening saves.
     #[arg(long, conflicts_with_all = ["quiet", "formula"])]
     savings: bool,
@@ -105,7 +110,19 @@ impl BoundCommand {
         };
         let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)
             .map_err(|e| super::about(&self.model, e))?;
+        let usual = ellipsoid::usual_steps(model.graph());
+        let steps = self.effort.unwrap_or(usual);
+        let proven = certificate.formula == Formula::Sound && certificate.method.is_bound();
+        let certificate = certificate.tighten(model, steps, &mut |step, l| {
+            bar.set_message(format!("ellipsoids, step {step} of {steps}: about {l} in ℓ2"));
+            bar.inc(1);
+        })?;
         bar.finish_and_clear();
+        if self.effort.is_none() && usual == 0 && proven && !self.quiet {
+            terminal::note(format_args!(
+                "note: by norms alone; for a network of this size ellipsoids take minutes: --effort 20"
+            ));
+        }
         if self.json.write(|| serde_json::to_string_pretty(&certificate))? {
             return Ok(());
         }
@@ -128,7 +145,7 @@ impl BoundCommand {
 
 /// On a terminal, shows which norm is being computed.
 fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {elapsed} norm {pos}: {wide_msg}");
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos}: {wide_msg}");
     let bar = ProgressBar::new_spinner();
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
@@ -140,9 +157,33 @@ fn decimals(x: f64, up: bool) -> String {
     if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { (x - 1e-9).max(0.0) }) }
 }
 
+/// The constant that norms alone give: that of the last node of the outermost level.
+fn by_norms(c: &Certificate) -> Option<Upper> {
+    let last = c.graph.nodes().len().checked_sub(1)?;
+    let id = NodeId::default().child(last);
+    c.nodes.iter().find(|row| row.id == id).map(|row| row.cumulative)
+}
+
+/// One row for each node of the outermost level: how far a change of the input can have grown.
+fn gains(c: &Certificate) -> Option<Table> {
+    let found = c.ellipsoids.as_ref()?;
+    let mut gains = table(&["node", "L so far by norms", "by ellipsoids", "times"], 1..=3);
+    for reached in &found.nodes {
+        let row = c.nodes.iter().find(|row| row.id == reached.id)?;
+        let name = if row.path.is_empty() { row.kind.clone() } else { shown(&row.path) };
+        let times = 10f64.powf(row.cumulative.log10() - reached.cumulative.log10());
+        let [norms, ellipsoids] = [row.cumulative, reached.cumulative].map(|x| x.to_string());
+        gains.add_row([name, norms, ellipsoids, format!("{times:.2}")]);
+    }
+    Some(gains)
+}
+
 /// In a pipe: all of it, the tables first.
 fn print(c: &Certificate) {
     outln!("{}\n", nodes(&c.nodes));
+    if let Some(gains) = gains(c) {
+        outln!("{gains}\n");
+    }
     outln!("{}\n", norms(&c.weights));
     theorem(c);
 }
@@ -150,6 +191,9 @@ fn print(c: &Certificate) {
 /// On a terminal: what is proven, and then where it comes from.
 fn show(c: &Certificate, details: bool) {
     theorem(c);
+    if let Some(gains) = gains(c) {
+        outln!("\n{}", fitted(gains));
+    }
     outln!("\n{}", fitted(nodes(&c.nodes)));
     if details {
         outln!("\n{}", fitted(norms(&c.weights)));
@@ -173,6 +217,10 @@ fn theorem(c: &Certificate) {
     let what = if c.proven { "certified" } else { "NOT PROVEN" };
     outln!("L ≤ {}  RMS → RMS    {what}", c.rms);
     outln!("L ≤ {}  ℓ2 → ℓ2", c.l2);
+    if let Some(found) = &c.ellipsoids {
+        let norms = by_norms(c).map_or_else(String::new, |l| format!("{l} by norms, "));
+        outln!("        {norms}{} by ellipsoids, ℓ2 → ℓ2", found.l2);
+    }
     outln!(
         "one output moves by at most {} times the RMS norm ({} times the ℓ2 norm) of a change",
         c.logit.rms,
@@ -213,10 +261,19 @@ fn savings(
 ) -> Result<Table> {
     let norms = WeightNorms::new(source, method, &|_| {});
     let mut table = table(&["without", "L, RMS → RMS", "times"], 1..=2);
+    let radius = radius.map(Upper::from_f64);
+    let whole = walk(source.graph(), &norms, radius)?.rms();
+    let mut row = |what: &str, l: Upper, than: Upper| {
+        let times = 10f64.powf(l.log10() - than.log10());
+        table.add_row([what, &l.to_string(), &format!("{times:.4}")]);
+    };
+    if c.ellipsoids.is_some() {
+        row("ellipsoids", whole, c.rms);
+    }
     for tightening in Tightening::ALL {
-        let l = savings::without(tightening, source.graph(), &norms, radius.map(Upper::from_f64))?;
-        let times = 10f64.powf(l.log10() - c.rms.log10());
-        table.add_row([tightening.text(), &l.to_string(), &format!("{times:.4}")]);
+        let l = savings::without(tightening, source.graph(), &norms, radius)?;
+        // Norms are compared with norms.
+        row(tightening.text(), l, whole);
     }
     Ok(table)
 }

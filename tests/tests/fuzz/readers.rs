@@ -341,13 +341,15 @@ fn shard(dir: &Path) -> Vec<Seed> {
 fn read_shard(dir: &Path, bytes: &[u8]) {
     let Ok(corpus) = shards::load(dir, Some(50), None) else { return };
     ACCEPTED.set(true);
-    let ids = corpus.train.to_vec();
+    let Ok(ids) = corpus.train.to_vec() else { return };
     assert!(ids.iter().all(|id| *id < 50) && 2 * ids.len() <= bytes.len());
     let again = dir.join("again");
     let narrow: Vec<u16> = ids.iter().map(|id| *id as u16).collect();
     Shard::write(&again, &narrow).unwrap();
-    let shard = Shard::open(&again).unwrap();
-    assert!(shard.ids(0..shard.len()).eq(ids));
+    let shard = Shard::open(&again, true).unwrap();
+    let mut read = Vec::new();
+    shard.read(0..shard.len(), &mut read).unwrap();
+    assert_eq!(read, ids);
 }
 
 fn tokenizers(_: &Path) -> Vec<Seed> {

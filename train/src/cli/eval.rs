@@ -8,7 +8,7 @@ use lipschitz_certify::terminal::{JsonOutput, ranges};
 use lipschitz_data::text::TextConfig;
 use lipschitz_data::{DataConfig, DataSet, Protocol, evaluate, for_model, memory, of_run};
 use lipschitz_nn::checkpoint::{self, Meta};
-use lipschitz_nn::{At, text};
+use lipschitz_nn::text;
 use lipschitz_train::estimate;
 use lipschitz_train::run_dir::{Lock, Summary};
 
