@@ -137,6 +137,8 @@ pub struct RunDir {
     lock: Option<Rc<Lock>>,
     /// Whether there has been a checkpoint.
     saved: bool,
+    /// Whether it has the best weights of the run so far.
+    best: bool,
     step_changes: Vec<StepChange>,
 }
 
@@ -207,7 +209,7 @@ impl RunDir {
             }
         }
         let mut dir = Self::begin(path, config, lock, position.step_changes.clone())?;
-        (dir.lines, dir.saved) = (kept, saved);
+        (dir.lines, dir.saved, dir.best) = (kept, saved, position.best.is_some());
         Ok((dir, missing))
     }
 
@@ -221,7 +223,8 @@ impl RunDir {
         checkpoint::write(&path.join(CONFIG), config.as_bytes())?;
         let metrics = AppendFile::open(&path.join(METRICS))?;
         let path = path.to_path_buf();
-        Ok(Self { path, metrics, lines: 0, config, lock, saved: false, step_changes })
+        let (lines, saved, best) = (0, false, false);
+        Ok(Self { path, metrics, lines, config, lock, saved, best, step_changes })
     }
 
     /// The directory.
@@ -263,9 +266,17 @@ impl RunDir {
         saved::save(&self.path, model, state, meta, position)?;
         self.saved = true;
         match &position.best {
-            Some(best) if best.step == position.step => link_best(&self.path),
+            Some(best) if best.step == position.step => {
+                self.best = true;
+                link_best(&self.path)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the directory has the best weights of the run so far.
+    pub(crate) fn has_best(&self) -> bool {
+        self.best
     }
 
     /// Writes a file of the run in one step.
@@ -313,6 +324,10 @@ impl RunDir {
         if self.saved && !self.path.join("checkpoint").exists() {
             self.saved = false;
             harmed.push(named("checkpoint", &format!("{removed}; it is saved again")));
+        }
+        if self.best && !self.path.join(BEST).exists() {
+            self.best = false;
+            harmed.push(named(BEST, &format!("{removed}; the best from here on is kept there")));
         }
         Ok(harmed)
     }

@@ -31,7 +31,7 @@ use crate::events::EventWriter;
 use crate::loader::Loader;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
-use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, Summary};
+use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
 use crate::step::{StepMetrics, Times, Training};
 use crate::{resume, run_dir};
 
@@ -238,6 +238,10 @@ impl<'a> Run<'a> {
             self.progress.tell(&what);
             self.due = true;
         }
+        if !dir.has_best() {
+            // One that is not saved yet is not lost.
+            self.best.take_if(|best| !best.digest.is_empty());
+        }
         Ok(())
     }
 
@@ -300,6 +304,7 @@ impl<'a> Run<'a> {
         old: &[Tensor],
         evaluates: bool,
     ) -> Result<(), Error> {
+        self.restore_files()?;
         let t = &self.config.train;
         let model = self.training.model.detached();
         if let Err(lipschitz_nn::Error::Weight { name, .. }) = model.check_finite() {
@@ -335,7 +340,6 @@ impl<'a> Run<'a> {
                 self.best = Some(Best { step, val_loss, digest });
             }
         }
-        self.restore_files()?;
         line.seconds = self.seconds();
         if let Some((dir, events)) = &mut self.files {
             write_events(events, &line)?;
@@ -395,21 +399,37 @@ impl<'a> Run<'a> {
         self.progress.finish();
         let (steps, seconds) = (self.config.train.steps, self.seconds());
         self.save(steps, seconds)?;
-        let Some((dir, _)) = &self.files else { return Ok(End::Done(None)) };
+        if self.files.is_none() {
+            return Ok(End::Done(None));
+        }
         // The results are those of the checkpoint, whatever precision the training used.
         let model = self.training.model.detached().with_precision(Precision::F32);
-        checkpoint::save(&dir.path().join("model.safetensors"), &model, &self.meta(steps))?;
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
-        dir.write("certificate.json", &serde_json::to_string_pretty(&certificate)?)?;
-        let summary = self.summary(dir, &model, &certificate, seconds)?;
-        dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
+        self.write_results(&model, &certificate)?;
+        let summary = self.summary(&model, &certificate, seconds)?;
+        self.restore_files()?;
+        if self.due {
+            // What was removed while the results were computed may be any of them.
+            self.save(steps, seconds)?;
+            self.write_results(&model, &certificate)?;
+        }
+        if let Some((dir, _)) = &self.files {
+            dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
+        }
         Ok(End::Done(Some(Box::new(summary))))
+    }
+
+    /// The network and its certificate.
+    fn write_results(&self, model: &Model, certificate: &Certificate) -> Result<(), Error> {
+        let Some((dir, _)) = &self.files else { return Ok(()) };
+        let meta = self.meta(self.config.train.steps);
+        checkpoint::save(&dir.path().join("model.safetensors"), model, &meta)?;
+        dir.write("certificate.json", &serde_json::to_string_pretty(certificate)?)
     }
 
     /// The results of a certified model.
     fn summary(
         &self,
-        dir: &RunDir,
         model: &Model,
         certificate: &Certificate,
         seconds: f64,
@@ -434,7 +454,7 @@ impl<'a> Run<'a> {
             val_accuracy: result.accuracy,
             best_val_loss: self.best.as_ref().map(|best| best.val_loss),
             best_step: self.best.as_ref().map(|best| best.step),
-            step_changes: dir.step_changes().to_vec(),
+            step_changes: self.step_changes().to_vec(),
             lipschitz: certificate.rms,
             lipschitz_log10: log10(certificate.rms),
             found_log10: Some(found.log10()).filter(|x| x.is_finite()),
@@ -444,6 +464,11 @@ impl<'a> Run<'a> {
             paper_loss: None,
             paper_accuracy: None,
         })
+    }
+
+    /// Changes of the step count that changed learning rates; known to the first process.
+    fn step_changes(&self) -> &[StepChange] {
+        self.files.as_ref().map_or(&[], |(dir, _)| dir.step_changes())
     }
 
     /// The largest sensitivity found, RMS → RMS; none may exceed the certified constant.
