@@ -1,6 +1,8 @@
 //! `cargo bench -p lipschitz-certify -- gpt2` (or `llama`): a whole certificate of a model of that
 //! shape with random weights, read from disk. For `gpt2` also singular value decompositions of the
-//! same matrices in the same run. Prints time and peak memory of each.
+//! same matrices in the same run. Prints time and peak memory of each. `-- ellipsoids FILE STEPS`
+//! tightens the certificate of a checkpoint so, and verifies it; `-- ellipsoids` does it for the
+//! shape of GPT-2.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::spectral::{Matrix, Method};
+use lipschitz_certify::verify::verify;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{Model, Weights};
@@ -24,30 +27,48 @@ fn main() {
         ["make", shape, file] => make(shape, Path::new(file)),
         ["prove", file] => prove(Path::new(file)),
         ["svd", file] => svd(Path::new(file)),
+        ["ellipsoids", file, steps] => ellipsoids(Path::new(file), steps.parse().expect("steps")),
+        ["ellipsoids"] => of_shape("gpt2", &["ellipsoids"], &["3"]),
         ["gpt2"] => all("gpt2", true),
         ["llama"] => all("llama", false),
         [] => println!(
             "name a shape: cargo bench -p lipschitz-certify -- gpt2, or llama (no SVD, 2.2 GB on \
-             disk)"
+             disk), or ellipsoids"
         ),
         ref other => panic!("unknown: {other:?}"),
     }
 }
 
 fn all(shape: &str, against: bool) {
+    of_shape(shape, if against { &["prove", "svd"] } else { &["prove"] }, &[]);
+}
+
+/// Steps on a model of this shape, each a process of its own, so that its peak memory is measured by
+/// itself.
+fn of_shape(shape: &str, steps: &[&str], more: &[&str]) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join(format!("{shape}.safetensors"));
     let file = file.to_str().expect("a path in UTF-8");
-    // Each step is a separate process, so that its peak memory is measured by itself.
     let step = |args: &[&str]| {
         let this = std::env::current_exe().expect("this program");
         assert!(Command::new(this).args(args).status().expect("it starts").success(), "{args:?}");
     };
     step(&["make", shape, file]);
-    step(&["prove", file]);
-    if against {
-        step(&["svd", file]);
-    }
+    steps.iter().for_each(|name| step(&[&[*name, file], more].concat()));
+}
+
+fn ellipsoids(file: &Path, steps: usize) {
+    let reader = Reader::open(file).expect("a checkpoint");
+    let norms = certify(&reader, Method::Proven, Formula::Sound, None).expect("a certificate");
+    println!("norms:   L ≤ {}, a margin {}", norms.rms, norms.margin.l2);
+    let start = Instant::now();
+    let both = norms.tighten(&reader, steps, &mut |_, _| {}).expect("a certificate");
+    let seconds = start.elapsed().as_secs_f64();
+    println!("both:    L ≤ {}, a margin {}", both.rms, both.margin.l2);
+    println!("search:  {steps} steps and the proof {seconds:.1} s, {}", peak());
+    let start = Instant::now();
+    verify(&both, &reader).expect("it holds");
+    println!("verify:  {:.1} s", start.elapsed().as_secs_f64());
 }
 
 fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {

@@ -283,7 +283,9 @@ fn gather(tape: &Tape, span: &mut Span, what: &str, terms: Terms) -> Option<()> 
     if saved.is_some() {
         let first = scales.remove(0);
         span.scale(tape, first);
-        if let (Some(own), [block]) = (own, &mut y[..]) {
+        if let Some(own) = own {
+            // The unknowns of the token itself are one block.
+            let [block] = &mut y[..] else { return None };
             *block = Block::Dense(tape.scale(&own, first));
         }
     } else {

@@ -96,7 +96,9 @@ impl Multipliers {
     fn take(&mut self, of: &str, count: usize) -> Option<(usize, Slot)> {
         let slot = self.slots.get(self.next)?.clone();
         let fine = |x: &f64| x.is_finite() && *x > 1e-100 && *x < 1e100;
-        if slot.of != of || slot.values.len() != count || !slot.values.iter().all(fine) {
+        // Far beyond what any network needs, and far from the range of the exponents.
+        let near = slot.exponent.unsigned_abs() < 1 << 32;
+        if slot.of != of || slot.values.len() != count || !near || !slot.values.iter().all(fine) {
             return None;
         }
         self.next += 1;

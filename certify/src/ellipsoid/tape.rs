@@ -14,7 +14,7 @@ use super::approx::{Approx, Enclosed, common, cut, inverse_transpose};
 use super::multipliers::{Mode, Multipliers};
 use super::positions::EXPONENTIAL;
 use crate::spectral::{scaled, top_right_singular_vector};
-use crate::upper::{Upper, root_down};
+use crate::upper::Upper;
 
 /// A matrix on the tape.
 #[derive(Clone)]
@@ -309,7 +309,7 @@ impl Tape {
         let (va, vb) = (a.value.view(), b.value.view());
         let mut v = along(vb.t(), &vec![1.0; b.value.rows]);
         let (mut u, mut size) = (Vec::new(), 0.0);
-        for _ in 0..24 {
+        for _ in 0..60 {
             let by = length(&v).max(f64::MIN_POSITIVE);
             v.iter_mut().for_each(|x| *x /= by);
             u = along(va.t(), &along(vb, &v));
@@ -694,9 +694,11 @@ impl Tape {
         // t over 4^−exponent.
         let found = self.multipliers.borrow_mut().slopes(what, count, &stack, &spread)?;
         let (t, exponent) = (found.t, found.exponent);
-        let each = spread(&t);
-        let root = Approx::exact(1, each.len(), each.iter().map(|t| t.sqrt()).collect());
-        let mut scaled_rows = stack.diagonal_times(&root);
+        // What is proven is about the squares of these roots, which are near the t.
+        let root: Vec<f64> = t.iter().map(|t| t.sqrt()).collect();
+        let each = spread(&root);
+        let root_row = Approx::exact(1, each.len(), each.clone());
+        let mut scaled_rows = stack.diagonal_times(&root_row);
         scaled_rows.exponent += exponent;
         let found_cut = if self.recording() {
             super::approx::cut_near(&scaled_rows)
@@ -712,11 +714,11 @@ impl Tape {
             }
         };
         let out: Vec<Var> = all.iter().map(solve).collect();
-        let one_over = |t: f64| Upper::ONE.div_up(root_down(t)).to_f64();
+        let one_over = |root: f64| Upper::ONE.div_up(root).to_f64();
         let mut noise = Vec::new();
         let mut first = 0;
         for (n, g) in rows.iter().zip(&group) {
-            let own = |i: usize| one_over(t[first + if *g == 1 { 0 } else { i }]);
+            let own = |i: usize| one_over(root[first + if *g == 1 { 0 } else { i }]);
             let data = (0..*n).map(own).collect();
             noise.push(self.var(Approx::new(1, *n, data, -exponent, Upper::ZERO)));
             first += g;
@@ -781,7 +783,7 @@ impl Tape {
                     );
                     adjoints.add(x, |to| {
                         for (j, to) in to.chunks_mut(r).enumerate() {
-                            let root = each[first + j].sqrt() * shift;
+                            let root = each[first + j] * shift;
                             let v = &v[(first + j) * r..(first + j + 1) * r];
                             to.iter_mut().zip(v).for_each(|(to, v)| *to += root * v);
                         }

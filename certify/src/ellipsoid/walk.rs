@@ -316,9 +316,13 @@ impl Walker<'_> {
         if function == Function::Relu2 {
             return self.relu2(scale, at);
         }
-        let off = |centre: f64| abs(centre * scale) * Upper::from_f64(f64::EPSILON);
-        let of =
-            |(centre, spread): (f64, Upper)| (centre * scale, spread * abs(scale) + off(centre));
+        // What rounding takes from the centre goes to the spread.
+        let of = |(centre, spread): (f64, Upper)| {
+            let product = centre * scale;
+            let exact = centre.mul_add(scale, -product) == 0.0;
+            let off = abs(product) * Upper::from_f64(f64::EPSILON);
+            (product, spread * abs(scale) + if exact { Upper::ZERO } else { off })
+        };
         let (centre, spread) = of(pointwise::slopes(function, Upper::INFINITY));
         slopes(tape, &mut self.change, &at.step("change"), centre, spread, false).or_stop()?;
         let Some(value) = &mut self.value else { return Ok(()) };
