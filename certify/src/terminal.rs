@@ -19,8 +19,9 @@ pub use output::{JsonOutput, is_stream, print, read, target, write};
 pub use usage::parse;
 
 /// Makes a program end with exit code 2 where its memory does not suffice: an allocation that fails
-/// is told on one line by the standard library, which then aborts. What the system itself ends for
-/// want of memory ends without a word; no program can catch that.
+/// is told on a line by the standard library, with a note or a backtrace as RUST_BACKTRACE has it,
+/// which then aborts. What the system itself ends for want of memory ends without a word; no program
+/// can catch that.
 pub fn end_without_memory() {
     #[cfg(unix)]
     {
@@ -116,6 +117,9 @@ fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     None.or_else(|| error.downcast_ref().and_then(remedy_of_proof))
         .or_else(|| error.downcast_ref().and_then(remedy_of_recipe))
         .or_else(|| error.downcast_ref().and_then(remedy_of_data))
+        .or_else(|| {
+            error.downcast_ref::<Box<lipschitz_data::Error>>().and_then(|e| remedy_of_data(e))
+        })
         .or_else(|| error.downcast_ref().and_then(remedy_of_import))
         .or_else(|| error.downcast_ref().and_then(remedy_of_network))
 }

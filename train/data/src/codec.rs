@@ -23,7 +23,10 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     };
     let json = serde_json::from_str(&text).map_err(|e| no(&e))?;
     let tokenizer = Tokenizer::Json { json };
-    Codec::new(&tokenizer).map_err(|e| no(&e))?;
+    Codec::new(&tokenizer).map_err(|error| match error {
+        Error::Explosive { .. } => error.of(&path.display().to_string()),
+        error => no(&error).into(),
+    })?;
     Ok(tokenizer)
 }
 

@@ -22,7 +22,7 @@ pub enum Mostly {
 /// Bytes that a training step takes at least.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Least {
-    /// Of weights, their gradients and the optimizer's state.
+    /// Of weights, old and new, their gradients and the optimizer's state.
     pub weights: f64,
     /// Of activations kept for the gradient, of one part of a process's share of the batch.
     pub activations: f64,
@@ -42,7 +42,8 @@ impl Least {
 
 /// What a step of a run takes at least of each of this many processes.
 ///
-/// The optimizer's state is that which Muon and AdamW keep of every weight; of activations, the
+/// Of the weights there are the old ones, too, in a process alone, which logs its first step. The
+/// optimizer's state is that which Muon and AdamW keep of every weight; of activations, the
 /// results of matmuls with weights, the mixed values of attention, and the logits with their
 /// gradient.
 ///
@@ -62,7 +63,9 @@ pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, 
     } else {
         sum(|s| s.least)
     };
-    Ok(Least { weights: F32 * (2.0 * weights + state), activations: part * kept })
+    // The weights and their gradients; and where a step is logged, the weights before it.
+    let copies = if processes == 1 { 3.0 } else { 2.0 };
+    Ok(Least { weights: F32 * (copies * weights + state), activations: part * kept })
 }
 
 /// Bytes that a forward pass of this many examples takes at least: the logits, and a copy of them
@@ -122,10 +125,10 @@ mod tests {
         // what it gives; embedding; logits and their gradient.
         let one = (32 * (2 * (5 + 5) * 64 + 64 + 2 * 30)) as f64;
         let whole = with(&[]);
-        assert_eq!(whole, Least { weights: 12.0 * weights, activations: 4.0 * 6.0 * one });
+        assert_eq!(whole, Least { weights: 16.0 * weights, activations: 4.0 * 6.0 * one });
         assert_eq!(with(&["train.accumulate=3"]).activations, whole.activations / 3.0);
         let adam = with(&["optimizer={ kind = \"adamw\" }"]);
-        assert_eq!(adam.weights, 16.0 * weights);
+        assert_eq!(adam.weights, 20.0 * weights);
         assert!(with(&["train.recompute=true"]).activations < 0.5 * whole.activations);
     }
 

@@ -215,7 +215,9 @@ fn process(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
 
 /// The error line of a program that failed.
 fn message(said: &str, status: ExitStatus) -> String {
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    // A note, such as that on backtraces, is no cause.
+    let told = |line: &&str| !line.is_empty() && !line.starts_with("note: ");
+    let lines = || said.lines().map(str::trim).filter(told);
     let error = lines().find_map(|line| line.strip_prefix("error: "));
     error.or_else(|| lines().next_back()).map_or_else(|| status.to_string(), str::to_string)
 }
