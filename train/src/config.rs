@@ -347,7 +347,7 @@ mod tests {
             ("train.accumulate=0", "train.accumulate is 0; it must be from 1"),
             ("train.log_every=0", "train.log_every is 0"),
             ("train.eval_every=0", "train.eval_every is 0"),
-            ("model.layers=10000000", "model.layers is 10000000; it must be from 1 to 10000"),
+            ("model.layers=10000000", "model.layers is 10000000; it must be from 1 to 1024"),
             ("model.dim=9223372036854775807", "from 1 to 1048576"),
             ("model.heads=0", "model.heads is 0"),
             ("model.context=0", "model.context is 0; it must be from 1 to 16777216"),

@@ -12,8 +12,8 @@ const MAX_STEPS: u64 = 1_000_000_000_000;
 const MAX_BATCH: u64 = 1 << 28;
 /// Numbers in a vector.
 const MAX_WIDTH: u64 = 1 << 20;
-/// Blocks or hidden layers.
-const MAX_LAYERS: u64 = 10_000;
+/// Blocks. What is proven and planned of so many takes seconds.
+const MAX_LAYERS: u64 = 1024;
 /// Tokens of a sequence.
 const MAX_CONTEXT: u64 = 1 << 24;
 

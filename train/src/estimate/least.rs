@@ -139,7 +139,7 @@ mod tests {
         let cases: [(&[&str], Mostly); 4] = [
             (&["train.batch_size=268435456"], Mostly::Activations),
             (&["model.dim=1048576", "model.heads=1"], Mostly::Weights),
-            (&["model.dim=65536", "model.layers=10000", "model.heads=16"], Mostly::Weights),
+            (&["model.dim=65536", "model.layers=1024", "model.heads=16"], Mostly::Weights),
             (&["model.context=16777216", "train.batch_size=268435456"], Mostly::Activations),
         ];
         for (settings, wanted) in cases {
