@@ -61,15 +61,13 @@ struct ProbeResult {
 
 /// A number with six decimals, not above it.
 fn down(x: f64) -> String {
-    let print = |x: f64| match x == 0.0 || (1e-3..1e6).contains(&x) {
-        true => format!("{x:.6}"),
-        false => format!("{x:.6e}"),
-    };
+    let plain = |x: f64| x == 0.0 || (1e-3..1e6).contains(&x);
+    let print = |x: f64| if plain(x) { format!("{x:.6}") } else { format!("{x:.6e}") };
     let text = print(x);
     if text.parse::<f64>().is_ok_and(|shown| shown <= x) {
         return text;
     }
-    print(if x < 1e6 && x >= 1e-3 { x - 1e-6 } else { x * (1.0 - 1e-6) })
+    print(if plain(x) { x - 1e-6 } else { x * (1.0 - 1e-6) })
 }
 
 impl ProbeCommand {
