@@ -203,7 +203,8 @@ mod tests {
         assert_eq!(digits(0.999_999_999_999_999_9, 3), ("1".into(), 0));
         assert!(of(f64::from_bits(1)).parse::<f64>().unwrap() > 0.0);
         assert_eq!(of(f64::MAX).parse::<f64>().unwrap(), f64::MAX);
-        assert_eq!(&decimal(two_to(3465))[..4], "1.03");
+        let huge = decimal(two_to(3465));
+        assert!(huge.starts_with("1.17") && huge.ends_with("e1043"), "{huge}");
         // Beyond every use, and still a number or infinite.
         let mut huge = two_to(1000);
         (0..50).for_each(|_| huge = huge * huge);
