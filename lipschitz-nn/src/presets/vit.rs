@@ -35,17 +35,17 @@ impl Vit {
     pub fn graph(&self) -> Result<Graph, Error> {
         let [channels, height, width] = self.image;
         let (patch, dim) = (self.patch, self.block.dim);
+        // Sizes that are too large are refused with the graph.
+        let pixels = channels.saturating_mul(patch).saturating_mul(patch);
+        let patches = (height / patch.max(1)).saturating_mul(width / patch.max(1));
         let linear = |name: &str, inputs, outputs| {
             Node::new(name, Op::Linear { inputs, outputs, bias: false })
         };
         let mut nodes = vec![
             Node::new("", Op::Clip { limit: 1.0 }),
             Node::new("", Op::Patches { size: patch }),
-            linear("embedding", channels * patch * patch, dim),
-            Node::new(
-                "positions",
-                Op::Positions { length: height / patch.max(1) * (width / patch.max(1)), dim },
-            ),
+            linear("embedding", pixels, dim),
+            Node::new("positions", Op::Positions { length: patches, dim }),
             Node::new("", Op::Scale { factor: 0.5 }),
             blocks(&self.block, self.layers)?,
             Node::new("", Op::MeanPool),
@@ -55,5 +55,22 @@ impl Vit {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
         }
         Graph::new(Input::Pixels { channels, height, width }, nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let (block, largest) = (BlockConfig::new(8, 2), usize::MAX);
+        for (image, patch) in
+            [([3, 32, 32], largest), ([3, 32, 32], 1 << 32), ([3, largest, largest], 1)]
+        {
+            let (block, outputs) = (block.clone(), 10);
+            let vit = Vit { image, patch, outputs, block, layers: 1, final_scale: 1.0 };
+            assert!(vit.graph().is_err(), "{image:?} {patch}");
+        }
     }
 }
