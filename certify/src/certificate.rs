@@ -15,8 +15,8 @@ use crate::source::{Rounding, Source};
 use crate::spectral::Method;
 use crate::upper::{Upper, count, root_down};
 
-/// The format version of a certificate. Format 1 lacks the ids of nodes, format 2 bounds by
-/// ellipsoids.
+/// The latest format version of a certificate. Format 1 lacks the ids of nodes; formats 1 and 2 have
+/// no bound by ellipsoids, and format 3 has one.
 pub const FORMAT: u32 = 3;
 
 /// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
@@ -57,7 +57,7 @@ pub enum Formula {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
-    /// Format version, [`FORMAT`].
+    /// Format version, at most [`FORMAT`].
     pub format: u32,
     /// Version of the program that wrote it.
     pub version: String,
@@ -299,7 +299,7 @@ pub(crate) fn document(
         (false, true) => "inputs of ℓ2 norm at most the given radius",
     };
     Ok(Certificate {
-        format: FORMAT,
+        format: if ellipsoids.is_some() { FORMAT } else { FORMAT - 1 },
         version: env!("CARGO_PKG_VERSION").to_string(),
         weights_sha256: source.digest().to_string(),
         graph: source.graph().clone(),

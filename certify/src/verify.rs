@@ -86,10 +86,10 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         claim.weights.clone(),
         claim.ellipsoids.clone(),
     )?;
-    // The certificate may have been written by another version, in another format.
-    let (version, format) = (claim.version.clone(), claim.format);
-    let mut implied = Certificate { version, format, ..implied };
-    if format == 1 {
+    // The certificate may have been written by another version, and before nodes had ids.
+    let mut implied = Certificate { version: claim.version.clone(), ..implied };
+    if claim.format == 1 && claim.ellipsoids.is_none() {
+        implied.format = 1;
         implied.nodes.iter_mut().for_each(|row| row.id = NodeId::default());
     }
     let value = |c: &Certificate| {

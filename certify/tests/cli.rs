@@ -56,9 +56,17 @@ fn bounds_are_ordered_and_written() {
     let w = Workshop::new();
     let (dir, json) = (w.string(""), w.string("c.json"));
     let number = |args: &[&str]| -> f64 {
-        ok(&[&["bound", &dir, "--quiet"], args].concat()).trim().parse().unwrap()
+        let all = [&["bound", &dir, "--quiet", "--effort", "0"], args].concat();
+        ok(&all).trim().parse().unwrap()
     };
     let proven = number(&[]);
+    // A second proof takes nothing away, and one step of a search is better than none.
+    let both = ok(&["bound", &dir, "--effort", "2"]);
+    assert!(both.contains("by ellipsoids") && both.contains("L so far by norms"), "{both}");
+    let smaller: f64 = ok(&["bound", &dir, "--quiet"]).trim().parse().unwrap();
+    assert!(smaller < proven, "{smaller} {proven}");
+    let without = ok(&["bound", &dir, "--effort", "0"]);
+    assert!(!without.contains("ellipsoids"), "{without}");
     assert!(proven <= number(&["--norms", "gram"]));
     assert!(number(&["--norms", "gram"]) < number(&["--norms", "frobenius"]));
     let power = number(&["--norms", "power"]);
@@ -124,7 +132,7 @@ fn the_steepest_pair_is_saved_and_below_the_bound() {
     let computed: f64 = header.metadata().as_ref().unwrap()["sensitivity_l2"].parse().unwrap();
     assert!((found / computed - 1.0).abs() < 1e-9, "{found} {computed}");
     assert!(norms(&tensors["a"]) <= 2.5 && norms(&tensors["b"]) <= 2.5);
-    assert!(refused(&["probe", &dir, "--seconds", "-1"]).contains("--seconds"));
+    assert!(misused(&["probe", &dir, "--seconds", "-1"]).contains("--seconds"));
     assert!(refused(&["probe", &dir, "--data", &w.string("none.txt")]).contains("tokenizer"));
 }
 
@@ -357,7 +365,8 @@ fn bad_input_gets_one_line() {
     );
     assert!(refused(&["robust", &model, "--data", &w.string("none")]).contains("tokenizer"));
     assert!(misused(&["robust", &model, "--data", "x", "--eps", "0,1/0"]).contains("1/0"));
-    assert!(refused(&["robust", &model, "--data", "x", "--restarts", "0"]).contains("at least 1"));
+    let none = misused(&["robust", &model, "--data", "x", "--restarts", "0"]);
+    assert!(none.contains("1..=1000000"), "{none}");
     // A bound beyond the range of f64 is printed as a power of ten.
     let large = w.save("large.safetensors", |weights| {
         weights.values_mut().for_each(|w| *w = (&*w * 1e30).unwrap());

@@ -277,7 +277,7 @@ fn forged_claims_are_refused() {
         refused(forged, "a node");
     }
     let slots = document["ellipsoids"]["multipliers"].as_array().unwrap().len();
-    assert!(slots > 4, "{slots}");
+    assert!(slots >= 4, "{slots}");
     for i in 0..slots {
         let values = document["ellipsoids"]["multipliers"][i]["values"].as_array().unwrap();
         for (k, value) in values.iter().enumerate() {

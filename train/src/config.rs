@@ -303,8 +303,8 @@ mod tests {
         let out = of(&["lipschitz_target=3", "lipschitz_target="]).unwrap();
         assert_eq!(out.lipschitz_target, None);
         assert_eq!(of(&["train.log_every= "]).unwrap().train.log_every, ten());
-        let again = of(&["lipschitz_target=", "lipschitz_target=3"]).unwrap();
-        assert_eq!(again.lipschitz_target, Some(3.0));
+        let settings = ["lipschitz_target=2", "lipschitz_target=", "lipschitz_target=3"];
+        assert_eq!(of(&settings).unwrap().lipschitz_target, Some(3.0));
         for setting in ["train.stepz=", "nothing.at.all=", "train.steps.more=", "=", "train.="] {
             let said = of(&[setting]).unwrap_err().to_string();
             assert!(said.contains(setting) && !said.contains('\n'), "{said}");

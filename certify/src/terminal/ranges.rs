@@ -61,10 +61,10 @@ mod tests {
                 _ => Arg::new("flag").value_parser(super::positive(8.0)),
             };
             for text in right {
-                said(arg(), text).unwrap();
+                said(arg().allow_hyphen_values(true), text).unwrap();
             }
             for text in wrong {
-                let error = said(arg(), text).unwrap_err();
+                let error = said(arg().allow_hyphen_values(true), text).unwrap_err();
                 let range = ["1..=1024", "from -1 to 2.5", "above 0, up to 8"];
                 let named = range.iter().any(|range| error.contains(range));
                 // What is no whole number at all is told as such.
