@@ -181,8 +181,11 @@ fn numbers_out_of_their_range_are_told_with_it() {
         (&["estimate", &demo, "--bf16", "0"], "above 0, up to 1000000000"),
     ];
     for (args, range) in cases {
-        let said = refused(args);
-        assert!(said.contains(range), "{args:?}: {said}");
+        let output = train(args).output().unwrap();
+        let said = text(&output.stderr);
+        // A usage error, as clap lays it out.
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(range) && said.contains("try '--help'"), "{args:?}: {said}");
     }
     ok(&["estimate", &demo, "--processes", "1048576", "--set", "train.batch_size=1048576"]);
     ok(&["config", "demo", "--threads", "1024"]);
