@@ -56,7 +56,7 @@ const SUFFIX: &str = ".new";
 /// Random characters in a temporary file's name.
 const RANDOM: usize = 12;
 
-/// Whether a file name is that of a temporary file of [`write`], which only a killed process leaves
+/// Whether a file name is that of a temporary file of [`write()`], which only a killed process leaves
 /// behind.
 #[must_use]
 pub fn is_temporary(name: &str) -> bool {
