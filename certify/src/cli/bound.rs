@@ -35,8 +35,8 @@ pub(super) struct BoundCommand {
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
-    /// Steps of the search for a second proof, by ellipsoids; 0 leaves it out [default: 40 where
-    /// that takes about a minute, 0 for larger networks].
+    /// Steps of the search for a second proof, by ellipsoids; 0 leaves it out [default: 30 where
+    /// that takes a minute or two, 0 for larger networks].
     #[arg(long, value_name = "STEPS", value_parser = ranges::count(0, 100_000))]
     effort: Option<usize>,
     /// Print what each tightening saves.

@@ -73,10 +73,10 @@ pub struct Reached {
     pub cumulative: Upper,
 }
 
-/// Steps of a search that takes about a minute at most, and nothing where a single one would take
-/// long: 40 for the networks that this project trains on a processor, 0 for large ones.
+/// Steps of a search that takes a minute or two, and nothing where a single one would take
+/// long: 30 for the networks that this project trains on a processor, 0 for large ones.
 pub fn usual_steps(graph: &Graph) -> usize {
-    const STEPS: usize = 40;
+    const STEPS: usize = 30;
     const WORK: f64 = 2e10;
     fn matrices(nodes: &[Node]) -> f64 {
         let cube = |m: usize, n: usize| m as f64 * n as f64 * m.max(n) as f64;
