@@ -1,7 +1,7 @@
 //! The certificate: a theorem about one checkpoint, as a document.
 
 use lipschitz_nn::checkpoint::Origin;
-use lipschitz_nn::graph::{Graph, Input, Shape, join};
+use lipschitz_nn::graph::{Graph, Input, NodeId, Shape, join};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,13 @@ impl Certificate {
     pub fn norm(&self, norm: &Norm) -> Option<Upper> {
         let name = norm.to_string();
         self.weights.iter().find(|row| row.name == name).map(|row| row.upper)
+    }
+
+    /// The constant that norms alone give, ℓ2 → ℓ2: that of the last node of the outermost level.
+    /// None for a network of no nodes, and for format 1, in which nodes have no ids.
+    pub fn by_norms(&self) -> Option<Upper> {
+        let last = NodeId::default().child(self.graph.nodes().len().checked_sub(1)?);
+        self.nodes.iter().find(|row| row.id == last).map(|row| row.cumulative)
     }
 }
 

@@ -102,6 +102,57 @@ fn early_tokens_are_not_ignored() {
     assert!(bound < 1.05 * (2.0 * m - 1.0), "{bound} is far above {reached}");
 }
 
+/// One head between multiples of the identity, with a bias for each bucket, and a skip.
+fn one_head(dim: usize, scale: f64, output: f64, bias: [f64; 8], input: Input) -> Model {
+    let attention = Attention { logit_scale: scale, ..places(dim, 1, dim) };
+    let layer = residual("a", 1.0, 1.0, vec![Node::new("", Op::Attention(attention))]);
+    let first = match input {
+        Input::Pixels { .. } => Node::new("", Op::Patches { size: 2 }),
+        _ => Node::new("embedding", Op::Embedding { vocabulary: 5, dim }),
+    };
+    let graph = Graph::new(input, vec![first, layer]).unwrap();
+    let eye =
+        |f: f64| (Tensor::eye(dim, candle_core::DType::F64, &Device::Cpu).unwrap() * f).unwrap();
+    let weight = |name: &str| match name {
+        "a.output.weight" => eye(output),
+        "a.position_bias.weight" => Tensor::new(&bias, &Device::Cpu).unwrap().unsqueeze(1).unwrap(),
+        "embedding.weight" => {
+            Tensor::ones((5, dim), candle_core::DType::F64, &Device::Cpu).unwrap()
+        }
+        _ => eye(1.0),
+    };
+    let weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name))).collect();
+    Model::new(graph, weights).unwrap()
+}
+
+/// Biases so far apart that their exponentials are no numbers any more, and contents that overrule
+/// them all the same: the head is not forgotten.
+#[test]
+fn contents_may_overrule_any_bias() {
+    let mut bias = [0.0; 8];
+    bias[0] = 1000.0;
+    let model = one_head(2, 1000.0, 3.0, bias, Input::tokens(6));
+    let (norms, _, bound) = constants(&model, 10);
+    let reached = found(&model, 2, norms.domain.radius.to_f64(), &mut Dice::new(2));
+    assert!(reached > 3.9 && reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
+}
+
+/// Patches of an image are more than one token: a head that reads the one before does not cancel the
+/// skip.
+#[test]
+fn patches_have_places_too() {
+    let mut bias = [0.0; 8];
+    bias[1] = 60.0;
+    let input = Input::Pixels { channels: 1, height: 4, width: 4 };
+    let model = one_head(4, 0.0, -1.0, bias, input);
+    let norms = certify(&model, Method::Proven, Formula::Sound, Some(2.0)).unwrap();
+    let both = norms.tighten(&model, 10, &mut |_, _| {}).unwrap();
+    let bound = both.ellipsoids.unwrap().l2.to_f64();
+    let starts = Dice::new(3).tensor(&[6, 1, 4, 4], 1.0);
+    let reached = probe::search(&model, &starts, 2.0, 60).unwrap().sensitivity;
+    assert!(reached > 1.3 && reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
+}
+
 /// Random networks whose heads favour places, by weak and by strong biases: soundness, and that the
 /// known places pay.
 #[test]

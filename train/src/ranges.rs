@@ -29,8 +29,8 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         ("train.accumulate", t.accumulate as u64, MAX_BATCH),
         ("train.log_every", t.log_every, MAX_STEPS),
         ("train.eval_every", t.eval_every, MAX_STEPS),
-        ("train.checkpoint_every", t.checkpoint_every.unwrap_or(1), MAX_STEPS),
     ];
+    all.extend(t.checkpoint_every.map(|steps| ("train.checkpoint_every", steps, MAX_STEPS)));
     let mut add = |key, value: usize, most| all.push((key, value as u64, most));
     match &config.model {
         ModelConfig::Gpt { dim, layers, heads, context, .. } => {

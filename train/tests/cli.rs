@@ -1,21 +1,14 @@
 //! The program as its users meet it: runs, Ctrl-C and resuming, evaluation, samples, and every kind
 //! of bad input.
 
+mod workshop;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-
-fn train(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.args(args).env("CANDLE_NUM_THREADS", "1");
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
+use workshop::{text, train};
 
 /// Runs, expecting success.
 fn ok(args: &[&str]) -> String {

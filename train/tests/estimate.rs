@@ -1,6 +1,8 @@
 //! What a step is said to need beside what it takes. A test alone in its program: what is measured
 //! is the program's memory.
 
+mod workshop;
+
 use std::process::Command;
 use std::rc::Rc;
 
@@ -12,13 +14,7 @@ use lipschitz_opt::Rate;
 use lipschitz_train::config::Config;
 use lipschitz_train::estimate::estimate;
 use lipschitz_train::step::{Times, Training};
-
-/// A line of `/proc/self/status`, in bytes.
-fn status(key: &str) -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
-    1024.0 * line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
-}
+use workshop::status;
 
 /// What is run, and its vocabulary.
 const CASES: [(&str, &[&str], usize); 6] = [

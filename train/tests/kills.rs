@@ -224,7 +224,7 @@ fn kill_sweeps(kills: usize, seed: u64, mounted: bool) -> Figures {
     let w = Workshop::new(TINY);
     std::fs::write(w.path("sweep.toml"), GRID).unwrap();
     let sweep = |out: &str| {
-        let mut command = train();
+        let mut command = train(&[]);
         command.arg("sweep").arg(w.path("sweep.toml")).arg("--out").arg(w.path(out));
         command.args(["--jobs", "2", "--threads", "2", "--quiet", "--retry-failed"]);
         command.process_group(0);

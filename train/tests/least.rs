@@ -2,22 +2,18 @@
 //! is refused that could be run, and not far below, so that what cannot be run is refused.
 //! A test alone in its program, with the program's allocator: what is measured is its memory.
 
+mod workshop;
+
 use std::process::Command;
 
 use lipschitz_train::config::Config;
 use lipschitz_train::estimate::least;
 use lipschitz_train::trainer::{self, RunOptions};
+use workshop::status;
 
 /// As in the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// A line of `/proc/self/status`, in bytes.
-fn status(key: &str) -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
-    1024.0 * line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
-}
 
 /// What is run, and how many different characters its text has.
 const CASES: [(&str, &[&str], u32); 8] = [

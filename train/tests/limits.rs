@@ -1,22 +1,15 @@
 //! What is too large, too long, or changed by others while it is read: one line with the figures,
 //! exit code 2, and nothing left behind.
 
+mod workshop;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-fn train(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.args(args).env("CANDLE_NUM_THREADS", "1");
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
+use workshop::{text, train};
 
 /// The single line on stderr of a program that has refused its input.
 fn refusal(what: &dyn std::fmt::Debug, output: &Output) -> String {

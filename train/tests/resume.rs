@@ -133,7 +133,7 @@ fn another_run_is_not_taken_for_this_one() {
     let run = w.copy("run", "edited");
     let config = run.join("config.toml");
     replace(&config, "learning_rate = 0.1", "learning_rate = 0.2");
-    let mut command = train();
+    let mut command = train(&[]);
     let said = refused(command.arg("run").arg(&config).arg("--out").arg(&run).arg("--resume"));
     assert!(said.contains("train.learning_rate is 0.1 there and 0.2 here"), "{said}");
     // Given what the run was made with, the file is true again.

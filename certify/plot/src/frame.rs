@@ -234,7 +234,8 @@ fn name_ends(part: &Part, plot: &Plot, ends: &[End]) -> Drawn {
     let mut all: Vec<((f32, f32), Color, Vec<String>)> = ends.iter().filter_map(place).collect();
     all.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
     let wanted: Vec<f32> = all.iter().map(|(end, ..)| end.1).collect();
-    let apart = END * all.iter().map(|(.., rows)| rows.len()).max().unwrap_or(1) as f32;
+    let Some(rows) = all.iter().map(|(.., rows)| rows.len()).max() else { return Ok(()) };
+    let apart = END * rows as f32;
     let (base_x, base_y) = part.get_base_pixel();
     for ((end, color, rows), y) in all.into_iter().zip(spread(&wanted, apart, top, bottom)) {
         let local = |(x, y): (f32, f32)| (units(x) - base_x, units(y) - base_y);

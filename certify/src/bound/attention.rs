@@ -73,6 +73,11 @@ pub(super) fn bound(
     })
 }
 
+/// Whether the logits are plain products of linear queries and keys.
+pub(crate) fn plain(a: &Attention) -> bool {
+    a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none()
+}
+
 /// Queries or keys as a function of their token.
 #[derive(Clone, Copy)]
 struct Projection {
@@ -203,11 +208,6 @@ impl<'a> Layer<'a> {
         Ok(self.norms.vector(&name_of)? * count(all / heads.count).sqrt())
     }
 
-    /// Whether the logits are plain products of linear queries and keys.
-    fn plain(&self) -> bool {
-        self.a.rotary.is_none() && self.a.query_key_norm.is_none() && self.a.logit_cap.is_none()
-    }
-
     fn heads(&self) -> Result<Heads, Error> {
         let heads = (0..self.a.heads).map(|h| self.head(h)).collect::<Result<_, _>>()?;
         Ok(Heads { heads, radius: self.x.radius, logit_scale: abs(self.a.logit_scale) })
@@ -224,7 +224,7 @@ impl<'a> Layer<'a> {
         let value = self.norms.matrix(&self.block("value", shared))?;
         let query_offset = self.offset("query", own)?;
         // A key bias adds the same to all logits of a query, if they are plain.
-        let key_offset = if self.plain() { Upper::ZERO } else { self.offset("key", shared)? };
+        let key_offset = if plain(self.a) { Upper::ZERO } else { self.offset("key", shared)? };
         let (mixed, width) = self.normed("query", query_map, heads)?;
         let shift = self.shift("query", own)?;
         let query =
@@ -234,7 +234,7 @@ impl<'a> Layer<'a> {
         let key = self.projection(key_map, key_offset, self.key_gain, shift, (mixed, width));
 
         let mut logit_slope = query.slope * key.size + query.size * key.slope;
-        if self.plain() {
+        if plain(self.a) {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same for all j.
             let (q, k) = (self.block("query", own), self.block("key", shared));
             let product = self.norms.norm(&Norm::QueryKey(q, k))?;

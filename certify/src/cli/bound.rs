@@ -14,7 +14,6 @@ use lipschitz_certify::terminal::{self, JsonOutput, ranges, shown};
 use lipschitz_certify::upper::Upper;
 use lipschitz_certify::{ellipsoid, outln};
 use lipschitz_nn::checkpoint::{Dialect, Origin};
-use lipschitz_nn::graph::NodeId;
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -157,13 +156,6 @@ fn decimals(x: f64, up: bool) -> String {
     if safe { text } else { format!("{:.9}", if up { x + 1e-9 } else { (x - 1e-9).max(0.0) }) }
 }
 
-/// The constant that norms alone give: that of the last node of the outermost level.
-fn by_norms(c: &Certificate) -> Option<Upper> {
-    let last = c.graph.nodes().len().checked_sub(1)?;
-    let id = NodeId::default().child(last);
-    c.nodes.iter().find(|row| row.id == id).map(|row| row.cumulative)
-}
-
 /// One row for each node of the outermost level: how far a change of the input can have grown.
 fn gains(c: &Certificate) -> Option<Table> {
     let found = c.ellipsoids.as_ref()?;
@@ -218,7 +210,7 @@ fn theorem(c: &Certificate) {
     outln!("L ≤ {}  RMS → RMS    {what}", c.rms);
     outln!("L ≤ {}  ℓ2 → ℓ2", c.l2);
     if let Some(found) = &c.ellipsoids {
-        let norms = by_norms(c).map_or_else(String::new, |l| format!("{l} by norms, "));
+        let norms = c.by_norms().map_or_else(String::new, |l| format!("{l} by norms, "));
         outln!("        {norms}{} by ellipsoids, ℓ2 → ℓ2", found.l2);
     }
     outln!(

@@ -306,7 +306,7 @@ impl Enclosed<'_> {
     }
 }
 
-/// The exponent at which the largest is of size about 1.
+/// The exponent at which the largest is of size about 1; any will do where all are zero.
 pub(super) fn common(parts: &[&Approx]) -> i64 {
     let of = |p: &&&Approx| !p.is_zero();
     parts.iter().filter(of).map(|p| p.log_size().ceil() as i64).max().unwrap_or(0)

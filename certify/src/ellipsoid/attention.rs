@@ -29,7 +29,7 @@ use super::positions::{self, Class};
 use super::span::{Register, Span, blend, dense, size, times};
 use super::tape::{Block, Scalar, Tape, Var};
 use super::walk::{OrStop, Place, Stop, Walker};
-use crate::bound::{Block as Weight, Part};
+use crate::bound::{Block as Weight, Part, plain};
 use crate::upper::{Upper, abs, count, root_down};
 
 /// Queries, keys and values of all heads as images of the unknowns of their token.
@@ -44,8 +44,6 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     let weight = |name: &str| weights.get(&at.weight(&join(name, "weight")));
     let bias = |name: &str| weights.column(&at.weight(&join(name, "bias")));
     let (wq, wk, wv) = (weight("query")?, weight("key")?, weight("value")?);
-    let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
-
     let table = match a.position_bias {
         Some(_) => Some(weight("position_bias")?),
         None => None,
@@ -60,7 +58,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         value.need_one(tape, &at.step("constant"), size).or_stop()?;
     }
     value.flatten(tape);
-    let x = value.pop();
+    let x = value.pop().or_stop()?;
     let one = value.one.clone();
     // W x + b
     let with = |w: &Rc<Approx>, b: Option<Approx>| -> Option<Register> {
@@ -71,7 +69,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         })
     };
     let query_bias = a.bias.then(|| bias("query")).transpose()?;
-    let key_bias = (a.bias && !plain).then(|| bias("key")).transpose()?;
+    let key_bias = (a.bias && !plain(a)).then(|| bias("key")).transpose()?;
     let sizes = value.sizes.clone();
     let matrix = |r: &Register| dense(tape, r, &sizes).or_stop();
     let values = matrix(&times(tape, &wv, &x))?;
@@ -90,12 +88,12 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         key: matrix(&with(&wk, key_bias).or_stop()?)?,
         value: values,
     };
-    let y = walker.change.pop();
+    let y = walker.change.pop().or_stop()?;
     let sizes = walker.change.sizes.clone();
     let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
-    let limits = Limits::new(walker, a, at, plain)?;
+    let limits = Limits::new(walker, a, at)?;
     let out = tape.constant_scalar(abs(a.output_scale));
     // L_h with L_h L_hᵀ ⪰ (V_h F)(V_h F)ᵀ: small ones in place of large.
     let mut factors: Vec<(Var, Var)> = Vec::new();
@@ -192,22 +190,23 @@ impl Parts {
                 covariances.push(noise(head.sigma));
                 continue;
             };
-            let [epsilon, keep, shrink] = tape.off(kappa, *odds);
+            let mut share = self.out;
+            // Where nothing else is in sight, nothing else is read.
+            if *odds > Upper::ZERO {
+                let [epsilon, keep, shrink] = tape.off(kappa, *odds);
+                share = tape.multiply(keep, self.out);
+                means.push(tape.scale(mean, epsilon));
+                covariances.push(noise(tape.multiply(head.sigma, shrink)));
+            }
             let all = if change { &self.of_change.value } else { &self.of_value.value };
             let g = head.group;
             let v = tape.rows(all, g * a.head_dim, (g + 1) * a.head_dim);
-            let v = tape.scale(&v, tape.multiply(keep, self.out));
-            let image = tape.times(&head.o, &v);
+            let image = tape.times(&head.o, &tape.scale(&v, share));
             let sum = match read.get(distance) {
                 Some(sum) => tape.blend(1.0, sum, Some((1.0, &image))),
                 None => image,
             };
             read.insert(*distance, sum);
-            // Where nothing else is in sight, nothing else is read.
-            if *odds > Upper::ZERO {
-                means.push(tape.scale(mean, epsilon));
-                covariances.push(noise(tape.multiply(head.sigma, shrink)));
-            }
         }
         let own = read.remove(&0);
         let mut others: Vec<Var> = read.into_values().collect();
@@ -304,14 +303,13 @@ fn gather(tape: &Tape, span: &mut Span, what: &str, terms: Terms) -> Option<()> 
 
 /// What turns norms of queries and keys into a bound on changes of logits.
 struct Limits {
-    plain: bool,
     /// For a norm on queries and keys: its slope, its largest size and its shift, of each.
     normed: Option<[(Upper, Upper, Upper); 2]>,
 }
 
 impl Limits {
-    fn new(walker: &Walker<'_>, a: &Attention, at: &Place<'_>, plain: bool) -> Result<Self, Stop> {
-        let Some(eps) = a.query_key_norm else { return Ok(Self { plain, normed: None }) };
+    fn new(walker: &Walker<'_>, a: &Attention, at: &Place<'_>) -> Result<Self, Stop> {
+        let Some(eps) = a.query_key_norm else { return Ok(Self { normed: None }) };
         let weights = walker.weights;
         let of = |name: &str, heads: usize| -> Result<(Upper, Upper, Upper), Stop> {
             let gain = weights.get(&at.weight(&format!("{name}_norm.weight")))?;
@@ -329,7 +327,7 @@ impl Limits {
             };
             Ok((gain.div_up(root_down(eps)), gain * count(width).sqrt(), shift))
         };
-        Ok(Self { plain, normed: Some([of("query", a.heads)?, of("key", a.key_value_heads)?]) })
+        Ok(Self { normed: Some([of("query", a.heads)?, of("key", a.key_value_heads)?]) })
     }
 
     /// The factor on logits.
@@ -351,7 +349,7 @@ impl Limits {
         let s = self.scale(tape, a);
         let (qc, qv) = (head(&change.query, h), head(&value.query, h));
         let (kc, kv) = (head(&change.key, group), head(&value.key, group));
-        if self.plain {
+        if plain(a) {
             let sum = tape.sum(tape.inner_norm(&qc, &kv), tape.inner_norm(&qv, &kc));
             return tape.multiply(s, sum);
         }

@@ -14,6 +14,7 @@
 use lipschitz_nn::graph::Attention;
 
 use super::approx::Approx;
+use crate::bound::plain;
 use crate::upper::Upper;
 
 /// A head is taken to read one place if others get less than this by the bias alone.
@@ -22,26 +23,33 @@ const LEFT: f64 = 0.05;
 /// More classes than this are not told apart.
 const CLASSES: usize = 12;
 
-/// Exceeds the relative error of a computed exponential, and of a sum of a million of them.
+/// Exceeds the relative error of a computed exponential, and of a sum of [`SIGHT`] of them.
 pub(super) const EXPONENTIAL: f64 = 1e-9;
+
+/// The longest sequence that is looked at.
+const SIGHT: usize = 1 << 20;
 
 /// What the heads read for some of the tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Class {
-    /// For each head: the distance that it favours, and S. None: any tokens.
+    /// For each head: the distance that it favours, and S, which is 0 exactly where no other token is
+    /// in sight. None: any tokens.
     pub(super) heads: Vec<Option<(usize, Upper)>>,
 }
 
-/// The classes of tokens in sequences of up to `context`; one that says nothing if nothing is known.
-pub(super) fn classes(a: &Attention, table: Option<&Approx>, context: usize) -> Vec<Class> {
+/// The classes of tokens in sequences of up to `context`, if there is a longest; one that says
+/// nothing if nothing is known.
+pub(super) fn classes(a: &Attention, table: Option<&Approx>, context: Option<usize>) -> Vec<Class> {
     let free = vec![Class { heads: vec![None; a.heads] }];
-    let (Some(table), Some(bias)) = (table, a.position_bias) else { return free };
+    let (Some(table), Some(bias), Some(context)) = (table, a.position_bias, context) else {
+        return free;
+    };
+    let sight = a.window.map_or(context, |window| window.min(context));
     // Contents must enter as plain products: then κ is known.
-    let plain = a.rotary.is_none() && a.query_key_norm.is_none() && a.logit_cap.is_none();
-    if !a.causal || !plain || a.alibi.is_some() || table.columns != a.heads {
+    let known = a.causal && plain(a) && a.alibi.is_none() && table.columns == a.heads;
+    if !known || sight > SIGHT {
         return free;
     }
-    let sight = a.window.map_or(context, |window| window.min(context));
     // For each head the best distance so far, its bias, and the sum of exp(b − best) over others.
     let mut heads = vec![(0, f64::NEG_INFINITY, 0.0_f64); a.heads];
     let scale = 2f64.powi(table.exponent.clamp(-1000, 1000) as i32);
@@ -51,11 +59,15 @@ pub(super) fn classes(a: &Attention, table: Option<&Approx>, context: usize) -> 
         let Some(row) = table.data.chunks(table.columns).nth(bucket) else { return free };
         for ((best, top, others), b) in heads.iter_mut().zip(row) {
             let b = b * scale;
-            if b > *top {
-                *others = if distance == 0 { 0.0 } else { (*others + 1.0) * (*top - b).exp() };
+            // An exponential that underflows is no zero: each is at least the least normal number.
+            let least = f64::MIN_POSITIVE;
+            if distance == 0 {
+                (*best, *top) = (distance, b);
+            } else if b > *top {
+                *others = (*others + 1.0) * (*top - b).exp() + least;
                 (*best, *top) = (distance, b);
             } else {
-                *others += (b - *top).exp();
+                *others += (b - *top).exp() + least;
             }
         }
         let of = |(best, _, others): &(usize, f64, f64)| {

@@ -40,8 +40,8 @@ impl Span {
         self.registers[last] = register;
     }
 
-    pub(super) fn pop(&mut self) -> Register {
-        self.registers.pop().unwrap_or_default()
+    pub(super) fn pop(&mut self) -> Option<Register> {
+        self.registers.pop()
     }
 
     /// Whether nothing but the current value is needed later.

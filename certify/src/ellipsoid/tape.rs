@@ -144,23 +144,6 @@ impl Tape {
         y
     }
 
-    /// `diag(d) x`, d a constant row.
-    pub(super) fn diagonal_times(&self, d: &Rc<Approx>, x: &Var) -> Var {
-        let y = self.var(x.value.diagonal_times(d));
-        let shift = power(d.exponent + x.value.exponent - y.value.exponent);
-        let (d, x, out) = (d.clone(), x.clone(), y.clone());
-        self.record(move |adjoints| {
-            let Some(g) = adjoints.take(out.id) else { return };
-            let columns = out.value.columns;
-            adjoints.add(&x, |to| {
-                for ((to, g), d) in to.chunks_mut(columns).zip(g.chunks(columns)).zip(&d.data) {
-                    to.iter_mut().zip(g).for_each(|(to, g)| *to += shift * d * g);
-                }
-            });
-        });
-        y
-    }
-
     /// `diag(d) x`
     pub(super) fn rows_by(&self, d: &Var, x: &Var) -> Var {
         let y = self.var(x.value.diagonal_times(&d.value));
@@ -416,6 +399,10 @@ impl Tape {
     /// For stacked square A and B, each cut up among registers: L with `LLᵀ ⪰ AAᵀ` and
     /// `LLᵀ ⪰ BBᵀ`, from `AAᵀ + (BBᵀ − AAᵀ)₊`, cut up likewise.
     pub(super) fn dominate(&self, a: &[Var], b: &[Var]) -> Option<Vec<Var>> {
+        let fits = |(a, b): (&Var, &Var)| a.value.rows == b.value.rows;
+        if a.len() != b.len() || !a.iter().zip(b).all(fits) {
+            return None;
+        }
         let scales: Vec<i64> =
             a.iter().zip(b).map(|(a, b)| common(&[&a.value, &b.value])).collect();
         let at = |of: &[Var]| -> Approx {

@@ -77,8 +77,8 @@ pub(super) struct Walker<'a> {
     pub(super) value: Option<Span>,
     /// The same of other classes of tokens, until they are united.
     pub(super) others: Vec<(Span, Span)>,
-    /// The longest sequence.
-    pub(super) context: usize,
+    /// The longest sequence, where the input is one of tokens.
+    pub(super) context: Option<usize>,
     channels: usize,
 }
 
@@ -100,8 +100,7 @@ pub(super) fn walk(
     let wanted = domain.is_finite() && any_wants_values(graph.nodes());
     let change = Span::ball(&tape, width, Upper::ONE);
     let value = wanted.then(|| Span::ball(&tape, width, domain));
-    let context = graph.context().unwrap_or(1);
-    let others = Vec::new();
+    let (context, others) = (graph.context(), Vec::new());
     let mut walker = Walker { tape: &tape, weights, change, value, others, context, channels };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
@@ -134,6 +133,11 @@ impl Walker<'_> {
     /// Both spans.
     fn each(&mut self) -> impl Iterator<Item = &mut Span> {
         std::iter::once(&mut self.change).chain(&mut self.value)
+    }
+
+    /// Both spans, each with its word in the names of steps.
+    fn named(&mut self) -> impl Iterator<Item = (&mut Span, &'static str)> {
+        self.each().zip(["change", "value"])
     }
 
     /// One span that contains those of all classes of tokens.
@@ -177,10 +181,13 @@ impl Walker<'_> {
                 self.nodes(body, path, id)?;
                 let mut others = std::mem::take(&mut self.others);
                 let end = |span: &mut Span| {
-                    let (y, x) = (span.pop(), span.pop());
+                    let (y, x) = (span.pop()?, span.pop()?);
                     span.registers.push(blend(tape, *skip, &x, *branch, &y));
+                    Some(())
                 };
-                self.each().chain(others.iter_mut().flat_map(|(a, b)| [a, b])).for_each(end);
+                let mut all = self.each().chain(others.iter_mut().flat_map(|(a, b)| [a, b]));
+                all.try_for_each(end).or_stop()?;
+                drop(all);
                 self.others = others;
                 self.unite()?;
                 self.tidy()
@@ -197,15 +204,19 @@ impl Walker<'_> {
                     });
                     self.node(branch, path, &id.child(i))?;
                     self.unite()?;
-                    self.each().for_each(|span| {
-                        let (y, sum) = (span.pop(), span.pop());
+                    let added = self.each().try_for_each(|span| {
+                        let (y, sum) = (span.pop()?, span.pop()?);
                         span.registers.push(blend(tape, 1.0, &sum, 1.0, &y));
+                        Some(())
                     });
+                    added.or_stop()?;
                 }
-                self.each().for_each(|span| {
-                    let (sum, _) = (span.pop(), span.pop());
+                let ended = self.each().try_for_each(|span| {
+                    let (sum, _) = (span.pop()?, span.pop()?);
                     span.registers.push(sum);
+                    Some(())
                 });
+                ended.or_stop()?;
                 self.tidy()
             }
             Op::Linear { bias, .. } => {
@@ -256,6 +267,7 @@ impl Walker<'_> {
                 self.restart(at, width, Upper::ONE)
             }
             Op::ClassToken { .. } => {
+                self.context = self.context.and_then(|tokens| tokens.checked_add(1));
                 let Some(value) = &mut self.value else { return Ok(()) };
                 let row = self.weights.get(&at.weight("weight"))?;
                 let longest = row.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
@@ -275,9 +287,7 @@ impl Walker<'_> {
     /// From ellipsoids to balls: the largest norm, times a factor.
     fn restart(&mut self, at: &Place<'_>, width: usize, factor: Upper) -> Result<(), Stop> {
         let tape = self.tape;
-        for (span, what) in std::iter::once((&mut self.change, "change"))
-            .chain(self.value.iter_mut().map(|value| (value, "value")))
-        {
+        for (span, what) in self.named() {
             let norm = tape.norm(&span.matrix(tape).or_stop()?);
             let radius = tape.multiply(norm, tape.constant_scalar(factor));
             let what = at.step(what);
@@ -361,9 +371,7 @@ impl Walker<'_> {
         let tape = self.tape;
         let half = slope.to_f64() / 2.0;
         let spread = Upper::from_f64(half.next_up());
-        for (span, what) in std::iter::once((&mut self.change, "change"))
-            .chain(self.value.iter_mut().map(|value| (value, "value")))
-        {
+        for (span, what) in self.named() {
             slopes(tape, span, &at.step(what), half, spread, true).or_stop()?;
         }
         Ok(())
@@ -393,8 +401,9 @@ impl Walker<'_> {
         self.at_most(at, count(width).sqrt())?;
         if gain {
             let gamma = self.weights.get(&at.weight("weight"))?;
+            let gamma = tape.constant((*gamma).clone());
             self.each().for_each(|span| {
-                let y = rescaled(tape, &gamma, span.current());
+                let y = rows_by(tape, &gamma, span.current());
                 span.set(y);
             });
         }
@@ -433,7 +442,7 @@ impl Walker<'_> {
         value.map(tape, &down);
         let slope = pointwise::slope(function, worst(&g));
         let closed = tape.scale(&u, tape.constant_scalar(slope));
-        let y = self.change.pop();
+        let y = self.change.pop().or_stop()?;
         let parts = [(&closed, times(tape, &gate, &y)), (&opened, times(tape, &up, &y))];
         let parts = parts.map(|(by, y)| rows_by(tape, by, &y));
         let what = at.step("change");
@@ -457,7 +466,7 @@ fn slopes(
     spread: Upper,
     whole: bool,
 ) -> Option<()> {
-    let y = span.pop();
+    let y = span.pop()?;
     if spread == Upper::ZERO {
         span.registers.push(by(tape, centre, &y));
         return Some(());
@@ -526,16 +535,6 @@ fn uncertain<const N: usize>(
         span.registers[0].remove(0);
     }
     Some(())
-}
-
-/// `diag(d)` times each block, d a constant row.
-fn rescaled(tape: &Tape, d: &Rc<Approx>, register: &[Block]) -> Register {
-    let of = |b: &Block| match b {
-        Block::Zero => Block::Zero,
-        Block::Diagonal(x) => Block::Dense(tape.diagonal_times(d, &tape.spread(x))),
-        Block::Dense(x) => Block::Dense(tape.diagonal_times(d, x)),
-    };
-    register.iter().map(of).collect()
 }
 
 /// `diag(d)` times each block.

@@ -69,9 +69,18 @@ pub fn chart(certificate: &Certificate) -> Chart {
         let (points, labels) = bars.into_iter().unzip();
         Series { name: name.into(), color, mark: Mark::Bar, points, labels, ..Series::default() }
     };
+    // The bars are those of norms; ellipsoids have no factors.
+    let shown = match &certificate.ellipsoids {
+        Some(_) => certificate.by_norms().unwrap_or(certificate.l2),
+        None => certificate.l2,
+    };
+    let ellipsoids = match &certificate.ellipsoids {
+        Some(found) => format!("; by ellipsoids: L ≤ {} (ℓ2 → ℓ2)", found.l2),
+        None => String::new(),
+    };
     Chart {
-        title: format!("Where L ≤ {} (ℓ2 → ℓ2) comes from", certificate.l2),
-        note: format!("RMS → RMS: L ≤ {}", certificate.rms),
+        title: format!("Where L ≤ {shown} (ℓ2 → ℓ2) comes from"),
+        note: format!("RMS → RMS: L ≤ {}{ellipsoids}", certificate.rms),
         x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true, ..Axis::default() },
         series: vec![series("factor of L", 0, factors), series("inside a branch", 4, parts)],
         ..Chart::default()

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::caught::caught;
-use crate::error::{in_range, one_line};
+use crate::error::{in_range_if, one_line};
 use crate::order::Shuffle;
 use crate::{Batch, Batches, DataKind, DataSet, Error, Protocol, TrainingBatches, digest};
 
@@ -53,7 +53,7 @@ pub struct Cifar10Config {
 impl DataKind for Cifar10Config {
     fn check(&self) -> Result<(), Error> {
         for (key, limit) in [("limit_train", self.limit_train), ("limit_test", self.limit_test)] {
-            in_range(key, limit.unwrap_or(1), 1..=usize::MAX >> 1)?;
+            in_range_if(key, limit, 1..=usize::MAX >> 1)?;
         }
         Ok(())
     }

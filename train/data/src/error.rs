@@ -309,6 +309,15 @@ pub(crate) fn in_range(
     if range.contains(&found) { Ok(()) } else { Err(Error::Range { key, found, least, most }) }
 }
 
+/// As [`in_range`], of a number that may be absent.
+pub(crate) fn in_range_if(
+    key: &'static str,
+    found: Option<usize>,
+    range: RangeInclusive<usize>,
+) -> Result<(), Error> {
+    found.map_or(Ok(()), |found| in_range(key, found, range))
+}
+
 /// What another library says, on one line.
 pub(crate) fn one_line(error: &dyn std::fmt::Display) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")

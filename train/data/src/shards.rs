@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{Codec, read_tokenizer};
 use crate::corpus::{self, Corpus};
-use crate::error::in_range;
+use crate::error::in_range_if;
 use crate::shard::{Shard, files};
 use crate::tokens::Tokens;
 use crate::{DataKind, DataSet, Error, digest};
@@ -31,8 +31,8 @@ pub struct ShardsConfig {
 
 impl DataKind for ShardsConfig {
     fn check(&self) -> Result<(), Error> {
-        in_range("vocabulary", self.vocabulary.unwrap_or(1), 1..=1 << 28)?;
-        in_range("limit_val", self.limit_val.unwrap_or(2), 2..=usize::MAX >> 1)
+        in_range_if("vocabulary", self.vocabulary, 1..=1 << 28)?;
+        in_range_if("limit_val", self.limit_val, 2..=usize::MAX >> 1)
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {

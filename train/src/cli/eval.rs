@@ -53,7 +53,7 @@ impl Eval {
             ProtocolName::Full => Protocol::Full,
             ProtocolName::Paper => Protocol::Paper,
         };
-        let inputs = data.held_out_len().div_ceil(model.graph().context().unwrap_or(1).max(1));
+        let inputs = data.held_out_len().div_ceil(model.graph().input().positions().max(1));
         let batch = self.batch_size.min(inputs);
         let need = estimate::forward(model.graph(), batch);
         memory::check(need, || format!("an evaluation of {batch} inputs at a time"))

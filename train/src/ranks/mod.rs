@@ -41,7 +41,8 @@ pub fn local_rank() -> usize {
     from_environment(LOCAL_RANK).unwrap_or(0)
 }
 
-/// How many processes a launcher has started together with this one, itself included.
+/// How many processes a launcher has started together with this one, itself included: 1 where none
+/// says a number, since then no launcher has.
 pub(crate) fn started() -> usize {
     from_environment(WORLD_SIZE).unwrap_or(1).max(1)
 }

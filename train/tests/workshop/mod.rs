@@ -13,6 +13,20 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// The program with these arguments and one thread.
+pub fn train(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    command.args(args).env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+/// A line of `/proc/self/status`, in bytes.
+pub fn status(key: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+    1024.0 * line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
+}
+
 /// A network that makes a step in a millisecond.
 pub const TINY: &str = r#"
 [model]
@@ -56,7 +70,7 @@ impl Workshop {
 
     /// `train run` into a directory, with settings and with further arguments.
     pub fn run(&self, out: &str, settings: &[&str], more: &[&str]) -> Command {
-        let mut command = train();
+        let mut command = train(&[]);
         command.arg("run").arg(self.path("tiny.toml")).arg("--out").arg(self.path(out));
         settings.iter().for_each(|setting| {
             command.args(["--set", setting]);
@@ -76,13 +90,6 @@ impl Workshop {
         assert!(status.unwrap().success());
         self.path(to)
     }
-}
-
-/// The program, with one thread.
-pub fn train() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
-    command
 }
 
 pub fn text(bytes: &[u8]) -> String {
