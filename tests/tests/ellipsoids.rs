@@ -10,7 +10,7 @@ use lipschitz_certify::upper::Upper;
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, PositionBias};
 use lipschitz_nn::{Model, Weights};
-use lipschitz_tests::{Dice, random_model};
+use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 use serde_json::{Value, json};
 
 fn tensor(rows: &[&[f64]]) -> Tensor {
@@ -178,12 +178,17 @@ fn heads_that_favour_places() {
         }
         let graph = tokens(dim, nodes);
         let model = random_model(graph.clone(), &mut dice);
-        let strength = dice.pick(&[3.0, 10.0, 40.0]);
+        // Contents from weak to such as overrule biases.
+        let (strength, contents) =
+            (dice.pick(&[3.0, 10.0, 40.0, 900.0]), dice.pick(&[1.0, 1.0, 60.0]));
         let mut weights = model.weights().clone();
         for (name, w) in &mut weights {
-            if name.ends_with("position_bias.weight") {
-                *w = (w.clone() * strength).unwrap();
-            }
+            let factor = match name.rsplit_once('.').map(|(path, _)| path) {
+                Some(path) if path.ends_with("position_bias") => strength,
+                Some(path) if path.ends_with("query") => contents,
+                _ => 1.0,
+            };
+            *w = (w.clone() * factor).unwrap();
         }
         let model = Model::new(graph, weights).unwrap();
         let (norms, both, bound) = constants(&model, 12);
@@ -196,6 +201,41 @@ fn heads_that_favour_places() {
     gains.sort_by(f64::total_cmp);
     println!("norms / ellipsoids: median {:.2}; found / ellipsoids: {best:.3}", gains[30]);
     assert!(gains[30] > 1.3 && best > 0.6, "{} {best}", gains[30]);
+}
+
+/// Random networks of all node kinds, each weight made far smaller or larger: what a search finds for
+/// certain is below what ellipsoids prove.
+#[test]
+fn weights_of_any_size() {
+    let (mut proven, mut close) = (0, 0);
+    for seed in 0..250 {
+        let mut dice = Dice::new(50_000 + seed);
+        let tokens = seed % 3 > 0;
+        let graph = if tokens { random_graph(&mut dice) } else { random_image_graph(&mut dice) };
+        let model = random_model(graph.clone(), &mut dice);
+        let mut weights = model.weights().clone();
+        for w in weights.values_mut() {
+            *w = (w.clone() * dice.pick(&[1e-3, 0.1, 1.0, 1.0, 10.0, 300.0])).unwrap();
+        }
+        let model = Model::new(graph, weights).unwrap();
+        let given = (!tokens).then(|| dice.pick(&[0.3, 5.0]));
+        let norms = certify(&model, Method::Proven, Formula::Sound, given).unwrap();
+        let both = norms.tighten(&model, 3, &mut |_, _| {}).unwrap();
+        let Some(ellipsoids) = &both.ellipsoids else { continue };
+        proven += 1;
+        let shape = match tokens {
+            true => vec![4, 1 + dice.below(4), model.weights()["embedding.weight"].dim(1).unwrap()],
+            false => vec![4, 2, 4, 4],
+        };
+        let starts = dice.tensor(&shape, 1.0);
+        let radius = both.domain.radius.to_f64();
+        let Ok(found) = probe::search(&model, &starts, radius, 20) else { continue };
+        let (sure, bound) = (found.at_least, ellipsoids.l2.to_f64());
+        assert!(sure <= bound, "seed {seed}: found {sure}, certified {bound}");
+        close += usize::from(sure > 0.1 * bound);
+    }
+    println!("{proven} bounds by ellipsoids, {close} within ten times of what is found");
+    assert!(proven > 200 && close > 20, "{proven} {close}");
 }
 
 /// One output of a residual perceptron, with free slopes: the largest over all signs is never above
