@@ -338,12 +338,15 @@ fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
         format!("The function is the graph in real arithmetic with {weights}."),
         "Rounding in a forward pass is not part of the function.".to_string(),
     ];
-    if let Input::Tokens { separator, .. } = graph.input() {
+    if let Input::Tokens { separator, zero_prefix, .. } = graph.input() {
         out.push(
             "The norm of a sequence is the largest norm of a token; inputs are embedding vectors, \
              not token ids."
                 .into(),
         );
+        if zero_prefix > 0 {
+            out.push(format!("Each sequence stands behind {zero_prefix} zero vectors."));
+        }
         out.push(match separator {
             None => "Sequences of any length up to the context, two compared ones of equal \
                      length."

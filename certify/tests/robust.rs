@@ -224,8 +224,11 @@ fn windows_with_a_new_document_are_left_out() {
     let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
     let report = |separator| {
         let graph = Gpt::new(data.vocabulary, 12, 1, BlockConfig::new(16, 2)).graph().unwrap();
-        let graph =
-            Graph::new(Input::Tokens { context: 12, separator }, graph.nodes().to_vec()).unwrap();
+        let graph = Graph::new(
+            Input::Tokens { context: 12, separator, zero_prefix: 0 },
+            graph.nodes().to_vec(),
+        )
+        .unwrap();
         let weights = init::weights(&graph, 2, Blocks::PerHead, &Device::Cpu, DType::F64).unwrap();
         tokens(&Model::new(graph, weights).unwrap(), &data, &settings(&[0.0], 3), &|_| {})
             .map(|r| r.available)

@@ -782,8 +782,10 @@ fn documents_in_one_sequence_do_not_see_each_other() {
             Node::new("b", residual),
             Node::new("c", attention),
         ];
-        let graph =
-            |separator| Graph::new(Input::Tokens { context: 9, separator }, nodes.clone()).unwrap();
+        let graph = |separator| {
+            Graph::new(Input::Tokens { context: 9, separator, zero_prefix: 0 }, nodes.clone())
+                .unwrap()
+        };
         let weight = |shape: &[usize], rng: &mut Stream| random(shape, rng);
         let weights: Weights = graph(None)
             .parameters()
@@ -807,10 +809,75 @@ fn documents_in_one_sequence_do_not_see_each_other() {
         assert!(distance(&part, &open.forward(&both).unwrap().narrow(1, 3, 4).unwrap()) > 1e-3);
     }
     let nodes = vec![Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 })];
-    let refused = Graph::new(Input::Tokens { context: 9, separator: Some(7) }, nodes)
-        .unwrap_err()
-        .to_string();
+    let refused =
+        Graph::new(Input::Tokens { context: 9, separator: Some(7), zero_prefix: 0 }, nodes)
+            .unwrap_err()
+            .to_string();
     assert!(refused.contains("separator 7"), "{refused}");
+}
+
+/// Behind zeros a network is itself on sequences that begin with zeros, without their outputs; its
+/// gradient too, kept or recomputed, and whether a chain of blocks runs as one operation or not.
+#[test]
+fn behind_zeros() {
+    let mut rng = seeded(21);
+    for (dtype, near) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+        let position_bias = Some(PositionBias { buckets: 8, max_distance: 16 });
+        let attention =
+            Attention { causal: true, position_bias, logit_scale: 2.0, ..Attention::new(8, 2, 4) };
+        let body = vec![Node::new("", Op::Attention(attention))];
+        let block = Node::new("a", Op::Residual { skip: 0.5, branch: 0.5, body });
+        let nodes = vec![
+            Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 8 }),
+            Node::new("blocks", Op::Sequential { body: vec![block] }),
+            Node::new("head", Op::Linear { inputs: 8, outputs: 3, bias: true }),
+        ];
+        let plain = Graph::new(Input::tokens(9), nodes).unwrap();
+        let weights: Weights = plain
+            .parameters()
+            .iter()
+            .map(|p| (p.name.clone(), random(&p.shape, &mut rng).to_dtype(dtype).unwrap()))
+            .collect();
+        let behind = Model::new(plain.behind_zeros(3).unwrap(), weights.clone()).unwrap();
+        let plain = Model::new(plain, weights).unwrap();
+        let distance = |a: &Tensor, b: &Tensor| {
+            let most = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+            most.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let ids = Tensor::new(&[[1u32, 2, 3, 6, 4, 5]], &Device::Cpu).unwrap();
+        let x = plain.embed(&ids).unwrap();
+        let padded = x.pad_with_zeros(1, 3, 0).unwrap();
+        let want = plain.forward_embeddings(&padded).unwrap().narrow(1, 3, 6).unwrap();
+        let alone = plain.forward(&ids).unwrap();
+        let found = behind.forward(&ids).unwrap();
+        assert!(distance(&found, &want) < near && distance(&found, &alone) > 0.01);
+        assert!(distance(&behind.forward_embeddings(&x).unwrap(), &want) < near);
+        let mut paths = Vec::new();
+        let mut watch = |path: &str, _: &Tensor| {
+            paths.push(path.to_string());
+            Ok(())
+        };
+        let watched = behind.forward_watched(&ids, &mut watch).unwrap();
+        assert!(distance(&watched, &want) < near);
+        assert!(paths.iter().all(|path| !path.is_empty()), "{paths:?}");
+
+        let (trained, variables) = behind.trainable().unwrap();
+        let loss = |y: &Tensor| -> Result<Tensor, lipschitz_nn::Error> { Ok(y.sqr()?.sum_all()?) };
+        let mut kept = GradStore::default();
+        trained.gradient(&ids, &mut kept, loss).unwrap();
+        let mut again = GradStore::default();
+        trained.clone().recomputing(true).gradient(&ids, &mut again, loss).unwrap();
+        // As candle differentiates the other.
+        let y = trained.forward_watched(&ids, &mut |_, _| Ok(())).unwrap();
+        let want = loss(&y).unwrap().backward().unwrap();
+        for (parameter, variable) in &variables {
+            let [a, b, c] = [&kept, &again, &want].map(|g| g.get(variable).unwrap());
+            let scale = c.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap();
+            let near = near * (1.0 + scale.to_scalar::<f64>().unwrap());
+            let name = &parameter.name;
+            assert!(distance(a, c) < near && distance(b, c) < near, "{name}");
+        }
+    }
 }
 
 /// A loss and its gradient: with activations kept, and with those of each block recomputed.
@@ -835,7 +902,9 @@ fn recomputing_changes_no_bit_of_a_gradient() {
             Node::new("blocks", Op::Sequential { body: vec![block("0", norm), block("1", norm)] }),
             Node::new("head", Op::Linear { inputs: 8, outputs: 7, bias: true }),
         ];
-        let graph = Graph::new(Input::Tokens { context: 9, separator: Some(3) }, nodes).unwrap();
+        let graph =
+            Graph::new(Input::Tokens { context: 9, separator: Some(3), zero_prefix: 0 }, nodes)
+                .unwrap();
         let weight =
             |shape: &[usize], rng: &mut Stream| random(shape, rng).to_dtype(DType::F32).unwrap();
         let weights: Weights = graph

@@ -62,7 +62,34 @@ fn tokens(dim: usize, rest: Vec<Node>) -> Graph {
 /// proves 1.
 #[test]
 fn early_tokens_are_not_ignored() {
-    let (dim, m) = (2, 3.0);
+    let m = 3.0;
+    let model = cancelling(m);
+    let (norms, _, bound) = constants(&model, 40);
+    let reached = found(&model, 2, norms.domain.radius.to_f64(), &mut Dice::new(1));
+    // Token 1 is x₁ + m (x₀ − x₁).
+    assert!(reached > 0.99 * (2.0 * m - 1.0), "{reached}");
+    assert!(reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
+    assert!(bound < 1.05 * (2.0 * m - 1.0), "{bound} is far above {reached}");
+}
+
+/// The same behind zeros: with two of them every token is a late one. One is not enough.
+#[test]
+fn behind_zeros_no_token_is_early() {
+    for (zeros, least, most) in [(1, 2.9, 5.5), (2, 1.0, 1.01), (3, 1.0, 1.01)] {
+        let model = cancelling(3.0);
+        let graph = model.graph().behind_zeros(zeros).unwrap();
+        let model = Model::new(graph, model.weights().clone()).unwrap();
+        let (norms, both, bound) = constants(&model, 40);
+        let reached = found(&model, 2, norms.domain.radius.to_f64(), &mut Dice::new(1));
+        assert!(reached >= 0.99 * least, "{zeros} zeros: {reached}");
+        assert!(reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
+        assert!(bound <= most, "{zeros} zeros: {bound}");
+        verify(&both, &model, &|_| {}).unwrap();
+    }
+}
+
+fn cancelling(m: f64) -> Model {
+    let dim = 2;
     let graph = tokens(
         dim,
         vec![residual("a", 1.0, 1.0, vec![Node::new("", Op::Attention(places(dim, 2, 2)))])],
@@ -93,13 +120,7 @@ fn early_tokens_are_not_ignored() {
         };
         weights.insert(p.name.clone(), w);
     }
-    let model = Model::new(graph, weights).unwrap();
-    let (norms, _, bound) = constants(&model, 40);
-    let reached = found(&model, dim, norms.domain.radius.to_f64(), &mut Dice::new(1));
-    // Token 1 is x₁ + m (x₀ − x₁).
-    assert!(reached > 0.99 * (2.0 * m - 1.0), "{reached}");
-    assert!(reached <= bound * (1.0 + 1e-6), "found {reached}, certified {bound}");
-    assert!(bound < 1.05 * (2.0 * m - 1.0), "{bound} is far above {reached}");
+    Model::new(graph, weights).unwrap()
 }
 
 /// One head between multiples of the identity, with a bias for each bucket, and a skip.

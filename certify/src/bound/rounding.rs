@@ -47,9 +47,9 @@ pub fn rounding(
 ) -> Result<Upper, Error> {
     let (nodes, width, tokens, channels) = match (graph.input(), graph.nodes().split_first()) {
         (
-            Input::Tokens { context, .. },
+            Input::Tokens { context, zero_prefix, .. },
             Some((Node { op: Op::Embedding { dim, .. }, .. }, rest)),
-        ) => (rest, *dim, context, 0),
+        ) => (rest, *dim, context.saturating_add(zero_prefix), 0),
         (Input::Tokens { .. }, _) => {
             return Err(Error::Unknown("the input: tokens without an embedding".into()));
         }

@@ -4,10 +4,11 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::terminal::ranges;
+use lipschitz_certify::{checkpoint_path, load};
 use lipschitz_certify::{outln, terminal};
-use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import};
+use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import, is_foreign};
 use lipschitz_nn::Model;
-use lipschitz_nn::checkpoint::{self, Dialect, Origin, load_tensors};
+use lipschitz_nn::checkpoint::{self, Dialect, Origin, Reader, load_tensors};
 
 /// Convert a third-party model to a checkpoint.
 ///
@@ -58,6 +59,11 @@ pub(super) struct ImportCommand {
     /// it; the certificate names it. Give it once for each.
     #[arg(long, value_name = "KEY")]
     ignore_option: Vec<String>,
+    /// Run the network behind this many zero vectors, in front of every sequence: what heads read is
+    /// then known for its first tokens too, and the bound is smaller. PATH may be a checkpoint or a
+    /// run of this project.
+    #[arg(long, value_name = "NUMBER", value_parser = ranges::count(0, 1 << 20))]
+    zero_prefix: Option<u64>,
     /// List what became of every tensor.
     #[arg(long)]
     report: bool,
@@ -106,7 +112,20 @@ impl ImportCommand {
             class: self.class,
             part: self.part.map(|part| part.to_string()),
         };
-        let Imported { model, mut meta, report } = import(&self.path, &options)?;
+        let Imported { mut model, mut meta, report } = match self.zero_prefix {
+            Some(_) if is_own(&self.path) => {
+                let (model, meta) = load(&self.path, &Device::Cpu)?;
+                Imported { model, meta, report: ImportReport::default() }
+            }
+            _ => import(&self.path, &options)?,
+        };
+        if let Some(count) = self.zero_prefix {
+            meta.graph = meta
+                .graph
+                .behind_zeros(usize::try_from(count)?)
+                .with_context(|| self.path.display().to_string())?;
+            model = Model::new(meta.graph.clone(), model.weights().clone())?;
+        }
         // Where stdout has the checkpoint, what is said of it goes to stderr.
         let say: fn(std::fmt::Arguments) = match terminal::is_stream(&self.output) {
             true => terminal::note,
@@ -125,13 +144,18 @@ impl ImportCommand {
         }
         meta.provenance.origin.iter().for_each(|origin| super::bound::origin(origin, say));
         let (count, dtype) = (model.parameter_count(), model.dtype().as_str());
-        let (weights, aside) = (report.applied.len(), report.aside.len());
+        let (weights, aside) = (model.weights().len(), report.aside.len());
         say(format_args!(
             "{}: {weights} weights, {count} numbers of {dtype}; {aside} tensors set aside",
             self.output.display()
         ));
         Ok(())
     }
+}
+
+/// Whether there is a checkpoint of this project.
+fn is_own(path: &Path) -> bool {
+    !is_foreign(path) && checkpoint_path(path).is_ok_and(|file| Reader::open(&file).is_ok())
 }
 
 /// Compares the model with what the original program gave, and says so in a line for the origin.

@@ -48,7 +48,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         Some(_) => Some(weight("position_bias")?),
         None => None,
     };
-    let classes = positions::classes(a, table.as_deref(), walker.context);
+    let classes = positions::classes(a, table.as_deref(), walker.context, walker.zeros);
     // A token's own unknowns are one block, where heads are known to read the token itself.
     walker.change.flatten(tape);
     let value = walker.value.as_mut().or_stop()?;

@@ -161,7 +161,7 @@ fn classes_of_tokens() {
     let table: Vec<f64> =
         [10.0, 20.0, 40.0, 0.0, 0.0, 0.0, 0.0, 0.0].iter().flat_map(|b| [*b, 0.0]).collect();
     let table = Approx::exact(8, 2, table);
-    let found = classes(&a, Some(&table), Some(5));
+    let found = classes(&a, Some(&table), Some(5), 0);
     let places: Vec<Option<usize>> =
         found.iter().map(|class| class.heads[0].map(|head| head.0)).collect();
     assert_eq!(places, [Some(2), Some(1), Some(0)]);
@@ -172,15 +172,25 @@ fn classes_of_tokens() {
     assert!(odds >= (-20f64).exp() && odds < (-20f64).exp() * 1.001, "{odds}");
     // Far apart is not infinitely far; without a longest sequence nothing is known.
     let far = Approx::exact(8, 2, (0..16).map(|i| if i == 0 { 2000.0 } else { 0.0 }).collect());
-    let found = classes(&a, Some(&far), Some(5));
+    let found = classes(&a, Some(&far), Some(5), 0);
     assert!(found[0].heads[0].unwrap().1 > Upper::ZERO);
-    assert_eq!(classes(&a, Some(&table), None), [super::positions::Class { heads: vec![None; 2] }]);
+    let nothing = [super::positions::Class { heads: vec![None; 2] }];
+    assert_eq!(classes(&a, Some(&table), None, 0), nothing);
+    // Behind one zero no token is a first one, behind two none is a second; but a window hides them.
+    let behind = |window, zeros| {
+        let found = classes(&Attention { window, ..a.clone() }, Some(&table), Some(7), zeros);
+        found.iter().map(|class| class.heads[0].map(|head| head.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(behind(None, 1), [Some(2), Some(1)]);
+    assert_eq!(behind(None, 2), [Some(2)]);
+    assert_eq!(behind(Some(2), 4), [Some(1)]);
+    assert_eq!(behind(Some(3), 1), [Some(2), Some(1)]);
     // Rotary positions hide what contents add.
     let turned = Attention {
         rotary: Some(lipschitz_nn::graph::Rotary::new(10.0, lipschitz_nn::graph::Pairing::Half)),
         ..a
     };
-    assert_eq!(classes(&turned, Some(&table), Some(5)).len(), 1);
+    assert_eq!(classes(&turned, Some(&table), Some(5), 0).len(), 1);
 }
 
 /// Every kind of rule in one network or another.

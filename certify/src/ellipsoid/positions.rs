@@ -37,9 +37,17 @@ pub(super) struct Class {
     pub(super) heads: Vec<Option<(usize, Upper)>>,
 }
 
-/// The classes of tokens in sequences of up to `context`, if there is a longest; one that says
-/// nothing if nothing is known.
-pub(super) fn classes(a: &Attention, table: Option<&Approx>, context: Option<usize>) -> Vec<Class> {
+/// The classes of tokens in sequences of up to `context`, if there is a longest, of which the first
+/// `zeros` are a prefix that is zero; one class that says nothing if nothing is known.
+///
+/// Behind a prefix no token has fewer in sight than those and itself. What it reads of the prefix is
+/// zero, which every ellipsoid contains; and no class is needed of the prefix, which stays as it is.
+pub(super) fn classes(
+    a: &Attention,
+    table: Option<&Approx>,
+    context: Option<usize>,
+    zeros: usize,
+) -> Vec<Class> {
     let free = vec![Class { heads: vec![None; a.heads] }];
     let (Some(table), Some(bias), Some(context)) = (table, a.position_bias, context) else {
         return free;
@@ -73,6 +81,10 @@ pub(super) fn classes(a: &Attention, table: Option<&Approx>, context: Option<usi
         let of = |(best, _, others): &(usize, f64, f64)| {
             (*others < LEFT).then(|| (*best, Upper::from_f64(others * (1.0 + EXPONENTIAL))))
         };
+        // A token of its own, not one of the prefix, has at least this many others in sight.
+        if distance < zeros.min(sight - 1) {
+            continue;
+        }
         let now: Vec<Option<(usize, Upper)>> = heads.iter().map(of).collect();
         let same = |class: &&mut Class| {
             let pairs = class.heads.iter().zip(&now);

@@ -79,6 +79,8 @@ pub(super) struct Walker<'a> {
     pub(super) others: Vec<(Span, Span)>,
     /// The longest sequence, where the input is one of tokens.
     pub(super) context: Option<usize>,
+    /// How many zeros every token has in front of it.
+    pub(super) zeros: usize,
     channels: usize,
 }
 
@@ -100,8 +102,15 @@ pub(super) fn walk(
     let wanted = domain.is_finite() && any_wants_values(graph.nodes());
     let change = Span::ball(&tape, width, Upper::ONE);
     let value = wanted.then(|| Span::ball(&tape, width, domain));
-    let (context, others) = (graph.context(), Vec::new());
-    let mut walker = Walker { tape: &tape, weights, change, value, others, context, channels };
+    let others = Vec::new();
+    let (context, zeros) = match graph.input() {
+        Input::Tokens { context, zero_prefix, .. } => {
+            (context.checked_add(zero_prefix), zero_prefix)
+        }
+        _ => (None, 0),
+    };
+    let mut walker =
+        Walker { tape: &tape, weights, change, value, others, context, zeros, channels };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
         walker.node(node, "", &NodeId::default().child(i))?;

@@ -98,8 +98,8 @@ impl<'a> Sentence<'a> {
         }
         let context = self.context()?;
         let input = match (graph.input(), context) {
-            (Input::Tokens { context, separator }, Some(longest)) => {
-                Input::Tokens { context: context.min(longest), separator }
+            (Input::Tokens { context, separator, zero_prefix }, Some(longest)) => {
+                Input::Tokens { context: context.min(longest), separator, zero_prefix }
             }
             (input, _) => input,
         };

@@ -21,7 +21,7 @@ struct Surroundings {
 
 pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
     let shape = match input {
-        Input::Tokens { context, separator } => {
+        Input::Tokens { context, separator, zero_prefix } => {
             size("input", "context", context)?;
             let Some(Op::Embedding { vocabulary, .. }) = nodes.first().map(|n| &n.op) else {
                 return Err(Error::graph("input", "token ids need an embedding as the first node"));
@@ -29,6 +29,9 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
             if let Some(id) = separator.filter(|id| *id as usize >= *vocabulary) {
                 let what = format!("has the separator {id}, beyond the vocabulary of {vocabulary}");
                 return Err(Error::graph("input", what));
+            }
+            if zero_prefix > 0 {
+                behind_zeros(zero_prefix, separator, nodes)?;
             }
             Shape::Ids
         }
@@ -233,6 +236,58 @@ fn step(
             _ => Err(wrong("tokens behind a class token".into())),
         },
     }
+}
+
+/// Whether a network can run behind zero vectors: up to the last attention they stay zero, they see
+/// nothing but one another, and only attention reads several tokens.
+fn behind_zeros(count: usize, separator: Option<u32>, nodes: &[Node]) -> Result<(), Error> {
+    size("input", "zero_prefix", count)?;
+    if separator.is_some() {
+        let what =
+            "has a zero prefix and a separator: documents inside of a sequence have no prefix";
+        return Err(Error::graph("input", what));
+    }
+    let mut moved = None;
+    nodes.iter().try_for_each(|node| zeros(node, "", &mut moved))
+}
+
+/// Follows zero vectors through a node; `moved` is the first node that they are not zero behind.
+fn zeros(node: &Node, prefix: &str, moved: &mut Option<String>) -> Result<(), Error> {
+    let path = node.path(prefix);
+    let refused = |path: &str, why: &str| Err(Error::graph(path, format!("{why} of the prefix")));
+    let moves = match &node.op {
+        Op::Sequential { body } | Op::Residual { body, .. } | Op::Parallel { branches: body } => {
+            return body.iter().try_for_each(|node| zeros(node, &path, moved));
+        }
+        Op::Attention(a) => {
+            if !a.causal {
+                return refused(&path, "lets tokens change the zeros");
+            }
+            if let Some(moved) = moved {
+                return refused(moved, "comes before attention and does not keep the zeros");
+            }
+            a.bias || a.output_bias
+        }
+        Op::MeanPool | Op::FirstToken | Op::FirstAndMean | Op::ClassToken { .. } => {
+            return refused(&path, "would read the zeros");
+        }
+        Op::Positions { .. } => true,
+        Op::Linear { bias, .. } | Op::LayerNorm { bias, .. } | Op::GatedMlp { bias, .. } => *bias,
+        Op::Activation { function, .. } => !function.keeps_zero(),
+        Op::Embedding { .. }
+        | Op::Scale { .. }
+        | Op::SoftCap { .. }
+        | Op::Clip { .. }
+        | Op::RmsNorm { .. }
+        | Op::Normalise { .. }
+        | Op::Flatten
+        | Op::Patches { .. }
+        | Op::LastToken => false,
+    };
+    if moves && moved.is_none() {
+        *moved = Some(path);
+    }
+    Ok(())
 }
 
 fn attention(path: &str, a: &Attention) -> Result<(), Error> {

@@ -68,6 +68,10 @@ impl From<Graph> for Document {
     }
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// What a network reads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -79,6 +83,11 @@ pub enum Input {
         /// The token that begins a new document: attention stays within a document.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separator: Option<u32>,
+        /// How many zero vectors stand in front of the embedding vectors of every sequence, so that
+        /// its first tokens have others in sight as well. They stay zero up to the last attention,
+        /// which [`Graph::new`] checks, and the output is without them.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        zero_prefix: usize,
     },
     /// Images `[batch, channels, height, width]`.
     Pixels {
@@ -99,7 +108,7 @@ pub enum Input {
 impl Input {
     /// Token ids, up to `context` of them, one document.
     pub fn tokens(context: usize) -> Self {
-        Self::Tokens { context, separator: None }
+        Self::Tokens { context, separator: None, zero_prefix: 0 }
     }
 
     /// How many positions metrics count per example: the tokens of a longest sequence; an image or
@@ -171,6 +180,11 @@ pub enum Function {
 }
 
 impl Function {
+    /// Whether φ(0) = 0.
+    pub fn keeps_zero(&self) -> bool {
+        !matches!(self, Self::Sigmoid | Self::Softplus | Self::HardSigmoid)
+    }
+
     /// All of them, those with a constant with one of its values.
     pub const ALL: [Self; 16] = [
         Self::Identity,
@@ -502,6 +516,20 @@ impl Graph {
         }
     }
 
+    /// The same network on sequences behind this many zero vectors.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if it reads no tokens, or names the node that does not keep the zeros.
+    pub fn behind_zeros(&self, count: usize) -> Result<Self, Error> {
+        match self.input {
+            Input::Tokens { context, separator, .. } => Self::new(
+                Input::Tokens { context, separator, zero_prefix: count },
+                self.nodes.clone(),
+            ),
+            _ => Err(Error::graph("input", "reads no tokens, so that zeros cannot go before")),
+        }
+    }
+
     /// The longest sequence the graph reads, for token input.
     pub fn context(&self) -> Option<usize> {
         match self.input {
@@ -521,6 +549,51 @@ mod tests {
 
     fn linear(name: &str, outputs: usize) -> Node {
         Node::new(name, Op::Linear { inputs: 4, outputs, bias: false })
+    }
+
+    /// What would change the zeros, or read them, is named.
+    #[test]
+    fn a_prefix_of_zeros_stays_zero() {
+        let body = |nodes: Vec<Node>| {
+            let embedding = Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 });
+            let nodes = std::iter::once(embedding).chain(nodes).collect();
+            let found = Graph::new(Input::tokens(4), nodes).unwrap().behind_zeros(2);
+            found.map(|_| ()).map_err(|e| e.to_string())
+        };
+        let seen = Attention { causal: true, ..Attention::new(4, 2, 2) };
+        let attention = |a: &Attention| Node::new("attention", Op::Attention(a.clone()));
+        let biased = Node::new("biased", Op::Linear { inputs: 4, outputs: 4, bias: true });
+        let open = |function| Node::new("phi", Op::Activation { function, scale: 1.0 });
+        let fine = [
+            vec![attention(&seen), biased.clone()],
+            vec![open(Function::Silu), attention(&seen), Node::new("", Op::LastToken)],
+            vec![biased.clone()],
+        ];
+        for nodes in fine {
+            assert_eq!(body(nodes.clone()), Ok(()), "{nodes:?}");
+        }
+        let positions = Node::new("positions", Op::Positions { length: 9, dim: 4 });
+        let inside = Op::Residual { skip: 1.0, branch: 1.0, body: vec![biased.clone()] };
+        for (nodes, named) in [
+            (vec![biased.clone(), attention(&seen)], "biased"),
+            (vec![Node::new("around", inside), attention(&seen)], "around.biased"),
+            (vec![open(Function::Sigmoid), attention(&seen)], "phi"),
+            (vec![positions, attention(&seen)], "positions"),
+            (vec![attention(&Attention::new(4, 2, 2))], "attention"),
+            (
+                vec![attention(&Attention { bias: true, ..seen.clone() }), attention(&seen)],
+                "before",
+            ),
+            (vec![attention(&seen), Node::new("mean", Op::MeanPool)], "mean"),
+        ] {
+            let said = body(nodes).unwrap_err();
+            assert!(said.contains(named) && said.contains("the prefix"), "{said}");
+        }
+        let separated = Input::Tokens { context: 4, separator: Some(1), zero_prefix: 2 };
+        let embedding = Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 });
+        let said = Graph::new(separated, vec![embedding]).unwrap_err().to_string();
+        assert!(said.contains("separator"), "{said}");
+        assert!(vectors(Op::Scale { factor: 2.0 }).unwrap().behind_zeros(1).is_err());
     }
 
     #[test]

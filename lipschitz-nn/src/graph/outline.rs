@@ -110,9 +110,15 @@ fn short(x: f64) -> String {
 
 fn input(graph: &Graph) -> String {
     match graph.input() {
-        Input::Tokens { context, separator: None } => format!("tokens, up to {context}"),
-        Input::Tokens { context, separator: Some(id) } => {
-            format!("tokens, up to {context}, documents from token {id} on")
+        Input::Tokens { context, separator, zero_prefix } => {
+            let mut text = format!("tokens, up to {context}");
+            if let Some(id) = separator {
+                text.push_str(&format!(", documents from token {id} on"));
+            }
+            if zero_prefix > 0 {
+                text.push_str(&format!(", behind {zero_prefix} zeros"));
+            }
+            text
         }
         Input::Pixels { channels, height, width } => {
             format!("pixels {channels} × {height} × {width}")

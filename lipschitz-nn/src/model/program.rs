@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::Weights;
-use crate::graph::{Attention, Function, Graph, Node, Op, join};
+use crate::graph::{Attention, Function, Graph, Input, Node, Op, Shape, join};
 use crate::ops::{AttentionBlock, FusedBlock, MlpBlock};
 
 /// Nodes, first to last.
@@ -27,11 +27,18 @@ pub(super) struct Step {
 pub(super) enum Operation {
     Sequential(Program),
     Parallel(Program),
-    Residual { skip: f64, branch: f64, body: Program },
+    Residual {
+        skip: f64,
+        branch: f64,
+        body: Program,
+    },
     Linear(Linear),
     Embedding(Tensor),
     Positions(Tensor),
-    Activation { function: Function, scale: f64 },
+    Activation {
+        function: Function,
+        scale: f64,
+    },
     Scale(f64),
     SoftCap(f64),
     Clip(f64),
@@ -39,7 +46,12 @@ pub(super) enum Operation {
     RmsNorm(Norm),
     LayerNorm(Norm),
     Normalise(f64),
-    GatedMlp { gate: Linear, up: Linear, down: Linear, function: Function },
+    GatedMlp {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+        function: Function,
+    },
     ClassToken(Tensor),
     FirstToken,
     LastToken,
@@ -47,6 +59,10 @@ pub(super) enum Operation {
     Flatten,
     Patches(usize),
     MeanPool,
+    /// This many zero vectors in front of every sequence.
+    ZeroPrefix(usize),
+    /// Without this many tokens in front.
+    WithoutPrefix(usize),
 }
 
 /// `W x + b`
@@ -81,7 +97,15 @@ pub(super) struct AttentionLayer {
 
 /// Lowers a graph, whose parameters must all be among the weights.
 pub(super) fn lower(graph: &Graph, weights: &Weights) -> Program {
-    Lowering { weights }.nodes(graph.nodes(), "")
+    let mut steps: Vec<Step> = Lowering { weights }.nodes(graph.nodes(), "").to_vec();
+    let Input::Tokens { zero_prefix: zeros @ 1.., .. } = graph.input() else { return steps.into() };
+    let step = |operation| Step { path: String::new(), operation, fused: None };
+    // Behind the embedding.
+    steps.insert(steps.len().min(1), step(Operation::ZeroPrefix(zeros)));
+    if let Shape::Tokens(_) = graph.output() {
+        steps.push(step(Operation::WithoutPrefix(zeros)));
+    }
+    steps.into()
 }
 
 struct Lowering<'a> {

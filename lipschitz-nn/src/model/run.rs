@@ -34,7 +34,9 @@ pub(super) fn run(steps: &[Step], mut x: Tensor, pass: &mut Pass) -> Result<Tens
         }
         x = pass.chain(x, std::mem::take(&mut chain))?;
         x = step.run(x, pass)?;
-        if let Some(watch) = &mut pass.watch {
+        let node =
+            !matches!(step.operation, Operation::ZeroPrefix(_) | Operation::WithoutPrefix(_));
+        if let Some(watch) = pass.watch.as_mut().filter(|_| node) {
             watch(&step.path, &x)?;
         }
     }
@@ -91,6 +93,10 @@ impl Step {
             Operation::Flatten => x.flatten_from(1)?,
             Operation::Patches(size) => patches(&x, *size)?,
             Operation::MeanPool => x.mean(1)?,
+            Operation::ZeroPrefix(count) => x.pad_with_zeros(1, *count, 0)?,
+            Operation::WithoutPrefix(count) => {
+                x.narrow(1, *count, x.dim(1)? - count)?.contiguous()?
+            }
         })
     }
 }

@@ -37,6 +37,10 @@ pub enum ModelConfig {
         /// sequence is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         separator: Option<u32>,
+        /// How many zero vectors stand in front of every sequence, so that its first tokens have
+        /// others in sight: what heads read is then known for every token.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        zero_prefix: usize,
         /// How attention knows positions.
         #[serde(default)]
         positions: Positions,
@@ -86,6 +90,10 @@ fn third() -> f64 {
     1.0 / 3.0
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 fn one() -> f64 {
     1.0
 }
@@ -132,6 +140,7 @@ impl ModelConfig {
                 output_scale,
                 final_scale,
                 separator,
+                zero_prefix,
                 positions,
                 activation,
                 alpha,
@@ -144,9 +153,9 @@ impl ModelConfig {
                     alpha: *alpha,
                     ..BlockConfig::new(*dim, *heads)
                 };
+                let gpt = Gpt::new(outputs, *context, *layers, block);
                 let (final_scale, separator) = (*final_scale, *separator);
-                Gpt { final_scale, separator, ..Gpt::new(outputs, *context, *layers, block) }
-                    .graph()
+                Gpt { final_scale, separator, zero_prefix: *zero_prefix, ..gpt }.graph()
             }
             ModelConfig::Vit {
                 dim,

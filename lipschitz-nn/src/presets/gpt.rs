@@ -25,12 +25,15 @@ pub struct Gpt {
     pub final_scale: f64,
     /// The token that begins a new document, if attention is to stay within one.
     pub separator: Option<u32>,
+    /// How many zero vectors stand in front of every sequence.
+    pub zero_prefix: usize,
 }
 
 impl Gpt {
     /// One document, and logits as they are.
     pub fn new(vocabulary: usize, context: usize, layers: usize, block: BlockConfig) -> Self {
-        Self { vocabulary, context, layers, block, final_scale: 1.0, separator: None }
+        let (final_scale, separator, zero_prefix) = (1.0, None, 0);
+        Self { vocabulary, context, layers, block, final_scale, separator, zero_prefix }
     }
 
     /// The graph: the embedding, the blocks, the head.
@@ -39,7 +42,8 @@ impl Gpt {
     /// [`Error::Graph`] if a size is zero, α is out of range, or the heads do not divide the width
     /// into parts that fit.
     pub fn graph(&self) -> Result<Graph, Error> {
-        let &Self { vocabulary, context, layers, ref block, final_scale, separator } = self;
+        let &Self { vocabulary, context, layers, ref block, final_scale, separator, zero_prefix } =
+            self;
         let dim = block.dim;
         let mut nodes = vec![
             Node::new("embedding", Op::Embedding { vocabulary, dim }),
@@ -49,7 +53,7 @@ impl Gpt {
         if final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: final_scale }));
         }
-        Graph::new(Input::Tokens { context, separator }, nodes)
+        Graph::new(Input::Tokens { context, separator, zero_prefix }, nodes)
     }
 }
 

@@ -55,7 +55,8 @@ pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
         }
         Input::Vector { dim } => (dim as f64, 0.0, false),
     };
-    let tokens = graph.input().positions() as f64;
+    let zeros = if let Input::Tokens { zero_prefix, .. } = graph.input() { zero_prefix } else { 0 };
+    let tokens = (graph.input().positions() + zeros) as f64;
     let mut counter =
         Counter { precision, separator, channels, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
