@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::certificate::{Certificate, Formula, certify, digest};
+use lipschitz_certify::ellipsoid::usual_steps;
 use lipschitz_certify::plan;
 use lipschitz_certify::probe;
 use lipschitz_certify::robust;
@@ -404,7 +405,11 @@ impl<'a> Run<'a> {
         }
         // The results are those of the checkpoint, whatever precision the training used.
         let model = self.training.model.detached().with_precision(Precision::F32);
-        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
+        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?.tighten(
+            &model,
+            usual_steps(model.graph()),
+            &mut |_, _| {},
+        )?;
         self.write_results(&model, &certificate)?;
         let summary = self.summary(&model, &certificate, seconds)?;
         self.restore_files()?;

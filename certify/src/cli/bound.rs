@@ -3,17 +3,18 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
-use indicatif::{ProgressBar, ProgressStyle};
 use lipschitz_certify::bound::savings::{self, Tightening};
 use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::outln;
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::tables::{fitted, is_shown, table};
-use lipschitz_certify::terminal::{self, JsonOutput, ranges, shown};
+use lipschitz_certify::terminal::{self, JsonOutput, shown};
 use lipschitz_certify::upper::Upper;
-use lipschitz_certify::{ellipsoid, outln};
 use lipschitz_nn::checkpoint::{Dialect, Origin};
+
+use super::effort::{Effort, spinner};
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -34,10 +35,8 @@ pub(super) struct BoundCommand {
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
     #[arg(long, allow_negative_numbers = true)]
     radius: Option<f64>,
-    /// Steps of the search for a second proof, by ellipsoids; 0 leaves it out [default: 30 where
-    /// that takes a minute or two, 0 for larger networks].
-    #[arg(long, value_name = "STEPS", value_parser = ranges::count(0, 100_000))]
-    effort: Option<usize>,
+    #[command(flatten)]
+    effort: Effort,
     /// Print what each tightening saves.
     #[arg(long, conflicts_with_all = ["quiet", "formula"])]
     savings: bool,
@@ -109,18 +108,10 @@ impl BoundCommand {
         };
         let certificate = certificate::certify_watched(model, method, formula, self.radius, &watch)
             .map_err(|e| super::about(&self.model, e))?;
-        let usual = ellipsoid::usual_steps(model.graph());
-        let steps = self.effort.unwrap_or(usual);
-        let proven = certificate.formula == Formula::Sound && certificate.method.is_bound();
-        let certificate = certificate.tighten(model, steps, &mut |step, l| {
-            bar.set_message(format!("ellipsoids, step {step} of {steps}: about {l} in ℓ2"));
-            bar.inc(1);
-        })?;
+        let certificate = self.effort.tighten(certificate, model, &bar)?;
         bar.finish_and_clear();
-        if self.effort.is_none() && usual == 0 && proven && !self.quiet {
-            terminal::note(format_args!(
-                "note: by norms alone; for a network of this size ellipsoids take minutes: --effort 20"
-            ));
+        if !self.quiet {
+            self.effort.tell(&certificate);
         }
         if self.json.write(|| serde_json::to_string_pretty(&certificate))? {
             return Ok(());
@@ -140,13 +131,6 @@ impl BoundCommand {
         }
         Ok(())
     }
-}
-
-/// On a terminal, shows which norm is being computed.
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos}: {wide_msg}");
-    let bar = ProgressBar::new_spinner();
-    style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
 /// A number with nine decimals, rounded up or down.

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod bound;
+mod effort;
 mod graph;
 mod import;
 mod plan;

@@ -9,6 +9,8 @@ use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
 use lipschitz_plot::{Chart, Format, Page, render};
 
+use super::effort::{Effort, spinner};
+
 /// Plot runs.
 #[derive(Args)]
 pub(super) struct PlotCommand {
@@ -49,6 +51,8 @@ enum Plot {
         /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
         #[arg(long, allow_negative_numbers = true)]
         radius: Option<f64>,
+        #[command(flatten)]
+        effort: Effort,
     },
     /// Certified, attacked and clean accuracy over the radius.
     Robust {
@@ -144,15 +148,14 @@ impl PlotCommand {
                     terminal::write(&csv, tradeoff.csv().as_bytes())?;
                 }
             }
-            Plot::Layers { model, figure, radius } => {
+            Plot::Layers { model, figure, radius, effort } => {
                 super::check_radius(radius)?;
-                let certificate = certify(
-                    &lipschitz_certify::open(&model)?,
-                    Method::Proven,
-                    Formula::Sound,
-                    radius,
-                )
-                .map_err(|e| super::about(&model, e))?;
+                let source = lipschitz_certify::open(&model)?;
+                let certificate = certify(&source, Method::Proven, Formula::Sound, radius)
+                    .map_err(|e| super::about(&model, e))?;
+                let bar = spinner();
+                let certificate = effort.tighten(certificate, &source, &bar)?;
+                bar.finish_and_clear();
                 figure.write(&[layers::chart(&certificate)])?;
             }
             Plot::Robust { results, figure, labels } => {

@@ -19,6 +19,8 @@ use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::{Model, random};
 use serde::Serialize;
 
+use super::effort::{Effort, spinner};
+
 /// Search for the steepest pair of inputs, and compare it with the certified constant.
 #[derive(Args)]
 pub(super) struct ProbeCommand {
@@ -39,6 +41,8 @@ pub(super) struct ProbeCommand {
     /// renamed to the kind of input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    effort: Effort,
     #[command(flatten)]
     json: JsonOutput,
 }
@@ -83,6 +87,9 @@ impl ProbeCommand {
         };
         let certificate =
             certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
+        let bar = spinner();
+        let certificate = self.effort.tighten(certificate, &model, &bar)?;
+        bar.finish_and_clear();
         let radius = certificate.domain.radius.to_f64();
         let budget = Duration::from_secs_f64(self.seconds);
         let loud = std::io::stderr().is_terminal();

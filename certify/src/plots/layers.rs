@@ -3,6 +3,7 @@
 use lipschitz_nn::graph::{Node, Op};
 
 use crate::certificate::Certificate;
+use crate::ellipsoid::EllipsoidBound;
 use crate::upper::Upper;
 use lipschitz_plot::{Axis, Chart, Mark, Series};
 
@@ -37,6 +38,30 @@ fn roles(nodes: &[Node], prefix: &str, branch: bool, out: &mut Vec<Role>) {
     }
 }
 
+/// By how much the constant grows from each node of the outermost level to the next, by ellipsoids;
+/// the first bar is at `first`.
+fn grown(
+    certificate: &Certificate,
+    found: &EllipsoidBound,
+    first: f64,
+) -> Vec<((f64, f64), String)> {
+    let mut before = 0.0;
+    let mut bars = Vec::new();
+    for reached in &found.nodes {
+        let after = reached.cumulative.log10();
+        if !after.is_finite() {
+            continue;
+        }
+        let row = certificate.nodes.iter().find(|row| row.id == reached.id);
+        let name = row.map_or("", |row| if row.path.is_empty() { &row.kind } else { &row.path });
+        let factor = after - before;
+        let y = first - bars.len() as f64;
+        bars.push(((factor, y), format!("{name}  × {}", Upper::from_f64(10f64.powf(factor)))));
+        before = after;
+    }
+    bars
+}
+
 /// The factors whose product is the constant, and for each branch the constants inside it.
 pub fn chart(certificate: &Certificate) -> Chart {
     let (mut factors, mut parts) = (Vec::new(), Vec::new());
@@ -69,20 +94,22 @@ pub fn chart(certificate: &Certificate) -> Chart {
         let (points, labels) = bars.into_iter().unzip();
         Series { name: name.into(), color, mark: Mark::Bar, points, labels, ..Series::default() }
     };
-    // The bars are those of norms; ellipsoids have no factors.
-    let shown = match &certificate.ellipsoids {
-        Some(_) => certificate.by_norms().unwrap_or(certificate.l2),
-        None => certificate.l2,
-    };
-    let ellipsoids = match &certificate.ellipsoids {
-        Some(found) => format!("; by ellipsoids: L ≤ {} (ℓ2 → ℓ2)", found.l2),
-        None => String::new(),
-    };
+    let mut note = format!("RMS → RMS: L ≤ {}", certificate.rms);
+    let mut rows = vec![series("factor of L by norms", 0, factors)];
+    let first = -((rows[0].points.len() + parts.len()) as f64);
+    if !parts.is_empty() {
+        rows.push(series("inside a branch", 4, parts));
+    }
+    let norms = certificate.by_norms().unwrap_or(certificate.l2);
+    if let Some(found) = &certificate.ellipsoids {
+        note.push_str(&format!("; by ellipsoids: L ≤ {} (ℓ2 → ℓ2)", found.l2));
+        rows.push(series("factor of L by ellipsoids", 1, grown(certificate, found, first)));
+    }
     Chart {
-        title: format!("Where L ≤ {shown} (ℓ2 → ℓ2) comes from"),
-        note: format!("RMS → RMS: L ≤ {}{ellipsoids}", certificate.rms),
+        title: format!("Where L ≤ {norms} (ℓ2 → ℓ2) comes from"),
+        note,
         x: Axis { label: "Constant, ℓ2 → ℓ2".into(), log10: true, ..Axis::default() },
-        series: vec![series("factor of L", 0, factors), series("inside a branch", 4, parts)],
+        series: rows,
         ..Chart::default()
     }
 }
@@ -118,5 +145,14 @@ mod tests {
         // Factors: embedding, two residuals in each of two blocks, head, scale. Parts: four nodes
         // per block in the branches.
         assert_eq!((factors.points.len(), parts.points.len()), (7, 8), "{chart:?}");
+        // By ellipsoids: the blocks, the head, the scale.
+        let both = certificate.tighten(&model, 3, &mut |_, _| {}).unwrap();
+        let chart = super::chart(&both);
+        let [_, parts, grown] = &chart.series[..] else { panic!("{chart:?}") };
+        let product: f64 = grown.points.iter().map(|p| p.0).sum();
+        let constant = both.ellipsoids.as_ref().unwrap().l2.log10();
+        assert!((product - constant).abs() < 1e-6, "{product} {constant}");
+        assert_eq!(grown.points.len(), 3, "{chart:?}");
+        assert!(grown.points[0].1 < parts.points.last().unwrap().1, "{chart:?}");
     }
 }
