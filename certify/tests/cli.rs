@@ -487,6 +487,26 @@ fn a_network_of_ones_own_is_checked_and_imported() {
 
 /// A result written to a link goes where the link points; a pipe is written to.
 #[cfg(unix)]
+/// A run behind zeros: another graph, the same weights; the file runs, and its certificate holds.
+#[test]
+fn a_run_of_ones_own_stands_behind_zeros() {
+    let w = Workshop::new();
+    let (dir, file, json) = (w.string(""), w.string("behind.safetensors"), w.string("z.json"));
+    let said = ok(&["import", &dir, "-o", &file, "--zero-prefix", "3"]);
+    assert!(said.contains("weights"), "{said}");
+    let (model, meta) = checkpoint::load(&w.path("behind.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(model.graph(), &Workshop::model().graph().behind_zeros(3).unwrap());
+    assert_eq!(meta.graph, *model.graph());
+    ok(&["graph", &file, "-o", &w.string("behind.dot")]);
+    let drawn = std::fs::read_to_string(w.path("behind.dot")).unwrap();
+    assert!(drawn.contains("behind 3 zeros"), "{drawn}");
+    let said = ok(&["bound", &file, "--effort", "2", "--json", &json]);
+    assert!(said.contains("behind 3 zero vectors"), "{said}");
+    ok(&["verify", &json, &file]);
+    let other = certify(&["verify", &json, &dir]).output().unwrap();
+    assert_eq!(other.status.code(), Some(1), "{}", text(&other.stderr));
+}
+
 #[test]
 fn links_and_pipes_stay_what_they_are() {
     let w = Workshop::new();

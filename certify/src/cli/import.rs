@@ -63,7 +63,7 @@ pub(super) struct ImportCommand {
     /// then known for its first tokens too, and the bound is smaller. PATH may be a checkpoint or a
     /// run of this project.
     #[arg(long, value_name = "NUMBER", value_parser = ranges::count(0, 1 << 20))]
-    zero_prefix: Option<u64>,
+    zero_prefix: Option<usize>,
     /// List what became of every tensor.
     #[arg(long)]
     report: bool,
@@ -120,10 +120,8 @@ impl ImportCommand {
             _ => import(&self.path, &options)?,
         };
         if let Some(count) = self.zero_prefix {
-            meta.graph = meta
-                .graph
-                .behind_zeros(usize::try_from(count)?)
-                .with_context(|| self.path.display().to_string())?;
+            meta.graph =
+                meta.graph.behind_zeros(count).with_context(|| self.path.display().to_string())?;
             model = Model::new(meta.graph.clone(), model.weights().clone())?;
         }
         // Where stdout has the checkpoint, what is said of it goes to stderr.

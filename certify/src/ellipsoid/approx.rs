@@ -7,11 +7,13 @@
 //! γ_k = ku/(1−ku), a computed product is off by at most `γ_k |A||B|` elementwise, so by
 //! `γ_k ‖A‖_F ‖B‖_F` (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.5).
 
+use std::borrow::Cow;
+
 use lipschitz_nn::linalg::{Strided, matmul, syrk};
 
 use crate::spectral::{
-    Matrix, Method, UNDERFLOW, cholesky, exponent, gamma, product_norm, scaled, shift,
-    spectral_norm, vector_norm,
+    Matrix, Method, UNDERFLOW, all_scaled, cholesky, exponent, gamma, largest, product_norm,
+    scaled, shift, spectral_norm, vector_norm, vector_norm_of,
 };
 use crate::upper::{Upper, abs};
 
@@ -45,18 +47,17 @@ impl Approx {
         mut exponent_: i64,
         mut error: Upper,
     ) -> Self {
-        let largest = data.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        let nan = data.iter().any(|x| x.is_nan());
-        if largest > 0.0 && largest.is_finite() && !nan {
-            let e = exponent(largest);
+        let mut most = largest(&data);
+        if most > 0.0 && most.is_finite() {
+            let e = exponent(most);
             if e.abs() > SAFE {
-                data.iter_mut().for_each(|x| *x = scaled(*x, -e));
+                (data, most) = (all_scaled(&data, -e), scaled(most, -e));
                 // Elements far smaller than the largest may underflow.
                 error = shift(error, -e) + Upper::from_f64(UNDERFLOW);
                 exponent_ += i64::from(e);
             }
         }
-        let size = if nan { Upper::INFINITY } else { vector_norm(&data) };
+        let size = vector_norm_of(&data, most);
         Self { rows, columns, data, exponent: exponent_, size, error }
     }
 
@@ -141,23 +142,26 @@ impl Approx {
     }
 
     /// The same over `2^exponent`; what is far smaller goes into the error.
-    pub(super) fn at(&self, exponent: i64) -> Self {
+    pub(super) fn at(&self, exponent: i64) -> Cow<'_, Self> {
         let by = self.exponent.saturating_sub(exponent);
-        if by == 0 || self.is_zero() {
-            return Self { exponent, ..self.clone() };
+        if by == 0 {
+            return Cow::Borrowed(self);
+        }
+        if self.is_zero() {
+            return Cow::Owned(Self { exponent, ..self.clone() });
         }
         let by = by.clamp(-2000, 2000) as i32;
-        let data: Vec<f64> = self.data.iter().map(|x| scaled(*x, by)).collect();
+        let data = all_scaled(&self.data, by);
         let error = shift(self.error, by) + Upper::from_f64(UNDERFLOW);
         // Not normalised: the caller wants this exponent.
         let size = vector_norm(&data);
-        Self { data, exponent, size, error, ..*self }
+        Cow::Owned(Self { data, exponent, size, error, ..*self })
     }
 
     /// Columns of several matrices side by side.
     pub(super) fn beside(parts: &[&Self]) -> Self {
         let (rows, top) = (parts.first().map_or(0, |p| p.rows), common(parts));
-        let parts: Vec<Self> = parts.iter().map(|p| p.at(top)).collect();
+        let parts: Vec<Cow<'_, Self>> = parts.iter().map(|p| p.at(top)).collect();
         let columns = parts.iter().map(|p| p.columns).sum();
         let mut data = Vec::with_capacity(rows * columns);
         for i in 0..rows {

@@ -5,6 +5,7 @@
 //! `data`; that of a scalar is with respect to its logarithm, so neither overflows. A tape that does
 //! not record proves: it is the same arithmetic.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -406,11 +407,11 @@ impl Tape {
         let scales: Vec<i64> =
             a.iter().zip(b).map(|(a, b)| common(&[&a.value, &b.value])).collect();
         let at = |of: &[Var]| -> Approx {
-            let parts: Vec<Approx> = of.iter().zip(&scales).map(|(x, e)| x.value.at(*e)).collect();
+            let parts: Vec<_> = of.iter().zip(&scales).map(|(x, e)| x.value.at(*e)).collect();
             let error = parts.iter().fold(Upper::ZERO, |s, p| s + p.error * p.error).sqrt();
             let rows = parts.iter().map(|p| p.rows).sum();
             let columns = parts.first().map_or(0, |p| p.columns);
-            Approx::new(rows, columns, parts.into_iter().flat_map(|p| p.data).collect(), 0, error)
+            Approx::new(rows, columns, joined(&parts), 0, error)
         };
         let (sa, sb) = (at(a), at(b));
         let n = sa.rows;
@@ -542,10 +543,12 @@ impl Tape {
                     let mut error = Upper::ZERO;
                     for &i in &used {
                         let b = registers[i][k].value()?;
+                        let whole;
                         let b = if matches!(registers[i][k], Block::Diagonal(_)) {
-                            b.spread()
+                            whole = b.spread();
+                            &whole
                         } else {
-                            b.clone()
+                            b
                         };
                         let b = b.at(scales[i]);
                         let first = from(i) * columns;
@@ -847,12 +850,17 @@ pub(super) fn height(register: &[Block]) -> usize {
 /// Matrices on top of one another.
 fn stacked(parts: &[&Approx]) -> Approx {
     let top = common(parts);
-    let parts: Vec<Approx> = parts.iter().map(|p| p.at(top)).collect();
+    let parts: Vec<_> = parts.iter().map(|p| p.at(top)).collect();
     let columns = parts.first().map_or(0, |p| p.columns);
     let rows = parts.iter().map(|p| p.rows).sum();
     let error = parts.iter().fold(Upper::ZERO, |sum, p| sum + p.error * p.error).sqrt();
-    let data = parts.into_iter().flat_map(|p| p.data).collect();
+    let data = joined(&parts);
     Approx::new(rows, columns, data, top, error)
+}
+
+/// All rows.
+fn joined(parts: &[Cow<'_, Approx>]) -> Vec<f64> {
+    parts.iter().map(|p| &p.data[..]).collect::<Vec<_>>().concat()
 }
 
 fn symmetric(x: &mut [f64], n: usize) {

@@ -96,14 +96,35 @@ impl Matrix {
     }
 }
 
-fn largest(x: &[f64]) -> f64 {
-    x.iter().fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) })
+/// As [`Matrix::largest`]; eight at a time, so that the loop vectorises.
+pub(crate) fn largest(x: &[f64]) -> f64 {
+    let (mut most, mut nan) = ([0.0_f64; 8], [false; 8]);
+    let chunks = x.chunks_exact(8);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for ((most, nan), x) in most.iter_mut().zip(&mut nan).zip(chunk) {
+            let x = x.abs();
+            *nan |= x.is_nan();
+            *most = if x > *most { x } else { *most };
+        }
+    }
+    if nan.contains(&true) || rest.iter().any(|x| x.is_nan()) {
+        return f64::INFINITY;
+    }
+    most.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, f64::max)
 }
 
 /// `x·2ⁿ`, in two steps so that the factor itself cannot overflow.
 pub(crate) fn scaled(x: f64, n: i32) -> f64 {
     let half = n / 2;
     x * 2f64.powi(half) * 2f64.powi(n - half)
+}
+
+/// As [`scaled`], for each.
+pub(crate) fn all_scaled(x: &[f64], n: i32) -> Vec<f64> {
+    let half = n / 2;
+    let (first, second) = (2f64.powi(half), 2f64.powi(n - half));
+    x.iter().map(|x| x * first * second).collect()
 }
 
 /// The exponent of the smallest power of two above |x|.
@@ -118,7 +139,11 @@ pub(crate) fn exponent(x: f64) -> i32 {
 
 /// An upper bound on the ℓ2 norm.
 pub fn vector_norm(x: &[f64]) -> Upper {
-    let largest = largest(x);
+    vector_norm_of(x, largest(x))
+}
+
+/// As [`vector_norm`], for a vector whose [`largest`] element is known.
+pub(crate) fn vector_norm_of(x: &[f64], largest: f64) -> Upper {
     if largest == 0.0 {
         return Upper::ZERO;
     }
@@ -131,7 +156,7 @@ pub fn vector_norm(x: &[f64]) -> Upper {
     let (sum, e) = if e.abs() <= 100 {
         (sum_of_squares(x), 0)
     } else {
-        (sum_of_squares(&x.iter().map(|x| scaled(*x, -e)).collect::<Vec<_>>()), e)
+        (sum_of_squares(&all_scaled(x, -e)), e)
     };
     let n = x.len();
     let sum =

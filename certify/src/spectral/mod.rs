@@ -10,7 +10,7 @@ mod proof;
 pub use matrix::{
     Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm,
 };
-pub(crate) use matrix::{exponent, scaled, shift};
+pub(crate) use matrix::{all_scaled, exponent, largest, scaled, shift, vector_norm_of};
 pub(crate) use proof::{UNDERFLOW, cholesky};
 pub use proof::{product_norm, spectral_norm, top_right_singular_vector};
 

@@ -8,7 +8,7 @@
 use lipschitz_nn::linalg::{Strided, matmul, syrk, tril};
 
 use super::lanczos::top_eigenvector;
-use super::matrix::{exponent, scaled, shift, vector_norm};
+use super::matrix::{all_scaled, exponent, scaled, shift, vector_norm};
 use super::{Interval, Matrix, Method, gamma};
 use crate::upper::Upper;
 
@@ -39,7 +39,7 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     }
     // Otherwise scale by a power of two, so that the largest element lies in [1/2, 1). This is
     // exact except for elements 2⁻¹⁰⁰⁰ times smaller.
-    let unit = Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
+    let unit = Matrix { data: all_scaled(&m.data, -e), ..*m };
     let found = unit_norm(&unit, method);
     let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
     let lower = (found.lower - if e > 0 { UNDERFLOW } else { 0.0 }).max(0.0);
@@ -182,7 +182,7 @@ fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
     let mut trail = Vec::with_capacity(SQUARINGS);
     for _ in 0..SQUARINGS {
         let e = exponent(h.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs())));
-        h.iter_mut().for_each(|x| *x = scaled(*x, -e));
+        h = all_scaled(&h, -e);
         trail.push((e, vector_norm(&h)));
         let mut square = vec![0.0; n * n];
         let view = Strided::dense(&h, n);
@@ -214,8 +214,7 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
         return Interval { lower: 0.0, upper: Upper::INFINITY, method };
     }
     let (ea, eb) = (exponent(la), exponent(lb));
-    let unit =
-        |m: &Matrix, e: i32| Matrix { data: m.data.iter().map(|x| scaled(*x, -e)).collect(), ..*m };
+    let unit = |m: &Matrix, e: i32| Matrix { data: all_scaled(&m.data, -e), ..*m };
     let (a, b) = (unit(a, ea), unit(b, eb));
     let apart = vector_norm(&a.data) * vector_norm(&b.data);
     let lost = Upper::from_f64(UNDERFLOW);
