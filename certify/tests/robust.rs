@@ -55,7 +55,7 @@ fn certified_accuracy(
 }
 
 fn settings(eps: &[f64], limit: usize) -> Settings {
-    Settings { eps: eps.to_vec(), effort: Effort { steps: 20, restarts: 2 }, limit }
+    Settings { eps: eps.to_vec(), effort: Effort { steps: 20, restarts: 2 }, limit, search: 30 }
 }
 
 fn image_model(nodes: Vec<Node>, weights: &[(&str, Tensor)]) -> Model {

@@ -7,6 +7,7 @@ use lipschitz_certify::certificate::{Certificate, Formula};
 use lipschitz_certify::ellipsoid;
 use lipschitz_certify::source::Source;
 use lipschitz_certify::terminal::{self, ranges};
+use lipschitz_nn::Graph;
 
 #[derive(Args)]
 pub(super) struct Effort {
@@ -17,6 +18,11 @@ pub(super) struct Effort {
 }
 
 impl Effort {
+    /// Steps of the search.
+    pub(super) fn steps(&self, graph: &Graph) -> usize {
+        self.effort.unwrap_or_else(|| ellipsoid::usual_steps(graph))
+    }
+
     /// The certificate with a second proof, if there is to be one.
     pub(super) fn tighten(
         &self,
@@ -24,8 +30,7 @@ impl Effort {
         source: &dyn Source,
         bar: &ProgressBar,
     ) -> Result<Certificate> {
-        let usual = ellipsoid::usual_steps(source.graph());
-        let steps = self.effort.unwrap_or(usual);
+        let steps = self.steps(source.graph());
         Ok(certificate.tighten(source, steps, &mut |step, l| {
             bar.set_message(format!("ellipsoids, step {step} of {steps}: about {l} in ℓ2"));
             bar.inc(1);

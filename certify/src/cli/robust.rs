@@ -42,6 +42,8 @@ pub(super) struct RobustCommand {
     /// Attacks per input; the first starts at the input, the others at random points around it.
     #[arg(long, default_value_t = 2, value_parser = ranges::count(1, 1_000_000))]
     restarts: usize,
+    #[command(flatten)]
+    search: super::effort::Effort,
 }
 
 /// A number, or a fraction.
@@ -74,8 +76,13 @@ impl RobustCommand {
                 let _ = write!(std::io::stderr(), "\rradius {eps:.4} …    ");
             }
         };
-        let settings =
-            |eps: Vec<f64>, limit| Settings { eps, effort, limit: self.limit.unwrap_or(limit) };
+        let search = self.search.steps(model.graph());
+        let settings = |eps: Vec<f64>, limit| Settings {
+            eps,
+            effort,
+            limit: self.limit.unwrap_or(limit),
+            search,
+        };
         let given =
             |default: Vec<f64>| if self.eps.is_empty() { default } else { self.eps.clone() };
         let batches = |size, context| data.held_out(Protocol::Full, size, context, &Device::Cpu);

@@ -41,7 +41,7 @@ pub fn images<E: Into<BoxError>>(
     watch: &dyn Fn(f64),
 ) -> Result<Robustness, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (shape, walk, margins) = over_images(&model)?;
+    let (shape, walk, margins) = over_images(&model, settings.search)?;
     let inputs = inputs(batches, settings.limit, shape)?;
     inputs.iter().try_for_each(|(_, classes)| known(classes, &model))?;
     let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
@@ -99,7 +99,7 @@ pub fn certified_accuracy<E: Into<BoxError>>(
     eps: f64,
 ) -> Result<f64, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (_, _, margins) = over_images(&model)?;
+    let (_, _, margins) = over_images(&model, ellipsoid::usual_steps(model.graph()))?;
     let mut radii = Vec::new();
     for batch in batches {
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
@@ -114,8 +114,8 @@ pub fn certified_accuracy<E: Into<BoxError>>(
 }
 
 /// The shape of the model's images, the bounds on the ball that contains all of them, and the
-/// margins.
-fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
+/// margins, with a `search` of so many steps for a proof by ellipsoids.
+fn over_images(model: &Model, search: usize) -> Result<([usize; 3], Walk, Margins), Error> {
     let Input::Pixels { channels, height, width } = model.graph().input() else {
         return Err(Error::Data("the model reads no images".into()));
     };
@@ -126,8 +126,7 @@ fn over_images(model: &Model) -> Result<([usize; 3], Walk, Margins), Error> {
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let mut walk = walk(model.graph(), &norms, Some(radius))?;
-    let steps = ellipsoid::usual_steps(model.graph());
-    let ellipsoids = ellipsoid::tighten(model, walk.domain, steps, &mut |_, _| {})?;
+    let ellipsoids = ellipsoid::tighten(model, walk.domain, search, &mut |_, _| {})?;
     let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
     if let Some(ellipsoids) = &ellipsoids {
         walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);

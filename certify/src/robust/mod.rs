@@ -33,6 +33,8 @@ pub struct Settings {
     pub effort: Effort,
     /// Number of inputs to evaluate, from the first.
     pub limit: usize,
+    /// Steps of the search for a proof by ellipsoids; 0: by norms alone.
+    pub search: usize,
 }
 
 /// The result, as `--json` holds it.

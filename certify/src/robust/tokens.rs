@@ -65,9 +65,8 @@ pub fn tokens<E: Into<BoxError>>(
     let Predictions { inputs, logits, classes, available } = &predictions;
     // Ellipsoids on the largest domain hold on all others.
     let farthest = settings.eps.iter().fold(0.0, |m: f64, eps| m.max(*eps));
-    let steps = ellipsoid::usual_steps(model.graph());
     let largest_domain = domain + Upper::from_f64(farthest);
-    let ellipsoids = ellipsoid::tighten(&model, largest_domain, steps, &mut |_, _| {})?;
+    let ellipsoids = ellipsoid::tighten(&model, largest_domain, settings.search, &mut |_, _| {})?;
     let proven_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
         let mut walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
