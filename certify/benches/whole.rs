@@ -10,7 +10,10 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
-use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::bound::{WeightNorms, walk};
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::ellipsoid;
+use lipschitz_certify::robust::Margins;
 use lipschitz_certify::spectral::{Matrix, Method};
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
@@ -65,10 +68,35 @@ fn ellipsoids(file: &Path, steps: usize) {
     let both = norms.tighten(&reader, steps, &mut |_, _| {}).expect("a certificate");
     let seconds = start.elapsed().as_secs_f64();
     println!("both:    L ≤ {}, a margin {}", both.rms, both.margin.l2);
+    if let Some((norms, ellipsoids)) = mean_pairs(&reader, &both) {
+        println!(
+            "pairs of outputs, mean: {norms:.4} by norms, {ellipsoids:.4} by ellipsoids, ℓ2: {:.1} % less",
+            100.0 * (1.0 - ellipsoids / norms)
+        );
+    }
     println!("search:  {steps} steps and the proof {seconds:.1} s, {}", peak());
     let start = Instant::now();
     verify(&both, &reader).expect("it holds");
     println!("verify:  {:.1} s", start.elapsed().as_secs_f64());
+}
+
+/// The mean constant of a difference of two outputs, by norms and by ellipsoids.
+fn mean_pairs(reader: &Reader, both: &Certificate) -> Option<(f64, f64)> {
+    let multipliers = &both.ellipsoids.as_ref()?.multipliers;
+    let weights = ellipsoid::Weights::new(reader, false);
+    let graph = &reader.meta().graph;
+    let radius = both.domain.radius;
+    let found = ellipsoid::prove(graph, &weights, radius, multipliers).ok()??;
+    let norms = WeightNorms::new(reader, Method::Proven, &|_| {});
+    let walk = walk(graph, &norms, Some(radius)).ok()?;
+    let n = walk.outputs;
+    let mean = |found| -> Option<f64> {
+        let margins = Margins::new(&walk, &norms, found).ok()?;
+        let pairs = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
+        let sum: f64 = pairs.map(|(i, j)| margins.constant(i, j).to_f64()).sum();
+        Some(sum / (n * (n - 1) / 2) as f64)
+    };
+    (n > 1).then(|| Some((mean(None)?, mean(Some(&found))?)))?
 }
 
 fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {

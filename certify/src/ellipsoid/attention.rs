@@ -48,10 +48,10 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         Some(_) => Some(weight("position_bias")?),
         None => None,
     };
-    let classes = positions::classes(a, table.as_deref(), walker.context, walker.zeros);
+    let classes = positions::classes(a, table.as_deref(), walker.state.context, walker.state.zeros);
     // A token's own unknowns are one block, where heads are known to read the token itself.
-    walker.change.flatten(tape);
-    let value = walker.value.as_mut().or_stop()?;
+    walker.state.change.flatten(tape);
+    let value = walker.state.value.as_mut().or_stop()?;
     value.flatten(tape);
     if a.bias {
         let size = bias("value")?.log_size().max(bias("query")?.log_size());
@@ -88,8 +88,8 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         key: matrix(&with(&wk, key_bias).or_stop()?)?,
         value: values,
     };
-    let y = walker.change.pop().or_stop()?;
-    let sizes = walker.change.sizes.clone();
+    let y = walker.state.change.pop().or_stop()?;
+    let sizes = walker.state.change.sizes.clone();
     let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
@@ -128,10 +128,10 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
         });
     }
     let parts = Parts { heads, of_change, of_value, out };
-    let value = walker.value.as_ref().or_stop()?;
+    let value = walker.state.value.as_ref().or_stop()?;
     let mut spans = Vec::new();
     for (i, class) in classes.iter().enumerate() {
-        let (mut change, mut value) = (walker.change.clone(), value.clone());
+        let (mut change, mut value) = (walker.state.change.clone(), value.clone());
         let name = |what: &str| match i {
             0 => at.step(what),
             _ => at.step(&format!("{what}, tokens {i}")),
@@ -150,8 +150,8 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     }
     let mut spans = spans.into_iter();
     let (change, value) = spans.next().or_stop()?;
-    (walker.change, walker.value) = (change, Some(value));
-    walker.others = spans.collect();
+    (walker.state.change, walker.state.value) = (change, Some(value));
+    walker.state.others = spans.collect();
     Ok(())
 }
 

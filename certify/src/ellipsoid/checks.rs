@@ -1,5 +1,7 @@
 //! Each rule against what it says, by attack.
 
+use std::collections::BTreeMap;
+
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, PositionBias};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::{Model, random};
@@ -9,9 +11,10 @@ use candle_core::{DType, Device};
 
 use super::approx::{Approx, Enclosed, above, cut, inverse_transpose};
 use super::multipliers::{Logs, Multipliers};
+use super::parts::Pass;
 use super::positions::classes;
 use super::tape::{Tape, dot};
-use super::walk;
+
 use super::weights::Weights;
 use crate::upper::Upper;
 
@@ -68,7 +71,7 @@ fn no_rounding_is_left_out() {
 /// Weights of terms do not sum to more than 1: `Σ 1/s² ≤ 1` for the scales s.
 #[test]
 fn shares_are_shares() {
-    let tape = Tape::new(Multipliers::search(Logs::new()));
+    let tape = Tape::new(Multipliers::search(Logs::new()), false);
     for sizes in [vec![0.0, 0.0], vec![3.0, -2.0, 100.0], vec![-900.0, 5.0, 5.0, 1.0]] {
         let what = format!("{sizes:?}");
         let scales = tape.shares(&what, &sizes).unwrap();
@@ -253,20 +256,32 @@ fn derivatives_are_those_of_the_bound() {
         }
         let model = Model::new(graph.clone(), weights).unwrap();
         let weights = Weights::new(&model, true);
-        let run = |logs: &Logs| {
-            let multipliers = Multipliers::search(logs.clone());
-            let Ok(end) = walk::walk(&graph, &weights, Upper::from_f64(1.5), multipliers, false)
-            else {
-                panic!("network {k}: no walk")
-            };
-            let norm = end.tape.norm(&end.factor);
-            (end, norm)
+        let run = |logs: &Logs, split: bool| match Pass::new(
+            &graph,
+            &weights,
+            Upper::from_f64(1.5),
+            logs.clone(),
+            split,
+        ) {
+            Ok(pass) => pass,
+            Err(_) => panic!("network {k}: no walk"),
         };
-        let value = |logs: &Logs| 2.0 * run(logs).1.value.to_f64().ln();
-        let mut logs = run(&Logs::new()).0.tape.multipliers.borrow().logs.clone();
+        let gradient = |pass: Pass<'_>| match pass.gradient() {
+            Ok(gradient) => gradient,
+            Err(_) => panic!("network {k}: no walk"),
+        };
+        let value = |logs: &Logs| 2.0 * run(logs, false).bound().to_f64().ln();
+        let mut logs = run(&Logs::new(), false).logs;
         logs.values_mut().flatten().for_each(|l| *l += 0.5 * random::symmetric(&mut rng));
-        let (end, norm) = run(&logs);
-        let gradient = end.tape.gradient(norm);
+        // Node by node it is the same, up to the order of sums.
+        let (whole, split) = (run(&logs, false), run(&logs, true));
+        assert_eq!((whole.bound(), &whole.slots), (split.bound(), &split.slots), "network {k}");
+        let (gradient, split) = (gradient(whole), gradient(split));
+        let split: BTreeMap<String, Vec<f64>> = split.into_iter().collect();
+        for (of, g) in &gradient {
+            let near = |a: &f64, b: &f64| (a - b).abs() <= 1e-9 * (1.0 + a.abs());
+            assert!(g.iter().zip(&split[of]).all(|(a, b)| near(a, b)), "network {k}: {of}");
+        }
         for _ in 0..4 {
             let (mut along, mut near, mut far) = (0.0, logs.clone(), logs.clone());
             let step = 3e-3;

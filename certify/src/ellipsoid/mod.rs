@@ -14,6 +14,7 @@ mod attention;
 #[cfg(test)]
 mod checks;
 mod multipliers;
+mod parts;
 mod positions;
 mod span;
 mod tape;
@@ -35,6 +36,7 @@ use crate::bound::{PAIRS, SLACK};
 use crate::source::Source;
 use crate::upper::Upper;
 use multipliers::{Logs, Multipliers};
+use parts::Pass;
 use walk::Stop;
 
 /// What ellipsoids prove.
@@ -105,7 +107,9 @@ pub fn tighten(
     if steps == 0 {
         return Ok(None);
     }
-    let weights = Weights::new(source, true);
+    // What is kept from one step to the next is read once; but large weights are in f32 on disk.
+    let keep = usual_steps(source.graph()) > 0;
+    let weights = Weights::new(source, keep);
     match search(source.graph(), &weights, domain, steps, watch)? {
         Some(found) => prove(source.graph(), &weights, domain, &found),
         None => Ok(None),
@@ -124,7 +128,7 @@ pub fn prove(
     multipliers: &[Slot],
 ) -> Result<Option<Ellipsoids>, Error> {
     let given = Multipliers::given(multipliers.to_vec());
-    let end = match walk::walk(graph, weights, domain, given, true) {
+    let end = match walk::walk(graph, weights, domain, given) {
         Ok(end) => end,
         Err(Stop::Nothing) => return Ok(None),
         Err(Stop::Failed(error)) => return Err(error),
@@ -175,27 +179,28 @@ pub fn search(
     let mut logs = Logs::new();
     let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     let mut best: Option<(Upper, Vec<Slot>)> = None;
+    // A tape of a whole large network would take many times the memory of its weights.
+    let split = usual_steps(graph) == 0;
     for step in 0..=steps {
-        let end = walk::walk(graph, weights, domain, Multipliers::search(logs), false);
-        let end = match end {
-            Ok(end) => end,
+        let pass = match Pass::new(graph, weights, domain, logs, split) {
+            Ok(pass) => pass,
             Err(Stop::Nothing) => break,
             Err(Stop::Failed(error)) => return Err(error),
         };
-        let norm = end.tape.norm(&end.factor);
-        watch(step, norm.value);
-        let found = {
-            let multipliers = end.tape.multipliers.borrow();
-            (multipliers.logs.clone(), multipliers.slots.clone())
-        };
-        if best.as_ref().is_none_or(|(value, _)| norm.value < *value) {
-            best = Some((norm.value, found.1));
+        let bound = pass.bound();
+        watch(step, bound);
+        if best.as_ref().is_none_or(|(value, _)| bound < *value) {
+            best = Some((bound, pass.slots.clone()));
         }
-        logs = found.0;
         if step == steps {
             break;
         }
-        let gradient = end.tape.gradient(norm);
+        logs = pass.logs.clone();
+        let gradient = match pass.gradient() {
+            Ok(gradient) => gradient,
+            Err(Stop::Nothing) => break,
+            Err(Stop::Failed(error)) => return Err(error),
+        };
         let progress = step as f64 / steps as f64;
         let rate = RATE * (0.05 + 0.475 * (1.0 + (std::f64::consts::PI * progress).cos()));
         let n = step as i32 + 1;

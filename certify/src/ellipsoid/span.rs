@@ -49,6 +49,21 @@ impl Span {
         self.registers.len() == 1
     }
 
+    /// All matrices that it is made of.
+    pub(super) fn vars(&self) -> Vec<Var> {
+        let blocks = self.registers.iter().chain(&self.one).flatten();
+        blocks.filter_map(Block::var).cloned().collect()
+    }
+
+    /// The same made of other matrices, each in the place of one of [`Span::vars`].
+    pub(super) fn made_of(mut self, vars: &mut dyn Iterator<Item = Var>) -> Self {
+        let blocks = self.registers.iter_mut().chain(&mut self.one).flatten();
+        for (place, var) in blocks.filter_map(Block::var_mut).zip(vars) {
+            *place = var;
+        }
+        self
+    }
+
     fn all(&mut self) -> impl Iterator<Item = &mut Register> {
         self.registers.iter_mut().chain(&mut self.one)
     }

@@ -36,7 +36,8 @@ type Back = Box<dyn Fn(&mut Adjoints)>;
 /// The record.
 pub(super) struct Tape {
     pub(super) multipliers: RefCell<Multipliers>,
-    steps: RefCell<Vec<Back>>,
+    /// None if nothing will be differentiated.
+    steps: Option<RefCell<Vec<Back>>>,
     count: std::cell::Cell<usize>,
 }
 
@@ -75,16 +76,19 @@ fn product(a: Strided<'_, f64>, b: Strided<'_, f64>, factor: f64, out: &mut [f64
 }
 
 impl Tape {
-    pub(super) fn new(multipliers: Multipliers) -> Self {
-        Self {
-            multipliers: RefCell::new(multipliers),
-            steps: RefCell::default(),
-            count: std::cell::Cell::new(0),
-        }
+    /// A tape that records, if that is wanted.
+    pub(super) fn new(multipliers: Multipliers, record: bool) -> Self {
+        let steps = record.then(RefCell::default);
+        Self { multipliers: RefCell::new(multipliers), steps, count: std::cell::Cell::new(0) }
     }
 
-    pub(super) fn recording(&self) -> bool {
+    /// Whether values need not be proven.
+    fn searching(&self) -> bool {
         self.multipliers.borrow().mode == Mode::Search
+    }
+
+    fn recording(&self) -> bool {
+        self.steps.is_some()
     }
 
     fn var(&self, value: Approx) -> Var {
@@ -100,9 +104,16 @@ impl Tape {
     }
 
     fn record(&self, back: impl Fn(&mut Adjoints) + 'static) {
-        if self.recording() {
-            self.steps.borrow_mut().push(Box::new(back));
+        if let Some(steps) = &self.steps {
+            steps.borrow_mut().push(Box::new(back));
         }
+    }
+
+    /// The same value on this tape, which depends on nothing.
+    pub(super) fn leaf(&self, of: &Var) -> Var {
+        let id = self.count.get();
+        self.count.set(id + 1);
+        Var { id, value: of.value.clone() }
     }
 
     /// A value that depends on nothing.
@@ -268,7 +279,7 @@ impl Tape {
 
     /// The norm.
     pub(super) fn norm(&self, x: &Var) -> Scalar {
-        if !self.recording() {
+        if !self.searching() {
             return self.scalar(x.value.norm());
         }
         let m = x.value.matrix();
@@ -286,7 +297,7 @@ impl Tape {
 
     /// `‖aᵀ b‖` for `[k, m]` and `[k, n]`.
     pub(super) fn inner_norm(&self, a: &Var, b: &Var) -> Scalar {
-        if !self.recording() {
+        if !self.searching() {
             return self.scalar(a.value.inner_norm(&b.value));
         }
         // A power iteration is near enough for a search.
@@ -417,7 +428,7 @@ impl Tape {
         let n = sa.rows;
         let above = super::approx::above(&sa, &sb)?;
         let mut blocks = vec![Enclosed::Dense(&sa), Enclosed::Dense(&above.factor)];
-        let lift = if self.recording() { None } else { Some(above.lift(&sa, &sb)?) };
+        let lift = if self.searching() { None } else { Some(above.lift(&sa, &sb)?) };
         if let Some(lift) = &lift {
             blocks.push(Enclosed::Diagonal(0, lift));
         }
@@ -690,14 +701,14 @@ impl Tape {
         let root_row = Approx::exact(1, each.len(), each.clone());
         let mut scaled_rows = stack.diagonal_times(&root_row);
         scaled_rows.exponent += exponent;
-        let found_cut = if self.recording() {
+        let found_cut = if self.searching() {
             super::approx::cut_near(&scaled_rows)
         } else {
             cut(&scaled_rows)
         }?;
         let inverse = inverse_transpose(&found_cut.l);
         let solve = |x: &Var| {
-            if self.recording() {
+            if self.searching() {
                 self.var(x.value.times(&inverse))
             } else {
                 self.var(found_cut.solve(&x.value, &inverse))
@@ -794,22 +805,48 @@ impl Tape {
         Some((out, noise))
     }
 
-    /// The derivatives of `2 log s` with respect to all multipliers.
-    pub(super) fn gradient(self, of: Scalar) -> Vec<(String, Vec<f64>)> {
+    /// The derivatives with respect to all multipliers, and to each of the `leaves`, of what has
+    /// these derivatives itself.
+    pub(super) fn gradient(
+        self,
+        of: Derivative,
+        leaves: &[Var],
+    ) -> (Gradient, Vec<Option<Vec<f64>>>) {
         let n = self.count.get();
         let mut adjoints = Adjoints {
             matrices: (0..n).map(|_| None).collect(),
             scalars: vec![0.0; n],
             multipliers: self.multipliers.borrow().zeros(),
         };
-        adjoints.scalars[of.id] = 2.0;
-        let mut steps = self.steps.into_inner();
+        match of {
+            Derivative::TwiceLog(of) => adjoints.scalars[of.id] = 2.0,
+            Derivative::Of(parts) => {
+                for (var, g) in parts {
+                    if let Some(g) = g {
+                        adjoints.add_scaled(&var, 1.0, &g);
+                    }
+                }
+            }
+        }
+        let mut steps = self.steps.map(RefCell::into_inner).unwrap_or_default();
         while let Some(step) = steps.pop() {
             step(&mut adjoints);
         }
         let slots = self.multipliers.into_inner().slots;
-        slots.into_iter().map(|slot| slot.of).zip(adjoints.multipliers).collect()
+        let gradient = slots.into_iter().map(|slot| slot.of).zip(adjoints.multipliers).collect();
+        (gradient, leaves.iter().map(|leaf| adjoints.matrices[leaf.id].take()).collect())
     }
+}
+
+/// The derivative by the logarithm of each multiplier, by its step.
+pub(super) type Gradient = Vec<(String, Vec<f64>)>;
+
+/// Where differentiation starts.
+pub(super) enum Derivative {
+    /// At `2 log s`.
+    TwiceLog(Scalar),
+    /// At what has these derivatives with respect to matrices of the tape.
+    Of(Vec<(Var, Option<Vec<f64>>)>),
 }
 
 /// What a register holds of one block of unknowns.
@@ -824,11 +861,22 @@ pub(super) enum Block {
 }
 
 impl Block {
-    pub(super) fn value(&self) -> Option<&Approx> {
+    pub(super) fn var(&self) -> Option<&Var> {
         match self {
             Self::Zero => None,
-            Self::Diagonal(x) | Self::Dense(x) => Some(&x.value),
+            Self::Diagonal(x) | Self::Dense(x) => Some(x),
         }
+    }
+
+    pub(super) fn var_mut(&mut self) -> Option<&mut Var> {
+        match self {
+            Self::Zero => None,
+            Self::Diagonal(x) | Self::Dense(x) => Some(x),
+        }
+    }
+
+    pub(super) fn value(&self) -> Option<&Approx> {
+        self.var().map(|x| &*x.value)
     }
 
     /// The number of unknowns, where it is known.

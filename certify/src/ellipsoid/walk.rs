@@ -67,10 +67,9 @@ impl Place<'_> {
     }
 }
 
-/// One node's surroundings.
-pub(super) struct Walker<'a> {
-    pub(super) tape: &'a Tape,
-    pub(super) weights: &'a Weights<'a>,
+/// What is known between two nodes.
+#[derive(Clone)]
+pub(super) struct State {
     /// Changes of a token for a change of the input of norm at most 1 a token.
     pub(super) change: Span,
     /// The tokens themselves, where the domain is bounded and a node wants to know.
@@ -84,15 +83,24 @@ pub(super) struct Walker<'a> {
     channels: usize,
 }
 
-/// Propagates ellipsoids through a graph whose domain is the ball of radius `domain` per token.
-pub(super) fn walk(
-    graph: &Graph,
-    weights: &Weights<'_>,
-    domain: Upper,
-    multipliers: Multipliers,
-    rows: bool,
-) -> Result<End, Stop> {
-    let tape = Tape::new(multipliers);
+impl State {
+    /// All matrices that it is made of, where no classes are apart.
+    pub(super) fn vars(&self) -> Vec<Var> {
+        std::iter::once(&self.change).chain(&self.value).flat_map(Span::vars).collect()
+    }
+
+    /// The same made of other matrices, in their order.
+    pub(super) fn made_of(self, vars: &[Var]) -> Self {
+        let mut vars = vars.iter().cloned();
+        let change = self.change.made_of(&mut vars);
+        let value = self.value.map(|value| value.made_of(&mut vars));
+        Self { change, value, ..self }
+    }
+}
+
+/// What is known about the input of the ball of radius `domain` per token, and the number of the
+/// first node behind it.
+pub(super) fn start(graph: &Graph, domain: Upper) -> Result<(State, usize), Stop> {
     let (first, width, channels) = match (graph.input(), graph.nodes().first()) {
         (Input::Tokens { .. }, Some(Node { op: Op::Embedding { dim, .. }, .. })) => (1, *dim, 0),
         (Input::Tokens { .. }, _) => return Err(Stop::Nothing),
@@ -100,27 +108,46 @@ pub(super) fn walk(
         (Input::Vector { dim }, _) => (0, dim, 0),
     };
     let wanted = domain.is_finite() && any_wants_values(graph.nodes());
-    let change = Span::ball(&tape, width, Upper::ONE);
-    let value = wanted.then(|| Span::ball(&tape, width, domain));
-    let others = Vec::new();
+    // Of a tape of their own: they depend on nothing.
+    let tape = &Tape::new(Multipliers::given(Vec::new()), false);
+    let change = Span::ball(tape, width, Upper::ONE);
+    let value = wanted.then(|| Span::ball(tape, width, domain));
     let (context, zeros) = match graph.input() {
         Input::Tokens { context, zero_prefix, .. } => {
             (context.checked_add(zero_prefix), zero_prefix)
         }
         _ => (None, 0),
     };
-    let mut walker =
-        Walker { tape: &tape, weights, change, value, others, context, zeros, channels };
+    let others = Vec::new();
+    Ok((State { change, value, others, context, zeros, channels }, first))
+}
+
+/// One node's surroundings.
+pub(super) struct Walker<'a> {
+    pub(super) tape: &'a Tape,
+    pub(super) weights: &'a Weights<'a>,
+    pub(super) state: State,
+}
+
+/// Proves with given multipliers: propagates ellipsoids through a graph whose domain is the ball of
+/// radius `domain` per token.
+pub(super) fn walk(
+    graph: &Graph,
+    weights: &Weights<'_>,
+    domain: Upper,
+    multipliers: Multipliers,
+) -> Result<End, Stop> {
+    let tape = Tape::new(multipliers, false);
+    let (state, first) = start(graph, domain)?;
+    let mut walker = Walker { tape: &tape, weights, state };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
         walker.node(node, "", &NodeId::default().child(i))?;
         walker.unite()?;
-        if rows {
-            let factor = walker.change.matrix(&tape).or_stop()?;
-            trail.push((NodeId::default().child(i), tape.norm(&factor)));
-        }
+        let factor = walker.state.change.matrix(&tape).or_stop()?;
+        trail.push((NodeId::default().child(i), tape.norm(&factor)));
     }
-    let factor = walker.change.matrix(&tape).or_stop()?;
+    let factor = walker.state.change.matrix(&tape).or_stop()?;
     Ok(End { tape, factor, trail })
 }
 
@@ -141,7 +168,7 @@ impl Walker<'_> {
 
     /// Both spans.
     fn each(&mut self) -> impl Iterator<Item = &mut Span> {
-        std::iter::once(&mut self.change).chain(&mut self.value)
+        std::iter::once(&mut self.state.change).chain(&mut self.state.value)
     }
 
     /// Both spans, each with its word in the names of steps.
@@ -150,11 +177,11 @@ impl Walker<'_> {
     }
 
     /// One span that contains those of all classes of tokens.
-    fn unite(&mut self) -> Result<(), Stop> {
+    pub(super) fn unite(&mut self) -> Result<(), Stop> {
         let tape = self.tape;
-        for (change, value) in std::mem::take(&mut self.others) {
-            self.change.unite(tape, change).or_stop()?;
-            if let Some(into) = &mut self.value {
+        for (change, value) in std::mem::take(&mut self.state.others) {
+            self.state.change.unite(tape, change).or_stop()?;
+            if let Some(into) = &mut self.state.value {
                 into.unite(tape, value).or_stop()?;
             }
         }
@@ -171,13 +198,13 @@ impl Walker<'_> {
 
     pub(super) fn bias(&mut self, at: &Place<'_>, b: &Approx) -> Result<(), Stop> {
         let tape = self.tape;
-        match &mut self.value {
+        match &mut self.state.value {
             Some(value) => value.shift(tape, &at.step("constant"), b).or_stop(),
             None => Ok(()),
         }
     }
 
-    fn node(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
+    pub(super) fn node(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
         let (tape, path) = (self.tape, node.path(prefix));
         let path = path.as_str();
         let at = &Place { path, id };
@@ -188,7 +215,7 @@ impl Walker<'_> {
             Op::Residual { skip, branch, body } => {
                 self.each().for_each(|span| span.registers.push(span.current().clone()));
                 self.nodes(body, path, id)?;
-                let mut others = std::mem::take(&mut self.others);
+                let mut others = std::mem::take(&mut self.state.others);
                 let end = |span: &mut Span| {
                     let (y, x) = (span.pop()?, span.pop()?);
                     span.registers.push(blend(tape, *skip, &x, *branch, &y));
@@ -197,7 +224,7 @@ impl Walker<'_> {
                 let mut all = self.each().chain(others.iter_mut().flat_map(|(a, b)| [a, b]));
                 all.try_for_each(end).or_stop()?;
                 drop(all);
-                self.others = others;
+                self.state.others = others;
                 self.unite()?;
                 self.tidy()
             }
@@ -235,12 +262,12 @@ impl Walker<'_> {
                     let b = self.weights.column(&at.weight("bias"))?;
                     self.bias(at, &b)?;
                 }
-                if self.change.alone() { self.tidy() } else { Ok(()) }
+                if self.state.change.alone() { self.tidy() } else { Ok(()) }
             }
             Op::Embedding { .. } => Err(Stop::Nothing),
             // Another vector for each token, each at most the largest row.
             Op::Positions { .. } => {
-                let Some(value) = &mut self.value else { return Ok(()) };
+                let Some(value) = &mut self.state.value else { return Ok(()) };
                 let table = self.weights.get(&at.weight("weight"))?;
                 let largest = table.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
                 let radius = tape.constant_scalar(largest);
@@ -272,12 +299,12 @@ impl Walker<'_> {
             Op::Flatten | Op::MeanPool | Op::FirstToken | Op::LastToken => Ok(()),
             // A token is a part of the image.
             Op::Patches { size } => {
-                let width = self.channels * size * size;
+                let width = self.state.channels * size * size;
                 self.restart(at, width, Upper::ONE)
             }
             Op::ClassToken { .. } => {
-                self.context = self.context.and_then(|tokens| tokens.checked_add(1));
-                let Some(value) = &mut self.value else { return Ok(()) };
+                self.state.context = self.state.context.and_then(|tokens| tokens.checked_add(1));
+                let Some(value) = &mut self.state.value else { return Ok(()) };
                 let row = self.weights.get(&at.weight("weight"))?;
                 let longest = row.row_norms().into_iter().fold(Upper::ZERO, Upper::max);
                 let now = tape.norm(&value.matrix(tape).or_stop()?);
@@ -287,7 +314,7 @@ impl Walker<'_> {
                 value.ball_beside(tape, &at.step("token"), radius, width, false).or_stop()
             }
             Op::FirstAndMean => {
-                let width = 2 * height(self.change.current());
+                let width = 2 * height(self.state.change.current());
                 self.restart(at, width, count(2).sqrt())
             }
         }
@@ -308,7 +335,7 @@ impl Walker<'_> {
     /// Replaces what is known about values by a ball, if that is smaller.
     fn at_most(&mut self, at: &Place<'_>, radius: Upper) -> Result<(), Stop> {
         let tape = self.tape;
-        let Some(value) = &mut self.value else { return Ok(()) };
+        let Some(value) = &mut self.state.value else { return Ok(()) };
         let width = height(value.current());
         let ball = radius.to_f64().max(f64::MIN_POSITIVE).log2() + 0.5 * (width as f64).log2();
         if value.size() > ball {
@@ -321,8 +348,9 @@ impl Walker<'_> {
     /// An elementwise function with slopes in [0, 1] that is 0 at 0 and at most `limit`.
     fn bounded(&mut self, at: &Place<'_>, limit: Upper) -> Result<(), Stop> {
         let half = Upper::from_f64(0.5);
-        slopes(self.tape, &mut self.change, &at.step("change"), 0.5, half, false).or_stop()?;
-        if let Some(value) = &mut self.value {
+        slopes(self.tape, &mut self.state.change, &at.step("change"), 0.5, half, false)
+            .or_stop()?;
+        if let Some(value) = &mut self.state.value {
             slopes(self.tape, value, &at.step("value"), 0.5, half, false).or_stop()?;
             let width = height(value.current());
             self.at_most(at, limit * count(width).sqrt())?;
@@ -343,8 +371,9 @@ impl Walker<'_> {
             (product, spread * abs(scale) + if exact { Upper::ZERO } else { off })
         };
         let (centre, spread) = of(pointwise::slopes(function, Upper::INFINITY));
-        slopes(tape, &mut self.change, &at.step("change"), centre, spread, false).or_stop()?;
-        let Some(value) = &mut self.value else { return Ok(()) };
+        slopes(tape, &mut self.state.change, &at.step("change"), centre, spread, false)
+            .or_stop()?;
+        let Some(value) = &mut self.state.value else { return Ok(()) };
         let (pair, zero) = pointwise::secants(function);
         let (centre, spread) = of(pair);
         slopes(tape, value, &at.step("value"), centre, spread, false).or_stop()?;
@@ -361,11 +390,11 @@ impl Walker<'_> {
     /// The slope of max(u, 0)² is at most twice the largest element.
     fn relu2(&mut self, scale: f64, at: &Place<'_>) -> Result<(), Stop> {
         let tape = self.tape;
-        let value = self.value.as_mut().or_stop()?;
+        let value = self.state.value.as_mut().or_stop()?;
         let largest = tape.row_norms(&value.matrix(tape).or_stop()?);
         let of = |factor: f64| tape.scale(&largest, tape.constant_scalar(abs(factor)));
         for (span, by, what) in
-            [(value, of(scale), "value"), (&mut self.change, of(2.0 * scale), "change")]
+            [(value, of(scale), "value"), (&mut self.state.change, of(2.0 * scale), "change")]
         {
             let y = rows_by(tape, &by, span.current());
             span.set(y);
@@ -406,7 +435,7 @@ impl Walker<'_> {
             });
         }
         self.shrink(at, Upper::ONE.div_up(root_down(eps)))?;
-        let width = height(self.change.current());
+        let width = height(self.state.change.current());
         self.at_most(at, count(width).sqrt())?;
         if gain {
             let gamma = self.weights.get(&at.weight("weight"))?;
@@ -430,7 +459,7 @@ impl Walker<'_> {
         let map = |name: &str| self.weights.get(&at.weight(&join(name, "weight")));
         let (gate, up, down) = (map("gate")?, map("up")?, map("down")?);
         let column = |name: &str| self.weights.column(&at.weight(&join(name, "bias")));
-        let value = self.value.as_mut().or_stop()?;
+        let value = self.state.value.as_mut().or_stop()?;
         if bias {
             value.need_one(tape, &at.step("constant"), column("gate")?.log_size()).or_stop()?;
         }
@@ -451,12 +480,12 @@ impl Walker<'_> {
         value.map(tape, &down);
         let slope = pointwise::slope(function, worst(&g));
         let closed = tape.scale(&u, tape.constant_scalar(slope));
-        let y = self.change.pop().or_stop()?;
+        let y = self.state.change.pop().or_stop()?;
         let parts = [(&closed, times(tape, &gate, &y)), (&opened, times(tape, &up, &y))];
         let parts = parts.map(|(by, y)| rows_by(tape, by, &y));
         let what = at.step("change");
-        uncertain(tape, &mut self.change, &what, parts, 0.0, Upper::ONE, false).or_stop()?;
-        self.change.map(tape, &down);
+        uncertain(tape, &mut self.state.change, &what, parts, 0.0, Upper::ONE, false).or_stop()?;
+        self.state.change.map(tape, &down);
         if bias {
             let b = column("down")?;
             self.bias(at, &b)?;
