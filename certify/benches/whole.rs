@@ -11,10 +11,11 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use lipschitz_certify::bound::{WeightNorms, walk};
-use lipschitz_certify::certificate::{Certificate, Formula, certify};
-use lipschitz_certify::ellipsoid;
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::ellipsoid::{self, Aim};
 use lipschitz_certify::robust::Margins;
 use lipschitz_certify::spectral::{Matrix, Method};
+use lipschitz_certify::upper::Upper;
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
@@ -68,7 +69,7 @@ fn ellipsoids(file: &Path, steps: usize) {
     let both = norms.tighten(&reader, steps, &mut |_, _| {}).expect("a certificate");
     let seconds = start.elapsed().as_secs_f64();
     println!("both:    L ≤ {}, a margin {}", both.rms, both.margin.l2);
-    if let Some((norms, ellipsoids)) = mean_pairs(&reader, &both) {
+    if let Some((norms, ellipsoids)) = mean_pairs(&reader, both.domain.radius, steps) {
         println!(
             "pairs of outputs, mean: {norms:.4} by norms, {ellipsoids:.4} by ellipsoids, ℓ2: {:.1} % less",
             100.0 * (1.0 - ellipsoids / norms)
@@ -80,23 +81,20 @@ fn ellipsoids(file: &Path, steps: usize) {
     println!("verify:  {:.1} s", start.elapsed().as_secs_f64());
 }
 
-/// The mean constant of a difference of two outputs, by norms and by ellipsoids.
-fn mean_pairs(reader: &Reader, both: &Certificate) -> Option<(f64, f64)> {
-    let multipliers = &both.ellipsoids.as_ref()?.multipliers;
-    let weights = ellipsoid::Weights::new(reader, false);
-    let graph = &reader.meta().graph;
-    let radius = both.domain.radius;
-    let found = ellipsoid::prove(graph, &weights, radius, multipliers).ok()??;
+/// The mean constant of a difference of two outputs, by norms and by ellipsoids that aim at it.
+fn mean_pairs(reader: &Reader, radius: Upper, steps: usize) -> Option<(f64, f64)> {
     let norms = WeightNorms::new(reader, Method::Proven, &|_| {});
-    let walk = walk(graph, &norms, Some(radius)).ok()?;
+    let walk = walk(&reader.meta().graph, &norms, Some(radius)).expect("a bound");
+    let found = ellipsoid::tighten(reader, radius, Aim::Pairs, steps, &mut |_, _| {});
+    let found = found.expect("a checkpoint")?;
     let n = walk.outputs;
-    let mean = |found| -> Option<f64> {
-        let margins = Margins::new(&walk, &norms, found).ok()?;
+    let mean = |found| {
+        let margins = Margins::new(&walk, &norms, found).expect("norms");
         let pairs = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
         let sum: f64 = pairs.map(|(i, j)| margins.constant(i, j).to_f64()).sum();
-        Some(sum / (n * (n - 1) / 2) as f64)
+        sum / (n * (n - 1) / 2) as f64
     };
-    (n > 1).then(|| Some((mean(None)?, mean(Some(&found))?)))?
+    (n > 1).then(|| (mean(None), mean(Some(&found))))
 }
 
 fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::bound::{
     Block, NodeBound, Norm, Norms, Walk, Watch, WeightNorms, WeightRow, paper, walk,
 };
-use crate::ellipsoid::{self, EllipsoidBound};
+use crate::ellipsoid::{self, Aim, EllipsoidBound};
 use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
@@ -204,7 +204,7 @@ impl Certificate {
         if source.digest() != self.weights_sha256 || *source.graph() != self.graph {
             return Err(Error::Violated("the certificate is not about this network".into()));
         }
-        let found = ellipsoid::tighten(source, self.domain.radius, steps, watch)?;
+        let found = ellipsoid::tighten(source, self.domain.radius, Aim::All, steps, watch)?;
         let given = self.domain.given;
         let radius = given.then_some(self.domain.radius);
         let theorem = theorem(&self.graph, &Stated(&self.weights), self.formula, radius)?;

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use candle_core::{DType, Device};
 
+use super::Aim;
 use super::approx::{Approx, Enclosed, above, cut, inverse_transpose};
 use super::multipliers::{Logs, Multipliers};
 use super::parts::Pass;
@@ -244,7 +245,8 @@ fn networks() -> Vec<Graph> {
 /// is stored has five digits, which differences of this size do not see.)
 #[test]
 fn derivatives_are_those_of_the_bound() {
-    for (k, graph) in networks().into_iter().enumerate() {
+    let both = |graph: Graph| [Aim::All, Aim::Pairs].map(|aim| (graph.clone(), aim));
+    for (k, (graph, aim)) in networks().into_iter().flat_map(both).enumerate() {
         let mut weights =
             init::weights(&graph, 3, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
         let mut rng = random::seeded(k as u64);
@@ -261,7 +263,7 @@ fn derivatives_are_those_of_the_bound() {
             &weights,
             Upper::from_f64(1.5),
             logs.clone(),
-            split,
+            (aim, split),
         ) {
             Ok(pass) => pass,
             Err(_) => panic!("network {k}: no walk"),

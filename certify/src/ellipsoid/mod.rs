@@ -94,6 +94,15 @@ pub fn usual_steps(graph: &Graph) -> usize {
     if matrices(graph.nodes()) <= WORK { STEPS } else { 0 }
 }
 
+/// What a search makes small. All of it is proven in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// The constant of all outputs together.
+    All,
+    /// The constants of differences of two outputs, in the mean of their squares.
+    Pairs,
+}
+
 /// Searches for multipliers and proves what they give; none where there is no bound of this kind.
 ///
 /// # Errors
@@ -101,6 +110,7 @@ pub fn usual_steps(graph: &Graph) -> usize {
 pub fn tighten(
     source: &dyn Source,
     domain: Upper,
+    aim: Aim,
     steps: usize,
     watch: &mut dyn FnMut(usize, Upper),
 ) -> Result<Option<Ellipsoids>, Error> {
@@ -110,7 +120,7 @@ pub fn tighten(
     // What is kept from one step to the next is read once; but large weights are in f32 on disk.
     let keep = usual_steps(source.graph()) > 0;
     let weights = Weights::new(source, keep);
-    match search(source.graph(), &weights, domain, steps, watch)? {
+    match search(source.graph(), &weights, domain, aim, steps, watch)? {
         Some(found) => prove(source.graph(), &weights, domain, &found),
         None => Ok(None),
     }
@@ -162,8 +172,8 @@ pub fn prove(
 }
 
 /// Looks for good multipliers by `steps` steps of gradient descent (Kingma and Ba, *Adam*, 2015) on
-/// the logarithm of the bound. None if there is no bound of this kind. `watch` is called with each
-/// step and the bound that it had, an estimate.
+/// the logarithm of what is aimed for. None if there is no bound of this kind. `watch` is called with
+/// each step and what it had, an estimate.
 ///
 /// # Errors
 /// [`Error::Network`] names a weight that cannot be read.
@@ -171,6 +181,7 @@ pub fn search(
     graph: &Graph,
     weights: &Weights<'_>,
     domain: Upper,
+    aim: Aim,
     steps: usize,
     watch: &mut dyn FnMut(usize, Upper),
 ) -> Result<Option<Vec<Slot>>, Error> {
@@ -182,7 +193,7 @@ pub fn search(
     // A tape of a whole large network would take many times the memory of its weights.
     let split = usual_steps(graph) == 0;
     for step in 0..=steps {
-        let pass = match Pass::new(graph, weights, domain, logs, split) {
+        let pass = match Pass::new(graph, weights, domain, logs, (aim, split)) {
             Ok(pass) => pass,
             Err(Stop::Nothing) => break,
             Err(Stop::Failed(error)) => return Err(error),

@@ -7,6 +7,7 @@
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Node, NodeId, Op};
 
+use super::Aim;
 use super::multipliers::{Logs, Multipliers, Slot};
 use super::tape::{Derivative, Gradient, Scalar, Tape, Var};
 use super::walk::{self, OrStop, State, Stop, Walker};
@@ -35,13 +36,13 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A pass; `split` says whether every node is a part, or all of them together.
+    /// A pass that looks at what is aimed for; `split` says whether every node is a part, or all of them together.
     pub(super) fn new(
         graph: &'a Graph,
         weights: &'a Weights<'a>,
         domain: Upper,
         mut logs: Logs,
-        split: bool,
+        (aim, split): (Aim, bool),
     ) -> Result<Self, Stop> {
         let (state, first) = walk::start(graph, domain)?;
         let mut units = Vec::new();
@@ -72,11 +73,15 @@ impl<'a> Pass<'a> {
         }
         let (tape, leaves) = last.or_stop()?;
         let factor = state.change.matrix(&tape).or_stop()?;
-        let norm = tape.norm(&factor);
+        let norm = match aim {
+            Aim::All => tape.norm(&factor),
+            // Σ_{i<j} ‖f_i − f_j‖² = n Σ ‖f_i − f̄‖² for the rows f_i.
+            Aim::Pairs => tape.frobenius(&tape.centred(&factor)),
+        };
         Ok(Self { weights, parts, before, last: (tape, leaves, norm), logs, slots })
     }
 
-    /// The bound, an estimate.
+    /// What is to be small, an estimate.
     pub(super) fn bound(&self) -> Upper {
         self.last.2.value
     }

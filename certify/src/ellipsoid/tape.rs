@@ -295,6 +295,18 @@ impl Tape {
         out
     }
 
+    /// The Frobenius norm, an estimate.
+    pub(super) fn frobenius(&self, x: &Var) -> Scalar {
+        let out = self.scalar(x.value.size.times_power(x.value.exponent));
+        let x = x.clone();
+        self.record(move |adjoints| {
+            let square = dot(&x.value.data, &x.value.data).max(f64::MIN_POSITIVE);
+            let g = adjoints.scalars[out.id] / square;
+            adjoints.add_scaled(&x, g, &x.value.data);
+        });
+        out
+    }
+
     /// `‖aᵀ b‖` for `[k, m]` and `[k, n]`.
     pub(super) fn inner_norm(&self, a: &Var, b: &Var) -> Scalar {
         if !self.searching() {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::Error;
 use crate::bound::{Walk, WeightNorms, walk};
-use crate::ellipsoid;
+use crate::ellipsoid::{self, Aim};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -126,7 +126,7 @@ fn over_images(model: &Model, search: usize) -> Result<([usize; 3], Walk, Margin
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let mut walk = walk(model.graph(), &norms, Some(radius))?;
-    let ellipsoids = ellipsoid::tighten(model, walk.domain, search, &mut |_, _| {})?;
+    let ellipsoids = ellipsoid::tighten(model, walk.domain, Aim::Pairs, search, &mut |_, _| {})?;
     let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
     if let Some(ellipsoids) = &ellipsoids {
         walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);

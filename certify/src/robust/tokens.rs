@@ -12,7 +12,7 @@ use super::{
 };
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, Walk, WeightNorms, walk};
-use crate::ellipsoid;
+use crate::ellipsoid::{self, Aim};
 use crate::spectral::Method;
 use crate::upper::Upper;
 
@@ -66,7 +66,8 @@ pub fn tokens<E: Into<BoxError>>(
     // Ellipsoids on the largest domain hold on all others.
     let farthest = settings.eps.iter().fold(0.0, |m: f64, eps| m.max(*eps));
     let largest_domain = domain + Upper::from_f64(farthest);
-    let ellipsoids = ellipsoid::tighten(&model, largest_domain, settings.search, &mut |_, _| {})?;
+    let ellipsoids =
+        ellipsoid::tighten(&model, largest_domain, Aim::Pairs, settings.search, &mut |_, _| {})?;
     let proven_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
         let mut walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
         let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
