@@ -42,8 +42,14 @@
 //! lipschitz-certify = { version = "0.1", default-features = false }
 //! ```
 
+// The program's own files call the library by its name, as other programs do.
+#[cfg(feature = "cli")]
+extern crate self as lipschitz_certify;
+
 pub mod bound;
 pub mod certificate;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod decimal;
 pub mod ellipsoid;
 mod error;

@@ -1,10 +1,8 @@
 //! The `certify` program.
 
-mod cli;
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    lipschitz_certify::cli::main().into()
 }

@@ -4,13 +4,16 @@
 
 mod output;
 pub mod places;
+pub mod program;
 pub mod tables;
 mod usage;
 
 pub mod ranges;
 
 use std::io::{self, Write};
+use std::path::Path;
 
+use lipschitz_nn::At;
 use lipschitz_plot::svg::invisible;
 
 use crate::Error;
@@ -212,6 +215,15 @@ pub fn completions(shell: clap_complete::Shell, command: &mut clap::Command, nam
     let mut text = Vec::new();
     clap_complete::generate(shell, command, name, &mut text);
     print(format_args!("{}", String::from_utf8_lossy(&text)));
+}
+
+/// Writes the manual pages of a program to a directory, one for each of its commands.
+///
+/// # Errors
+/// Names the directory if it cannot be written to.
+pub fn manual(command: clap::Command, directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory).at(directory)?;
+    Ok(clap_mangen::generate_to(command, directory).at(directory)?)
 }
 
 #[cfg(test)]

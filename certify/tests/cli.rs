@@ -718,3 +718,34 @@ fn files_of_other_kinds_are_named_in_every_command() {
         }
     }
 }
+
+/// What is exported is the network: its weights are a checkpoint with the same bound.
+#[test]
+fn an_exported_network_is_the_same_one() {
+    let w = Workshop::new();
+    let (dir, out) = (w.string(""), w.string("exported"));
+    let said = ok(&["export", &dir, "--to", "pytorch", &out]);
+    assert!(said.contains("weights.safetensors") && said.contains("network.py"), "{said}");
+    let bound = |model: &str| ok(&["bound", model, "--json", "--effort", "0"]);
+    assert_eq!(bound(&format!("{out}/weights.safetensors")), bound(&dir));
+    let program = std::fs::read_to_string(format!("{out}/network.py")).unwrap();
+    assert!(program.contains("\nGRAPH = {") && !program.contains("\nGRAPH = None"), "{program}");
+    assert!(program.is_ascii() && program.lines().all(|line| line.len() < 200));
+    assert!(refused(&["export", "no/such", "--to", "pytorch", &out]).contains("no/such"));
+    misused(&["export", &dir, "--to", "tensorflow", &out]);
+    // A file where the directory is to be.
+    let file = w.string("a-file");
+    std::fs::write(&file, "").unwrap();
+    assert!(refused(&["export", &dir, "--to", "pytorch", &file]).contains("a-file"));
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command() {
+    let w = Workshop::new();
+    let out = w.string("man");
+    ok(&["man", &out]);
+    for page in ["certify", "certify-bound", "certify-plot-tradeoff", "certify-export"] {
+        let text = std::fs::read_to_string(format!("{out}/{page}.1")).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+}

@@ -6,7 +6,7 @@ Needs torch, numpy and safetensors from PyPI (written with torch 2.15), and no n
 
 `autoencoder.pt` is a bare state_dict whose order is not that of the alphabet. A directory for each example of `docs/import/export.py`: its graph, its weights in a format of its own, the checkpoint that
 `save` writes, and `expected.safetensors` with inputs and what the module itself computes from them in f64. And checkpoints
-with every kind of node, each with what `docs/import/load.py` computes in f64.
+with every kind of node, each with what `certify/src/cli/network.py` computes in f64.
 """
 
 import json
@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "..", "docs", "import"))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "certify", "src", "cli"))
 import export  # noqa: E402
-import load  # noqa: E402
+import network  # noqa: E402
 
 
 def inputs(graph):
@@ -90,7 +91,7 @@ def kinds():
         dict(name="norm", op="rms_norm", dim=6, eps=0.1) if i % 2 else dict(name="norm", op="layer_norm", dim=6, eps=0.1, bias=i == 0),
         layer]) for i, layer in enumerate(layers)]
     constants = dict(leaky_relu=dict(slope=-0.2), elu=dict(alpha=1.5))
-    functions = [{f: constants[f]} if f in constants else f for f in load.FUNCTIONS]
+    functions = [{f: constants[f]} if f in constants else f for f in network.FUNCTIONS]
     mixed = [dict(name=f"mix{i}", op="residual", skip=0.6, branch=1.0, body=[
         linear("in", 6, 6), dict(op="activation", function=f, scale=(-1) ** i * 0.7)]) for i, f in enumerate(functions)]
     branches = dict(name="branches", op="parallel", branches=[
@@ -115,8 +116,8 @@ def kinds():
 def parameters(nodes, prefix=""):
     """Names and shapes."""
     for n in nodes:
-        path = load.join(prefix, n.get("name", ""))
-        at = lambda name: load.join(path, name)
+        path = network.join(prefix, n.get("name", ""))
+        at = lambda name: network.join(path, name)
         if "body" in n or "branches" in n:
             yield from parameters(n.get("body") or n["branches"], path)
         elif n["op"] == "linear":
@@ -163,7 +164,7 @@ def every_kind(out):
             weights[path] = x + 1.0 if "norm" in path and path.endswith("weight") else x
         directory = os.path.join(out, name)
         os.makedirs(directory, exist_ok=True)
-        write(directory, graph, weights, load.Network(graph, weights))
+        write(directory, graph, weights, network.Network(graph, weights))
 
 
 def autoencoder(out):

@@ -1,26 +1,36 @@
-//! The loader for PyTorch (`docs/import/load.py`) on random networks. It needs a Python with torch
-//! and safetensors: `python3`, or what `PYTHON` names; without one the test says so and passes.
+//! What `certify export --to pytorch` writes, on random networks. It needs a Python with torch and
+//! safetensors: `python3`, or what `PYTHON` names; without one the test says so and passes.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
+use lipschitz_certify::cli::export;
 use lipschitz_nn::checkpoint::{FORMAT, Meta, Provenance, load_tensors, save, save_tensors};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_tests::foreign::{distance, flat};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 
 const SCRIPT: &str = "
-import sys
-sys.path.insert(0, sys.argv[1])
-import load, torch
+import importlib.util, sys
+import torch
 from safetensors.torch import load_file, save_file
-for path in sys.argv[2:]:
+for path in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location('network', path + '/network.py')
+    network = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(network)
+    assert network.GRAPH['nodes']
     x, = load_file(path + '/input.safetensors').values()
     with torch.no_grad():
-        y = load.load(path + '/model.safetensors', torch.float64)(x)
+        y = network.load(path + '/model.safetensors', torch.float64)(x)
     save_file({'output': y.contiguous()}, path + '/output.safetensors')
+# Weights of another network are refused.
+try:
+    network.load(sys.argv[1] + '/model.safetensors')
+    sys.exit('the weights of another network were taken')
+except ValueError:
+    pass
 ";
 
 #[test]
@@ -29,7 +39,7 @@ fn random_networks_are_the_same_in_pytorch() {
     let there = Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output();
     if !there.is_ok_and(|output| output.status.success()) {
         // Past the capture of the test's output.
-        let line = format!("SKIPPED: {python} has no torch; docs/import/load.py is not run\n");
+        let line = format!("SKIPPED: {python} has no torch; nothing is run in PyTorch\n");
         std::io::stderr().write_all(line.as_bytes()).unwrap();
         return;
     }
@@ -51,9 +61,8 @@ fn random_networks_are_the_same_in_pytorch() {
         write(&case, &model, &input);
         cases.push((case, model, input));
     }
-    let loader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/import");
     let mut command = Command::new(&python);
-    command.args(["-c", SCRIPT]).arg(loader).args(cases.iter().map(|(case, ..)| case));
+    command.args(["-c", SCRIPT]).args(cases.iter().map(|(case, ..)| case));
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for (case, model, input) in &cases {
@@ -71,6 +80,8 @@ fn write(case: &Path, model: &Model, input: &Tensor) {
     let (config, provenance) = (serde_json::Value::Null, Provenance::default());
     let meta = Meta { format: FORMAT, graph, config, tokenizer: None, provenance };
     save(&case.join("model.safetensors"), model, &meta).unwrap();
+    let program = export::pytorch(model.graph()).unwrap();
+    std::fs::write(case.join("network.py"), program).unwrap();
     let input = [("input", input.clone())].into_iter();
     save_tensors(&case.join("input.safetensors"), input, None).unwrap();
 }

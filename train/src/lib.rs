@@ -24,7 +24,11 @@
 //! certificate and a summary; a resumed run ends as an uninterrupted one. [`sweep`] makes many runs
 //! from one file, and [`estimate`](mod@estimate) says beforehand what a step takes.
 
+// The program's own files call the library by its name, as other programs do.
+extern crate self as lipschitz_train;
+
 mod append_file;
+pub mod cli;
 pub mod config;
 pub mod device;
 pub mod dynamics;

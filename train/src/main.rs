@@ -1,7 +1,5 @@
 //! The `train` program.
 
-mod cli;
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -9,5 +7,5 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> std::process::ExitCode {
     // SAFETY: the first statement of the program.
     unsafe { lipschitz_train::runtime::prepare() };
-    cli::main()
+    lipschitz_train::cli::main().into()
 }

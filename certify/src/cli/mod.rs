@@ -1,7 +1,8 @@
-//! The command line: one file per subcommand.
+//! The program `certify`: one file per subcommand.
 
 mod bound;
 mod effort;
+pub mod export;
 mod graph;
 mod import;
 mod plan;
@@ -12,7 +13,7 @@ mod robust;
 mod run;
 mod verify;
 
-use std::process::ExitCode;
+use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lipschitz_certify::terminal;
@@ -44,6 +45,7 @@ enum Command {
     Graph(graph::GraphCommand),
     Run(run::RunCommand),
     Import(import::ImportCommand),
+    Export(export::ExportCommand),
     /// The JSON schema of a certificate, on stdout.
     Schema,
     /// Shell completions, on stdout.
@@ -51,9 +53,20 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Manual pages for `man`, one file per command.
+    Man {
+        /// The directory to write them to.
+        directory: PathBuf,
+    },
 }
 
-pub(crate) fn main() -> ExitCode {
+/// The command line that the program reads.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program on the [command line](terminal::program), and gives its exit code.
+pub fn main() -> u8 {
     terminal::end_without_memory();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
@@ -74,6 +87,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Import(command) => command.run(),
+        Command::Export(command) => command.run(),
         Command::Schema => {
             terminal::print(format_args!("{}", lipschitz_certify::certificate::schema()));
             Ok(())
@@ -82,12 +96,13 @@ pub(crate) fn main() -> ExitCode {
             terminal::completions(shell, &mut Cli::command(), "certify");
             Ok(())
         }
+        Command::Man { directory } => terminal::manual(Cli::command(), &directory),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             terminal::note(format_args!("error: {}", terminal::line(&error)));
-            ExitCode::from(terminal::exit_code(&error))
+            terminal::exit_code(&error)
         }
     }
 }

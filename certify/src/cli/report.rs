@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,7 +23,10 @@ pub(super) struct ReportCommand {
 
 impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
-        let made = Made { date: date(SystemTime::now()), command: command(std::env::args()) };
+        let made = Made {
+            date: date(SystemTime::now()),
+            command: command(terminal::program::arguments()),
+        };
         let page = report::page(&self.runs, &made)?;
         super::tell_unfinished(&self.runs);
         terminal::write(&self.output, page.as_bytes())
@@ -30,14 +34,14 @@ impl ReportCommand {
 }
 
 /// The command line, with quotes where a shell needs them.
-fn command(arguments: impl Iterator<Item = String>) -> String {
+fn command(arguments: Vec<OsString>) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
     let quoted = |argument: String| match argument.chars().all(plain) && !argument.is_empty() {
         true => argument,
         false => format!("'{}'", argument.replace('\'', r"'\''")),
     };
     // The program by its name, wherever it lies.
-    let rest = arguments.skip(1).map(quoted);
+    let rest = arguments.iter().skip(1).map(|word| quoted(word.to_string_lossy().into_owned()));
     std::iter::once("certify".to_string()).chain(rest).collect::<Vec<_>>().join(" ")
 }
 
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_command_can_be_pasted() {
-        let said = |arguments: &[&str]| command(arguments.iter().map(ToString::to_string));
+        let said = |arguments: &[&str]| command(arguments.iter().map(OsString::from).collect());
         assert_eq!(
             said(&["/x/certify", "report", "a/b", "-o", "c.html"]),
             "certify report a/b -o c.html"

@@ -1,7 +1,6 @@
 //! Command lines: as clap reads them, and what it says of wrong ones.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::{ContextValue, ErrorKind};
@@ -13,8 +12,8 @@ use super::{escaped, note};
 ///
 /// # Errors
 /// The exit code: 0 after help or the version, 2 after a usage error.
-pub fn parse<T: Parser>() -> Result<T, ExitCode> {
-    read(&std::env::args_os().collect::<Vec<_>>()).map_err(refuse)
+pub fn parse<T: Parser>() -> Result<T, u8> {
+    read(&super::program::arguments()).map_err(refuse)
 }
 
 /// As clap reads it; but where what follows `--json` is missed elsewhere, as the model in
@@ -30,10 +29,10 @@ fn read<T: Parser>(args: &[OsString]) -> Result<T, clap::Error> {
 
 /// Prints an error as clap lays it out. What it quotes from the command line cannot move the cursor
 /// or begin a line of its own.
-fn refuse(mut error: clap::Error) -> ExitCode {
+fn refuse(mut error: clap::Error) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let calm = |text: &String| escaped(text, "");
     let quoted: Vec<_> = error
@@ -55,7 +54,7 @@ fn refuse(mut error: clap::Error) -> ExitCode {
     } else {
         note(format_args!("{}", text.trim_end()));
     }
-    ExitCode::from(2)
+    2
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn declared_networks_are_their_authors() {
     }
 }
 
-/// What `docs/import/load.py` computed from checkpoints with every kind of node.
+/// What `certify/src/cli/network.py` computed from checkpoints with every kind of node.
 #[test]
 fn the_loader_for_pytorch_computes_what_we_compute() {
     let kinds = own().join("kinds");
@@ -108,7 +108,7 @@ fn kinds() -> Vec<String> {
 #[test]
 fn every_kind_and_function_is_in_the_loader_and_on_its_page() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
-    let (loader, page) = (read("docs/import/load.py"), read("docs/import/your-own.md"));
+    let (loader, page) = (read("certify/src/cli/network.py"), read("docs/import/your-own.md"));
     let mut golden = String::new();
     for directory in std::fs::read_dir(own().join("kinds")).unwrap() {
         let path = directory.unwrap().path().join("checkpoint.safetensors");
@@ -118,7 +118,7 @@ fn every_kind_and_function_is_in_the_loader_and_on_its_page() {
     let kinds = kinds();
     assert!(kinds.len() > 21, "{kinds:?}");
     for kind in kinds {
-        assert!(loader.contains(&format!("\n    \"{kind}\": (")), "load.py lacks {kind}");
+        assert!(loader.contains(&format!("\n    \"{kind}\": (")), "network.py lacks {kind}");
         assert!(page.contains(&format!("`{kind}`")), "your-own.md lacks {kind}");
         assert!(golden.contains(&format!("\"{kind}\"")), "no golden file has {kind}");
     }
@@ -129,7 +129,7 @@ fn every_kind_and_function_is_in_the_loader_and_on_its_page() {
             Value::Object(fields) => fields.keys().next().unwrap().clone(),
             other => panic!("{other}"),
         };
-        assert!(loader.contains(&format!("\n    \"{name}\": ")), "load.py lacks {name}");
+        assert!(loader.contains(&format!("\n    \"{name}\": ")), "network.py lacks {name}");
         let (plain, braced) = (format!("`{name}`"), format!("`{{\"{name}\": "));
         assert!(page.contains(&plain) || page.contains(&braced), "your-own.md lacks {name}");
         assert!(golden.contains(&format!("\"{name}\"")), "no golden file has {name}");

@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand.
+//! The program `train`: one file per subcommand.
 
 mod config;
 mod demo;
@@ -12,8 +12,7 @@ mod stop;
 mod sweep;
 mod table;
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -54,6 +53,11 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Manual pages for `man`, one file per command.
+    Man {
+        /// The directory to write them to.
+        directory: PathBuf,
+    },
 }
 
 /// Stopped by a signal; says how to go on.
@@ -69,7 +73,14 @@ struct Stopped {
 #[error("{0}")]
 struct Failed(String);
 
-pub(crate) fn main() -> ExitCode {
+/// The command line that the program reads.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program on the [command line](terminal::program), and gives its exit code. It wants to
+/// be [prepared](crate::runtime::prepare).
+pub fn main() -> u8 {
     terminal::end_without_memory();
     let cli = match terminal::parse::<Cli>() {
         Ok(cli) => cli,
@@ -94,17 +105,18 @@ pub(crate) fn main() -> ExitCode {
             terminal::completions(shell, &mut Cli::command(), "train");
             Ok(())
         }
+        Command::Man { directory } => terminal::manual(Cli::command(), &directory),
     };
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    let Err(error) = result else { return 0 };
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
         terminal::note(format_args!("{stopped}"));
-        return ExitCode::from(130);
+        return 130;
     }
     if error.is::<sweep::Elsewhere>() {
-        return ExitCode::from(lipschitz_train::sweep::pool::ELSEWHERE);
+        return lipschitz_train::sweep::pool::ELSEWHERE;
     }
     terminal::note(format_args!("error: {}", line(&error)));
-    ExitCode::from(code(&error))
+    code(&error)
 }
 
 /// The config of this name; `-` is stdin.

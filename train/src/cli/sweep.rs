@@ -135,7 +135,8 @@ fn json(runs: &[SweepRun], outcomes: &[(PathBuf, Outcome)]) -> serde_json::Resul
 
 /// This program's command line, as a shell would read it.
 fn command_line() -> String {
-    let rest = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let words = terminal::program::arguments();
+    let rest = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned());
     shell(&std::iter::once("train".to_string()).chain(rest).collect::<Vec<_>>())
 }
 

@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use lipschitz_certify::terminal::program;
 use lipschitz_nn::{At, checkpoint};
 
 use super::live::Live;
@@ -139,8 +140,7 @@ impl Pool<'_> {
             return Ok(());
         }
         let threads = (self.options.threads / self.options.jobs.max(1)).max(1).to_string();
-        let mut command =
-            Command::new(std::env::current_exe().map_err(process("the path of this program"))?);
+        let mut command = program::again().map_err(process("the path of this program"))?;
         command
             .args(["--quiet", "--threads", &threads, "sweep-member", "--label", label, "--out"])
             .arg(directory);

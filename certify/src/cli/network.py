@@ -1,25 +1,27 @@
-"""Runs a checkpoint of this project in PyTorch.
+"""Runs a network in PyTorch.
 
-Needs torch and safetensors. In a program:
+Needs torch alone. In a program:
 
-    model = load("model.safetensors")        # a torch.nn.Module whose state_dict has the checkpoint's names
+    model = load("model.safetensors")        # a torch.nn.Module whose state_dict has the file's names
     logits = model(tokens)                   # or pixels, or vectors, as its graph says
 
 On the command line, as `certify run` does it, from `tokens`, `pixels` or `vectors` to `output`:
 
-    python load.py model.safetensors input.safetensors output.safetensors
+    python network.py model.safetensors input.safetensors output.safetensors
 
 A node, an option or a function that is not known is an error: passed over, it would be another network.
 """
 
+import ctypes
 import json
 import math
 import sys
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+
+# The network that this file is of; without one, it is that of the checkpoint.
+GRAPH = None
 
 FUNCTIONS = {
     "identity": lambda x: x,
@@ -48,13 +50,43 @@ def activation(function, x):
 
 
 def load(path, dtype=None):
-    """The network in a checkpoint, in its own float type or another."""
-    with safe_open(path, "pt") as file:
-        meta = json.loads((file.metadata() or {})["lipschitz"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}
+    """The network with the weights of a file, in its own float type or another."""
+    metadata, weights = read(path)
+    meta = json.loads(metadata["lipschitz"])
     if meta["format"] != 1 or meta["graph"]["format"] != 1:
-        raise ValueError(f"{path}: a format that this loader does not know")
+        raise ValueError(f"{path}: a format that this program does not know")
+    if GRAPH is not None and meta["graph"] != GRAPH:
+        raise ValueError(f"{path}: the weights of another network")
     return Network(meta["graph"], weights).to(dtype)
+
+
+# Types of safetensors files. Ids of tokens are far below 2^31, where both kinds of integers are the same.
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+         "I64": torch.int64, "I32": torch.int32, "U32": torch.int32, "U8": torch.uint8}
+
+
+def read(path):
+    """The metadata and the tensors of a safetensors file: the length of a header, the header, the numbers."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        numbers = bytearray(file.read())
+    metadata, tensors = header.pop("__metadata__", None) or {}, {}
+    for name, entry in header.items():
+        (begin, end), dtype = entry["data_offsets"], TYPES[entry["dtype"]]
+        own = bytearray(numbers[begin:end])
+        tensors[name] = torch.frombuffer(own, dtype=dtype).reshape(entry["shape"])
+    return metadata, tensors
+
+
+def write(path, name, tensor):
+    """A safetensors file with one tensor."""
+    tensor = tensor.detach().cpu().contiguous()
+    dtype = next(key for key, value in TYPES.items() if value == tensor.dtype)
+    size = tensor.numel() * tensor.element_size()
+    header = json.dumps({name: dict(dtype=dtype, shape=list(tensor.shape), data_offsets=[0, size])}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header + ctypes.string_at(tensor.data_ptr(), size))
 
 
 class Network(torch.nn.Module):
@@ -278,7 +310,7 @@ NODES = {
 
 if __name__ == "__main__":
     model_path, input_path, output_path = sys.argv[1:]
-    inputs = load_file(input_path)
+    inputs = read(input_path)[1]
     (x,) = (inputs[name] for name in ("tokens", "pixels", "vectors") if name in inputs)
     with torch.no_grad():
-        save_file({"output": load(model_path)(x).contiguous()}, output_path)
+        write(output_path, "output", load(model_path)(x))
