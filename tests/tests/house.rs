@@ -29,6 +29,7 @@ fn the_proof_needs_no_data_no_plots_and_no_terminal() {
     for heavy in [
         "anyhow",
         "clap",
+        "clap_mangen",
         "comfy-table",
         "image",
         "indicatif",
@@ -92,6 +93,18 @@ fn crates_need_those_below_them_alone() {
                 "lipschitz-plot",
             ],
         ),
+        (
+            "lipschitz-python",
+            &[
+                "lipschitz-certify",
+                "lipschitz-data",
+                "lipschitz-import",
+                "lipschitz-nn",
+                "lipschitz-opt",
+                "lipschitz-plot",
+                "lipschitz-train",
+            ],
+        ),
     ]);
     for (package, allowed) in below {
         let ours = tree(package, &[]).into_iter().filter(|name| name.starts_with("lipschitz-"));
@@ -99,6 +112,22 @@ fn crates_need_those_below_them_alone() {
         let allowed: BTreeSet<String> = allowed.iter().map(ToString::to_string).collect();
         assert!(needs.is_subset(&allowed), "{package} needs {needs:?}");
     }
+}
+
+/// Whoever opens the repository finds the crates, the book and the tests, and nothing else.
+#[test]
+fn the_top_of_the_repository_is_in_order() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let files = Command::new("git").args(["-C", root, "ls-files"]).output();
+    let Some(files) = files.ok().filter(|files| files.status.success()) else {
+        eprintln!("SKIPPED: this is no git repository");
+        return;
+    };
+    let files = String::from_utf8(files.stdout).unwrap();
+    let folders: BTreeSet<&str> =
+        files.lines().filter_map(|file| Some(file.split_once('/')?.0)).collect();
+    let wanted = [".ci", "certify", "docs", "lipschitz-nn", "lipschitz-opt", "tests", "train"];
+    assert_eq!(folders, BTreeSet::from(wanted));
 }
 
 /// No dependency asks for a newer compiler than the workspace says it needs; that our own code does

@@ -1,0 +1,43 @@
+"""The part of the package that is Rust."""
+
+import os
+from typing import Any, Optional, Sequence, Union
+
+Path = Union[str, "os.PathLike[str]"]
+
+class Error(ValueError):
+    """What is wrong with a model, a file or a number, in one line."""
+
+class Violated(Error):
+    """A claim does not hold: a certificate, or a bound that something found exceeds."""
+
+def spectral_norm_upper(matrix: Any) -> float:
+    """A proven upper bound on the largest singular value of an array of two axes."""
+
+def program(name: str, arguments: Sequence[str], again: Sequence[str]) -> int:
+    """Runs a program, once in a process, and gives its exit code."""
+
+class Network:
+    """A network that something is to be proven about."""
+
+    @staticmethod
+    def open(path: Path) -> "Network": ...
+    @staticmethod
+    def of(graph: str, weights: Sequence[tuple[str, Any]], note: str) -> "Network": ...
+    def save(self, path: Path) -> None: ...
+    def graph(self) -> str: ...
+    def certify(self, effort: Optional[int] = None, radius: Optional[float] = None) -> str: ...
+    def verify(self, certificate: str) -> None: ...
+    def run(self, inputs: Any) -> tuple[list[float], list[int]]: ...
+    def probe(self, inputs: Any, seconds: float, radius: Optional[float]) -> str: ...
+    def robust(
+        self, images: Any, classes: Any, eps: Sequence[float], steps: int, restarts: int
+    ) -> str: ...
+
+class Constraint:
+    """What keeps matrices small after each step, whatever the step was."""
+
+    def __init__(self, section: str) -> None: ...
+    def promise(self, outputs: int, inputs: int) -> Optional[float]: ...
+    def project(self, weights: Sequence[tuple[str, Any, bool]]) -> None: ...
+    def apply(self, weights: Sequence[tuple[str, Any, bool]], learning_rate: float) -> None: ...

@@ -1,0 +1,176 @@
+"""What may be certified, and how it becomes a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from typing import Any, Mapping, Optional, Sequence
+
+from ._certificate import Certificate, number
+from ._lipschitz import Error, Network
+from ._results import Found, Robustness
+
+
+def certify(
+    model: Any,
+    graph: Any = None,
+    *,
+    input_shape: Optional[Sequence[int]] = None,
+    context: Optional[int] = None,
+    effort: Optional[int] = None,
+    radius: Optional[float] = None,
+) -> Certificate:
+    """Proves a Lipschitz constant of a model.
+
+    `model` is one of
+      - a path: a run directory, a checkpoint, or a third-party model such as a Hugging Face directory;
+      - a dict of arrays, with its `graph` as a dict or as JSON;
+      - a `torch.nn.Sequential` of linear, convolution, activation, norm and pooling layers, in
+        evaluation mode. If it reads images, `input_shape` is (channels, height, width); if it reads
+        tokens, `context` is their largest number;
+      - a Hugging Face model, which is saved and read as its config says.
+
+    `effort` is the number of steps of the search for a second proof (by default 30, and 0 for large
+    networks). `radius` is the l2 radius of the domain, where it is not to be the natural one.
+
+    >>> import numpy
+    >>> graph = {"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes": [
+    ...     {"name": "first", "op": "linear", "inputs": 2, "outputs": 2, "bias": False}]}
+    >>> certificate = lipschitz.certify({"first.weight": numpy.diag([3.0, 4.0])}, graph)
+    >>> round(certificate.l2, 6)
+    4.0
+    """
+    network, keep = network_of(model, graph, input_shape=input_shape, context=context)
+    return Certificate(network.certify(effort, radius), network, keep)
+
+
+def load(path: Any) -> Certificate:
+    """The certificate in a file.
+
+    >>> lipschitz.load("first.json").verify("runs/first")          # doctest: +SKIP
+    """
+    with open(path, encoding="utf-8") as file:
+        return Certificate(file.read())
+
+
+def run(model: Any, inputs: Any, graph: Any = None, **options: Any) -> Any:
+    """The outputs of the network that a certificate of `model` is about, in double precision.
+
+    Compare them with what your own program computes: they show that both are one function.
+
+    >>> lipschitz.run("runs/first", numpy.array([[1, 2, 3]])).shape        # doctest: +SKIP
+    (1, 3, 40)
+    """
+    import numpy
+
+    network, keep = network_of(model, graph, **options)
+    values, shape = network.run(_array(inputs))
+    del keep
+    return numpy.array(values).reshape(shape)
+
+
+def probe(
+    model: Any,
+    inputs: Any,
+    graph: Any = None,
+    *,
+    seconds: float = 10.0,
+    radius: Optional[float] = None,
+    **options: Any,
+) -> Found:
+    """Searches for the steepest pair of inputs: a lower bound on the constant, beside the certified one.
+
+    `inputs` are where the search starts: token ids, images or vectors, a batch of them.
+
+    >>> lipschitz.probe(model, numpy.random.randn(8, 784), seconds=5).found    # doctest: +SKIP
+    3.07...
+    """
+    import numpy
+
+    network, keep = network_of(model, graph, **options)
+    found = json.loads(network.probe(_array(inputs), seconds, radius))
+    del keep
+    a, b = (numpy.array(x["values"]).reshape(x["shape"]) for x in found["pair"])
+    return Found(found["found_l2"], number(found["certified_l2"]), a, b)
+
+
+def robust(
+    model: Any,
+    images: Any,
+    classes: Any,
+    graph: Any = None,
+    *,
+    eps: Sequence[float] = (0.0, 36 / 255),
+    steps: int = 20,
+    restarts: int = 2,
+    **options: Any,
+) -> Robustness:
+    """How many predictions are right, how many an attack changes, and how many are proven to stay.
+
+    Images have pixels in [0, 1]; a radius is an l2 distance of them.
+
+    >>> lipschitz.robust(model, images, classes, eps=[0.1]).certified      # doctest: +SKIP
+    array([0.42])
+    """
+    import numpy
+
+    network, keep = network_of(model, graph, **options)
+    rows = json.loads(
+        network.robust(_array(images), _array(classes), list(eps), steps, restarts)
+    )["rows"]
+    del keep
+    column = lambda key: numpy.array([row[key] for row in rows])
+    return Robustness(column("eps"), column("clean"), column("attacked"), column("certified"))
+
+
+def network_of(
+    model: Any,
+    graph: Any = None,
+    *,
+    input_shape: Optional[Sequence[int]] = None,
+    context: Optional[int] = None,
+) -> tuple[Network, Any]:
+    """The network that a model is, and what has to live as long as it."""
+    if isinstance(model, (str, os.PathLike)):
+        if graph is not None:
+            raise Error("a path has its own graph; give a dict of arrays with one")
+        return Network.open(model), None
+    if isinstance(model, Mapping):
+        if graph is None:
+            raise Error("a dict of arrays needs a graph: certify(arrays, graph)")
+        text = graph if isinstance(graph, str) else json.dumps(graph)
+        weights = [(name, _array(value)) for name, value in model.items()]
+        return Network.of(text, weights, "graph and weights as given to lipschitz.certify"), None
+    # Whoever has a torch module has imported torch.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        if graph is not None:
+            return network_of(model.state_dict(), graph)
+        if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+            directory = tempfile.TemporaryDirectory()
+            model.save_pretrained(directory.name)
+            return Network.open(directory.name), directory
+        from ._modules import translate
+
+        text, weights = translate(model, input_shape, context)
+        return Network.of(text, weights, "translated from a torch module"), None
+    raise Error(
+        f"a {type(model).__name__} is no model: give a path, a dict of arrays with a graph, or a torch.nn.Module"
+    )
+
+
+def _array(value: Any) -> Any:
+    """A numpy array, or a torch tensor as one; the numbers are shared where they can be."""
+    import numpy
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        # Every number of bf16 is one of f32.
+        return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    array = numpy.asarray(value)
+    if array.dtype.kind in "iu" and array.dtype not in (numpy.int64, numpy.uint32, numpy.uint8):
+        return array.astype(numpy.int64)
+    return array

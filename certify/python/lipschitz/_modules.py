@@ -1,0 +1,280 @@
+"""A `torch.nn.Module` of known kinds as a graph with arrays.
+
+A layer that is not known is refused by its name: passed over, the certificate would be about another
+function. Convolutions and average pooling are linear maps of the whole image, so they are written as
+matrices; a batch norm in evaluation mode is folded into the linear map before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any, Optional, Sequence
+
+import numpy
+import torch
+from torch import nn
+
+from ._lipschitz import Error
+
+# Numbers in a matrix that a convolution is written as.
+LARGEST = 1 << 27
+
+
+def translate(
+    module: nn.Module, input_shape: Optional[Sequence[int]], context: Optional[int]
+) -> tuple[str, list[tuple[str, Any]]]:
+    """The graph as JSON and the weights by name."""
+    if any(layer.training for layer in module.modules()):
+        raise Error("the module is in training mode; call .eval() first, so that it is one function")
+    layers = list(_flat(module, ""))
+    if not layers:
+        raise Error("the module has no layers")
+    walk = _Walk(layers[0], input_shape, context)
+    with torch.no_grad():
+        for path, layer in layers:
+            walk.add(path, layer)
+    graph = {"format": 1, "input": walk.input, "nodes": walk.nodes}
+    # One type for all: that of the module, or double precision where something was computed.
+    given = {w.dtype for w in walk.weights.values()}
+    to = torch.float64 if walk.computed or len(given) > 1 else None
+    arrays = []
+    for name, weight in walk.weights.items():
+        weight = weight.detach().cpu().to(to or weight.dtype)
+        weight = weight.float() if weight.dtype == torch.bfloat16 else weight
+        arrays.append((name, numpy.ascontiguousarray(weight.numpy())))
+    return json.dumps(graph), arrays
+
+
+def _flat(module: nn.Module, path: str) -> Any:
+    """The layers in their order, with their paths."""
+    own = module.__dict__.keys() & {"forward", "__call__"}
+    if module._forward_hooks or module._forward_pre_hooks or own:
+        raise Error(f"{path or 'the module'}, a {_kind(module)}: has hooks or a forward of its own, which may change what it computes")
+    if type(module) is nn.Sequential:
+        # Not `named_children`, which has a layer that comes twice once.
+        for name, layer in module._modules.items():
+            yield from _flat(layer, f"{path}.{name}" if path else name)
+    else:
+        yield path, module
+
+
+class _Walk:
+    def __init__(self, first: Any, input_shape: Optional[Sequence[int]], context: Optional[int]):
+        path, layer = first
+        self.nodes: list[dict[str, Any]] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.computed = False
+        # The shape of what comes next, without the batch: (dim,), (tokens, dim) or an image's. The
+        # graph has an image as one vector from the first layer on that needs it so.
+        self.image: Optional[tuple[int, ...]] = None
+        self.flat = True
+        if isinstance(layer, nn.Embedding):
+            if context is None:
+                raise Error("a model of tokens needs their largest number: certify(model, context=...)")
+            self.input: dict[str, Any] = {"kind": "tokens", "context": int(context)}
+        elif isinstance(layer, nn.Linear) and input_shape is None:
+            self.input = {"kind": "vector", "dim": layer.in_features}
+        elif input_shape is None:
+            raise Error(
+                f"the first layer, a {_kind(layer)}, does not say what it reads: certify(model, input_shape=...)"
+            )
+        elif len(input_shape) == 3:
+            c, h, w = (int(n) for n in input_shape)
+            self.input = {"kind": "pixels", "channels": c, "height": h, "width": w}
+            self.image, self.flat = (c, h, w), False
+        elif len(input_shape) == 1:
+            self.input = {"kind": "vector", "dim": int(input_shape[0])}
+        else:
+            raise Error("input_shape: give (dim,) or (channels, height, width)")
+
+    def node(self, op: str, **fields: Any) -> None:
+        self.nodes.append({"op": op, **fields})
+
+    def name(self, path: str) -> str:
+        """A name of one segment that no node has yet."""
+        name, used = path.replace(".", "_") or "layer", {node.get("name") for node in self.nodes}
+        while name in used:
+            name += "_"
+        return name
+
+    def flatten(self) -> None:
+        if not self.flat:
+            self.node("flatten")
+            self.flat = True
+
+    def matrix(self, path: str, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> None:
+        """A linear map with its weights."""
+        name = self.name(path)
+        outputs, inputs = weight.shape
+        self.node("linear", name=name, inputs=inputs, outputs=outputs, bias=bias is not None)
+        self.weights[f"{name}.weight"] = weight
+        if bias is not None:
+            self.weights[f"{name}.bias"] = bias
+
+    def add(self, path: str, layer: nn.Module) -> None:
+        for kind, add in _KINDS.items():
+            # A class of its own may compute something else.
+            if type(layer) is kind:
+                add(self, path, layer)
+                return
+        known = ", ".join(sorted(kind.__name__ for kind in _KINDS))
+        raise Error(
+            f"{path or 'the module'}, a {_kind(layer)}, is not known; known are {known}. "
+            "Give a graph with the weights instead"
+        )
+
+
+def _kind(layer: nn.Module) -> str:
+    return type(layer).__name__
+
+
+def _linear(walk: _Walk, path: str, layer: nn.Linear) -> None:
+    if walk.image is not None:
+        raise Error(f"{path}, a Linear: reads the last axis of an image; put an nn.Flatten before it")
+    walk.matrix(path, layer.weight, layer.bias)
+
+
+def _flatten(walk: _Walk, path: str, layer: nn.Flatten) -> None:
+    if (layer.start_dim, layer.end_dim) != (1, -1):
+        raise Error(f"{path}, a Flatten: of other axes than (1, -1) is not known")
+    if walk.input["kind"] == "tokens":
+        raise Error(f"{path}, a Flatten: of tokens is not known")
+    walk.flatten()
+    walk.image = None
+
+
+def _affine_image(walk: _Walk, path: str, layer: nn.Module) -> None:
+    """A layer that is an affine map of images, as its matrix: its values on a basis."""
+    if walk.image is None:
+        raise Error(f"{path}, a {_kind(layer)}: wants an image; certify(model, input_shape=(channels, height, width))")
+    shape, count = walk.image, math.prod(walk.image)
+    layer = copy.deepcopy(layer).cpu().double()
+    zero = layer(torch.zeros(1, *shape, dtype=torch.float64))
+    if zero.numel() * count > LARGEST:
+        raise Error(f"{path}, a {_kind(layer)}: has a matrix of {zero.numel()} by {count} numbers, which is too large")
+    bias = zero.flatten() if getattr(layer, "bias", None) is not None else None
+    if bias is not None:
+        # Without it, products with ones and zeros alone are left: nothing is rounded.
+        layer.bias = None
+    columns = []
+    for start in range(0, count, 256):
+        size = min(256, count - start)
+        basis = torch.zeros(size, count, dtype=torch.float64)
+        basis[torch.arange(size), torch.arange(start, start + size)] = 1.0
+        columns.append(layer(basis.reshape(size, *shape)).flatten(1).T)
+    walk.flatten()
+    walk.matrix(path, torch.cat(columns, 1).contiguous(), bias)
+    walk.computed = True
+    walk.image = tuple(zero.shape[1:])
+
+
+def _batch_norm(walk: _Walk, path: str, layer: Any) -> None:
+    if layer.running_mean is None:
+        raise Error(f"{path}, a {_kind(layer)}: without running statistics it is a function of the whole batch")
+    if walk.input["kind"] == "tokens":
+        raise Error(f"{path}, a {_kind(layer)}: of tokens is not known")
+    before = walk.nodes[-1] if walk.nodes else {}
+    if before.get("op") != "linear":
+        raise Error(f"{path}, a {_kind(layer)}: is known right behind a linear map or a convolution alone")
+    scale = (layer.running_var.double() + layer.eps).rsqrt()
+    if layer.affine:
+        scale = scale * layer.weight.double()
+    shift = -layer.running_mean.double() * scale
+    if layer.affine:
+        shift = shift + layer.bias.double()
+    weight = walk.weights[f"{before['name']}.weight"].double()
+    if walk.image is not None:
+        each = math.prod(walk.image[1:])
+        scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
+    if scale.shape[0] != weight.shape[0]:
+        raise Error(f"{path}, a {_kind(layer)}: has {scale.shape[0]} features, and the map before it {weight.shape[0]}")
+    bias = walk.weights.get(f"{before['name']}.bias")
+    walk.weights[f"{before['name']}.weight"] = scale.cpu()[:, None] * weight.cpu()
+    walk.weights[f"{before['name']}.bias"] = shift.cpu() + (0.0 if bias is None else scale.cpu() * bias.double().cpu())
+    before["bias"] = walk.computed = True
+
+
+def _layer_norm(walk: _Walk, path: str, layer: nn.LayerNorm) -> None:
+    if len(layer.normalized_shape) != 1 or walk.image is not None:
+        raise Error(f"{path}, a LayerNorm: over several axes is not known")
+    name, gain = walk.name(path), layer.elementwise_affine
+    bias = gain and layer.bias is not None
+    walk.node("layer_norm", name=name, dim=layer.normalized_shape[0], eps=layer.eps, bias=bias, gain=gain)
+    if gain:
+        walk.weights[f"{name}.weight"] = layer.weight
+    if bias:
+        walk.weights[f"{name}.bias"] = layer.bias
+
+
+def _rms_norm(walk: _Walk, path: str, layer: Any) -> None:
+    if len(layer.normalized_shape) != 1 or walk.image is not None:
+        raise Error(f"{path}, an RMSNorm: over several axes is not known")
+    if layer.eps is None:
+        raise Error(f"{path}, an RMSNorm: without eps it depends on the type of its input; give it one")
+    name, gain = walk.name(path), layer.elementwise_affine
+    walk.node("rms_norm", name=name, dim=layer.normalized_shape[0], eps=layer.eps, gain=gain)
+    if gain:
+        walk.weights[f"{name}.weight"] = layer.weight
+
+
+def _embedding(walk: _Walk, path: str, layer: nn.Embedding) -> None:
+    if layer.max_norm is not None:
+        raise Error(f"{path}, an Embedding: with max_norm is not known")
+    if walk.nodes:
+        raise Error(f"{path}, an Embedding: is known as the first layer alone")
+    name = walk.name(path)
+    walk.node("embedding", name=name, vocabulary=layer.num_embeddings, dim=layer.embedding_dim)
+    walk.weights[f"{name}.weight"] = layer.weight
+
+
+def _nothing(walk: _Walk, path: str, layer: nn.Module) -> None:
+    """In evaluation mode it gives what it reads."""
+
+
+def _function(function: Any) -> Any:
+    def add(walk: _Walk, path: str, layer: nn.Module) -> None:
+        found = function(layer) if callable(function) else function
+        walk.node("activation", function=found, scale=1.0)
+
+    return add
+
+
+def _gelu(layer: nn.GELU) -> str:
+    return {"none": "gelu_erf", "tanh": "gelu_tanh"}[layer.approximate]
+
+
+def _hardtanh(walk: _Walk, path: str, layer: nn.Hardtanh) -> None:
+    if layer.min_val != -layer.max_val:
+        raise Error(f"{path}, a Hardtanh: from {layer.min_val} to {layer.max_val} is not known; both ends have to be as far from 0")
+    walk.node("clip", limit=layer.max_val)
+
+
+_KINDS: dict[type, Any] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _affine_image,
+    nn.AvgPool2d: _affine_image,
+    nn.AdaptiveAvgPool2d: _affine_image,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+    nn.Flatten: _flatten,
+    nn.Identity: _nothing,
+    nn.Dropout: _nothing,
+    nn.Dropout2d: _nothing,
+    nn.ReLU: _function("relu"),
+    nn.GELU: _function(_gelu),
+    nn.SiLU: _function("silu"),
+    nn.Tanh: _function("tanh"),
+    nn.Sigmoid: _function("sigmoid"),
+    nn.Mish: _function("mish"),
+    nn.Hardswish: _function("hard_swish"),
+    nn.Hardsigmoid: _function("hard_sigmoid"),
+    nn.LeakyReLU: _function(lambda layer: {"leaky_relu": {"slope": float(layer.negative_slope)}}),
+    nn.ELU: _function(lambda layer: {"elu": {"alpha": float(layer.alpha)}}),
+    nn.Hardtanh: _hardtanh,
+}
+if hasattr(nn, "RMSNorm"):
+    _KINDS[nn.RMSNorm] = _rms_norm

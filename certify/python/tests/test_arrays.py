@@ -1,0 +1,189 @@
+"""What needs numpy alone."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import lipschitz
+import numpy
+import pytest
+
+
+def linear(name, inputs, outputs, bias=False):
+    return {"name": name, "op": "linear", "inputs": inputs, "outputs": outputs, "bias": bias}
+
+
+def graph(*nodes, dim=2):
+    return {"format": 1, "input": {"kind": "vector", "dim": dim}, "nodes": list(nodes)}
+
+
+RELU = {"op": "activation", "function": "relu", "scale": 1.0}
+TWO = graph(linear("a", 3, 5), RELU, linear("b", 5, 2), dim=3)
+
+
+def two(seed=0, dtype=numpy.float32):
+    draw = numpy.random.default_rng(seed)
+    return {"a.weight": draw.normal(size=(5, 3)).astype(dtype), "b.weight": draw.normal(size=(2, 5)).astype(dtype)}
+
+
+def test_the_constant_of_a_matrix_is_its_norm():
+    draw = numpy.random.default_rng(3)
+    for dtype in (numpy.float16, numpy.float32, numpy.float64):
+        w = draw.normal(size=(4, 6)).astype(dtype)
+        certificate = lipschitz.certify({"a.weight": w}, graph(linear("a", 6, 4), dim=6))
+        truth = numpy.linalg.norm(w.astype(numpy.float64), 2)
+        assert truth <= certificate.l2 <= truth * (1 + 1e-6)
+        assert certificate.proven and certificate.bound == certificate.l2
+        assert math.isclose(certificate.log10, math.log10(certificate.l2))
+        assert math.isclose(certificate.rms, truth * math.sqrt(6 / 4), rel_tol=1e-6)
+        assert truth <= lipschitz.spectral_norm_upper(w) <= truth * (1 + 1e-6)
+
+
+def test_the_numbers_are_those_of_the_array_however_it_lies_in_memory():
+    w = numpy.random.default_rng(4).normal(size=(3, 3))
+    for other in (w.copy(order="F"), w.T.copy().T, numpy.concatenate([w, w], 1)[:, :3]):
+        assert lipschitz.spectral_norm_upper(other) == lipschitz.spectral_norm_upper(w)
+
+
+def test_a_certificate_is_proven_again_and_a_false_one_is_not():
+    certificate = lipschitz.certify(two(), TWO)
+    certificate.verify()
+    certificate.verify(two(), graph=TWO)
+    again = lipschitz.Certificate.from_json(certificate.to_json())
+    again.verify(two(), graph=TWO)
+    with pytest.raises(lipschitz.Violated, match="weights_sha256"):
+        again.verify(two(1), graph=TWO)
+    with pytest.raises(lipschitz.Error, match="knows no weights"):
+        again.verify()
+    for path in (["l2", "mantissa"], ["rms", "exponent"]):
+        document = json.loads(certificate.to_json())
+        document[path[0]][path[1]] -= 1 if path[1] == "exponent" else 1e-3
+        with pytest.raises(lipschitz.Violated):
+            lipschitz.Certificate.from_json(json.dumps(document)).verify(two(), graph=TWO)
+    with pytest.raises(lipschitz.Error, match="no certificate"):
+        lipschitz.Certificate.from_json("[1]")
+
+
+def test_it_shows_itself():
+    certificate = lipschitz.certify(two(), TWO)
+    said = repr(certificate)
+    assert said.startswith("<Certificate: L <= ") and said.endswith("proven>")
+    shown = certificate._repr_html_()
+    assert "certified" in shown and "<td style='text-align:left'>a</td>" in shown
+    # What is shown is not below what is proven.
+    assert float(said.split("<= ")[1].split(" ")[0]) >= certificate.rms
+    names, lower, upper = certificate.norms
+    assert len(names) == len(lower) == len(upper) and (lower <= upper).all()
+
+
+def test_names_cannot_write_html():
+    name = "<script>alert(1)<"
+    certificate = lipschitz.certify({f"{name}.weight": numpy.eye(2)}, graph(linear(name, 2, 2)))
+    assert "<script" not in certificate._repr_html_()
+
+
+def test_beyond_floats_it_is_infinite_with_a_logarithm():
+    nodes = [linear(f"l{i}", 2, 2) for i in range(4)]
+    weights = {f"l{i}.weight": 1e200 * numpy.eye(2) for i in range(4)}
+    certificate = lipschitz.certify(weights, graph(*nodes))
+    assert certificate.l2 == math.inf and 799 < certificate.log10 < 801
+    assert "10^800" in repr(certificate)
+
+
+@pytest.mark.parametrize(
+    "model, arguments, said",
+    [
+        ("no/such", {}, "no/such"),
+        ({"a.weight": numpy.eye(2)}, {}, "needs a graph"),
+        ({"a.weight": numpy.eye(3)}, {"graph": graph(linear("a", 2, 2))}, "a.weight"),
+        ({}, {"graph": graph(linear("a", 2, 2))}, "a.weight"),
+        ({"a.weight": numpy.eye(2), "b": numpy.eye(2)}, {"graph": graph(linear("a", 2, 2))}, "not in the graph"),
+        ({"a.weight": numpy.array([["x", "y"]])}, {"graph": graph(linear("a", 2, 2))}, "no array of"),
+        ({"a.weight": numpy.eye(2) * numpy.nan}, {"graph": graph(linear("a", 2, 2))}, "NaN"),
+        ({"a.weight": numpy.eye(2)}, {"graph": "{"}, "cannot be read"),
+        ({"a.weight": numpy.eye(2)}, {"graph": {**graph(), "odd": 1}}, "odd"),
+        ({"a.weight": numpy.eye(2)}, {"graph": graph(linear("a", 2, 2)), "radius": -1.0}, "radius"),
+        (3, {}, "no model"),
+        ("some/path", {"graph": {}}, "own graph"),
+    ],
+)
+def test_bad_input_is_one_line(model, arguments, said):
+    with pytest.raises(lipschitz.Error, match=said) as raised:
+        lipschitz.certify(model, **arguments)
+    assert "\n" not in str(raised.value) and isinstance(raised.value, ValueError)
+
+
+def test_norms_of_what_is_no_matrix_are_refused():
+    for wrong in (numpy.ones(3), numpy.ones((2, 2, 2)), numpy.ones((2, 2), dtype=int), [[1.0, "x"]]):
+        with pytest.raises(lipschitz.Error):
+            lipschitz.spectral_norm_upper(wrong)
+    with pytest.raises(lipschitz.Error, match="inf"):
+        lipschitz.spectral_norm_upper(numpy.array([[numpy.inf, 0.0]]))
+
+
+def test_found_is_below_certified():
+    found = lipschitz.probe(two(), numpy.random.default_rng(1).normal(size=(4, 3)), TWO, seconds=0.3)
+    assert 0 < found.found <= found.certified and found.a.shape == found.b.shape == (1, 3)
+    weights = {name: w.astype(numpy.float64) for name, w in two().items()}
+    f = lambda x: numpy.maximum(x @ weights["a.weight"].T, 0) @ weights["b.weight"].T
+    ratio = numpy.linalg.norm(f(found.a) - f(found.b)) / numpy.linalg.norm(found.a - found.b)
+    assert ratio >= found.found * (1 - 1e-9)
+
+
+def test_outputs_are_those_of_the_graph():
+    x = numpy.random.default_rng(2).normal(size=(4, 3))
+    weights = {name: w.astype(numpy.float64) for name, w in two().items()}
+    ours = numpy.maximum(x @ weights["a.weight"].T, 0) @ weights["b.weight"].T
+    assert numpy.allclose(lipschitz.run(two(), x, TWO), ours, atol=1e-12)
+
+
+def test_certified_is_at_most_attacked():
+    draw = numpy.random.default_rng(5)
+    images, classes = draw.random((20, 3)), draw.integers(0, 2, 20)
+    shares = lipschitz.robust(two(), images, classes, TWO, eps=[0.0, 0.05, 0.5], steps=5)
+    assert (shares.certified <= shares.attacked).all() and (shares.attacked <= shares.clean).all()
+    with pytest.raises(lipschitz.Error, match="eps"):
+        lipschitz.robust(two(), images, classes, TWO, eps=[])
+
+
+def test_the_import_is_quick_and_brings_neither_numpy_nor_torch():
+    code = (
+        "import sys, time; start = time.perf_counter(); import lipschitz;"
+        "print(time.perf_counter() - start, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in range(5)]
+    assert all(words[1:] == ["False", "False"] for words in said), said
+    assert min(float(words[0]) for words in said) <= 0.1, said
+
+
+def test_other_threads_run_meanwhile():
+    import threading
+
+    big = numpy.random.default_rng(6).normal(size=(600, 600))
+    ticks, done = [0], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks[0] += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    lipschitz.spectral_norm_upper(big)
+    counted = ticks[0]
+    done.set()
+    thread.join()
+    assert counted > 1
+
+
+def test_the_examples_of_docstrings_are_right():
+    import doctest
+
+    import lipschitz._models
+
+    names = {"lipschitz": lipschitz, "numpy": numpy}
+    options = doctest.ELLIPSIS
+    failed, tried = doctest.testmod(lipschitz._models, extraglobs=names, optionflags=options)
+    assert failed == 0 and tried > 0

@@ -1,0 +1,254 @@
+"""What needs torch; skipped without it."""
+
+import time
+
+import lipschitz
+import numpy
+import pytest
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+import lipschitz.torch  # noqa: E402
+
+
+def agrees(model, x, **options):
+    """That the certificate is about the module's own function, and that it holds for pairs."""
+    model = model.double().eval()
+    with torch.no_grad():
+        theirs = model(x if x.dtype == torch.int64 else x.double()).numpy()
+    ours = lipschitz.run(model, x, **options)
+    assert ours.shape == theirs.shape
+    assert numpy.abs(ours - theirs).max() <= 1e-11 * max(1.0, numpy.abs(theirs).max())
+    certificate = lipschitz.certify(model, effort=0, **options)
+    certificate.verify()
+    return certificate
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh(), nn.Sigmoid(), nn.Mish(), nn.Hardswish(),
+    nn.Hardsigmoid(), nn.LeakyReLU(0.2), nn.ELU(1.5), nn.Hardtanh(-0.7, 0.7), nn.Identity(), nn.Dropout(0.5),
+]
+
+
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=str)
+def test_activations(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), layer, nn.Linear(7, 3, bias=False))
+    certificate = agrees(model, 3 * torch.randn(16, 5))
+    x = torch.randn(64, 5).double()
+    y = x + 0.1 * torch.randn(64, 5).double()
+    with torch.no_grad():
+        ratio = ((model(x) - model(y)).norm(dim=1) / (x - y).norm(dim=1)).max()
+    assert ratio <= certificate.l2
+
+
+def test_norms_and_nesting():
+    torch.manual_seed(1)
+    norms = [nn.LayerNorm(6, eps=0.1), nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm(6, bias=False), nn.RMSNorm(6, eps=0.1)]
+    for norm in norms:
+        for p in norm.parameters():
+            nn.init.normal_(p)
+        agrees(nn.Sequential(nn.Linear(4, 6), nn.Sequential(norm, nn.Sequential(nn.Linear(6, 2)))), torch.randn(8, 4))
+
+
+def test_a_layer_that_comes_twice_counts_twice():
+    torch.manual_seed(2)
+    layer = nn.Linear(4, 4)
+    certificate = agrees(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(8, 4))
+    once = agrees(nn.Sequential(layer), torch.randn(8, 4))
+    assert certificate.l2 > 0.9 * once.l2**2 or certificate.l2 < once.l2**2
+
+
+def test_convolutions_pools_and_batch_norms():
+    torch.manual_seed(3)
+    for conv in [
+        nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, stride=2, bias=False), nn.Conv2d(2, 4, 2, dilation=2, groups=2),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+    ]:
+        norm = nn.BatchNorm2d(4)
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2.0)
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+        body = [conv, norm, nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.Conv2d(4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        agrees(nn.Sequential(*body, nn.Linear(3, 2)), torch.rand(4, 2, 8, 8), input_shape=(2, 8, 8))
+    norm = nn.BatchNorm1d(5, affine=False)
+    norm.running_mean.normal_()
+    agrees(nn.Sequential(nn.Linear(3, 5, bias=False), norm, nn.Linear(5, 2)), torch.randn(4, 3))
+
+
+def test_tokens():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6, eps=0.1), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 11))
+    agrees(model, torch.randint(11, (3, 5)), context=5)
+
+
+def test_half_precision_is_exact():
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
+    for dtype in (torch.bfloat16, torch.float16):
+        half = model.to(dtype)
+        with torch.no_grad():
+            truth = half.double()(torch.randn(4, 5).double())
+        assert truth.shape == (4, 3)
+        lipschitz.certify(model.to(dtype), effort=0).verify()
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked():
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def patched():
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda x: 3 * x
+    return layer
+
+
+@pytest.mark.parametrize(
+    "model, options, said",
+    [
+        (nn.Sequential(nn.Linear(2, 2)).train(), {}, "training mode"),
+        (nn.Sequential(Own(2, 2)).eval(), {}, "Own, is not known"),
+        (nn.Sequential(hooked()).eval(), {}, "hooks"),
+        (nn.Sequential(patched()).eval(), {}, "forward of its own"),
+        (nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), {}, "input_shape"),
+        (nn.Sequential(nn.Embedding(3, 2)).eval(), {}, "context"),
+        (nn.Sequential(nn.MaxPool2d(2)).eval(), {"input_shape": (1, 4, 4)}, "MaxPool2d, is not known"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softplus()).eval(), {}, "Softplus, is not known"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2)).eval(), {"input_shape": (2,)}, "right behind"),
+        (nn.Sequential(nn.Embedding(3, 2), nn.Flatten()).eval(), {"context": 2}, "of tokens"),
+        (nn.Sequential(nn.Linear(2, 2), nn.RMSNorm(2)).eval(), {}, "give it one"),
+        (nn.Sequential().eval(), {}, "no layers"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 2)).eval(), {}, "1"),
+        (nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))).eval(), {}, "Linear, is not known"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_known_is_refused_by_its_name(model, options, said):
+    with pytest.raises(lipschitz.Error, match=said):
+        lipschitz.certify(model, **options)
+
+
+def test_a_model_of_hugging_face():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=12
+    )
+    bert = transformers.BertModel(config).eval()
+    certificate = lipschitz.certify(bert, effort=0)
+    certificate.verify()
+    tokens = torch.randint(40, (2, 7))
+    with torch.no_grad():
+        theirs = bert(tokens).last_hidden_state.numpy()
+    assert numpy.abs(lipschitz.run(bert, tokens) - theirs).max() < 1e-4
+
+
+METHODS = ["spectral_normalize", "spectral_soft_cap", "spectral_hard_cap", "svd_clip", "stiefel"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_caps_hold_after_every_step_whatever_the_step(method):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 8))
+    # Steps that throw every weight far away.
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
+    held = lipschitz.torch.constrain(optimizer, method=method, sigma_max=1.5)
+    x = torch.randn(32, 12)
+    for _ in range(5):
+        for w in (model[0].weight, model[2].weight):
+            assert held.promise(w) == 1.5
+            assert lipschitz.torch.rms_norm_upper(w) <= 1.5 * (1 + 1e-5)
+        optimizer.zero_grad()
+        (-model(x).square().mean()).backward()
+        optimizer.step()
+    held.remove()
+    (-model(x).square().mean()).backward()
+    optimizer.step()
+    assert lipschitz.torch.rms_norm_upper(model[2].weight) > 2.0
+
+
+def test_weights_of_other_types_and_layouts_are_held_too():
+    torch.manual_seed(6)
+    weights = [nn.Parameter(torch.randn(6, 8, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    weights.append(nn.Parameter(torch.randn(8, 6).T))
+    table = nn.Parameter(torch.randn(9, 4))
+    optimizer = torch.optim.SGD([*weights, table], lr=5.0)
+    lipschitz.torch.constrain(optimizer, sigma_max=1.0, tables=[table])
+    for _ in range(2):
+        for w in weights:
+            # bf16 rounds what it stores.
+            slack = 1e-2 if w.dtype == torch.bfloat16 else 1e-5
+            assert lipschitz.torch.rms_norm_upper(w) <= 1.0 + slack
+        assert table.square().mean(1).sqrt().max() <= 1.0 + 1e-5
+        for w in (*weights, table):
+            w.grad = torch.randn_like(w)
+        optimizer.step()
+
+
+def test_wrong_constraints_are_refused():
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for options, said in [
+        ({}, "cap"),
+        ({"sigma_max": -1.0}, "sigma_max"),
+        ({"sigma_max": 1.0, "method": "no_such"}, "no_such"),
+        ({"sigma_max": 1.0, "odd": 3}, "odd"),
+        ({"sigma_max": 1.0, "parameters": [model.bias]}, "no matrix"),
+        ({"sigma_max": 1.0, "parameters": [torch.zeros(2, 2)]}, "not one of the optimizer's"),
+    ]:
+        with pytest.raises(lipschitz.Error, match=said):
+            lipschitz.torch.constrain(optimizer, **options)
+
+
+class Block(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
+        self.up, self.down = nn.Linear(d, 4 * d, bias=False), nn.Linear(4 * d, d, bias=False)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = (y.reshape(b, t, 4, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, t, d))
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+@pytest.mark.slow
+def test_a_constrained_loop_takes_little_more_time():
+    """At width 256, three layers and 16 x 256 tokens; run with `-m slow`."""
+    torch.manual_seed(7)
+
+    def seconds(constrained):
+        model = nn.Sequential(nn.Embedding(65, 256), *(Block(256) for _ in range(3)), nn.Linear(256, 65, bias=False))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        if constrained:
+            lipschitz.torch.constrain(optimizer, sigma_max=2.0, tables=[model[0].weight])
+        tokens = torch.randint(65, (16, 257))
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            optimizer.step()
+            times.append(time.perf_counter() - start)
+        if constrained:
+            matrices = [w for w in model.parameters() if w is not model[0].weight]
+            assert all(lipschitz.torch.rms_norm_upper(w) <= 2.0 * (1 + 1e-5) for w in matrices)
+        return sorted(times)[len(times) // 2]
+
+    plain, held = seconds(False), seconds(True)
+    print(f"{plain:.3f} s, constrained {held:.3f} s: {held / plain:.2f}")
+    assert held <= 1.3 * plain
+
+
+def test_the_examples_of_docstrings_are_right():
+    import doctest
+
+    failed, tried = doctest.testmod(lipschitz.torch, extraglobs={"lipschitz": lipschitz}, optionflags=doctest.ELLIPSIS)
+    assert failed == 0 and tried > 3
