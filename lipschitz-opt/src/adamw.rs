@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -14,7 +15,7 @@ use crate::optimizer::{
 
 /// AdamW's constants: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `W ← (1−d)W − η m/(√v + ε)`
 /// (Loshchilov and Hutter, 2019).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
     /// β₁, the share of the old mean.

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use candle_core::{Result, Tensor};
 use lipschitz_nn::graph::{Axis, HeadBlocks, Parameter};
 use lipschitz_nn::norm::rms_to_rms;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which matrices are treated per head.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PerHead {
     /// Queries, keys and values; or none.

@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 
 use lipschitz_nn::graph::{Attention, Function, Graph, Node, Op, join};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// How the learning rate is split.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RatesConfig {
     /// Every weight has the whole of it.
@@ -33,7 +34,7 @@ pub enum RatesConfig {
 }
 
 /// The sensitivity of the factors a and b in `a x + b f(x)`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResidualSensitivity {
     /// |a| and |b|, as they are: convex combinations have sensitivity 1.

@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::linalg::{Precision, axpby, axpby_var};
 use lipschitz_nn::norm::rms_to_rms;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -27,7 +28,7 @@ const INFLATION: f64 = 16.0;
 /// Muon's constants: `m ← βm + (1−β)g`, then `W ← (1−ηλ)W − η·s·orthogonalise(m)` (Jordan et al.,
 /// *Muon*, 2024; the scale s as in Bernstein, *Deriving Muon*). Rows of tables and vectors move by
 /// η in RMS norm.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MuonConfig {
     /// β, the share of the old momentum.
@@ -66,7 +67,7 @@ impl Default for MuonConfig {
 }
 
 /// A momentum that grows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Warmup {
     /// β at the first step.
@@ -76,7 +77,7 @@ pub struct Warmup {
 }
 
 /// What an orthogonalised `[out, in]` matrix is multiplied by, beside the learning rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateScale {
     /// √(out/in): the update has RMS→RMS norm 1.

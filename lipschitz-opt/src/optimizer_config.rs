@@ -1,6 +1,7 @@
 //! Which optimizer, as a section of a config.
 
 use lipschitz_nn::graph::Parameter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -10,7 +11,7 @@ use crate::optimizer::{Optimizer, UpdateBound, Variables};
 use crate::sgd::{Sgd, SgdConfig};
 
 /// Which optimizer, and its constants.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum OptimizerConfig {
     /// Momentum, orthogonalised.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use lipschitz_nn::graph::{Geometry, Graph, Parameter};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
@@ -20,7 +21,7 @@ use crate::optimizer_config::OptimizerConfig;
 use crate::work::Sides;
 
 /// Weights with an optimizer or a learning rate of their own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     /// Names of weights, with `*` for any characters: `embedding.*`, `*.query.weight`. A weight

@@ -1,9 +1,10 @@
 //! Learning-rate schedules.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A learning-rate schedule: a factor on the peak, a function of the step alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScheduleConfig {
     /// Always the peak.

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use lipschitz_nn::linalg::{axpby, axpby_var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::optimizer::{Optimizer, Rate, Variable, Variables, gradient, saved, share};
 
 /// SGD's constants: `m ← μm + g`, `W ← (1−ηλ)W − ηm`, or `− η(g + μm)` with Nesterov's step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdConfig {
     /// μ, the share of the old momentum.

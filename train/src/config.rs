@@ -10,13 +10,14 @@ use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_opt::modular::RatesConfig;
 use lipschitz_opt::schedule::ScheduleConfig;
 use lipschitz_opt::{Group, OptimizerConfig, Recipe};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Within;
 use crate::{Error, keys, ranges, seed};
 
 /// Everything about a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Certified Lipschitz constant (RMS → RMS) to end below: the cap of every matrix is solved
@@ -46,7 +47,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Steps, batch, learning rate, intervals.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     /// Updates of the weights.
@@ -67,6 +68,7 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Seeds initialisation and data order: any 64-bit number, as a string above 2⁶³ − 1.
     #[serde(default, with = "seed")]
+    #[schemars(with = "u64")]
     pub seed: u64,
     /// Peak learning rate; under Muon the RMS→RMS norm of an update.
     pub learning_rate: f64,

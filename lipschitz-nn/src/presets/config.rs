@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::gpt::{Activation, BlockConfig, Gpt, Positions};
@@ -11,7 +12,7 @@ use crate::graph::Input;
 use crate::{Error, Graph, text};
 
 /// The network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "preset", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelConfig {
     /// The constrained transformer.
@@ -99,7 +100,7 @@ fn one() -> f64 {
 }
 
 /// What attention logits `q·k` are divided by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogitScale {
     /// The width of each head, as in Newhouse et al. (2025).

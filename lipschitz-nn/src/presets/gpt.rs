@@ -1,5 +1,6 @@
 //! The constrained transformer: no layer norm, no biases, residuals that are convex combinations.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -58,7 +59,7 @@ impl Gpt {
 }
 
 /// The activation of an MLP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// GELU/1.1289, as in Newhouse et al. (2025).
@@ -69,7 +70,7 @@ pub enum Activation {
 }
 
 /// How attention knows the distance from a query to a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// Queries and keys are rotated by their position, as in Newhouse et al. (2025).

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lipschitz_nn::graph::Parameter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{PerHead, matrix_name};
@@ -12,7 +13,7 @@ use crate::blocks::{PerHead, matrix_name};
 /// them.
 ///
 /// `tests/constraints.rs` shows every guarantee, and every limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConstraintKind {
     /// Nothing; no guarantee.
@@ -57,7 +58,7 @@ impl ConstraintKind {
 }
 
 /// How spectral normalize finds σ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormEstimator {
     /// From above, by Gram iteration.
@@ -68,7 +69,7 @@ pub enum NormEstimator {
 }
 
 /// How the hard cap is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HardCap {
     /// The polynomials of Newhouse et al. (2025).
@@ -90,7 +91,7 @@ pub(crate) enum Constant {
 ///
 /// Caps are on `‖W‖_RMS→RMS = √(in/out)·σ_max(W)`. Rows of tables are kept at RMS norm 1 along with
 /// them; vectors are left alone.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConstraintConfig {
     /// What is done to every matrix.

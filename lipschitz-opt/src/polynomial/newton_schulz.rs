@@ -1,12 +1,13 @@
 //! Sets of odd quintics that drive singular values in (0, 1] towards 1.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::polar_express;
 use super::steps::{Steps, at, maximum};
 
 /// Steps `x ← a x + b x³ + c x⁵` that drive singular values in (0, 1] towards 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NewtonSchulz {
     /// Six steps that never exceed 1, so that an update's norm is at most the learning rate

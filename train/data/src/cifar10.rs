@@ -20,6 +20,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::caught::caught;
@@ -37,7 +38,7 @@ pub const PIXELS: usize = 3 * SIDE * SIDE;
 pub const CLASSES: usize = 10;
 
 /// `kind = "cifar10"`: a Hugging Face parquet directory or the original binary batches.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cifar10Config {
     /// The directory.

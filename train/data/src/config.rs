@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::{Input, Op};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cifar10::{Cifar10, Cifar10Config, Limits};
@@ -13,7 +14,7 @@ use crate::text::TextConfig;
 use crate::{DataKind, DataSet, Error};
 
 /// What a network learns, as the section `[data]` of a config: `kind = "..."` and its keys.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum DataConfig {
     /// Any UTF-8 file.

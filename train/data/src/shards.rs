@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lipschitz_nn::graph::Input;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Codec, read_tokenizer};
@@ -16,7 +17,7 @@ use crate::{DataKind, DataSet, Error, digest};
 
 /// `kind = "shards"`: token shards as modded-nanogpt and `train shards` write them,
 /// `*_train_*.bin` and `*_val_*.bin`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShardsConfig {
     /// The directory; its `tokenizer.json`, if it has one, goes into the checkpoint.

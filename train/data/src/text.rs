@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lipschitz_nn::checkpoint::Tokenizer;
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::{At, kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
@@ -12,7 +13,7 @@ use crate::corpus::{self, Corpus, split};
 use crate::{DataKind, DataSet, Error, memory};
 
 /// `kind = "text"`: any UTF-8 file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
     /// The file.

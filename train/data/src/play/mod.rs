@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::random;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{self, Corpus};
@@ -27,7 +28,7 @@ pub const CHARACTERS: usize = 1_200_000;
 const SEED: u64 = 1;
 
 /// `kind = "play"`: generated plays, nothing to download.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlayConfig {
     /// How many characters to write.

@@ -1,0 +1,425 @@
+//! Pages of the book that are made from the code: every command with its options, and every key of a
+//! config with its type, default and range.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use clap::{Arg, ArgAction, Command};
+use lipschitz_train::config::Config;
+use lipschitz_train::preset;
+use serde_json::Value;
+
+/// The page of a program.
+pub fn program(command: &Command) -> String {
+    let mut command = command.clone();
+    command.build();
+    let name = command.get_name();
+    let mut out = format!("# The program {name}\n\n{}\n", about(&command));
+    let global: Vec<&Arg> = command.get_arguments().filter(|arg| arg.is_global_set()).collect();
+    if !global.is_empty() {
+        out += "\nEvery command takes:\n\n";
+        table(&global, &mut out);
+    }
+    commands(&command, name, &mut out);
+    out
+}
+
+fn commands(command: &Command, path: &str, out: &mut String) {
+    let shown = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
+    for below in shown {
+        let path = format!("{path} {}", below.get_name());
+        if below.has_subcommands() {
+            commands(below, &path, out);
+            continue;
+        }
+        let usage = below.clone().render_usage().to_string();
+        let usage = usage.trim().trim_start_matches("Usage: ").trim();
+        let _ = write!(out, "\n## {path}\n\n```text\n{usage}\n```\n\n{}\n", about(below));
+        let own = |arg: &&Arg| {
+            !arg.is_global_set() && !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help")
+        };
+        let own: Vec<&Arg> = below.get_arguments().filter(own).collect();
+        if !own.is_empty() {
+            *out += "\n";
+            table(&own, out);
+        }
+    }
+}
+
+fn about(command: &Command) -> String {
+    let text = command.get_long_about().or(command.get_about()).map(ToString::to_string);
+    text.unwrap_or_default().trim().replace('<', "&lt;")
+}
+
+fn table(arguments: &[&Arg], out: &mut String) {
+    *out += "| | default | |\n|---|---|---|\n";
+    for arg in arguments {
+        let help = arg.get_long_help().or(arg.get_help());
+        let mut help = cell(&help.map(ToString::to_string).unwrap_or_default());
+        let values = arg.get_possible_values();
+        let values: Vec<_> = values.iter().filter(|value| !value.is_hide_set()).collect();
+        if arg.get_action().takes_values() && !values.is_empty() && values[0].get_help().is_some() {
+            let each = values.iter().map(|value| {
+                let help = value.get_help().map(ToString::to_string).unwrap_or_default();
+                format!("`{}`: {}", value.get_name(), cell(&help).trim_end_matches('.'))
+            });
+            let _ = write!(help, " {}.", each.collect::<Vec<_>>().join("; "));
+        } else if arg.get_action().takes_values() && !values.is_empty() {
+            let each = values.iter().map(|value| format!("`{}`", value.get_name()));
+            let _ = write!(help, " One of {}.", each.collect::<Vec<_>>().join(", "));
+        }
+        let default = arg.get_default_values().iter().map(|value| value.to_string_lossy());
+        let default = default.collect::<Vec<_>>().join(",");
+        let default = if default.is_empty() || !arg.get_action().takes_values() {
+            String::new()
+        } else {
+            format!("`{default}`")
+        };
+        let _ = writeln!(out, "| {} | {default} | {help} |", written(arg));
+    }
+}
+
+/// How an argument is written.
+fn written(arg: &Arg) -> String {
+    let names = arg.get_value_names().unwrap_or_default();
+    let names: Vec<String> = names.iter().map(|name| format!("<{name}>")).collect();
+    let value = names.join(" ");
+    let Some(long) = arg.get_long() else {
+        let more = if matches!(arg.get_action(), ArgAction::Append) { "…" } else { "" };
+        return format!("`{value}{more}`");
+    };
+    let short = arg.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
+    let takes = arg.get_action().takes_values();
+    let optional = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
+    let value = match (takes, optional) {
+        (false, _) => String::new(),
+        (true, true) => format!(" [{value}]"),
+        (true, false) => format!(" {value}"),
+    };
+    format!("`{short}--{long}{value}`")
+}
+
+/// A text as one cell of a table.
+fn cell(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[")
+}
+
+/// The page of the keys of a config.
+pub fn config() -> String {
+    let schema = schemars::schema_for!(Config).to_value();
+    let schema = Schema { definitions: schema["$defs"].clone(), root: schema.clone() };
+    let mut out = String::from(
+        "# Keys of a config\n\n\
+         A config is a TOML file; `train config demo` prints one with comments. A key without a \
+         default has to be given, unless it says *none*. Ranges are those that the program names \
+         when a number lies outside.\n",
+    );
+    let mut sections = vec![(String::new(), schema.root.clone())];
+    let mut seen = Vec::new();
+    while !sections.is_empty() {
+        let (path, section) = sections.remove(0);
+        if seen.contains(&path) {
+            continue;
+        }
+        let tables = schema.variants(&section);
+        for Table { given, about, keys } in &tables {
+            let mut title = match path.as_str() {
+                "" => "The file".to_string(),
+                "groups" => "`[[groups]]`".to_string(),
+                path => format!("`[{path}]`"),
+            };
+            for (key, value) in given {
+                let _ = write!(title, " with `{key} = \"{value}\"`");
+            }
+            let _ = write!(out, "\n## {title}\n\n{}\n", cell(about));
+            let mut rows = String::new();
+            for key in keys {
+                let full =
+                    if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
+                if let Some(below) = schema.section(&key.schema, &full) {
+                    sections.push((below.clone(), key.schema.clone()));
+                    if path.is_empty() {
+                        continue;
+                    }
+                }
+                let range = ranges(&full, given, &key.kind);
+                let kind = match schema.section(&key.schema, &full) {
+                    Some(below) => format!("a section, [as `{below}`](#keys-of-a-config)"),
+                    None => key.kind.clone(),
+                };
+                let name = &key.name;
+                let default = &key.default;
+                let _ = writeln!(
+                    rows,
+                    "| `{name}` | {kind} | {default} | {range} | {} |",
+                    cell(&key.about)
+                );
+            }
+            if !rows.is_empty() {
+                let _ = write!(
+                    out,
+                    "\n| key | type | default | range | |\n|---|---|---|---|---|\n{rows}"
+                );
+            }
+        }
+        seen.push(path);
+    }
+    out
+}
+
+/// The schema of a config.
+struct Schema {
+    root: Value,
+    definitions: Value,
+}
+
+/// The keys of a section, or of one kind of it.
+struct Table {
+    /// The key that says the kind, with its value.
+    given: BTreeMap<String, String>,
+    about: String,
+    keys: Vec<Key>,
+}
+
+struct Key {
+    name: String,
+    schema: Value,
+    kind: String,
+    default: String,
+    about: String,
+}
+
+impl Schema {
+    /// A schema without references at its top.
+    fn resolved(&self, schema: &Value) -> Value {
+        let mut schema = schema.clone();
+        for list in ["anyOf", "oneOf"] {
+            let Some(options) = schema[list].as_array() else { continue };
+            let some: Vec<&Value> = options.iter().filter(|o| o["type"] != "null").collect();
+            if let ([one], 2) = (&some[..], options.len()) {
+                let one = (*one).clone();
+                schema.as_object_mut().unwrap().remove(list);
+                merge(&mut schema, &one);
+            }
+        }
+        while let Some(name) = schema["$ref"].as_str() {
+            let name = name.trim_start_matches("#/$defs/").to_string();
+            schema.as_object_mut().unwrap().remove("$ref");
+            merge(&mut schema, &self.definitions[&name]);
+        }
+        schema
+    }
+
+    /// The path of the section that describes a key, if its value is one.
+    fn section(&self, schema: &Value, full: &str) -> Option<String> {
+        let schema = self.resolved(schema);
+        let item = match schema["type"].as_str() {
+            Some("array") => self.resolved(&schema["items"]),
+            _ => schema,
+        };
+        let tagged = item["oneOf"].as_array().is_some_and(|o| o[0]["properties"].is_object());
+        let object = item["properties"].is_object();
+        // Groups have optimizers of their own.
+        let path = if full == "groups.optimizer" { "optimizer" } else { full };
+        (tagged || object).then(|| path.to_string())
+    }
+
+    fn variants(&self, section: &Value) -> Vec<Table> {
+        let schema = self.resolved(section);
+        let schema = match schema["type"].as_str() {
+            Some("array") => {
+                let mut item = self.resolved(&schema["items"]);
+                item["description"] = schema["description"].clone();
+                item
+            }
+            _ => schema,
+        };
+        match schema["oneOf"].as_array() {
+            Some(options) => {
+                options.iter().map(|option| self.table(&self.resolved(option))).collect()
+            }
+            None => vec![self.table(&schema)],
+        }
+    }
+
+    fn table(&self, schema: &Value) -> Table {
+        let mut table =
+            Table { given: BTreeMap::new(), about: text(&schema["description"]), keys: Vec::new() };
+        let required: Vec<&str> =
+            schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        for (name, key) in schema["properties"].as_object().into_iter().flatten() {
+            if let Some(value) = key["const"].as_str() {
+                table.given.insert(name.clone(), value.to_string());
+                continue;
+            }
+            let resolved = self.resolved(key);
+            let default = match key.get("default").or(resolved.get("default")) {
+                Some(Value::Null) | None if !required.contains(&name.as_str()) => {
+                    "none".to_string()
+                }
+                Some(value) if !required.contains(&name.as_str()) => format!("`{}`", toml(value)),
+                _ => String::new(),
+            };
+            let about = [&key["description"], &resolved["description"]];
+            let about = about.into_iter().map(text).find(|t| !t.is_empty()).unwrap_or_default();
+            table.keys.push(Key {
+                name: name.clone(),
+                kind: self.kind(&resolved),
+                schema: key.clone(),
+                default,
+                about,
+            });
+        }
+        // What has to be given comes first.
+        table.keys.sort_by_key(|key| (!key.default.is_empty(), key.name.clone()));
+        table
+    }
+
+    /// The type of a value, in words.
+    fn kind(&self, schema: &Value) -> String {
+        let options = schema["oneOf"].as_array().or(schema["anyOf"].as_array());
+        if let Some(options) = options {
+            let each = options.iter().map(|option| self.kind(&self.resolved(option)));
+            return each.collect::<Vec<_>>().join(", ");
+        }
+        if let Some(value) = schema["const"].as_str() {
+            return format!("`\"{value}\"`");
+        }
+        if let Some(values) = schema["enum"].as_array() {
+            return values.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(", ");
+        }
+        let kinds = match &schema["type"] {
+            Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+            Value::String(kind) => vec![kind.as_str()],
+            _ => Vec::new(),
+        };
+        match kinds.into_iter().find(|kind| *kind != "null") {
+            Some("integer") => "whole number".into(),
+            Some("number") => "number".into(),
+            Some("boolean") => "`true`, `false`".into(),
+            Some("string") => "text".into(),
+            Some("array") => format!("list of: {}", self.kind(&self.resolved(&schema["items"]))),
+            Some("object") if schema["additionalProperties"].is_object() => {
+                let of = self.resolved(&schema["additionalProperties"]);
+                format!("names with: {}", self.kind(&of))
+            }
+            _ => "section".into(),
+        }
+    }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    for (key, value) in from.as_object().into_iter().flatten() {
+        match (into.get_mut(key), value) {
+            (Some(Value::Object(there)), Value::Object(more)) => {
+                for (key, value) in more {
+                    there.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+            }
+            (Some(Value::Array(there)), Value::Array(more)) if key == "required" => {
+                there.extend(more.iter().cloned());
+            }
+            (Some(_), _) => {}
+            (None, value) => into[key] = value.clone(),
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    let text = value.as_str().unwrap_or_default();
+    // Links of the code's own documentation say nothing here.
+    text.replace("[`ConstraintKind::SpectralNormalize`]", "`spectral_normalize`")
+}
+
+/// A value as TOML has it.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let each = fields.iter().map(|(key, value)| format!("{key} = {}", toml(value)));
+            format!("{{ {} }}", each.collect::<Vec<_>>().join(", "))
+        }
+        Value::Array(values) => {
+            format!("[{}]", values.iter().map(toml).collect::<Vec<_>>().join(", "))
+        }
+        value => value.to_string(),
+    }
+}
+
+/// The range of a number, as the program names it when the number lies outside.
+fn ranges(full: &str, given: &BTreeMap<String, String>, kind: &str) -> String {
+    let whole = kind.contains("whole number");
+    if !whole && !kind.contains("number") {
+        return String::new();
+    }
+    let tries: &[&str] = match whole {
+        true => &["0", "9223372036854775807", "-1"],
+        false => &["-1.0", "0.0", "1.5", "1e300", "inf"],
+    };
+    for value in tries {
+        let value = match (kind.starts_with("list"), kind.starts_with("names")) {
+            (true, _) => format!("[{value}]"),
+            (_, true) => format!("{{ head = {value} }}"),
+            _ => value.to_string(),
+        };
+        if let Some(said) = refused(full, &value, given) {
+            return said;
+        }
+    }
+    String::new()
+}
+
+/// What is said of this value of a key, where it is refused for its size.
+fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<String> {
+    let (section, key) = full.rsplit_once('.').unwrap_or(("", full));
+    // A config in which the key means something.
+    let kinds: Vec<&str> = given.values().map(String::as_str).collect();
+    let base = match (section, &kinds[..]) {
+        ("model", ["vit"]) => "vit-cifar10",
+        ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
+        ("data", ["shards"]) => "nanogpt-145m",
+        ("data", ["text"]) => "gpt-shakespeare",
+        _ => "demo",
+    };
+    let mut settings = Vec::new();
+    match (section, &kinds[..]) {
+        ("optimizer" | "rates" | "train.schedule", [kind]) => {
+            settings.push(format!("{section}={{ kind = \"{kind}\" }}"));
+        }
+        ("groups", _) => {
+            let group = format!("groups=[{{ pattern = \"*\", {key} = {value} }}]");
+            return said(base, &[group], full);
+        }
+        ("optimizer.warmup", _) => {
+            let warmup = format!("optimizer.warmup={{ from = 0.5, steps = 1, {key} = {value} }}");
+            return said(
+                base,
+                &[warmup
+                    .replace(&format!("{key} = 0.5, "), "")
+                    .replace(&format!("{key} = 1, "), "")],
+                full,
+            );
+        }
+        ("constraint", _) if key == "decay" => {
+            settings.push("constraint={ method = \"weight_decay\" }".to_string());
+        }
+        _ => {}
+    }
+    settings.push(format!("{full}={value}"));
+    said(base, &settings, full)
+}
+
+fn said(base: &str, settings: &[String], full: &str) -> Option<String> {
+    let text = preset::text(base).expect("a preset");
+    let error = match Config::parse(text, settings) {
+        Ok(config) => config.recipe().check().err().map(|error| error.to_string())?,
+        Err(error) => error.to_string(),
+    };
+    let key = full.rsplit('.').next().unwrap_or(full);
+    if !error.contains(key) {
+        return None;
+    }
+    let after = |mark: &str| Some(error.split_once(mark)?.1.trim().to_string());
+    let range = after("must be ").or_else(|| after("; ")).or_else(|| after("expected "))?;
+    Some(cell(&range))
+}
