@@ -5,6 +5,7 @@
 mod output;
 pub mod places;
 pub mod program;
+pub mod reference;
 pub mod tables;
 mod usage;
 

@@ -1,7 +1,6 @@
 //! What the whole-workspace tests share: seeded random networks.
 
 pub mod foreign;
-pub mod reference;
 
 use std::path::{Path, PathBuf};
 

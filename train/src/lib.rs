@@ -42,6 +42,7 @@ pub mod preset;
 mod progress;
 mod ranges;
 pub mod ranks;
+pub mod reference;
 mod resume;
 pub mod run_dir;
 pub mod runtime;

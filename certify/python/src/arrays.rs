@@ -13,7 +13,8 @@ pub(crate) fn tensor(name: &str, array: &Bound<'_, PyAny>) -> PyResult<Tensor> {
         ($($element:ty),*) => {
             $(if let Ok(array) = array.extract::<PyReadonlyArrayDyn<'_, $element>>() {
                 let view = array.as_array();
-                let values: Vec<$element> = view.iter().copied().collect();
+                let in_order = || view.iter().copied().collect();
+                let values = view.as_slice().map_or_else(in_order, <[$element]>::to_vec);
                 return Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(wrong(name));
             })*
         };
@@ -37,7 +38,11 @@ pub(crate) fn write(name: &str, array: &Bound<'_, PyAny>, tensor: &Tensor) -> Py
             $(if let Ok(mut array) = array.extract::<PyReadwriteArrayDyn<'_, $element>>() {
                 let values = tensor.flatten_all().and_then(|flat| flat.to_vec1::<$element>());
                 let values = values.map_err(wrong(name))?;
-                array.as_array_mut().iter_mut().zip(values).for_each(|(to, x)| *to = x);
+                let mut view = array.as_array_mut();
+                match view.as_slice_mut() {
+                    Some(slice) if slice.len() == values.len() => slice.copy_from_slice(&values),
+                    _ => view.iter_mut().zip(values).for_each(|(to, x)| *to = x),
+                }
                 return Ok(());
             })*
         };

@@ -48,6 +48,9 @@ enum Command {
     Export(export::ExportCommand),
     /// The JSON schema of a certificate, on stdout.
     Schema,
+    /// The page about this program, in Markdown on stdout.
+    #[command(hide = true)]
+    Reference,
     /// Shell completions, on stdout.
     Completions {
         /// The shell.
@@ -94,6 +97,10 @@ pub fn main() -> u8 {
         }
         Command::Completions { shell } => {
             terminal::completions(shell, &mut Cli::command(), "certify");
+            Ok(())
+        }
+        Command::Reference => {
+            terminal::print(format_args!("{}", terminal::reference::page(&Cli::command())));
             Ok(())
         }
         Command::Man { directory } => terminal::manual(Cli::command(), &directory),

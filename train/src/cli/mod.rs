@@ -48,6 +48,13 @@ enum Command {
     Shards(shards::Shards),
     Estimate(estimate::EstimateCommand),
     Config(config::ConfigCommand),
+    /// The page about this program, or that about the keys of a config, in Markdown on stdout.
+    #[command(hide = true)]
+    Reference {
+        /// The keys of a config.
+        #[arg(long)]
+        config: bool,
+    },
     /// Shell completions, on stdout.
     Completions {
         /// The shell.
@@ -103,6 +110,14 @@ pub fn main() -> u8 {
         Command::Config(command) => command.run(),
         Command::Completions { shell } => {
             terminal::completions(shell, &mut Cli::command(), "train");
+            Ok(())
+        }
+        Command::Reference { config } => {
+            let page = match config {
+                true => lipschitz_train::reference::page(),
+                false => terminal::reference::page(&Cli::command()),
+            };
+            terminal::print(format_args!("{page}"));
             Ok(())
         }
         Command::Man { directory } => terminal::manual(Cli::command(), &directory),

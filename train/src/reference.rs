@@ -1,112 +1,17 @@
-//! Pages of the book that are made from the code: every command with its options, and every key of a
-//! config with its type, default and range.
+//! The page about the keys of a config, made from the types that read it: each with its type, default
+//! and range.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use clap::{Arg, ArgAction, Command};
-use lipschitz_train::config::Config;
-use lipschitz_train::preset;
+use lipschitz_certify::terminal::reference::cell;
 use serde_json::Value;
 
-/// The page of a program.
-pub fn program(command: &Command) -> String {
-    let mut command = command.clone();
-    command.build();
-    let name = command.get_name();
-    let mut out = format!("# The program {name}\n\n{}\n", about(&command));
-    let global: Vec<&Arg> = command.get_arguments().filter(|arg| arg.is_global_set()).collect();
-    if !global.is_empty() {
-        out += "\nEvery command takes:\n\n";
-        table(&global, &mut out);
-    }
-    commands(&command, name, &mut out);
-    out
-}
+use crate::config::Config;
+use crate::preset;
 
-fn commands(command: &Command, path: &str, out: &mut String) {
-    let shown = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
-    for below in shown {
-        let path = format!("{path} {}", below.get_name());
-        if below.has_subcommands() {
-            commands(below, &path, out);
-            continue;
-        }
-        let usage = below.clone().render_usage().to_string();
-        let usage = usage.trim().trim_start_matches("Usage: ").trim();
-        let _ = write!(out, "\n## {path}\n\n```text\n{usage}\n```\n\n{}\n", about(below));
-        let own = |arg: &&Arg| {
-            !arg.is_global_set() && !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help")
-        };
-        let own: Vec<&Arg> = below.get_arguments().filter(own).collect();
-        if !own.is_empty() {
-            *out += "\n";
-            table(&own, out);
-        }
-    }
-}
-
-fn about(command: &Command) -> String {
-    let text = command.get_long_about().or(command.get_about()).map(ToString::to_string);
-    text.unwrap_or_default().trim().replace('<', "&lt;")
-}
-
-fn table(arguments: &[&Arg], out: &mut String) {
-    *out += "| | default | |\n|---|---|---|\n";
-    for arg in arguments {
-        let help = arg.get_long_help().or(arg.get_help());
-        let mut help = cell(&help.map(ToString::to_string).unwrap_or_default());
-        let values = arg.get_possible_values();
-        let values: Vec<_> = values.iter().filter(|value| !value.is_hide_set()).collect();
-        if arg.get_action().takes_values() && !values.is_empty() && values[0].get_help().is_some() {
-            let each = values.iter().map(|value| {
-                let help = value.get_help().map(ToString::to_string).unwrap_or_default();
-                format!("`{}`: {}", value.get_name(), cell(&help).trim_end_matches('.'))
-            });
-            let _ = write!(help, " {}.", each.collect::<Vec<_>>().join("; "));
-        } else if arg.get_action().takes_values() && !values.is_empty() {
-            let each = values.iter().map(|value| format!("`{}`", value.get_name()));
-            let _ = write!(help, " One of {}.", each.collect::<Vec<_>>().join(", "));
-        }
-        let default = arg.get_default_values().iter().map(|value| value.to_string_lossy());
-        let default = default.collect::<Vec<_>>().join(",");
-        let default = if default.is_empty() || !arg.get_action().takes_values() {
-            String::new()
-        } else {
-            format!("`{default}`")
-        };
-        let _ = writeln!(out, "| {} | {default} | {help} |", written(arg));
-    }
-}
-
-/// How an argument is written.
-fn written(arg: &Arg) -> String {
-    let names = arg.get_value_names().unwrap_or_default();
-    let names: Vec<String> = names.iter().map(|name| format!("<{name}>")).collect();
-    let value = names.join(" ");
-    let Some(long) = arg.get_long() else {
-        let more = if matches!(arg.get_action(), ArgAction::Append) { "…" } else { "" };
-        return format!("`{value}{more}`");
-    };
-    let short = arg.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
-    let takes = arg.get_action().takes_values();
-    let optional = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
-    let value = match (takes, optional) {
-        (false, _) => String::new(),
-        (true, true) => format!(" [{value}]"),
-        (true, false) => format!(" {value}"),
-    };
-    format!("`{short}--{long}{value}`")
-}
-
-/// A text as one cell of a table.
-fn cell(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[")
-}
-
-/// The page of the keys of a config.
-pub fn config() -> String {
+/// The page, in Markdown.
+pub fn page() -> String {
     let schema = schemars::schema_for!(Config).to_value();
     let schema = Schema { definitions: schema["$defs"].clone(), root: schema.clone() };
     let mut out = String::from(
@@ -199,13 +104,13 @@ impl Schema {
             let some: Vec<&Value> = options.iter().filter(|o| o["type"] != "null").collect();
             if let ([one], 2) = (&some[..], options.len()) {
                 let one = (*one).clone();
-                schema.as_object_mut().unwrap().remove(list);
+                take(&mut schema, list);
                 merge(&mut schema, &one);
             }
         }
         while let Some(name) = schema["$ref"].as_str() {
             let name = name.trim_start_matches("#/$defs/").to_string();
-            schema.as_object_mut().unwrap().remove("$ref");
+            take(&mut schema, "$ref");
             merge(&mut schema, &self.definitions[&name]);
         }
         schema
@@ -306,6 +211,12 @@ impl Schema {
             }
             _ => "section".into(),
         }
+    }
+}
+
+fn take(schema: &mut Value, key: &str) {
+    if let Some(fields) = schema.as_object_mut() {
+        fields.remove(key);
     }
 }
 
@@ -410,7 +321,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
 }
 
 fn said(base: &str, settings: &[String], full: &str) -> Option<String> {
-    let text = preset::text(base).expect("a preset");
+    let text = preset::text(base)?;
     let error = match Config::parse(text, settings) {
         Ok(config) => config.recipe().check().err().map(|error| error.to_string())?,
         Err(error) => error.to_string(),
