@@ -181,6 +181,10 @@ impl ModularNorm<'_> {
             }
             Op::Scale { factor } => Module::plain(path, factor.abs()),
             Op::Attention(a) => attention(a, path),
+            Op::OffsetAttention { .. } => {
+                let names = ["value.weight", "shares.weight"].map(weight);
+                Module::weights(path, names.to_vec(), 1.0)
+            }
             // A product of two factors of norm 1, both moved by the input.
             Op::GatedMlp { function, bias, .. } => {
                 let mut names = vec![weight("gate.weight"), weight("up.weight")];
@@ -196,6 +200,7 @@ impl ModularNorm<'_> {
             // Two halves, each of norm at most that of the largest token.
             Op::FirstAndMean => Module::plain(path, 2f64.sqrt()),
             Op::SoftCap { .. }
+            | Op::MaxMin
             | Op::Normalise { .. }
             | Op::Clip { .. }
             | Op::Flatten

@@ -147,6 +147,7 @@ impl Pass<'_> {
             Op::SoftCap { cap } => self.units() * (r + abs(*cap) * root),
             // What is only moved, cut or compared is exact.
             Op::Clip { .. }
+            | Op::MaxMin
             | Op::Flatten
             | Op::Patches { .. }
             | Op::ClassToken { .. }
@@ -161,6 +162,10 @@ impl Pass<'_> {
                 self.gated(path, r, *dim, *hidden, *function, *bias)?
             }
             Op::Attention(a) => self.attention(a, path, r, out)?,
+            // Each head's product, whose error its share scales like the product itself.
+            Op::OffsetAttention { inputs, head_dim, .. } => {
+                self.product(step.lipschitz, *inputs, *head_dim, r) + self.gamma(4) * out
+            }
             // An embedding is not computed with, and the others are made of nodes.
             Op::Embedding { .. }
             | Op::Sequential { .. }

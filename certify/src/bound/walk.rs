@@ -350,6 +350,16 @@ impl Walker<'_> {
                 Ok(Step { lipschitz: Upper::ONE, out, rule: "largest slope".into(), whole: None })
             }
             Op::Attention(a) => attention::bound(a, path, self.norms, x),
+            Op::OffsetAttention { head_dim, offsets, .. } => {
+                let c = attention::at_offsets(path, offsets.len(), self.norms)?;
+                step(c, c * x.radius, offsets.len() * head_dim, "√Σ (|w_h| ‖V_h‖)²")
+            }
+            // With a and b the sum and the difference of the halves, over √2, it is (a, |b|).
+            Op::MaxMin => {
+                let out = State { largest: x.largest, ..State::new(x.radius, x.width) };
+                let rule = "a permutation".to_string();
+                Ok(Step { lipschitz: Upper::ONE, out, rule, whole: None })
+            }
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
                 let slope = Upper::ONE.div_up(root_down(*eps));

@@ -86,6 +86,9 @@ pub fn usual_steps(graph: &Graph) -> usize {
             Op::Linear { inputs, outputs, .. } => cube(*inputs, *outputs),
             Op::GatedMlp { dim, hidden, .. } => 3.0 * cube(*dim, *hidden),
             Op::Attention(a) => 4.0 * cube(a.dim, a.heads * a.head_dim),
+            Op::OffsetAttention { inputs, head_dim, offsets } => {
+                cube(*inputs, offsets.len() * head_dim)
+            }
             Op::RmsNorm { dim, .. } | Op::LayerNorm { dim, .. } => cube(*dim, *dim),
             op => op.body().map_or(0.0, matrices),
         };

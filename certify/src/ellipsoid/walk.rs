@@ -11,7 +11,7 @@ use super::span::{Register, Span, blend, by, times};
 use super::tape::{Block, Scalar, Tape, Var, height};
 use super::weights::Weights;
 use crate::Error;
-use crate::bound::pointwise;
+use crate::bound::{Block as WeightBlock, Part, pointwise};
 use crate::upper::{Upper, abs, count, root_down};
 
 /// What stops a walk.
@@ -287,6 +287,12 @@ impl Walker<'_> {
             Op::SoftCap { cap } => self.bounded(at, abs(*cap)),
             Op::Clip { limit } => self.bounded(at, abs(*limit)),
             Op::Attention(a) => attention::step(self, a, at),
+            // Every part of a token is a map of another token.
+            Op::OffsetAttention { head_dim, offsets, .. } => {
+                let norm = self.at_offsets(offsets.len(), at)?;
+                self.restart(at, offsets.len() * head_dim, norm)
+            }
+            Op::MaxMin => self.max_min(at),
             Op::RmsNorm { eps, gain, .. } => self.norm(at, *eps, *gain, false, false),
             Op::LayerNorm { eps, gain, bias, .. } => self.norm(at, *eps, *gain, *bias, true),
             // The projection onto a ball has a symmetric derivative between 0 and 1.
@@ -318,6 +324,44 @@ impl Walker<'_> {
                 self.restart(at, width, count(2).sqrt())
             }
         }
+    }
+
+    /// `√Σ (|w_h| ‖V_h‖)²` of heads at fixed offsets.
+    fn at_offsets(&self, heads: usize, at: &Place<'_>) -> Result<Upper, Stop> {
+        let mut squares = Upper::ZERO;
+        for index in 0..heads {
+            let part = Part { index, count: heads };
+            let value = WeightBlock::whole(at.weight("value.weight")).rows(part);
+            let share = WeightBlock::whole(at.weight("shares.weight")).columns(part);
+            let norm = self.weights.block(&value)?.norm() * self.weights.block(&share)?.norm();
+            squares = squares + norm * norm;
+        }
+        Ok(squares.sqrt())
+    }
+
+    /// With `a = u + v` and `b = u − v` for the halves, max and min are `½ (a + |b|)` and `½ (a −
+    /// |b|)`. So nothing is uncertain about a, and one slope in [−1, 1] about each element of b.
+    fn max_min(&mut self, at: &Place<'_>) -> Result<(), Stop> {
+        let tape = self.tape;
+        let half = height(self.change.current()) / 2;
+        for (span, what) in self.named() {
+            if height(span.current()) != 2 * half || half == 0 {
+                return Err(Stop::Nothing);
+            }
+            let [sum, difference] = [1.0, -1.0].map(|sign| pairs(half, 1.0, sign));
+            let y = span.pop().or_stop()?;
+            span.registers.push(times(tape, &sum, &y));
+            span.registers.push(times(tape, &difference, &y));
+            slopes(tape, span, &at.step(what), 0.0, Upper::ONE, false).or_stop()?;
+            let (b, a) = (span.pop().or_stop()?, span.pop().or_stop()?);
+            let [sum, difference] = [1.0, -1.0].map(|sign| Rc::new(pairs(half, 0.5, sign).t()));
+            let y = blend(tape, 1.0, &times(tape, &sum, &a), 1.0, &times(tape, &difference, &b));
+            span.registers.push(y);
+            if span.alone() {
+                span.tidy(tape, 1).or_stop()?;
+            }
+        }
+        Ok(())
     }
 
     /// From ellipsoids to balls: the largest norm, times a factor.
@@ -573,6 +617,15 @@ fn uncertain<const N: usize>(
         span.registers[0].remove(0);
     }
     Some(())
+}
+
+/// `[f I, ±f I]`, of `half` rows.
+fn pairs(half: usize, f: f64, sign: f64) -> Rc<Approx> {
+    let mut data = vec![0.0; 2 * half * half];
+    for (i, row) in data.chunks_mut(2 * half).enumerate() {
+        (row[i], row[half + i]) = (f, sign * f);
+    }
+    Rc::new(Approx::exact(half, 2 * half, data))
 }
 
 /// `diag(d)` times each block.

@@ -89,6 +89,18 @@ impl Builder {
         self.push(name, Op::Attention(attention))
     }
 
+    /// Heads at fixed offsets, side by side.
+    pub fn offset_attention(mut self, name: &str, head_dim: usize, offsets: Vec<usize>) -> Self {
+        let width = head_dim.saturating_mul(offsets.len());
+        let inputs = std::mem::replace(&mut self.width, width);
+        self.push(name, Op::OffsetAttention { inputs, head_dim, offsets })
+    }
+
+    /// The maximum and the minimum of both halves.
+    pub fn max_min(self) -> Self {
+        self.push("", Op::MaxMin)
+    }
+
     /// `W_down (φ(W_gate x) ∘ W_up x)`.
     pub fn gated_mlp(self, name: &str, hidden: usize, function: Function) -> Self {
         let dim = self.width;

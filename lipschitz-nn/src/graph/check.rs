@@ -17,6 +17,8 @@ struct Surroundings {
     context: Option<usize>,
     /// Whether a class token is among the outermost nodes.
     class_token: bool,
+    /// Whether a token separates documents.
+    separator: bool,
 }
 
 pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
@@ -46,9 +48,12 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
             Shape::Vector(dim)
         }
     };
-    let context = if let Input::Tokens { context, .. } = input { Some(context) } else { None };
+    let (context, separator) = match input {
+        Input::Tokens { context, separator } => (Some(context), separator.is_some()),
+        _ => (None, false),
+    };
     let class_token = nodes.iter().any(|node| matches!(node.op, Op::ClassToken { .. }));
-    let shape = sequence(nodes, "", shape, &Surroundings { context, class_token }, 0)?;
+    let shape = sequence(nodes, "", shape, &Surroundings { context, class_token, separator }, 0)?;
     let mut seen = HashSet::new();
     for parameter in parameters(nodes) {
         if !seen.insert(parameter.name.clone()) {
@@ -176,6 +181,28 @@ fn step(
             tokens(a.dim)?;
             Ok(shape)
         }
+        Op::OffsetAttention { inputs, head_dim, offsets } => {
+            size(path, "inputs", *inputs)?;
+            size(path, "heads", offsets.len())?;
+            size(path, "head_dim", *head_dim)?;
+            size(path, "width", offsets.len().saturating_mul(*head_dim))?;
+            if let Some(offset) = offsets.iter().find(|offset| **offset > MAX_SIZE) {
+                let what = format!("has the offset {offset}, above {MAX_SIZE}");
+                return Err(Error::graph(path, what));
+            }
+            if around.separator {
+                return Err(Error::graph(
+                    path,
+                    "(offset_attention) looks back across documents; leave the separator out",
+                ));
+            }
+            tokens(*inputs)?;
+            Ok(Shape::Tokens(offsets.len() * head_dim))
+        }
+        Op::MaxMin => match shape {
+            Shape::Tokens(d) | Shape::Vector(d) if d.is_multiple_of(2) => Ok(shape),
+            _ => Err(wrong("tokens or a vector of even width".into())),
+        },
         Op::RmsNorm { dim, eps, .. } | Op::LayerNorm { dim, eps, .. } => {
             size(path, "dim", *dim)?;
             positive(path, "eps", *eps)?;

@@ -300,6 +300,23 @@ pub enum Op {
     },
     /// Multi-head attention.
     Attention(Attention),
+    /// Attention heads at fixed offsets: head h reads the token `offsets[h]` back, with probability
+    /// 1, and the heads side by side are the output, `y_t = concat_h (w_h V_h x_{t−o_h})`. Before the
+    /// first token there are zeros. V, of shape `[heads·head_dim, inputs]`, is `value.weight`, and w,
+    /// of shape `[1, heads]`, is `shares.weight`: how much of the constant each head has.
+    OffsetAttention {
+        /// Width in; the width out is that of all heads together.
+        inputs: usize,
+        /// Width of each head.
+        head_dim: usize,
+        /// How many tokens back each head reads.
+        offsets: Vec<usize>,
+    },
+    /// `max(u, v)` and then `min(u, v)`, elementwise, for the first half u and the second half v of
+    /// each token: a permutation of its elements, so it keeps norms, of values and of gradients
+    /// (Anil, Lucas and Grosse, *Sorting out Lipschitz Function Approximation*, 2019). The halves
+    /// rather than neighbours, so that loops over them are vectorised.
+    MaxMin,
     /// `γ ∘ x / √(mean x² + ε)`.
     RmsNorm {
         /// Width.
@@ -413,6 +430,8 @@ impl Op {
             Op::SoftCap { .. } => "soft_cap",
             Op::Clip { .. } => "clip",
             Op::Attention(_) => "attention",
+            Op::OffsetAttention { .. } => "offset_attention",
+            Op::MaxMin => "max_min",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
             Op::Normalise { .. } => "normalise",
@@ -444,6 +463,8 @@ impl Op {
             | Op::SoftCap { .. }
             | Op::Clip { .. }
             | Op::Attention(_)
+            | Op::OffsetAttention { .. }
+            | Op::MaxMin
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. }
             | Op::Normalise { .. }

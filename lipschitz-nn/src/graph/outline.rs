@@ -87,6 +87,16 @@ fn title(op: &Op) -> String {
             let norm = if a.query_key_norm.is_some() { ", query-key norm" } else { "" };
             format!("attention {} heads{kv} × {}{rotary}{window}{bias}{norm}", a.heads, a.head_dim)
         }
+        Op::OffsetAttention { head_dim, offsets, .. } => {
+            let list: Vec<String> = offsets.iter().map(ToString::to_string).collect();
+            let back = if offsets.iter().enumerate().all(|(i, offset)| i == *offset) {
+                format!("0 … {}", offsets.len().saturating_sub(1))
+            } else {
+                list.join(", ")
+            };
+            format!("attention {} heads × {head_dim}, {back} tokens back", offsets.len())
+        }
+        Op::MaxMin => "max and min of the halves".into(),
         Op::RmsNorm { dim, .. } => format!("rms norm {dim}"),
         Op::LayerNorm { dim, .. } => format!("layer norm {dim}"),
         Op::Normalise { .. } => "x / ‖x‖".into(),

@@ -42,7 +42,7 @@ pub enum Init {
     Rows,
     /// Zero: output projections and heads.
     Zero,
-    /// One: gains.
+    /// One: gains, and the shares of heads.
     One,
     /// `−slope · distance` for each bucket of a position bias, with slope `2^(−8h/heads)` for head
     /// h = 1, 2, … (Press et al., *Train Short, Test Long*, 2022).
@@ -136,6 +136,15 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
         }
         Op::Positions { length, dim } => out.push(table(&path, "", [*length, *dim], Init::Zero)),
         Op::Attention(a) => attention(&path, a, out),
+        Op::OffsetAttention { inputs, head_dim, offsets } => {
+            let heads = offsets.len();
+            let mut value = matrix(&path, "value", [heads * head_dim, *inputs], Init::Orthogonal);
+            value.heads = Some(HeadBlocks { count: heads, axis: Axis::Rows });
+            out.push(value);
+            // One row, whose RMS norm is kept at 1 like that of the rows of every table: a cap on
+            // all heads together.
+            out.push(table(&path, "shares", [1, heads], Init::One));
+        }
         Op::RmsNorm { gain: false, .. } => {}
         Op::RmsNorm { dim, .. } => out.push(vector(&path, "weight", *dim, Init::One)),
         Op::LayerNorm { dim, bias, gain, .. } => {
@@ -158,6 +167,7 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
         }
         Op::ClassToken { dim } => out.push(vector(&path, "weight", *dim, Init::Zero)),
         Op::Activation { .. }
+        | Op::MaxMin
         | Op::Scale { .. }
         | Op::SoftCap { .. }
         | Op::Clip { .. }

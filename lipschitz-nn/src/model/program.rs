@@ -43,6 +43,8 @@ pub(super) enum Operation {
     SoftCap(f64),
     Clip(f64),
     Attention(Box<AttentionLayer>),
+    OffsetAttention { value: Linear, shares: Tensor, offsets: Vec<usize> },
+    MaxMin,
     RmsNorm(Norm),
     LayerNorm(Norm),
     Normalise(f64),
@@ -155,6 +157,12 @@ impl Lowering<'_> {
             Op::SoftCap { cap } => Operation::SoftCap(cap),
             Op::Clip { limit } => Operation::Clip(limit),
             Op::Attention(ref a) => Operation::Attention(Box::new(self.attention(a, path))),
+            Op::OffsetAttention { ref offsets, .. } => Operation::OffsetAttention {
+                value: self.linear(&join(path, "value"), false),
+                shares: self.weight(path, "shares.weight"),
+                offsets: offsets.clone(),
+            },
+            Op::MaxMin => Operation::MaxMin,
             Op::RmsNorm { eps, gain, .. } => Operation::RmsNorm(self.norm(path, eps, gain, false)),
             Op::LayerNorm { eps, gain, bias, .. } => {
                 Operation::LayerNorm(self.norm(path, eps, gain, bias))

@@ -76,6 +76,10 @@ impl Step {
             Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
             Operation::Clip(limit) => ops::clip(&x, *limit)?,
             Operation::Attention(layer) => layer.run(&x, pass)?,
+            Operation::OffsetAttention { value, shares, offsets } => {
+                ops::look_back(&pass.linear(&x, value)?, shares, offsets)?
+            }
+            Operation::MaxMin => ops::max_min(&x)?,
             Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,
             Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,
             Operation::Normalise(eps) => ops::normalise(&x, *eps)?,

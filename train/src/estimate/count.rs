@@ -192,6 +192,16 @@ impl Counter {
                 self.linear(hidden, dim, *bias);
             }
             Op::Attention(attention) => self.attention(attention),
+            // The values, those of earlier tokens, and their multiples.
+            Op::OffsetAttention { inputs, head_dim, offsets } => {
+                let width = (offsets.len() * head_dim) as f64;
+                self.linear(*inputs as f64, width, false);
+                self.width = width;
+                self.keep(3.0, self.tokens * width);
+                self.hold(self.tokens * width);
+            }
+            // Both halves, which is larger, and the larger and the smaller.
+            Op::MaxMin => self.keep(3.0, here),
             Op::ClassToken { .. } => {
                 self.tokens += 1.0;
                 self.keep(1.0, self.tokens * self.width);
