@@ -124,6 +124,10 @@ fn every_node_kind_has_the_right_gradient() {
         let norm = Op::LayerNorm { dim: 6, eps: 0.01, bias, gain: false };
         on_tokens("layer norm without gain", norm);
     }
+    on_tokens("max and min", Op::MaxMin);
+    let at = |head_dim, offsets| Op::OffsetAttention { inputs: 6, head_dim, offsets };
+    on_tokens("heads at offsets", at(2, vec![0, 1, 2]));
+    on_tokens("heads at the same offset and beyond the start", at(3, vec![1, 7, 1, 0]));
     // Shorter than every token here, longer than every token, and in between.
     for eps in [1e-6, 1e3, 1.3] {
         on_tokens("normalise", Op::Normalise { eps });
@@ -322,6 +326,33 @@ fn nodes_compute_their_formulas() {
         }
     }
 
+    // Heads at offsets, and the halves of each token in order.
+    let offsets = vec![2, 0, 7];
+    let heads = Op::OffsetAttention { inputs: 6, head_dim: 2, offsets: offsets.clone() };
+    let model = random_model(build(vec![Node::new("o", heads)]), &mut rng);
+    let weight = |name: &str| model.weights()[name].to_vec2::<f64>().unwrap();
+    let (table, v, w) =
+        (weight("embedding.weight"), weight("o.value.weight"), weight("o.shares.weight"));
+    for (t, y) in rows(&model.forward(&tokens).unwrap()).iter().enumerate() {
+        let part = |(h, offset): (usize, &usize)| -> Vec<f64> {
+            let Some(from) = t.checked_sub(*offset) else { return vec![0.0; 2] };
+            let x = &table[[0, 2, 1, 3][from]];
+            let dot = |row: &Vec<f64>| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
+            v[2 * h..2 * h + 2].iter().map(|row| w[0][h] * dot(row)).collect()
+        };
+        let wanted: Vec<f64> = offsets.iter().enumerate().flat_map(part).collect();
+        near("heads at offsets", y, &wanted);
+    }
+    let graph = build(vec![Node::new("", Op::MaxMin)]);
+    let sorted = random_model(graph, &mut rng);
+    let table = sorted.weights()["embedding.weight"].to_vec2::<f64>().unwrap();
+    for (t, y) in rows(&sorted.forward(&tokens).unwrap()).iter().enumerate() {
+        let x = &table[[0, 2, 1, 3][t]];
+        let pair = |i: usize| (x[i].max(x[i + 3]), x[i].min(x[i + 3]));
+        let wanted = (0..3).map(|i| pair(i).0).chain((0..3).map(|i| pair(i).1));
+        near("max and min", y, &wanted.collect::<Vec<_>>());
+    }
+
     // Norms and tokens.
     let model = random_model(build(vec![]), &mut rng);
     let x = rows(&model.forward(&tokens).unwrap());
@@ -468,6 +499,36 @@ fn fused_operations_equal_their_twins() {
         let (fused, composed) =
             (ops::clip(&x, 1.7).unwrap(), ops::composed::clip(&x, 1.7).unwrap());
         same("clip", &[&x], &fused, &composed, tolerance);
+        for width in [2, 34, 1200] {
+            let x = var(&[3, 150, width], 2.0, &mut rng);
+            let (fused, composed) =
+                (ops::max_min(&x).unwrap(), ops::composed::max_min(&x).unwrap());
+            same(&format!("max and min {width}"), &[&x], &fused, &composed, tolerance);
+        }
+        // Equal halves, and what is not a number.
+        let x = Var::new(&[[1f32, f32::NAN, 2.0, 1.0, 3.0, f32::NAN]], &Device::Cpu).unwrap();
+        let of = |y: Tensor| {
+            let g = y.narrow(1, 0, 3).unwrap().sum_all().unwrap().backward().unwrap();
+            let g = g.get(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+            (format!("{:?}", y.to_vec2::<f32>().unwrap()), g)
+        };
+        let fused = of(ops::max_min(&x).unwrap());
+        assert_eq!(fused, of(ops::composed::max_min(&x).unwrap()));
+        assert!(fused.0.contains("NaN") && fused.1[0][0] == 1.0 && fused.1[0][3] == 0.0);
+        let odd = Tensor::zeros((2, 3), dtype, &Device::Cpu).unwrap();
+        assert!(ops::max_min(&odd).is_err() && ops::composed::max_min(&odd).is_err());
+        for (tokens, head_dim, offsets) in
+            [(1, 1, vec![0]), (5, 3, vec![0, 1, 2, 9]), (70, 16, vec![3, 0, 69, 70, 3])]
+        {
+            let x = var(&[3, tokens, head_dim * offsets.len()], 2.0, &mut rng);
+            let w = var(&[1, offsets.len()], 1.0, &mut rng);
+            let fused = ops::look_back(&x, &w, &offsets).unwrap();
+            let composed = ops::composed::look_back(&x, &w, &offsets).unwrap();
+            same(&format!("offsets {offsets:?}"), &[&x, &w], &fused, &composed, tolerance);
+            let few = Tensor::zeros((1, offsets.len() + 1), dtype, &Device::Cpu).unwrap();
+            assert!(ops::look_back(&x, &few, &offsets).is_err());
+            assert!(ops::composed::look_back(&x, &few, &offsets).is_err());
+        }
         let y = var(&[3, 7001], 2.0, &mut rng);
         let fused = ops::residual(&x, &y, 0.9, -0.2).unwrap();
         same(

@@ -104,6 +104,9 @@ def kinds():
     body = [dict(name="blocks", op="sequential", body=blocks), *mixed, branches]
     yield "tokens", dict(kind="tokens", context=7), embedding + body + tail
     yield "last", dict(kind="tokens", context=7), embedding + [branches, dict(op="last_token"), linear("head", 6, 3)]
+    looking_back = [dict(name="back", op="offset_attention", inputs=6, head_dim=4, offsets=[0, 1, 3, 9]), dict(op="max_min"),
+                    linear("square", 16, 16, False), dict(op="max_min"), linear("head", 16, 3)]
+    yield "offsets", dict(kind="tokens", context=7), embedding + looking_back
     yield "documents", dict(kind="tokens", context=7, separator=2), embedding + body + tail
     pixels = dict(kind="pixels", channels=2, height=4, width=6)
     patches = [dict(op="patches", size=2), linear("patch", 8, 6), dict(name="class", op="class_token", dim=6), blocks[5]]
@@ -136,6 +139,9 @@ def parameters(nodes, prefix=""):
                 yield at(f"{name}.weight"), shape
                 if n["bias"]:
                     yield at(f"{name}.bias"), shape[:1]
+        elif n["op"] == "offset_attention":
+            yield at("value.weight"), (n["head_dim"] * len(n["offsets"]), n["inputs"])
+            yield at("shares.weight"), (1, len(n["offsets"]))
         elif n["op"] == "attention":
             for name in ("query", "key", "value"):
                 width = n["head_dim"] * n["heads" if name == "query" else "key_value_heads"]

@@ -98,8 +98,10 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
     for i in 0..1 + dice.below(3) {
         let name = format!("n{depth}{i}");
         let op = match dice.below(if depth < 2 { 10 } else { 7 }) {
+            0 if dice.below(3) == 0 => heads_at_offsets(dim, dice),
             0 | 1 => attention(dim, dice),
             2 => Op::Linear { inputs: dim, outputs: dim, bias: dice.coin() },
+            3 if dim.is_multiple_of(2) && dice.below(4) == 0 => Op::MaxMin,
             3 => Op::Activation {
                 function: dice.pick(&Function::ALL),
                 scale: dice.pick(&[1.0, 1.0 / 1.1289, -2.0]),
@@ -137,6 +139,15 @@ fn body(dim: usize, depth: usize, dice: &mut Dice) -> Vec<Node> {
         nodes.push(Node::new(name, op));
     }
     nodes
+}
+
+/// Heads that look at most four tokens back, two of them perhaps as far, together as wide as their
+/// input.
+fn heads_at_offsets(dim: usize, dice: &mut Dice) -> Op {
+    let divisors: Vec<usize> = (1..=dim).filter(|k| dim.is_multiple_of(*k)).collect();
+    let head_dim = dice.pick(&divisors);
+    let offsets = (0..dim / head_dim).map(|_| dice.below(5)).collect();
+    Op::OffsetAttention { inputs: dim, head_dim, offsets }
 }
 
 fn norm(dim: usize, dice: &mut Dice) -> Op {
@@ -193,8 +204,14 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
             let next = 3 + dice.below(8);
             nodes.push(linear(&format!("l{i}"), width, next, dice));
             let scale = dice.pick(&[1.0, 1.0 / 1.1289, -1.5]);
-            nodes
-                .push(Node::new("", Op::Activation { function: dice.pick(&Function::ALL), scale }));
+            nodes.push(Node::new(
+                "",
+                if next % 2 == 0 && dice.below(3) == 0 {
+                    Op::MaxMin
+                } else {
+                    Op::Activation { function: dice.pick(&Function::ALL), scale }
+                },
+            ));
             if dice.coin() {
                 nodes.push(Node::new("", Op::Scale { factor: 2.0 * dice.unit() }));
             }

@@ -523,3 +523,60 @@ fn prove_again(model: &Model, c: &Certificate) -> Option<Upper> {
         ellipsoid::prove(Source::graph(model), &weights, c.domain.radius, &given.multipliers);
     again.unwrap().map(|found| found.bound.l2)
 }
+
+/// `½ (I + P)` and `½ (I − P)` around the swap P of halves, with max and min in between: the first
+/// takes their sum, whose slopes are known, the second their difference, of which each slope is
+/// free. Whoever takes the slopes of max and min for a diagonal of 0s and 1s, or for one number a
+/// pair, proves less than 1 for one of them.
+#[test]
+fn max_and_min_are_no_diagonal() {
+    let half = 3;
+    let rows = |sign: f64| -> Vec<Vec<f64>> {
+        let row = |i: usize| {
+            let mut row = vec![0.0; 2 * half];
+            (row[i], row[(i + half) % (2 * half)]) = (0.5, 0.5 * sign);
+            row
+        };
+        (0..2 * half).map(row).collect()
+    };
+    let model = |first: Option<f64>, last: &[f64]| {
+        let dim = 2 * half;
+        let body = vec![linear("in", dim, dim), Node::new("", Op::MaxMin), linear("out", dim, dim)];
+        let graph = tokens(dim, body);
+        let weight = |name: &str| {
+            let eye = Tensor::eye(dim, candle_core::DType::F64, &Device::Cpu).unwrap();
+            match (name, first) {
+                ("in.weight", Some(sign)) => Tensor::new(rows(sign), &Device::Cpu).unwrap(),
+                ("out.weight", _) => {
+                    let all =
+                        last.iter().map(|sign| Tensor::new(rows(*sign), &Device::Cpu).unwrap());
+                    all.reduce(|a, b| (a + b).unwrap()).unwrap()
+                }
+                ("embedding.weight", _) => {
+                    Tensor::ones((5, dim), candle_core::DType::F64, &Device::Cpu).unwrap()
+                }
+                _ => eye,
+            }
+        };
+        let weights = graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name)));
+        let weights = weights.collect();
+        Model::new(graph, weights).unwrap()
+    };
+    let mut dice = Dice::new(5);
+    for (first, last, wanted) in [
+        (None, &[1.0, -1.0][..], 1.0),
+        (None, &[1.0], 1.0),
+        (None, &[-1.0], 1.0),
+        (Some(-1.0), &[-1.0], 1.0),
+        // The sum of what had no sum.
+        (Some(-1.0), &[1.0], 0.0),
+    ] {
+        let model = model(first, last);
+        let (norms, both, bound) = constants(&model, 20);
+        let reached = found(&model, 2 * half, norms.domain.radius.to_f64(), &mut dice);
+        assert!(reached <= bound * (1.0 + 1e-6) + 1e-9, "{first:?} {last:?}: {reached}, {bound}");
+        assert!(reached > 0.99 * wanted, "{first:?} {last:?}: only {reached}");
+        assert!(bound < wanted + 1e-2, "{first:?} {last:?}: {bound}, not {wanted}");
+        verify(&both, &model).unwrap();
+    }
+}

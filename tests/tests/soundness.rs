@@ -121,7 +121,7 @@ fn no_pair_is_steeper_than_the_certificate() {
             verify(&certificate, &model).unwrap_or_else(|e| panic!("{e}: {what}"));
         }
     }
-    assert_eq!(kinds.len(), 22, "a node kind was never tried: {kinds:?}");
+    assert_eq!(kinds.len(), 24, "a node kind was never tried: {kinds:?}");
     assert!(tried.iter().all(|count| *count > 20), "a function was hardly tried: {tried:?}");
     assert!(ratios.len() > 1200, "only {} finite bounds", ratios.len());
     gains.sort_by(f64::total_cmp);

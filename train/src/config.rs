@@ -24,6 +24,9 @@ pub struct Config {
     /// from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lipschitz_target: Option<f64>,
+    /// The same, and what meets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lipschitz: Option<Goal>,
     /// The network.
     pub model: ModelConfig,
     /// The data.
@@ -40,6 +43,29 @@ pub struct Config {
     pub constraint: ConstraintConfig,
     /// Steps, batch, learning rate, intervals.
     pub train: TrainConfig,
+}
+
+/// A constant to end below, and what meets it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Goal {
+    /// The certified constant, RMS → RMS.
+    pub target: f64,
+    /// What meets it.
+    #[serde(default)]
+    pub by: By,
+}
+
+/// What meets a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// The cap of every matrix, solved from the target before the first step.
+    #[default]
+    Caps,
+    /// The cap of the head: what the proven constant of the rest of the network leaves of the
+    /// target, proven again every few steps.
+    Certificate,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -185,10 +211,17 @@ impl Config {
             let minutes = t.checkpoint_minutes;
             return no(format!("train.checkpoint_minutes is {minutes}; it must be above 0"));
         }
-        if let Some(target) = self.lipschitz_target
-            && !(target.is_finite() && target > 0.0)
-        {
-            return no(format!("lipschitz_target is {target}; it must be a number above 0"));
+        let targets = [
+            ("lipschitz_target", self.lipschitz_target),
+            ("lipschitz.target", self.lipschitz.map(|goal| goal.target)),
+        ];
+        for (key, target) in targets {
+            if let Some(target) = target.filter(|x| !(x.is_finite() && *x > 0.0)) {
+                return no(format!("{key} is {target}; it must be a number above 0"));
+            }
+        }
+        if let [(_, Some(_)), (_, Some(_))] = targets {
+            return no("lipschitz_target is set, and so is lipschitz.target; keep one".into());
         }
         if let ScheduleConfig::StableThenDecay { decay } = t.schedule
             && !(decay > 0.0 && decay <= 1.0)
@@ -199,6 +232,12 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// The constant to end below.
+    pub fn goal(&self) -> Option<Goal> {
+        let target = self.lipschitz_target.map(|target| Goal { target, by: By::Caps });
+        target.or(self.lipschitz)
     }
 
     /// Optimizers and constraint.
@@ -216,7 +255,14 @@ impl Config {
     /// # Errors
     /// A size that does not fit, or a graph file that cannot be read.
     pub fn graph(&self, vocabulary: usize) -> Result<Graph, Error> {
-        let graph = self.model.graph(vocabulary)?;
+        let mut model = self.model.clone();
+        // What a head of norm 1 has as its constant there, so that its cap is near 1.
+        if let (ModelConfig::Isometric { final_scale, .. }, Some(goal)) = (&mut model, self.goal())
+            && goal.by == By::Certificate
+        {
+            *final_scale = final_scale.or(Some(goal.target));
+        }
+        let graph = model.graph(vocabulary)?;
         match self.data.kind().reads(graph.input()) {
             true => Ok(graph),
             false => Err(lipschitz_data::Error::misfit(graph.input()).into()),

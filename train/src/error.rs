@@ -207,7 +207,7 @@ pub enum Error {
         step: u64,
     },
     /// A certified constant above the one asked for.
-    #[error("the certified constant {constant} is above lipschitz_target {target}")]
+    #[error("the certified constant {constant} is above the target {target}")]
     AboveTarget {
         /// The certified constant, RMS → RMS.
         constant: Upper,

@@ -52,6 +52,7 @@ mod seed;
 pub mod shards;
 pub mod step;
 pub mod sweep;
+mod target;
 pub mod trainer;
 
 pub use candle_core;

@@ -3,8 +3,15 @@
 use crate::Error;
 
 /// Their names.
-pub const NAMES: [&str; 6] =
-    ["demo", "gpt-shakespeare", "gpt-tight", "mlp-cifar10", "nanogpt-145m", "vit-cifar10"];
+pub const NAMES: [&str; 7] = [
+    "demo",
+    "gpt-shakespeare",
+    "gpt-tight",
+    "isometric-shakespeare",
+    "mlp-cifar10",
+    "nanogpt-145m",
+    "vit-cifar10",
+];
 
 /// A commented config.
 pub fn text(name: &str) -> Option<&'static str> {
@@ -12,6 +19,7 @@ pub fn text(name: &str) -> Option<&'static str> {
         "demo" => Some(include_str!("../presets/demo.toml")),
         "gpt-shakespeare" => Some(include_str!("../presets/gpt-shakespeare.toml")),
         "gpt-tight" => Some(include_str!("../presets/gpt-tight.toml")),
+        "isometric-shakespeare" => Some(include_str!("../presets/isometric-shakespeare.toml")),
         "mlp-cifar10" => Some(include_str!("../presets/mlp-cifar10.toml")),
         "nanogpt-145m" => Some(include_str!("../presets/nanogpt-145m.toml")),
         "vit-cifar10" => Some(include_str!("../presets/vit-cifar10.toml")),

@@ -39,6 +39,18 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             add("model.heads", *heads, MAX_WIDTH);
             add("model.context", *context, MAX_CONTEXT);
         }
+        ModelConfig::Isometric { dim, context, stages, .. } => {
+            add("model.dim", *dim, MAX_WIDTH);
+            add("model.context", *context, MAX_CONTEXT);
+            add("model.stages", stages.len(), MAX_LAYERS);
+            for stage in stages {
+                add("model.stages.heads", stage.heads, MAX_WIDTH);
+                add("model.stages.head_dim", stage.head_dim, MAX_WIDTH);
+                if stage.layers > 0 {
+                    add("model.stages.layers", stage.layers, MAX_LAYERS);
+                }
+            }
+        }
         ModelConfig::Vit { dim, layers, heads, patch, .. } => {
             add("model.dim", *dim, MAX_WIDTH);
             add("model.layers", *layers, MAX_LAYERS);

@@ -135,7 +135,7 @@ impl Training {
     /// Candle's own.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut state = self.optimizer.state()?;
-        state.extend(self.constraint.state());
+        state.extend(self.constraint.state()?);
         if self.ranks.count() == 1 {
             return Ok(state);
         }

@@ -24,7 +24,7 @@ use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::{PerHead, Rate, Recipe};
 
 use crate::Error;
-use crate::config::Config;
+use crate::config::{By, Config, Goal};
 use crate::device;
 use crate::dynamics::{check_caps, largest_activation, matrices};
 use crate::estimate;
@@ -34,7 +34,7 @@ use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
 use crate::step::{StepMetrics, Times, Training};
-use crate::{resume, run_dir};
+use crate::{resume, run_dir, target};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -98,8 +98,16 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     recipe.check_for(&graph)?;
     estimate::check(config, &graph)?;
     recipe.rates.shares(&graph)?;
-    if let Some(target) = config.lipschitz_target {
-        recipe = plan::solve(&graph, &recipe, target)?;
+    match config.goal() {
+        Some(Goal { target, by: By::Caps }) => recipe = plan::solve(&graph, &recipe, target)?,
+        Some(Goal { by: By::Certificate, .. }) if target::head(&graph).is_none() => {
+            return Err(Error::Config(
+                "lipschitz.by is \"certificate\", which needs a network that ends in a linear map; \
+                 this one does not"
+                    .into(),
+            ));
+        }
+        _ => {}
     }
     recipe.constraint.check_complete()?;
     Ok(Checked { graph, recipe })
@@ -266,6 +274,9 @@ impl<'a> Run<'a> {
                 step: done,
             });
         }
+        if target::is_due(self.config, done) {
+            target::fit(self.config, &mut self.training, done)?;
+        }
         if logs {
             self.log(done, rate, metrics, &inputs, &old, evaluates)?;
         }
@@ -316,7 +327,9 @@ impl<'a> Run<'a> {
         }
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
-        check_target(self.config, certificate.rms)?;
+        if target::holds(self.config, done) {
+            check_target(self.config, certificate.rms)?;
+        }
         let mut line = Metrics {
             step: done,
             // Tokens, or images.
@@ -450,7 +463,7 @@ impl<'a> Run<'a> {
             constraint: recipe.constraint_name().to_string(),
             seed: t.seed,
             learning_rate: t.learning_rate,
-            target: self.config.lipschitz_target,
+            target: self.config.goal().map(|goal| goal.target),
             sigma_max: recipe.constraint.sigma_max(),
             steps: t.steps,
             seconds,
@@ -636,7 +649,7 @@ fn write_events(events: &mut EventWriter, line: &Metrics) -> Result<(), Error> {
 
 /// Whether the constant that was asked for holds.
 fn check_target(config: &Config, constant: Upper) -> Result<(), Error> {
-    match config.lipschitz_target {
+    match config.goal().map(|goal| goal.target) {
         Some(target) if constant > Upper::from_f64(target) => {
             Err(Error::AboveTarget { constant, target })
         }

@@ -179,6 +179,18 @@ def normalise(node, path, x, weights, hidden):
     return x / x.square().sum(-1, keepdim=True).clamp(min=node["eps"] ** 2).sqrt()
 
 
+def offset_attention(node, path, x, weights, hidden):
+    y = F.linear(x, weights[join(path, "value.weight")]).split(node["head_dim"], -1)
+    shares = weights[join(path, "shares.weight")][0]
+    back = lambda y, offset: F.pad(y, (0, 0, offset, 0))[:, : y.shape[1]]
+    return torch.cat([w * back(y, offset) for w, y, offset in zip(shares, y, node["offsets"], strict=True)], -1)
+
+
+def max_min(node, path, x, weights, hidden):
+    u, v = x.chunk(2, -1)
+    return torch.cat([torch.maximum(u, v), torch.minimum(u, v)], -1)
+
+
 def gated_mlp(node, path, x, weights, hidden):
     gate, up = (affine(join(path, name), x, weights, node.get("bias", False)) for name in ("gate", "up"))
     y = activation(node["function"], gate) * up
@@ -294,6 +306,8 @@ NODES = {
         ["dim", "heads", "key_value_heads", "head_dim", "logit_scale", "output_scale", "causal", "rotary", "bias",
          "output_bias", "query_key_norm", "query_key_span", "query_key_kind", "query_key_shift", "logit_cap", "window",
          "position_bias", "alibi"], attention),
+    "offset_attention": (["inputs", "head_dim", "offsets"], offset_attention),
+    "max_min": ([], max_min),
     "rms_norm": (["dim", "eps", "gain"], norm("rms")),
     "layer_norm": (["dim", "eps", "bias", "gain"], norm("layer")),
     "normalise": (["eps"], normalise),

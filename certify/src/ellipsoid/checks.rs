@@ -219,6 +219,7 @@ fn networks() -> Vec<Graph> {
         position_bias: Some(PositionBias { buckets: 4, max_distance: 8 }),
         ..plain.clone()
     };
+    let max_min = Node::new("", Op::MaxMin);
     let of = |rest: Vec<Node>| {
         let embedding = Node::new("embedding", Op::Embedding { vocabulary: 5, dim });
         let head = linear("head", dim, 3, false);
@@ -238,6 +239,15 @@ fn networks() -> Vec<Graph> {
         of(vec![residual("g", vec![norm(false), Node::new("", gated)])]),
         of(vec![residual("p", vec![Node::new("", Op::Parallel { branches })])]),
         of(vec![residual("a", attention(places)), residual("m", mlp(Function::Abs))]),
+        of(vec![
+            Node::new("o", Op::OffsetAttention { inputs: dim, head_dim: 2, offsets: vec![0, 1] }),
+            residual(
+                "m",
+                vec![linear("up", dim, 6, true), max_min.clone(), linear("w", 6, dim, true)],
+            ),
+            linear("square", dim, dim, false),
+            max_min,
+        ]),
     ]
 }
 

@@ -43,11 +43,7 @@ pub fn composed(values: &Tensor, shares: &Tensor, offsets: &[usize]) -> Result<T
 }
 
 /// Batch, tokens, and the width of a head.
-fn sizes(
-    values: &[usize],
-    shares: &[usize],
-    offsets: &[usize],
-) -> Result<(usize, usize, usize)> {
+fn sizes(values: &[usize], shares: &[usize], offsets: &[usize]) -> Result<(usize, usize, usize)> {
     let heads = offsets.len();
     match values {
         &[batch, tokens, width]

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::gpt::{Activation, BlockConfig, Gpt, Positions};
+use super::isometric::{Isometric, Stage};
 use super::mlp::Mlp;
 use super::vit::Vit;
 use crate::graph::Input;
@@ -51,6 +52,19 @@ pub enum ModelConfig {
         /// α, the weight of each block in `(1−α)x + α·block(x)`; 1/(2·layers) if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         alpha: Option<f64>,
+    },
+    /// A language model that keeps norms: heads at fixed offsets, orthogonal layers, MaxMin.
+    Isometric {
+        /// Width of the embedding.
+        dim: usize,
+        /// Longest sequence, in tokens.
+        context: usize,
+        /// Heads and layers, first to last.
+        stages: Vec<Stage>,
+        /// Factor on the network's logits; 1, or the target constant where the certificate is what
+        /// meets it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        final_scale: Option<f64>,
     },
     /// The constrained vision transformer, for images of 3 × 32 × 32.
     Vit {
@@ -157,6 +171,11 @@ impl ModelConfig {
                 let gpt = Gpt::new(outputs, *context, *layers, block);
                 let (final_scale, separator) = (*final_scale, *separator);
                 Gpt { final_scale, separator, zero_prefix: *zero_prefix, ..gpt }.graph()
+            }
+            ModelConfig::Isometric { dim, context, stages, final_scale } => {
+                let (dim, context, stages) = (*dim, *context, stages.clone());
+                let final_scale = final_scale.unwrap_or(1.0);
+                Isometric { vocabulary: outputs, context, dim, stages, final_scale }.graph()
             }
             ModelConfig::Vit {
                 dim,

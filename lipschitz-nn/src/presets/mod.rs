@@ -3,10 +3,12 @@
 
 mod config;
 mod gpt;
+mod isometric;
 mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
 pub use gpt::{Activation, BlockConfig, GELU_SCALE, Gpt, Positions};
+pub use isometric::{Isometric, Stage};
 pub use mlp::Mlp;
 pub use vit::Vit;

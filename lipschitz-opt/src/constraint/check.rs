@@ -65,6 +65,7 @@ impl ConstraintConfig {
             ("decay", self.decay.is_some() && !takes(Constant::Decay)),
             ("norm", self.norm.is_some() && !takes(Constant::Norm)),
             ("form", self.form.is_some() && !takes(Constant::Form)),
+            ("clip", !self.clip.is_empty() && !takes(Constant::Clip)),
             ("per_head", !self.per_head.is_default() && !acts),
             ("row_caps", !self.row_caps.is_empty() && !rule.capped),
             ("column_caps", !self.column_caps.is_empty() && !rule.capped),
@@ -86,9 +87,11 @@ impl ConstraintConfig {
     pub fn check_names(&self, parameters: &[Parameter]) -> Result<(), Error> {
         let keys = self.factors.keys();
         check_matrices("constraint.factors", keys.map(String::as_str), parameters)?;
-        for (key, names) in
-            [("constraint.row_caps", &self.row_caps), ("constraint.column_caps", &self.column_caps)]
-        {
+        for (key, names) in [
+            ("constraint.clip", &self.clip),
+            ("constraint.row_caps", &self.row_caps),
+            ("constraint.column_caps", &self.column_caps),
+        ] {
             check_matrices(key, names.iter().map(String::as_str), parameters)?;
         }
         check_heads("constraint.per_head", self.per_head.names(), parameters)

@@ -27,7 +27,8 @@ pub enum ConstraintKind {
     /// `W ← W / max(1, σ/σ_max)`. With `norm = "proven"`, `σ ≤ σ_max` under any optimizer; with
     /// `norm = "power"` no guarantee.
     SpectralNormalize,
-    /// `W ← σ_max UVᵀ`: `σ ≤ σ_max` under any optimizer.
+    /// `W ← σ_max UVᵀ`: `σ ≤ σ_max` under any optimizer, and all singular values equal it to within
+    /// 10⁻⁵. Matrices named in `clip` are treated as by [`ConstraintKind::SvdClip`].
     Stiefel,
     /// `W ← W + (σ_max − σ)uvᵀ`. No guarantee.
     SpectralHammer,
@@ -85,6 +86,7 @@ pub(crate) enum Constant {
     Decay,
     Norm,
     Form,
+    Clip,
 }
 
 /// Which constraint, and its constants.
@@ -112,6 +114,10 @@ pub struct ConstraintConfig {
     /// How the hard cap is computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<HardCap>,
+    /// Matrices, such as `head`, whose singular values are clipped at the cap where those of the
+    /// others are set to it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub clip: BTreeSet<String>,
     /// Matrices, such as `head`, whose rows are capped in place of singular values: `√in·‖row‖₂ ≤
     /// σ_max`, their RMS→∞ norm, which the RMS→RMS norm is never above.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
 
 use super::norms::{TopVectors, normalize, start};
@@ -16,6 +16,8 @@ use crate::{Error, Recipe};
 pub struct Constraint {
     recipe: Recipe,
     top: TopVectors,
+    /// Shares of caps, by the weight's name.
+    limits: BTreeMap<String, f64>,
 }
 
 impl Constraint {
@@ -27,13 +29,27 @@ impl Constraint {
     pub fn new(recipe: &Recipe) -> Result<Self, Error> {
         recipe.check()?;
         recipe.constraint.check_complete()?;
-        Ok(Self { recipe: recipe.clone(), top: TopVectors::default() })
+        let (recipe, top) = (recipe.clone(), TopVectors::default());
+        Ok(Self { recipe, top, limits: BTreeMap::new() })
     }
 
     /// What it promises about a weight.
     #[must_use]
     pub fn promise(&self, parameter: &Parameter) -> Option<Promise> {
-        self.recipe.promise(parameter)
+        let promise = self.recipe.promise(parameter)?;
+        let share = self.share(parameter);
+        let row = promise.row.map(|row| row * share);
+        Some(Promise { sigma_max: promise.sigma_max * share, row, ..promise })
+    }
+
+    /// From the next step on, the cap of this weight is `share` times the recipe's, where it has
+    /// one.
+    pub fn limit(&mut self, parameter: &Parameter, share: f64) {
+        self.limits.insert(parameter.name.clone(), share);
+    }
+
+    fn share(&self, parameter: &Parameter) -> f64 {
+        self.limits.get(&parameter.name).copied().unwrap_or(1.0)
     }
 
     /// Brings weights under what is promised, before the first step.
@@ -119,10 +135,17 @@ impl Constraint {
         Ok(matrices)
     }
 
-    /// The vectors that a resumed run needs to continue bit for bit.
-    #[must_use]
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
-        self.top.0.iter().map(|(name, v)| (key(name), v.clone())).collect()
+    /// The vectors and limits that a resumed run needs to continue bit for bit.
+    ///
+    /// # Errors
+    /// Candle's own.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
+        let vectors = self.top.0.iter().map(|(name, v)| Ok((key(name), v.clone())));
+        let limits = self
+            .limits
+            .iter()
+            .map(|(name, share)| Ok((limit_key(name), Tensor::new(&[*share], &Device::Cpu)?)));
+        vectors.chain(limits).collect()
     }
 
     /// Restores what [`Constraint::state`] gave.
@@ -134,6 +157,12 @@ impl Constraint {
         state: &BTreeMap<String, Tensor>,
         variables: &[Variable],
     ) -> Result<(), Error> {
+        for name in state.keys() {
+            let Some(name) = name.strip_prefix(LIMIT) else { continue };
+            let like = Tensor::zeros(1, DType::F64, &Device::Cpu)?;
+            let share = saved(state, &limit_key(name), &like)?.get(0)?.to_scalar::<f64>()?;
+            self.limits.insert(name.to_string(), share);
+        }
         for v in variables.iter().filter(|v| v.parameter.geometry == Geometry::Matrix) {
             let name = key(&v.parameter.name);
             if state.contains_key(&name) {
@@ -148,8 +177,16 @@ impl Constraint {
     /// The cap on a weight's norm, promised or not.
     fn cap(&self, parameter: &Parameter) -> f64 {
         let config = &self.recipe.constraint;
-        config.sigma_max().map_or(f64::INFINITY, |sigma| sigma * config.factor(parameter))
+        let share = self.share(parameter);
+        config.sigma_max().map_or(f64::INFINITY, |sigma| sigma * config.factor(parameter) * share)
     }
+}
+
+/// What the names of limits begin with in a saved state.
+const LIMIT: &str = "constraint.limit.";
+
+fn limit_key(name: &str) -> String {
+    format!("{LIMIT}{name}")
 }
 
 fn key(name: &str) -> String {

@@ -32,7 +32,7 @@ fn apply(
 
 /// `min(σ, cap)` on the singular values of each matrix of `[count, rows, columns]`, in f64 on the
 /// CPU.
-fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
+pub(super) fn clip(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     let (count, rows, columns) = x.dims3()?;
     let values =
         x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;

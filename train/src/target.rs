@@ -1,0 +1,82 @@
+//! A target that the certificate meets: the head has what the rest of the network leaves.
+//!
+//! A network that ends in a linear map W has the constant `‖W‖` times that of all else. So once its
+//! constant c is proven, W is scaled down where c is above the target, and may grow to `target/c`
+//! times its own norm.
+
+use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::spectral::{Matrix, Method, spectral_norm};
+use lipschitz_certify::upper::Upper;
+use lipschitz_nn::Graph;
+use lipschitz_nn::graph::{Op, join};
+use lipschitz_opt::scale;
+
+use crate::Error;
+use crate::config::{By, Config};
+use crate::step::Training;
+
+/// Steps between proofs.
+const EVERY: u64 = 25;
+
+/// What rounding the weights in f32 may add to the constant.
+const ROUNDING: f64 = 2e-7;
+
+/// The constant, as a share of the target, from which a head is scaled up to it at the end.
+const NEARLY: f64 = 0.99;
+
+/// The weight of the linear map that a network ends in, but for scales.
+pub(crate) fn head(graph: &Graph) -> Option<String> {
+    let last = graph.nodes().iter().rfind(|node| !matches!(node.op, Op::Scale { .. }))?;
+    matches!(last.op, Op::Linear { .. }).then(|| join(&last.name, "weight"))
+}
+
+/// Whether the head is to be fitted after this many steps; not a question of what is logged, so that
+/// logging changes nothing.
+pub(crate) fn is_due(config: &Config, done: u64) -> bool {
+    let by = config.goal().is_some_and(|goal| goal.by == By::Certificate);
+    by && (done == 1 || done.is_multiple_of(EVERY) || done == config.train.steps)
+}
+
+/// Whether the target is known to hold after this many steps: between proofs the rest of a network
+/// may have grown.
+pub(crate) fn holds(config: &Config, done: u64) -> bool {
+    config.goal().is_none_or(|goal| goal.by == By::Caps) || is_due(config, done)
+}
+
+/// Proves the constant, brings the head under what it leaves of the target, and sets its cap to
+/// that. At the end, a head that uses nearly all of it uses all of it.
+///
+/// # Errors
+/// A network whose constant is not known; candle's own.
+pub(crate) fn fit(config: &Config, training: &mut Training, done: u64) -> Result<(), Error> {
+    let Some(goal) = config.goal() else { return Ok(()) };
+    let model = training.model.detached();
+    let proven = |model| -> Result<Certificate, Error> {
+        Ok(certify(model, Method::Proven, Formula::Sound, None)?)
+    };
+    let Some(name) = head(model.graph()) else { return Ok(()) };
+    let Some(at) = training.variables.iter().position(|v| v.parameter.name == name) else {
+        return Ok(());
+    };
+    let head = training.variables[at].clone();
+    let constant = proven(&model)?.rms;
+    // The head is zero, or something else is wrong, which the log's own checks tell.
+    if constant == Upper::ZERO || !constant.is_finite() {
+        return Ok(());
+    }
+    let mut leaves = goal.target / constant.to_f64();
+    let last = done == config.train.steps;
+    if leaves < 1.0 || last && leaves <= 1.0 / NEARLY {
+        let factor = leaves * (1.0 - ROUNDING);
+        head.var.set(&(head.var.as_tensor().detach() * factor)?)?;
+        leaves /= factor;
+    }
+    let w = Matrix::from_tensor(&name, head.var.as_tensor())?;
+    let norm = scale(&head.parameter, None) * spectral_norm(&w, Method::Proven).upper.to_f64();
+    training.constraint.limit(&head.parameter, 1.0);
+    let cap = training.constraint.promise(&head.parameter);
+    if let Some(cap) = cap.filter(|cap| cap.heads.is_none() && cap.row.is_none()) {
+        training.constraint.limit(&head.parameter, leaves * norm / cap.sigma_max);
+    }
+    Ok(())
+}

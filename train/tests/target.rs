@@ -1,0 +1,124 @@
+//! A target that the certificate meets.
+
+mod workshop;
+
+use serde_json::Value;
+use workshop::*;
+
+/// Two heads, a layer and a head, as in the preset.
+const KEEPING: &str = r#"
+lipschitz = { target = 3.0, by = "certificate" }
+[model]
+preset = "isometric"
+dim = 8
+context = 8
+stages = [{ heads = 2, head_dim = 4, layers = 1 }, { heads = 3, head_dim = 4, layers = 1 }]
+[data]
+kind = "play"
+characters = 4000
+[optimizer]
+kind = "muon"
+per_head = true
+[constraint]
+method = "stiefel"
+sigma_max = 1.0
+per_head = true
+clip = ["head"]
+[train]
+steps = 60
+batch_size = 2
+learning_rate = 0.1
+log_every = 1
+eval_every = 20
+"#;
+
+fn constant(run: &std::path::Path) -> f64 {
+    json(&run.join("certificate.json"))["rms"]["value"].as_str().unwrap().parse().unwrap()
+}
+
+/// Nothing is lost on the way, so the head has it all, for targets small and large, and the norms
+/// of layers are proven to be 1.
+#[test]
+fn a_network_that_keeps_norms_uses_its_target() {
+    let w = Workshop::new(KEEPING);
+    for target in [0.5, 3.0, 40.0] {
+        let out = format!("L{target}");
+        w.done(&out, &[&format!("lipschitz.target={target}")], &[]);
+        let run = w.path(&out);
+        let found = constant(&run);
+        assert!(found <= target && found > target * (1.0 - 1e-5), "{found} of {target}");
+        let certificate = json(&run.join("certificate.json"));
+        let mut layers = 0;
+        for row in certificate["weights"].as_array().unwrap() {
+            if row["name"].as_str().unwrap().contains(".layer") {
+                let upper: f64 = row["upper"]["value"].as_str().unwrap().parse().unwrap();
+                assert!((upper - 1.0).abs() < 3e-6, "{row}");
+                layers += 1;
+            }
+        }
+        assert_eq!(layers, 2);
+        assert!(metrics(&run).iter().all(|line| {
+            line["lipschitz"].as_f64().is_none_or(|log10| log10 <= target.log10() + 1e-9)
+        }));
+    }
+}
+
+/// A network whose caps say far more than its norms: what they leave goes to the head, which no cap
+/// of its own allows. Without a constraint the head is scaled down.
+#[test]
+fn other_networks_meet_it_as_well() {
+    let w = Workshop::new(&TINY.replace("every = 7", "every = 10"));
+    for constraint in
+        ["{ method = \"spectral_soft_cap\", sigma_max = 1.0 }", "{ method = \"none\" }"]
+    {
+        for target in [0.7, 9.0] {
+            let settings = [
+                format!("lipschitz={{ target = {target}, by = \"certificate\" }}"),
+                format!("constraint={constraint}"),
+                "train.steps=100".into(),
+            ];
+            let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+            let out = format!("{}-{target}", constraint.len());
+            w.done(&out, &settings, &[]);
+            let found = constant(&w.path(&out));
+            assert!(found <= target && found > 0.2 * target, "{constraint}: {found} of {target}");
+        }
+    }
+}
+
+/// What the head may have is part of a checkpoint.
+#[test]
+fn a_resumed_run_is_the_run() {
+    let w = Workshop::new(&KEEPING.replace("steps = 60", "steps = 300"));
+    w.done("whole", &[], &[]);
+    let mut running = spawn(&mut w.run("parts", &[], &[]));
+    wait_for_lines(&w.path("parts"), 60, &mut running);
+    assert!(signal("TERM", &running.id()));
+    running.output();
+    let made = metrics(&w.path("parts")).len();
+    assert!(made < 300, "the run was at its end");
+    w.done("parts", &[], &["--resume"]);
+    Ended::of(&w.path("parts")).assert_is(&Ended::of(&w.path("whole")));
+}
+
+#[test]
+fn what_cannot_be_met_is_refused() {
+    let w = Workshop::new(KEEPING);
+    let said = |settings: &[&str]| refused(&mut w.run("none", settings, &[]));
+    assert!(said(&["lipschitz_target=2"]).contains("keep one"));
+    assert!(said(&["lipschitz.target=0"]).contains("lipschitz.target is 0"));
+    assert!(said(&["lipschitz.by=\"magic\""]).contains("magic"));
+    assert!(said(&["constraint.clip=[\"haed\"]"]).contains("haed"));
+    assert!(said(&["constraint.method=\"svd_clip\""]).contains("constraint.clip"));
+    let graph = r#"{"format":1,"input":{"kind":"tokens","context":8},"nodes":[
+        {"name":"e","op":"embedding","vocabulary":100,"dim":100},{"op":"max_min"}]}"#;
+    std::fs::write(w.path("graph.json"), graph).unwrap();
+    let model = format!("model={{ preset = \"graph\", path = {:?} }}", w.path("graph.json"));
+    let constraint = "constraint={ method = \"stiefel\", sigma_max = 1 }";
+    let found = said(&[&model, constraint, "optimizer={ kind = \"muon\" }"]);
+    assert!(found.contains("linear map") || found.contains("outputs"), "{found}");
+    let _: Value = json(&{
+        w.done("fine", &["lipschitz=", "lipschitz_target=2", "train.steps=2"], &[]);
+        w.path("fine/summary.json")
+    });
+}
