@@ -488,3 +488,37 @@ fn the_published_formula_is_exceeded_and_ours_is_not() {
     println!("found with 1, 2, 4, 8 heads: {found:.2?}; published: 1.00");
     assert!(found[0] <= 1.0 && found[3] > 1.5, "{found:?}");
 }
+
+/// Heads at different offsets read different tokens, so their constants add up like squares: a pair
+/// that moves two tokens along the best direction of the head that reads each reaches it. As one
+/// matrix, the same heads have a smaller norm, which is no bound.
+#[test]
+fn heads_at_offsets_reach_their_constant() {
+    let heads = Op::OffsetAttention { inputs: 3, head_dim: 2, offsets: vec![0, 1] };
+    let nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary: 5, dim: 3 }),
+        Node::new("o", heads),
+    ];
+    let graph = Graph::new(Input::tokens(6), nodes).unwrap();
+    let rows = |rows: &[[f64; 3]]| Tensor::new(rows, &Device::Cpu).unwrap();
+    let value = rows(&[[1.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5]]);
+    let weights: Weights = [
+        ("embedding.weight", rows(&[[1.0, -2.0, 2.0]; 5])),
+        ("o.value.weight", value),
+        ("o.shares.weight", Tensor::new(&[[0.8, -0.6]], &Device::Cpu).unwrap()),
+    ]
+    .into_iter()
+    .map(|(name, w)| (name.to_string(), w))
+    .collect();
+    let model = Model::new(graph, weights).unwrap();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    let both = certificate.clone().tighten(&model, 5, &mut |_, _| {}).unwrap();
+    let starts = Dice::new(4).tensor(&[6, 3, 3], 1.0);
+    let found = probe::search(&model, &starts, 3.0, 100).unwrap().sensitivity;
+    for bound in [certificate.l2.to_f64(), both.ellipsoids.as_ref().unwrap().l2.to_f64()] {
+        assert!(found <= bound * (1.0 + 1e-6), "{found} {bound}");
+        assert!((1.0..1.0 + 1e-6).contains(&bound), "{bound}");
+    }
+    assert!(found > 0.99, "only {found}");
+    verify(&both, &model).unwrap();
+}

