@@ -506,28 +506,28 @@ fn fused_operations_equal_their_twins() {
             same(&format!("max and min {width}"), &[&x], &fused, &composed, tolerance);
         }
         // Equal halves, and what is not a number.
-        let x = Var::new(&[[1f32, f32::NAN, 2.0, 1.0, 3.0, f32::NAN]], &Device::Cpu).unwrap();
+        let odd = Var::new(&[[1f32, f32::NAN, 2.0, 1.0, 3.0, f32::NAN]], &Device::Cpu).unwrap();
         let of = |y: Tensor| {
             let g = y.narrow(1, 0, 3).unwrap().sum_all().unwrap().backward().unwrap();
-            let g = g.get(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+            let g = g.get(odd.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
             (format!("{:?}", y.to_vec2::<f32>().unwrap()), g)
         };
-        let fused = of(ops::max_min(&x).unwrap());
-        assert_eq!(fused, of(ops::composed::max_min(&x).unwrap()));
+        let fused = of(ops::max_min(&odd).unwrap());
+        assert_eq!(fused, of(ops::composed::max_min(&odd).unwrap()));
         assert!(fused.0.contains("NaN") && fused.1[0][0] == 1.0 && fused.1[0][3] == 0.0);
         let odd = Tensor::zeros((2, 3), dtype, &Device::Cpu).unwrap();
         assert!(ops::max_min(&odd).is_err() && ops::composed::max_min(&odd).is_err());
         for (tokens, head_dim, offsets) in
             [(1, 1, vec![0]), (5, 3, vec![0, 1, 2, 9]), (70, 16, vec![3, 0, 69, 70, 3])]
         {
-            let x = var(&[3, tokens, head_dim * offsets.len()], 2.0, &mut rng);
+            let z = var(&[3, tokens, head_dim * offsets.len()], 2.0, &mut rng);
             let w = var(&[1, offsets.len()], 1.0, &mut rng);
-            let fused = ops::look_back(&x, &w, &offsets).unwrap();
-            let composed = ops::composed::look_back(&x, &w, &offsets).unwrap();
-            same(&format!("offsets {offsets:?}"), &[&x, &w], &fused, &composed, tolerance);
+            let fused = ops::look_back(&z, &w, &offsets).unwrap();
+            let composed = ops::composed::look_back(&z, &w, &offsets).unwrap();
+            same(&format!("offsets {offsets:?}"), &[&z, &w], &fused, &composed, tolerance);
             let few = Tensor::zeros((1, offsets.len() + 1), dtype, &Device::Cpu).unwrap();
-            assert!(ops::look_back(&x, &few, &offsets).is_err());
-            assert!(ops::composed::look_back(&x, &few, &offsets).is_err());
+            assert!(ops::look_back(&z, &few, &offsets).is_err());
+            assert!(ops::composed::look_back(&z, &few, &offsets).is_err());
         }
         let y = var(&[3, 7001], 2.0, &mut rng);
         let fused = ops::residual(&x, &y, 0.9, -0.2).unwrap();
