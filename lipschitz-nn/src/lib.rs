@@ -22,5 +22,5 @@ pub use candle_nn;
 pub use agreement::{Agreement, compare};
 pub use error::{At, Error, candle_in_words};
 pub use graph::Graph;
-pub use model::Model;
+pub use model::{Model, Seen};
 pub use weights::{Weights, check_finite};

@@ -11,12 +11,14 @@ mod check;
 mod id;
 mod outline;
 mod parameter;
+mod site;
 
 pub use attention::{Alibi, Attention, NormKind, Pairing, PositionBias, Rotary, Span};
 pub use builder::{Branches, Builder};
 pub use id::NodeId;
 pub use outline::Outline;
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
+pub use site::{Site, Stage};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

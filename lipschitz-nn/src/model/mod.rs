@@ -9,12 +9,14 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 
 use crate::Error;
-use crate::graph::{Graph, Input, Parameter};
+use crate::graph::{Graph, Input, NodeId, Parameter, Stage};
 use crate::linalg::Precision;
 use crate::ops::Documents;
 use crate::weights::{Weights, check_finite, fits};
 use program::Program;
-use run::{Pass, run};
+use run::{Listener, Pass, run};
+
+pub use run::Seen;
 
 /// A network that runs: a [`Graph`] and its weights, all on one device and of one float type.
 #[derive(Clone, Debug)]
@@ -178,8 +180,46 @@ impl Model {
         x: &Tensor,
         watch: &mut dyn FnMut(&str, &Tensor) -> Result<(), Error>,
     ) -> Result<Tensor, Error> {
-        let mut pass = Pass { watch: Some(watch), ..self.pass(x)? };
+        let mut tap = |seen: Seen<'_>, x: Tensor| watch(seen.path, &x).map(|()| x);
+        let watch = Some(Listener::Outputs(&mut tap));
+        let mut pass = Pass { watch, ..self.pass(x)? };
         run(&self.program, self.input(x)?, &mut pass)
+    }
+
+    /// As [`Model::forward`], one operation at a time: `tap` is given every tensor of
+    /// [`Graph::sites`], and the pass goes on with what it gives in its place.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and what `tap` gives.
+    pub fn forward_tapped(
+        &self,
+        x: &Tensor,
+        tap: &mut dyn FnMut(Seen<'_>, Tensor) -> Result<Tensor, Error>,
+    ) -> Result<Tensor, Error> {
+        let mut input = self.input(x)?;
+        if !matches!(self.graph.input(), Input::Tokens { .. }) {
+            let seen = Seen { id: &NodeId::default(), path: "", stage: Stage::Input };
+            input = tap(seen, input)?;
+        }
+        let mut pass = Pass { watch: Some(Listener::All(tap)), ..self.pass(x)? };
+        run(&self.program, input, &mut pass)
+    }
+
+    /// As [`Model::forward_tapped`] for embedding vectors instead of token ids, which `tap` is given
+    /// as the output of the embedding.
+    ///
+    /// # Errors
+    /// As [`Model::forward_embeddings`], and what `tap` gives.
+    pub fn forward_embeddings_tapped(
+        &self,
+        x: &Tensor,
+        tap: &mut dyn FnMut(Seen<'_>, Tensor) -> Result<Tensor, Error>,
+    ) -> Result<Tensor, Error> {
+        input::check_embeddings(&self.graph, x)?;
+        let mut pass = Pass { watch: Some(Listener::All(tap)), ..self.plain_pass() };
+        let x = x.to_dtype(self.dtype())?;
+        let x = pass.hear(&self.program[0], Stage::Output, x)?;
+        run(&self.program[1..], x, &mut pass)
     }
 
     /// A pass without documents or a listener.

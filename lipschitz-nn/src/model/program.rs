@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::Weights;
-use crate::graph::{Attention, Function, Graph, Input, Node, Op, Shape, join};
+use crate::graph::{Attention, Function, Graph, Input, Node, NodeId, Op, Shape, join};
 use crate::ops::{AttentionBlock, FusedBlock, MlpBlock};
 
 /// Nodes, first to last.
@@ -17,6 +17,8 @@ pub(super) type Program = Arc<[Step]>;
 pub(super) struct Step {
     /// Path through the graph.
     pub path: String,
+    /// The node.
+    pub id: NodeId,
     pub operation: Operation,
     /// The same as residual blocks that [`crate::ops::chain`] runs, if there are such.
     pub fused: Option<Vec<FusedBlock>>,
@@ -99,9 +101,9 @@ pub(super) struct AttentionLayer {
 
 /// Lowers a graph, whose parameters must all be among the weights.
 pub(super) fn lower(graph: &Graph, weights: &Weights) -> Program {
-    let mut steps: Vec<Step> = Lowering { weights }.nodes(graph.nodes(), "").to_vec();
+    let mut steps: Vec<Step> = Lowering { weights }.nodes(graph.nodes(), "", &NodeId::default()).to_vec();
     let Input::Tokens { zero_prefix: zeros @ 1.., .. } = graph.input() else { return steps.into() };
-    let step = |operation| Step { path: String::new(), operation, fused: None };
+    let step = |operation| Step { id: NodeId::default(), path: String::new(), operation, fused: None };
     // Behind the embedding.
     steps.insert(steps.len().min(1), step(Operation::ZeroPrefix(zeros)));
     if let Shape::Tokens(_) = graph.output() {
@@ -115,15 +117,16 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn nodes(&self, nodes: &[Node], prefix: &str) -> Program {
-        nodes.iter().map(|node| self.step(node, prefix)).collect()
+    fn nodes(&self, nodes: &[Node], prefix: &str, above: &NodeId) -> Program {
+        let numbered = nodes.iter().enumerate();
+        numbered.map(|(i, node)| self.step(node, prefix, above.child(i))).collect()
     }
 
-    fn step(&self, node: &Node, prefix: &str) -> Step {
+    fn step(&self, node: &Node, prefix: &str, id: NodeId) -> Step {
         let path = node.path(prefix);
         let mut blocks = Vec::new();
         let fused = self.fuse(node, prefix, &mut blocks).then_some(blocks);
-        Step { operation: self.operation(&node.op, &path), path, fused }
+        Step { operation: self.operation(&node.op, &path, &id), path, id, fused }
     }
 
     fn weight(&self, path: &str, name: &str) -> Tensor {
@@ -142,12 +145,12 @@ impl Lowering<'_> {
         Norm { gain, bias, eps }
     }
 
-    fn operation(&self, op: &Op, path: &str) -> Operation {
+    fn operation(&self, op: &Op, path: &str, id: &NodeId) -> Operation {
         match *op {
-            Op::Sequential { ref body } => Operation::Sequential(self.nodes(body, path)),
-            Op::Parallel { ref branches } => Operation::Parallel(self.nodes(branches, path)),
+            Op::Sequential { ref body } => Operation::Sequential(self.nodes(body, path, id)),
+            Op::Parallel { ref branches } => Operation::Parallel(self.nodes(branches, path, id)),
             Op::Residual { skip, branch, ref body } => {
-                Operation::Residual { skip, branch, body: self.nodes(body, path) }
+                Operation::Residual { skip, branch, body: self.nodes(body, path, id) }
             }
             Op::Linear { bias, .. } => Operation::Linear(self.linear(path, bias)),
             Op::Embedding { .. } => Operation::Embedding(self.weight(path, "weight")),

@@ -4,12 +4,31 @@ use candle_core::{D, Tensor};
 
 use super::program::{AttentionLayer, Linear, Norm, Operation, Step};
 use crate::Error;
-use crate::graph::{NormKind, Span};
+use crate::graph::{NodeId, NormKind, Span, Stage};
 use crate::linalg::Precision;
 use crate::ops::{self, Documents, FusedBlock, Mask, Scores};
 
-/// Is given the path of each node and its output.
-pub(super) type Listener<'a> = &'a mut dyn FnMut(&str, &Tensor) -> Result<(), Error>;
+/// A tensor on its way through a forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The node that made it; the graph itself for what the network reads.
+    pub id: &'a NodeId,
+    /// The node's path.
+    pub path: &'a str,
+    /// What it is there.
+    pub stage: Stage,
+}
+
+/// Is given each tensor, and gives what the pass goes on with.
+pub(super) type Tap<'a> = &'a mut dyn FnMut(Seen<'_>, Tensor) -> Result<Tensor, Error>;
+
+/// Who hears of a pass.
+pub(super) enum Listener<'a> {
+    /// Of the outputs of nodes.
+    Outputs(Tap<'a>),
+    /// Of what is inside of nodes too.
+    All(Tap<'a>),
+}
 
 /// The context of a forward pass.
 pub(super) struct Pass<'a> {
@@ -34,16 +53,33 @@ pub(super) fn run(steps: &[Step], mut x: Tensor, pass: &mut Pass) -> Result<Tens
         }
         x = pass.chain(x, std::mem::take(&mut chain))?;
         x = step.run(x, pass)?;
-        let node =
-            !matches!(step.operation, Operation::ZeroPrefix(_) | Operation::WithoutPrefix(_));
-        if let Some(watch) = pass.watch.as_mut().filter(|_| node) {
-            watch(&step.path, &x)?;
+        let silent = matches!(
+            step.operation,
+            Operation::Sequential(_) | Operation::ZeroPrefix(_) | Operation::WithoutPrefix(_)
+        );
+        if !silent {
+            x = pass.hear(step, Stage::Output, x)?;
         }
     }
     pass.chain(x, chain)
 }
 
 impl Pass<'_> {
+    /// What the pass goes on with in place of a tensor, by whoever listens.
+    pub(super) fn hear(&mut self, step: &Step, stage: Stage, x: Tensor) -> Result<Tensor, Error> {
+        let seen = Seen { id: &step.id, path: &step.path, stage };
+        match &mut self.watch {
+            Some(Listener::All(tap)) => tap(seen, x),
+            Some(Listener::Outputs(tap)) if stage == Stage::Output => tap(seen, x),
+            Some(Listener::Outputs(_)) | None => Ok(x),
+        }
+    }
+
+    /// Whether someone hears of what is inside of nodes.
+    fn is_heard_inside(&self) -> bool {
+        matches!(self.watch, Some(Listener::All(_)))
+    }
+
     /// The blocks of a step, if they can run as one operation in this pass.
     pub(super) fn fused(&self, step: &Step) -> Option<Vec<FusedBlock>> {
         let blocks = step.fused.as_ref().filter(|_| self.precision == Precision::F32)?;
@@ -64,7 +100,7 @@ impl Step {
     pub(super) fn run(&self, x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
         Ok(match &self.operation {
             Operation::Sequential(body) => run(body, x, pass)?,
-            Operation::Parallel(branches) => parallel(branches, &x, pass)?,
+            Operation::Parallel(branches) => self.parallel(branches, &x, pass)?,
             Operation::Residual { skip, branch, body } => {
                 ops::residual(&x, &run(body, x.clone(), pass)?, *skip, *branch)?
             }
@@ -75,7 +111,7 @@ impl Step {
             Operation::Scale(factor) => (x * *factor)?,
             Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
             Operation::Clip(limit) => ops::clip(&x, *limit)?,
-            Operation::Attention(layer) => layer.run(&x, pass)?,
+            Operation::Attention(layer) => layer.run(&x, self, pass)?,
             Operation::OffsetAttention { value, shares, offsets } => {
                 ops::look_back(&pass.linear(&x, value)?, shares, offsets)?
             }
@@ -84,8 +120,14 @@ impl Step {
             Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,
             Operation::Normalise(eps) => ops::normalise(&x, *eps)?,
             Operation::GatedMlp { gate, up, down, function } => {
-                let (gate, up) = (pass.linear(&x, gate)?, pass.linear(&x, up)?);
-                pass.linear(&(ops::activation(&gate, *function, 1.0)? * up)?, down)?
+                let gate = pass.linear(&x, gate)?;
+                let gate = pass.hear(self, Stage::Gate, gate)?;
+                let up = pass.linear(&x, up)?;
+                let up = pass.hear(self, Stage::Up, up)?;
+                let open = ops::activation(&gate, *function, 1.0)?;
+                let open = pass.hear(self, Stage::OpenGate, open)?;
+                let hidden = pass.hear(self, Stage::Hidden, (open * up)?)?;
+                pass.linear(&hidden, down)?
             }
             Operation::ClassToken(token) => class_token(token, x)?,
             Operation::FirstToken => x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
@@ -103,20 +145,21 @@ impl Step {
             }
         })
     }
-}
 
-/// The sum of the branches' outputs.
-fn parallel(branches: &[Step], x: &Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
-    let mut sum: Option<Tensor> = None;
-    for branch in branches {
-        let y = run(std::slice::from_ref(branch), x.clone(), pass)?;
-        sum = Some(match sum {
-            Some(sum) => (sum + y)?,
-            None => y,
-        });
+    /// The sum of the branches' outputs.
+    fn parallel(&self, branches: &[Step], x: &Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
+        let mut sum: Option<Tensor> = None;
+        for branch in branches {
+            let y = run(std::slice::from_ref(branch), x.clone(), pass)?;
+            sum = Some(match sum {
+                // The last sum is heard as the node's output.
+                Some(sum) => (pass.hear(self, Stage::Output, sum)? + y)?,
+                None => y,
+            });
+        }
+        // A graph has no sum of nothing.
+        sum.ok_or_else(|| Error::graph("", "(parallel) has no branches"))
     }
-    // A graph has no sum of nothing.
-    sum.ok_or_else(|| Error::graph("", "(parallel) has no branches"))
 }
 
 /// The number of the last token of `[batch, tokens, dim]`.
@@ -161,14 +204,17 @@ fn patches(x: &Tensor, size: usize) -> candle_core::Result<Tensor> {
 
 impl AttentionLayer {
     /// `output_scale · W_O · concat_h softmax(…) v_h`, see [`crate::graph::Attention`].
-    fn run(&self, x: &Tensor, pass: &Pass) -> Result<Tensor, Error> {
+    fn run(&self, x: &Tensor, step: &Step, pass: &mut Pass) -> Result<Tensor, Error> {
         let a = &self.config;
         let (batch, tokens, _) = x.dims3()?;
         let (heads, shared) = (a.heads, a.key_value_heads);
-        let query =
-            self.turn(self.project(x, &self.query, self.query_norm.as_ref(), heads, pass)?)?;
-        let key = self.turn(self.project(x, &self.key, self.key_norm.as_ref(), shared, pass)?)?;
-        let value = self.project(x, &self.value, None, shared, pass)?;
+        let query = self.project(x, &self.query, step, Stage::Query, heads, pass)?;
+        let query = self.normed(query, self.query_norm.as_ref(), heads)?;
+        let query = self.heard(query, step, [Stage::NormedQuery, Stage::TurnedQuery], pass)?;
+        let key = self.project(x, &self.key, step, Stage::Key, shared, pass)?;
+        let key = self.normed(key, self.key_norm.as_ref(), shared)?;
+        let key = self.heard(key, step, [Stage::NormedKey, Stage::TurnedKey], pass)?;
+        let value = self.project(x, &self.value, step, Stage::Value, shared, pass)?;
         let learned = match (&self.position_bias, a.position_bias) {
             (Some(table), Some(bias)) => Some(ops::position_bias(table, bias, a.causal, tokens)?),
             _ => None,
@@ -178,40 +224,60 @@ impl AttentionLayer {
             (Some(learned), Some(slopes)) => Some((learned + slopes)?),
             (learned, slopes) => learned.or(slopes),
         };
+        let documents = pass.documents.clone();
         let scores = Scores {
             scale: a.logit_scale,
             cap: a.logit_cap,
             bias: bias.as_ref(),
             mask: self.mask(),
-            documents: pass.documents.as_ref(),
+            documents: documents.as_ref(),
             precision: pass.precision,
         };
-        let mixed = ops::attention(&query, &key, &value, &scores)?;
+        let mixed = if pass.is_heard_inside() {
+            ops::staged(&query, &key, &value, &scores, &mut |stage, x| pass.hear(step, stage, x))?
+        } else {
+            ops::attention(&query, &key, &value, &scores)?
+        };
         let mixed = mixed.reshape((batch, tokens, a.heads * a.head_dim))?;
+        let mixed = pass.hear(step, Stage::Mixed, mixed)?;
         let y = pass.linear(&mixed, &self.output)?;
+        if a.output_scale == 1.0 {
+            return Ok(y);
+        }
         // The bias is inside the scale: `output_scale · (W_O o + b_O)`.
-        Ok(if a.output_scale == 1.0 { y } else { (y * a.output_scale)? })
+        Ok((pass.hear(step, Stage::Projected, y)? * a.output_scale)?)
     }
 
-    /// Queries, keys or values, `[batch, tokens, heads, head_dim]`, normalised by this norm.
+    /// Queries, keys or values, `[batch, tokens, heads, head_dim]`.
     fn project(
         &self,
         x: &Tensor,
         map: &Linear,
-        norm: Option<&Norm>,
+        step: &Step,
+        stage: Stage,
         heads: usize,
-        pass: &Pass,
+        pass: &mut Pass,
     ) -> Result<Tensor, Error> {
+        let y =
+            pass.linear(x, map)?.reshape((x.dim(0)?, x.dim(1)?, heads, self.config.head_dim))?;
+        pass.hear(step, stage, y)
+    }
+
+    /// Queries or keys, normalised by this norm.
+    fn normed(&self, y: Tensor, norm: Option<&Norm>, heads: usize) -> Result<Tensor, Error> {
         let a = &self.config;
-        let shape = (x.dim(0)?, x.dim(1)?, heads, a.head_dim);
-        let y = pass.linear(x, map)?;
+        let shape = y.dims4()?;
+        let (batch, tokens, ..) = shape;
         let y = match (norm, a.query_key_span) {
             (None, _) => y,
-            (Some(norm), Span::Head) => norm.run(&y.reshape(shape)?, a.query_key_kind)?,
-            (Some(norm), Span::Heads) => norm.run(&y, a.query_key_kind)?,
+            (Some(norm), Span::Head) => norm.run(&y, a.query_key_kind)?,
+            (Some(norm), Span::Heads) => {
+                let wide = y.reshape((batch, tokens, heads * a.head_dim))?;
+                norm.run(&wide, a.query_key_kind)?
+            }
             (Some(norm), Span::EachHead) => {
                 let ones = Norm { gain: None, bias: None, eps: norm.eps };
-                let y = ones.run(&y.reshape(shape)?, a.query_key_kind)?;
+                let y = ones.run(&y, a.query_key_kind)?;
                 let own = |w: &Tensor| w.reshape((heads, a.head_dim));
                 let y = match &norm.gain {
                     Some(gain) => y.broadcast_mul(&own(gain)?)?,
@@ -226,10 +292,17 @@ impl AttentionLayer {
         Ok(y.reshape(shape)?)
     }
 
-    /// Queries or keys with their positions.
-    fn turn(&self, y: Tensor) -> Result<Tensor, Error> {
+    /// Normalised queries or keys with their positions, each heard where there is such a thing.
+    fn heard(
+        &self,
+        y: Tensor,
+        step: &Step,
+        [normed, turned]: [Stage; 2],
+        pass: &mut Pass,
+    ) -> Result<Tensor, Error> {
+        let y = if self.query_norm.is_some() { pass.hear(step, normed, y)? } else { y };
         match &self.config.rotary {
-            Some(rotary) => Ok(ops::rotary(&y, rotary)?),
+            Some(rotary) => pass.hear(step, turned, ops::rotary(&y, rotary)?),
             None => Ok(y),
         }
     }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::documents::Documents;
 use super::kernel::{Array, Kernel, apply};
+use crate::graph::Stage;
 use crate::linalg::simd::{max, simd, sum};
 use crate::linalg::{Precision, Real, Strided, fused, matmul};
 
@@ -99,7 +100,34 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<
 /// # Errors
 /// Candle's own.
 pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Tensor> {
-    let Scores { scale, cap, bias, mask, documents, precision } = *scores;
+    let (dims, [q, k, v]) = heads_first(q, k, v)?;
+    // The scale on queries: they are fewer numbers than logits.
+    let logits =
+        scores.precision.matmul(&(q * scores.scale)?, &k.transpose(2, 3)?.contiguous()?)?;
+    mixed(logits, &v, dims, scores, &mut |_, x| Ok(x))
+}
+
+/// The same, one operation at a time: `hear` is given logits and probabilities, `[batch, heads,
+/// tokens, tokens]`, and attention goes on with what it gives in their place.
+///
+/// # Errors
+/// Candle's own, and what `hear` gives.
+pub fn staged<E: From<candle_core::Error>>(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scores: &Scores,
+    hear: &mut dyn FnMut(Stage, Tensor) -> std::result::Result<Tensor, E>,
+) -> std::result::Result<Tensor, E> {
+    let (dims, [q, k, v]) = heads_first(q, k, v)?;
+    let product = scores.precision.matmul(&q, &k.transpose(2, 3)?.contiguous()?)?;
+    let product = hear(Stage::Product, product)?;
+    let logits = hear(Stage::Logit, (product * scores.scale)?)?;
+    mixed(logits, &v, dims, scores, hear)
+}
+
+/// Queries, keys and values `[batch, heads, tokens, head_dim]`, those of a group repeated.
+fn heads_first(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Dims, [Tensor; 3])> {
     let dims = Dims::of(q.dims(), k.dims(), v.dims())?;
     let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
@@ -108,14 +136,24 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         let wide = x.unsqueeze(2)?.broadcast_as((b, g, dims.group(), t, d))?.contiguous()?;
         wide.reshape((b, dims.heads, t, d))
     };
-    let (q, k, v) = (heads_first(q)?, repeat(k)?, repeat(v)?);
-    // The scale on queries: they are fewer numbers than logits.
-    let mut logits = precision.matmul(&(q * scale)?, &k.transpose(2, 3)?.contiguous()?)?;
+    Ok((dims, [heads_first(q)?, repeat(k)?, repeat(v)?]))
+}
+
+/// From scaled logits to mixed values.
+fn mixed<E: From<candle_core::Error>>(
+    mut logits: Tensor,
+    v: &Tensor,
+    dims: Dims,
+    scores: &Scores,
+    hear: &mut dyn FnMut(Stage, Tensor) -> std::result::Result<Tensor, E>,
+) -> std::result::Result<Tensor, E> {
+    let Scores { cap, bias, mask, documents, precision, .. } = *scores;
     if let Some(cap) = cap {
-        logits = super::activation::soft_cap(&logits, cap)?;
+        logits = hear(Stage::CappedLogit, super::activation::soft_cap(&logits, cap)?)?;
     }
     if let Some(bias) = bias {
-        logits = logits.broadcast_add(&super::position::by_pair(bias, dims.heads, dims.tokens)?)?;
+        let bias = super::position::by_pair(bias, dims.heads, dims.tokens)?;
+        logits = hear(Stage::BiasedLogit, logits.broadcast_add(&bias)?)?;
     }
     let near = mask.added(dims.tokens, &logits)?;
     let within = documents.map(|documents| documents.mask(&logits)).transpose()?;
@@ -125,10 +163,8 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<T
         (Some(mask), None) | (None, Some(mask)) => logits.broadcast_add(&mask)?,
         (None, None) => logits,
     };
-    precision
-        .matmul(&candle_nn::ops::softmax(&logits, D::Minus1)?, &v)?
-        .transpose(1, 2)?
-        .contiguous()
+    let p = hear(Stage::Probability, candle_nn::ops::softmax(&logits, D::Minus1)?)?;
+    Ok(precision.matmul(&p, v)?.transpose(1, 2)?.contiguous()?)
 }
 
 #[derive(Clone, Copy)]

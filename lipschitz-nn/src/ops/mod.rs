@@ -23,7 +23,7 @@ mod residual;
 mod rotary;
 
 pub use activation::{activation, clip, soft_cap};
-pub use attention::{Mask, Scores, attention};
+pub use attention::{Mask, Scores, attention, staged};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use chain::{FusedBlock, chain};
 pub use cross_entropy::cross_entropy;
