@@ -330,9 +330,10 @@ pub(crate) fn document(
 
 fn assumptions(graph: &Graph, rounding: Option<Rounding>) -> Vec<String> {
     let weights = match rounding {
-        None => "the stored weights, each taken exactly",
-        Some(Rounding::Bf16) => "the stored weights, each rounded to bf16 and then taken exactly",
-        Some(Rounding::F16) => "the stored weights, each rounded to f16 and then taken exactly",
+        None => "the stored weights, each taken exactly".to_string(),
+        Some(to) => {
+            format!("the stored weights, each rounded {} and then taken exactly", to.text())
+        }
     };
     let mut out = vec![
         format!("The function is the graph in real arithmetic with {weights}."),

@@ -60,6 +60,7 @@ pub mod plan;
 #[cfg(feature = "cli")]
 pub mod plots;
 pub mod probe;
+pub mod range;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod robust;
@@ -69,6 +70,8 @@ pub mod spectral;
 pub mod terminal;
 pub mod upper;
 pub mod verify;
+#[cfg(feature = "cli")]
+pub mod watch;
 
 pub use candle_core;
 pub use error::Error;

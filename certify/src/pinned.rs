@@ -39,6 +39,12 @@ impl<'a> Pinned<'a> {
     pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
+
+    /// What a digest says of a weight: its name, type and shape, and the digest of its values.
+    #[cfg(feature = "cli")]
+    pub(crate) fn line(&self, name: &str) -> Option<&str> {
+        self.lines.get(name).map(String::as_str)
+    }
 }
 
 impl Source for Pinned<'_> {

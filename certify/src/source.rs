@@ -1,15 +1,18 @@
 //! Where a proof reads its weights: a model in memory, or a checkpoint on disk, one tensor at a
 //! time.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::checkpoint::{Origin, Reader};
 use lipschitz_nn::{Graph, Model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::range::Number;
+use crate::upper::Upper;
 
-/// A floating-point type that weights are rounded to, to nearest, ties to even.
+/// A type of few bits that weights are rounded to, to nearest, ties to even. For those of 8 bits each
+/// weight has a factor, the largest power of two that keeps it within the ends of the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
@@ -17,15 +20,69 @@ pub enum Rounding {
     Bf16,
     /// 11 bits, up to 65504.
     F16,
+    /// 4 bits of precision, up to 448.
+    E4m3,
+    /// 3 bits, up to 57344.
+    E5m2,
+    /// Whole numbers up to 127.
+    Int8,
+}
+
+impl From<Number> for Rounding {
+    fn from(number: Number) -> Self {
+        match number {
+            Number::E4m3 => Self::E4m3,
+            Number::E5m2 => Self::E5m2,
+            Number::Fp16 => Self::F16,
+            Number::Bf16 => Self::Bf16,
+            Number::Int8 => Self::Int8,
+        }
+    }
 }
 
 impl Rounding {
-    /// Candle's name of the type.
-    pub fn dtype(self) -> DType {
+    /// The type's name.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::E4m3 => "e4m3",
+            Self::E5m2 => "e5m2",
+            Self::Int8 => "int8",
         }
+    }
+
+    /// In words, for an assumption: what each weight is rounded to.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Bf16 => "to bf16",
+            Self::F16 => "to f16",
+            Self::E4m3 => "to e4m3, times a power of two that fits its largest element,",
+            Self::E5m2 => "to e5m2, times a power of two that fits its largest element,",
+            Self::Int8 => "to int8, times a power of two that fits its largest element,",
+        }
+    }
+
+    /// The weight, rounded.
+    fn round(self, weight: &Tensor) -> Result<Tensor, Error> {
+        let number = match self {
+            Self::Bf16 => return Ok(weight.to_dtype(DType::BF16)?),
+            Self::F16 => return Ok(weight.to_dtype(DType::F16)?),
+            Self::E4m3 => Number::E4m3,
+            Self::E5m2 => Number::E5m2,
+            Self::Int8 => Number::Int8,
+        };
+        let values = weight.detach().flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let largest = values.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
+        if !largest.is_finite() {
+            // To be named by whoever reads it.
+            return Ok(weight.clone());
+        }
+        // Both products are exact: numbers of few digits, far from the ends of f64.
+        let k = number.scale(Upper::from_f64(largest)).unwrap_or(0).clamp(-900, 900) as i32;
+        let (up, down) = (2f64.powi(k), 2f64.powi(-k));
+        let values: Vec<f64> = values.into_iter().map(|x| number.round(x * up) * down).collect();
+        Ok(Tensor::from_vec(values, weight.dims(), &Device::Cpu)?)
     }
 }
 
@@ -72,7 +129,7 @@ impl Source for Rounded<'_> {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
-        Ok(self.source.tensor(name)?.to_dtype(self.to.dtype())?)
+        self.to.round(&self.source.tensor(name)?)
     }
 
     fn rounding(&self) -> Option<Rounding> {

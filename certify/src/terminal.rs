@@ -6,6 +6,7 @@ mod output;
 pub mod places;
 pub mod program;
 pub mod reference;
+pub mod stop;
 pub mod tables;
 mod usage;
 

@@ -96,6 +96,28 @@ pub enum Norm {
     Largest(String),
 }
 
+impl Norm {
+    /// The names of the weights that it is a norm of.
+    pub fn weights(&self) -> Vec<&str> {
+        fn of(block: &Block) -> impl Iterator<Item = &str> {
+            std::iter::once(block.weight.as_str()).chain(block.gain.as_deref())
+        }
+        match self {
+            Norm::Matrix(block)
+            | Norm::Row(block)
+            | Norm::RowDifference(block)
+            | Norm::Vector(block) => of(block).collect(),
+            Norm::Product(a, b) | Norm::OutputValue(a, b) | Norm::QueryKey(a, b) => {
+                of(a).chain(of(b)).collect()
+            }
+            Norm::Affine(block, beta, bias) => {
+                of(block).chain([beta.as_str()]).chain(bias.as_deref()).collect()
+            }
+            Norm::Largest(name) => vec![name],
+        }
+    }
+}
+
 impl fmt::Display for Norm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -117,7 +117,7 @@ pub(crate) fn value(function: Function, r: Upper) -> Upper {
 }
 
 /// A bound on ‖φ(x)‖₂ for ‖x‖₂ ≤ r, with x of `width` elements of absolute value up to `element`.
-pub(super) fn norm(function: Function, r: Upper, element: Upper, width: usize) -> Upper {
+pub(crate) fn norm(function: Function, r: Upper, element: Upper, width: usize) -> Upper {
     let root = || count(width).sqrt();
     match function {
         Function::Identity

@@ -48,12 +48,32 @@ pub(super) struct BoundCommand {
     quiet: bool,
 }
 
+/// A type that weights are rounded to. For those of 8 bits each weight has a factor, the largest power
+/// of two that keeps it within the ends of the type.
 #[derive(Clone, Copy, ValueEnum)]
-enum Weights {
+pub(super) enum Weights {
     /// 8 bits of precision.
     Bf16,
     /// 11 bits of precision.
     F16,
+    /// 4 bits of precision, with a factor.
+    E4m3,
+    /// 3 bits of precision, with a factor.
+    E5m2,
+    /// Whole numbers up to 127, with a factor.
+    Int8,
+}
+
+impl From<Weights> for Rounding {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Bf16 => Self::Bf16,
+            Weights::F16 => Self::F16,
+            Weights::E4m3 => Self::E4m3,
+            Weights::E5m2 => Self::E5m2,
+            Weights::Int8 => Self::Int8,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -85,11 +105,7 @@ impl BoundCommand {
             )
         }
         let stored = lipschitz_certify::open(&self.model)?;
-        let rounding = self.weights.map(|weights| match weights {
-            Weights::Bf16 => Rounding::Bf16,
-            Weights::F16 => Rounding::F16,
-        });
-        let rounded = rounding.map(|to| Rounded { source: &stored, to });
+        let rounded = self.weights.map(|to| Rounded { source: &stored, to: to.into() });
         let model = rounded.as_ref().map_or(&stored as &dyn Source, |rounded| rounded);
         let method = match self.norms {
             Norms::Proven => Method::Proven,

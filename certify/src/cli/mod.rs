@@ -8,10 +8,12 @@ mod import;
 mod plan;
 mod plot;
 mod probe;
+mod range;
 mod report;
 mod robust;
 mod run;
 mod verify;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -38,6 +40,7 @@ enum Command {
     Bound(bound::BoundCommand),
     Verify(verify::VerifyCommand),
     Probe(probe::ProbeCommand),
+    Range(range::RangeCommand),
     Robust(robust::RobustCommand),
     Plan(plan::PlanCommand),
     Plot(plot::PlotCommand),
@@ -46,6 +49,7 @@ enum Command {
     Run(run::RunCommand),
     Import(import::ImportCommand),
     Export(export::ExportCommand),
+    Watch(watch::WatchCommand),
     /// The JSON schema of a certificate, on stdout.
     Schema,
     /// The page about this program, in Markdown on stdout.
@@ -83,6 +87,7 @@ pub fn main() -> u8 {
         Command::Bound(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Probe(command) => command.run(),
+        Command::Range(command) => command.run(),
         Command::Robust(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
@@ -91,6 +96,7 @@ pub fn main() -> u8 {
         Command::Run(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Watch(command) => command.run(),
         Command::Schema => {
             terminal::print(format_args!("{}", lipschitz_certify::certificate::schema()));
             Ok(())
@@ -170,7 +176,7 @@ mod tests {
                 found.push(command.get_name().to_string());
             }
         }
-        assert_eq!(found, ["bound", "probe", "robust"]);
+        assert_eq!(found, ["bound", "probe", "range", "robust"]);
     }
 
     /// A remedy that names a flag names the command that has it.

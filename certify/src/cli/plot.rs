@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::tradeoff::Tradeoff;
-use lipschitz_certify::plots::{self, layers, robust, training};
+use lipschitz_certify::plots::{self, layers, robust, training, watch};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
 use lipschitz_plot::{Chart, Format, Page, render};
@@ -59,6 +59,17 @@ enum Plot {
         /// Files that `certify robust --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
+    },
+    /// What `certify watch` logged: the constant, the largest possible logits and elements, and norms
+    /// over the steps.
+    Watch {
+        /// Logs, or directories that hold a watch.jsonl.
+        #[arg(required = true)]
+        logs: Vec<PathBuf>,
         #[command(flatten)]
         figure: Figure,
         #[command(flatten)]
@@ -160,6 +171,9 @@ impl PlotCommand {
             }
             Plot::Robust { results, figure, labels } => {
                 figure.write(&[robust::named_chart(&results, &labels.labels)?])?;
+            }
+            Plot::Watch { logs, figure, labels } => {
+                figure.write(&watch::charts(&logs, &labels.labels)?)?;
             }
             Plot::Training { runs, figure, labels } => {
                 figure.write(&training::named_charts(&runs, &labels.labels)?)?;

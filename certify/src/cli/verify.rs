@@ -45,7 +45,7 @@ impl VerifyCommand {
         outln!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
         outln!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
         if let Some(rounding) = claim.rounding {
-            outln!("weights: rounded to {}", rounding.dtype().as_str());
+            outln!("weights: rounded to {}", rounding.name());
         }
         claim.warnings.iter().for_each(|text| outln!("warning: {}", shown(text)));
         if claim.proven {

@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use lipschitz_nn::graph::{Attention, Span as NormSpan, join};
+use lipschitz_nn::graph::{Attention, Span as NormSpan, Stage, join};
 
 use super::approx::Approx;
 use super::positions::{self, Class};
@@ -93,6 +93,14 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
+    // What is the same for all tokens is no part of what keys and values are here.
+    walker.keep(at.id, Stage::Query, || of_value.query.value.row_norms());
+    if !a.bias {
+        walker.keep(at.id, Stage::Key, || of_value.key.value.row_norms());
+    }
+    if !a.bias && one.is_none() {
+        walker.keep(at.id, Stage::Value, || of_value.value.value.row_norms());
+    }
     let limits = Limits::new(walker, a, at)?;
     let out = tape.constant_scalar(abs(a.output_scale));
     // L_h with L_h L_hᵀ ⪰ (V_h F)(V_h F)ᵀ: small ones in place of large.
@@ -126,6 +134,13 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
             sigma,
             kappa,
         });
+    }
+    if !a.bias && a.rotary.is_none() && a.query_key_norm.is_none() {
+        let product = |h: usize| {
+            let group = h / (a.heads / a.key_value_heads);
+            tape.inner_norm(&own(&of_value.query, h), &own(&of_value.key, group)).value
+        };
+        walker.keep(at.id, Stage::Product, || (0..a.heads).map(product).collect());
     }
     let parts = Parts { heads, of_change, of_value, out };
     let value = walker.state.value.as_ref().or_stop()?;

@@ -37,6 +37,7 @@ use crate::source::Source;
 use crate::upper::Upper;
 use multipliers::{Logs, Multipliers};
 use parts::Pass;
+pub(crate) use walk::Elements;
 use walk::Stop;
 
 /// What ellipsoids prove.
@@ -104,6 +105,8 @@ pub enum Aim {
     All,
     /// The constants of differences of two outputs, in the mean of their squares.
     Pairs,
+    /// The norms of the values themselves.
+    Values,
 }
 
 /// Searches for multipliers and proves what they give; none where there is no bound of this kind.
@@ -141,7 +144,7 @@ pub fn prove(
     multipliers: &[Slot],
 ) -> Result<Option<Ellipsoids>, Error> {
     let given = Multipliers::given(multipliers.to_vec());
-    let end = match walk::walk(graph, weights, domain, given) {
+    let end = match walk::walk(graph, weights, domain, given, false) {
         Ok(end) => end,
         Err(Stop::Nothing) => return Ok(None),
         Err(Stop::Failed(error)) => return Err(error),
@@ -232,4 +235,30 @@ pub fn search(
         }
     }
     Ok(best.map(|(_, slots)| slots))
+}
+
+/// Bounds on the elements of tensors, by ellipsoids: with multipliers from `steps` steps of a search,
+/// none for 0 and where there is no bound of this kind. `watch` is called with each step and the norm
+/// of the output that it had, an estimate.
+///
+/// # Errors
+/// [`Error::Network`] names a weight that cannot be read.
+pub(crate) fn elements(
+    source: &dyn Source,
+    domain: Upper,
+    steps: usize,
+    watch: &mut dyn FnMut(usize, Upper),
+) -> Result<Elements, Error> {
+    if steps == 0 || !domain.is_finite() {
+        return Ok(Elements::new());
+    }
+    let (graph, weights) = (source.graph(), Weights::new(source, true));
+    let Some(found) = search(graph, &weights, domain, Aim::Values, steps, watch)? else {
+        return Ok(Elements::new());
+    };
+    match walk::walk(graph, &weights, domain, Multipliers::given(found), true) {
+        Ok(end) if end.tape.multipliers.borrow().finished() => Ok(end.seen),
+        Ok(_) | Err(Stop::Nothing) => Ok(Elements::new()),
+        Err(Stop::Failed(error)) => Err(error),
+    }
 }

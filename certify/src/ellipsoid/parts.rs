@@ -44,7 +44,7 @@ impl<'a> Pass<'a> {
         mut logs: Logs,
         (aim, split): (Aim, bool),
     ) -> Result<Self, Stop> {
-        let (state, first) = walk::start(graph, domain)?;
+        let (state, first) = walk::start(graph, domain, aim == Aim::Values)?;
         let mut units = Vec::new();
         for (i, node) in graph.nodes().iter().enumerate().skip(first) {
             collect(node, "", NodeId::default().child(i), &mut units);
@@ -72,9 +72,10 @@ impl<'a> Pass<'a> {
             last = Some((tape, leaves));
         }
         let (tape, leaves) = last.or_stop()?;
-        let factor = state.change.matrix(&tape).or_stop()?;
+        let end = if aim == Aim::Values { state.value.as_ref().or_stop()? } else { &state.change };
+        let factor = end.matrix(&tape).or_stop()?;
         let norm = match aim {
-            Aim::All => tape.norm(&factor),
+            Aim::All | Aim::Values => tape.norm(&factor),
             // Σ_{i<j} ‖f_i − f_j‖² = n Σ ‖f_i − f̄‖² for the rows f_i.
             Aim::Pairs => tape.frobenius(&tape.centred(&factor)),
         };
@@ -117,7 +118,7 @@ fn collect<'a>(node: &'a Node, prefix: &str, id: NodeId, out: &mut Vec<Unit<'a>>
 }
 
 fn run(part: &[Unit<'_>], weights: &Weights<'_>, tape: &Tape, state: State) -> Result<State, Stop> {
-    let mut walker = Walker { tape, weights, state };
+    let mut walker = Walker { tape, weights, state, seen: None };
     for unit in part {
         walker.node(unit.node, &unit.prefix, &unit.id)?;
         walker.unite()?;

@@ -1,8 +1,9 @@
 //! The rule of each kind of node for ellipsoids.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, join};
+use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, Site, Stage, join};
 
 use super::approx::Approx;
 use super::attention;
@@ -43,16 +44,22 @@ impl<T> OrStop<T> for Option<T> {
 /// The end of a walk: the outputs as a linear image of a unit ball.
 pub(super) struct End {
     pub(super) tape: Tape,
+    /// That of changes, or of the values themselves.
     pub(super) factor: Var,
     /// Constants from the input to each node of the outermost level.
     pub(super) trail: Vec<(NodeId, Scalar)>,
+    /// Bounds on elements of tensors.
+    pub(super) seen: Elements,
 }
+
+/// Bounds on the elements of tensors, by their place; those of logits are one a head.
+pub(crate) type Elements = BTreeMap<Site, Vec<Upper>>;
 
 /// Where a node is.
 pub(super) struct Place<'a> {
     /// Its path: a prefix of the names of its weights.
     pub(super) path: &'a str,
-    id: &'a NodeId,
+    pub(super) id: &'a NodeId,
 }
 
 impl Place<'_> {
@@ -100,14 +107,14 @@ impl State {
 
 /// What is known about the input of the ball of radius `domain` per token, and the number of the
 /// first node behind it.
-pub(super) fn start(graph: &Graph, domain: Upper) -> Result<(State, usize), Stop> {
+pub(super) fn start(graph: &Graph, domain: Upper, values: bool) -> Result<(State, usize), Stop> {
     let (first, width, channels) = match (graph.input(), graph.nodes().first()) {
         (Input::Tokens { .. }, Some(Node { op: Op::Embedding { dim, .. }, .. })) => (1, *dim, 0),
         (Input::Tokens { .. }, _) => return Err(Stop::Nothing),
         (Input::Pixels { channels, height, width }, _) => (0, channels * height * width, channels),
         (Input::Vector { dim }, _) => (0, dim, 0),
     };
-    let wanted = domain.is_finite() && any_wants_values(graph.nodes());
+    let wanted = domain.is_finite() && (values || any_wants_values(graph.nodes()));
     // Of a tape of their own: they depend on nothing.
     let tape = &Tape::new(Multipliers::given(Vec::new()), false);
     let change = Span::ball(tape, width, Upper::ONE);
@@ -127,28 +134,36 @@ pub(super) struct Walker<'a> {
     pub(super) tape: &'a Tape,
     pub(super) weights: &'a Weights<'a>,
     pub(super) state: State,
+    /// Bounds on the elements of tensors, where they are wanted.
+    pub(super) seen: Option<Elements>,
 }
 
 /// Proves with given multipliers: propagates ellipsoids through a graph whose domain is the ball of
-/// radius `domain` per token.
+/// radius `domain` per token. What is proven is the constant; or, for `values`, how large the elements of
+/// tensors can be.
 pub(super) fn walk(
     graph: &Graph,
     weights: &Weights<'_>,
     domain: Upper,
     multipliers: Multipliers,
+    values: bool,
 ) -> Result<End, Stop> {
     let tape = Tape::new(multipliers, false);
-    let (state, first) = start(graph, domain)?;
-    let mut walker = Walker { tape: &tape, weights, state };
+    let (state, first) = start(graph, domain, values)?;
+    let mut walker = Walker { tape: &tape, weights, state, seen: values.then(Elements::new) };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
         walker.node(node, "", &NodeId::default().child(i))?;
         walker.unite()?;
-        let factor = walker.state.change.matrix(&tape).or_stop()?;
-        trail.push((NodeId::default().child(i), tape.norm(&factor)));
+        if !values {
+            let factor = walker.state.change.matrix(&tape).or_stop()?;
+            trail.push((NodeId::default().child(i), tape.norm(&factor)));
+        }
     }
-    let factor = walker.state.change.matrix(&tape).or_stop()?;
-    Ok(End { tape, factor, trail })
+    let end = if values { walker.state.value.as_ref().or_stop()? } else { &walker.state.change };
+    let factor = end.matrix(&tape).or_stop()?;
+    let seen = walker.seen.take().unwrap_or_default();
+    Ok(End { tape, factor, trail, seen })
 }
 
 /// Whether the constant of a node, or of one inside it, depends on the size of its input.
@@ -188,6 +203,34 @@ impl Walker<'_> {
         Ok(())
     }
 
+    /// Keeps bounds on the elements of a tensor, if they are wanted.
+    pub(super) fn keep(
+        &mut self,
+        id: &NodeId,
+        stage: Stage,
+        elements: impl FnOnce() -> Vec<Upper>,
+    ) {
+        if let Some(seen) = &mut self.seen {
+            seen.insert(Site { id: id.clone(), stage }, elements());
+        }
+    }
+
+    /// The same for the current value, that of all classes of tokens.
+    fn keep_output(&mut self, id: &NodeId) -> Result<(), Stop> {
+        if self.seen.is_none() {
+            return Ok(());
+        }
+        let mut elements: Vec<Upper> = Vec::new();
+        for span in self.state.value.iter().chain(self.state.others.iter().map(|(_, value)| value))
+        {
+            let rows = span.matrix(self.tape).or_stop()?.value.row_norms();
+            elements.resize(rows.len(), Upper::ZERO);
+            elements.iter_mut().zip(rows).for_each(|(x, row)| *x = x.max(row));
+        }
+        self.keep(id, Stage::Output, || elements);
+        Ok(())
+    }
+
     fn tidy(&mut self) -> Result<(), Stop> {
         let tape = self.tape;
         self.each().try_for_each(|span| {
@@ -205,6 +248,11 @@ impl Walker<'_> {
     }
 
     pub(super) fn node(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
+        self.step(node, prefix, id)?;
+        self.keep_output(id)
+    }
+
+    fn step(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
         let (tape, path) = (self.tape, node.path(prefix));
         let path = path.as_str();
         let at = &Place { path, id };
@@ -516,6 +564,9 @@ impl Walker<'_> {
             Ok(tape.row_norms(&value.matrix(tape).or_stop()?))
         };
         let (g, u) = (largest("gate", &gate)?, largest("up", &up)?);
+        self.keep(at.id, Stage::Gate, || row(&g));
+        self.keep(at.id, Stage::Up, || row(&u));
+        let value = self.value.as_mut().or_stop()?;
         let opened = values(tape, function, &g);
         // φ(g) ∘ u is u by at most the largest φ(g).
         let y = rows_by(tape, &opened, value.current());
@@ -636,6 +687,12 @@ fn rows_by(tape: &Tape, d: &Var, register: &[Block]) -> Register {
         Block::Dense(x) => Block::Dense(tape.rows_by(d, x)),
     };
     register.iter().map(of).collect()
+}
+
+/// A row of bounds.
+fn row(of: &Var) -> Vec<Upper> {
+    let scaled = |x: &f64| Upper::from_f64(*x).times_power(of.value.exponent);
+    of.value.data.iter().map(scaled).collect()
 }
 
 /// The largest of a row of bounds.

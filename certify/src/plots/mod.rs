@@ -5,6 +5,7 @@ pub mod layers;
 pub mod robust;
 pub mod tradeoff;
 pub mod training;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 

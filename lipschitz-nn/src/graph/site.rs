@@ -16,6 +16,8 @@ use super::{Attention, Graph, Input, Node, NodeId, Op, join};
 pub enum Stage {
     /// What the network reads, where that is numbers.
     Input,
+    /// What a node's linear maps multiply: the node's input.
+    Operand,
     /// The node's output.
     Output,
     /// Queries as they are projected, bias and all.
@@ -61,6 +63,7 @@ impl Stage {
     fn word(self) -> &'static str {
         match self {
             Self::Input => "input",
+            Self::Operand => "operand",
             Self::Output => "",
             Self::Query => "query",
             Self::Key => "key",
@@ -80,6 +83,29 @@ impl Stage {
             Self::Up => "up",
             Self::OpenGate => "gate_activation",
             Self::Hidden => "hidden",
+        }
+    }
+
+    /// Whether a product of matrices multiplies it, in attention with or without a norm and
+    /// positions on queries and keys.
+    fn is_operand(self, a: Option<&Attention>) -> bool {
+        let normed = a.is_some_and(|a| a.query_key_norm.is_some());
+        let turned = a.is_some_and(|a| a.rotary.is_some());
+        match self {
+            Self::Operand | Self::Value | Self::Probability | Self::Mixed | Self::Hidden => true,
+            Self::Query | Self::Key => !normed && !turned,
+            Self::NormedQuery | Self::NormedKey => !turned,
+            Self::TurnedQuery | Self::TurnedKey => true,
+            Self::Input
+            | Self::Output
+            | Self::Product
+            | Self::Logit
+            | Self::CappedLogit
+            | Self::BiasedLogit
+            | Self::Projected
+            | Self::Gate
+            | Self::Up
+            | Self::OpenGate => false,
         }
     }
 
@@ -127,6 +153,25 @@ impl Graph {
         }
         out
     }
+
+    /// The tensors of [`Graph::sites`] that products of matrices multiply: what hardware for numbers
+    /// of few bits rounds, where it adds in many.
+    pub fn operands(&self) -> Vec<Site> {
+        let mut out = Vec::new();
+        operands(&self.nodes, &NodeId::default(), &mut out);
+        out
+    }
+}
+
+/// Which tensors products of matrices multiply.
+fn operands(nodes: &[Node], above: &NodeId, out: &mut Vec<Site>) {
+    for (i, node) in nodes.iter().enumerate() {
+        let id = above.child(i);
+        operands(node.op.body().unwrap_or_default(), &id, out);
+        let attention = if let Op::Attention(a) = &node.op { Some(a) } else { None };
+        let all = stages(&node.op).into_iter().filter(|stage| stage.is_operand(attention));
+        out.extend(all.map(|stage| Site { id: id.clone(), stage }));
+    }
 }
 
 fn collect(nodes: &[Node], prefix: &str, above: &NodeId, out: &mut Vec<(Site, String)>) {
@@ -147,11 +192,12 @@ fn stages(op: &Op) -> Vec<Stage> {
         Op::Sequential { .. } => Vec::new(),
         Op::Attention(a) => attention(a),
         Op::GatedMlp { .. } => {
-            vec![Stage::Gate, Stage::Up, Stage::OpenGate, Stage::Hidden, Stage::Output]
+            let inside = [Stage::Gate, Stage::Up, Stage::OpenGate, Stage::Hidden];
+            [&[Stage::Operand], &inside[..], &[Stage::Output]].concat()
         }
+        Op::Linear { .. } => vec![Stage::Operand, Stage::Output],
         Op::Parallel { .. }
         | Op::Residual { .. }
-        | Op::Linear { .. }
         | Op::Embedding { .. }
         | Op::Positions { .. }
         | Op::Activation { .. }
@@ -174,6 +220,7 @@ fn stages(op: &Op) -> Vec<Stage> {
 fn attention(a: &Attention) -> Vec<Stage> {
     let (norm, rotary) = (a.query_key_norm.is_some(), a.rotary.is_some());
     let all = [
+        (Stage::Operand, true),
         (Stage::Query, true),
         (Stage::NormedQuery, norm),
         (Stage::TurnedQuery, rotary),

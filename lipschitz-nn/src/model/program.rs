@@ -45,7 +45,11 @@ pub(super) enum Operation {
     SoftCap(f64),
     Clip(f64),
     Attention(Box<AttentionLayer>),
-    OffsetAttention { value: Linear, shares: Tensor, offsets: Vec<usize> },
+    OffsetAttention {
+        value: Linear,
+        shares: Tensor,
+        offsets: Vec<usize>,
+    },
     MaxMin,
     RmsNorm(Norm),
     LayerNorm(Norm),
@@ -101,9 +105,11 @@ pub(super) struct AttentionLayer {
 
 /// Lowers a graph, whose parameters must all be among the weights.
 pub(super) fn lower(graph: &Graph, weights: &Weights) -> Program {
-    let mut steps: Vec<Step> = Lowering { weights }.nodes(graph.nodes(), "", &NodeId::default()).to_vec();
+    let mut steps: Vec<Step> =
+        Lowering { weights }.nodes(graph.nodes(), "", &NodeId::default()).to_vec();
     let Input::Tokens { zero_prefix: zeros @ 1.., .. } = graph.input() else { return steps.into() };
-    let step = |operation| Step { id: NodeId::default(), path: String::new(), operation, fused: None };
+    let step =
+        |operation| Step { id: NodeId::default(), path: String::new(), operation, fused: None };
     // Behind the embedding.
     steps.insert(steps.len().min(1), step(Operation::ZeroPrefix(zeros)));
     if let Shape::Tokens(_) = graph.output() {

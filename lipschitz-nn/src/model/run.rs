@@ -104,14 +104,20 @@ impl Step {
             Operation::Residual { skip, branch, body } => {
                 ops::residual(&x, &run(body, x.clone(), pass)?, *skip, *branch)?
             }
-            Operation::Linear(map) => pass.linear(&x, map)?,
+            Operation::Linear(map) => {
+                let x = pass.hear(self, Stage::Operand, x)?;
+                pass.linear(&x, map)?
+            }
             Operation::Embedding(table) => ops::embedding(table, &x)?,
             Operation::Positions(table) => x.broadcast_add(&table.narrow(0, 0, x.dim(1)?)?)?,
             Operation::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
             Operation::Scale(factor) => (x * *factor)?,
             Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
             Operation::Clip(limit) => ops::clip(&x, *limit)?,
-            Operation::Attention(layer) => layer.run(&x, self, pass)?,
+            Operation::Attention(layer) => {
+                let x = pass.hear(self, Stage::Operand, x)?;
+                layer.run(&x, self, pass)?
+            }
             Operation::OffsetAttention { value, shares, offsets } => {
                 ops::look_back(&pass.linear(&x, value)?, shares, offsets)?
             }
@@ -120,6 +126,7 @@ impl Step {
             Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,
             Operation::Normalise(eps) => ops::normalise(&x, *eps)?,
             Operation::GatedMlp { gate, up, down, function } => {
+                let x = pass.hear(self, Stage::Operand, x)?;
                 let gate = pass.linear(&x, gate)?;
                 let gate = pass.hear(self, Stage::Gate, gate)?;
                 let up = pass.linear(&x, up)?;

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::Shape;
-use lipschitz_nn::{Model, ops};
+use lipschitz_nn::{Graph, Model, ops};
 
 use crate::{Batch, DataSet, Error, Protocol};
 
@@ -33,7 +33,22 @@ pub fn evaluate(
     batch_size: usize,
     device: &Device,
 ) -> Result<Evaluation, Error> {
-    let graph = model.graph();
+    let forward = |x: &Tensor| model.forward(x);
+    evaluate_as(model.graph(), &forward, data, protocol, batch_size, device)
+}
+
+/// As [`evaluate`], of whatever `forward` computes in place of the network of this graph.
+///
+/// # Errors
+/// As [`evaluate`], and what `forward` gives.
+pub fn evaluate_as(
+    graph: &Graph,
+    forward: &dyn Fn(&Tensor) -> Result<Tensor, lipschitz_nn::Error>,
+    data: &dyn DataSet,
+    protocol: Protocol,
+    batch_size: usize,
+    device: &Device,
+) -> Result<Evaluation, Error> {
     let context = graph.context();
     if context.is_some() && !matches!(graph.output(), Shape::Tokens(_)) {
         return Err(Error::PredictsNoTokens);
@@ -42,7 +57,7 @@ pub fn evaluate(
         return Err(Error::TooFewOutputs { outputs: graph.outputs(), wanted: data.outputs() });
     }
     let batch_size = if context.is_some() { batch_size } else { batch_size.max(IMAGES) };
-    evaluate_batches(model, data.held_out(protocol, batch_size, context, device)?)
+    total(forward, data.held_out(protocol, batch_size, context, device)?)
 }
 
 /// Loss, accuracy and margin of a network on batches, each weighed by its number of predictions.
@@ -53,10 +68,17 @@ pub fn evaluate_batches(
     model: &Model,
     batches: impl IntoIterator<Item = Result<Batch, Error>>,
 ) -> Result<Evaluation, Error> {
+    total(&|x| model.forward(x), batches)
+}
+
+fn total(
+    forward: &dyn Fn(&Tensor) -> Result<Tensor, lipschitz_nn::Error>,
+    batches: impl IntoIterator<Item = Result<Batch, Error>>,
+) -> Result<Evaluation, Error> {
     let mut total = Total::default();
     for batch in batches {
         let (x, y) = batch?;
-        total.add(&model.forward(&x)?, &y)?;
+        total.add(&forward(&x)?, &y)?;
     }
     total.mean()
 }

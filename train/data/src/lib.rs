@@ -44,7 +44,7 @@ pub use config::{DataConfig, for_model, of_run};
 pub use corpus::Corpus;
 pub use data_set::{Batch, Batches, DataKind, DataSet, Protocol, TrainingBatches};
 pub use error::Error;
-pub use evaluation::{Evaluation, evaluate, evaluate_batches, starts};
+pub use evaluation::{Evaluation, evaluate, evaluate_as, evaluate_batches, starts};
 
 use sha2::{Digest, Sha256};
 

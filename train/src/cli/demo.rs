@@ -12,7 +12,7 @@ use lipschitz_train::preset;
 use lipschitz_train::run_dir;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
-use super::{Stopped, shell, stop, table};
+use super::{Stopped, on_signal, shell, table};
 
 /// Train small transformers at a few Lipschitz constants, certify each, and plot what the bound
 /// costs.
@@ -44,7 +44,7 @@ const MEMBERS: [(&str, &[&str]); 6] = [
 
 impl Demo {
     pub(super) fn run(self, quiet: bool) -> Result<()> {
-        let stop = stop::on_signal(quiet);
+        let stop = on_signal(quiet);
         let clock = Instant::now();
         let mut summaries = Vec::new();
         for (i, (label, settings)) in MEMBERS.iter().enumerate() {

@@ -1,16 +1,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
+use lipschitz_certify::range::{Extent, Inputs, Number, Simulated};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
 use lipschitz_data::text::TextConfig;
-use lipschitz_data::{DataConfig, DataSet, Protocol, evaluate, for_model, memory, of_run};
+use lipschitz_data::{
+    DataConfig, DataSet, Protocol, evaluate, evaluate_as, for_model, memory, of_run,
+};
 use lipschitz_nn::checkpoint::{self, Meta};
-use lipschitz_nn::text;
+use lipschitz_nn::{Model, text};
 use lipschitz_train::estimate;
 use lipschitz_train::run_dir::{Lock, Summary};
+use serde::Serialize;
 
 /// Loss and accuracy of a model.
 #[derive(Args)]
@@ -32,8 +36,42 @@ pub(super) struct Eval {
     /// `paper_accuracy`, for plots.
     #[arg(long)]
     record: bool,
+    /// Also with weights and the operands of products rounded to this format, with static scales that
+    /// no input can overflow, and products added in f32: as hardware for it computes.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    simulate: Option<NumberName>,
+    /// Round every tensor between two operations, not the operands of products alone.
+    #[arg(long, requires = "simulate")]
+    simulate_all: bool,
     #[command(flatten)]
     json: JsonOutput,
+}
+
+/// A format of few bits.
+#[derive(Clone, Copy, ValueEnum)]
+enum NumberName {
+    /// 8 bits, up to 448.
+    E4m3,
+    /// 8 bits, up to 57344.
+    E5m2,
+    /// 16 bits, up to 65504.
+    Fp16,
+    /// 16 bits, up to 3.39e38.
+    Bf16,
+    /// 8 bits, whole numbers up to 127.
+    Int8,
+}
+
+impl From<NumberName> for Number {
+    fn from(name: NumberName) -> Self {
+        match name {
+            NumberName::E4m3 => Self::E4m3,
+            NumberName::E5m2 => Self::E5m2,
+            NumberName::Fp16 => Self::Fp16,
+            NumberName::Bf16 => Self::Bf16,
+            NumberName::Int8 => Self::Int8,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -42,6 +80,20 @@ enum ProtocolName {
     Full,
     /// The published protocol for text: the first 1280 windows at stride 1, an easy stretch.
     Paper,
+}
+
+/// What a simulation gives.
+#[derive(Serialize)]
+struct SimulatedFigures {
+    format: Number,
+    /// What is rounded.
+    extent: &'static str,
+    loss: f64,
+    accuracy: f64,
+    /// Numbers beyond the end of the format.
+    clipped: u64,
+    /// Numbers that were rounded.
+    rounded: u64,
 }
 
 impl Eval {
@@ -69,15 +121,67 @@ impl Eval {
                 Summary { paper_loss: Some(loss), paper_accuracy: Some(accuracy), ..summary };
             checkpoint::write(&file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
         }
-        let figures =
+        let mut figures =
             serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count });
+        let simulated = match self.simulate {
+            Some(number) => Some(self.simulated(&model, number.into(), &*data, protocol)?),
+            None => None,
+        };
+        if let Some(simulated) = &simulated {
+            figures["simulated"] = serde_json::to_value(simulated)?;
+        }
         if !self.json.write(|| serde_json::to_string(&figures))? {
             outln!(
                 "loss {loss:.4} nats, accuracy {:.2} %, over {count} predictions",
                 100.0 * accuracy
             );
+            if let Some(s) = simulated {
+                outln!(
+                    "loss {:.4} nats, accuracy {:.2} %, with {} in {}: {:+.4} nats; {} of {} numbers \
+                     were cut at its end",
+                    s.loss,
+                    100.0 * s.accuracy,
+                    s.extent,
+                    s.format,
+                    s.loss - loss,
+                    s.clipped,
+                    s.rounded
+                );
+            }
         }
         Ok(())
+    }
+
+    /// The same split, with everything rounded that is to be.
+    fn simulated(
+        &self,
+        model: &Model,
+        number: Number,
+        data: &dyn DataSet,
+        protocol: Protocol,
+    ) -> Result<SimulatedFigures> {
+        let extent = if self.simulate_all { Extent::All } else { Extent::Operands };
+        let simulated =
+            Simulated::new(model, number, extent, Inputs::default()).with_context(|| {
+                format!("{}: cannot be simulated in {number}", self.model.display())
+            })?;
+        let forward = |x: &Tensor| simulated.forward(x);
+        // All logits of attention are held at once.
+        let batch = self.batch_size.min(8);
+        let result = evaluate_as(model.graph(), &forward, data, protocol, batch, &Device::Cpu)?;
+        let (clipped, rounded) = simulated.clipped();
+        Ok(SimulatedFigures {
+            format: number,
+            extent: if self.simulate_all {
+                "weights and all tensors"
+            } else {
+                "weights and operands"
+            },
+            loss: result.loss,
+            accuracy: result.accuracy,
+            clipped,
+            rounded,
+        })
     }
 
     /// What is evaluated.

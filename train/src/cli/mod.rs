@@ -8,11 +8,12 @@ mod remedy;
 mod run;
 mod sample;
 mod shards;
-mod stop;
 mod sweep;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -65,6 +66,12 @@ enum Command {
         /// The directory to write them to.
         directory: PathBuf,
     },
+}
+
+/// A flag that the first signal raises, which is answered unless this program is to be quiet.
+fn on_signal(quiet: bool) -> Arc<AtomicBool> {
+    let told = "stopping after this step, with a checkpoint; once more ends it at once";
+    terminal::stop::on_signal((!quiet).then_some(told))
 }
 
 /// Stopped by a signal; says how to go on.

@@ -7,7 +7,7 @@ use lipschitz_certify::{outln, terminal};
 use lipschitz_train::ranks::Ranks;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
-use super::{Stopped, shell, stop};
+use super::{Stopped, on_signal, shell};
 
 /// Train one network.
 #[derive(Args)]
@@ -43,7 +43,7 @@ impl Run {
         let ranks = Rc::new(Ranks::join()?);
         let options = RunOptions {
             resume: self.resume,
-            stop: stop::on_signal(quiet || !ranks.is_first()),
+            stop: on_signal(quiet || !ranks.is_first()),
             quiet,
             label,
             ranks,

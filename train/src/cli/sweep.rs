@@ -10,7 +10,7 @@ use lipschitz_train::run_dir::Summary;
 use lipschitz_train::sweep::pool::{self, Ended, PoolOptions};
 use lipschitz_train::sweep::{self, Outcome, SweepRun};
 
-use super::{Failed, Stopped, shell, stop, table};
+use super::{Failed, Stopped, on_signal, shell, table};
 
 /// Train every network that a sweep file asks for.
 ///
@@ -48,7 +48,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 
 impl Sweep {
     pub(super) fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
-        let stop = stop::on_signal(quiet);
+        let stop = on_signal(quiet);
         let mut runs = sweep::file::runs(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {
             let mut at = 0..;
@@ -156,7 +156,7 @@ pub(super) struct Elsewhere;
 
 impl SweepMember {
     pub(super) fn run(self) -> Result<()> {
-        match pool::child(&self.out, self.label, stop::on_signal(true))? {
+        match pool::child(&self.out, self.label, on_signal(true))? {
             Ended::Done => Ok(()),
             Ended::Elsewhere => Err(Elsewhere.into()),
             Ended::Stopped(step) => {

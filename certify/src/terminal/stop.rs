@@ -1,13 +1,14 @@
-//! Signals that end a run: the first with a checkpoint, a second at once.
+//! Signals that end a program: the first in good order, a second at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use lipschitz_certify::terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+
+use super::note;
 
 /// How long signals count as the first: a scheduler, a closed terminal and `timeout` send several
 /// at a time.
@@ -17,12 +18,13 @@ const TOGETHER: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A flag that the first signal raises: Ctrl-C, or one of those that end a job or a session. One
-/// that comes later than together with it ends the program at once.
-pub(super) fn on_signal(quiet: bool) -> Arc<AtomicBool> {
+/// that comes later than together with it ends the program at once. The first is answered with what
+/// is `told`, if anything is.
+pub fn on_signal(told: Option<&'static str>) -> Arc<AtomicBool> {
     let (stop, at_once) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in signals() {
-        // Without a handler a signal ends the program at once, which loses no more than the steps
-        // since the last checkpoint.
+        // Without a handler a signal ends the program at once, which loses no more than a program that
+        // is killed.
         let _ = flag::register_conditional_shutdown(signal, 130, at_once.clone());
         let _ = flag::register(signal, stop.clone());
     }
@@ -31,10 +33,8 @@ pub(super) fn on_signal(quiet: bool) -> Arc<AtomicBool> {
         while !raised.load(Ordering::Relaxed) {
             thread::sleep(LOOK);
         }
-        if !quiet {
-            terminal::note(format_args!(
-                "stopping after this step, with a checkpoint; once more ends it at once"
-            ));
+        if let Some(told) = told {
+            note(format_args!("{told}"));
         }
         thread::sleep(TOGETHER);
         at_once.store(true, Ordering::Relaxed);

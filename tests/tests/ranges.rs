@@ -1,0 +1,273 @@
+//! No element of any tensor exceeds its range: exhaustive and gradient search, over random networks
+//! of every node kind.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use lipschitz_certify::range::{Inputs, Ranges, prove};
+use lipschitz_nn::graph::{Input, NodeId, Op, Site, Stage};
+use lipschitz_nn::{Error, Model, Seen};
+use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+
+/// Relative room for the rounding of a forward pass in f64.
+const ROUNDING: f64 = 1e-9;
+
+/// The largest element found so far over its bound, by kind of node and stage.
+#[derive(Default)]
+struct Ratios(BTreeMap<(String, Stage), f64>);
+
+/// The ranges of a network by place.
+struct Table {
+    bounds: BTreeMap<Site, (f64, String)>,
+    kinds: BTreeMap<NodeId, String>,
+}
+
+impl Table {
+    fn new(model: &Model, ranges: &Ranges) -> Self {
+        fn collect(
+            nodes: &[lipschitz_nn::graph::Node],
+            above: &NodeId,
+            out: &mut BTreeMap<NodeId, String>,
+        ) {
+            for (i, node) in nodes.iter().enumerate() {
+                let id = above.child(i);
+                collect(node.op.body().unwrap_or_default(), &id, out);
+                out.insert(id, node.op.kind().to_string());
+            }
+        }
+        let mut kinds = BTreeMap::from([(NodeId::default(), "input".to_string())]);
+        collect(model.graph().nodes(), &NodeId::default(), &mut kinds);
+        let of = |t: &lipschitz_certify::range::TensorRange| {
+            (t.site.clone(), (t.largest.to_f64(), t.name.clone()))
+        };
+        Self { bounds: ranges.tensors.iter().map(of).collect(), kinds }
+    }
+
+    /// Every tensor of a pass is in the table and within its range.
+    fn check(&self, seen: Seen<'_>, x: &Tensor, ratios: &mut Ratios, what: &str) {
+        let site = Site { id: seen.id.clone(), stage: seen.stage };
+        let (bound, name) = self
+            .bounds
+            .get(&site)
+            .unwrap_or_else(|| panic!("{site} of `{}` is not in the table: {what}", seen.path));
+        let found = largest(x);
+        assert!(found <= bound * (1.0 + ROUNDING) + 1e-12, "{name}: {found} above {bound}: {what}");
+        if *bound > 0.0 && bound.is_finite() {
+            let best = ratios.0.entry((self.kinds[seen.id].clone(), seen.stage)).or_default();
+            *best = best.max(found / bound);
+        }
+    }
+}
+
+fn largest(x: &Tensor) -> f64 {
+    x.detach().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap()
+}
+
+/// A pass on token ids, numbers, or embedding vectors.
+fn pass(
+    model: &Model,
+    x: &Tensor,
+    vectors: bool,
+    tap: &mut dyn FnMut(Seen<'_>, Tensor) -> Result<Tensor, Error>,
+) -> Tensor {
+    match vectors {
+        true => model.forward_embeddings_tapped(x, tap).unwrap(),
+        false => model.forward_tapped(x, tap).unwrap(),
+    }
+}
+
+/// Checks all tensors of a pass; the names that it has in its order.
+fn checked(
+    model: &Model,
+    table: &Table,
+    x: &Tensor,
+    vectors: bool,
+    ratios: &mut Ratios,
+    what: &str,
+) -> (Tensor, Vec<Site>) {
+    let mut order = Vec::new();
+    let y = pass(model, x, vectors, &mut |seen, x| {
+        table.check(seen, &x, ratios, what);
+        order.push(Site { id: seen.id.clone(), stage: seen.stage });
+        Ok(x)
+    });
+    (y, order)
+}
+
+/// Within the ball of this radius per token (of the whole of an image), and this limit.
+fn inside(x: &Tensor, tokens: bool, radius: f64, limit: f64) -> Tensor {
+    let x = x.clamp(-limit, limit).unwrap();
+    let flat = if tokens { x.clone() } else { x.flatten_from(1).unwrap() };
+    let size = flat.sqr().unwrap().sum_keepdim(candle_core::D::Minus1).unwrap().sqrt().unwrap();
+    let factor = (size.recip().unwrap() * (radius * (1.0 - 1e-12))).unwrap().minimum(1f64).unwrap();
+    flat.broadcast_mul(&factor).unwrap().reshape(x.dims()).unwrap()
+}
+
+/// Gradient ascent on the largest element of one tensor; every step is checked in all tensors.
+#[allow(clippy::too_many_arguments)]
+fn ascend(
+    model: &Model,
+    table: &Table,
+    site: &Site,
+    start: &Tensor,
+    tokens: bool,
+    (radius, limit): (f64, f64),
+    ratios: &mut Ratios,
+    what: &str,
+) {
+    const STEPS: usize = 8;
+    let mut x = start.clone();
+    for step in 0..STEPS {
+        let var = Var::from_tensor(&x).unwrap();
+        let mut wanted = None;
+        pass(model, var.as_tensor(), tokens, &mut |seen, x| {
+            table.check(seen, &x, ratios, what);
+            if seen.id == &site.id && seen.stage == site.stage {
+                wanted = Some(x.clone());
+            }
+            Ok(x)
+        });
+        // The largest element of each example.
+        let wanted = wanted.unwrap().flatten_from(1).unwrap();
+        let top = wanted.abs().unwrap().max(1).unwrap().sum_all().unwrap();
+        let gradients = top.backward().unwrap();
+        let Some(gradient) = gradients.get(var.as_tensor()) else { return };
+        let size = largest(gradient);
+        if size == 0.0 || !size.is_finite() {
+            return;
+        }
+        let length = radius.min(10.0) / size * [3.0, 1.0, 0.3, 0.1][step / 2];
+        x = inside(&(&x + (gradient.detach() * length).unwrap()).unwrap(), tokens, radius, limit);
+    }
+}
+
+/// All sequences of `length` ids.
+fn sequences(vocabulary: u32, length: u32) -> Tensor {
+    let count = vocabulary.pow(length);
+    let ids = (0..count).flat_map(|n| (0..length).map(move |i| n / vocabulary.pow(i) % vocabulary));
+    let shape = (count as usize, length as usize);
+    Tensor::from_vec(ids.collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+}
+
+/// 600 networks of every node kind. For language models all 5⁴ + 5³ + 5² + 5 sequences; on balls of
+/// vectors, and on images, gradient ascent on tensors picked at random.
+#[test]
+fn nothing_exceeds_its_range() {
+    let mut ratios = Ratios::default();
+    let mut elements = 0_usize;
+    for seed in 0..600 {
+        let mut dice = Dice::new(seed);
+        let tokens = seed % 4 > 0;
+        let graph = if tokens { random_graph(&mut dice) } else { random_image_graph(&mut dice) };
+        let what = format!("seed {seed}, {}", serde_json::to_string(&graph).unwrap());
+        let model = random_model(graph, &mut dice);
+        let sites = model.graph().sites();
+        let steps = if seed % 3 == 0 { 3 } else { 0 };
+        if tokens {
+            let ranges = prove(&model, Inputs::default(), steps, &|_| {}).unwrap();
+            let table = Table::new(&model, &ranges);
+            for length in 1..=4 {
+                let x = sequences(5, length);
+                let (y, order) = checked(&model, &table, &x, false, &mut ratios, &what);
+                elements += order.len() * x.elem_count();
+                let plain = model.forward(&x).unwrap();
+                let off = largest(&(&plain - &y).unwrap());
+                assert!(off <= 1e-9 * (1.0 + largest(&plain)), "{off}: {what}");
+                in_order(&order, &sites, &what);
+            }
+        }
+        let radius = dice.pick(&[0.3, 1.0, 5.0]);
+        let limit = (!tokens && dice.coin()).then(|| dice.pick(&[0.1, 1.0]));
+        let inputs = Inputs { radius: Some(radius), limit };
+        let table = Table::new(&model, &prove(&model, inputs, steps, &|_| {}).unwrap());
+        let limit = limit.unwrap_or(f64::MAX);
+        let shape = if tokens {
+            vec![4, 1 + dice.below(4), model.weights()["embedding.weight"].dim(1).unwrap()]
+        } else {
+            vec![4, 2, 4, 4]
+        };
+        for _ in 0..4 {
+            let site = &sites[dice.below(sites.len())].0;
+            let start = (dice.tensor(&shape, 2.0) * radius).unwrap();
+            let start = inside(&start, tokens, radius, limit);
+            ascend(&model, &table, site, &start, tokens, (radius, limit), &mut ratios, &what);
+            elements += 8 * sites.len() * start.elem_count();
+        }
+    }
+    println!("about {elements} elements; largest found over proven:");
+    let wanted: [(&str, Stage); 12] = [
+        ("attention", Stage::Query),
+        ("attention", Stage::TurnedQuery),
+        ("attention", Stage::NormedKey),
+        ("attention", Stage::Product),
+        ("attention", Stage::CappedLogit),
+        ("attention", Stage::Mixed),
+        ("linear", Stage::Output),
+        ("rms_norm", Stage::Output),
+        ("layer_norm", Stage::Output),
+        ("residual", Stage::Output),
+        ("gated_mlp", Stage::Gate),
+        ("embedding", Stage::Output),
+    ];
+    for ((kind, stage), ratio) in &ratios.0 {
+        println!("{kind:15} {stage:?}: {ratio:.4}");
+        assert!(*ratio > 0.25, "{kind} {stage:?}: nothing comes near its bound: {ratio}");
+    }
+    for (kind, stage) in wanted {
+        let ratio = ratios.0[&(kind.to_string(), stage)];
+        assert!(
+            ratio > 0.97,
+            "{kind} {stage:?}: a bound that is too small might not show: {ratio}"
+        );
+    }
+}
+
+/// The pass makes the tensors of the list, in its order; sums of branches may be heard repeatedly.
+fn in_order(order: &[Site], sites: &[(Site, String)], what: &str) {
+    let mut heard: Vec<&Site> = Vec::new();
+    for (i, site) in order.iter().enumerate() {
+        if !order[i + 1..].contains(site) {
+            heard.push(site);
+        }
+    }
+    let mut heard: Vec<_> = heard.into_iter().collect();
+    let mut listed: Vec<_> = sites.iter().map(|(site, _)| site).collect();
+    (heard.sort(), listed.sort());
+    assert_eq!(heard, listed, "{what}");
+    let names: std::collections::BTreeSet<&String> = sites.iter().map(|(_, name)| name).collect();
+    assert_eq!(names.len(), sites.len(), "{what}");
+}
+
+/// What goes on in place of a tensor is what the tap gives.
+#[test]
+fn a_tap_replaces_what_it_hears() {
+    for seed in 0..40 {
+        let mut dice = Dice::new(seed);
+        let model = random_model(random_graph(&mut dice), &mut dice);
+        let x = sequences(5, 2);
+        let last = model.graph().sites().pop().unwrap().0;
+        let y = model.forward_tapped(&x, &mut |seen, x| {
+            let end = seen.id == &last.id && seen.stage == last.stage;
+            Ok(if end { (x * 0.0)? } else { x })
+        });
+        assert_eq!(largest(&y.unwrap()), 0.0);
+    }
+}
+
+/// A network whose input is not bounded has no ranges behind it, and one that ends in a bounded
+/// function has one.
+#[test]
+fn what_is_not_bounded_is_infinite() {
+    let input = Input::Vector { dim: 2 };
+    let linear = |name: &str| {
+        lipschitz_nn::graph::Node::new(name, Op::Linear { inputs: 2, outputs: 2, bias: true })
+    };
+    let cap = lipschitz_nn::graph::Node::new("", Op::SoftCap { cap: 3.0 });
+    let graph = lipschitz_nn::Graph::new(input, vec![linear("a"), cap, linear("b")]).unwrap();
+    let model = random_model(graph, &mut Dice::new(1));
+    let ranges = prove(&model, Inputs::default(), 0, &|_| {}).unwrap();
+    let finite: Vec<bool> = ranges.tensors.iter().map(|t| t.largest.is_finite()).collect();
+    assert_eq!(finite, [false, false, false, true, true, true]);
+    let names: Vec<&str> = ranges.tensors.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["input", "a.operand", "a", "soft_cap", "b.operand", "b"]);
+}
