@@ -41,6 +41,15 @@ impl From<Number> for Rounding {
 }
 
 impl Rounding {
+    /// Candle's type that rounded weights are held in: for 8 bits one that holds them exactly.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+            Self::E4m3 | Self::E5m2 | Self::Int8 => DType::F64,
+        }
+    }
+
     /// The type's name.
     pub fn name(self) -> &'static str {
         match self {
@@ -66,8 +75,7 @@ impl Rounding {
     /// The weight, rounded.
     fn round(self, weight: &Tensor) -> Result<Tensor, Error> {
         let number = match self {
-            Self::Bf16 => return Ok(weight.to_dtype(DType::BF16)?),
-            Self::F16 => return Ok(weight.to_dtype(DType::F16)?),
+            Self::Bf16 | Self::F16 => return Ok(weight.to_dtype(self.dtype())?),
             Self::E4m3 => Number::E4m3,
             Self::E5m2 => Number::E5m2,
             Self::Int8 => Number::Int8,

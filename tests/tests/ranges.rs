@@ -271,3 +271,125 @@ fn what_is_not_bounded_is_infinite() {
     let names: Vec<&str> = ranges.tensors.iter().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["input", "a.operand", "a", "soft_cap", "b.operand", "b"]);
 }
+
+/// The golden models of third-party libraries, on the inputs that come with them: every tensor is
+/// within its range, and every range is finite.
+#[test]
+fn golden_models_are_within_their_ranges() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let entries = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path());
+    let mut models: Vec<_> = entries
+        .filter(|path| path.join("config.json").exists() && path.extension().is_none())
+        .collect();
+    models.sort();
+    assert!(models.len() > 40, "{}", models.len());
+    let mut ratios = Ratios::default();
+    for dir in models {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let (model, _) =
+            lipschitz_certify::load(&dir, &Device::Cpu).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model = model.to(&Device::Cpu, candle_core::DType::F64).unwrap();
+        let tokens = matches!(model.graph().input(), Input::Tokens { .. });
+        let expected = dir.join("expected.safetensors");
+        let (expected, _) =
+            lipschitz_nn::checkpoint::load_tensors(&expected, &Device::Cpu).unwrap();
+        let input = expected.get("tokens").or_else(|| expected.get("pixels"));
+        let Some(input) = input else { panic!("{name}: no input") };
+        let inputs = if tokens {
+            Inputs::default()
+        } else {
+            let x = input.to_dtype(candle_core::DType::F64).unwrap();
+            Inputs { radius: None, limit: Some(largest(&x)) }
+        };
+        let ranges = prove(&model, inputs, 0, &|_| {}).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for t in &ranges.tensors {
+            assert!(t.largest.is_finite(), "{name}: {}", t.name);
+        }
+        let table = Table::new(&model, &ranges);
+        checked(&model, &table, input, false, &mut ratios, &name);
+        if tokens {
+            // Any embedding vectors that are as long, and a search from them.
+            let radius = ranges.domain.radius.to_f64();
+            let inputs = Inputs { radius: Some(radius), limit: None };
+            let table = Table::new(&model, &prove(&model, inputs, 0, &|_| {}).unwrap());
+            let start = model.embed(input).unwrap();
+            let mut dice = Dice::new(1);
+            let sites = model.graph().sites();
+            for _ in 0..3 {
+                let site = &sites[dice.below(sites.len())].0;
+                let ends = (radius, f64::MAX);
+                ascend(&model, &table, site, &start, true, ends, &mut ratios, &name);
+            }
+        }
+    }
+}
+
+/// A search on every tensor of checkpoints: those beside the repository, and those that
+/// LIPSCHITZ_RANGES names, separated by colons. Run by hand; says how many elements were looked at,
+/// and the proven over the found.
+#[test]
+#[ignore = "minutes"]
+fn checkpoints_are_within_their_ranges() {
+    let mut paths: Vec<std::path::PathBuf> = Vec::new();
+    if let Some(folder) = lipschitz_tests::shared("checkpoints") {
+        paths.extend(std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()));
+    }
+    let named = std::env::var("LIPSCHITZ_RANGES").unwrap_or_default();
+    paths.extend(named.split(':').filter(|p| !p.is_empty()).map(Into::into));
+    paths.sort();
+    for path in paths {
+        let name = path.display().to_string();
+        let (model, _) = lipschitz_certify::load(&path, &Device::Cpu).unwrap();
+        // In f32, whose rounding is far below the room that bounds leave.
+        let steps = lipschitz_certify::ellipsoid::usual_steps(model.graph());
+        let Input::Tokens { context, .. } = model.graph().input() else { continue };
+        let ranges = prove(&model, Inputs::default(), steps, &|_| {}).unwrap();
+        let bounds: BTreeMap<&Site, f64> =
+            ranges.tensors.iter().map(|t| (&t.site, t.largest.to_f64())).collect();
+        let mut found: BTreeMap<Site, f64> = BTreeMap::new();
+        let mut count = 0_usize;
+        let vocabulary = model.weights()["embedding.weight"].dim(0).unwrap();
+        let embedding = model.weights()["embedding.weight"].detach();
+        let mut dice = Dice::new(3);
+        for (site, _) in model.graph().sites() {
+            // Greedy search over token ids: at each position the id whose embedding raises the
+            // largest element most, to first order.
+            let tokens = context.min(32);
+            let ids = (0..4 * tokens).map(|_| dice.below(vocabulary) as u32).collect::<Vec<_>>();
+            let mut ids = Tensor::from_vec(ids, (4, tokens), &Device::Cpu).unwrap();
+            for _ in 0..6 {
+                let x = Var::from_tensor(&model.embed(&ids).unwrap()).unwrap();
+                let mut wanted = None;
+                model
+                    .forward_embeddings_tapped(x.as_tensor(), &mut |seen, x| {
+                        let at = Site { id: seen.id.clone(), stage: seen.stage };
+                        let top = x.detach().abs()?.max_all()?.to_dtype(candle_core::DType::F64)?;
+                        let top = top.to_scalar::<f64>()?;
+                        assert!(top <= bounds[&at] * 1.0001 + 1e-6, "{name}: {at}: {top}");
+                        let best = found.entry(at.clone()).or_default();
+                        *best = best.max(top);
+                        count += x.elem_count();
+                        if at == site {
+                            wanted = Some(x.clone());
+                        }
+                        Ok(x)
+                    })
+                    .unwrap();
+                let wanted = wanted.unwrap().flatten_from(1).unwrap();
+                let top = wanted.abs().unwrap().max(1).unwrap().sum_all().unwrap();
+                let gradients = top.backward().unwrap();
+                let Some(gradient) = gradients.get(x.as_tensor()) else { break };
+                let gain = gradient
+                    .detach()
+                    .broadcast_matmul(&embedding.t().unwrap().unsqueeze(0).unwrap())
+                    .unwrap();
+                ids = gain.argmax(2).unwrap();
+            }
+        }
+        println!("{name}: {count} elements, none above its bound; proven / found:");
+        for t in &ranges.tensors {
+            let ratio = t.largest.to_f64() / found[&t.site];
+            println!("{:45} {:>12} {:>10.4} {ratio:>8.3}", t.name, t.largest, found[&t.site]);
+        }
+    }
+}

@@ -46,6 +46,14 @@ pub struct Metrics {
     /// Largest absolute value of any node's output on up to eight of the step's inputs, after the
     /// step.
     pub activation_max: Option<f64>,
+    /// With an evaluation, the largest logit of attention that any input can have, proven; null without
+    /// attention, and where none is bounded.
+    #[serde(default)]
+    pub logit_bound: Option<f64>,
+    /// With an evaluation, the largest element that any tensor of a forward pass can have for any
+    /// input, proven; null where there is no bound.
+    #[serde(default)]
+    pub range_bound: Option<f64>,
     /// The step's learning rate.
     pub learning_rate: f64,
     /// Seconds in each part of the steps since the last line.

@@ -11,6 +11,7 @@ use lipschitz_certify::certificate::{Certificate, Formula, certify, digest};
 use lipschitz_certify::ellipsoid::usual_steps;
 use lipschitz_certify::plan;
 use lipschitz_certify::probe;
+use lipschitz_certify::range;
 use lipschitz_certify::robust;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
@@ -348,6 +349,10 @@ impl<'a> Run<'a> {
             let result = evaluate(&model, self.data, Protocol::Full, t.batch_size, &self.device)?;
             line.val_loss = Some(result.loss);
             line.val_accuracy = Some(result.accuracy);
+            let ranges = range::beside(&certificate, &model, range::Inputs::default())?;
+            let finite = |x: Upper| Some(x.to_f64()).filter(|x| x.is_finite());
+            line.logit_bound = ranges.largest_logit().and_then(finite);
+            line.range_bound = finite(ranges.largest());
             if self.best.as_ref().is_none_or(|best| result.loss < best.val_loss) {
                 // The checkpoint that follows has its digest.
                 let (step, val_loss, digest) = (done, result.loss, String::new());
@@ -631,6 +636,8 @@ fn write_events(events: &mut EventWriter, line: &Metrics) -> Result<(), Error> {
         ("lipschitz/log10", line.lipschitz),
         ("gradient/norm", line.grad_norm),
         ("activation/max", line.activation_max),
+        ("range/largest_logit", line.logit_bound),
+        ("range/largest_element", line.range_bound),
         ("learning_rate", Some(line.learning_rate)),
     ] {
         if let Some(value) = value {

@@ -25,7 +25,8 @@ use lipschitz_nn::graph::{Input, Site, Stage};
 use serde::Serialize;
 
 use crate::Error;
-use crate::bound::{Norms, Watch, WeightNorms};
+use crate::bound::{Norm, Norms, Watch, WeightNorms};
+use crate::certificate::Certificate;
 use crate::ellipsoid;
 use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
@@ -119,9 +120,50 @@ pub fn prove(
     given(source, &norms, inputs, steps, watch)
 }
 
+/// As [`prove`], beside a certificate of the same weights, whose norms are not proven again.
+///
+/// # Errors
+/// As [`prove`], and [`Error::Violated`] if the certificate is not about these weights.
+pub fn beside(
+    certificate: &Certificate,
+    source: &dyn Source,
+    inputs: Inputs,
+) -> Result<Ranges, Error> {
+    let source = &Pinned::new(source)?;
+    if source.digest() != certificate.weights_sha256 || !certificate.method.is_bound() {
+        return Err(Error::Violated("the certificate is not about this network".into()));
+    }
+    let proven = WeightNorms::new(source, Method::Proven, &|_| {});
+    given(source, &Stated { certificate, proven }, inputs, 0, &|_| {})
+}
+
+/// The norms of a certificate, and where it has none, proven ones.
+struct Stated<'a> {
+    certificate: &'a Certificate,
+    proven: WeightNorms<'a>,
+}
+
+impl Norms for Stated<'_> {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        self.certificate.norm(norm).map_or_else(|| self.proven.norm(norm), Ok)
+    }
+}
+
 /// As [`prove`], of weights that stay what they are, whose norms are known.
-pub(crate) fn given(source: &Pinned, norms: &dyn Norms, inputs: Inputs) -> Result<Ranges, Error> {
+pub(crate) fn given(
+    source: &Pinned,
+    norms: &dyn Norms,
+    inputs: Inputs,
+    steps: usize,
+    watch: Watch<'_>,
+) -> Result<Ranges, Error> {
     let (mut bounds, radius) = walk::walk(source, norms, inputs, &Bounds::new())?;
+    let known = ellipsoid::elements(source, radius, steps, &mut |step, _| {
+        watch(&format!("ellipsoids, step {step} of {steps}"));
+    })?;
+    if !known.is_empty() {
+        (bounds, _) = walk::walk(source, norms, inputs, &known)?;
+    }
     let mut tensors = Vec::new();
     for (site, name) in source.graph().sites() {
         let elements =
