@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::tradeoff::Tradeoff;
-use lipschitz_certify::plots::{self, layers, robust, training, watch};
+use lipschitz_certify::plots::{self, layers, ranges, robust, training, watch};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal;
 use lipschitz_plot::{Chart, Format, Page, render};
@@ -57,6 +57,16 @@ enum Plot {
     /// Certified, attacked and clean accuracy over the radius.
     Robust {
         /// Files that `certify robust --json` wrote.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
+    },
+    /// The largest element of each tensor, proven and observed, through a network.
+    Range {
+        /// Files that `certify range --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
         #[command(flatten)]
@@ -171,6 +181,9 @@ impl PlotCommand {
             }
             Plot::Robust { results, figure, labels } => {
                 figure.write(&[robust::named_chart(&results, &labels.labels)?])?;
+            }
+            Plot::Range { results, figure, labels } => {
+                figure.write(&[ranges::chart(&results, &labels.labels)?])?;
             }
             Plot::Watch { logs, figure, labels } => {
                 figure.write(&watch::charts(&logs, &labels.labels)?)?;

@@ -287,7 +287,25 @@ impl Walker<'_> {
 /// `scale · φ(x)`
 fn activation(function: Function, scale: Upper, x: &Set) -> Set {
     let value = |u: &Upper| scale * pointwise::value(function, *u);
-    let elements = x.elements.iter().map(value).collect();
+    let elements = match function {
+        // Each output is a function of its own input.
+        Function::Identity
+        | Function::Relu
+        | Function::Abs
+        | Function::GeluErf
+        | Function::GeluTanh
+        | Function::Silu
+        | Function::Tanh
+        | Function::Sigmoid
+        | Function::Relu2
+        | Function::LeakyRelu { .. }
+        | Function::Elu { .. }
+        | Function::Softplus
+        | Function::Mish
+        | Function::QuickGelu
+        | Function::HardSwish
+        | Function::HardSigmoid => x.elements.iter().map(value).collect(),
+    };
     let size = pointwise::norm(function, x.size(), largest(&x.elements), x.width());
     Set::ball(scale * size, elements)
 }

@@ -218,7 +218,29 @@ fn stages(op: &Op) -> Vec<Stage> {
 }
 
 fn attention(a: &Attention) -> Vec<Stage> {
-    let (norm, rotary) = (a.query_key_norm.is_some(), a.rotary.is_some());
+    // All of them, so that whoever adds one looks whether it makes a tensor; and what bounds its
+    // elements, in `lipschitz-certify`.
+    let Attention {
+        dim: _,
+        heads: _,
+        key_value_heads: _,
+        head_dim: _,
+        logit_scale: _,
+        output_scale,
+        causal: _,
+        rotary,
+        bias: _,
+        output_bias: _,
+        query_key_norm,
+        query_key_span: _,
+        query_key_kind: _,
+        query_key_shift: _,
+        logit_cap,
+        window: _,
+        position_bias,
+        alibi,
+    } = a;
+    let (norm, rotary) = (query_key_norm.is_some(), rotary.is_some());
     let all = [
         (Stage::Operand, true),
         (Stage::Query, true),
@@ -230,11 +252,11 @@ fn attention(a: &Attention) -> Vec<Stage> {
         (Stage::Value, true),
         (Stage::Product, true),
         (Stage::Logit, true),
-        (Stage::CappedLogit, a.logit_cap.is_some()),
-        (Stage::BiasedLogit, a.position_bias.is_some() || a.alibi.is_some()),
+        (Stage::CappedLogit, logit_cap.is_some()),
+        (Stage::BiasedLogit, position_bias.is_some() || alibi.is_some()),
         (Stage::Probability, true),
         (Stage::Mixed, true),
-        (Stage::Projected, a.output_scale != 1.0),
+        (Stage::Projected, *output_scale != 1.0),
         (Stage::Output, true),
     ];
     all.into_iter().filter(|(_, is)| *is).map(|(stage, _)| stage).collect()
