@@ -177,9 +177,11 @@ fn operands(nodes: &[Node], above: &NodeId, out: &mut Vec<Site>) {
 fn collect(nodes: &[Node], prefix: &str, above: &NodeId, out: &mut Vec<(Site, String)>) {
     for (i, node) in nodes.iter().enumerate() {
         let (id, path) = (above.child(i), node.path(prefix));
-        // A node without a name is told by its kind.
-        let own = if node.name.is_empty() { node.op.kind() } else { "" };
-        let name = |stage: Stage| join(&join(&path, own), stage.word());
+        // The output of a node without a name is told by its kind.
+        let name = |stage: Stage| match stage {
+            Stage::Output if node.name.is_empty() => join(&path, node.op.kind()),
+            stage => join(&path, stage.word()),
+        };
         collect(node.op.body().unwrap_or_default(), &path, &id, out);
         let stages = stages(&node.op);
         out.extend(stages.into_iter().map(|s| (Site { id: id.clone(), stage: s }, name(s))));
