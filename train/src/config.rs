@@ -46,7 +46,7 @@ pub struct Config {
 }
 
 /// A constant to end below, and what meets it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Goal {
     /// The certified constant, RMS → RMS.
@@ -57,7 +57,7 @@ pub struct Goal {
 }
 
 /// What meets a target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
     /// The cap of every matrix, solved from the target before the first step.

@@ -76,7 +76,7 @@ pub(super) fn bound(
 /// The constant of heads at fixed offsets: each part of an output is a head's map of one token, so
 /// `‖δy_t‖² = Σ_h w_h² ‖V_h δx_{t−o_h}‖² ≤ Σ_h w_h² ‖V_h‖² · ‖δX‖²`; and that is at most
 /// `‖w‖² max_h ‖V_h‖²`, which is what a cap on all shares together says.
-pub(super) fn at_offsets(path: &str, heads: usize, norms: &dyn Norms) -> Result<Upper, Error> {
+pub(crate) fn at_offsets(path: &str, heads: usize, norms: &dyn Norms) -> Result<Upper, Error> {
     let (value, shares) = (join(path, "value.weight"), join(path, "shares.weight"));
     let (mut squares, mut largest) = (Upper::ZERO, Upper::ZERO);
     for index in 0..heads {

@@ -20,7 +20,7 @@ mod state;
 mod walk;
 mod weights;
 
-pub(crate) use attention::plain;
+pub(crate) use attention::{at_offsets, plain};
 pub use norms::{Block, Norm, Norms, Part};
 pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};

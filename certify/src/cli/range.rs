@@ -14,7 +14,8 @@ use lipschitz_certify::{Error, ellipsoid, outln};
 use lipschitz_data::{Protocol, for_model};
 use lipschitz_nn::graph::{Site, Stage};
 
-use super::bound::{Weights, spinner};
+use super::bound::Weights;
+use super::effort::spinner;
 
 /// Bound the largest element of every tensor, for any input: what can overflow, and which scale it
 /// may have.

@@ -391,7 +391,7 @@ impl Walker<'_> {
     /// |b|)`. So nothing is uncertain about a, and one slope in [−1, 1] about each element of b.
     fn max_min(&mut self, at: &Place<'_>) -> Result<(), Stop> {
         let tape = self.tape;
-        let half = height(self.change.current()) / 2;
+        let half = height(self.state.change.current()) / 2;
         for (span, what) in self.named() {
             if height(span.current()) != 2 * half || half == 0 {
                 return Err(Stop::Nothing);
@@ -566,7 +566,7 @@ impl Walker<'_> {
         let (g, u) = (largest("gate", &gate)?, largest("up", &up)?);
         self.keep(at.id, Stage::Gate, || row(&g));
         self.keep(at.id, Stage::Up, || row(&u));
-        let value = self.value.as_mut().or_stop()?;
+        let value = self.state.value.as_mut().or_stop()?;
         let opened = values(tape, function, &g);
         // φ(g) ∘ u is u by at most the largest φ(g).
         let y = rows_by(tape, &opened, value.current());

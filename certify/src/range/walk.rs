@@ -6,7 +6,7 @@ use super::attention;
 use super::linear::Image;
 use super::set::{Set, largest, norm};
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, pointwise};
+use crate::bound::{Block, Norm, Norms, at_offsets, pointwise};
 use crate::ellipsoid::Elements;
 use crate::source::Source;
 use crate::spectral::{Matrix, max_row_norm, vector_norm};
@@ -61,7 +61,7 @@ pub(super) fn walk(
 ) -> Result<(Bounds, Upper), Error> {
     let graph: &Graph = source.graph();
     let (channels, pixels, tokens) = match graph.input() {
-        Input::Tokens { context, .. } => (0, 0, context),
+        Input::Tokens { context, zero_prefix, .. } => (0, 0, context.saturating_add(zero_prefix)),
         Input::Pixels { channels, height, width } => {
             (channels, channels * height * width, height * width)
         }
@@ -163,7 +163,10 @@ impl Walker<'_> {
     }
 
     fn node(&mut self, node: &Node, at: &Place, x: Set) -> Result<Set, Error> {
-        if matches!(node.op, Op::Linear { .. } | Op::Attention(_) | Op::GatedMlp { .. }) {
+        if matches!(
+            node.op,
+            Op::Linear { .. } | Op::Attention(_) | Op::OffsetAttention { .. } | Op::GatedMlp { .. }
+        ) {
             self.keep(&at.id, Stage::Operand, x.elements.clone());
         }
         let out = match &node.op {
@@ -189,6 +192,8 @@ impl Walker<'_> {
             Op::SoftCap { cap } => capped(abs(*cap), &x),
             Op::Clip { limit } => capped(abs(*limit), &x),
             Op::Attention(a) => attention::step(self, a, at, &x)?,
+            Op::OffsetAttention { offsets, .. } => self.at_offsets(at, offsets.len(), &x)?,
+            Op::MaxMin => max_min(&x),
             Op::RmsNorm { eps, gain, .. } => self.norm(at, *eps, *gain, false, false, x)?,
             Op::LayerNorm { eps, gain, bias, .. } => self.norm(at, *eps, *gain, *bias, true, x)?,
             // x over a number of at least ε and ‖x‖.
@@ -221,6 +226,18 @@ impl Walker<'_> {
             }
         };
         Ok(self.seen(&at.id, Stage::Output, out))
+    }
+
+    /// Each head's values, of another token each, times its share; zeros before the first token.
+    fn at_offsets(&mut self, at: &Place, heads: usize, x: &Set) -> Result<Set, Error> {
+        let values = self.linear(&at.weight("value"), false, x)?;
+        let values = self.seen(&at.id, Stage::Value, values);
+        let shares = self.vector(&at.weight("shares.weight"))?;
+        let head_dim = (values.width() / heads.max(1)).max(1);
+        let heads_elements = values.elements.chunks(head_dim).zip(&shares);
+        let elements = heads_elements.flat_map(|(u, w)| u.iter().map(|u| *u * abs(*w))).collect();
+        let map = at_offsets(&at.path, heads, self.norms)?;
+        Ok(Set::ball(map * x.size(), elements))
     }
 
     /// The sums so far are bounded by the sum of all bounds, which is theirs.
@@ -308,6 +325,13 @@ fn activation(function: Function, scale: Upper, x: &Set) -> Set {
     };
     let size = pointwise::norm(function, x.size(), largest(&x.elements), x.width());
     Set::ball(scale * size, elements)
+}
+
+/// Of each pair of the halves the larger, then the smaller.
+fn max_min(x: &Set) -> Set {
+    let (u, v) = x.elements.split_at(x.width() / 2);
+    let pairs: Vec<Upper> = u.iter().zip(v).map(|(u, v)| u.max(*v)).collect();
+    Set::ball(x.size(), [&pairs[..], &pairs[..]].concat())
 }
 
 /// An elementwise function of at most `limit` that is at most its argument.

@@ -49,7 +49,7 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
         }
     };
     let (context, separator) = match input {
-        Input::Tokens { context, separator } => (Some(context), separator.is_some()),
+        Input::Tokens { context, separator, .. } => (Some(context), separator.is_some()),
         _ => (None, false),
     };
     let class_token = nodes.iter().any(|node| matches!(node.op, Op::ClassToken { .. }));
@@ -295,6 +295,12 @@ fn zeros(node: &Node, prefix: &str, moved: &mut Option<String>) -> Result<(), Er
             }
             a.bias || a.output_bias
         }
+        Op::OffsetAttention { .. } => {
+            if let Some(moved) = moved {
+                return refused(moved, "comes before attention and does not keep the zeros");
+            }
+            false
+        }
         Op::MeanPool | Op::FirstToken | Op::FirstAndMean | Op::ClassToken { .. } => {
             return refused(&path, "would read the zeros");
         }
@@ -305,6 +311,7 @@ fn zeros(node: &Node, prefix: &str, moved: &mut Option<String>) -> Result<(), Er
         | Op::Scale { .. }
         | Op::SoftCap { .. }
         | Op::Clip { .. }
+        | Op::MaxMin
         | Op::RmsNorm { .. }
         | Op::Normalise { .. }
         | Op::Flatten

@@ -92,7 +92,9 @@ impl Stage {
         let normed = a.is_some_and(|a| a.query_key_norm.is_some());
         let turned = a.is_some_and(|a| a.rotary.is_some());
         match self {
-            Self::Operand | Self::Value | Self::Probability | Self::Mixed | Self::Hidden => true,
+            Self::Operand | Self::Probability | Self::Mixed | Self::Hidden => true,
+            // Those of heads at fixed offsets are only scaled.
+            Self::Value => a.is_some(),
             Self::Query | Self::Key => !normed && !turned,
             Self::NormedQuery | Self::NormedKey => !turned,
             Self::TurnedQuery | Self::TurnedKey => true,
@@ -198,6 +200,7 @@ fn stages(op: &Op) -> Vec<Stage> {
             [&[Stage::Operand], &inside[..], &[Stage::Output]].concat()
         }
         Op::Linear { .. } => vec![Stage::Operand, Stage::Output],
+        Op::OffsetAttention { .. } => vec![Stage::Operand, Stage::Value, Stage::Output],
         Op::Parallel { .. }
         | Op::Residual { .. }
         | Op::Embedding { .. }
@@ -206,6 +209,7 @@ fn stages(op: &Op) -> Vec<Stage> {
         | Op::Scale { .. }
         | Op::SoftCap { .. }
         | Op::Clip { .. }
+        | Op::MaxMin
         | Op::RmsNorm { .. }
         | Op::LayerNorm { .. }
         | Op::Normalise { .. }

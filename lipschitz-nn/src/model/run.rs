@@ -119,7 +119,9 @@ impl Step {
                 layer.run(&x, self, pass)?
             }
             Operation::OffsetAttention { value, shares, offsets } => {
-                ops::look_back(&pass.linear(&x, value)?, shares, offsets)?
+                let x = pass.hear(self, Stage::Operand, x)?;
+                let values = pass.hear(self, Stage::Value, pass.linear(&x, value)?)?;
+                ops::look_back(&values, shares, offsets)?
             }
             Operation::MaxMin => ops::max_min(&x)?,
             Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,

@@ -1,6 +1,7 @@
 //! A language model that keeps the norm of what passes through it: orthogonal layers with MaxMin
 //! between heads that look back, so that all of its constant is in the head.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -10,7 +11,7 @@ use crate::graph::{Graph, Input, Node, Op};
 const MAX_DEPTH: usize = 1024;
 
 /// Heads side by side, and square layers on what they give.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Head h reads the token h places back.
