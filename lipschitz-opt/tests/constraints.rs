@@ -89,10 +89,11 @@ fn constraints() -> Vec<ConstraintConfig> {
 #[test]
 fn all_singular_values_meet_the_cap() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
-    let variable = |name: &str, rows: usize, columns: usize, heads, rng: &mut ChaCha8Rng| {
+    type Heads = Option<HeadBlocks>;
+    let variable = |name: &str, rows: usize, columns: usize, heads: Heads, rng: &mut ChaCha8Rng| {
         let shape = vec![rows, columns];
         // Near orthogonal: of a matrix with tiny singular values nothing is said.
-        let side = rows / heads.map_or(1, |h: HeadBlocks| h.count);
+        let side = rows / heads.map_or(1, |h| h.count);
         let at = |i: usize| f32::from(u8::from(i / columns % side % columns == i % columns));
         let eye: Vec<f32> = (0..rows * columns).map(at).collect();
         let eye = Tensor::from_vec(eye, (rows, columns), &candle_core::Device::Cpu).unwrap();
