@@ -575,7 +575,7 @@ fn max_and_min_are_no_diagonal() {
         let (norms, both, bound) = constants(&model, 20);
         let reached = found(&model, 2 * half, norms.domain.radius.to_f64(), &mut dice);
         assert!(reached <= bound * (1.0 + 1e-6) + 1e-9, "{first:?} {last:?}: {reached}, {bound}");
-        assert!(reached > 0.99 * wanted, "{first:?} {last:?}: only {reached}");
+        assert!(reached >= 0.99 * wanted, "{first:?} {last:?}: only {reached}");
         assert!(bound < wanted + 0.1, "{first:?} {last:?}: {bound}, not {wanted}");
         verify(&both, &model).unwrap();
     }
