@@ -88,14 +88,14 @@ mod tests {
         ];
         let text = serde_json::json!({"number": "e4m3", "end": 448.0, "tensors": tensors});
         std::fs::write(&file, text.to_string()).unwrap();
-        let drawn = chart(&[file.clone()], &[]).unwrap();
+        let drawn = chart(std::slice::from_ref(&file), &[]).unwrap();
         assert_eq!(drawn.series[0].points, [(1.0, 1.0), (2.0, 2.0)]);
         assert_eq!(drawn.series[1].points.len(), 1);
         assert!(drawn.note.ends_with("e4m3"), "{}", drawn.note);
         super::super::write(&dir.path().join("r.svg"), &[drawn]).unwrap();
         for bad in ["{}", "[", "{\"tensors\": 1}"] {
             std::fs::write(&file, bad).unwrap();
-            let said = chart(&[file.clone()], &[]).unwrap_err().to_string();
+            let said = chart(std::slice::from_ref(&file), &[]).unwrap_err().to_string();
             assert!(said.contains("no result of certify range"), "{said}");
         }
     }
