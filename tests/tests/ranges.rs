@@ -230,9 +230,9 @@ fn in_order(order: &[Site], sites: &[(Site, String)], what: &str) {
             heard.push(site);
         }
     }
-    let mut heard: Vec<_> = heard.into_iter().collect();
     let mut listed: Vec<_> = sites.iter().map(|(site, _)| site).collect();
-    (heard.sort(), listed.sort());
+    heard.sort();
+    listed.sort();
     assert_eq!(heard, listed, "{what}");
     let names: std::collections::BTreeSet<&String> = sites.iter().map(|(_, name)| name).collect();
     assert_eq!(names.len(), sites.len(), "{what}");
