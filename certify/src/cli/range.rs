@@ -12,7 +12,7 @@ use lipschitz_certify::terminal::{JsonOutput, ranges, shown};
 use lipschitz_certify::upper::Upper;
 use lipschitz_certify::{Error, ellipsoid, outln};
 use lipschitz_data::{Protocol, for_model};
-use lipschitz_nn::graph::{Site, Stage};
+use lipschitz_nn::graph::{Input, Site, Stage};
 
 use super::bound::Weights;
 use super::effort::spinner;
@@ -90,6 +90,9 @@ impl RangeCommand {
         let stored = lipschitz_certify::open(&self.model)?;
         let rounded = self.weights.map(|to| Rounded { source: &stored, to: to.into() });
         let model = rounded.as_ref().map_or(&stored as &dyn Source, |rounded| rounded);
+        if self.limit.is_some() && matches!(model.graph().input(), Input::Tokens { .. }) {
+            bail!("--limit bounds the elements of images and vectors; this model reads tokens")
+        }
         let inputs = Inputs { radius: self.radius, limit: self.limit };
         let steps = self.effort.unwrap_or_else(|| ellipsoid::usual_steps(model.graph()));
         let bar = spinner();
