@@ -101,3 +101,57 @@ impl Simulated {
         Tensor::from_vec(values, x.dims(), x.device())?.to_dtype(x.dtype())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use lipschitz_nn::graph::{Function, Input};
+    use lipschitz_nn::{Graph, Weights};
+
+    use super::*;
+
+    fn model() -> Model {
+        let graph = Graph::builder(Input::Vector { dim: 3 })
+            .linear("up", 8)
+            .activation(Function::Relu)
+            .linear("down", 2)
+            .build()
+            .unwrap();
+        let weight = |shape: &[usize]| {
+            let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 1.3).sin());
+            Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+        };
+        let weights: Weights =
+            graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.shape))).collect();
+        Model::new(graph, weights).unwrap()
+    }
+
+    fn apart(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    /// More bits are nearer to the network, and no number is cut.
+    #[test]
+    fn a_simulation_is_near_the_network() {
+        let model = model();
+        let x = Tensor::new(&[[0.3_f32, -0.9, 0.11], [1.0, 1.0, -1.0]], &Device::Cpu).unwrap();
+        let inputs = Inputs { radius: None, limit: Some(1.0) };
+        let exact = model.forward(&x).unwrap();
+        let run = |number, extent| {
+            let simulated = Simulated::new(&model, number, extent, inputs).unwrap();
+            let y = simulated.forward(&x).unwrap();
+            let (clipped, rounded) = simulated.clipped();
+            assert!(clipped == 0 && rounded > 0, "{number}: {clipped} of {rounded}");
+            (apart(&y, &exact), rounded)
+        };
+        let all = |number| run(number, Extent::All).0;
+        let (e5m2, e4m3, bf16) = (all(Number::E5m2), all(Number::E4m3), all(Number::Bf16));
+        assert!(bf16 > 0.0 && bf16 < e4m3.min(e5m2), "{bf16} {e4m3} {e5m2}");
+        assert!(e5m2 < 3.0 && bf16 < 0.1, "{bf16} {e5m2}");
+        // The operands of two products: 3 and 8 numbers of two inputs.
+        assert_eq!(run(Number::E4m3, Extent::Operands).1, 22);
+        // Without a bound on the input there is no static scale.
+        let open = Simulated::new(&model, Number::E4m3, Extent::All, Inputs::default());
+        assert!(open.is_err_and(|e| e.to_string().contains("`input`")));
+    }
+}
