@@ -83,14 +83,17 @@ pub struct TrainConfig {
     /// Gradient accumulation: parts that a batch is split into, one after the other, with their
     /// gradients added. Only one part's activations are in memory at a time.
     #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(extend("default" = one()))]
     pub accumulate: usize,
     /// Activation checkpointing: recomputes a block's activations for the gradient instead of
     /// keeping them. A third more work, and memory for the blocks' outputs alone.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = bool::default()))]
     pub recompute: bool,
     /// The type that forward and backward pass multiply matrices in: `f32` or `bf16`. Weights and
     /// optimizer state stay in f32.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Precision::default()))]
     pub precision: Precision,
     /// Seeds initialisation and data order: any 64-bit number, as a string above 2⁶³ − 1.
     #[serde(default, with = "seed")]
@@ -112,6 +115,7 @@ pub struct TrainConfig {
     pub checkpoint_every: Option<u64>,
     /// A checkpoint is saved before the next step when the last is this many minutes old.
     #[serde(default = "checkpoint_minutes", skip_serializing_if = "is_default_minutes")]
+    #[schemars(extend("default" = checkpoint_minutes()))]
     pub checkpoint_minutes: f64,
     /// `cpu` or `cuda:N`.
     #[serde(default = "cpu")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
@@ -45,6 +43,8 @@ class Certificate:
     """
 
     def __init__(self, document: str, network: Optional["Network"] = None, keep: Any = None):
+        import json
+
         self._text = document
         self._network = network
         # What the network reads lives as long as the certificate.
@@ -142,6 +142,8 @@ class Certificate:
         return f"<Certificate: L <= {rms} RMS -> RMS, {l2} l2 -> l2, {said}>"
 
     def _repr_html_(self) -> str:
+        import html
+
         said = "certified" if self.proven else "NOT PROVEN"
         rows = "".join(
             "<tr>"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import tempfile
 from typing import Any, Mapping, Optional, Sequence
 
 from ._certificate import Certificate, number
@@ -87,6 +85,8 @@ def probe(
     >>> lipschitz.probe(model, numpy.random.randn(8, 784), seconds=5).found    # doctest: +SKIP
     3.07...
     """
+    import json
+
     import numpy
 
     network, keep = network_of(model, graph, **options)
@@ -114,6 +114,8 @@ def robust(
     >>> lipschitz.robust(model, images, classes, eps=[0.1]).certified      # doctest: +SKIP
     array([0.42])
     """
+    import json
+
     import numpy
 
     network, keep = network_of(model, graph, **options)
@@ -140,6 +142,8 @@ def network_of(
     if isinstance(model, Mapping):
         if graph is None:
             raise Error("a dict of arrays needs a graph: certify(arrays, graph)")
+        import json
+
         text = graph if isinstance(graph, str) else json.dumps(graph)
         weights = [(name, _array(value)) for name, value in model.items()]
         return Network.of(text, weights, "graph and weights as given to lipschitz.certify"), None
@@ -149,6 +153,8 @@ def network_of(
         if graph is not None:
             return network_of(model.state_dict(), graph)
         if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+            import tempfile
+
             directory = tempfile.TemporaryDirectory()
             model.save_pretrained(directory.name)
             return Network.open(directory.name), directory

@@ -65,7 +65,9 @@ class Constrained:
     def _change(self, change: Any) -> None:
         # The arrays are the memory of tensors on the CPU; others are copied there and back.
         held = [(name, _memory(weight), table) for name, weight, table in self._weights]
-        change([(name, array, table) for name, (array, _), table in held])
+        # Weights of one type at a time.
+        for dtype in {array.dtype for _, (array, _), _ in held}:
+            change([(name, array, table) for name, (array, _), table in held if array.dtype == dtype])
         with torch.no_grad():
             for (_, weight, _), (_, (array, shared), _) in zip(self._weights, held):
                 if not shared:

@@ -194,7 +194,7 @@ def test_wrong_constraints_are_refused():
     model = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for options, said in [
-        ({}, "cap"),
+        ({}, "sigma_max is missing"),
         ({"sigma_max": -1.0}, "sigma_max"),
         ({"sigma_max": 1.0, "method": "no_such"}, "no_such"),
         ({"sigma_max": 1.0, "odd": 3}, "odd"),

@@ -60,10 +60,12 @@ fn table(arguments: &[&Arg], out: &mut String) {
                 let help = value.get_help().map(ToString::to_string).unwrap_or_default();
                 format!("`{}`: {}", value.get_name(), cell(&help).trim_end_matches('.'))
             });
-            let _ = write!(help, " {}.", each.collect::<Vec<_>>().join("; "));
+            let help_of_each = each.collect::<Vec<_>>().join("; ");
+            help = format!("{}. {help_of_each}.", help.trim_end_matches('.'));
         } else if arg.get_action().takes_values() && !values.is_empty() {
             let each = values.iter().map(|value| format!("`{}`", value.get_name()));
-            let _ = write!(help, " One of {}.", each.collect::<Vec<_>>().join(", "));
+            let names = each.collect::<Vec<_>>().join(", ");
+            help = format!("{}. One of {names}.", help.trim_end_matches('.'));
         }
         let default = arg.get_default_values().iter().map(|value| value.to_string_lossy());
         let default = default.collect::<Vec<_>>().join(",");
