@@ -38,7 +38,7 @@ class Certificate:
 
     >>> certificate = lipschitz.certify("runs/first")              # doctest: +SKIP
     >>> certificate                                                # doctest: +SKIP
-    <Certificate: L <= 6.7061... RMS -> RMS, 6.8101... l2 -> l2, proven>
+    <Certificate: L <= 6.7756 RMS -> RMS, 6.8806 l2 -> l2, proven>
     >>> certificate.verify()                                       # doctest: +SKIP
     """
 
