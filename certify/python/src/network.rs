@@ -165,7 +165,8 @@ impl Network {
         py.detach(|| {
             let (model, _) = self.model()?;
             let limit = images.dim(0).unwrap_or_default();
-            let settings = Settings { eps, effort: Effort { steps, restarts }, limit };
+            let search = ellipsoid::usual_steps(model.graph());
+            let settings = Settings { eps, effort: Effort { steps, restarts }, limit, search };
             let batches = batches(&images, &classes).map_err(raised)?;
             let batches = batches.into_iter().map(Ok::<_, lipschitz_certify::Error>);
             let found = robust::images(&model, batches, limit, &settings, &|_| {});
