@@ -500,9 +500,8 @@ fn heads_at_offsets_reach_their_constant() {
         Node::new("o", heads),
     ];
     let graph = Graph::new(Input::tokens(6), nodes).unwrap();
-    let rows = |rows: &[[f64; 3]]| {
-        Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu).unwrap()
-    };
+    let rows =
+        |rows: &[[f64; 3]]| Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu).unwrap();
     let value = rows(&[[1.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5]]);
     let weights: Weights = [
         ("embedding.weight", rows(&[[1.0, -2.0, 2.0]; 5])),
