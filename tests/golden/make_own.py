@@ -108,6 +108,8 @@ def kinds():
                     linear("square", 16, 16, False), dict(op="max_min"), linear("head", 16, 3)]
     yield "offsets", dict(kind="tokens", context=7), embedding + looking_back
     yield "documents", dict(kind="tokens", context=7, separator=2), embedding + body + tail
+    behind = [dict(name="block", op="residual", skip=0.7, branch=0.6, body=[layers[4]]), linear("head", 6, 3)]
+    yield "zeros", dict(kind="tokens", context=7, zero_prefix=3), embedding[:1] + behind
     pixels = dict(kind="pixels", channels=2, height=4, width=6)
     patches = [dict(op="patches", size=2), linear("patch", 8, 6), dict(name="class", op="class_token", dim=6), blocks[5]]
     yield "class", pixels, patches + [dict(op="first_token"), linear("head", 6, 3)]

@@ -150,7 +150,7 @@ mod tests {
         let long = "x".repeat(90);
         for (value, wanted) in [
             (json!(null), "None".to_string()),
-            (json!([true, false, 1, 1.0, 1e-5]), "[True, False, 1, 1.0, 1e-5]".into()),
+            (json!([true, false, 1, 1.0, 1e-5]), "[True, False, 1, 1.0, 0.00001]".into()),
             (json!({"a": 1, "op": "é\"\n"}), r#"{"op": "\U000000e9\"\U0000000a", "a": 1}"#.into()),
             (json!([long, 2]), format!("[\n    \"{long}\",\n    2,\n]")),
         ] {

@@ -95,7 +95,8 @@ class Network(torch.nn.Module):
     def __init__(self, graph, weights):
         super().__init__()
         known(graph, "graph", "format", "input", "nodes")
-        known(graph["input"], "input", "kind", "context", "separator", "channels", "height", "width", "dim")
+        known(graph["input"], "input", "kind", "context", "separator", "zero_prefix", "channels",
+              "height", "width", "dim")
         self.graph = graph
         check(graph["nodes"])
         for path, weight in weights.items():
@@ -119,7 +120,13 @@ class Network(torch.nn.Module):
                 hidden = (document[:, :, None] != document[:, None, :])[:, None]
         else:
             x = x.to(next(self.parameters()).dtype)
-        return sequence(self.graph["nodes"], "", x, weights, hidden)
+        nodes, zeros = self.graph["nodes"], self.graph["input"].get("zero_prefix") or 0
+        if not zeros:
+            return sequence(nodes, "", x, weights, hidden)
+        # Zeros in front of the embedding vectors, and the output without them.
+        x = F.pad(sequence(nodes[:1], "", x, weights, hidden), (0, 0, zeros, 0))
+        x = sequence(nodes[1:], "", x, weights, hidden)
+        return x[:, zeros:] if x.dim() == 3 else x
 
 
 def known(fields, what, *names):

@@ -81,7 +81,7 @@ fn the_loader_for_pytorch_computes_what_we_compute() {
         assert!(off < 1e-12, "{}: {off:e}", directory.display());
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 9);
 }
 
 /// The kinds of nodes, by the schema of a graph.

@@ -602,10 +602,13 @@ mod tests {
             (vec![Node::new("around", inside), attention(&seen)], "around.biased"),
             (vec![open(Function::Sigmoid), attention(&seen)], "phi"),
             (vec![positions, attention(&seen)], "positions"),
-            (vec![attention(&Attention::new(4, 2, 2))], "attention"),
+            (vec![attention(&Attention { causal: false, ..seen.clone() })], "attention"),
             (
-                vec![attention(&Attention { bias: true, ..seen.clone() }), attention(&seen)],
-                "before",
+                vec![
+                    Node::new("own", Op::Attention(Attention { bias: true, ..seen.clone() })),
+                    attention(&seen),
+                ],
+                "own",
             ),
             (vec![attention(&seen), Node::new("mean", Op::MeanPool)], "mean"),
         ] {
