@@ -206,7 +206,7 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
             let scale = dice.pick(&[1.0, 1.0 / 1.1289, -1.5]);
             nodes.push(Node::new(
                 "",
-                if next % 2 == 0 && dice.below(3) == 0 {
+                if next.is_multiple_of(2) && dice.below(3) == 0 {
                     Op::MaxMin
                 } else {
                     Op::Activation { function: dice.pick(&Function::ALL), scale }
