@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn values_are_written_as_python_reads_them() {
-        let long = "x".repeat(90);
+        let long = "x".repeat(130);
         for (value, wanted) in [
             (json!(null), "None".to_string()),
             (json!([true, false, 1, 1.0, 1e-5]), "[True, False, 1, 1.0, 0.00001]".into()),

@@ -2,7 +2,7 @@
 //! forward pass, and of every weight.
 //!
 //! Bound propagation says how long a token can be at each node. Here each tensor's elements are
-//! bounded, row by row of the map that makes them ([`linear`]), with ellipsoids where they are
+//! bounded, row by row of the map that makes them (`linear`), with ellipsoids where they are
 //! tighter; the proofs are in `docs/mathematics.md`. The bounds are of the function in real
 //! arithmetic, as those of a certificate are.
 
