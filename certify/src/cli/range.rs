@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::Device;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::Table;
 use lipschitz_certify::range::{self, Decision, Inputs, Number, Verdict};
 use lipschitz_certify::source::{Rounded, Source};
@@ -26,8 +26,8 @@ pub(super) struct RangeCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// The format that tensors are to fit.
-    #[arg(long, value_enum, default_value_t = NumberName::E4m3)]
-    format: NumberName,
+    #[arg(long, value_enum, default_value_t = Number::E4m3)]
+    format: Number,
     /// Real inputs, whose largest elements are shown beside the bounds: a text file, a directory of
     /// token shards, or a CIFAR-10 directory.
     #[arg(long, value_name = "PATH")]
@@ -57,33 +57,6 @@ pub(super) struct RangeCommand {
     quiet: bool,
 }
 
-/// A format of few bits.
-#[derive(Clone, Copy, ValueEnum)]
-enum NumberName {
-    /// 8 bits, up to 448.
-    E4m3,
-    /// 8 bits, up to 57344.
-    E5m2,
-    /// 16 bits, up to 65504.
-    Fp16,
-    /// 16 bits, up to 3.39e38.
-    Bf16,
-    /// 8 bits, whole numbers up to 127.
-    Int8,
-}
-
-impl From<NumberName> for Number {
-    fn from(name: NumberName) -> Self {
-        match name {
-            NumberName::E4m3 => Self::E4m3,
-            NumberName::E5m2 => Self::E5m2,
-            NumberName::Fp16 => Self::Fp16,
-            NumberName::Bf16 => Self::Bf16,
-            NumberName::Int8 => Self::Int8,
-        }
-    }
-}
-
 impl RangeCommand {
     pub(super) fn run(self) -> Result<()> {
         super::check_radius(self.radius)?;
@@ -104,7 +77,7 @@ impl RangeCommand {
             range::prove(model, inputs, steps, &watch).map_err(|e| super::about(&self.model, e))?;
         bar.finish_and_clear();
         let observed = self.observed()?;
-        let decision = ranges.decide(self.format.into(), &observed);
+        let decision = ranges.decide(self.format, &observed);
         if let Some(tensor) = decision.refuted() {
             let (name, bound) = (&tensor.range.name, tensor.range.largest);
             let found = tensor.observed.unwrap_or_default();

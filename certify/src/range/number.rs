@@ -5,19 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::upper::Upper;
 
 /// A format that tensors are stored or multiplied in.
+///
+/// Those of 8 bits with an exponent are from Micikevicius et al., *FP8 Formats for Deep Learning*
+/// (2022): four bits of exponent, three of mantissa and no infinity, or five and two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Number {
-    /// 8 bits: 4 of exponent, 3 of mantissa, no infinity (Micikevicius et al., *FP8 Formats for Deep
-    /// Learning*, 2022).
+    /// 8 bits, up to 448.
     E4m3,
-    /// 8 bits: 5 of exponent, 2 of mantissa.
+    /// 8 bits, up to 57344.
     E5m2,
-    /// IEEE 754 binary16.
+    /// 16 bits, IEEE 754 binary16, up to 65504.
     Fp16,
-    /// The upper half of an f32.
+    /// 16 bits, the upper half of an f32, up to 3.39e38.
     Bf16,
-    /// Whole numbers from −127 to 127.
+    /// 8 bits, whole numbers up to 127.
     Int8,
 }
 

@@ -20,7 +20,7 @@ use crate::bound::{Block, Norm, Norms, walk};
 use crate::pinned::Pinned;
 use crate::range::{self, Inputs};
 use crate::source::Source;
-use crate::upper::Upper;
+use crate::upper::{Upper, count, root_down};
 use memory::Remembering;
 
 /// What is proven of one checkpoint.
@@ -90,8 +90,9 @@ fn of(source: &Pinned, norms: &Remembering, inputs: Inputs) -> Result<Measured, 
     for p in source.graph().parameters() {
         let (Geometry::Matrix, &[rows, columns]) = (p.geometry, &p.shape[..]) else { continue };
         let sigma = norms.norm(&Norm::Matrix(Block::whole(&p.name)))?;
-        let factor = lipschitz_nn::norm::rms_to_rms(rows, columns);
-        matrices.insert(p.name.clone(), factor * sigma.to_f64());
+        // √(columns/rows) σ_max, rounded up as every bound.
+        let rms = (sigma * count(columns).sqrt()).div_up(root_down(rows as f64));
+        matrices.insert(p.name.clone(), rms.to_f64());
     }
     let range = ranges.largest();
     let widest = ranges.tensors.iter().find(|t| t.largest == range);

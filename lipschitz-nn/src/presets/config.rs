@@ -174,6 +174,7 @@ impl ModelConfig {
             }
             ModelConfig::Isometric { dim, context, stages, final_scale } => {
                 let (dim, context, stages) = (*dim, *context, stages.clone());
+                // A factor, not a bound: with 1 the logits are the head's own. It is proven like any other.
                 let final_scale = final_scale.unwrap_or(1.0);
                 Isometric { vocabulary: outputs, context, dim, stages, final_scale }.graph()
             }

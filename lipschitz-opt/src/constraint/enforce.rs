@@ -48,6 +48,7 @@ impl Constraint {
         self.limits.insert(parameter.name.clone(), share);
     }
 
+    /// The share of the recipe's cap that a weight has: all of it, unless a limit was set on it.
     fn share(&self, parameter: &Parameter) -> f64 {
         self.limits.get(&parameter.name).copied().unwrap_or(1.0)
     }

@@ -39,39 +39,12 @@ pub(super) struct Eval {
     /// Also with weights and the operands of products rounded to this format, with static scales that
     /// no input can overflow, and products added in f32: as hardware for it computes.
     #[arg(long, value_enum, value_name = "FORMAT")]
-    simulate: Option<NumberName>,
+    simulate: Option<Number>,
     /// Round every tensor between two operations, not the operands of products alone.
     #[arg(long, requires = "simulate")]
     simulate_all: bool,
     #[command(flatten)]
     json: JsonOutput,
-}
-
-/// A format of few bits.
-#[derive(Clone, Copy, ValueEnum)]
-enum NumberName {
-    /// 8 bits, up to 448.
-    E4m3,
-    /// 8 bits, up to 57344.
-    E5m2,
-    /// 16 bits, up to 65504.
-    Fp16,
-    /// 16 bits, up to 3.39e38.
-    Bf16,
-    /// 8 bits, whole numbers up to 127.
-    Int8,
-}
-
-impl From<NumberName> for Number {
-    fn from(name: NumberName) -> Self {
-        match name {
-            NumberName::E4m3 => Self::E4m3,
-            NumberName::E5m2 => Self::E5m2,
-            NumberName::Fp16 => Self::Fp16,
-            NumberName::Bf16 => Self::Bf16,
-            NumberName::Int8 => Self::Int8,
-        }
-    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -124,7 +97,7 @@ impl Eval {
         let mut figures =
             serde_json::json!({ "loss": loss, "accuracy": accuracy, "predictions": count });
         let simulated = match self.simulate {
-            Some(number) => Some(self.simulated(&model, number.into(), &*data, protocol)?),
+            Some(number) => Some(self.simulated(&model, number, &*data, protocol)?),
             None => None,
         };
         if let Some(simulated) = &simulated {
