@@ -56,6 +56,7 @@ mod error;
 #[cfg(feature = "import")]
 mod open;
 mod pinned;
+pub mod local;
 pub mod plan;
 #[cfg(feature = "cli")]
 pub mod plots;

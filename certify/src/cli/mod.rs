@@ -5,6 +5,7 @@ mod effort;
 pub mod export;
 mod graph;
 mod import;
+mod local;
 mod plan;
 mod plot;
 mod probe;
@@ -42,6 +43,7 @@ enum Command {
     Probe(probe::ProbeCommand),
     Range(range::RangeCommand),
     Robust(robust::RobustCommand),
+    Local(local::LocalCommand),
     Plan(plan::PlanCommand),
     Plot(plot::PlotCommand),
     Report(report::ReportCommand),
@@ -89,6 +91,7 @@ pub fn main() -> u8 {
         Command::Probe(command) => command.run(),
         Command::Range(command) => command.run(),
         Command::Robust(command) => command.run(),
+        Command::Local(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Report(command) => command.run(),
@@ -176,7 +179,7 @@ mod tests {
                 found.push(command.get_name().to_string());
             }
         }
-        assert_eq!(found, ["bound", "probe", "range", "robust"]);
+        assert_eq!(found, ["bound", "probe", "range", "robust", "local"]);
     }
 
     /// A remedy that names a flag names the command that has it.

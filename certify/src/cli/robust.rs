@@ -47,7 +47,7 @@ pub(super) struct RobustCommand {
 }
 
 /// A number, or a fraction.
-fn radius(text: &str) -> Result<f64, String> {
+pub(super) fn radius(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
     let value = match text.split_once('/') {
         Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
@@ -129,7 +129,7 @@ impl RobustCommand {
 }
 
 /// The name of a run: its method, cap and learning rate. Any other model has that of its file.
-fn label(model: &Path) -> String {
+pub(super) fn label(model: &Path) -> String {
     let summary = lipschitz_certify::plots::summary(model).unwrap_or_default();
     let number =
         |key: &str| summary.get(key).and_then(Value::as_f64).map(|x| (x * 1e4).round() / 1e4);

@@ -1,4 +1,4 @@
-//! Projected gradient ascent in ℓ2 with restarts, in f64 on the CPU.
+//! Projected gradient ascent in ℓ2 or ℓ∞ with restarts, in f64 on the CPU.
 //!
 //! Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks* (ICLR 2018).
 //! Restarts alternate between the margin, whose gradient does not vanish for a confident network,
@@ -29,7 +29,7 @@ pub enum Reach {
 }
 
 /// An attack on a network.
-pub(super) struct Attack<'a> {
+pub(crate) struct Attack<'a> {
     /// From `[batch, tokens, width]` to logits `[batch, outputs]`.
     pub network: &'a dyn Fn(&Tensor) -> Result<Tensor, Error>,
     /// The effort.
@@ -38,6 +38,8 @@ pub(super) struct Attack<'a> {
     pub reach: Reach,
     /// Whether all elements stay in \[0, 1\].
     pub unit: bool,
+    /// Whether the radius is that of each element rather than of the ℓ2 norm of a token.
+    pub linf: bool,
 }
 
 /// The length of a step is this times the radius over the number of steps.
@@ -50,7 +52,7 @@ impl Attack<'_> {
     ///
     /// # Errors
     /// [`Error::Network`] if the inputs do not fit the network.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         x: &Tensor,
         classes: &[usize],
@@ -97,7 +99,7 @@ impl Attack<'_> {
             let noise: Vec<f64> =
                 (0..x.elem_count()).map(|_| 0.5 * random::symmetric(rng)).collect();
             moved = masked(
-                (unit(&Tensor::from_vec(noise, x.dims(), &Device::Cpu)?)? * (0.9 * radius))?,
+                (self.unit(&Tensor::from_vec(noise, x.dims(), &Device::Cpu)?)? * (0.9 * radius))?,
             )?;
         }
         for step in 0..=self.effort.steps {
@@ -120,7 +122,7 @@ impl Attack<'_> {
             let gradients = goal.sum_all()?.backward()?;
             let Some(gradient) = gradients.get(at.as_tensor()) else { break };
             let stride = STRIDE * radius / self.effort.steps as f64;
-            let step = (unit(&masked(gradient.detach())?)? * stride)?;
+            let step = (self.unit(&masked(gradient.detach())?)? * stride)?;
             moved = (self.inside(&(at.as_detached_tensor() + masked(step)?)?, x, radius)? - x)?;
         }
         Ok(found)
@@ -130,9 +132,19 @@ impl Attack<'_> {
     /// which contains `x`.
     fn inside(&self, at: &Tensor, x: &Tensor, radius: f64) -> Result<Tensor, Error> {
         let moved = (at - x)?;
+        if self.linf {
+            let most = radius * (1.0 - 1e-12);
+            let at = (x + moved.clamp(-most, most)?)?;
+            return Ok(if self.unit { at.clamp(0.0, 1.0)? } else { at });
+        }
         let factor = ((norms(&moved)? + 1e-300)?.recip()? * (radius * (1.0 - 1e-12)))?;
         let at = (x + moved.broadcast_mul(&factor.minimum(&factor.ones_like()?)?)?)?;
         Ok(if self.unit { at.clamp(0.0, 1.0)? } else { at })
+    }
+
+    /// The steepest change of size 1 per token.
+    fn unit(&self, x: &Tensor) -> Result<Tensor, Error> {
+        if self.linf { Ok(x.sign()?) } else { unit(x) }
     }
 
     /// A mask `[batch, tokens, 1]` with a single 1 per input.

@@ -42,7 +42,7 @@ pub fn images<E: Into<BoxError>>(
 ) -> Result<Robustness, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
     let (shape, walk, margins) = over_images(&model, settings.search)?;
-    let inputs = inputs(batches, settings.limit, shape)?;
+    let inputs = inputs(batches, settings.limit, &shape)?;
     inputs.iter().try_for_each(|(_, classes)| known(classes, &model))?;
     let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
     let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
@@ -60,7 +60,7 @@ pub fn images<E: Into<BoxError>>(
     for eps in sorted(&settings.eps) {
         watch(eps);
         let attack =
-            Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true };
+            Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true, linf: false };
         attack_left(&attack, &inputs, eps, &mut broken)?;
         check(&broken, &radii, eps)?;
         rows.push(Shares {
@@ -145,11 +145,11 @@ fn known(classes: &[usize], model: &Model) -> Result<(), Error> {
     }
 }
 
-/// The first `limit` images as rows `[batch, 1, pixels]` in f64 with their classes.
-fn inputs<E: Into<BoxError>>(
+/// The first `limit` images or vectors as rows `[batch, 1, elements]` in f64 with their classes.
+pub(super) fn inputs<E: Into<BoxError>>(
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     limit: usize,
-    shape: [usize; 3],
+    shape: &[usize],
 ) -> Result<Vec<(Tensor, Vec<usize>)>, Error> {
     let (mut out, mut count) = (Vec::new(), 0);
     for batch in batches {
@@ -158,11 +158,12 @@ fn inputs<E: Into<BoxError>>(
         }
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         // Images of another size are another question: nothing here changes their size.
-        if x.dims().get(1..) != Some(&shape) {
-            let [c, h, w] = shape;
-            let found = x.dims().iter().skip(1).map(usize::to_string).collect::<Vec<_>>();
-            let found = found.join("×");
-            let what = format!("images are {found}, and the model reads {c}×{h}×{w}");
+        if x.dims().get(1..) != Some(shape) {
+            let text = |dims: &[usize]| {
+                dims.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
+            };
+            let found = text(x.dims().get(1..).unwrap_or_default());
+            let what = format!("images are {found}, and the model reads {}", text(shape));
             return Err(Error::Data(what));
         }
         let take = x.dim(0)?.min(limit - count);

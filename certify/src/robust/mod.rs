@@ -3,11 +3,14 @@
 //! single input.
 
 mod attack;
+mod cases;
 mod images;
 mod margins;
 mod tokens;
 
 pub use attack::{Effort, Reach};
+pub(crate) use attack::Attack;
+pub(crate) use cases::{as_input, cases, outputs};
 pub use images::{BATCH, EPS_36_255, certified_accuracy, images};
 pub use margins::{Margins, largest};
 pub use tokens::{WINDOWS, tokens, window};
@@ -19,10 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::upper::Upper;
-use attack::Attack;
 
 /// Any error of the code that reads the data.
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Radii, effort and number of inputs.
 #[derive(Clone, Debug)]

@@ -88,7 +88,7 @@ pub fn tokens<E: Into<BoxError>>(
         // Radii increase, and with them the domain and its constant.
         lipschitz = Some(walk.lipschitz);
         let mut attack =
-            Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false };
+            Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false, linf: false };
         attack_left(&attack, inputs, eps, &mut one)?;
         // A change of one token is also a change of all tokens.
         all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);
@@ -122,9 +122,9 @@ pub fn tokens<E: Into<BoxError>>(
 }
 
 /// The windows that are evaluated, and what is predicted after each.
-struct Predictions {
+pub(super) struct Predictions {
     /// Batches of embedding vectors `[batch, tokens, dim]`, with the predicted tokens.
-    inputs: Vec<(Tensor, Vec<usize>)>,
+    pub(super) inputs: Vec<(Tensor, Vec<usize>)>,
     /// Logits of all windows.
     logits: Vec<Vec<f64>>,
     /// Predicted tokens of all windows.
@@ -134,7 +134,7 @@ struct Predictions {
 }
 
 /// Predictions after the first `limit` windows of `length` tokens that lie within one document.
-fn predictions<E: Into<BoxError>>(
+pub(super) fn predictions<E: Into<BoxError>>(
     model: &Model,
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     length: usize,

@@ -1,0 +1,187 @@
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use comfy_table::Table;
+use lipschitz_certify::local::{self, Distance, Radius, Settings, Survey};
+use lipschitz_certify::outln;
+use lipschitz_certify::robust;
+use lipschitz_certify::terminal::tables::{self, fitted};
+use lipschitz_certify::terminal::{JsonOutput, ranges};
+use lipschitz_data::{Protocol, for_model};
+use lipschitz_nn::graph::Input;
+
+/// For each input: how far it may move before the decision can change, proven around that input.
+///
+/// The global constant holds everywhere; around one input the network's own slopes are known, so that
+/// radii are larger. The proof is of the function in real arithmetic, with all rounding of the program
+/// that computes it here accounted for. A decision is the class of an image, or the next token after a
+/// window of text, whose embedding vectors move.
+#[derive(Args)]
+pub(super) struct LocalCommand {
+    /// A run directory, a checkpoint, or a third-party model.
+    model: PathBuf,
+    /// The inputs: a text file, a directory of token shards, or a data set of images.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// How a change is measured [default: token for text, l2 for others].
+    #[arg(long, value_enum)]
+    norm: Option<By>,
+    /// Bound every output at these radii too, such as 0.01,36/255; into --json.
+    #[arg(long, visible_alias = "eps", value_delimiter = ',', value_parser = super::robust::radius,
+        allow_negative_numbers = true)]
+    radius: Vec<f64>,
+    /// Number of inputs, from the first of the held-out split.
+    #[arg(long, default_value_t = 20, value_parser = ranges::count(1, 1 << 40))]
+    limit: usize,
+    /// Steps per attack, which shows how much larger radii could be; 0 leaves it out.
+    #[arg(long, default_value_t = 20, value_parser = ranges::count(0, 1_000_000))]
+    steps: usize,
+    /// Write a line for each input to this file.
+    #[arg(long, value_name = "FILE.csv")]
+    csv: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonOutput,
+    #[command(flatten)]
+    search: super::effort::Effort,
+}
+
+/// How a change is measured.
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// ℓ2 norm of the change of each token: all of them may move.
+    Token,
+    /// ℓ2 norm of the change of all tokens together, of an image or a vector.
+    L2,
+    /// The largest change of an element.
+    Linf,
+}
+
+impl From<By> for Distance {
+    fn from(by: By) -> Self {
+        match by {
+            By::Token => Self::Token,
+            By::L2 => Self::L2,
+            By::Linf => Self::Linf,
+        }
+    }
+}
+
+impl LocalCommand {
+    pub(super) fn run(self) -> Result<()> {
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
+        let data = for_model(&self.data, &meta)?;
+        let tokens = matches!(model.graph().input(), Input::Tokens { .. });
+        let usual = if tokens { By::Token } else { By::L2 };
+        let attack = (self.steps > 0).then_some(robust::Effort { steps: self.steps, restarts: 2 });
+        let settings = Settings {
+            distance: self.norm.unwrap_or(usual).into(),
+            limit: self.limit,
+            radii: self.radius.clone(),
+            attack,
+            search: self.search.steps(model.graph()),
+        };
+        let loud = std::io::stderr().is_terminal();
+        let watch = |input: usize| {
+            if loud {
+                let _ = write!(std::io::stderr(), "\rinput {} of {} …    ", input + 1, self.limit);
+            }
+        };
+        let (size, context) = match tokens {
+            true => (robust::WINDOWS, Some(robust::window(&model)?)),
+            false => (robust::BATCH, None),
+        };
+        let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
+        let mut survey = local::survey(&model, batches, &settings, &watch)
+            .map_err(|error| super::about(&self.model, error))?;
+        if loud {
+            let _ = writeln!(std::io::stderr());
+        }
+        survey.label = super::robust::label(&self.model);
+        if let Some(path) = &self.csv {
+            std::fs::write(path, csv(&survey))
+                .with_context(|| format!("{}: cannot be written", path.display()))?;
+        }
+        if !self.json.write(|| serde_json::to_string_pretty(&survey))? {
+            print(&survey);
+        }
+        Ok(())
+    }
+}
+
+/// A line for each input.
+fn csv(survey: &Survey) -> String {
+    let mut out = String::from("input,class,correct,margin,radius,global,tangent,broken,seconds\n");
+    for row in &survey.inputs {
+        let Radius { input, class, correct, margin, radius, global, tangent, broken, seconds, .. } =
+            row;
+        let correct = correct.map_or(String::new(), |c| c.to_string());
+        let broken = broken.map_or(String::new(), |b| b.to_string());
+        out += &format!(
+            "{input},{class},{correct},{margin},{radius},{global},{tangent},{broken},{seconds:.4}\n"
+        );
+    }
+    out
+}
+
+/// Rounded down to a few digits.
+fn down(x: f64) -> String {
+    let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
+    let places = places.clamp(0, 12) as usize;
+    let scale = 10f64.powi(places as i32);
+    let x = if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
+    format!("{x:.places$}")
+}
+
+fn print(survey: &Survey) {
+    outln!("{}", fitted(table(survey)));
+    let of = match survey.distance {
+        Distance::Token => "ℓ2 norm of the change of each token",
+        Distance::L2 => "ℓ2 norm of the change",
+        Distance::Linf => "largest change of an element",
+    };
+    outln!("radius: {of}; certified ≤ true ≤ attacked; tangent: no proof, the first-order estimate");
+    let median = |f: &dyn Fn(&Radius) -> f64| -> f64 {
+        let mut all: Vec<f64> = survey.inputs.iter().map(f).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied().unwrap_or(0.0)
+    };
+    let [own, global, tangent, seconds]: [f64; 4] = [
+        median(&|r| r.radius),
+        median(&|r| r.global),
+        median(&|r| r.tangent),
+        median(&|r| r.seconds),
+    ];
+    let times = if global > 0.0 { format!(", {:.1} times", own / global) } else { String::new() };
+    outln!(
+        "median over {} inputs: certified {}, by the global bound {}{times}; tangent {}; \
+         {seconds:.2} s an input",
+        survey.inputs.len(),
+        down(own),
+        down(global),
+        down(tangent),
+    );
+}
+
+fn table(survey: &Survey) -> Table {
+    let header = ["input", "output", "margin", "certified", "global", "tangent", "attacked"];
+    let mut table = tables::table(&header, 0..header.len());
+    for row in &survey.inputs {
+        let mark = match row.correct {
+            Some(false) => " (wrong)",
+            _ => "",
+        };
+        table.add_row([
+            row.input.to_string(),
+            format!("{}{mark}", row.class),
+            down(row.margin),
+            down(row.radius),
+            down(row.global),
+            down(row.tangent),
+            row.broken.map_or("–".into(), down),
+        ]);
+    }
+    table
+}

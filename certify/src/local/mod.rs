@@ -1,0 +1,290 @@
+//! Certificates around one input: how far it may move before a decision can change, and how far each
+//! output can move.
+//!
+//! The network is run once, and its computed values are the reference. Behind a change of the input of
+//! size r, every node's input deviates from its reference by at most D, which is carried forward node
+//! by node (`grow`). A linear functional of the output is carried backward (`back`): what it is of the
+//! node's input to first order, and a remainder of second order in D. Then
+//!
+//! ```text
+//! |f(x + δ) − f(x) − λ·δ| ≤ R(r)   for every δ of size at most r,
+//! ```
+//!
+//! so a margin m survives while `m > ‖λ‖ r + R(r)`, in the dual norm. Rounding is a part of D and of R:
+//! the reference is what was computed, so each node's rounding is one more deviation, and λ may be
+//! computed in any way, as its error times D is added. The proofs are in `docs/mathematics.md`, the
+//! rule of each node is beside its code: elementwise functions in `curvature` and `pointwise`, norms in
+//! `norm`, softmax in `attention`.
+
+mod attention;
+mod curvature;
+mod functional;
+mod maps;
+mod norm;
+mod pointwise;
+mod remainder;
+mod spread;
+mod survey;
+mod trace;
+
+pub use survey::{Outputs, Radius, Settings, Survey, survey};
+
+use candle_core::{DType, Device, Tensor};
+use lipschitz_nn::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::bound::WeightNorms;
+use crate::robust::largest;
+use crate::spectral::{Method, gamma, vector_norm};
+use crate::upper::{Upper, count};
+use functional::Functionals;
+use maps::Maps;
+use remainder::Remainders;
+use spread::Spread;
+use trace::Trace;
+
+/// How the size of a change of the input is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distance {
+    /// The largest ℓ2 norm of the change of a token: every token may move by that much.
+    Token,
+    /// The ℓ2 norm of the change of all tokens together, of an image or of a vector.
+    L2,
+    /// The largest change of an element.
+    Linf,
+}
+
+/// A network around whose inputs something is to be proven.
+pub struct Local<'a> {
+    model: &'a Model,
+    maps: Maps<'a>,
+}
+
+impl<'a> Local<'a> {
+    /// Norms of weights are proven when they are needed, each once, by `norms`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] unless the model computes in f64 on the CPU.
+    pub fn new(model: &'a Model, norms: &'a WeightNorms<'a>) -> Result<Self, Error> {
+        if model.dtype() != DType::F64 || !model.device().is_cpu() {
+            return Err(Error::Data("proofs around an input need the model in f64".into()));
+        }
+        Ok(Self { model, maps: Maps::new(model, norms) })
+    }
+
+    /// The network at one input: embedding vectors `[tokens, dim]`, an image `[channels, height,
+    /// width]` or a vector `[dim]`.
+    ///
+    /// # Errors
+    /// [`Error`] if the input does not fit, or names a node that nothing is known about.
+    pub fn at(&self, x: &Tensor) -> Result<Point, Error> {
+        Ok(Point { trace: Trace::new(self.model, &self.maps, x)? })
+    }
+}
+
+/// A network at one input.
+pub struct Point {
+    trace: Trace,
+}
+
+impl Point {
+    /// The outputs: those of the last token where there is one for each.
+    pub fn outputs(&self) -> &[f64] {
+        let output = &self.trace.output;
+        &output.data[(output.rows.saturating_sub(1)) * output.columns..]
+    }
+
+    /// The largest output, if they are finite: what the network decides.
+    pub fn class(&self) -> Option<usize> {
+        largest(self.outputs()).map(|(class, _)| class)
+    }
+
+    /// Functionals of the last token's outputs, each a row of `data`.
+    fn claims(&self, values: Vec<f64>, slack: Vec<Upper>, data: Vec<f64>) -> Result<Claims, Error> {
+        let output = &self.trace.output;
+        let tokens = vec![output.rows.saturating_sub(1)];
+        let lambda = Functionals { count: values.len(), tokens, width: output.columns, data };
+        let (lambda, remainders) = self.trace.back(lambda)?;
+        let own = |k: usize| {
+            let n = lambda.tokens.len() * lambda.width;
+            &lambda.data[k * n..(k + 1) * n]
+        };
+        let slopes = (0..lambda.count)
+            .map(|k| {
+                let all = own(k);
+                let rows = all.chunks(lambda.width.max(1)).map(vector_norm);
+                Slopes {
+                    token: rows.fold(Upper::ZERO, |sum, x| sum + x),
+                    l2: vector_norm(all),
+                    linf: Upper::from_f64(all.iter().map(|x| x.abs()).sum::<f64>())
+                        * (Upper::ONE + gamma(all.len() + 4)),
+                }
+            })
+            .collect();
+        Ok(Claims { values, slack, slopes, remainders })
+    }
+
+    /// By how much output `class` exceeds each of these others.
+    ///
+    /// # Errors
+    /// Those of products.
+    pub fn margins(&self, class: usize, others: &[usize]) -> Result<Claims, Error> {
+        let z = self.outputs();
+        let n = z.len();
+        let mut data = vec![0.0; others.len() * n];
+        let (mut values, mut slack) = (Vec::new(), Vec::new());
+        for (row, j) in data.chunks_mut(n).zip(others) {
+            row[class] += 1.0;
+            row[*j] -= 1.0;
+            values.push(z[class] - z[*j]);
+            slack.push(gamma(2) * (crate::upper::abs(z[class]) + crate::upper::abs(z[*j])));
+        }
+        self.claims(values, slack, data)
+    }
+
+    /// The outputs themselves.
+    ///
+    /// # Errors
+    /// Those of products.
+    pub fn values(&self) -> Result<Claims, Error> {
+        let z = self.outputs().to_vec();
+        let n = z.len();
+        let mut data = vec![0.0; n * n];
+        (0..n).for_each(|i| data[i * n + i] = 1.0);
+        self.claims(z, vec![Upper::ZERO; n], data)
+    }
+
+    /// A change of this size.
+    fn input(&self, radius: f64, distance: Distance) -> Spread {
+        let (r, tokens) = (Upper::from_f64(radius), self.trace.tokens);
+        let (each, total) = match distance {
+            Distance::Token => (r, r * count(tokens).sqrt()),
+            Distance::L2 => (r, r),
+            Distance::Linf => {
+                let width = self.trace.width;
+                (r * count(width).sqrt(), r * count(width * tokens).sqrt())
+            }
+        };
+        Spread::new(vec![each; tokens], total)
+    }
+
+    /// How far each claim's value can be from the computed one behind a change of the input of at most
+    /// `radius`; infinite where nothing is known.
+    pub fn reach(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<Upper> {
+        let (deviations, _) = self.trace.grow(self.input(radius, distance));
+        (0..claims.values.len())
+            .map(|k| {
+                claims.first(k, radius, distance)
+                    + claims.remainders.at(k, &deviations)
+                    + claims.slack[k]
+            })
+            .collect()
+    }
+
+    /// Whether every claim's value stays above 0 behind every change of at most `radius`.
+    pub fn holds(&self, claims: &Claims, radius: f64, distance: Distance) -> bool {
+        let (deviations, _) = self.trace.grow(self.input(radius, distance));
+        claims.by_hardness(distance).into_iter().all(|k| {
+            let first = claims.first(k, radius, distance) + claims.slack[k];
+            let value = claims.values[k];
+            // The cheap part first.
+            first.to_f64() < value
+                && (first + claims.remainders.at(k, &deviations)).to_f64() < value
+        })
+    }
+
+    /// The largest radius that a search finds at which every claim's value stays above 0: 0 if there is
+    /// none. It is proven, not estimated: the search only looks where to prove.
+    pub fn radius(&self, claims: &Claims, distance: Distance) -> f64 {
+        const HALVINGS: usize = 40;
+        const STEPS: usize = 7;
+        let Some(most) = claims.most(distance) else { return f64::INFINITY };
+        if !(most.is_finite() && most > 0.0) {
+            return 0.0;
+        }
+        let (mut high, mut low) = (most, 0.0);
+        for _ in 0..HALVINGS {
+            let at = 0.5 * high;
+            if self.holds(claims, at, distance) {
+                low = at;
+                break;
+            }
+            high = at;
+        }
+        if low == 0.0 {
+            return 0.0;
+        }
+        for _ in 0..STEPS {
+            let at = 0.5 * (low + high);
+            if self.holds(claims, at, distance) { low = at } else { high = at }
+        }
+        low
+    }
+}
+
+/// Dual norms of a functional of the input.
+struct Slopes {
+    token: Upper,
+    l2: Upper,
+    linf: Upper,
+}
+
+/// Numbers that the outputs give, and how they change with the input.
+pub struct Claims {
+    values: Vec<f64>,
+    /// The rounding of the values themselves.
+    slack: Vec<Upper>,
+    slopes: Vec<Slopes>,
+    remainders: Remainders,
+}
+
+impl Claims {
+    /// The values at the input itself.
+    pub fn at_input(&self) -> &[f64] {
+        &self.values
+    }
+
+    fn first(&self, k: usize, radius: f64, distance: Distance) -> Upper {
+        let slopes = &self.slopes[k];
+        let slope = match distance {
+            Distance::Token => slopes.token,
+            Distance::L2 => slopes.l2,
+            Distance::Linf => slopes.linf,
+        };
+        slope * Upper::from_f64(radius)
+    }
+
+    /// The radius at which the first claim fails to first order, which no proof of this kind exceeds.
+    fn most(&self, distance: Distance) -> Option<f64> {
+        let radius = |k: usize| self.values[k] / self.first(k, 1.0, distance).to_f64();
+        (0..self.values.len()).map(radius).reduce(f64::min)
+    }
+
+    /// The claims, those first that fail first.
+    fn by_hardness(&self, distance: Distance) -> Vec<usize> {
+        let mut all: Vec<(f64, usize)> = (0..self.values.len())
+            .map(|k| (self.values[k] / self.first(k, 1.0, distance).to_f64(), k))
+            .collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        all.into_iter().map(|(_, k)| k).collect()
+    }
+
+    /// What a first-order estimate gives, which proves nothing: beside a proven radius it says what
+    /// the remainder costs.
+    pub fn tangent(&self, distance: Distance) -> f64 {
+        self.most(distance).unwrap_or(f64::INFINITY).max(0.0)
+    }
+}
+
+/// A model as [`Local`] needs it.
+///
+/// # Errors
+/// Those of the conversion.
+pub fn exact(model: &Model) -> Result<Model, Error> {
+    Ok(model.to(&Device::Cpu, DType::F64)?)
+}
+
+/// The method by which norms are proven here.
+pub const METHOD: Method = Method::Proven;

@@ -1,0 +1,330 @@
+//! Elementwise functions, and the sorting of pairs.
+
+use lipschitz_nn::graph::{Function, Op};
+
+use super::curvature::{Curvature, derivative};
+use super::functional::Functionals;
+use super::maps::tiny;
+use super::remainder::{Kinks, Remainders, Term, root};
+use super::spread::Spread;
+use crate::bound::pointwise;
+use crate::spectral::{Matrix, gamma, vector_norm};
+use crate::upper::{Upper, abs};
+
+/// Elementwise functions are computed to within this many units of the size of what they are made of,
+/// as in `bound/rounding.rs`.
+const UNITS: f64 = 64.0 * (f64::EPSILON / 2.0);
+
+/// `scale · φ(u)`, around the computed u.
+pub(super) struct Pointwise {
+    kind: Kind,
+    scale: f64,
+    u: Matrix,
+    /// `scale · φ'(u)`
+    slopes: Vec<f64>,
+    pub(super) slot: usize,
+    pub(super) errors: Vec<Upper>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Function(Function),
+    SoftCap(f64),
+    Clip(f64),
+}
+
+impl Kind {
+    fn curvature(self) -> Curvature {
+        match self {
+            Self::Function(function) => Curvature::of(function),
+            Self::SoftCap(cap) => Curvature::soft_cap(cap),
+            Self::Clip(limit) => Curvature::clip(limit),
+        }
+    }
+
+    fn derivative(self, u: f64) -> f64 {
+        match self {
+            Self::Function(function) => derivative(function, u),
+            Self::SoftCap(cap) => {
+                let t = (u / cap).tanh();
+                1.0 - t * t
+            }
+            Self::Clip(limit) => f64::from(u.abs() < limit),
+        }
+    }
+
+    fn slope(self, r: Upper) -> Upper {
+        match self {
+            Self::Function(function) => pointwise::slope(function, r),
+            Self::SoftCap(_) | Self::Clip(_) => Upper::ONE,
+        }
+    }
+
+    /// Whether slopes are known exactly.
+    fn exact(self) -> bool {
+        matches!(
+            self,
+            Self::Clip(_)
+                | Self::Function(
+                    Function::Identity
+                        | Function::Relu
+                        | Function::Abs
+                        | Function::LeakyRelu { .. }
+                        | Function::Relu2
+                )
+        )
+    }
+}
+
+impl Pointwise {
+    /// Of an elementwise node with input u; None of another.
+    pub(super) fn new(op: &Op, u: &Matrix, slot: usize) -> Option<Self> {
+        let (kind, scale) = match op {
+            Op::Activation { function, scale } => (Kind::Function(*function), *scale),
+            Op::SoftCap { cap } => (Kind::SoftCap(*cap), 1.0),
+            Op::Clip { limit } => (Kind::Clip(*limit), 1.0),
+            _ => return None,
+        };
+        let slopes = u.data.iter().map(|u| scale * kind.derivative(*u)).collect();
+        let error = |row: &[f64]| {
+            if matches!(kind, Kind::Clip(_)) {
+                return Upper::ZERO;
+            }
+            let size = vector_norm(row);
+            let most = kind.slope(size).max(Upper::ONE);
+            let cap = if let Kind::SoftCap(cap) = kind { abs(cap) } else { Upper::ONE };
+            let size = size + cap.max(Upper::ONE) * root(row.len());
+            abs(scale) * Upper::from_f64(UNITS) * most * size + tiny()
+        };
+        let errors = u.data.chunks(u.columns.max(1)).map(error).collect();
+        Some(Self { kind, scale, u: u.clone(), slopes, slot, errors })
+    }
+
+    pub(super) fn grow(&self, x: &Spread) -> Spread {
+        let largest = Upper::from_f64(self.u.largest()) + x.largest();
+        x.through(abs(self.scale) * self.kind.slope(largest), &self.errors)
+    }
+
+    /// `Σ λ_i (y_i(u + Δ) − y_i(u))` is `Σ (λ_i s φ'(u_i)) Δ_i` and what the tangents miss.
+    pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
+        let curvature = self.kind.curvature();
+        let scale = abs(self.scale);
+        // What slopes may be off by: they are made of a handful of elementwise functions of size
+        // (1 + |u|) at most.
+        let far = Upper::from_f64(self.u.largest()) + Upper::ONE;
+        let off = if self.kind.exact() { Upper::ZERO } else { Upper::from_f64(4.0 * UNITS) * far };
+        let most = Upper::from_f64(crate::spectral::largest(&self.slopes));
+        let share = scale * off + gamma(4) * most;
+        out.linear(self.slot, &lambda, |norm| share * norm + tiny());
+        if curvature.beta > 0.0 {
+            let half = Upper::from_f64(0.5 * curvature.beta) * scale;
+            let mut weights: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
+            for (k, t, row) in lambda.rows() {
+                let largest = crate::spectral::largest(row);
+                if largest > 0.0 {
+                    weights[k].push((t, half * Upper::from_f64(largest)));
+                }
+            }
+            for (k, weights) in weights.into_iter().enumerate() {
+                out.push(k, Term::Square { slot: self.slot, weights });
+            }
+        }
+        if curvature.jump > 0.0 {
+            let jump = (curvature.jump * self.scale.abs()).next_up();
+            let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+            for (k, t, row) in lambda.rows() {
+                let u = &self.u.data[t * self.u.columns..(t + 1) * self.u.columns];
+                let all: Vec<(f64, f64)> = row
+                    .iter()
+                    .zip(u)
+                    .filter(|(l, _)| **l != 0.0)
+                    .map(|(l, u)| ((l.abs() * jump).next_up(), curvature.distance(*u)))
+                    .collect();
+                if !all.is_empty() {
+                    units[k].push((t, all));
+                }
+            }
+            for (k, units) in units.into_iter().enumerate() {
+                let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units };
+                out.push(k, Term::Kinks(kinks));
+            }
+        }
+        for (t, row) in lambda.rows_mut() {
+            let slopes = &self.slopes[t * self.u.columns..(t + 1) * self.u.columns];
+            row.iter_mut().zip(slopes).for_each(|(l, s)| *l *= s);
+        }
+        lambda
+    }
+}
+
+/// `max(u, v)` and `min(u, v)` of the halves of each token: `½ (u + v) ± ½ |u − v|`, exactly computed.
+pub(super) struct Sorted {
+    pub(super) x: Matrix,
+    pub(super) slot: usize,
+}
+
+impl Sorted {
+    /// u and v go where the larger and the smaller go; `|u − v|` has a jump of slopes of 2 at 0, and
+    /// `‖Δu − Δv‖ ≤ √2 ‖Δ‖`.
+    pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
+        let half = self.x.columns / 2;
+        let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+        for (k, t, row) in lambda.rows() {
+            let x = &self.x.data[t * self.x.columns..(t + 1) * self.x.columns];
+            let unit = |i: usize| {
+                let apart = (x[i] - x[half + i]).abs().next_down().max(0.0);
+                ((row[i] - row[half + i]).abs().next_up(), apart)
+            };
+            let all: Vec<(f64, f64)> =
+                (0..half).filter(|i| row[*i] != row[half + i]).map(unit).collect();
+            if !all.is_empty() {
+                units[k].push((t, all));
+            }
+        }
+        for (k, units) in units.into_iter().enumerate() {
+            out.push(k, Term::Kinks(Kinks { slot: self.slot, factor: root(2), units }));
+        }
+        let (x, width) = (&self.x, self.x.columns);
+        for (t, row) in lambda.rows_mut() {
+            for i in 0..half {
+                if x.data[t * width + i] < x.data[t * width + half + i] {
+                    row.swap(i, half + i);
+                }
+            }
+        }
+        lambda
+    }
+}
+
+/// `W_d (φ(g) ∘ u)` between the maps: the product, around the computed g, u and φ(g).
+pub(super) struct Product {
+    function: Function,
+    gate: Matrix,
+    up: Matrix,
+    open: Matrix,
+    /// Where the deviations of g and of u are kept.
+    pub(super) slots: [usize; 2],
+    errors: Vec<Upper>,
+}
+
+impl Product {
+    pub(super) fn new(
+        function: Function,
+        gate: Matrix,
+        up: Matrix,
+        open: Matrix,
+        slots: [usize; 2],
+    ) -> Self {
+        // φ(g) is off by a few units of |g| + 1, and the product is rounded.
+        let n = gate.columns.max(1);
+        let rows = gate.data.chunks(n).zip(up.data.chunks(n)).zip(open.data.chunks(n));
+        let errors = rows
+            .map(|((g, u), o)| {
+                let most = Upper::from_f64(crate::spectral::largest(u));
+                let slope = pointwise::slope(function, vector_norm(g)).max(Upper::ONE);
+                let off = Upper::from_f64(UNITS) * slope * (vector_norm(g) + root(n));
+                off * most + gamma(2) * vector_norm(o) * most + tiny()
+            })
+            .collect();
+        Self { function, gate, up, open, slots, errors }
+    }
+
+    /// `φ(g') u' − φ(g) u = φ(g') Δu + u (φ(g') − φ(g))`
+    pub(super) fn grow(&self, gate: &Spread, up: &Spread) -> Spread {
+        let n = self.gate.columns.max(1);
+        let each = (0..self.errors.len())
+            .map(|t| {
+                let row = |m: &Matrix| {
+                    Upper::from_f64(crate::spectral::largest(&m.data[t * n..(t + 1) * n]))
+                };
+                let slope = pointwise::slope(self.function, row(&self.gate) + gate.each[t]);
+                let open = row(&self.open) + slope * gate.each[t];
+                open * up.each[t] + row(&self.up) * slope * gate.each[t] + self.errors[t]
+            })
+            .collect();
+        Spread::of(each)
+    }
+
+    /// To first order `φ(g) Δu + u φ'(g) Δg`; the rest is at most `|u| ½β Δg² + sup|φ'| |Δg| |Δu|`.
+    pub(super) fn back(
+        &self,
+        lambda: &Functionals,
+        out: &mut Remainders,
+    ) -> (Functionals, Functionals) {
+        let n = self.gate.columns.max(1);
+        let curvature = Curvature::of(self.function);
+        let (mut to_gate, mut to_up) = (lambda.clone(), lambda.clone());
+        let largest = Upper::from_f64(self.gate.largest());
+        let off = Upper::from_f64(4.0 * UNITS) * (largest + Upper::ONE);
+        let slope_of = |t: usize| derivative_row(self.function, &self.gate, t);
+        let all: Vec<Vec<f64>> = (0..self.errors.len()).map(slope_of).collect();
+        for (to, m) in [(&mut to_gate, &self.up), (&mut to_up, &self.open)] {
+            for (t, row) in to.rows_mut() {
+                row.iter_mut().zip(&m.data[t * n..(t + 1) * n]).for_each(|(l, x)| *l *= x);
+            }
+        }
+        // What is left of |λ u| before the slopes go in.
+        let passed = to_gate.clone();
+        for (t, row) in to_gate.rows_mut() {
+            row.iter_mut().zip(&all[t]).for_each(|(l, s)| *l *= s);
+        }
+        let [gate, up] = self.slots;
+        let share = Upper::from_f64(UNITS) * (largest + Upper::ONE);
+        // φ(g) itself is off, which Δu meets; and each product is rounded.
+        out.linear(up, lambda, |norm| share * norm + tiny());
+        out.linear(up, &to_up, |norm| gamma(4) * norm + tiny());
+        out.linear(gate, &passed, |norm| off * norm + tiny());
+        out.linear(gate, &to_gate, |norm| gamma(6) * norm + tiny());
+        let mut squares: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
+        let mut mixed = squares.clone();
+        let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+        for ((k, t, row), (_, _, open)) in lambda.rows().zip(passed.rows()) {
+            let largest = Upper::from_f64(crate::spectral::largest(row));
+            if largest == Upper::ZERO {
+                continue;
+            }
+            mixed[k].push((t, largest));
+            let most = Upper::from_f64(crate::spectral::largest(open).next_up());
+            squares[k].push((t, Upper::from_f64(0.5 * curvature.beta) * most));
+            if curvature.jump > 0.0 {
+                let g = &self.gate.data[t * n..(t + 1) * n];
+                let unit = |(l, g): (&f64, &f64)| {
+                    ((l.abs() * curvature.jump).next_up().next_up(), curvature.distance(*g))
+                };
+                units[k].push((t, open.iter().zip(g).map(unit).collect()));
+            }
+        }
+        let rounded = lambda.norms();
+        for ((k, t, _), norm) in lambda.rows().zip(rounded) {
+            out.push(k, Term::Constant(norm * self.errors[t]));
+        }
+        // sup |φ'| where inputs have no bound is that of all; squares of rectifiers have none.
+        let slope = pointwise::slope(self.function, Upper::INFINITY);
+        for k in 0..lambda.count {
+            let weights = std::mem::take(&mut squares[k]);
+            out.push(k, Term::Square { slot: gate, weights });
+            let weights: Vec<(usize, Upper)> = std::mem::take(&mut mixed[k]);
+            if slope.is_finite() {
+                let weights = weights.into_iter().map(|(t, w)| (t, slope * w)).collect();
+                out.push(k, Term::Product { slot: gate, other: up, weights });
+            } else {
+                // φ(u) = max(u, 0)²: a slope of at most 2(g + Δg).
+                let two = Upper::from_f64(2.0);
+                let first = weights.iter().map(|(t, w)| (*t, two * largest * *w)).collect();
+                out.push(k, Term::Product { slot: gate, other: up, weights: first });
+                let third = weights.iter().map(|(t, w)| (*t, two * *w)).collect();
+                out.push(k, Term::Cube { slot: gate, other: up, weights: third });
+            }
+            let units = std::mem::take(&mut units[k]);
+            if !units.is_empty() {
+                out.push(k, Term::Kinks(Kinks { slot: gate, factor: Upper::ONE, units }));
+            }
+        }
+        (to_gate, to_up)
+    }
+}
+
+fn derivative_row(function: Function, gate: &Matrix, t: usize) -> Vec<f64> {
+    let n = gate.columns;
+    gate.data[t * n..(t + 1) * n].iter().map(|g| derivative(function, *g)).collect()
+}

@@ -1,0 +1,295 @@
+//! Certified radii of many inputs, beside those of the global bound and what an attack finds.
+
+use candle_core::Tensor;
+use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Input, Shape, join};
+use serde::{Deserialize, Serialize};
+
+use super::{Distance, Local, exact};
+use crate::Error;
+use crate::bound::{Block, Norm, Norms, WeightNorms, walk};
+use crate::ellipsoid::{self, Aim, Ellipsoids};
+use crate::robust::{self, Attack, Effort, Margins, Reach};
+use crate::spectral::Method;
+use crate::upper::{Upper, count};
+
+/// What to survey.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How changes are measured.
+    pub distance: Distance,
+    /// Number of inputs, from the first.
+    pub limit: usize,
+    /// Radii at which every output is bounded.
+    pub radii: Vec<f64>,
+    /// How hard to attack; None: not at all.
+    pub attack: Option<Effort>,
+    /// Steps of the search for the global bound by ellipsoids; 0: by norms alone.
+    pub search: usize,
+}
+
+/// Certified radii of inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Survey {
+    /// Name in tables and plots.
+    pub label: String,
+    /// How changes are measured.
+    pub distance: Distance,
+    /// What an input is: images, vectors, or windows of this many tokens.
+    pub tokens: usize,
+    /// SHA-256 of the weights.
+    pub weights_sha256: String,
+    /// One for each input.
+    pub inputs: Vec<Radius>,
+}
+
+/// What is proven around one input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Radius {
+    /// Its number in the data.
+    pub input: usize,
+    /// The largest output: the class or the next token.
+    pub class: usize,
+    /// Whether that is the label, where there is one.
+    pub correct: Option<bool>,
+    /// By how much it exceeds the second.
+    pub margin: f64,
+    /// The decision is proven not to change within this distance: by this proof or the global bound.
+    pub radius: f64,
+    /// What the global bound gives.
+    pub global: f64,
+    /// Where the decision would change to first order: what an exact proof could not be far above.
+    pub tangent: f64,
+    /// The smallest distance at which an attack changed the decision, if one did.
+    pub broken: Option<f64>,
+    /// Bounds of every output at each radius asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Outputs>,
+    /// Seconds of the proof.
+    pub seconds: f64,
+}
+
+/// Bounds of outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outputs {
+    /// Within this distance of the input.
+    pub radius: f64,
+    /// Each output is at least this; none where nothing is known.
+    pub lower: Vec<Option<f64>>,
+    /// And at most this.
+    pub upper: Vec<Option<f64>>,
+}
+
+/// Sorted from the nearest: an attack tries these multiples of the proven radius.
+const MULTIPLES: [f64; 12] = [1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0, 32.0, 64.0];
+
+/// Proves radii around the first inputs of `batches`: windows of token ids, or images and vectors with
+/// their classes. `watch` is called with the number of each input before it.
+///
+/// # Errors
+/// [`Error::Violated`] if an attack changes a decision within its proven radius; others if the data
+/// does not fit the model.
+pub fn survey<E: Into<robust::BoxError>>(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    settings: &Settings,
+    watch: &dyn Fn(usize),
+) -> Result<Survey, Error> {
+    let model = exact(model)?;
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    let global = Global::new(&model, &norms, settings)?;
+    let cases = robust::cases(&model, batches, settings.limit)?;
+    let local = Local::new(&model, &norms)?;
+    let mut inputs = Vec::new();
+    let embedded = matches!(model.graph().input(), Input::Tokens { .. });
+    for (x, classes) in &cases {
+        for (i, label) in classes.iter().enumerate() {
+            watch(inputs.len());
+            let start = std::time::Instant::now();
+            let input = inputs.len();
+            let one = x.narrow(0, i, 1)?;
+            let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
+            let point = local.at(&x)?;
+            let z = point.outputs();
+            let Some((class, margin)) = robust::largest(z) else {
+                return Err(Error::Data(format!("input {input}: an output is not finite")));
+            };
+            let others = rivals(z, class);
+            let claims = point.margins(class, &others)?;
+            let found = point.radius(&claims, settings.distance);
+            let tangent = claims.tangent(settings.distance);
+            let known = global.radius(z, class);
+            // Those that are not compared one by one are left to the global bound.
+            let left = if others.len() + 1 < z.len() { global.others(z, class, &others) } else { f64::INFINITY };
+            let radius = found.min(left).max(known);
+            let outputs = match settings.radii.is_empty() {
+                true => Vec::new(),
+                false => {
+                    let claims = point.values()?;
+                    let at = |radius: &f64| {
+                        let reach = point.reach(&claims, *radius, settings.distance);
+                        let bound = |sign: f64| {
+                            let pairs = claims.at_input().iter().zip(&reach);
+                            pairs.map(|(z, r)| end(*z, *r, sign)).collect()
+                        };
+                        Outputs { radius: *radius, lower: bound(-1.0), upper: bound(1.0) }
+                    };
+                    settings.radii.iter().map(at).collect()
+                }
+            };
+            let seconds = start.elapsed().as_secs_f64();
+            let broken = match settings.attack {
+                Some(effort) => {
+                    attack(&model, &one, class, radius.max(1e-3 * tangent), settings.distance, effort)?
+                }
+                None => None,
+            };
+            if let Some(at) = broken.filter(|at| *at < radius) {
+                return Err(Error::Violated(format!(
+                    "input {input}: the attack changes the decision within {at}, but {radius} is \
+                     certified: this is a defect, please report it"
+                )));
+            }
+            let correct = (!embedded).then_some(*label == class);
+            inputs.push(Radius {
+                input,
+                class,
+                correct,
+                margin,
+                radius,
+                global: known,
+                tangent,
+                broken,
+                outputs,
+                seconds,
+            });
+        }
+    }
+    let tokens = cases.first().map_or(Ok(0), |(x, _)| x.dim(1))?;
+    let weights_sha256 = crate::pinned::Pinned::new(&model)?.digest().to_string();
+    let (label, distance) = (String::new(), settings.distance);
+    Ok(Survey { label, distance, tokens, weights_sha256, inputs })
+}
+
+/// `z ± reach`, rounded outward.
+fn end(z: f64, reach: Upper, sign: f64) -> Option<f64> {
+    let reach = reach.to_f64();
+    let x = z + sign * reach;
+    let x = if sign > 0.0 { x.next_up() } else { x.next_down() };
+    x.is_finite().then_some(x)
+}
+
+/// The outputs that are compared one by one: all, or the largest ones of many.
+fn rivals(z: &[f64], class: usize) -> Vec<usize> {
+    const MOST: usize = 100;
+    let mut all: Vec<usize> = (0..z.len()).filter(|j| *j != class).collect();
+    if all.len() > MOST {
+        all.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+        all.truncate(MOST);
+    }
+    all
+}
+
+/// The smallest of a few distances at which an attack changes the decision.
+fn attack(
+    model: &Model,
+    x: &Tensor,
+    class: usize,
+    radius: f64,
+    distance: Distance,
+    effort: Effort,
+) -> Result<Option<f64>, Error> {
+    if radius == 0.0 || !radius.is_finite() {
+        return Ok(None);
+    }
+    let (b, tokens, width) = x.dims3()?;
+    let together = distance != Distance::Token;
+    let graph = model.graph();
+    let network = |x: &Tensor| -> Result<Tensor, Error> {
+        let x = x.reshape((x.dim(0)?, tokens, width))?;
+        robust::outputs(model, &robust::as_input(graph, &x)?)
+    };
+    // All together: as one token.
+    let flat = if together { x.reshape((b, 1, tokens * width))? } else { x.clone() };
+    let linf = distance == Distance::Linf;
+    let attack = Attack { network: &network, effort, reach: Reach::All, unit: false, linf };
+    for (seed, multiple) in MULTIPLES.iter().enumerate() {
+        let at = radius * multiple;
+        if attack.run(&flat, &[class], at, seed as u64)?.contains(&true) {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// The global bound, on a few domains.
+struct Global {
+    /// The margins on the domain that a change of at most this much stays in.
+    domains: Vec<(f64, Margins)>,
+    /// What a change of the surveyed size is as one of a token.
+    factor: f64,
+}
+
+impl Global {
+    fn new(model: &Model, norms: &WeightNorms<'_>, settings: &Settings) -> Result<Self, Error> {
+        let graph = model.graph();
+        let (natural, width) = match (graph.input(), graph.nodes().first()) {
+            (Input::Tokens { .. }, Some(node)) => {
+                let table = Block::whole(join(&node.name, "weight"));
+                let width = match &node.op {
+                    lipschitz_nn::graph::Op::Embedding { dim, .. } => *dim,
+                    _ => 1,
+                };
+                (norms.norm(&Norm::Row(table))?, width)
+            }
+            (Input::Pixels { channels, height, width }, _) => {
+                let n = channels * height * width;
+                (count(n).sqrt(), n)
+            }
+            (Input::Vector { dim }, _) => (Upper::INFINITY, dim),
+            (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
+        };
+        let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1, 1.0] } else { &[f64::INFINITY] };
+        let mut domains = Vec::new();
+        for share in shares {
+            let more = natural.to_f64() * share;
+            let domain = match more.is_finite() {
+                true => Some(natural + Upper::from_f64(more)),
+                false => None,
+            };
+            let steps = settings.search;
+            let ball = domain.unwrap_or(Upper::INFINITY);
+            let ellipsoids: Option<Ellipsoids> =
+                ellipsoid::tighten(model, ball, Aim::Pairs, steps, &mut |_, _| {})?;
+            let walk = walk(graph, norms, domain)?;
+            domains.push((more, Margins::new(&walk, norms, ellipsoids.as_ref())?));
+            if !matches!(graph.output(), Shape::Tokens(_) | Shape::Vector(_)) {
+                return Err(Error::Data("the model names no class".into()));
+            }
+        }
+        let factor = match settings.distance {
+            Distance::Token | Distance::L2 => 1.0,
+            // ‖δ‖₂ ≤ √n ‖δ‖∞
+            Distance::Linf => count(width).sqrt().to_f64(),
+        };
+        Ok(Self { domains, factor })
+    }
+
+    /// The best radius of any domain, which does not leave it.
+    fn best(&self, on: impl Fn(&Margins) -> f64) -> f64 {
+        let radius = |(most, margins): &(f64, Margins)| on(margins).min(*most);
+        let best = self.domains.iter().map(radius).fold(0.0, f64::max);
+        (best / self.factor).next_down().max(0.0)
+    }
+
+    fn radius(&self, z: &[f64], class: usize) -> f64 {
+        self.best(|margins| margins.radius(z, class))
+    }
+
+    /// The same against the outputs that are not among these.
+    fn others(&self, z: &[f64], class: usize, rivals: &[usize]) -> f64 {
+        let mut own = z.to_vec();
+        rivals.iter().for_each(|j| own[*j] = f64::NEG_INFINITY);
+        self.best(|margins| margins.radius(&own, class))
+    }
+}
