@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use lipschitz_nn::graph::{Attention, Span as NormSpan, Stage, join};
+use lipschitz_nn::graph::{Attention, Site, Span as NormSpan, Stage, join};
 
 use super::approx::Approx;
 use super::positions::{self, Class};
@@ -93,6 +93,17 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     let of = |w: &Rc<Approx>| dense(tape, &times(tape, w, &y), &sizes).or_stop();
     let of_change = Maps { query: of(&wq)?, key: of(&wk)?, value: of(&wv)? };
 
+    if let Some(changes) = &mut walker.changes {
+        for (stage, x, count) in [
+            (Stage::Query, &of_change.query, a.heads),
+            (Stage::Key, &of_change.key, a.key_value_heads),
+            (Stage::Value, &of_change.value, a.key_value_heads),
+        ] {
+            let norm = |h: usize| tape.rows(x, h * a.head_dim, (h + 1) * a.head_dim).value.norm();
+            let site = Site { id: at.id.clone(), stage };
+            changes.elements.insert(site, (0..count).map(norm).collect());
+        }
+    }
     // What is the same for all tokens is no part of what keys and values are here.
     walker.keep(at.id, Stage::Query, || of_value.query.value.row_norms());
     if !a.bias {

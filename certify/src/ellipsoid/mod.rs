@@ -37,8 +37,8 @@ use crate::source::Source;
 use crate::upper::Upper;
 use multipliers::{Logs, Multipliers};
 use parts::Pass;
-pub(crate) use walk::Elements;
-use walk::Stop;
+pub(crate) use walk::{Changes, Elements};
+use walk::{Keep, Stop};
 
 /// What ellipsoids prove.
 #[derive(Clone, Debug)]
@@ -144,7 +144,7 @@ pub fn prove(
     multipliers: &[Slot],
 ) -> Result<Option<Ellipsoids>, Error> {
     let given = Multipliers::given(multipliers.to_vec());
-    let end = match walk::walk(graph, weights, domain, given, false) {
+    let end = match walk::walk(graph, weights, domain, given, Keep::Constants) {
         Ok(end) => end,
         Err(Stop::Nothing) => return Ok(None),
         Err(Stop::Failed(error)) => return Err(error),
@@ -256,9 +256,29 @@ pub(crate) fn elements(
     let Some(found) = search(graph, &weights, domain, Aim::Values, steps, watch)? else {
         return Ok(Elements::new());
     };
-    match walk::walk(graph, &weights, domain, Multipliers::given(found), true) {
+    match walk::walk(graph, &weights, domain, Multipliers::given(found), Keep::Values) {
         Ok(end) if end.tape.multipliers.borrow().finished() => Ok(end.seen),
         Ok(_) | Err(Stop::Nothing) => Ok(Elements::new()),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// How far values change inside of a network where its input changes by a norm of 1 per token, on the
+/// ball of radius `domain` per token, by multipliers that prove a bound there; nothing where they do
+/// not.
+///
+/// # Errors
+/// [`Error::Network`] names a weight that cannot be read.
+pub(crate) fn changes(
+    source: &dyn Source,
+    domain: Upper,
+    multipliers: &[Slot],
+) -> Result<Changes, Error> {
+    let (graph, weights) = (source.graph(), Weights::new(source, true));
+    let given = Multipliers::given(multipliers.to_vec());
+    match walk::walk(graph, &weights, domain, given, Keep::Changes) {
+        Ok(end) if end.tape.multipliers.borrow().finished() => Ok(end.changes),
+        Ok(_) | Err(Stop::Nothing) => Ok(Changes::default()),
         Err(Stop::Failed(error)) => Err(error),
     }
 }

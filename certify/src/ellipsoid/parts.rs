@@ -118,7 +118,7 @@ fn collect<'a>(node: &'a Node, prefix: &str, id: NodeId, out: &mut Vec<Unit<'a>>
 }
 
 fn run(part: &[Unit<'_>], weights: &Weights<'_>, tape: &Tape, state: State) -> Result<State, Stop> {
-    let mut walker = Walker { tape, weights, state, seen: None };
+    let mut walker = Walker { tape, weights, state, seen: None, changes: None };
     for unit in part {
         walker.node(unit.node, &unit.prefix, &unit.id)?;
         walker.unite()?;

@@ -91,7 +91,7 @@ impl Tape {
         self.steps.is_some()
     }
 
-    fn var(&self, value: Approx) -> Var {
+    pub(super) fn var(&self, value: Approx) -> Var {
         let id = self.count.get();
         self.count.set(id + 1);
         Var { id, value: Rc::new(value) }

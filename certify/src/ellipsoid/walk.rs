@@ -50,10 +50,33 @@ pub(super) struct End {
     pub(super) trail: Vec<(NodeId, Scalar)>,
     /// Bounds on elements of tensors.
     pub(super) seen: Elements,
+    /// Bounds on changes.
+    pub(super) changes: Changes,
 }
 
 /// Bounds on the elements of tensors, by their place; those of logits are one a head.
 pub(crate) type Elements = BTreeMap<Site, Vec<Upper>>;
+
+/// How far values change at most where the input changes by a norm of 1 per token.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    /// Of the norm of a token of each node's output.
+    pub(crate) norms: BTreeMap<NodeId, Upper>,
+    /// Of each element that an elementwise node reads, as its operand; of the difference of each pair
+    /// that is sorted; of the norms of each head's queries and keys.
+    pub(crate) elements: Elements,
+}
+
+/// What a walk is to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// The constants to the outermost nodes.
+    Constants,
+    /// Those, and [`Changes`].
+    Changes,
+    /// Bounds on values, not on changes.
+    Values,
+}
 
 /// Where a node is.
 pub(super) struct Place<'a> {
@@ -136,6 +159,8 @@ pub(super) struct Walker<'a> {
     pub(super) state: State,
     /// Bounds on the elements of tensors, where they are wanted.
     pub(super) seen: Option<Elements>,
+    /// Bounds on changes, where they are wanted.
+    pub(super) changes: Option<Changes>,
 }
 
 /// Proves with given multipliers: propagates ellipsoids through a graph whose domain is the ball of
@@ -146,11 +171,14 @@ pub(super) fn walk(
     weights: &Weights<'_>,
     domain: Upper,
     multipliers: Multipliers,
-    values: bool,
+    keep: Keep,
 ) -> Result<End, Stop> {
+    let values = keep == Keep::Values;
     let tape = Tape::new(multipliers, false);
     let (state, first) = start(graph, domain, values)?;
-    let mut walker = Walker { tape: &tape, weights, state, seen: values.then(Elements::new) };
+    let changes = (keep == Keep::Changes).then(Changes::default);
+    let seen = values.then(Elements::new);
+    let mut walker = Walker { tape: &tape, weights, state, seen, changes };
     let mut trail = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate().skip(first) {
         walker.node(node, "", &NodeId::default().child(i))?;
@@ -163,7 +191,8 @@ pub(super) fn walk(
     let end = if values { walker.state.value.as_ref().or_stop()? } else { &walker.state.change };
     let factor = end.matrix(&tape).or_stop()?;
     let seen = walker.seen.take().unwrap_or_default();
-    Ok(End { tape, factor, trail, seen })
+    let changes = walker.changes.take().unwrap_or_default();
+    Ok(End { tape, factor, trail, seen, changes })
 }
 
 /// Whether the constant of a node, or of one inside it, depends on the size of its input.
@@ -248,8 +277,50 @@ impl Walker<'_> {
     }
 
     pub(super) fn node(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {
+        self.keep_operand(node, id)?;
         self.step(node, prefix, id)?;
+        self.keep_change(id)?;
         self.keep_output(id)
+    }
+
+    /// Keeps how far each element that an elementwise node reads can change, if that is wanted.
+    fn keep_operand(&mut self, node: &Node, id: &NodeId) -> Result<(), Stop> {
+        let sorted = matches!(node.op, Op::MaxMin);
+        let elementwise =
+            matches!(node.op, Op::Activation { .. } | Op::SoftCap { .. } | Op::Clip { .. });
+        if self.changes.is_none() || !(sorted || elementwise) {
+            return Ok(());
+        }
+        self.unite()?;
+        let tape = self.tape;
+        let mut x = self.state.change.matrix(tape).or_stop()?;
+        if sorted {
+            let half = x.value.rows / 2;
+            x = tape.var(pairs(half, 1.0, -1.0).times(&x.value));
+        }
+        let rows = x.value.row_norms();
+        let site = Site { id: id.clone(), stage: Stage::Operand };
+        self.changes.iter_mut().for_each(|to| {
+            to.elements.insert(site.clone(), rows.clone());
+        });
+        Ok(())
+    }
+
+    /// Keeps how far a token of a node's output can change, of any class, if that is wanted.
+    fn keep_change(&mut self, id: &NodeId) -> Result<(), Stop> {
+        if self.changes.is_none() {
+            return Ok(());
+        }
+        let tape = self.tape;
+        let others = self.state.others.iter().map(|(change, _)| change);
+        let mut most = Upper::ZERO;
+        for span in std::iter::once(&self.state.change).chain(others) {
+            most = most.max(tape.norm(&span.matrix(tape).or_stop()?).value);
+        }
+        self.changes.iter_mut().for_each(|to| {
+            to.norms.insert(id.clone(), most);
+        });
+        Ok(())
     }
 
     fn step(&mut self, node: &Node, prefix: &str, id: &NodeId) -> Result<(), Stop> {

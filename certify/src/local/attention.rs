@@ -74,6 +74,8 @@ pub(super) struct Heads {
     key_slots: [Vec<usize>; 2],
     value_slots: Vec<usize>,
     projected: Vec<Upper>,
+    /// How far queries, keys and values of each head change where the input changes by 1.
+    reach: [Vec<Upper>; 3],
 }
 
 /// What is known inside of attention at given deviations; `[heads, tokens]` each.
@@ -256,6 +258,8 @@ impl Heads {
             }
         };
         let [q, k, v] = all;
+        let reach = [(Stage::Query, heads), (Stage::Key, shared), (Stage::Value, shared)]
+            .map(|(stage, count)| tracer.reach_of(id, stage, count));
         Ok(Self {
             config: a.clone(),
             maps: [q, k, v, output],
@@ -277,6 +281,7 @@ impl Heads {
             key_slots,
             value_slots,
             projected,
+            reach,
         })
     }
 
@@ -290,6 +295,23 @@ impl Heads {
         (!a.causal || j <= t) && a.window.is_none_or(|window| t.abs_diff(j) < window)
     }
 
+    /// Queries, keys or values of each head before norms and positions.
+    fn mapped(
+        &self,
+        which: usize,
+        x: &Spread,
+        slots: &[usize],
+        deviations: &Deviations,
+    ) -> Vec<Spread> {
+        let parts = self.blocks[which].iter().zip(&self.reach[which]).zip(slots);
+        let part = |((norm, reach), slot): ((&Upper, &Upper), &usize)| {
+            let spread = x.through(*norm, &self.errors[which]);
+            let still = deviations.still.as_ref().and_then(|still| still.spreads[*slot].as_ref());
+            deviations.limited(spread, *reach, still)
+        };
+        parts.map(part).collect()
+    }
+
     /// Queries or keys of each head, at given deviations of the node's input.
     fn projected(
         &self,
@@ -298,8 +320,7 @@ impl Heads {
         x: &Spread,
         deviations: &mut Deviations,
     ) -> Vec<Spread> {
-        let raw: Vec<Spread> =
-            self.blocks[which].iter().map(|norm| x.through(*norm, &self.errors[which])).collect();
+        let raw = self.mapped(which, x, &slots[0], deviations);
         for (slot, spread) in slots[0].iter().zip(&raw) {
             deviations.spreads[*slot] = Some(spread.clone());
         }
@@ -339,8 +360,7 @@ impl Heads {
         deviations.spreads[self.slot] = Some(x.clone());
         let query = self.projected(0, &self.query_slots, x, deviations);
         let key = self.projected(1, &self.key_slots, x, deviations);
-        let value: Vec<Spread> =
-            self.blocks[2].iter().map(|norm| x.through(*norm, &self.errors[2])).collect();
+        let value = self.mapped(2, x, &self.value_slots, deviations);
         for (slot, spread) in self.value_slots.iter().zip(&value) {
             deviations.spreads[*slot] = Some(spread.clone());
         }

@@ -35,12 +35,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::bound::WeightNorms;
+use crate::ellipsoid::{self, Changes, EllipsoidBound};
 use crate::robust::largest;
 use crate::spectral::{Method, gamma, vector_norm};
 use crate::upper::{Upper, count};
 use functional::Functionals;
 use maps::Maps;
-use remainder::Remainders;
+use remainder::{Deviations, Remainders};
 use spread::Spread;
 use trace::Trace;
 
@@ -60,18 +61,33 @@ pub enum Distance {
 pub struct Local<'a> {
     model: &'a Model,
     maps: Maps<'a>,
+    changes: Changes,
+    /// Where they hold.
+    domain: Upper,
 }
 
 impl<'a> Local<'a> {
-    /// Norms of weights are proven when they are needed, each once, by `norms`.
+    /// Norms of weights are proven when they are needed, each once, by `norms`. Ellipsoids on a domain
+    /// say how far values can change as long as all embedding vectors, or the image, stay within it;
+    /// every input asked about must, with what it may move by.
     ///
     /// # Errors
     /// [`Error::Data`] unless the model computes in f64 on the CPU.
-    pub fn new(model: &'a Model, norms: &'a WeightNorms<'a>) -> Result<Self, Error> {
+    pub fn new(
+        model: &'a Model,
+        norms: &'a WeightNorms<'a>,
+        ellipsoids: Option<(&EllipsoidBound, Upper)>,
+    ) -> Result<Self, Error> {
         if model.dtype() != DType::F64 || !model.device().is_cpu() {
             return Err(Error::Data("proofs around an input need the model in f64".into()));
         }
-        Ok(Self { model, maps: Maps::new(model, norms) })
+        let (changes, domain) = match ellipsoids {
+            Some((bound, domain)) => {
+                (ellipsoid::changes(model, domain, &bound.multipliers)?, domain)
+            }
+            None => (Changes::default(), Upper::INFINITY),
+        };
+        Ok(Self { model, maps: Maps::new(model, norms), changes, domain })
     }
 
     /// The network at one input: embedding vectors `[tokens, dim]`, an image `[channels, height,
@@ -80,13 +96,15 @@ impl<'a> Local<'a> {
     /// # Errors
     /// [`Error`] if the input does not fit, or names a node that nothing is known about.
     pub fn at(&self, x: &Tensor) -> Result<Point, Error> {
-        Ok(Point { trace: Trace::new(self.model, &self.maps, x)? })
+        let trace = Trace::new(self.model, &self.maps, &self.changes, x)?;
+        Ok(Point { trace, domain: self.domain })
     }
 }
 
 /// A network at one input.
 pub struct Point {
     trace: Trace,
+    domain: Upper,
 }
 
 impl Point {
@@ -170,10 +188,20 @@ impl Point {
         Spread::new(vec![each; tokens], total)
     }
 
+    /// None outside of the domain.
+    fn deviations(&self, radius: f64, distance: Distance) -> Option<Deviations> {
+        let input = self.input(radius, distance);
+        let largest = input.largest();
+        let inside = self.trace.largest + largest <= self.domain;
+        inside.then(|| self.trace.grow(input, largest))
+    }
+
     /// How far each claim's value can be from the computed one behind a change of the input of at most
     /// `radius`; infinite where nothing is known.
     pub fn reach(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<Upper> {
-        let (deviations, _) = self.trace.grow(self.input(radius, distance));
+        let Some(deviations) = self.deviations(radius, distance) else {
+            return vec![Upper::INFINITY; claims.values.len()];
+        };
         (0..claims.values.len())
             .map(|k| {
                 claims.first(k, radius, distance)
@@ -185,7 +213,7 @@ impl Point {
 
     /// Whether every claim's value stays above 0 behind every change of at most `radius`.
     pub fn holds(&self, claims: &Claims, radius: f64, distance: Distance) -> bool {
-        let (deviations, _) = self.trace.grow(self.input(radius, distance));
+        let Some(deviations) = self.deviations(radius, distance) else { return false };
         claims.by_hardness(distance).into_iter().all(|k| {
             let first = claims.first(k, radius, distance) + claims.slack[k];
             let value = claims.values[k];

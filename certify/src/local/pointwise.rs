@@ -5,7 +5,7 @@ use lipschitz_nn::graph::{Function, Op};
 use super::curvature::{Curvature, derivative};
 use super::functional::Functionals;
 use super::maps::tiny;
-use super::remainder::{Kinks, Remainders, Term, root};
+use super::remainder::{Kinks, Remainders, Term, Unit, root};
 use super::spread::Spread;
 use crate::bound::pointwise;
 use crate::spectral::{Matrix, gamma, vector_norm};
@@ -22,6 +22,8 @@ pub(super) struct Pointwise {
     u: Matrix,
     /// `scale · φ'(u)`
     slopes: Vec<f64>,
+    /// How far each element changes where the input changes by 1; infinite if nothing is known.
+    reach: Vec<f64>,
     pub(super) slot: usize,
     pub(super) errors: Vec<Upper>,
 }
@@ -78,7 +80,7 @@ impl Kind {
 
 impl Pointwise {
     /// Of an elementwise node with input u; None of another.
-    pub(super) fn new(op: &Op, u: &Matrix, slot: usize) -> Option<Self> {
+    pub(super) fn new(op: &Op, u: &Matrix, slot: usize, reach: Vec<f64>) -> Option<Self> {
         let (kind, scale) = match op {
             Op::Activation { function, scale } => (Kind::Function(*function), *scale),
             Op::SoftCap { cap } => (Kind::SoftCap(*cap), 1.0),
@@ -97,7 +99,7 @@ impl Pointwise {
             abs(scale) * Upper::from_f64(UNITS) * most * size + tiny()
         };
         let errors = u.data.chunks(u.columns.max(1)).map(error).collect();
-        Some(Self { kind, scale, u: u.clone(), slopes, slot, errors })
+        Some(Self { kind, scale, u: u.clone(), slopes, reach, slot, errors })
     }
 
     pub(super) fn grow(&self, x: &Spread) -> Spread {
@@ -119,26 +121,39 @@ impl Pointwise {
         if curvature.beta > 0.0 {
             let half = Upper::from_f64(0.5 * curvature.beta) * scale;
             let mut weights: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
+            let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
+            let share = half.to_f64();
             for (k, t, row) in lambda.rows() {
                 let largest = crate::spectral::largest(row);
                 if largest > 0.0 {
                     weights[k].push((t, half * Upper::from_f64(largest)));
+                    let unit = |(l, reach): (&f64, &f64)| Unit {
+                        weight: (l.abs() * share).next_up(),
+                        distance: 0.0,
+                        reach: *reach,
+                    };
+                    units[k].push((t, row.iter().zip(&self.reach).map(unit).collect()));
                 }
             }
-            for (k, weights) in weights.into_iter().enumerate() {
-                out.push(k, Term::Square { slot: self.slot, weights });
+            for (k, (weights, units)) in weights.into_iter().zip(units).enumerate() {
+                out.push(k, Term::Curved { slot: self.slot, weights, units });
             }
         }
         if curvature.jump > 0.0 {
             let jump = (curvature.jump * self.scale.abs()).next_up();
-            let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+            let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
             for (k, t, row) in lambda.rows() {
                 let u = &self.u.data[t * self.u.columns..(t + 1) * self.u.columns];
-                let all: Vec<(f64, f64)> = row
+                let all: Vec<Unit> = row
                     .iter()
                     .zip(u)
-                    .filter(|(l, _)| **l != 0.0)
-                    .map(|(l, u)| ((l.abs() * jump).next_up(), curvature.distance(*u)))
+                    .zip(&self.reach)
+                    .filter(|((l, _), _)| **l != 0.0)
+                    .map(|((l, u), reach)| Unit {
+                        weight: (l.abs() * jump).next_up(),
+                        distance: curvature.distance(*u),
+                        reach: *reach,
+                    })
                     .collect();
                 if !all.is_empty() {
                     units[k].push((t, all));
@@ -160,6 +175,8 @@ impl Pointwise {
 /// `max(u, v)` and `min(u, v)` of the halves of each token: `½ (u + v) ± ½ |u − v|`, exactly computed.
 pub(super) struct Sorted {
     pub(super) x: Matrix,
+    /// How far each difference changes where the input changes by 1.
+    pub(super) reach: Vec<f64>,
     pub(super) slot: usize,
 }
 
@@ -168,14 +185,15 @@ impl Sorted {
     /// `‖Δu − Δv‖ ≤ √2 ‖Δ‖`.
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
         let half = self.x.columns / 2;
-        let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
         for (k, t, row) in lambda.rows() {
             let x = &self.x.data[t * self.x.columns..(t + 1) * self.x.columns];
             let unit = |i: usize| {
-                let apart = (x[i] - x[half + i]).abs().next_down().max(0.0);
-                ((row[i] - row[half + i]).abs().next_up(), apart)
+                let distance = (x[i] - x[half + i]).abs().next_down().max(0.0);
+                let weight = (row[i] - row[half + i]).abs().next_up();
+                Unit { weight, distance, reach: self.reach[i] }
             };
-            let all: Vec<(f64, f64)> =
+            let all: Vec<Unit> =
                 (0..half).filter(|i| row[*i] != row[half + i]).map(unit).collect();
             if !all.is_empty() {
                 units[k].push((t, all));
@@ -277,7 +295,7 @@ impl Product {
         out.linear(gate, &to_gate, |norm| gamma(6) * norm + tiny());
         let mut squares: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
         let mut mixed = squares.clone();
-        let mut units: Vec<Vec<(usize, Vec<(f64, f64)>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
         for ((k, t, row), (_, _, open)) in lambda.rows().zip(passed.rows()) {
             let largest = Upper::from_f64(crate::spectral::largest(row));
             if largest == Upper::ZERO {
@@ -288,8 +306,10 @@ impl Product {
             squares[k].push((t, Upper::from_f64(0.5 * curvature.beta) * most));
             if curvature.jump > 0.0 {
                 let g = &self.gate.data[t * n..(t + 1) * n];
-                let unit = |(l, g): (&f64, &f64)| {
-                    ((l.abs() * curvature.jump).next_up().next_up(), curvature.distance(*g))
+                let unit = |(l, g): (&f64, &f64)| Unit {
+                    weight: (l.abs() * curvature.jump).next_up().next_up(),
+                    distance: curvature.distance(*g),
+                    reach: f64::INFINITY,
                 };
                 units[k].push((t, open.iter().zip(g).map(unit).collect()));
             }

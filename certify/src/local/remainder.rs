@@ -1,6 +1,8 @@
 //! What the linear functionals leave out: sums over nodes, each bounded by how far the node's input
 //! may be from its reference.
 
+use std::rc::Rc;
+
 use super::attention::{Reach, Rest};
 use super::functional::Functionals;
 use super::spread::{Spread, root_of_squares};
@@ -18,6 +20,8 @@ pub(super) enum Term {
     Linear { slot: usize, weights: Weighted },
     /// `Σ w_t D_t²`
     Square { slot: usize, weights: Weighted },
+    /// `Σ_t w_t D_t²` or, by elements, `Σ a_i Δ_i²`.
+    Curved { slot: usize, weights: Weighted, units: Vec<(usize, Vec<Unit>)> },
     /// `Σ w_t D_t E_t`, with E that of `other`.
     Product { slot: usize, other: usize, weights: Weighted },
     /// `Σ w_t D_t² E_t`
@@ -37,8 +41,19 @@ pub(super) enum Term {
 pub(super) struct Kinks {
     pub(super) slot: usize,
     pub(super) factor: Upper,
-    /// a and d of each element, by token.
-    pub(super) units: Vec<(usize, Vec<(f64, f64)>)>,
+    /// By token.
+    pub(super) units: Vec<(usize, Vec<Unit>)>,
+}
+
+/// One element that may meet a jump of slopes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit {
+    /// a
+    pub(super) weight: f64,
+    /// d, rounded down.
+    pub(super) distance: f64,
+    /// |Δ| for a change of the input of 1; infinite if nothing is known.
+    pub(super) reach: f64,
 }
 
 /// Tokens that pass a norm: `w_t · sup |n(x + Δ) − n(x) − n'(x) Δ|` for `n(x) = x/√(‖x‖² + c)`.
@@ -56,22 +71,46 @@ pub(super) struct Remainders {
 }
 
 /// What the deviations are, by slot, and what is known inside of attention.
-#[derive(Default)]
 pub(super) struct Deviations {
+    /// The size of the change of the input, as the largest norm of a token.
+    pub(super) radius: Upper,
+    /// Those of no change: rounding alone.
+    pub(super) still: Option<Rc<Deviations>>,
+    /// Of the output of each node.
+    pub(super) ends: Vec<Option<Spread>>,
     pub(super) spreads: Vec<Option<Spread>>,
     pub(super) reaches: Vec<Option<Reach>>,
 }
 
 impl Deviations {
-    pub(super) fn new(slots: usize) -> Self {
+    pub(super) fn new(slots: usize, radius: Upper, still: Option<Rc<Deviations>>) -> Self {
+        let none = || std::iter::repeat_with(|| None).take(slots).collect();
         Self {
-            spreads: std::iter::repeat_with(|| None).take(slots).collect(),
+            radius,
+            still,
+            ends: none(),
+            spreads: none(),
             reaches: std::iter::repeat_with(|| None).take(slots).collect(),
         }
     }
 
     fn at(&self, slot: usize) -> Option<&Spread> {
         self.spreads.get(slot)?.as_ref()
+    }
+
+    /// What rounding alone makes of the deviation of a token; nothing known without [`Self::still`].
+    fn rounding(&self, slot: usize, t: usize) -> Upper {
+        let still = self.still.as_ref().and_then(|still| still.at(slot));
+        still.map_or(Upper::INFINITY, |spread| spread.each[t])
+    }
+
+    /// No more than what is known of the change of a value: `reach` for a change of the input of 1,
+    /// besides rounding.
+    pub(super) fn limited(&self, spread: Spread, reach: Upper, still: Option<&Spread>) -> Spread {
+        let Some(still) = still else { return spread };
+        let most = reach * self.radius;
+        let each = spread.each.iter().zip(&still.each).map(|(x, e)| x.min(most + *e)).collect();
+        Spread::new(each, spread.total)
     }
 }
 
@@ -129,6 +168,14 @@ impl Term {
                 each.min(root_of_squares(&w) * d.total)
             }
             Self::Square { slot, weights } => squares(weights, deviations.at(*slot)?),
+            Self::Curved { slot, weights, units } => {
+                let d = deviations.at(*slot)?;
+                let by_token = sum(weights.iter().zip(units).map(|((t, w), (_, units))| {
+                    let whole = *w * d.each[*t] * d.each[*t];
+                    whole.min(boxed_squares(units, deviations, *slot, *t))
+                }));
+                by_token.min(most(weights) * d.total * d.total)
+            }
             Self::Product { slot, other, weights } => {
                 let (d, e) = (deviations.at(*slot)?, deviations.at(*other)?);
                 let each = sum(weights.iter().map(|(t, w)| *w * d.each[*t] * e.each[*t]));
@@ -139,7 +186,7 @@ impl Term {
                 let cube = |(t, w): &(usize, Upper)| *w * d.each[*t] * d.each[*t] * e.each[*t];
                 sum(weights.iter().map(cube))
             }
-            Self::Kinks(kinks) => kinks.at(deviations.at(kinks.slot)?),
+            Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?),
             Self::Sphere(sphere) => sphere.at(deviations.at(sphere.slot)?),
             Self::Projection { slot, eps, rows } => {
                 let d = deviations.at(*slot)?;
@@ -166,6 +213,20 @@ fn sum(all: impl Iterator<Item = Upper>) -> Upper {
     all.fold(Upper::ZERO, |sum, x| sum + x)
 }
 
+/// `Σ a_i Δ_i²` of elements whose ends are known.
+fn boxed_squares(units: &[Unit], deviations: &Deviations, slot: usize, t: usize) -> Upper {
+    if units.iter().any(|u| !u.reach.is_finite()) {
+        return Upper::INFINITY;
+    }
+    let (radius, rounding) = (deviations.radius.to_f64(), deviations.rounding(slot, t).to_f64());
+    let square = |u: &Unit| {
+        let x = u.reach * radius + rounding;
+        u.weight * x * x
+    };
+    let sum: f64 = units.iter().map(square).sum();
+    Upper::from_f64(sum) * (Upper::ONE + gamma(units.len() + 16))
+}
+
 fn most(weights: &Weighted) -> Upper {
     weights.iter().fold(Upper::ZERO, |m, (_, w)| m.max(*w))
 }
@@ -177,69 +238,89 @@ fn squares(weights: &Weighted, d: &Spread) -> Upper {
 }
 
 impl Kinks {
-    /// For any μ > 0, with ‖Δ‖ ≤ D (weak duality; each Δ_i on its own is best at a_i/2μ):
+    /// For any μ ≥ 0, with ‖Δ‖ ≤ D and |Δ_i| ≤ ρ_i (weak duality):
     ///
     /// ```text
-    /// Σ a_i (|Δ_i| − d_i)₊ ≤ μD² + Σ sup_x (a_i (x − d_i)₊ − μx²) = μD² + Σ (a_i²/4μ − a_i d_i)₊.
+    /// Σ a_i (|Δ_i| − d_i)₊ ≤ μD² + Σ sup_{x ≤ ρ_i} (a_i (x − d_i)₊ − μx²),
     /// ```
-    fn at(&self, spread: &Spread) -> Upper {
-        let together = || -> Upper {
-            let all: Vec<&[(f64, f64)]> = self.units.iter().map(|(_, u)| &u[..]).collect();
-            best(&all, self.factor * spread.total)
-        };
-        let each = sum(
-            self.units.iter().map(|(t, units)| best(&[units], self.factor * spread.each[*t])),
-        );
-        if self.units.len() > 1 { each.min(together()) } else { each }
+    ///
+    /// where the supremum is at x = min(a_i/2μ, ρ_i), or 0.
+    fn at(&self, deviations: &Deviations, spread: &Spread) -> Upper {
+        let mut all: Vec<Boxed> = Vec::new();
+        let mut each = Upper::ZERO;
+        for (t, units) in &self.units {
+            let rounding = deviations.rounding(self.slot, *t) * self.factor;
+            let own: Vec<Boxed> = units
+                .iter()
+                .filter_map(|unit| {
+                    let reach = match unit.reach.is_finite() {
+                        true => Upper::from_f64(unit.reach) * deviations.radius + rounding,
+                        false => Upper::INFINITY,
+                    };
+                    let reach = reach.min(self.factor * spread.each[*t]).to_f64();
+                    let Unit { weight, distance, .. } = *unit;
+                    (reach > distance).then_some(Boxed { weight, distance, reach })
+                })
+                .collect();
+            each = each + best(&own, self.factor * spread.each[*t]);
+            all.extend(own);
+        }
+        if self.units.len() > 1 { each.min(best(&all, self.factor * spread.total)) } else { each }
     }
 }
 
+/// A [`Unit`] at a given change.
+struct Boxed {
+    weight: f64,
+    distance: f64,
+    reach: f64,
+}
+
 /// The least of these bounds over a few μ.
-fn best(units: &[&[(f64, f64)]], radius: Upper) -> Upper {
+fn best(units: &[Boxed], radius: Upper) -> Upper {
     let d = radius.to_f64();
-    if d == 0.0 {
+    if d == 0.0 || units.is_empty() {
         return Upper::ZERO;
     }
-    let whole: f64 = units.iter().flat_map(|u| u.iter()).map(|(a, _)| a * a).sum();
-    if whole == 0.0 {
-        return Upper::ZERO;
-    }
-    // All d_i at 0: μ = ‖a‖/2D and the bound ‖a‖ D. What lies higher has fewer elements in it.
-    let start = whole.sqrt() / (2.0 * d);
-    if !(start.is_finite() && start > 0.0) {
-        return Upper::INFINITY;
+    let n = units.len();
+    // μ = 0: each element at its end.
+    let boxes: f64 = units.iter().map(|u| u.weight * (u.reach - u.distance)).sum();
+    let mut least = Upper::from_f64(boxes) * (Upper::ONE + gamma(n + 8));
+    let whole: f64 = units.iter().map(|u| u.weight * u.weight).sum();
+    // All d_i at 0 and no ends: μ = ‖a‖/2D and the bound ‖a‖ D. What lies higher has fewer elements.
+    let mut mu = whole.sqrt() / (2.0 * d);
+    if !(mu.is_finite() && mu > 0.0) {
+        return least;
     }
     let value = |mu: f64| -> Upper {
-        let (mut n, mut sum, mut size) = (0, 0.0, 0.0);
-        for (a, d) in units.iter().flat_map(|u| u.iter()) {
-            let high = a * a / (4.0 * mu);
-            let x = high - a * d;
-            if x > 0.0 {
-                (n, sum, size) = (n + 1, sum + x, size + high);
+        let (mut sum, mut size) = (0.0, 0.0);
+        for u in units {
+            let x = (0.5 * u.weight / mu).min(u.reach);
+            let (gain, cost) = (u.weight * (x - u.distance), mu * x * x);
+            // Not exactly where it is largest: x is off by u, which the value is by a square of that.
+            size += u.weight * x + cost;
+            if gain > cost {
+                sum += gain - cost;
             }
         }
-        // Each summand is off by at most 4u of its first part; those left out are at most that.
-        let all: usize = units.iter().map(|u| u.len()).sum();
-        let off = gamma(8) * Upper::from_f64(whole / (4.0 * mu)) * (Upper::ONE + gamma(all + 8));
-        let sum = Upper::from_f64(sum) + gamma(n + 8) * Upper::from_f64(size);
+        let sum = Upper::from_f64(sum) * (Upper::ONE + gamma(n + 8));
+        let off = gamma(16) * Upper::from_f64(size) * (Upper::ONE + gamma(n + 8));
         Upper::from_f64(mu) * radius * radius + sum + off
     };
-    // Convex in μ: upwards by factors while it helps, then between the last two steps.
-    let (mut mu, mut least) = (start, value(start));
-    let mut step = 4.0;
-    while step > 1.05 {
-        let up = value(mu * step);
-        if up < least {
-            (mu, least) = (mu * step, up);
-            continue;
+    // Convex in μ: by factors while it helps, then by smaller ones.
+    let mut own = value(mu);
+    let mut step: f64 = 4.0;
+    while step > 1.1 {
+        let (up, down) = (value(mu * step), value(mu / step));
+        if up < own {
+            (mu, own) = (mu * step, up);
+        } else if down < own {
+            (mu, own) = (mu / step, down);
+        } else {
+            step = step.sqrt();
         }
-        let down = value(mu / step);
-        if down < least {
-            (mu, least) = (mu / step, down);
-            continue;
-        }
-        step = step.sqrt();
     }
+    least = least.min(own);
     least
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Distance, Local, exact};
 use crate::Error;
 use crate::bound::{Block, Norm, Norms, WeightNorms, walk};
-use crate::ellipsoid::{self, Aim, Ellipsoids};
+use crate::ellipsoid::{self, Aim, EllipsoidBound, Ellipsoids};
 use crate::robust::{self, Attack, Effort, Margins, Reach};
 use crate::spectral::Method;
 use crate::upper::{Upper, count};
@@ -99,7 +99,7 @@ pub fn survey<E: Into<robust::BoxError>>(
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let global = Global::new(&model, &norms, settings)?;
     let cases = robust::cases(&model, batches, settings.limit)?;
-    let local = Local::new(&model, &norms)?;
+    let local = Local::new(&model, &norms, global.ellipsoids())?;
     let mut inputs = Vec::new();
     let embedded = matches!(model.graph().input(), Input::Tokens { .. });
     for (x, classes) in &cases {
@@ -224,6 +224,8 @@ fn attack(
 
 /// The global bound, on a few domains.
 struct Global {
+    /// On the largest domain, with it.
+    ellipsoids: Option<(Ellipsoids, Upper)>,
     /// The margins on the domain that a change of at most this much stays in.
     domains: Vec<(f64, Margins)>,
     /// What a change of the surveyed size is as one of a token.
@@ -249,8 +251,8 @@ impl Global {
             (Input::Vector { dim }, _) => (Upper::INFINITY, dim),
             (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
         };
-        let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1, 1.0] } else { &[f64::INFINITY] };
-        let mut domains = Vec::new();
+        let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1] } else { &[f64::INFINITY] };
+        let (mut domains, mut largest) = (Vec::new(), None);
         for share in shares {
             let more = natural.to_f64() * share;
             let domain = match more.is_finite() {
@@ -263,6 +265,7 @@ impl Global {
                 ellipsoid::tighten(model, ball, Aim::Pairs, steps, &mut |_, _| {})?;
             let walk = walk(graph, norms, domain)?;
             domains.push((more, Margins::new(&walk, norms, ellipsoids.as_ref())?));
+            largest = ellipsoids.map(|e| (e, ball));
             if !matches!(graph.output(), Shape::Tokens(_) | Shape::Vector(_)) {
                 return Err(Error::Data("the model names no class".into()));
             }
@@ -272,7 +275,11 @@ impl Global {
             // ‖δ‖₂ ≤ √n ‖δ‖∞
             Distance::Linf => count(width).sqrt().to_f64(),
         };
-        Ok(Self { domains, factor })
+        Ok(Self { ellipsoids: largest, domains, factor })
+    }
+
+    fn ellipsoids(&self) -> Option<(&EllipsoidBound, Upper)> {
+        self.ellipsoids.as_ref().map(|(e, domain)| (&e.bound, *domain))
     }
 
     /// The best radius of any domain, which does not leave it.

@@ -17,11 +17,14 @@ use super::remainder::{Deviations, Remainders, mean};
 use super::spread::Spread;
 use crate::Error;
 use crate::bound::Part;
+use crate::ellipsoid::Changes;
 use crate::spectral::{Matrix, gamma, vector_norm};
 use crate::upper::{Upper, abs};
 
 /// A node at one input.
 enum Piece {
+    /// A node of whose changes something is known in general.
+    Known { piece: Box<Piece>, reach: Upper, end: usize },
     /// Nodes in turn.
     Sequence(Vec<Piece>),
     /// The sum of branches.
@@ -90,6 +93,7 @@ enum Moved {
 /// Builds pieces from the tensors of a forward pass.
 pub(super) struct Tracer<'a> {
     pub(super) maps: &'a Maps<'a>,
+    changes: &'a Changes,
     taps: BTreeMap<Site, Tensor>,
     slots: usize,
     graph: &'a Graph,
@@ -98,12 +102,16 @@ pub(super) struct Tracer<'a> {
 /// A network at one input.
 pub(super) struct Trace {
     pieces: Vec<Piece>,
+    /// What rounding alone makes of every value.
+    still: Rc<Deviations>,
     slots: usize,
     /// Zero vectors in front of the input.
     prefix: usize,
     /// Tokens and width of the input, the prefix aside.
     pub(super) tokens: usize,
     pub(super) width: usize,
+    /// The largest norm of a token of the input.
+    pub(super) largest: Upper,
     /// The output as it was computed.
     pub(super) output: Matrix,
 }
@@ -117,6 +125,7 @@ impl Trace {
     pub(super) fn new(
         model: &Model,
         maps: &Maps<'_>,
+        changes: &Changes,
         x: &Tensor,
     ) -> Result<Self, Error> {
         let (graph, mut taps) = (model.graph(), BTreeMap::new());
@@ -132,6 +141,7 @@ impl Trace {
         };
         let input = if embedded { rows(&x)? } else { rows(&x.flatten_from(1)?)? };
         let (tokens, width) = (input.rows, input.columns);
+        let largest = input.data.chunks(width.max(1)).map(vector_norm).fold(Upper::ZERO, Upper::max);
         let prefix = match graph.input() {
             Input::Tokens { zero_prefix, .. } => zero_prefix,
             _ => 0,
@@ -139,7 +149,7 @@ impl Trace {
         let mut start = vec![0.0; prefix * width];
         start.extend(&input.data);
         let start = Matrix { rows: prefix + tokens, columns: width, data: start };
-        let mut tracer = Tracer { maps, taps, slots: 0, graph };
+        let mut tracer = Tracer { maps, changes, taps, slots: 0, graph };
         let first = usize::from(embedded);
         let mut pieces = Vec::new();
         let mut x = start;
@@ -152,17 +162,30 @@ impl Trace {
             pieces.push(Piece::Moved(Moved::Tokens { from, inputs: x.rows }));
         }
         let output = rows(&y)?;
-        Ok(Self { pieces, slots: tracer.slots, prefix, tokens, width, output })
+        let slots = tracer.slots;
+        let still = Rc::new(Deviations::new(slots, Upper::ZERO, None));
+        let mut trace = Self { pieces, still, slots, prefix, tokens, width, largest, output };
+        let none = Spread::of(vec![Upper::ZERO; tokens]);
+        trace.still = Rc::new(trace.deviations(none, Upper::ZERO, None));
+        Ok(trace)
     }
 
-    /// Deviations at every place, and of the output, for those of the input.
-    pub(super) fn grow(&self, input: Spread) -> (Deviations, Spread) {
-        let mut deviations = Deviations::new(self.slots);
+    /// Deviations at every place for those of the input, which are at most `radius` per token.
+    pub(super) fn grow(&self, input: Spread, radius: Upper) -> Deviations {
+        self.deviations(input, radius, Some(self.still.clone()))
+    }
+
+    fn deviations(
+        &self,
+        input: Spread,
+        radius: Upper,
+        still: Option<Rc<Deviations>>,
+    ) -> Deviations {
+        let mut deviations = Deviations::new(self.slots, radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
         each.extend(input.each);
-        let start = Spread::new(each, input.total);
-        let out = grow(&self.pieces, start, &mut deviations);
-        (deviations, out)
+        grow(&self.pieces, Spread::new(each, input.total), &mut deviations);
+        deviations
     }
 
     /// The functionals of the input that functionals of the output are to first order, and what they
@@ -300,10 +323,14 @@ impl Tracer<'_> {
             }
             Op::Activation { .. } | Op::SoftCap { .. } | Op::Clip { .. } => {
                 let slot = self.slot();
-                let piece = Pointwise::new(&node.op, &input, slot);
+                let reach = self.reach(id, input.columns);
+                let piece = Pointwise::new(&node.op, &input, slot, reach);
                 Piece::Pointwise(piece.ok_or_else(|| unknown(path, &node.op))?)
             }
-            Op::MaxMin => Piece::Sorted(Sorted { x: input.clone(), slot: self.slot() }),
+            Op::MaxMin => {
+                let reach = self.reach(id, input.columns / 2);
+                Piece::Sorted(Sorted { x: input.clone(), reach, slot: self.slot() })
+            }
             Op::RmsNorm { eps, gain, .. } => {
                 Piece::Normed(self.normed(id, path, (*eps, false), (*gain, false), &input)?)
             }
@@ -380,7 +407,28 @@ impl Tracer<'_> {
             Op::Embedding { .. } | Op::Sequential { .. } => return Err(unknown(path, &node.op)),
         };
         *x = self.rows(id, Stage::Output)?;
-        Ok(piece)
+        Ok(match self.changes.norms.get(id) {
+            Some(reach) if reach.is_finite() => {
+                Piece::Known { piece: Box::new(piece), reach: *reach, end: self.slot() }
+            }
+            _ => piece,
+        })
+    }
+
+    /// How far each element that a node reads can change.
+    fn reach(&self, id: &NodeId, width: usize) -> Vec<f64> {
+        let site = Site { id: id.clone(), stage: Stage::Operand };
+        match self.changes.elements.get(&site).filter(|all| all.len() == width) {
+            Some(all) => all.iter().map(|x| x.to_f64()).collect(),
+            None => vec![f64::INFINITY; width],
+        }
+    }
+
+    /// How far the queries, keys or values of each head can change.
+    pub(super) fn reach_of(&self, id: &NodeId, stage: Stage, heads: usize) -> Vec<Upper> {
+        let site = Site { id: id.clone(), stage };
+        let all = self.changes.elements.get(&site).filter(|all| all.len() == heads);
+        all.cloned().unwrap_or_else(|| vec![Upper::INFINITY; heads])
     }
 
     fn normed(
@@ -444,6 +492,14 @@ impl Piece {
     /// From the deviations of its input to those of its output.
     fn grow(&self, x: Spread, deviations: &mut Deviations) -> Spread {
         match self {
+            Self::Known { piece, reach, end } => {
+                let y = piece.grow(x, deviations);
+                let still = deviations.still.clone();
+                let still = still.as_ref().and_then(|still| still.ends[*end].as_ref());
+                let y = deviations.limited(y, *reach, still);
+                deviations.ends[*end] = Some(y.clone());
+                y
+            }
             Self::Sequence(body) => grow(body, x, deviations),
             Self::Sum { branches, slot, outs, errors } => {
                 deviations.spreads[*slot] = Some(x.clone());
@@ -525,6 +581,7 @@ impl Piece {
     /// From functionals of its output to those of its input.
     fn back(&self, lambda: Functionals, out: &mut Remainders) -> Result<Functionals, Error> {
         Ok(match self {
+            Self::Known { piece, .. } => piece.back(lambda, out)?,
             Self::Sequence(body) => back(body, lambda, out)?,
             Self::Sum { branches, slot, outs, errors } => {
                 rounded(&lambda, errors, out);
