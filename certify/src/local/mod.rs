@@ -27,7 +27,7 @@ mod spread;
 mod survey;
 mod trace;
 
-pub use survey::{Outputs, Radius, Settings, Survey, survey};
+pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey};
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
@@ -221,6 +221,31 @@ impl Point {
             first.to_f64() < value
                 && (first + claims.remainders.at(k, &deviations)).to_f64() < value
         })
+    }
+
+    /// Where a proof at this radius loses, for the claim that fails first: what each node's curvature
+    /// and rounding may take, by its path, and what is first order (`""`). All of it together would have
+    /// to stay below the claim's value.
+    pub fn losses(
+        &self,
+        claims: &Claims,
+        radius: f64,
+        distance: Distance,
+    ) -> Vec<(String, Upper)> {
+        let (Some(deviations), Some(k)) =
+            (self.deviations(radius, distance), claims.by_hardness(distance).first().copied())
+        else {
+            return Vec::new();
+        };
+        let mut out = vec![(String::new(), claims.first(k, radius, distance))];
+        for (slot, lost) in claims.remainders.by_slot(k, &deviations) {
+            let name = slot.map_or("rounding", |slot| self.trace.names[slot].as_str());
+            match out.iter_mut().find(|(n, _)| n == name) {
+                Some((_, sum)) => *sum = *sum + lost,
+                None => out.push((name.into(), lost)),
+            }
+        }
+        out
     }
 
     /// The largest radius that a search finds at which every claim's value stays above 0: 0 if there is

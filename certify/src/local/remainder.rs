@@ -145,6 +145,14 @@ impl Remainders {
     }
 }
 
+impl Remainders {
+    /// The same by place, the constants aside.
+    pub(super) fn by_slot(&self, k: usize, deviations: &Deviations) -> Vec<(Option<usize>, Upper)> {
+        let of = |term: &Term| (term.slot(), term.at(deviations).unwrap_or(Upper::INFINITY));
+        self.terms[k].iter().map(of).collect()
+    }
+}
+
 /// `f(‖λ_t‖)` of each token, for each functional, where λ is not 0.
 pub(super) fn by_token(lambda: &Functionals, f: impl Fn(Upper) -> Upper) -> Vec<Weighted> {
     let mut all: Vec<Weighted> = vec![Vec::new(); lambda.count];
@@ -157,6 +165,21 @@ pub(super) fn by_token(lambda: &Functionals, f: impl Fn(Upper) -> Upper) -> Vec<
 }
 
 impl Term {
+    fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Constant(_) => None,
+            Self::Linear { slot, .. }
+            | Self::Square { slot, .. }
+            | Self::Curved { slot, .. }
+            | Self::Product { slot, .. }
+            | Self::Cube { slot, .. }
+            | Self::Projection { slot, .. }
+            | Self::Attention { slot, .. } => Some(*slot),
+            Self::Kinks(kinks) => Some(kinks.slot),
+            Self::Sphere(sphere) => Some(sphere.slot),
+        }
+    }
+
     fn at(&self, deviations: &Deviations) -> Option<Upper> {
         Some(match self {
             Self::Constant(x) => *x,

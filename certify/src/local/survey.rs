@@ -65,8 +65,20 @@ pub struct Radius {
     /// Bounds of every output at each radius asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<Outputs>,
+    /// Where the proof loses, a little above the radius: what first order takes of the margin, and what
+    /// each node's remainder does.
+    pub lost: Vec<Lost>,
     /// Seconds of the proof.
     pub seconds: f64,
+}
+
+/// What a part of the network takes of a margin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The node's path; `first order` and `rounding` are those of all.
+    pub node: String,
+    /// In the unit of the margin.
+    pub share: Upper,
 }
 
 /// Bounds of outputs.
@@ -118,6 +130,13 @@ pub fn survey<E: Into<robust::BoxError>>(
             let claims = point.margins(class, &others)?;
             let found = point.radius(&claims, settings.distance);
             let tangent = claims.tangent(settings.distance);
+            let losses = point.losses(&claims, found, settings.distance).into_iter();
+            let lost = losses
+                .map(|(node, share)| {
+                    let node = if node.is_empty() { "first order".into() } else { node };
+                    Lost { node, share }
+                })
+                .collect();
             let known = global.radius(z, class);
             // Those that are not compared one by one are left to the global bound.
             let left = if others.len() + 1 < z.len() { global.others(z, class, &others) } else { f64::INFINITY };
@@ -161,6 +180,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 tangent,
                 broken,
                 outputs,
+                lost,
                 seconds,
             });
         }

@@ -95,7 +95,9 @@ pub(super) struct Tracer<'a> {
     pub(super) maps: &'a Maps<'a>,
     changes: &'a Changes,
     taps: BTreeMap<Site, Tensor>,
-    slots: usize,
+    /// The path of the node that each slot is of.
+    names: Vec<String>,
+    path: String,
     graph: &'a Graph,
 }
 
@@ -104,7 +106,8 @@ pub(super) struct Trace {
     pieces: Vec<Piece>,
     /// What rounding alone makes of every value.
     still: Rc<Deviations>,
-    slots: usize,
+    /// The path of the node that each place is of.
+    pub(super) names: Vec<String>,
     /// Zero vectors in front of the input.
     prefix: usize,
     /// Tokens and width of the input, the prefix aside.
@@ -149,7 +152,7 @@ impl Trace {
         let mut start = vec![0.0; prefix * width];
         start.extend(&input.data);
         let start = Matrix { rows: prefix + tokens, columns: width, data: start };
-        let mut tracer = Tracer { maps, changes, taps, slots: 0, graph };
+        let mut tracer = Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), graph };
         let first = usize::from(embedded);
         let mut pieces = Vec::new();
         let mut x = start;
@@ -162,9 +165,9 @@ impl Trace {
             pieces.push(Piece::Moved(Moved::Tokens { from, inputs: x.rows }));
         }
         let output = rows(&y)?;
-        let slots = tracer.slots;
-        let still = Rc::new(Deviations::new(slots, Upper::ZERO, None));
-        let mut trace = Self { pieces, still, slots, prefix, tokens, width, largest, output };
+        let names = tracer.names;
+        let still = Rc::new(Deviations::new(names.len(), Upper::ZERO, None));
+        let mut trace = Self { pieces, still, names, prefix, tokens, width, largest, output };
         let none = Spread::of(vec![Upper::ZERO; tokens]);
         trace.still = Rc::new(trace.deviations(none, Upper::ZERO, None));
         Ok(trace)
@@ -181,7 +184,7 @@ impl Trace {
         radius: Upper,
         still: Option<Rc<Deviations>>,
     ) -> Deviations {
-        let mut deviations = Deviations::new(self.slots, radius, still);
+        let mut deviations = Deviations::new(self.names.len(), radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
         each.extend(input.each);
         grow(&self.pieces, Spread::new(each, input.total), &mut deviations);
@@ -236,8 +239,8 @@ fn sums(parts: &[(Upper, &Matrix)]) -> Vec<Upper> {
 
 impl Tracer<'_> {
     pub(super) fn slot(&mut self) -> usize {
-        self.slots += 1;
-        self.slots - 1
+        self.names.push(self.path.clone());
+        self.names.len() - 1
     }
 
     fn tap(&self, id: &NodeId, stage: Stage) -> Result<&Tensor, Error> {
@@ -288,6 +291,7 @@ impl Tracer<'_> {
             return Ok(Piece::Sequence(self.nodes(body, path, id, x)?));
         }
         let input = x.clone();
+        let outer = std::mem::replace(&mut self.path, named(path, &node.op));
         let piece = match &node.op {
             Op::Parallel { branches } => {
                 let (slot, mut pieces, mut outs) = (self.slot(), Vec::new(), Vec::new());
@@ -407,6 +411,7 @@ impl Tracer<'_> {
             Op::Embedding { .. } | Op::Sequential { .. } => return Err(unknown(path, &node.op)),
         };
         *x = self.rows(id, Stage::Output)?;
+        self.path = outer;
         Ok(match self.changes.norms.get(id) {
             Some(reach) if reach.is_finite() => {
                 Piece::Known { piece: Box::new(piece), reach: *reach, end: self.slot() }
@@ -447,6 +452,11 @@ impl Tracer<'_> {
         let slot = self.slot();
         Ok(Normed::new(x, &y, (1, eps, centred), both, vec![slot]))
     }
+}
+
+/// A node's path, or what it is.
+fn named(path: &str, op: &Op) -> String {
+    if path.is_empty() { op.kind().into() } else { path.into() }
 }
 
 fn unknown(path: &str, op: &Op) -> Error {
