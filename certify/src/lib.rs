@@ -53,10 +53,10 @@ pub mod cli;
 mod decimal;
 pub mod ellipsoid;
 mod error;
+pub mod local;
 #[cfg(feature = "import")]
 mod open;
 mod pinned;
-pub mod local;
 pub mod plan;
 #[cfg(feature = "cli")]
 pub mod plots;

@@ -115,8 +115,9 @@ impl LocalCommand {
 fn csv(survey: &Survey) -> String {
     let mut out = String::from("input,class,correct,margin,radius,global,tangent,broken,seconds\n");
     for row in &survey.inputs {
-        let Radius { input, class, correct, margin, radius, global, tangent, broken, seconds, .. } =
-            row;
+        let Radius {
+            input, class, correct, margin, radius, global, tangent, broken, seconds, ..
+        } = row;
         let correct = correct.map_or(String::new(), |c| c.to_string());
         let broken = broken.map_or(String::new(), |b| b.to_string());
         out += &format!(
@@ -131,7 +132,8 @@ fn down(x: f64) -> String {
     let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
     let places = places.clamp(0, 12) as usize;
     let scale = 10f64.powi(places as i32);
-    let x = if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
+    let x =
+        if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
     format!("{x:.places$}")
 }
 
@@ -142,7 +144,9 @@ fn print(survey: &Survey) {
         Distance::L2 => "ℓ2 norm of the change",
         Distance::Linf => "largest change of an element",
     };
-    outln!("radius: {of}; certified ≤ true ≤ attacked; tangent: no proof, the first-order estimate");
+    outln!(
+        "radius: {of}; certified ≤ true ≤ attacked; tangent: no proof, the first-order estimate"
+    );
     let median = |f: &dyn Fn(&Radius) -> f64| -> f64 {
         let mut all: Vec<f64> = survey.inputs.iter().map(f).collect();
         all.sort_by(f64::total_cmp);

@@ -243,9 +243,8 @@ impl Heads {
                     + biased.as_ref().map_or(Upper::ZERO, |b| Upper::from_f64(largest(&b[row])));
                 let cap = a.logit_cap.map_or(Upper::ZERO, abs);
                 let size = product + most + cap;
-                logit_errors.push(
-                    gamma(d + 8) * product + Upper::from_f64(4.0 * UNITS) * size + tiny(),
-                );
+                logit_errors
+                    .push(gamma(d + 8) * product + Upper::from_f64(4.0 * UNITS) * size + tiny());
                 let off = Upper::from_f64(SOFTMAX) + gamma(3 * tokens + 32);
                 mixed_errors.push(off * values + tiny());
             }
@@ -399,24 +398,25 @@ impl Heads {
             let mut covariances = Vec::new();
             for t in 0..n {
                 let seen = || (0..n).filter(|j| self.sees(t, *j));
-                let most = |f: &dyn Fn(usize) -> Upper| seen().fold(Upper::ZERO, |m, j| m.max(f(j)));
+                let most =
+                    |f: &dyn Fn(usize) -> Upper| seen().fold(Upper::ZERO, |m, j| m.max(f(j)));
                 let q = vector_norm(part_of(&self.query, t, h, d));
-                let (dq, dk, dv) = (
-                    query[h].each[t],
-                    most(&|j| key[g].each[j]),
-                    most(&|j| value[g].each[j]),
-                );
+                let (dq, dk, dv) =
+                    (query[h].each[t], most(&|j| key[g].each[j]), most(&|j| value[g].each[j]));
                 let error = self.logit_errors[h * n + t];
                 let both = (q + dq) * dk;
                 let w = scale * (dq * most(&|j| apart[j]) + both) + error;
                 let far = most(&|j| vector_norm(part_of(&self.key, j, g, d)));
                 let logit = scale * (dq * far + both) + error;
                 let p = self.probabilities(h, t);
-                let (favourite, _) =
-                    p.iter().enumerate().fold((0, 0.0), |m, (j, p)| if *p > m.1 { (j, *p) } else { m });
+                let (favourite, _) = p
+                    .iter()
+                    .enumerate()
+                    .fold((0, 0.0), |m, (j, p)| if *p > m.1 { (j, *p) } else { m });
                 let others = seen().filter(|j| *j != favourite);
                 let rest: f64 = others.clone().map(|j| p[j]).sum();
-                let rest = Upper::from_f64(rest) * (Upper::ONE + gamma(n + 64) + Upper::from_f64(SOFTMAX))
+                let rest = Upper::from_f64(rest)
+                    * (Upper::ONE + gamma(n + 64) + Upper::from_f64(SOFTMAX))
                     + count(n) * Upper::from_f64(NEGLIGIBLE);
                 let kept = (1.0 - rest.to_f64()).next_down();
                 let quarter = Upper::from_f64(0.25);
@@ -590,8 +590,8 @@ impl Heads {
                 let off = (gamma(2 * count_all) + Upper::from_f64(8.0 * SOFTMAX)) * (unit + unit);
                 let wide = Upper::from_f64(apart) + off;
                 let tail = count(n) * Upper::from_f64(NEGLIGIBLE) * wide * wide;
-                let sigma = (Upper::from_f64(variance) * (Upper::ONE + gamma(count_all)
-                    + Upper::from_f64(2.0 * SOFTMAX))
+                let sigma = (Upper::from_f64(variance)
+                    * (Upper::ONE + gamma(count_all) + Upper::from_f64(2.0 * SOFTMAX))
                     + tail)
                     .sqrt()
                     + off;
@@ -679,7 +679,8 @@ impl Heads {
                 None => x,
             });
         }
-        Ok(sum.unwrap_or_else(|| Functionals::zeros(total, Vec::new(), a.dim)))
+        let sum = sum.unwrap_or_else(|| Functionals::zeros(total, Vec::new(), a.dim));
+        Ok(pruned(sum, self.slot, out))
     }
 
     /// From queries or keys behind positions and norm to those of the maps.
@@ -717,6 +718,31 @@ impl Heads {
             None => Ok(lambda),
         }
     }
+}
+
+/// Without the tokens that matter least, whose whole change goes to the remainder: with few tokens in
+/// sight, what follows costs far less.
+fn pruned(lambda: Functionals, slot: usize, out: &mut Remainders) -> Functionals {
+    const LEAST: f64 = 3e-5;
+    let norms = lambda.norms();
+    let n = lambda.tokens.len();
+    let largest =
+        |at: usize| (0..lambda.count).fold(Upper::ZERO, |m, k| m.max(norms[k * n + at])).to_f64();
+    let all: Vec<f64> = (0..n).map(largest).collect();
+    let least = LEAST * all.iter().fold(0.0, |m: f64, x| m.max(*x));
+    if all.iter().all(|x| *x > least) {
+        return lambda;
+    }
+    let mut own = lambda.clone();
+    for at in (0..n).filter(|at| all[*at] > least) {
+        (0..own.count).for_each(|k| own.row_mut(k, at).fill(0.0));
+    }
+    out.linear(slot, &own, |norm| norm);
+    let mut kept = lambda;
+    for at in (0..n).filter(|at| all[*at] <= least) {
+        (0..kept.count).for_each(|k| kept.row_mut(k, at).fill(0.0));
+    }
+    kept.trimmed()
 }
 
 /// What rotary positions are off by, relatively: a few units of the angle.

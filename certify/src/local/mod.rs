@@ -97,7 +97,9 @@ impl<'a> Local<'a> {
     /// [`Error`] if the input does not fit, or names a node that nothing is known about.
     pub fn at(&self, x: &Tensor) -> Result<Point, Error> {
         let trace = Trace::new(self.model, &self.maps, &self.changes, x)?;
-        Ok(Point { trace, domain: self.domain })
+        let mut point = Point { trace, domain: self.domain, elements: Vec::new() };
+        point.refine()?;
+        Ok(point)
     }
 }
 
@@ -105,6 +107,8 @@ impl<'a> Local<'a> {
 pub struct Point {
     trace: Trace,
     domain: Upper,
+    /// What elementwise nodes read, element by element, as claims of their own: place, token, claims.
+    elements: Vec<(usize, usize, Claims)>,
 }
 
 impl Point {
@@ -125,23 +129,37 @@ impl Point {
         let tokens = vec![output.rows.saturating_sub(1)];
         let lambda = Functionals { count: values.len(), tokens, width: output.columns, data };
         let (lambda, remainders) = self.trace.back(lambda)?;
-        let own = |k: usize| {
-            let n = lambda.tokens.len() * lambda.width;
-            &lambda.data[k * n..(k + 1) * n]
-        };
-        let slopes = (0..lambda.count)
-            .map(|k| {
-                let all = own(k);
-                let rows = all.chunks(lambda.width.max(1)).map(vector_norm);
-                Slopes {
-                    token: rows.fold(Upper::ZERO, |sum, x| sum + x),
-                    l2: vector_norm(all),
-                    linf: Upper::from_f64(all.iter().map(|x| x.abs()).sum::<f64>())
-                        * (Upper::ONE + gamma(all.len() + 4)),
+        Ok(Claims { values, slack, slopes: slopes(&lambda), remainders })
+    }
+
+    /// The elements of one token that an elementwise node with jumps reads are claims themselves: their
+    /// own slopes and remainders say how far each can move, which is far less than all of them may
+    /// together. Where many tokens are read there would be too many; those of the last token count most.
+    fn refine(&mut self) -> Result<(), Error> {
+        const MOST: usize = 2048;
+        let outputs = self.outputs().len();
+        let read = self.trace.read_by_one(outputs)?;
+        for (slot, width, pairs) in self.trace.bent() {
+            let Some(token) = read.get(&slot).copied() else { continue };
+            let count = if pairs { width / 2 } else { width };
+            if count > MOST {
+                continue;
+            }
+            let mut data = vec![0.0; count * width];
+            for (i, row) in data.chunks_mut(width.max(1)).enumerate() {
+                row[i] = 1.0;
+                if pairs {
+                    row[count + i] = -1.0;
                 }
-            })
-            .collect();
-        Ok(Claims { values, slack, slopes, remainders })
+            }
+            let lambda = Functionals { count, tokens: vec![token], width, data };
+            let (lambda, mut remainders) = self.trace.back_from(slot, lambda)?;
+            remainders.quick = true;
+            let (values, slack) = (vec![0.0; count], vec![Upper::ZERO; count]);
+            let claims = Claims { values, slack, slopes: slopes(&lambda), remainders };
+            self.elements.push((slot, token, claims));
+        }
+        Ok(())
     }
 
     /// By how much output `class` exceeds each of these others.
@@ -188,18 +206,32 @@ impl Point {
         Spread::new(vec![each; tokens], total)
     }
 
-    /// None outside of the domain.
-    fn deviations(&self, radius: f64, distance: Distance) -> Option<Deviations> {
+    /// None outside of the domain. `quick`: without what is claimed of elements.
+    fn deviations(&self, radius: f64, distance: Distance, quick: bool) -> Option<Deviations> {
         let input = self.input(radius, distance);
         let largest = input.largest();
         let inside = self.trace.largest + largest <= self.domain;
-        inside.then(|| self.trace.grow(input, largest))
+        inside.then(|| {
+            let mut deviations = self.trace.grow(input, largest);
+            if quick {
+                return deviations;
+            }
+            for (slot, token, claims) in &self.elements {
+                let end = |k: usize| {
+                    let first = claims.first(k, radius, distance);
+                    (first + claims.remainders.at(k, &deviations)).to_f64()
+                };
+                let all = (0..claims.values.len()).map(end).collect();
+                deviations.boxes.insert(*slot, (*token, all));
+            }
+            deviations
+        })
     }
 
     /// How far each claim's value can be from the computed one behind a change of the input of at most
     /// `radius`; infinite where nothing is known.
     pub fn reach(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<Upper> {
-        let Some(deviations) = self.deviations(radius, distance) else {
+        let Some(deviations) = self.deviations(radius, distance, false) else {
             return vec![Upper::INFINITY; claims.values.len()];
         };
         (0..claims.values.len())
@@ -213,7 +245,12 @@ impl Point {
 
     /// Whether every claim's value stays above 0 behind every change of at most `radius`.
     pub fn holds(&self, claims: &Claims, radius: f64, distance: Distance) -> bool {
-        let Some(deviations) = self.deviations(radius, distance) else { return false };
+        let quick = self.proves(claims, radius, distance, true);
+        quick || (!self.elements.is_empty() && self.proves(claims, radius, distance, false))
+    }
+
+    fn proves(&self, claims: &Claims, radius: f64, distance: Distance, quick: bool) -> bool {
+        let Some(deviations) = self.deviations(radius, distance, quick) else { return false };
         claims.by_hardness(distance).into_iter().all(|k| {
             let first = claims.first(k, radius, distance) + claims.slack[k];
             let value = claims.values[k];
@@ -226,15 +263,11 @@ impl Point {
     /// Where a proof at this radius loses, for the claim that fails first: what each node's curvature
     /// and rounding may take, by its path, and what is first order (`""`). All of it together would have
     /// to stay below the claim's value.
-    pub fn losses(
-        &self,
-        claims: &Claims,
-        radius: f64,
-        distance: Distance,
-    ) -> Vec<(String, Upper)> {
-        let (Some(deviations), Some(k)) =
-            (self.deviations(radius, distance), claims.by_hardness(distance).first().copied())
-        else {
+    pub fn losses(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<(String, Upper)> {
+        let (Some(deviations), Some(k)) = (
+            self.deviations(radius, distance, false),
+            claims.by_hardness(distance).first().copied(),
+        ) else {
             return Vec::new();
         };
         let mut out = vec![(String::new(), claims.first(k, radius, distance))];
@@ -252,29 +285,61 @@ impl Point {
     /// none. It is proven, not estimated: the search only looks where to prove.
     pub fn radius(&self, claims: &Claims, distance: Distance) -> f64 {
         const HALVINGS: usize = 40;
-        const STEPS: usize = 7;
+        const STEPS: usize = 6;
         let Some(most) = claims.most(distance) else { return f64::INFINITY };
         if !(most.is_finite() && most > 0.0) {
             return 0.0;
         }
-        let (mut high, mut low) = (most, 0.0);
+        // Quickly, then from there upwards.
+        let mut low = 0.0;
+        let mut high = most;
         for _ in 0..HALVINGS {
             let at = 0.5 * high;
-            if self.holds(claims, at, distance) {
+            if self.proves(claims, at, distance, true) {
                 low = at;
                 break;
             }
             high = at;
         }
-        if low == 0.0 {
-            return 0.0;
+        let mut narrow = |low: &mut f64, high: &mut f64, steps: usize, quick: bool| {
+            for _ in 0..steps {
+                let at = 0.5 * (*low + *high);
+                if self.proves(claims, at, distance, quick) { *low = at } else { *high = at }
+            }
+        };
+        narrow(&mut low, &mut high, STEPS, true);
+        if self.elements.is_empty() || low == 0.0 {
+            return low;
         }
-        for _ in 0..STEPS {
-            let at = 0.5 * (low + high);
-            if self.holds(claims, at, distance) { low = at } else { high = at }
+        high = most;
+        let mut at = low;
+        while at < most {
+            at = (1.6 * at).min(most);
+            if !self.proves(claims, at, distance, false) {
+                high = at;
+                break;
+            }
+            low = at;
         }
+        narrow(&mut low, &mut high, 3, false);
         low
     }
+}
+
+/// The dual norms of functionals of the input.
+fn slopes(lambda: &Functionals) -> Vec<Slopes> {
+    let n = lambda.tokens.len() * lambda.width;
+    let of = |k: usize| {
+        let all = &lambda.data[k * n..(k + 1) * n];
+        let rows = all.chunks(lambda.width.max(1)).map(vector_norm);
+        Slopes {
+            token: rows.fold(Upper::ZERO, |sum, x| sum + x),
+            l2: vector_norm(all),
+            linf: Upper::from_f64(all.iter().map(|x| x.abs()).sum::<f64>())
+                * (Upper::ONE + gamma(all.len() + 4)),
+        }
+    };
+    (0..lambda.count).map(of).collect()
 }
 
 /// Dual norms of a functional of the input.
@@ -309,17 +374,20 @@ impl Claims {
         slope * Upper::from_f64(radius)
     }
 
+    /// The radius at which claim k fails to first order: no proof.
+    pub fn tangent_of(&self, k: usize, distance: Distance) -> f64 {
+        self.values[k] / self.first(k, 1.0, distance).to_f64()
+    }
+
     /// The radius at which the first claim fails to first order, which no proof of this kind exceeds.
     fn most(&self, distance: Distance) -> Option<f64> {
-        let radius = |k: usize| self.values[k] / self.first(k, 1.0, distance).to_f64();
-        (0..self.values.len()).map(radius).reduce(f64::min)
+        (0..self.values.len()).map(|k| self.tangent_of(k, distance)).reduce(f64::min)
     }
 
     /// The claims, those first that fail first.
     fn by_hardness(&self, distance: Distance) -> Vec<usize> {
-        let mut all: Vec<(f64, usize)> = (0..self.values.len())
-            .map(|k| (self.values[k] / self.first(k, 1.0, distance).to_f64(), k))
-            .collect();
+        let mut all: Vec<(f64, usize)> =
+            (0..self.values.len()).map(|k| (self.tangent_of(k, distance), k)).collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
         all.into_iter().map(|(_, k)| k).collect()
     }

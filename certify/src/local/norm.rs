@@ -53,9 +53,8 @@ impl Normed {
             let size = (vector_norm(row).to_f64() * slack - error.to_f64()).next_down().max(0.0);
             let s = least(size, Upper::ZERO, floor(n, eps));
             let constant = most * root(n).div_up(s);
-            errors.push(
-                gamma(n + 16) * (vector_norm(y) + shift + shift) + constant * error + tiny(),
-            );
+            errors
+                .push(gamma(n + 16) * (vector_norm(y) + shift + shift) + constant * error + tiny());
             sizes.push(if size.is_finite() { size } else { 0.0 });
             off.push(error);
         }
@@ -96,8 +95,7 @@ impl Normed {
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
         let (n, groups) = (self.part(), self.groups);
         let count = lambda.count;
-        let mut spheres: Vec<Vec<Vec<(usize, Upper, f64)>>> =
-            vec![vec![Vec::new(); groups]; count];
+        let mut spheres: Vec<Vec<Vec<(usize, Upper, f64)>>> = vec![vec![Vec::new(); groups]; count];
         let mut rounding: Vec<Vec<Vec<(usize, Upper)>>> = vec![vec![Vec::new(); groups]; count];
         let mut constants = vec![Upper::ZERO; count];
         let tokens = lambda.tokens.clone();

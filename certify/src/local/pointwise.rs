@@ -1,11 +1,13 @@
 //! Elementwise functions, and the sorting of pairs.
 
+use std::rc::Rc;
+
 use lipschitz_nn::graph::{Function, Op};
 
 use super::curvature::{Curvature, derivative};
 use super::functional::Functionals;
 use super::maps::tiny;
-use super::remainder::{Kinks, Remainders, Term, Unit, root};
+use super::remainder::{Bends, Kinks, Remainders, Term, root};
 use super::spread::Spread;
 use crate::bound::pointwise;
 use crate::spectral::{Matrix, gamma, vector_norm};
@@ -22,8 +24,7 @@ pub(super) struct Pointwise {
     u: Matrix,
     /// `scale · φ'(u)`
     slopes: Vec<f64>,
-    /// How far each element changes where the input changes by 1; infinite if nothing is known.
-    reach: Vec<f64>,
+    bends: Rc<Bends>,
     pub(super) slot: usize,
     pub(super) errors: Vec<Upper>,
 }
@@ -99,7 +100,23 @@ impl Pointwise {
             abs(scale) * Upper::from_f64(UNITS) * most * size + tiny()
         };
         let errors = u.data.chunks(u.columns.max(1)).map(error).collect();
-        Some(Self { kind, scale, u: u.clone(), slopes, reach, slot, errors })
+        let curvature = kind.curvature();
+        let distances = match curvature.jump > 0.0 {
+            true => u.data.iter().map(|u| curvature.distance(*u)).collect(),
+            false => Vec::new(),
+        };
+        let bends = Rc::new(Bends { distances, reach });
+        Some(Self { kind, scale, u: u.clone(), slopes, bends, slot, errors })
+    }
+
+    /// Whether its slope jumps.
+    pub(super) fn jumps(&self) -> bool {
+        self.kind.curvature().jump > 0.0
+    }
+
+    /// Elements per token.
+    pub(super) fn width(&self) -> usize {
+        self.u.columns
     }
 
     pub(super) fn grow(&self, x: &Spread) -> Spread {
@@ -119,48 +136,17 @@ impl Pointwise {
         let share = scale * off + gamma(4) * most;
         out.linear(self.slot, &lambda, |norm| share * norm + tiny());
         if curvature.beta > 0.0 {
-            let half = Upper::from_f64(0.5 * curvature.beta) * scale;
-            let mut weights: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
-            let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
-            let share = half.to_f64();
-            for (k, t, row) in lambda.rows() {
-                let largest = crate::spectral::largest(row);
-                if largest > 0.0 {
-                    weights[k].push((t, half * Upper::from_f64(largest)));
-                    let unit = |(l, reach): (&f64, &f64)| Unit {
-                        weight: (l.abs() * share).next_up(),
-                        distance: 0.0,
-                        reach: *reach,
-                    };
-                    units[k].push((t, row.iter().zip(&self.reach).map(unit).collect()));
-                }
-            }
-            for (k, (weights, units)) in weights.into_iter().zip(units).enumerate() {
-                out.push(k, Term::Curved { slot: self.slot, weights, units });
+            let half = (Upper::from_f64(0.5 * curvature.beta) * scale).to_f64();
+            for (k, units) in weighted(&lambda, half).into_iter().enumerate() {
+                let bends = self.bends.clone();
+                out.push(k, Term::Curved { slot: self.slot, units, bends });
             }
         }
         if curvature.jump > 0.0 {
             let jump = (curvature.jump * self.scale.abs()).next_up();
-            let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
-            for (k, t, row) in lambda.rows() {
-                let u = &self.u.data[t * self.u.columns..(t + 1) * self.u.columns];
-                let all: Vec<Unit> = row
-                    .iter()
-                    .zip(u)
-                    .zip(&self.reach)
-                    .filter(|((l, _), _)| **l != 0.0)
-                    .map(|((l, u), reach)| Unit {
-                        weight: (l.abs() * jump).next_up(),
-                        distance: curvature.distance(*u),
-                        reach: *reach,
-                    })
-                    .collect();
-                if !all.is_empty() {
-                    units[k].push((t, all));
-                }
-            }
-            for (k, units) in units.into_iter().enumerate() {
-                let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units };
+            for (k, units) in weighted(&lambda, jump).into_iter().enumerate() {
+                let bends = self.bends.clone();
+                let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units, bends };
                 out.push(k, Term::Kinks(kinks));
             }
         }
@@ -172,35 +158,60 @@ impl Pointwise {
     }
 }
 
+/// `factor |λ_i|`, rounded up, of each token where it is not 0.
+fn weighted(lambda: &Functionals, factor: f64) -> Vec<Vec<(usize, Vec<f64>)>> {
+    let mut out: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
+    for (k, t, row) in lambda.rows() {
+        if row.iter().any(|l| *l != 0.0) {
+            let up = |l: &f64| if *l == 0.0 { 0.0 } else { (l.abs() * factor).next_up() };
+            out[k].push((t, row.iter().map(up).collect()));
+        }
+    }
+    out
+}
+
 /// `max(u, v)` and `min(u, v)` of the halves of each token: `½ (u + v) ± ½ |u − v|`, exactly computed.
 pub(super) struct Sorted {
-    pub(super) x: Matrix,
-    /// How far each difference changes where the input changes by 1.
-    pub(super) reach: Vec<f64>,
+    x: Matrix,
+    bends: Rc<Bends>,
     pub(super) slot: usize,
 }
 
 impl Sorted {
+    /// `reach`: how far each difference changes where the input changes by 1.
+    pub(super) fn new(x: &Matrix, slot: usize, reach: Vec<f64>) -> Self {
+        let half = x.columns / 2;
+        let row = |row: &[f64]| -> Vec<f64> {
+            let apart = |i: usize| (row[i] - row[half + i]).abs().next_down().max(0.0);
+            (0..half).map(apart).collect()
+        };
+        let distances = x.data.chunks(x.columns.max(1)).flat_map(row).collect();
+        Self { x: x.clone(), bends: Rc::new(Bends { distances, reach }), slot }
+    }
+
+    /// Elements per token.
+    pub(super) fn width(&self) -> usize {
+        self.x.columns
+    }
+
     /// u and v go where the larger and the smaller go; `|u − v|` has a jump of slopes of 2 at 0, and
     /// `‖Δu − Δv‖ ≤ √2 ‖Δ‖`.
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
         let half = self.x.columns / 2;
-        let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
         for (k, t, row) in lambda.rows() {
-            let x = &self.x.data[t * self.x.columns..(t + 1) * self.x.columns];
-            let unit = |i: usize| {
-                let distance = (x[i] - x[half + i]).abs().next_down().max(0.0);
-                let weight = (row[i] - row[half + i]).abs().next_up();
-                Unit { weight, distance, reach: self.reach[i] }
+            let weight = |i: usize| match row[i] == row[half + i] {
+                true => 0.0,
+                false => (row[i] - row[half + i]).abs().next_up(),
             };
-            let all: Vec<Unit> =
-                (0..half).filter(|i| row[*i] != row[half + i]).map(unit).collect();
-            if !all.is_empty() {
+            let all: Vec<f64> = (0..half).map(weight).collect();
+            if all.iter().any(|w| *w != 0.0) {
                 units[k].push((t, all));
             }
         }
         for (k, units) in units.into_iter().enumerate() {
-            out.push(k, Term::Kinks(Kinks { slot: self.slot, factor: root(2), units }));
+            let bends = self.bends.clone();
+            out.push(k, Term::Kinks(Kinks { slot: self.slot, factor: root(2), units, bends }));
         }
         let (x, width) = (&self.x, self.x.columns);
         for (t, row) in lambda.rows_mut() {
@@ -295,7 +306,7 @@ impl Product {
         out.linear(gate, &to_gate, |norm| gamma(6) * norm + tiny());
         let mut squares: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
         let mut mixed = squares.clone();
-        let mut units: Vec<Vec<(usize, Vec<Unit>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
         for ((k, t, row), (_, _, open)) in lambda.rows().zip(passed.rows()) {
             let largest = Upper::from_f64(crate::spectral::largest(row));
             if largest == Upper::ZERO {
@@ -305,19 +316,16 @@ impl Product {
             let most = Upper::from_f64(crate::spectral::largest(open).next_up());
             squares[k].push((t, Upper::from_f64(0.5 * curvature.beta) * most));
             if curvature.jump > 0.0 {
-                let g = &self.gate.data[t * n..(t + 1) * n];
-                let unit = |(l, g): (&f64, &f64)| Unit {
-                    weight: (l.abs() * curvature.jump).next_up().next_up(),
-                    distance: curvature.distance(*g),
-                    reach: f64::INFINITY,
-                };
-                units[k].push((t, open.iter().zip(g).map(unit).collect()));
+                let weight = |l: &f64| (l.abs() * curvature.jump).next_up().next_up();
+                units[k].push((t, open.iter().map(weight).collect()));
             }
         }
         let rounded = lambda.norms();
         for ((k, t, _), norm) in lambda.rows().zip(rounded) {
             out.push(k, Term::Constant(norm * self.errors[t]));
         }
+        let distances = self.gate.data.iter().map(|g| curvature.distance(*g)).collect();
+        let bends = Rc::new(Bends { distances, reach: vec![f64::INFINITY; n] });
         // sup |φ'| where inputs have no bound is that of all; squares of rectifiers have none.
         let slope = pointwise::slope(self.function, Upper::INFINITY);
         for k in 0..lambda.count {
@@ -337,7 +345,8 @@ impl Product {
             }
             let units = std::mem::take(&mut units[k]);
             if !units.is_empty() {
-                out.push(k, Term::Kinks(Kinks { slot: gate, factor: Upper::ONE, units }));
+                let bends = bends.clone();
+                out.push(k, Term::Kinks(Kinks { slot: gate, factor: Upper::ONE, units, bends }));
             }
         }
         (to_gate, to_up)

@@ -1,6 +1,7 @@
 //! What the linear functionals leave out: sums over nodes, each bounded by how far the node's input
 //! may be from its reference.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::attention::{Reach, Rest};
@@ -20,8 +21,8 @@ pub(super) enum Term {
     Linear { slot: usize, weights: Weighted },
     /// `Σ w_t D_t²`
     Square { slot: usize, weights: Weighted },
-    /// `Σ_t w_t D_t²` or, by elements, `Σ a_i Δ_i²`.
-    Curved { slot: usize, weights: Weighted, units: Vec<(usize, Vec<Unit>)> },
+    /// `Σ a_i Δ_i²` over the elements of all tokens.
+    Curved { slot: usize, units: Vec<(usize, Vec<f64>)>, bends: Rc<Bends> },
     /// `Σ w_t D_t E_t`, with E that of `other`.
     Product { slot: usize, other: usize, weights: Weighted },
     /// `Σ w_t D_t² E_t`
@@ -41,19 +42,17 @@ pub(super) enum Term {
 pub(super) struct Kinks {
     pub(super) slot: usize,
     pub(super) factor: Upper,
-    /// By token.
-    pub(super) units: Vec<(usize, Vec<Unit>)>,
+    /// a of each element, by token.
+    pub(super) units: Vec<(usize, Vec<f64>)>,
+    pub(super) bends: Rc<Bends>,
 }
 
-/// One element that may meet a jump of slopes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Unit {
-    /// a
-    pub(super) weight: f64,
-    /// d, rounded down.
-    pub(super) distance: f64,
-    /// |Δ| for a change of the input of 1; infinite if nothing is known.
-    pub(super) reach: f64,
+/// What is known of the elements of an elementwise node.
+pub(super) struct Bends {
+    /// d of each element of each token, rounded down; nothing without jumps.
+    pub(super) distances: Vec<f64>,
+    /// |Δ| of each for a change of the input of 1; infinite if nothing is known.
+    pub(super) reach: Vec<f64>,
 }
 
 /// Tokens that pass a norm: `w_t · sup |n(x + Δ) − n(x) − n'(x) Δ|` for `n(x) = x/√(‖x‖² + c)`.
@@ -68,6 +67,8 @@ pub(super) struct Sphere {
 /// The remainders of several functionals.
 pub(super) struct Remainders {
     terms: Vec<Vec<Term>>,
+    /// Whether bounds are to be quick rather than small: of many functionals, none of which counts much.
+    pub(super) quick: bool,
 }
 
 /// What the deviations are, by slot, and what is known inside of attention.
@@ -79,6 +80,8 @@ pub(super) struct Deviations {
     /// Of the output of each node.
     pub(super) ends: Vec<Option<Spread>>,
     pub(super) spreads: Vec<Option<Spread>>,
+    /// |Δ| of each element of one token that an elementwise node reads, where it was bounded on its own.
+    pub(super) boxes: BTreeMap<usize, (usize, Vec<f64>)>,
     pub(super) reaches: Vec<Option<Reach>>,
 }
 
@@ -90,6 +93,7 @@ impl Deviations {
             still,
             ends: none(),
             spreads: none(),
+            boxes: BTreeMap::new(),
             reaches: std::iter::repeat_with(|| None).take(slots).collect(),
         }
     }
@@ -104,6 +108,23 @@ impl Deviations {
         still.map_or(Upper::INFINITY, |spread| spread.each[t])
     }
 
+    /// |Δ| of each element of a token, however it is known, for a norm of at most `ball`.
+    fn ends(&self, slot: usize, t: usize, reach: &[f64], factor: Upper, ball: Upper) -> Vec<f64> {
+        let (radius, ball) = (self.radius.to_f64(), ball.to_f64());
+        let rounding = (self.rounding(slot, t) * factor).to_f64();
+        let own = self.boxes.get(&slot).filter(|(token, _)| *token == t).map(|(_, all)| all);
+        let end = |(i, reach): (usize, &f64)| {
+            // Two roundings up.
+            let known = match reach.is_finite() {
+                true => (reach * radius * (1.0 + 2.0 * f64::EPSILON) + rounding).next_up(),
+                false => f64::INFINITY,
+            };
+            let own = own.and_then(|own| own.get(i)).copied().unwrap_or(f64::INFINITY);
+            known.min(own).min(ball)
+        };
+        reach.iter().enumerate().map(end).collect()
+    }
+
     /// No more than what is known of the change of a value: `reach` for a change of the input of 1,
     /// besides rounding.
     pub(super) fn limited(&self, spread: Spread, reach: Upper, still: Option<&Spread>) -> Spread {
@@ -116,7 +137,7 @@ impl Deviations {
 
 impl Remainders {
     pub(super) fn new(count: usize) -> Self {
-        Self { terms: std::iter::repeat_with(Vec::new).take(count).collect() }
+        Self { terms: std::iter::repeat_with(Vec::new).take(count).collect(), quick: false }
     }
 
     pub(super) fn push(&mut self, k: usize, term: Term) {
@@ -127,12 +148,7 @@ impl Remainders {
     }
 
     /// `Σ_t f(‖λ_t‖) D_t` for each functional.
-    pub(super) fn linear(
-        &mut self,
-        slot: usize,
-        lambda: &Functionals,
-        f: impl Fn(Upper) -> Upper,
-    ) {
+    pub(super) fn linear(&mut self, slot: usize, lambda: &Functionals, f: impl Fn(Upper) -> Upper) {
         for (k, weights) in by_token(lambda, f).into_iter().enumerate() {
             self.push(k, Term::Linear { slot, weights });
         }
@@ -140,15 +156,29 @@ impl Remainders {
 
     /// A bound on what functional k leaves out; infinite where a deviation is not known.
     pub(super) fn at(&self, k: usize, deviations: &Deviations) -> Upper {
-        let sum = |sum, term: &Term| sum + term.at(deviations).unwrap_or(Upper::INFINITY);
+        let at = |term: &Term| term.at(deviations, self.quick).unwrap_or(Upper::INFINITY);
+        let sum = |sum, term: &Term| sum + at(term);
         self.terms[k].iter().fold(Upper::ZERO, sum)
     }
 }
 
 impl Remainders {
+    /// The places of jumps of slopes in a single token, with that token.
+    pub(super) fn kinks_of_one_token(&self) -> BTreeMap<usize, usize> {
+        let one = |term: &Term| match term {
+            Term::Kinks(Kinks { slot, units, .. }) => match units[..] {
+                [(token, _)] => Some((*slot, token)),
+                _ => None,
+            },
+            _ => None,
+        };
+        self.terms.iter().flatten().filter_map(one).collect()
+    }
+
     /// The same by place, the constants aside.
     pub(super) fn by_slot(&self, k: usize, deviations: &Deviations) -> Vec<(Option<usize>, Upper)> {
-        let of = |term: &Term| (term.slot(), term.at(deviations).unwrap_or(Upper::INFINITY));
+        let of =
+            |term: &Term| (term.slot(), term.at(deviations, self.quick).unwrap_or(Upper::INFINITY));
         self.terms[k].iter().map(of).collect()
     }
 }
@@ -180,7 +210,7 @@ impl Term {
         }
     }
 
-    fn at(&self, deviations: &Deviations) -> Option<Upper> {
+    fn at(&self, deviations: &Deviations, quick: bool) -> Option<Upper> {
         Some(match self {
             Self::Constant(x) => *x,
             Self::Linear { slot, weights } => {
@@ -191,13 +221,19 @@ impl Term {
                 each.min(root_of_squares(&w) * d.total)
             }
             Self::Square { slot, weights } => squares(weights, deviations.at(*slot)?),
-            Self::Curved { slot, weights, units } => {
+            Self::Curved { slot, units, bends } => {
                 let d = deviations.at(*slot)?;
-                let by_token = sum(weights.iter().zip(units).map(|((t, w), (_, units))| {
-                    let whole = *w * d.each[*t] * d.each[*t];
-                    whole.min(boxed_squares(units, deviations, *slot, *t))
+                let mut greatest = 0.0_f64;
+                let by_token = sum(units.iter().map(|(t, weights)| {
+                    let most = crate::spectral::largest(weights);
+                    greatest = greatest.max(most);
+                    let whole = Upper::from_f64(most) * d.each[*t] * d.each[*t];
+                    let ends = deviations.ends(*slot, *t, &bends.reach, Upper::ONE, d.each[*t]);
+                    let boxed: f64 = weights.iter().zip(&ends).map(|(w, x)| w * x * x).sum();
+                    let boxed = Upper::from_f64(boxed) * (Upper::ONE + gamma(ends.len() + 8));
+                    whole.min(boxed)
                 }));
-                by_token.min(most(weights) * d.total * d.total)
+                by_token.min(Upper::from_f64(greatest) * d.total * d.total)
             }
             Self::Product { slot, other, weights } => {
                 let (d, e) = (deviations.at(*slot)?, deviations.at(*other)?);
@@ -209,7 +245,7 @@ impl Term {
                 let cube = |(t, w): &(usize, Upper)| *w * d.each[*t] * d.each[*t] * e.each[*t];
                 sum(weights.iter().map(cube))
             }
-            Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?),
+            Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?, quick),
             Self::Sphere(sphere) => sphere.at(deviations.at(sphere.slot)?),
             Self::Projection { slot, eps, rows } => {
                 let d = deviations.at(*slot)?;
@@ -236,20 +272,6 @@ fn sum(all: impl Iterator<Item = Upper>) -> Upper {
     all.fold(Upper::ZERO, |sum, x| sum + x)
 }
 
-/// `Σ a_i Δ_i²` of elements whose ends are known.
-fn boxed_squares(units: &[Unit], deviations: &Deviations, slot: usize, t: usize) -> Upper {
-    if units.iter().any(|u| !u.reach.is_finite()) {
-        return Upper::INFINITY;
-    }
-    let (radius, rounding) = (deviations.radius.to_f64(), deviations.rounding(slot, t).to_f64());
-    let square = |u: &Unit| {
-        let x = u.reach * radius + rounding;
-        u.weight * x * x
-    };
-    let sum: f64 = units.iter().map(square).sum();
-    Upper::from_f64(sum) * (Upper::ONE + gamma(units.len() + 16))
-}
-
 fn most(weights: &Weighted) -> Upper {
     weights.iter().fold(Upper::ZERO, |m, (_, w)| m.max(*w))
 }
@@ -268,31 +290,38 @@ impl Kinks {
     /// ```
     ///
     /// where the supremum is at x = min(a_i/2μ, ρ_i), or 0.
-    fn at(&self, deviations: &Deviations, spread: &Spread) -> Upper {
+    fn at(&self, deviations: &Deviations, spread: &Spread, quick: bool) -> Upper {
         let mut all: Vec<Boxed> = Vec::new();
         let mut each = Upper::ZERO;
-        for (t, units) in &self.units {
-            let rounding = deviations.rounding(self.slot, *t) * self.factor;
-            let own: Vec<Boxed> = units
+        for (t, weights) in &self.units {
+            let n = weights.len();
+            let ball = self.factor * spread.each[*t];
+            let ends = deviations.ends(self.slot, *t, &self.bends.reach, self.factor, ball);
+            let distances = &self.bends.distances[*t * n..(*t + 1) * n];
+            let own: Vec<Boxed> = weights
                 .iter()
-                .filter_map(|unit| {
-                    let reach = match unit.reach.is_finite() {
-                        true => Upper::from_f64(unit.reach) * deviations.radius + rounding,
-                        false => Upper::INFINITY,
-                    };
-                    let reach = reach.min(self.factor * spread.each[*t]).to_f64();
-                    let Unit { weight, distance, .. } = *unit;
-                    (reach > distance).then_some(Boxed { weight, distance, reach })
+                .zip(distances)
+                .zip(&ends)
+                .filter(|((weight, distance), reach)| **weight != 0.0 && reach > distance)
+                .map(|((weight, distance), reach)| Boxed {
+                    weight: *weight,
+                    distance: *distance,
+                    reach: *reach,
                 })
                 .collect();
-            each = each + best(&own, self.factor * spread.each[*t]);
-            all.extend(own);
+            each = each + best(&own, ball, quick);
+            if !quick {
+                all.extend(own);
+            }
         }
-        if self.units.len() > 1 { each.min(best(&all, self.factor * spread.total)) } else { each }
+        if quick || self.units.len() < 2 {
+            return each;
+        }
+        each.min(best(&all, self.factor * spread.total, false))
     }
 }
 
-/// A [`Unit`] at a given change.
+/// An element that may meet a jump of slopes, at a given change.
 struct Boxed {
     weight: f64,
     distance: f64,
@@ -300,7 +329,7 @@ struct Boxed {
 }
 
 /// The least of these bounds over a few μ.
-fn best(units: &[Boxed], radius: Upper) -> Upper {
+fn best(units: &[Boxed], radius: Upper, quick: bool) -> Upper {
     let d = radius.to_f64();
     if d == 0.0 || units.is_empty() {
         return Upper::ZERO;
@@ -332,7 +361,7 @@ fn best(units: &[Boxed], radius: Upper) -> Upper {
     };
     // Convex in μ: by factors while it helps, then by smaller ones.
     let mut own = value(mu);
-    let mut step: f64 = 4.0;
+    let mut step: f64 = if quick { 1.0 } else { 4.0 };
     while step > 1.1 {
         let (up, down) = (value(mu * step), value(mu / step));
         if up < own {

@@ -139,7 +139,11 @@ pub fn survey<E: Into<robust::BoxError>>(
                 .collect();
             let known = global.radius(z, class);
             // Those that are not compared one by one are left to the global bound.
-            let left = if others.len() + 1 < z.len() { global.others(z, class, &others) } else { f64::INFINITY };
+            let left = if others.len() + 1 < z.len() {
+                global.others(z, class, &others)
+            } else {
+                f64::INFINITY
+            };
             let radius = found.min(left).max(known);
             let outputs = match settings.radii.is_empty() {
                 true => Vec::new(),
@@ -158,9 +162,14 @@ pub fn survey<E: Into<robust::BoxError>>(
             };
             let seconds = start.elapsed().as_secs_f64();
             let broken = match settings.attack {
-                Some(effort) => {
-                    attack(&model, &one, class, radius.max(1e-3 * tangent), settings.distance, effort)?
-                }
+                Some(effort) => attack(
+                    &model,
+                    &one,
+                    class,
+                    radius.max(1e-3 * tangent),
+                    settings.distance,
+                    effort,
+                )?,
                 None => None,
             };
             if let Some(at) = broken.filter(|at| *at < radius) {

@@ -24,11 +24,20 @@ use crate::upper::{Upper, abs};
 /// A node at one input.
 enum Piece {
     /// A node of whose changes something is known in general.
-    Known { piece: Box<Piece>, reach: Upper, end: usize },
+    Known {
+        piece: Box<Piece>,
+        reach: Upper,
+        end: usize,
+    },
     /// Nodes in turn.
     Sequence(Vec<Piece>),
     /// The sum of branches.
-    Sum { branches: Vec<Piece>, slot: usize, outs: Vec<usize>, errors: Vec<Upper> },
+    Sum {
+        branches: Vec<Piece>,
+        slot: usize,
+        outs: Vec<usize>,
+        errors: Vec<Upper>,
+    },
     /// `skip · x + branch · body(x)`
     Residual {
         skip: f64,
@@ -39,9 +48,19 @@ enum Piece {
         errors: Vec<Upper>,
     },
     /// x and a constant.
-    Shifted { errors: Vec<Upper> },
-    Scale { factor: f64, slot: usize, errors: Vec<Upper> },
-    Linear { map: Rc<Map>, slot: usize, errors: Vec<Upper> },
+    Shifted {
+        errors: Vec<Upper>,
+    },
+    Scale {
+        factor: f64,
+        slot: usize,
+        errors: Vec<Upper>,
+    },
+    Linear {
+        map: Rc<Map>,
+        slot: usize,
+        errors: Vec<Upper>,
+    },
     Pointwise(Pointwise),
     Sorted(Sorted),
     Normed(Normed),
@@ -52,7 +71,12 @@ enum Piece {
     /// Elements that go elsewhere: of each output element, the token and the place that it is of.
     Moved(Moved),
     /// Means over tokens, behind so many that stay on their own.
-    Mean { slot: usize, tokens: usize, first: bool, errors: Vec<Upper> },
+    Mean {
+        slot: usize,
+        tokens: usize,
+        first: bool,
+        errors: Vec<Upper>,
+    },
 }
 
 struct Gated {
@@ -144,7 +168,8 @@ impl Trace {
         };
         let input = if embedded { rows(&x)? } else { rows(&x.flatten_from(1)?)? };
         let (tokens, width) = (input.rows, input.columns);
-        let largest = input.data.chunks(width.max(1)).map(vector_norm).fold(Upper::ZERO, Upper::max);
+        let largest =
+            input.data.chunks(width.max(1)).map(vector_norm).fold(Upper::ZERO, Upper::max);
         let prefix = match graph.input() {
             Input::Tokens { zero_prefix, .. } => zero_prefix,
             _ => 0,
@@ -152,7 +177,8 @@ impl Trace {
         let mut start = vec![0.0; prefix * width];
         start.extend(&input.data);
         let start = Matrix { rows: prefix + tokens, columns: width, data: start };
-        let mut tracer = Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), graph };
+        let mut tracer =
+            Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), graph };
         let first = usize::from(embedded);
         let mut pieces = Vec::new();
         let mut x = start;
@@ -191,6 +217,39 @@ impl Trace {
         deviations
     }
 
+    /// Elementwise nodes with jumps of slopes, in the order of the forward pass: place and elements, and
+    /// whether those are differences of pairs.
+    pub(super) fn bent(&self) -> Vec<(usize, usize, bool)> {
+        let mut out = Vec::new();
+        self.pieces.iter().for_each(|piece| piece.bent(&mut out));
+        out
+    }
+
+    /// The elementwise nodes of which the outputs of the last token read a single token, and that token.
+    ///
+    /// # Errors
+    /// Those of products.
+    pub(super) fn read_by_one(&self, outputs: usize) -> Result<BTreeMap<usize, usize>, Error> {
+        let data = (0..outputs).map(|i| 1.0 + i as f64 / outputs as f64).collect();
+        let tokens = vec![self.output.rows.saturating_sub(1)];
+        let lambda = Functionals { count: 1, tokens, width: outputs, data };
+        Ok(self.back(lambda)?.1.kinks_of_one_token())
+    }
+
+    /// As [`Self::back`], for functionals of what the elementwise node of this place reads.
+    ///
+    /// # Errors
+    /// Those of products.
+    pub(super) fn back_from(
+        &self,
+        slot: usize,
+        lambda: Functionals,
+    ) -> Result<(Functionals, Remainders), Error> {
+        let mut out = Remainders::new(lambda.count);
+        let lambda = back_from(&self.pieces, slot, lambda, &mut out)?;
+        Ok((self.without_prefix(lambda), out))
+    }
+
     /// The functionals of the input that functionals of the output are to first order, and what they
     /// leave out.
     ///
@@ -199,7 +258,11 @@ impl Trace {
     pub(super) fn back(&self, lambda: Functionals) -> Result<(Functionals, Remainders), Error> {
         let mut out = Remainders::new(lambda.count);
         let lambda = back(&self.pieces, lambda, &mut out)?;
-        // The prefix does not move.
+        Ok((self.without_prefix(lambda), out))
+    }
+
+    /// The prefix does not move.
+    fn without_prefix(&self, lambda: Functionals) -> Functionals {
         let kept: Vec<usize> =
             (0..lambda.tokens.len()).filter(|at| lambda.tokens[*at] >= self.prefix).collect();
         let tokens = kept.iter().map(|at| lambda.tokens[*at] - self.prefix).collect();
@@ -209,7 +272,7 @@ impl Trace {
                 own.row_mut(k, to).copy_from_slice(lambda.row(k, *at));
             }
         }
-        Ok((own, out))
+        own
     }
 }
 
@@ -333,7 +396,7 @@ impl Tracer<'_> {
             }
             Op::MaxMin => {
                 let reach = self.reach(id, input.columns / 2);
-                Piece::Sorted(Sorted { x: input.clone(), reach, slot: self.slot() })
+                Piece::Sorted(Sorted::new(&input, self.slot(), reach))
             }
             Op::RmsNorm { eps, gain, .. } => {
                 Piece::Normed(self.normed(id, path, (*eps, false), (*gain, false), &input)?)
@@ -345,8 +408,8 @@ impl Tracer<'_> {
             Op::GatedMlp { function, bias, .. } => {
                 let map = |name: &str| self.maps.get(&join(path, name), *bias);
                 let (gate, up, down) = (map("gate")?, map("up")?, map("down")?);
-                let [g, u, o, hidden] =
-                    [Stage::Gate, Stage::Up, Stage::OpenGate, Stage::Hidden].map(|s| self.rows(id, s));
+                let [g, u, o, hidden] = [Stage::Gate, Stage::Up, Stage::OpenGate, Stage::Hidden]
+                    .map(|s| self.rows(id, s));
                 let hidden = hidden?;
                 let errors = [gate.errors(&input), up.errors(&input), down.errors(&hidden)];
                 let (slot, hidden) = (self.slot(), self.slot());
@@ -354,9 +417,7 @@ impl Tracer<'_> {
                 let product = Product::new(*function, g?, u?, o?, slots);
                 Piece::Gated(Box::new(Gated { gate, up, down, product, slot, hidden, errors }))
             }
-            Op::Attention(a) => {
-                Piece::Attention(Box::new(Heads::new(self, a, path, id, &input)?))
-            }
+            Op::Attention(a) => Piece::Attention(Box::new(Heads::new(self, a, path, id, &input)?)),
             Op::OffsetAttention { head_dim, offsets, .. } => {
                 let name = join(path, "value");
                 let value = self.maps.get(&name, false)?;
@@ -399,9 +460,7 @@ impl Tracer<'_> {
                 let errors = vec![gamma(input.rows + 8) * most + tiny()];
                 Piece::Mean { slot: self.slot(), tokens: input.rows, first, errors }
             }
-            Op::Flatten => {
-                Piece::Moved(Moved::Flat { tokens: input.rows, width: input.columns })
-            }
+            Op::Flatten => Piece::Moved(Moved::Flat { tokens: input.rows, width: input.columns }),
             Op::Patches { size } => {
                 let Input::Pixels { channels, height, width } = self.graph.input() else {
                     return Err(unknown(path, &node.op));
@@ -445,9 +504,8 @@ impl Tracer<'_> {
         x: &Matrix,
     ) -> Result<Normed, Error> {
         let y = self.rows(id, Stage::Output)?;
-        let vector = |name: &str, is: bool| {
-            is.then(|| self.maps.vector(&join(path, name))).transpose()
-        };
+        let vector =
+            |name: &str, is: bool| is.then(|| self.maps.vector(&join(path, name))).transpose();
         let both = (vector("weight", gain)?, vector("bias", shift)?);
         let slot = self.slot();
         Ok(Normed::new(x, &y, (1, eps, centred), both, vec![slot]))
@@ -490,15 +548,54 @@ fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations) -> Spread {
     pieces.iter().fold(x, |x, piece| piece.grow(x, deviations))
 }
 
-fn back(
-    pieces: &[Piece],
-    lambda: Functionals,
-    out: &mut Remainders,
-) -> Result<Functionals, Error> {
+fn back(pieces: &[Piece], lambda: Functionals, out: &mut Remainders) -> Result<Functionals, Error> {
     pieces.iter().rev().try_fold(lambda, |lambda, piece| piece.back(lambda, out))
 }
 
+/// Backward from what the elementwise node of this place reads.
+fn back_from(
+    pieces: &[Piece],
+    slot: usize,
+    lambda: Functionals,
+    out: &mut Remainders,
+) -> Result<Functionals, Error> {
+    let Some(i) = pieces.iter().position(|piece| piece.holds(slot)) else { return Ok(lambda) };
+    let lambda = match &pieces[i] {
+        Piece::Known { piece, .. } => {
+            back_from(std::slice::from_ref(piece.as_ref()), slot, lambda, out)?
+        }
+        Piece::Sequence(body) | Piece::Residual { body, .. } => back_from(body, slot, lambda, out)?,
+        Piece::Sum { branches, .. } => {
+            let of = branches.iter().find(|branch| branch.holds(slot));
+            back_from(of.map(std::slice::from_ref).unwrap_or_default(), slot, lambda, out)?
+        }
+        _ => lambda,
+    };
+    back(&pieces[..i], lambda, out)
+}
+
 impl Piece {
+    /// The elementwise nodes in it that have jumps of slopes.
+    fn bent(&self, out: &mut Vec<(usize, usize, bool)>) {
+        match self {
+            Self::Known { piece, .. } => piece.bent(out),
+            Self::Sequence(body) | Self::Residual { body, .. } => {
+                body.iter().for_each(|piece| piece.bent(out));
+            }
+            Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.bent(out)),
+            Self::Pointwise(piece) if piece.jumps() => out.push((piece.slot, piece.width(), false)),
+            Self::Sorted(piece) => out.push((piece.slot, piece.width(), true)),
+            _ => {}
+        }
+    }
+
+    /// Whether the elementwise node of this place is it or in it.
+    fn holds(&self, slot: usize) -> bool {
+        let mut all = Vec::new();
+        self.bent(&mut all);
+        all.iter().any(|(own, _, _)| *own == slot)
+    }
+
     /// From the deviations of its input to those of its output.
     fn grow(&self, x: Spread, deviations: &mut Deviations) -> Spread {
         match self {
@@ -562,8 +659,7 @@ impl Piece {
                 let hidden = piece.product.grow(&gate, &up);
                 let out = piece.down.grow(&hidden, &piece.errors[2]);
                 let [g, u] = piece.product.slots;
-                for (slot, spread) in
-                    [(piece.slot, x), (g, gate), (u, up), (piece.hidden, hidden)]
+                for (slot, spread) in [(piece.slot, x), (g, gate), (u, up), (piece.hidden, hidden)]
                 {
                     deviations.spreads[slot] = Some(spread);
                 }

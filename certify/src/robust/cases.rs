@@ -1,8 +1,8 @@
 //! Inputs to prove something around, whatever the network reads.
 
 use candle_core::Tensor;
-use lipschitz_nn::graph::{Graph, Input, Shape};
 use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Graph, Input, Shape};
 
 use super::{BoxError, images, tokens};
 use crate::Error;
@@ -38,9 +38,7 @@ pub(crate) fn as_input(graph: &Graph, x: &Tensor) -> Result<Tensor, Error> {
     let batch = x.dim(0)?;
     Ok(match graph.input() {
         Input::Tokens { .. } => x.clone(),
-        Input::Pixels { channels, height, width } => {
-            x.reshape((batch, channels, height, width))?
-        }
+        Input::Pixels { channels, height, width } => x.reshape((batch, channels, height, width))?,
         Input::Vector { dim } => x.reshape((batch, dim))?,
     })
 }

@@ -59,8 +59,13 @@ pub fn images<E: Into<BoxError>>(
     let mut rows = Vec::new();
     for eps in sorted(&settings.eps) {
         watch(eps);
-        let attack =
-            Attack { network: &network, effort: settings.effort, reach: Reach::All, unit: true, linf: false };
+        let attack = Attack {
+            network: &network,
+            effort: settings.effort,
+            reach: Reach::All,
+            unit: true,
+            linf: false,
+        };
         attack_left(&attack, &inputs, eps, &mut broken)?;
         check(&broken, &radii, eps)?;
         rows.push(Shares {
@@ -159,9 +164,8 @@ pub(super) fn inputs<E: Into<BoxError>>(
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         // Images of another size are another question: nothing here changes their size.
         if x.dims().get(1..) != Some(shape) {
-            let text = |dims: &[usize]| {
-                dims.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
-            };
+            let text =
+                |dims: &[usize]| dims.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
             let found = text(x.dims().get(1..).unwrap_or_default());
             let what = format!("images are {found}, and the model reads {}", text(shape));
             return Err(Error::Data(what));

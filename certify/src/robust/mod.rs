@@ -8,8 +8,8 @@ mod images;
 mod margins;
 mod tokens;
 
-pub use attack::{Effort, Reach};
 pub(crate) use attack::Attack;
+pub use attack::{Effort, Reach};
 pub(crate) use cases::{as_input, cases, outputs};
 pub use images::{BATCH, EPS_36_255, certified_accuracy, images};
 pub use margins::{Margins, largest};

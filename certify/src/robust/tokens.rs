@@ -87,8 +87,13 @@ pub fn tokens<E: Into<BoxError>>(
         let (walk, radii) = proven_at(eps)?;
         // Radii increase, and with them the domain and its constant.
         lipschitz = Some(walk.lipschitz);
-        let mut attack =
-            Attack { network: &network, effort: settings.effort, reach: Reach::One, unit: false, linf: false };
+        let mut attack = Attack {
+            network: &network,
+            effort: settings.effort,
+            reach: Reach::One,
+            unit: false,
+            linf: false,
+        };
         attack_left(&attack, inputs, eps, &mut one)?;
         // A change of one token is also a change of all tokens.
         all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);

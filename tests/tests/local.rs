@@ -1,0 +1,218 @@
+//! Nobody breaks a certificate around one input: random networks of every node kind, attacked by
+//! gradients and at random within the radius, in every norm.
+
+use candle_core::{DType, Device, Tensor, Var};
+use lipschitz_certify::bound::WeightNorms;
+use lipschitz_certify::ellipsoid::{self, Aim};
+use lipschitz_certify::local::{Distance, Local, exact};
+use lipschitz_certify::spectral::Method;
+use lipschitz_certify::upper::Upper;
+use lipschitz_nn::graph::{Function, Graph, Input};
+use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::{Model, Weights};
+use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+
+/// Random changes for each network and radius.
+const CHANGES: usize = 120;
+
+/// Networks in a usual run; more with `LIPSCHITZ_LOCAL=N`.
+fn networks() -> u64 {
+    std::env::var("LIPSCHITZ_LOCAL").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
+}
+
+/// `[batch, tokens, width]`, scaled to a size of exactly `radius` each, but for rounding.
+fn sized(x: &Tensor, distance: Distance, radius: f64) -> Tensor {
+    let (b, tokens, width) = x.dims3().unwrap();
+    let size = match distance {
+        Distance::Token => x.sqr().unwrap().sum_keepdim(2).unwrap().sqrt().unwrap(),
+        Distance::L2 => {
+            let flat = x.reshape((b, tokens * width)).unwrap().sqr().unwrap();
+            flat.sum(1).unwrap().sqrt().unwrap().reshape((b, 1, 1)).unwrap()
+        }
+        Distance::Linf => {
+            let flat = x.reshape((b, tokens * width)).unwrap().abs().unwrap();
+            flat.max(1).unwrap().reshape((b, 1, 1)).unwrap()
+        }
+    };
+    let factor = ((size + 1e-300).unwrap().recip().unwrap() * (radius * (1.0 - 1e-12))).unwrap();
+    x.broadcast_mul(&factor).unwrap()
+}
+
+struct Case {
+    model: Model,
+    /// `[1, tokens, width]`
+    x: Tensor,
+    shape: Vec<usize>,
+}
+
+impl Case {
+    /// Outputs of the last token, `[batch, outputs]`.
+    fn run(&self, x: &Tensor) -> Tensor {
+        let dims: Vec<usize> = [&[x.dim(0).unwrap()], &self.shape[..]].concat();
+        let x = x.reshape(dims).unwrap();
+        let y = match self.model.graph().input() {
+            Input::Tokens { .. } => self.model.forward_embeddings(&x).unwrap(),
+            _ => self.model.forward(&x).unwrap(),
+        };
+        match y.rank() {
+            3 => y.narrow(1, y.dim(1).unwrap() - 1, 1).unwrap().squeeze(1).unwrap(),
+            _ => y,
+        }
+    }
+
+    /// The largest changes of each output that random changes and a few steps of ascent find.
+    fn attack(&self, dice: &mut Dice, distance: Distance, radius: f64, at: &[f64]) -> Vec<f64> {
+        let (_, tokens, width) = self.x.dims3().unwrap();
+        let mut found = vec![0.0_f64; at.len()];
+        let mut see = |y: &Tensor| {
+            for row in y.detach().to_vec2::<f64>().unwrap() {
+                for ((found, y), at) in found.iter_mut().zip(row).zip(at) {
+                    *found = found.max((y - at).abs());
+                }
+            }
+        };
+        let changes = sized(&dice.tensor(&[CHANGES, tokens, width], 1.0), distance, radius);
+        see(&self.run(&self.x.broadcast_add(&changes.to_dtype(DType::F64).unwrap()).unwrap()));
+        let (goal, sign) = (dice.below(at.len()), if dice.coin() { 1.0 } else { -1.0 });
+        let mut change = changes.narrow(0, 0, 1).unwrap().to_dtype(DType::F64).unwrap();
+        for _ in 0..6 {
+            let var = Var::from_tensor(&(&self.x + &change).unwrap()).unwrap();
+            let y = self.run(var.as_tensor());
+            see(&y);
+            let goal = (y.narrow(1, goal, 1).unwrap().sum_all().unwrap() * sign).unwrap();
+            let gradients = goal.backward().unwrap();
+            let Some(g) = gradients.get(var.as_tensor()) else { break };
+            let g = g.detach();
+            let step = if distance == Distance::Linf { g.sign().unwrap() } else { g };
+            change = sized(&step, distance, radius);
+        }
+        see(&self.run(&(&self.x + &change).unwrap()));
+        found
+    }
+}
+
+/// Over networks of every node kind: no output moves further than is proven, and for small changes
+/// of smooth networks what is proven is found.
+#[test]
+fn no_output_moves_further_than_is_proven() {
+    let (mut kinds, mut near, mut tried) = (std::collections::BTreeSet::new(), Vec::new(), 0);
+    for seed in 0..networks() {
+        let mut dice = Dice::new(77_000 + seed);
+        let tokens = seed % 5 > 0;
+        let graph = if tokens { random_graph(&mut dice) } else { random_image_graph(&mut dice) };
+        let json = serde_json::to_string(&graph).unwrap();
+        for kind in json.split("\"op\":\"").skip(1) {
+            kinds.insert(kind.split('"').next().unwrap().to_string());
+        }
+        let model = exact(&random_model(graph, &mut dice)).unwrap();
+        let shape = match tokens {
+            true => vec![1 + dice.below(4), model.weights()["embedding.weight"].dim(1).unwrap()],
+            false => vec![2, 4, 4],
+        };
+        let as_tokens = if tokens { shape.clone() } else { vec![1, shape.iter().product()] };
+        let x = dice.tensor(&[&[1], &as_tokens[..]].concat(), 1.0).to_dtype(DType::F64).unwrap();
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        // With and without what ellipsoids know.
+        let size = x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+        let domain = Upper::from_f64(2.0 * size + 1.0);
+        let ellipsoids = match dice.coin() {
+            true => ellipsoid::tighten(&model, domain, Aim::Pairs, 3, &mut |_, _| {}).unwrap(),
+            false => None,
+        };
+        let known = ellipsoids.as_ref().map(|e| (&e.bound, domain));
+        let local = Local::new(&model, &norms, known).unwrap();
+        let point = local.at(&x.reshape(&shape[..]).unwrap()).unwrap();
+        let claims = point.values().unwrap();
+        let case = Case { model: model.clone(), x, shape };
+        let first = case.run(&case.x).to_vec2::<f64>().unwrap().remove(0);
+        assert_eq!(first, claims.at_input(), "seed {seed}: {json}");
+        for radius in [1e-5, 0.01, 0.1, 0.6] {
+            let distance = dice.pick(&[Distance::Token, Distance::L2, Distance::Linf]);
+            let reach = point.reach(&claims, radius, distance);
+            let found = case.attack(&mut dice, distance, radius, &first);
+            tried += CHANGES + 7;
+            for (i, (found, reach)) in found.iter().zip(&reach).enumerate() {
+                let allowed = reach.to_f64() * (1.0 + 1e-9) + 1e-11 * (1.0 + first[i].abs());
+                assert!(
+                    *found <= allowed,
+                    "seed {seed}, {distance:?} {radius}: output {i} moved by {found}, proven \
+                     {reach}: {json}"
+                );
+                if radius < 1e-4 && reach.to_f64() > 1e-8 {
+                    near.push(found / reach.to_f64());
+                }
+            }
+        }
+    }
+    near.sort_by(f64::total_cmp);
+    let (median, most) = (near[near.len() / 2], near[near.len() - 1]);
+    println!(
+        "{tried} changes; found / proven for small ones: median {median:.3}, largest {most:.6}"
+    );
+    assert!(kinds.len() >= 24, "a node kind was never tried: {kinds:?}");
+    assert!(median > 0.2 && most > 0.999, "{median} {most}");
+}
+
+/// A chain of two sorted layers by hand: inside of the distance to the first jump the network is linear,
+/// and the proof is exact; and a radius is where the margin ends.
+#[test]
+fn a_linear_piece_is_exact() {
+    let graph = Graph::builder(Input::Vector { dim: 4 })
+        .linear("up", 6)
+        .activation(Function::Relu)
+        .linear("down", 3)
+        .build()
+        .unwrap();
+    let weights = init::weights(&graph, 5, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+    let model = exact(&Model::new(graph, weights).unwrap()).unwrap();
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    let local = Local::new(&model, &norms, None).unwrap();
+    let x = Tensor::new(&[0.9, -1.3, 0.4, 2.0], &Device::Cpu).unwrap();
+    let point = local.at(&x).unwrap();
+    let class = point.class().unwrap();
+    let others: Vec<usize> = (0..3).filter(|j| *j != class).collect();
+    let claims = point.margins(class, &others).unwrap();
+    // The first jump, by hand: the smallest |u_i|/‖w_i‖.
+    let w = model.weights()["up.weight"].to_vec2::<f64>().unwrap();
+    let x: Vec<f64> = x.to_vec1().unwrap();
+    let dot = |w: &[f64], x: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+    let jump = w.iter().map(|w| dot(w, &x).abs() / dot(w, w).sqrt()).fold(f64::MAX, f64::min);
+    let radius = 0.99 * jump;
+    for (reach, k) in point.reach(&claims, radius, Distance::L2).iter().zip(0..) {
+        let slope = claims.tangent_of(k, Distance::L2);
+        let exact = claims.at_input()[k] / slope * radius;
+        assert!((reach.to_f64() / exact - 1.0).abs() < 1e-9, "{reach} {exact}");
+    }
+    let radius = point.radius(&claims, Distance::L2);
+    assert!(radius > 0.0 && radius <= claims.tangent(Distance::L2));
+    assert!(point.holds(&claims, radius, Distance::L2));
+}
+
+/// What is no number, no finite number, or outside of the domain proves nothing.
+#[test]
+fn nothing_is_proven_outside() {
+    let graph = Graph::builder(Input::Vector { dim: 2 })
+        .linear("up", 3)
+        .activation(Function::GeluErf)
+        .linear("down", 2)
+        .build()
+        .unwrap();
+    let weights: Weights =
+        init::weights(&graph, 1, Blocks::Whole, &Device::Cpu, DType::F64).unwrap();
+    let model = exact(&Model::new(graph, weights).unwrap()).unwrap();
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    let domain = Upper::from_f64(2.0);
+    let found = ellipsoid::tighten(&model, domain, Aim::Pairs, 2, &mut |_, _| {}).unwrap();
+    let found = found.unwrap();
+    let local = Local::new(&model, &norms, Some((&found.bound, domain))).unwrap();
+    let point = local.at(&Tensor::new(&[1.0, 1.0], &Device::Cpu).unwrap()).unwrap();
+    let claims = point.values().unwrap();
+    for radius in [f64::NAN, f64::INFINITY, 0.7, -1.0] {
+        let reach = point.reach(&claims, radius, Distance::L2);
+        assert!(reach.iter().all(|r| !r.is_finite()), "{radius}");
+        assert!(!point.holds(&claims, radius, Distance::L2), "{radius}");
+    }
+    assert!(point.reach(&claims, 0.5, Distance::L2).iter().all(|r| r.is_finite()));
+    let half = model.to(&Device::Cpu, DType::F32).unwrap();
+    assert!(Local::new(&half, &norms, None).is_err());
+}
