@@ -301,7 +301,7 @@ impl Point {
             }
             high = at;
         }
-        let mut narrow = |low: &mut f64, high: &mut f64, steps: usize, quick: bool| {
+        let narrow = |low: &mut f64, high: &mut f64, steps: usize, quick: bool| {
             for _ in 0..steps {
                 let at = 0.5 * (*low + *high);
                 if self.proves(claims, at, distance, quick) { *low = at } else { *high = at }
