@@ -89,7 +89,7 @@ fn mean_pairs(reader: &Reader, radius: Upper, steps: usize) -> Option<(f64, f64)
     let found = found.expect("a checkpoint")?;
     let n = walk.outputs;
     let mean = |found| {
-        let margins = Margins::new(&walk, &norms, found).expect("norms");
+        let margins = Margins::new(&reader.meta().graph, &walk, &norms, found).expect("norms");
         let pairs = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
         let sum: f64 = pairs.map(|(i, j)| margins.constant(i, j).to_f64()).sum();
         sum / (n * (n - 1) / 2) as f64

@@ -7,8 +7,8 @@ use lipschitz_certify::ellipsoid::{self, Aim};
 use lipschitz_certify::local::{Distance, Local, exact};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Function, Graph, Input};
 use lipschitz_nn::Model;
+use lipschitz_nn::graph::{Function, Graph, Input};
 use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
 
 /// Random changes for each network and radius.

@@ -723,7 +723,7 @@ impl Heads {
 /// Without the tokens that matter least, whose whole change goes to the remainder: with few tokens in
 /// sight, what follows costs far less.
 fn pruned(lambda: Functionals, slot: usize, out: &mut Remainders) -> Functionals {
-    const LEAST: f64 = 3e-5;
+    const LEAST: f64 = 3e-4;
     let norms = lambda.norms();
     let n = lambda.tokens.len();
     let largest =

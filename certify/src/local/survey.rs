@@ -10,7 +10,7 @@ use crate::Error;
 use crate::bound::{Block, Norm, Norms, WeightNorms, walk};
 use crate::ellipsoid::{self, Aim, EllipsoidBound, Ellipsoids};
 use crate::robust::{self, Attack, Effort, Margins, Reach};
-use crate::spectral::Method;
+use crate::spectral::{Method, vector_norm};
 use crate::upper::{Upper, count};
 
 /// What to survey.
@@ -109,8 +109,8 @@ pub fn survey<E: Into<robust::BoxError>>(
 ) -> Result<Survey, Error> {
     let model = exact(model)?;
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
-    let global = Global::new(&model, &norms, settings)?;
     let cases = robust::cases(&model, batches, settings.limit)?;
+    let global = Global::new(&model, &norms, &cases, settings)?;
     let local = Local::new(&model, &norms, global.ellipsoids())?;
     let mut inputs = Vec::new();
     let embedded = matches!(model.graph().input(), Input::Tokens { .. });
@@ -262,7 +262,12 @@ struct Global {
 }
 
 impl Global {
-    fn new(model: &Model, norms: &WeightNorms<'_>, settings: &Settings) -> Result<Self, Error> {
+    fn new(
+        model: &Model,
+        norms: &WeightNorms<'_>,
+        cases: &robust::Cases,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
         let graph = model.graph();
         let (natural, width) = match (graph.input(), graph.nodes().first()) {
             (Input::Tokens { .. }, Some(node)) => {
@@ -274,10 +279,9 @@ impl Global {
                 (norms.norm(&Norm::Row(table))?, width)
             }
             (Input::Pixels { channels, height, width }, _) => {
-                let n = channels * height * width;
-                (count(n).sqrt(), n)
+                (largest_norm(cases)?, channels * height * width)
             }
-            (Input::Vector { dim }, _) => (Upper::INFINITY, dim),
+            (Input::Vector { dim }, _) => (largest_norm(cases)?, dim),
             (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
         };
         let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1] } else { &[f64::INFINITY] };
@@ -293,7 +297,7 @@ impl Global {
             let ellipsoids: Option<Ellipsoids> =
                 ellipsoid::tighten(model, ball, Aim::Pairs, steps, &mut |_, _| {})?;
             let walk = walk(graph, norms, domain)?;
-            domains.push((more, Margins::new(&walk, norms, ellipsoids.as_ref())?));
+            domains.push((more, Margins::new(graph, &walk, norms, ellipsoids.as_ref())?));
             largest = ellipsoids.map(|e| (e, ball));
             if !matches!(graph.output(), Shape::Tokens(_) | Shape::Vector(_)) {
                 return Err(Error::Data("the model names no class".into()));
@@ -328,4 +332,15 @@ impl Global {
         rivals.iter().for_each(|j| own[*j] = f64::NEG_INFINITY);
         self.best(|margins| margins.radius(&own, class))
     }
+}
+
+/// The largest ℓ2 norm of an input.
+fn largest_norm(cases: &robust::Cases) -> Result<Upper, Error> {
+    let mut largest = Upper::ZERO;
+    for (x, _) in cases {
+        for row in x.flatten_from(1)?.to_vec2::<f64>()? {
+            largest = largest.max(vector_norm(&row));
+        }
+    }
+    Ok(largest)
 }

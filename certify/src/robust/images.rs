@@ -132,7 +132,7 @@ fn over_images(model: &Model, search: usize) -> Result<([usize; 3], Walk, Margin
     let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
     let mut walk = walk(model.graph(), &norms, Some(radius))?;
     let ellipsoids = ellipsoid::tighten(model, walk.domain, Aim::Pairs, search, &mut |_, _| {})?;
-    let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
+    let margins = Margins::new(model.graph(), &walk, &norms, ellipsoids.as_ref())?;
     if let Some(ellipsoids) = &ellipsoids {
         walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
     }

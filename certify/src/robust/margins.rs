@@ -1,8 +1,10 @@
 //! From margins to certified radii: how far an input may move before another output can be the
 //! largest.
 
+use lipschitz_nn::Graph;
+
 use crate::Error;
-use crate::bound::{PAIRS, Walk, WeightNorms};
+use crate::bound::{F64, PAIRS, Walk, WeightNorms, rounding};
 use crate::ellipsoid::Ellipsoids;
 use crate::upper::Upper;
 
@@ -16,25 +18,19 @@ pub struct Margins {
     all: Upper,
     /// That of outputs i > j at `i(i−1)/2 + j`; empty if there are too many pairs.
     pairs: Vec<Upper>,
-    /// The largest norm that any value can have: ‖W‖R + ‖b‖ for a linear map, even if terms cancel.
-    size: f64,
+    /// What rounding may take of a margin: both outputs may be off.
+    rounding: f64,
 }
-
-/// The share of [`Margins::size`] that is subtracted from a margin, for rounding in f64.
-///
-/// A linear map of n inputs has a rounding error of at most γₙ ‖W‖_F ‖x‖, γₙ ≈ 10⁻¹⁶ n, and what
-/// follows multiplies that by its constant. Where outputs grow by the same norms as differences do,
-/// as in an MLP, the sum of all errors is far below this share of the largest norm. For other
-/// networks it is no proven bound of the rounding error.
-const ROUNDING: f64 = 1e-9;
 
 impl Margins {
     /// The margins of a network whose bounds were propagated with these norms, and by ellipsoids on
-    /// a domain that contains this one, if they were.
+    /// a domain that contains this one, if they were. Outputs are those computed in f64, so what that
+    /// rounds on the domain is taken off; nothing is certified where it is not bounded.
     ///
     /// # Errors
     /// [`Error`] names a weight that cannot be read.
     pub fn new(
+        graph: &Graph,
         walk: &Walk,
         norms: &WeightNorms,
         ellipsoids: Option<&Ellipsoids>,
@@ -55,8 +51,8 @@ impl Margins {
             pairs.iter_mut().zip(&ellipsoids.pairs).for_each(|(pair, by)| *pair = pair.min(*by));
             pairs.iter_mut().for_each(|pair| *pair = pair.min(all));
         }
-        let size = walk.rows.iter().map(|row| row.radius).fold(walk.radius, Upper::max);
-        Ok(Self { all, pairs, size: size.to_f64() })
+        let off = rounding(graph, norms, walk.domain, F64)?;
+        Ok(Self { all, pairs, rounding: (off + off).to_f64() })
     }
 
     /// The constant of the difference of outputs i and j.
@@ -74,9 +70,13 @@ impl Margins {
     /// unless output `class` is the largest.
     pub fn radius(&self, logits: &[f64], class: usize) -> f64 {
         let radius = |(j, z): (usize, &f64)| {
-            let margin = logits[class] - z - ROUNDING * self.size;
-            // The margin is NaN if a logit is, and not above 0 if the size is infinite.
-            if margin > 0.0 { (margin / self.constant(class, j).to_f64()).next_down() } else { 0.0 }
+            let margin = (logits[class] - z).next_down() - self.rounding;
+            // The margin is NaN if a logit is, and not above 0 if rounding is not bounded.
+            if margin > 0.0 {
+                (margin.next_down() / self.constant(class, j).to_f64()).next_down()
+            } else {
+                0.0
+            }
         };
         let others = logits.iter().enumerate().filter(|(j, _)| *j != class);
         others.map(radius).fold(f64::INFINITY, f64::min).max(0.0)

@@ -10,7 +10,7 @@ mod tokens;
 
 pub(crate) use attack::Attack;
 pub use attack::{Effort, Reach};
-pub(crate) use cases::{as_input, cases, outputs};
+pub(crate) use cases::{Cases, as_input, cases, outputs};
 pub use images::{BATCH, EPS_36_255, certified_accuracy, images};
 pub use margins::{Margins, largest};
 pub use tokens::{WINDOWS, tokens, window};

@@ -70,7 +70,7 @@ pub fn tokens<E: Into<BoxError>>(
         ellipsoid::tighten(&model, largest_domain, Aim::Pairs, settings.search, &mut |_, _| {})?;
     let proven_at = |eps: f64| -> Result<(Walk, Vec<f64>), Error> {
         let mut walk = walk(model.graph(), &norms, Some(domain + Upper::from_f64(eps)))?;
-        let margins = Margins::new(&walk, &norms, ellipsoids.as_ref())?;
+        let margins = Margins::new(model.graph(), &walk, &norms, ellipsoids.as_ref())?;
         if let Some(ellipsoids) = &ellipsoids {
             walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
         }
