@@ -12,18 +12,20 @@ Python's interpreter lock, on all cores.
 
 from ._certificate import Certificate, Norms
 from ._lipschitz import Error, Violated, spectral_norm_upper
-from ._models import certify, load, probe, robust, run
-from ._results import Found, Robustness
+from ._models import certify, load, local, probe, robust, run
+from ._results import Found, Radii, Robustness
 
 __all__ = [
     "Certificate",
     "Error",
     "Found",
     "Norms",
+    "Radii",
     "Robustness",
     "Violated",
     "certify",
     "load",
+    "local",
     "probe",
     "robust",
     "run",

@@ -33,6 +33,7 @@ class Network:
     def robust(
         self, images: Any, classes: Any, eps: Sequence[float], steps: int, restarts: int
     ) -> str: ...
+    def local(self, inputs: Any, norm: str, radii: Sequence[float], steps: int) -> str: ...
 
 class Constraint:
     """What keeps matrices small after each step, whatever the step was."""

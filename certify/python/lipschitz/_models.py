@@ -8,7 +8,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from ._certificate import Certificate, number
 from ._lipschitz import Error, Network
-from ._results import Found, Robustness
+from ._results import Found, Radii, Robustness
 
 
 def certify(
@@ -125,6 +125,45 @@ def robust(
     del keep
     column = lambda key: numpy.array([row[key] for row in rows])
     return Robustness(column("eps"), column("clean"), column("attacked"), column("certified"))
+
+
+def local(
+    model: Any,
+    inputs: Any,
+    graph: Any = None,
+    *,
+    norm: Optional[str] = None,
+    steps: int = 0,
+    **options: Any,
+) -> Radii:
+    """How far each input may move before the decision can change, proven around that input.
+
+    `inputs` are token ids, images or vectors, a batch of them; the decision is the largest output, of the
+    last token where each token has some. `norm` is "l2" (the default for images and vectors: the norm of the
+    change), "linf" (its largest element), or "token" (the default for token ids: every embedding vector may
+    move by the radius in l2). With `steps` an attack looks for a change that is larger than the radius.
+
+    >>> lipschitz.local(model, images).radius                      # doctest: +SKIP
+    array([0.31, 0.07])
+    """
+    import json
+
+    import numpy
+
+    network, keep = network_of(model, graph, **options)
+    inputs = _array(inputs)
+    tokens = json.loads(network.graph())["input"]["kind"] == "tokens"
+    norm = norm or ("token" if tokens else "l2")
+    rows = json.loads(network.local(inputs, norm, [], steps))["inputs"]
+    del keep
+    column = lambda key: numpy.array([numpy.nan if row[key] is None else row[key] for row in rows])
+    return Radii(
+        numpy.array([row["class"] for row in rows]),
+        column("margin"),
+        column("radius"),
+        column("global"),
+        column("broken"),
+    )
 
 
 def network_of(

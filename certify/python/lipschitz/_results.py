@@ -33,3 +33,18 @@ class Robustness(NamedTuple):
     clean: "numpy.ndarray"
     attacked: "numpy.ndarray"
     certified: "numpy.ndarray"
+
+
+class Radii(NamedTuple):
+    """Per input: the decision, its margin, the distance within which it provably stays, that by the
+    global constant, and the smallest distance at which an attack changed it, or NaN.
+
+    >>> lipschitz.local(model, images).radius                      # doctest: +SKIP
+    array([0.31, 0.07])
+    """
+
+    decision: "numpy.ndarray"
+    margin: "numpy.ndarray"
+    radius: "numpy.ndarray"
+    by_constant: "numpy.ndarray"
+    attacked: "numpy.ndarray"

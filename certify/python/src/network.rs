@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::local::{self, Distance};
 use lipschitz_certify::robust::{self, Effort, Settings};
 use lipschitz_certify::source::Source;
 use lipschitz_certify::spectral::Method;
@@ -171,6 +172,50 @@ impl Network {
             let batches = batches.into_iter().map(Ok::<_, lipschitz_certify::Error>);
             let found = robust::images(&model, batches, limit, &settings, &|_| {});
             let found = found.map_err(raised)?;
+            serde_json::to_string_pretty(&found).map_err(raised)
+        })
+    }
+
+    /// How far each input may move before the decision can change, as JSON: token ids, images or
+    /// vectors.
+    fn local(
+        &self,
+        py: Python<'_>,
+        inputs: &Bound<'_, PyAny>,
+        norm: &str,
+        radii: Vec<f64>,
+        steps: usize,
+    ) -> PyResult<String> {
+        if radii.iter().any(|radius| !(radius.is_finite() && *radius >= 0.0)) {
+            return Err(crate::Error::new_err("radii: wants numbers of 0 or above"));
+        }
+        let distance = match norm {
+            "token" => Distance::Token,
+            "l2" => Distance::L2,
+            "linf" => Distance::Linf,
+            other => {
+                let what = format!("norm: `{other}` is none of token, l2 and linf");
+                return Err(crate::Error::new_err(what));
+            }
+        };
+        let inputs = tensor("the inputs", inputs)?;
+        py.detach(|| {
+            let (model, _) = self.model()?;
+            let limit = inputs.dim(0).unwrap_or_default();
+            let settings = local::Settings {
+                distance,
+                limit,
+                radii,
+                attack: (steps > 0).then_some(Effort { steps, restarts: 2 }),
+                search: ellipsoid::usual_steps(model.graph()),
+            };
+            // There are no labels to be compared with.
+            let labels = Tensor::zeros(limit, DType::U32, &Device::Cpu)
+                .map_err(lipschitz_nn::Error::from)
+                .map_err(raised)?;
+            let batches = batches(&inputs, &labels).map_err(raised)?;
+            let batches = batches.into_iter().map(Ok::<_, lipschitz_certify::Error>);
+            let found = local::survey(&model, batches, &settings, &|_| {}).map_err(raised)?;
             serde_json::to_string_pretty(&found).map_err(raised)
         })
     }

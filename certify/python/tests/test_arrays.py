@@ -150,6 +150,22 @@ def test_certified_is_at_most_attacked():
         lipschitz.robust(two(), images, classes, of_images, eps=[])
 
 
+def test_radii_around_inputs_hold():
+    draw = numpy.random.default_rng(6)
+    x, weights = draw.normal(size=(6, 3)), two()
+    f = lambda x: numpy.maximum(x @ weights["a.weight"].T, 0) @ weights["b.weight"].T
+    for norm, order in [("l2", 2), ("linf", numpy.inf)]:
+        found = lipschitz.local(weights, x, TWO, norm=norm, steps=5)
+        assert (found.decision == f(x).argmax(1)).all() and (found.radius >= found.by_constant).all()
+        assert (found.radius > 0).all() and not (found.attacked < found.radius).any()
+        for row, decision, radius in zip(x, found.decision, found.radius):
+            moved = draw.normal(size=(500, 3))
+            moved *= radius / numpy.linalg.norm(moved, ord=order, axis=1, keepdims=True)
+            assert (f(row + moved).argmax(1) == decision).all()
+    with pytest.raises(lipschitz.Error, match="norm"):
+        lipschitz.local(weights, x, TWO, norm="l3")
+
+
 def test_the_import_is_quick_and_brings_neither_numpy_nor_torch():
     code = (
         "import sys, time; start = time.process_time(); import lipschitz;"

@@ -22,8 +22,10 @@ pub(crate) fn cases<E: Into<BoxError>>(
 ) -> Result<Cases, Error> {
     match model.graph().input() {
         Input::Tokens { .. } => {
-            let length = tokens::window(model)?;
-            Ok(tokens::predictions(model, batches, length, limit)?.inputs)
+            if !matches!(model.graph().output(), Shape::Tokens(_) | Shape::Vector(_)) {
+                return Err(Error::Data("the model decides nothing".into()));
+            }
+            Ok(tokens::predictions(model, batches, None, limit)?.inputs)
         }
         Input::Pixels { channels, height, width } => {
             images::inputs(batches, limit, &[channels, height, width])

@@ -61,7 +61,7 @@ pub fn tokens<E: Into<BoxError>>(
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let domain = norms.norm(&Norm::Row(table.clone()))?;
     let diameter = norms.norm(&Norm::RowDifference(table))?;
-    let predictions = predictions(&model, batches, length, settings.limit)?;
+    let predictions = predictions(&model, batches, Some(length), settings.limit)?;
     let Predictions { inputs, logits, classes, available } = &predictions;
     // Ellipsoids on the largest domain hold on all others.
     let farthest = settings.eps.iter().fold(0.0, |m: f64, eps| m.max(*eps));
@@ -138,11 +138,12 @@ pub(super) struct Predictions {
     available: usize,
 }
 
-/// Predictions after the first `limit` windows of `length` tokens that lie within one document.
+/// Predictions after the first `limit` windows that lie within one document: those of `length` tokens,
+/// if that is given.
 pub(super) fn predictions<E: Into<BoxError>>(
     model: &Model,
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
-    length: usize,
+    length: Option<usize>,
     limit: usize,
 ) -> Result<Predictions, Error> {
     let separator =
@@ -150,7 +151,7 @@ pub(super) fn predictions<E: Into<BoxError>>(
     let (mut inputs, mut logits, mut available) = (Vec::new(), Vec::new(), 0);
     for batch in batches {
         let (x, _) = batch.map_err(|e| Error::Batch(e.into()))?;
-        if x.dim(1)? != length {
+        if length.is_some_and(|length| x.dim(1).ok() != Some(length)) {
             continue;
         }
         let whole = one_document(&x, separator)?;
@@ -171,8 +172,8 @@ pub(super) fn predictions<E: Into<BoxError>>(
         inputs.iter().flat_map(|(_, classes)| classes.iter().copied()).collect();
     if classes.is_empty() {
         let what = format!(
-            "the held-out split holds no window of {length} tokens within one document; give more \
-             text"
+            "the held-out split holds no window{} within one document; give more text",
+            length.map_or(String::new(), |length| format!(" of {length} tokens"))
         );
         return Err(Error::Data(what));
     }
