@@ -166,6 +166,7 @@ fn make(shape: &str, file: &Path) {
         graph: model.graph().clone(),
         config: serde_json::Value::Null,
         tokenizer: None,
+        classes: Vec::new(),
         provenance,
     };
     checkpoint::save(file, &model, &meta).expect("room on disk");

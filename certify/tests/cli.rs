@@ -575,6 +575,7 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
         graph,
         config: serde_json::Value::Null,
         tokenizer: None,
+        classes: Vec::new(),
         provenance,
     };
     checkpoint::save(&path, &model, &meta).unwrap();

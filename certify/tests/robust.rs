@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings};
 use lipschitz_data::Corpus;
-use lipschitz_data::cifar10::{PIXELS, Split};
+use lipschitz_data::cifar::PIXELS;
+use lipschitz_data::examples::Split;
 use lipschitz_data::play;
 use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::init::{self, Blocks};
@@ -22,8 +23,8 @@ fn noise(label: &str, shape: &[usize]) -> Tensor {
 fn grey_images(count: usize) -> Split {
     let mut rng = random::keyed(3, "pictures", 0);
     let pixels = (0..count * PIXELS).map(|_| 90 + random::below(&mut rng, 76) as u8).collect();
-    let labels = (0..count).map(|i| (i % 10) as u8).collect();
-    Split { pixels, labels }
+    let labels = (0..count).map(|i| (i % 10) as u32).collect();
+    Split::images([3, 32, 32], pixels, labels)
 }
 
 fn images(
@@ -51,7 +52,8 @@ fn certified_accuracy(
     test: &Split,
     eps: f64,
 ) -> Result<f64, lipschitz_certify::Error> {
-    robust::certified_accuracy(model, test.batches(robust::BATCH, &Device::Cpu), eps)
+    let batches = test.batches(robust::BATCH, &Device::Cpu);
+    Ok(robust::certified_accuracy(model, batches, &[eps], 30)?[0])
 }
 
 fn settings(eps: &[f64], limit: usize) -> Settings {
@@ -203,7 +205,7 @@ fn values_that_cancel_certify_nothing() {
         ("b.bias", weight(vec![-huge, 0.5], &[2])),
     ];
     let model = image_model(nodes, &weights);
-    let test = Split { pixels: vec![230; PIXELS], labels: vec![1] };
+    let test = Split::images([3, 32, 32], vec![230; PIXELS], vec![1]);
     assert_eq!(certified_accuracy(&model, &test, 0.0).unwrap(), 0.0);
     // The same inside one map whose output is small.
     let mut row = vec![0.0; 2 * PIXELS];
@@ -213,7 +215,7 @@ fn values_that_cancel_certify_nothing() {
         [("a.weight", weight(row, &[2, PIXELS])), ("a.bias", weight(vec![-huge, 0.5], &[2]))];
     let mut pixels = vec![230; PIXELS];
     pixels[0] = 255;
-    let test = Split { pixels, labels: vec![1] };
+    let test = Split::images([3, 32, 32], pixels, vec![1]);
     assert_eq!(certified_accuracy(&image_model(nodes, &weights), &test, 0.0).unwrap(), 0.0);
 }
 

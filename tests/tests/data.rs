@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use candle_core::Device;
-use lipschitz_data::cifar10::{CLASSES, Cifar10, Limits, PIXELS};
+use lipschitz_data::cifar::{CLASSES, Limits, PIXELS, load10};
+use lipschitz_data::examples::{Targets, Values};
 use lipschitz_data::order::Shuffle;
 use lipschitz_data::text;
 use lipschitz_tests::shared;
@@ -12,13 +13,15 @@ use lipschitz_tests::shared;
 fn the_real_files_decode() {
     let Some(path) = shared("cifar10") else { return };
     let start = Instant::now();
-    let data = Cifar10::load(&path, Limits { train: Some(400), test: Some(100) }).unwrap();
+    let data = load10(&path, Limits { train: Some(400), test: Some(100) }).unwrap();
     eprintln!("500 images in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-    assert_eq!(
-        (data.train.len(), data.test.len(), data.train.pixels.len()),
-        (400, 100, 400 * PIXELS)
-    );
-    let classes: std::collections::BTreeSet<u8> = data.train.labels.iter().copied().collect();
+    let (Values::Bytes(pixels), Targets::Classes(classes)) =
+        (&data.train.values, &data.train.targets)
+    else {
+        panic!("images are bytes with classes")
+    };
+    assert_eq!((data.train.len(), data.test.len(), pixels.len()), (400, 100, 400 * PIXELS));
+    let classes: std::collections::BTreeSet<u32> = classes.iter().copied().collect();
     assert_eq!(classes.len(), CLASSES);
     // The mean over all of CIFAR-10 is (0.491, 0.482, 0.447); a few hundred images come near
     // it.

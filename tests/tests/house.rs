@@ -71,7 +71,7 @@ fn crates_need_those_below_them_alone() {
         ("lipschitz-plot", &[]),
         ("lipschitz-import", &["lipschitz-nn"]),
         ("lipschitz-opt", &["lipschitz-nn"]),
-        ("lipschitz-data", &["lipschitz-nn"]),
+        ("lipschitz-data", &["lipschitz-import", "lipschitz-nn"]),
         (
             "lipschitz-certify",
             &[

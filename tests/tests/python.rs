@@ -78,7 +78,8 @@ fn random_networks_are_the_same_in_pytorch() {
 fn write(case: &Path, model: &Model, input: &Tensor) {
     let graph: Graph = model.graph().clone();
     let (config, provenance) = (serde_json::Value::Null, Provenance::default());
-    let meta = Meta { format: FORMAT, graph, config, tokenizer: None, provenance };
+    let classes = Vec::new();
+    let meta = Meta { format: FORMAT, graph, config, tokenizer: None, classes, provenance };
     save(&case.join("model.safetensors"), model, &meta).unwrap();
     let program = export::pytorch(model.graph()).unwrap();
     std::fs::write(case.join("network.py"), program).unwrap();

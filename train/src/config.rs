@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use lipschitz_data::DataConfig;
+use lipschitz_data::augment::Augmentation;
+use lipschitz_data::{DataConfig, DataSet};
+use lipschitz_nn::graph::Input;
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::presets::ModelConfig;
 use lipschitz_nn::{Graph, text};
@@ -13,7 +15,9 @@ use lipschitz_opt::{Group, OptimizerConfig, Recipe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::averaging::AveragingConfig;
 use crate::error::Within;
+use crate::loss::LossConfig;
 use crate::{Error, keys, ranges, seed};
 
 /// Everything about a run.
@@ -41,6 +45,15 @@ pub struct Config {
     pub rates: RatesConfig,
     /// What bounds their norms.
     pub constraint: ConstraintConfig,
+    /// What a step lowers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub loss: LossConfig,
+    /// How training images are changed at random.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub augment: Augmentation,
+    /// The weights that a run gives at its end are a mean over steps; the last ones without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub averaging: Option<AveragingConfig>,
     /// Steps, batch, learning rate, intervals.
     pub train: TrainConfig,
 }
@@ -207,6 +220,8 @@ impl Config {
     fn check(&self) -> Result<(), Error> {
         let t = &self.train;
         ranges::check(self)?;
+        self.loss.check()?;
+        self.averaging.iter().try_for_each(AveragingConfig::check)?;
         let no = |what: String| Err(Error::Config(what));
         if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
             return no(format!("train.learning_rate is {}; it must be above 0", t.learning_rate));
@@ -254,11 +269,24 @@ impl Config {
         }
     }
 
-    /// The network's graph for data of this vocabulary (or number of classes).
+    /// The network's graph for this vocabulary (or number of classes). Where the config does not say
+    /// how large images are, they are taken to be of 3 × 32 × 32.
     ///
     /// # Errors
     /// A size that does not fit, or a graph file that cannot be read.
-    pub fn graph(&self, vocabulary: usize) -> Result<Graph, Error> {
+    pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
+        self.graph_of(outputs, self.data.kind().input())
+    }
+
+    /// The network's graph for this data.
+    ///
+    /// # Errors
+    /// As [`Config::graph`].
+    pub fn graph_for(&self, data: &dyn DataSet) -> Result<Graph, Error> {
+        self.graph_of(data.outputs(), data.input())
+    }
+
+    fn graph_of(&self, outputs: usize, input: Option<Input>) -> Result<Graph, Error> {
         let mut model = self.model.clone();
         // What a head of norm 1 has as its constant there, so that its cap is near 1.
         if let (ModelConfig::Isometric { final_scale, .. }, Some(goal)) = (&mut model, self.goal())
@@ -266,11 +294,18 @@ impl Config {
         {
             *final_scale = final_scale.or(Some(goal.target));
         }
-        let graph = model.graph(vocabulary)?;
-        match self.data.kind().reads(graph.input()) {
-            true => Ok(graph),
-            false => Err(lipschitz_data::Error::misfit(graph.input()).into()),
+        let graph = match input {
+            Some(input) => model.graph_of(outputs, input)?,
+            None => model.graph(outputs)?,
+        };
+        if !self.data.kind().reads(graph.input()) {
+            return Err(lipschitz_data::Error::misfit(graph.input()).into());
         }
+        if !self.augment.is_none() && !matches!(graph.input(), Input::Pixels { .. }) {
+            let what = "the section [augment] changes images, and the model reads none";
+            return Err(Error::Config(format!("{what}; leave it out")));
+        }
+        Ok(graph)
     }
 }
 

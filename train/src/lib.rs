@@ -28,6 +28,7 @@
 extern crate self as lipschitz_train;
 
 mod append_file;
+pub mod averaging;
 pub mod cli;
 pub mod config;
 pub mod device;
@@ -38,8 +39,9 @@ pub mod events;
 mod keys;
 mod loader;
 mod lock;
+pub mod loss;
 pub mod preset;
-mod progress;
+pub mod progress;
 mod ranges;
 pub mod ranks;
 pub mod reference;

@@ -3,12 +3,13 @@
 use crate::Error;
 
 /// Their names.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 8] = [
     "demo",
     "gpt-shakespeare",
     "gpt-tight",
     "isometric-shakespeare",
     "mlp-cifar10",
+    "mlp-images",
     "nanogpt-145m",
     "vit-cifar10",
 ];
@@ -21,6 +22,7 @@ pub fn text(name: &str) -> Option<&'static str> {
         "gpt-tight" => Some(include_str!("../presets/gpt-tight.toml")),
         "isometric-shakespeare" => Some(include_str!("../presets/isometric-shakespeare.toml")),
         "mlp-cifar10" => Some(include_str!("../presets/mlp-cifar10.toml")),
+        "mlp-images" => Some(include_str!("../presets/mlp-images.toml")),
         "nanogpt-145m" => Some(include_str!("../presets/nanogpt-145m.toml")),
         "vit-cifar10" => Some(include_str!("../presets/vit-cifar10.toml")),
         _ => None,

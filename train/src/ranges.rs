@@ -1,6 +1,7 @@
 //! Ranges of the whole numbers of a config. Beyond them nothing can be trained on any machine, and
 //! what grows with a number would grow without end before that is noticed.
 
+use lipschitz_data::augment;
 use lipschitz_nn::presets::ModelConfig;
 
 use crate::Error;
@@ -61,6 +62,15 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             hidden.iter().for_each(|width| add("model.hidden", *width, MAX_WIDTH));
         }
         ModelConfig::Graph { .. } => {}
+    }
+    all.push(("loss.refresh_every", config.loss.refresh_every, MAX_STEPS));
+    // Unlike the others, these may be 0.
+    let moves = [("crop", config.augment.crop), ("cutout", config.augment.cutout)];
+    if let Some((key, value)) = moves.into_iter().find(|(_, pixels)| *pixels > augment::MOST) {
+        let most = augment::MOST;
+        return Err(Error::Config(format!(
+            "augment.{key} is {value}; it must be from 0 to {most}"
+        )));
     }
     match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
         Some((key, value, most)) => {

@@ -288,12 +288,20 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     let base = match (section, &kinds[..]) {
         ("model", ["vit"]) => "vit-cifar10",
         ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
+        ("data", ["images"]) | ("augment", _) => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",
         ("data", ["text"]) => "gpt-shakespeare",
         _ => "demo",
     };
     let mut settings = Vec::new();
     match (section, &kinds[..]) {
+        ("data", [kind @ ("cifar100" | "idx" | "tensors")]) => {
+            settings.push(format!("data={{ kind = \"{kind}\", path = \"x\" }}"));
+        }
+        ("averaging", [kind]) => {
+            let averaging = format!("averaging={{ kind = \"{kind}\", {key} = {value} }}");
+            return said(base, &[averaging], full);
+        }
         ("optimizer" | "rates" | "train.schedule", [kind]) => {
             settings.push(format!("{section}={{ kind = \"{kind}\" }}"));
         }

@@ -9,6 +9,7 @@ use lipschitz_opt::schedule::ScheduleConfig;
 use toml::Value;
 
 use crate::Error;
+use crate::averaging::AveragingConfig;
 use crate::config::Config;
 use crate::saved::{Position, SavedRun, StepChange};
 
@@ -81,6 +82,7 @@ pub(crate) fn check(
         ),
         Ok(made) => {
             same(&made, config).map_err(|what| Error::OtherConfig { path: there(), what })?;
+            tail(&made, config).map_err(|what| Error::OtherConfig { path: there(), what })?;
             resumed.change = step_change(position, &made, config);
         }
     }
@@ -115,6 +117,17 @@ fn difference(path: &str, there: Option<&Value>, here: Option<&Value>) -> Option
     }
     let shown = |value: Option<&Value>| value.map_or("not set".into(), ToString::to_string);
     Some(format!("{path} is {} there and {} here", shown(there), shown(here)))
+}
+
+/// A mean over the last part of a run is none of a longer or shorter one.
+fn tail(there: &Config, here: &Config) -> Result<(), String> {
+    let (a, b) = (there.train.steps, here.train.steps);
+    match here.averaging {
+        Some(AveragingConfig::Tail { .. }) if a != b => Err(format!(
+            "train.steps is {a} there and {b} here, and averaging.share is a share of them"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The change of `train.steps`, if it would have changed the learning rate of a step that was made

@@ -29,12 +29,22 @@ pub struct Metrics {
     pub tokens: u64,
     /// Seconds since the start, over all parts of a resumed run.
     pub seconds: f64,
-    /// Mean cross-entropy of the step's batch, nats.
+    /// Mean loss of the step's batch: cross-entropy in nats, unless the config says another.
     pub train_loss: Option<f64>,
-    /// Mean cross-entropy on the whole held-out split, nats.
+    /// Mean cross-entropy on the whole held-out split, nats; or mean squared error of numbers.
     pub val_loss: Option<f64>,
     /// Share of held-out predictions whose largest logit is right.
     pub val_accuracy: Option<f64>,
+    /// With an evaluation of images, the share that is right and proven by norms to stay so within an
+    /// ℓ2 distance of 36/255, pixels in \[0, 1\].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified_36: Option<f64>,
+    /// Within 72/255.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified_72: Option<f64>,
+    /// Within 108/255.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified_108: Option<f64>,
     /// log10 of the certified constant, RMS → RMS; null if none is finite.
     #[serde(default)]
     pub lipschitz_log10: Option<f64>,
@@ -93,10 +103,10 @@ pub struct Summary {
     pub seconds: f64,
     /// Number of parameters.
     pub parameters: usize,
-    /// Mean cross-entropy on the whole held-out split, nats.
+    /// Mean cross-entropy on the whole held-out split, nats; or mean squared error of numbers.
     pub val_loss: f64,
-    /// Share of held-out predictions that are right.
-    pub val_accuracy: f64,
+    /// Share of held-out predictions that are right; none of numbers.
+    pub val_accuracy: Option<f64>,
     /// The lowest such loss of the run, of the weights in `best.safetensors`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_val_loss: Option<f64>,
@@ -125,12 +135,26 @@ pub struct Summary {
     /// pixels in \[0, 1\].
     #[serde(default)]
     pub certified_accuracy: Option<f64>,
+    /// Within 72/255.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified_72: Option<f64>,
+    /// Within 108/255.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certified_108: Option<f64>,
     /// Mean cross-entropy by the published protocol, nats; `train eval --record` puts it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paper_loss: Option<f64>,
     /// Share of predictions that are right by the published protocol, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paper_accuracy: Option<f64>,
+}
+
+impl Summary {
+    /// Certified accuracies at 36, 72 and 108 over 255, of a classifier of images.
+    #[must_use]
+    pub fn certified(&self) -> Option<[f64; 3]> {
+        Some([self.certified_accuracy?, self.certified_72?, self.certified_108?])
+    }
 }
 
 /// The directory of one run.

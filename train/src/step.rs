@@ -7,12 +7,14 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
-use lipschitz_nn::{Model, linalg, ops};
+use lipschitz_nn::{Model, linalg};
 use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::averaging::Average;
+use crate::loss::Loss;
 use crate::ranks::{Ranks, owners};
 
 /// What trains: a model on variables, their optimizer and their constraint.
@@ -25,6 +27,10 @@ pub struct Training {
     pub optimizer: Box<dyn Optimizer>,
     /// Bounds their norms.
     pub constraint: Constraint,
+    /// What a step lowers: cross-entropy, unless another is set.
+    pub loss: Loss,
+    /// The mean of the weights: none, unless another is set.
+    pub average: Average,
     own: Variables,
     /// The rank that owns each variable.
     owners: Vec<usize>,
@@ -57,7 +63,7 @@ pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize, Error>
 /// What a step measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepMetrics {
-    /// Mean cross-entropy of the batch, before the step.
+    /// Mean loss of the batch, before the step.
     pub loss: f64,
     /// ℓ2 norm of the gradient.
     pub grad_norm: f64,
@@ -113,6 +119,8 @@ impl Training {
             variables,
             optimizer,
             constraint: Constraint::new(recipe)?,
+            loss: Loss::default(),
+            average: Average::default(),
             own,
             owners,
             ranks,
@@ -128,6 +136,41 @@ impl Training {
         if self.ranks.count() > 1 { self.share() } else { Ok(()) }
     }
 
+    /// The network of the mean weights, under the same constraint and then as `fit` leaves them; none
+    /// without averaging. The weights and the constraint stay what they are.
+    ///
+    /// # Errors
+    /// Candle's own, and what `fit` gives.
+    pub fn averaged(
+        &mut self,
+        fit: impl FnOnce(&mut Self) -> Result<(), Error>,
+    ) -> Result<Option<Model>, Error> {
+        let Some(mean) = self.average.mean() else { return Ok(None) };
+        let state = self.constraint.state()?;
+        let mut last = Vec::new();
+        for v in &self.variables {
+            last.push(v.var.as_tensor().detach().copy()?);
+            if let Some(mean) = mean.get(&v.parameter.name) {
+                v.var.set(mean)?;
+            }
+        }
+        self.project()?;
+        // What a cap does not say, such as orthogonal rows, by a step of no length.
+        self.constraint.apply(&self.own, Rate { peak: 0.0, factor: 0.0 })?;
+        if self.ranks.count() > 1 {
+            self.share()?;
+        }
+        fit(self)?;
+        let model = self.model.detached();
+        let weights = model.weights().iter().map(|(name, w)| Ok((name.clone(), w.copy()?)));
+        let weights = weights.collect::<Result<_, Error>>();
+        for (v, last) in self.variables.iter().zip(&last) {
+            v.var.set(last)?;
+        }
+        self.constraint.load_state(&state, &self.own)?;
+        Ok(Some(Model::new(model.graph().clone(), weights?)?))
+    }
+
     /// Everything a resumed run needs beside the weights, at the first process; a part of it
     /// elsewhere.
     ///
@@ -136,6 +179,8 @@ impl Training {
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>, Error> {
         let mut state = self.optimizer.state()?;
         state.extend(self.constraint.state()?);
+        state.extend(self.loss.state());
+        state.extend(self.average.state());
         if self.ranks.count() == 1 {
             return Ok(state);
         }
@@ -152,6 +197,8 @@ impl Training {
     /// If something is missing, or of another shape.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), Error> {
         self.optimizer.load_state(state)?;
+        self.loss.load_state(state, &self.model.device())?;
+        self.average.load_state(state, &self.variables)?;
         Ok(self.constraint.load_state(state, &self.own)?)
     }
 
@@ -220,13 +267,15 @@ impl Training {
         for from in (0..size).step_by(rows) {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
-            let targets = y.narrow(0, from, count)?.flatten_all()?;
+            let targets = y.narrow(0, from, count)?;
+            // Numbers keep their width.
+            let targets = if y.dtype().is_float() { targets } else { targets.flatten_all()? };
             self.model.gradient(
                 &x.narrow(0, from, count)?,
                 &mut gradients,
                 |logits| -> Result<Tensor, Error> {
                     let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
-                    let loss = (ops::cross_entropy(&flat, &targets)?.get(0)? * share)?;
+                    let loss = (self.loss.of(&flat, &targets)? * share)?;
                     value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                     times.forward += clock.lap()?;
                     Ok(loss)

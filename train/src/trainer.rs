@@ -15,7 +15,8 @@ use lipschitz_certify::range;
 use lipschitz_certify::robust;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_data::{DataSet, Protocol, evaluate, starts};
+use lipschitz_data::augment::Augmented;
+use lipschitz_data::{DataSet, Predicts, Protocol, check_outputs, evaluate, starts};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::init::{self, Blocks};
@@ -25,12 +26,14 @@ use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::{PerHead, Rate, Recipe};
 
 use crate::Error;
+use crate::averaging::Average;
 use crate::config::{By, Config, Goal};
 use crate::device;
 use crate::dynamics::{check_caps, largest_activation, matrices};
 use crate::estimate;
 use crate::events::EventWriter;
 use crate::loader::Loader;
+use crate::loss::Loss;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
@@ -93,8 +96,10 @@ pub struct Checked {
 /// # Errors
 /// One line: sizes that do not fit, a target that no cap reaches, a constant out of range.
 pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
-    let graph = config.graph(data.outputs())?;
+    let graph = config.graph_for(data)?;
     data.check(graph.input())?;
+    check_outputs(&graph, data)?;
+    Loss::new(config.loss, data.predicts()).check(&graph)?;
     let mut recipe = config.recipe();
     recipe.check_for(&graph)?;
     estimate::check(config, &graph)?;
@@ -164,11 +169,16 @@ impl<'a> Run<'a> {
         device: Device,
     ) -> Result<Self, Error> {
         let (t, ranks) = (&config.train, &options.ranks);
-        let batches = data.training(t.seed, graph.context())?;
+        let mut batches = data.training(t.seed, graph.context())?;
+        if !config.augment.is_none() {
+            let (augmentation, seed) = (config.augment, t.seed);
+            batches = Box::new(Augmented { batches, augmentation, seed });
+        }
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;
         let Opened { dir, saved, told } = open(config, options, data, &graph, &device)?;
-        let training = training(config, &graph, &recipe, saved.as_ref(), &device, ranks)?;
+        let loss = Loss::new(config.loss, data.predicts());
+        let training = training(config, &graph, &recipe, loss, saved.as_ref(), &device, ranks)?;
         let before = saved.map(|saved| saved.position).unwrap_or_default();
         let events = |dir: &RunDir| match options.resume {
             // The steps that are kept are those up to the checkpoint's, none without one.
@@ -268,6 +278,8 @@ impl<'a> Run<'a> {
         let saves = (evaluates || every) && done != t.steps;
         let old = if logs { copies(&self.training)? } else { Vec::new() };
         let (inputs, targets) = self.loader.take(step)?;
+        let Training { loss, model, .. } = &mut self.training;
+        loss.refresh(model, step)?;
         let metrics = self.update(&inputs, &targets, done, rate)?;
         if !metrics.loss.is_finite() {
             return Err(Error::Diverged {
@@ -278,6 +290,8 @@ impl<'a> Run<'a> {
         if target::is_due(self.config, done) {
             target::fit(self.config, &mut self.training, done)?;
         }
+        let Training { average, variables, .. } = &mut self.training;
+        average.add(variables, done, t.steps)?;
         if logs {
             self.log(done, rate, metrics, &inputs, &old, evaluates)?;
         }
@@ -348,7 +362,10 @@ impl<'a> Run<'a> {
         if evaluates {
             let result = evaluate(&model, self.data, Protocol::Full, t.batch_size, &self.device)?;
             line.val_loss = Some(result.loss);
-            line.val_accuracy = Some(result.accuracy);
+            line.val_accuracy = result.accuracy;
+            // Without the search for ellipsoids, which takes longer than the steps between.
+            [line.certified_36, line.certified_72, line.certified_108] =
+                self.certified(&model, 0)?;
             let ranges = range::beside(&certificate, &model, range::Inputs::default())?;
             let finite = |x: Upper| Some(x.to_f64()).filter(|x| x.is_finite());
             line.logit_bound = ranges.largest_logit().and_then(finite);
@@ -403,6 +420,7 @@ impl<'a> Run<'a> {
             graph: self.graph.clone(),
             config: serde_json::to_value(self.config).unwrap_or_default(),
             tokenizer: self.data.tokenizer().cloned(),
+            classes: self.data.classes().to_vec(),
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").into(),
                 seed: Some(self.config.train.seed),
@@ -418,16 +436,23 @@ impl<'a> Run<'a> {
         self.progress.finish();
         let (steps, seconds) = (self.config.train.steps, self.seconds());
         self.save(steps, seconds)?;
+        // All processes project their own weights of the mean.
+        let averaged =
+            self.training.averaged(|training| match target::is_due(self.config, steps) {
+                true => target::fit(self.config, training, steps),
+                false => Ok(()),
+            })?;
         if self.files.is_none() {
             return Ok(End::Done(None));
         }
-        // The results are those of the checkpoint, whatever precision the training used.
-        let model = self.training.model.detached().with_precision(Precision::F32);
-        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?.tighten(
-            &model,
-            usual_steps(model.graph()),
-            &mut |_, _| {},
-        )?;
+        // The results are those of the checkpoint, or of the mean of its run, whatever precision the
+        // training used.
+        let model = averaged.unwrap_or_else(|| self.training.model.detached());
+        let model = model.with_precision(Precision::F32);
+        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
+        check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
+        let steps_of_search = usual_steps(model.graph());
+        let certificate = certificate.tighten(&model, steps_of_search, &mut |_, _| {})?;
         self.write_results(&model, &certificate)?;
         let summary = self.summary(&model, &certificate, seconds)?;
         self.restore_files()?;
@@ -461,6 +486,8 @@ impl<'a> Run<'a> {
         let result = evaluate(model, self.data, Protocol::Full, t.batch_size, &model.device())?;
         let found = self.search(model, certificate)?;
         check_target(self.config, certificate.rms)?;
+        let [certified_accuracy, certified_72, certified_108] =
+            self.certified(model, usual_steps(model.graph()))?;
         Ok(Summary {
             label: self.options.label.clone(),
             method: recipe.name(),
@@ -481,9 +508,13 @@ impl<'a> Run<'a> {
             lipschitz: certificate.rms,
             lipschitz_log10: log10(certificate.rms),
             found_log10: Some(found.log10()).filter(|x| x.is_finite()),
-            median_margin: Some(result.margin).filter(|x| x.is_finite()),
-            margin_normalized_log10: log10(certificate.margin.l2.div_up(result.margin)),
-            certified_accuracy: self.certified_accuracy(model)?,
+            median_margin: result.margin.filter(|x| x.is_finite()),
+            margin_normalized_log10: result
+                .margin
+                .and_then(|margin| log10(certificate.margin.l2.div_up(margin))),
+            certified_accuracy,
+            certified_72,
+            certified_108,
             paper_loss: None,
             paper_accuracy: None,
         })
@@ -507,18 +538,21 @@ impl<'a> Run<'a> {
             Some(Op::Embedding { dim, .. }) => *dim,
             _ => found.pair.0.elem_count(),
         };
-        Ok(found.value(certificate.l2) * rms_to_rms(self.data.outputs(), inputs))
+        Ok(found.value(certificate.l2) * rms_to_rms(model.graph().outputs(), inputs))
     }
 
-    /// Of a model of images, the share that is right and proven to stay so.
-    fn certified_accuracy(&self, model: &Model) -> Result<Option<f64>, Error> {
+    /// Of a classifier of images, the shares that are right and proven to stay so within the radii of
+    /// published tables, with a search of so many steps for a proof by ellipsoids.
+    fn certified(&self, model: &Model, search: usize) -> Result<[Option<f64>; 3], Error> {
+        let classes = self.data.predicts() == Predicts::Classes;
         match self.graph.input() {
-            Input::Pixels { .. } => {
+            Input::Pixels { .. } if classes => {
                 let data = self.data;
                 let images = data.held_out(Protocol::Full, robust::BATCH, None, &Device::Cpu)?;
-                Ok(Some(robust::certified_accuracy(model, images, robust::EPS_36_255)?))
+                let found = robust::certified_accuracy(model, images, &robust::PUBLISHED, search)?;
+                Ok(std::array::from_fn(|i| found.get(i).copied()))
             }
-            Input::Tokens { .. } | Input::Vector { .. } => Ok(None),
+            _ => Ok([None; 3]),
         }
     }
 }
@@ -598,6 +632,7 @@ fn training(
     config: &Config,
     graph: &Graph,
     recipe: &Recipe,
+    loss: Loss,
     saved: Option<&SavedRun>,
     device: &Device,
     ranks: &Rc<Ranks>,
@@ -614,6 +649,7 @@ fn training(
     let (model, vars) = model.recomputing(t.recompute).with_precision(t.precision).trainable()?;
     let variables = recipe.variables(graph, vars, t.learning_rate)?;
     let mut training = Training::new(model, variables, recipe, ranks.clone())?;
+    (training.loss, training.average) = (loss, Average::new(config.averaging));
     match saved {
         Some(saved) => training.load_state(&saved.state)?,
         None => training.project()?,
@@ -633,6 +669,9 @@ fn write_events(events: &mut EventWriter, line: &Metrics) -> Result<(), Error> {
         ("loss/train", line.train_loss),
         ("loss/val", line.val_loss),
         ("accuracy/val", line.val_accuracy),
+        ("certified/36_255", line.certified_36),
+        ("certified/72_255", line.certified_72),
+        ("certified/108_255", line.certified_108),
         ("lipschitz/log10", line.lipschitz),
         ("gradient/norm", line.grad_norm),
         ("activation/max", line.activation_max),

@@ -671,7 +671,8 @@ fn a_classifier_of_texts_writes_none() {
         let characters = characters.iter().collect();
         let tokenizer = Some(Tokenizer::Characters { characters });
         let (config, provenance) = (serde_json::Value::Null, Provenance::default());
-        let meta = Meta { format: FORMAT, graph, config, tokenizer, provenance };
+        let classes = Vec::new();
+        let meta = Meta { format: FORMAT, graph, config, tokenizer, classes, provenance };
         save(&w.path(name), &model, &meta).unwrap();
         w.string(name)
     };

@@ -61,7 +61,8 @@ impl Network {
         };
         let provenance = Provenance { origin: Some(origin), ..Provenance::default() };
         let config = serde_json::Value::Null;
-        let meta = Meta { format: FORMAT, graph, config, tokenizer: None, provenance };
+        let classes = Vec::new();
+        let meta = Meta { format: FORMAT, graph, config, tokenizer: None, classes, provenance };
         Ok(Self { held: Held::Given(Box::new(model), Box::new(meta)) })
     }
 

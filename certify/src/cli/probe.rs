@@ -26,8 +26,8 @@ use super::effort::{Effort, spinner};
 pub(super) struct ProbeCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
-    /// Real inputs: a text file, a directory of token shards, or a CIFAR-10 directory [default:
-    /// random tokens or pixels].
+    /// Real inputs: a text file or a directory of token shards; a folder of images by class, the
+    /// directory of MNIST or CIFAR, or a file of tensors [default: random tokens or pixels].
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Seconds to search.

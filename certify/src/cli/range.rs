@@ -28,8 +28,9 @@ pub(super) struct RangeCommand {
     /// The format that tensors are to fit.
     #[arg(long, value_enum, default_value_t = Number::E4m3)]
     format: Number,
-    /// Real inputs, whose largest elements are shown beside the bounds: a text file, a directory of
-    /// token shards, or a CIFAR-10 directory.
+    /// Real inputs, whose largest elements are shown beside the bounds: a text file or a directory of
+    /// token shards; a folder of images by class, the directory of MNIST or CIFAR, or a file of
+    /// tensors.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Sequences or images of the data to look at.

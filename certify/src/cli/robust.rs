@@ -9,7 +9,8 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
-use lipschitz_data::{Protocol, for_model};
+use lipschitz_data::tensors::predicts;
+use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_import::NORMALISED;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Input, Op, join};
@@ -17,14 +18,15 @@ use serde_json::Value;
 
 /// For each radius: how many predictions an attack changes, and how many provably do not change.
 ///
-/// Images: clean, attacked and certified accuracy; a radius is an ℓ2 distance of pixels in [0, 1],
-/// such as 36/255 in the literature. Language models: how often the next token stays the same when
+/// Images and vectors: clean, attacked and certified accuracy; a radius is an ℓ2 distance, of pixels in
+/// [0, 1] for images, such as 36/255 in the literature. Language models: how often the next token stays the same when
 /// the embedding vectors of one token or of all tokens move; a radius is an ℓ2 distance per vector.
 #[derive(Args)]
 pub(super) struct RobustCommand {
     /// A run directory or a checkpoint.
     model: PathBuf,
-    /// A CIFAR-10 directory, a text file, or a directory of token shards.
+    /// A folder of images by class, the directory of MNIST or CIFAR, or a file of tensors; a text file,
+    /// or a directory of token shards.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Radii, such as 0,36/255,0.5 [default: chosen for the model].
@@ -112,6 +114,7 @@ impl RobustCommand {
                         self.model.display()
                     )
                 }
+                predicts(&*data, Predicts::Classes)?;
                 let settings = settings(given(PIXELS.to_vec()), 2000);
                 let images = batches(robust::BATCH, None)?;
                 robust::images(&model, images, data.held_out_len(), &settings, &watch)?
@@ -160,7 +163,7 @@ fn longest_row(model: &Model) -> Result<f64> {
 fn print(report: &Robustness) {
     outln!("{}", fitted(table(report)));
     let of = match report.of {
-        Share::Accuracy => "share of images whose class is right",
+        Share::Accuracy => "share of inputs whose class is right",
         Share::Stability => "share of next tokens that stay what they are, whether right or wrong",
     };
     outln!("{of}; the first {} of {} inputs", report.inputs, report.available);

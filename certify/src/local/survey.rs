@@ -10,7 +10,7 @@ use crate::Error;
 use crate::bound::{Block, Norm, Norms, WeightNorms, walk};
 use crate::ellipsoid::{self, Aim, EllipsoidBound, Ellipsoids};
 use crate::robust::{self, Attack, Effort, Margins, Reach};
-use crate::spectral::{Method, vector_norm};
+use crate::spectral::Method;
 use crate::upper::{Upper, count};
 
 /// What to survey.
@@ -279,9 +279,9 @@ impl Global {
                 (norms.norm(&Norm::Row(table))?, width)
             }
             (Input::Pixels { channels, height, width }, _) => {
-                (largest_norm(cases)?, channels * height * width)
+                (robust::largest_norm(cases)?, channels * height * width)
             }
-            (Input::Vector { dim }, _) => (largest_norm(cases)?, dim),
+            (Input::Vector { dim }, _) => (robust::largest_norm(cases)?, dim),
             (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
         };
         let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1] } else { &[f64::INFINITY] };
@@ -332,15 +332,4 @@ impl Global {
         rivals.iter().for_each(|j| own[*j] = f64::NEG_INFINITY);
         self.best(|margins| margins.radius(&own, class))
     }
-}
-
-/// The largest ℓ2 norm of an input.
-fn largest_norm(cases: &robust::Cases) -> Result<Upper, Error> {
-    let mut largest = Upper::ZERO;
-    for (x, _) in cases {
-        for row in x.flatten_from(1)?.to_vec2::<f64>()? {
-            largest = largest.max(vector_norm(&row));
-        }
-    }
-    Ok(largest)
 }

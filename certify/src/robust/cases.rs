@@ -6,6 +6,8 @@ use lipschitz_nn::graph::{Graph, Input, Shape};
 
 use super::{BoxError, images, tokens};
 use crate::Error;
+use crate::spectral::vector_norm;
+use crate::upper::Upper;
 
 /// Batches of inputs `[batch, tokens, width]` in f64, where an image or a vector is one token, each with
 /// its class: its label, or for text what is predicted after it.
@@ -55,4 +57,15 @@ pub(crate) fn outputs(model: &Model, x: &Tensor) -> Result<Tensor, Error> {
         Shape::Tokens(_) => y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?,
         _ => y,
     })
+}
+
+/// The largest ℓ2 norm of an input, all tokens together.
+pub(crate) fn largest_norm(cases: &[(Tensor, Vec<usize>)]) -> Result<Upper, Error> {
+    let mut largest = Upper::ZERO;
+    for (x, _) in cases {
+        for row in x.flatten_from(1)?.to_vec2::<f64>()? {
+            largest = largest.max(vector_norm(&row));
+        }
+    }
+    Ok(largest)
 }

@@ -1,10 +1,11 @@
-//! Image classifiers: classes under a change of pixels.
+//! Classifiers of images or vectors: classes under a change of the input.
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Input, Shape};
 
 use super::attack::{Attack, Reach, beaten};
+use super::cases::largest_norm;
 use super::margins::Margins;
 use super::{
     BoxError, Robustness, Settings, Share, Shares, above, attack_left, check, curve, ordered,
@@ -23,10 +24,14 @@ pub const BATCH: usize = 250;
 /// in \[0, 1\].
 pub const EPS_36_255: f64 = 36.0 / 255.0;
 
-/// Certified, attacked and clean accuracy on images in \[0, 1\]. The attack moves an image by an ℓ2
-/// distance of at most ε and stays within \[0, 1\]. A tie counts as wrong.
+/// The radii of published tables: 36, 72 and 108 over 255.
+pub const PUBLISHED: [f64; 3] = [EPS_36_255, 72.0 / 255.0, 108.0 / 255.0];
+
+/// Certified, attacked and clean accuracy on images in \[0, 1\], or on vectors. The attack moves an
+/// input by an ℓ2 distance of at most ε; an image stays within \[0, 1\]. A tie counts as wrong.
 ///
-/// `batches` gives `(images, classes)`, `[batch, channels, height, width]` and u32 `[batch]`. The
+/// `batches` gives `(inputs, classes)`, `[batch, channels, height, width]` or `[batch, numbers]`, and
+/// u32 `[batch]`. The
 /// first [`Settings::limit`] images are evaluated. With batches of [`BATCH`], the random numbers of
 /// the attack are comparable between runs. `watch` is called with each radius.
 ///
@@ -41,12 +46,16 @@ pub fn images<E: Into<BoxError>>(
     watch: &dyn Fn(f64),
 ) -> Result<Robustness, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (shape, walk, margins) = over_images(&model, settings.search)?;
+    let shape = shape(model.graph().input())?;
     let inputs = inputs(batches, settings.limit, &shape)?;
+    let image = matches!(model.graph().input(), Input::Pixels { .. });
+    let radius = if image { all_images(&shape) } else { around(&inputs, &settings.eps)? };
+    let (walk, margins) = over(&model, radius, settings.search)?;
     inputs.iter().try_for_each(|(_, classes)| known(classes, &model))?;
     let count = inputs.iter().map(|(_, classes)| classes.len()).sum();
-    let shape = |x: &Tensor| x.reshape((x.dim(0)?, shape[0], shape[1], shape[2]));
-    let network = |x: &Tensor| -> Result<Tensor, Error> { Ok(model.forward(&shape(x)?)?) };
+    let network = |x: &Tensor| -> Result<Tensor, Error> {
+        Ok(model.forward(&x.reshape([&[x.dim(0)?], &shape[..]].concat())?)?)
+    };
     let mut broken = Vec::new();
     let mut radii = Vec::new();
     for (x, classes) in &inputs {
@@ -63,7 +72,7 @@ pub fn images<E: Into<BoxError>>(
             network: &network,
             effort: settings.effort,
             reach: Reach::All,
-            unit: true,
+            unit: image,
             linf: false,
         };
         attack_left(&attack, &inputs, eps, &mut broken)?;
@@ -80,7 +89,10 @@ pub fn images<E: Into<BoxError>>(
     Ok(Robustness {
         label: String::new(),
         of: Share::Accuracy,
-        unit: "ℓ2 distance of images with pixels in [0, 1]".into(),
+        unit: match image {
+            true => "ℓ2 distance of images with pixels in [0, 1]".into(),
+            false => "ℓ2 distance of vectors".into(),
+        },
         inputs: count,
         available,
         lipschitz: walk.lipschitz,
@@ -93,18 +105,22 @@ pub fn images<E: Into<BoxError>>(
     })
 }
 
-/// The share of images that are correctly classified, and proven to stay so within ℓ2 distance
-/// `eps`; `batches` as for [`images`].
+/// For each of some ℓ2 distances the share of images that are correctly classified, and proven to stay
+/// so within it; `batches` as for [`images`], `search` as [`Settings::search`].
 ///
 /// # Errors
 /// If the data does not fit the model.
 pub fn certified_accuracy<E: Into<BoxError>>(
     model: &Model,
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
-    eps: f64,
-) -> Result<f64, Error> {
+    eps: &[f64],
+    search: usize,
+) -> Result<Vec<f64>, Error> {
     let model = model.to(&Device::Cpu, DType::F64)?;
-    let (_, _, margins) = over_images(&model, ellipsoid::usual_steps(model.graph()))?;
+    let Input::Pixels { channels, height, width } = model.graph().input() else {
+        return Err(Error::Data("the model reads no images".into()));
+    };
+    let (_, margins) = over(&model, all_images(&[channels, height, width]), search)?;
     let mut radii = Vec::new();
     for batch in batches {
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
@@ -115,28 +131,66 @@ pub fn certified_accuracy<E: Into<BoxError>>(
         let radius = |(z, class): (&Vec<f64>, usize)| margins.radius(z, class);
         radii.extend(logits.iter().zip(classes).map(radius));
     }
-    Ok(above(&radii, eps))
+    Ok(eps.iter().map(|eps| above(&radii, *eps)).collect())
 }
 
-/// The shape of the model's images, the bounds on the ball that contains all of them, and the
-/// margins, with a `search` of so many steps for a proof by ellipsoids.
-fn over_images(model: &Model, search: usize) -> Result<([usize; 3], Walk, Margins), Error> {
-    let Input::Pixels { channels, height, width } = model.graph().input() else {
-        return Err(Error::Data("the model reads no images".into()));
-    };
-    if !matches!(model.graph().output(), Shape::Vector(_)) {
-        let what = "the model gives outputs for parts of an image, so it names no class";
-        return Err(Error::Data(what.into()));
-    }
+/// The constants of the differences of two outputs, on all images or all vectors, proven by norms
+/// alone.
+///
+/// # Errors
+/// A network that reads tokens or names no class, or whose weights are not finite.
+pub fn constants(model: &Model) -> Result<Margins, Error> {
+    names_classes(model)?;
+    let shape = shape(model.graph().input())?;
+    let image = matches!(model.graph().input(), Input::Pixels { .. });
     let norms = WeightNorms::new(model, Method::Proven, &|_| {});
-    let radius = Upper::from_f64((channels * height * width) as f64).sqrt();
+    let walk = walk(model.graph(), &norms, image.then(|| all_images(&shape)))?;
+    Margins::new(model.graph(), &walk, &norms, None)
+}
+
+/// The shape of an input.
+fn shape(input: Input) -> Result<Vec<usize>, Error> {
+    match input {
+        Input::Pixels { channels, height, width } => Ok(vec![channels, height, width]),
+        Input::Vector { dim } => Ok(vec![dim]),
+        Input::Tokens { .. } => Err(Error::Data("the model reads no images".into())),
+    }
+}
+
+/// The radius of the ball around zero that contains all images.
+fn all_images(shape: &[usize]) -> Upper {
+    Upper::from_f64(shape.iter().product::<usize>() as f64).sqrt()
+}
+
+/// The radius of a ball around zero that contains all points within the largest of these distances of
+/// the inputs.
+fn around(inputs: &[(Tensor, Vec<usize>)], eps: &[f64]) -> Result<Upper, Error> {
+    let reach = eps.iter().copied().fold(0.0, f64::max);
+    Ok(largest_norm(inputs)? + Upper::from_f64(reach))
+}
+
+fn names_classes(model: &Model) -> Result<(), Error> {
+    match model.graph().output() {
+        Shape::Vector(_) => Ok(()),
+        _ => {
+            let what = "the model gives outputs for parts of an image, so it names no class";
+            Err(Error::Data(what.into()))
+        }
+    }
+}
+
+/// The bounds on a ball around zero, and the margins, with a `search` of so many steps for a proof by
+/// ellipsoids.
+fn over(model: &Model, radius: Upper, search: usize) -> Result<(Walk, Margins), Error> {
+    names_classes(model)?;
+    let norms = WeightNorms::new(model, Method::Proven, &|_| {});
     let mut walk = walk(model.graph(), &norms, Some(radius))?;
     let ellipsoids = ellipsoid::tighten(model, walk.domain, Aim::Pairs, search, &mut |_, _| {})?;
     let margins = Margins::new(model.graph(), &walk, &norms, ellipsoids.as_ref())?;
     if let Some(ellipsoids) = &ellipsoids {
         walk.lipschitz = walk.lipschitz.min(ellipsoids.bound.l2);
     }
-    Ok(([channels, height, width], walk, margins))
+    Ok((walk, margins))
 }
 
 /// Whether the model has an output for each of the classes.
@@ -144,13 +198,13 @@ fn known(classes: &[usize], model: &Model) -> Result<(), Error> {
     let outputs = model.graph().outputs();
     match classes.iter().find(|class| **class >= outputs) {
         Some(class) => Err(Error::Data(format!(
-            "an image is of class {class}, and the model's {outputs} classes are numbered from 0"
+            "an input is of class {class}, and the model's {outputs} classes are numbered from 0"
         ))),
         None => Ok(()),
     }
 }
 
-/// The first `limit` images or vectors as rows `[batch, 1, elements]` in f64 with their classes.
+/// The first `limit` inputs as rows `[batch, 1, numbers]` in f64 with their classes.
 pub(super) fn inputs<E: Into<BoxError>>(
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     limit: usize,
@@ -164,10 +218,10 @@ pub(super) fn inputs<E: Into<BoxError>>(
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
         // Images of another size are another question: nothing here changes their size.
         if x.dims().get(1..) != Some(shape) {
-            let text =
-                |dims: &[usize]| dims.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
-            let found = text(x.dims().get(1..).unwrap_or_default());
-            let what = format!("images are {found}, and the model reads {}", text(shape));
+            let word =
+                |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
+            let (found, wanted) = (word(x.dims().get(1..).unwrap_or_default()), word(shape));
+            let what = format!("inputs are {found}, and the model reads {wanted}");
             return Err(Error::Data(what));
         }
         let take = x.dim(0)?.min(limit - count);
@@ -177,7 +231,7 @@ pub(super) fn inputs<E: Into<BoxError>>(
         count += take;
     }
     match count {
-        0 => Err(Error::Data("there are no images to look at".into())),
+        0 => Err(Error::Data("there are no inputs to look at".into())),
         _ => Ok(out),
     }
 }

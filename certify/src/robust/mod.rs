@@ -10,8 +10,8 @@ mod tokens;
 
 pub(crate) use attack::Attack;
 pub use attack::{Effort, Reach};
-pub(crate) use cases::{Cases, as_input, cases, outputs};
-pub use images::{BATCH, EPS_36_255, certified_accuracy, images};
+pub(crate) use cases::{Cases, as_input, cases, largest_norm, outputs};
+pub use images::{BATCH, EPS_36_255, PUBLISHED, certified_accuracy, constants, images};
 pub use margins::{Margins, largest};
 pub use tokens::{WINDOWS, tokens, window};
 

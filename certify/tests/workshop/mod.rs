@@ -59,6 +59,7 @@ impl Workshop {
             graph: model.graph().clone(),
             config: serde_json::Value::Null,
             tokenizer: None,
+            classes: Vec::new(),
             provenance: Provenance {
                 version: "0".into(),
                 seed: None,

@@ -202,7 +202,8 @@ impl Found {
             ..Provenance::default()
         };
         let (format, config) = (checkpoint::FORMAT, serde_json::Value::Null);
-        let meta = Meta { format, graph, config, tokenizer, provenance };
+        let classes = Vec::new();
+        let meta = Meta { format, graph, config, tokenizer, classes, provenance };
         Ok(Foreign { path: path.to_path_buf(), files, weights, shapes, dtype, meta, report })
     }
 }

@@ -43,6 +43,8 @@ pub use pixels::NORMALISED;
 pub use report::{ImportReport, Misshapen};
 pub use undecided::Undecided;
 
+use candle_core::Tensor;
+use formats::files::Files;
 use formats::kind::Kind;
 
 /// A third-party model as one of this project.
@@ -54,6 +56,31 @@ pub struct Imported {
     pub meta: Meta,
     /// What became of each tensor.
     pub report: ImportReport,
+}
+
+/// The tensors of these names in a file of safetensors or of numpy (`.npz`), of data rather than of
+/// a model.
+///
+/// # Errors
+/// [`Error::File`] if the file is damaged or of another kind, lacks one of them, or holds it in a
+/// type that is not read; [`Error::Io`] if it is missing.
+pub fn tensors<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Tensor; N], Error> {
+    let files = Files::of_file(path, None)?;
+    let one = |name: &str| -> Result<Tensor, Error> {
+        let Some(info) = files.get(name) else {
+            let there = files.names().take(20).map(|name| format!("`{name}`")).collect::<Vec<_>>();
+            let what = format!("holds no `{name}`, only {}", there.join(", "));
+            return Err(Error::file(path, what));
+        };
+        if info.dtype.is_none() {
+            let what =
+                format!("holds `{name}` as {}; save it as whole numbers or floats", info.kind);
+            return Err(Error::file(path, what));
+        }
+        files.read(name)
+    };
+    let read = names.iter().map(|name| one(name)).collect::<Result<Vec<_>, Error>>()?;
+    read.try_into().map_err(|_| Error::file(path, "holds other tensors"))
 }
 
 /// Whether `path` is a third-party model: a directory with a `config.json`, or a file that begins

@@ -27,6 +27,9 @@ pub struct Meta {
     /// How text becomes token ids, for language models.
     #[serde(default)]
     pub tokenizer: Option<Tokenizer>,
+    /// What the classes are called, in the order of the outputs, where the data said it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// Where it comes from.
     #[serde(default)]
     pub provenance: Provenance,

@@ -66,7 +66,7 @@ pub enum ModelConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         final_scale: Option<f64>,
     },
-    /// The constrained vision transformer, for images of 3 × 32 × 32.
+    /// The constrained vision transformer, for images of the data's size.
     Vit {
         /// Width of the residual stream.
         dim: usize,
@@ -86,7 +86,7 @@ pub enum ModelConfig {
         #[serde(default = "one")]
         final_scale: f64,
     },
-    /// A multilayer perceptron with ReLU.
+    /// A multilayer perceptron with ReLU, for images or vectors of the data's size.
     Mlp {
         /// Widths of the hidden layers.
         hidden: Vec<usize>,
@@ -139,12 +139,21 @@ impl LogitScale {
 }
 
 impl ModelConfig {
-    /// The graph for this vocabulary (or number of classes).
+    /// The graph for this vocabulary (or number of classes). Networks of images read 3 × 32 × 32.
     ///
     /// # Errors
     /// [`Error::Graph`] for a size that does not fit, [`Error::File`] for a graph file that cannot
     /// be read.
     pub fn graph(&self, outputs: usize) -> Result<Graph, Error> {
+        self.graph_of(outputs, Input::Pixels { channels: 3, height: 32, width: 32 })
+    }
+
+    /// The graph for this number of outputs and data like this; a language model says its own
+    /// context, and a graph file its own input.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::graph`].
+    pub fn graph_of(&self, outputs: usize, input: Input) -> Result<Graph, Error> {
         match self {
             ModelConfig::Gpt {
                 dim,
@@ -197,10 +206,14 @@ impl ModelConfig {
                     ..BlockConfig::new(dim, heads)
                 };
                 let (patch, layers, final_scale) = (*patch, *layers, *final_scale);
-                Vit { image: [3, 32, 32], patch, outputs, block, layers, final_scale }.graph()
+                let Input::Pixels { channels, height, width } = input else {
+                    let what = "is no image; a vision transformer reads images";
+                    return Err(Error::graph("input", what));
+                };
+                let image = [channels, height, width];
+                Vit { image, patch, outputs, block, layers, final_scale }.graph()
             }
             ModelConfig::Mlp { hidden, final_scale } => {
-                let input = Input::Pixels { channels: 3, height: 32, width: 32 };
                 Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()
             }
             ModelConfig::Graph { path } => {

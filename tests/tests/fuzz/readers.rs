@@ -76,6 +76,7 @@ fn meta(graph: Graph) -> Meta {
         graph,
         config: serde_json::json!({"a": [1, 2.5, null]}),
         tokenizer: Some(Tokenizer::Characters { characters: "abcé".into() }),
+        classes: vec!["one".into(), "ö".into()],
         provenance: Provenance { version: "0".into(), ..Provenance::default() },
     }
 }

@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
+use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::{Input, Op};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cifar10::{Cifar10, Cifar10Config, Limits};
+use crate::cifar::{self, Cifar10Config, Cifar100Config, Labels, Limits};
+use crate::idx::{self, IdxConfig};
+use crate::images::{self, ImagesConfig};
 use crate::play::PlayConfig;
 use crate::shards::{self, ShardsConfig};
+use crate::tensors::{self, TensorsConfig};
 use crate::text::TextConfig;
 use crate::{DataKind, DataSet, Error};
 
@@ -25,6 +29,14 @@ pub enum DataConfig {
     Shards(ShardsConfig),
     /// CIFAR-10.
     Cifar10(Cifar10Config),
+    /// CIFAR-100.
+    Cifar100(Cifar100Config),
+    /// MNIST and its kin.
+    Idx(IdxConfig),
+    /// A folder of each class.
+    Images(ImagesConfig),
+    /// Tensors of a file.
+    Tensors(TensorsConfig),
 }
 
 impl DataConfig {
@@ -35,6 +47,10 @@ impl DataConfig {
             Self::Play(config) => config,
             Self::Shards(config) => config,
             Self::Cifar10(config) => config,
+            Self::Cifar100(config) => config,
+            Self::Idx(config) => config,
+            Self::Images(config) => config,
+            Self::Tensors(config) => config,
         }
     }
 }
@@ -44,9 +60,10 @@ pub fn of_run(meta: &Meta) -> Option<DataConfig> {
     serde_json::from_value(meta.config.get("data")?.clone()).ok()
 }
 
-/// Data for a trained model, chosen by what the model reads and with its own tokenizer: a text file
-/// or a directory of token shards, or the directory of CIFAR-10. Of a text the same part is held
-/// out as in the run that trained the model.
+/// Data for a trained model, chosen by what the model reads and what lies at the path, with the model's
+/// own tokenizer and classes: a text file or a directory of token shards; or a folder of images, the
+/// directory of MNIST or CIFAR, a file of tensors. Of what the model was trained on that part is held
+/// out which its run held out.
 ///
 /// # Errors
 /// One line that names the file and what is wrong with it.
@@ -67,9 +84,49 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
             };
             Box::new(trained.held_out(path, tokenizer)?)
         }
-        Input::Pixels { .. } => {
-            Box::new(Cifar10::load(path, Limits { train: Some(1), test: None })?)
-        }
-        Input::Vector { .. } => return Err(Error::ReadsVectors),
+        Input::Pixels { .. } | Input::Vector { .. } => examples(path, meta)?,
     })
+}
+
+/// The held-out part of images or vectors for a model.
+fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
+    std::fs::metadata(path).at(path)?;
+    let (trained, outputs) = (of_run(meta), meta.graph.outputs());
+    let (kept, held_out) = (Some(1), None);
+    if tensors::is_here(path) {
+        let config = match trained {
+            Some(DataConfig::Tensors(config)) => config,
+            // Nothing lies at this path.
+            _ => TensorsConfig::new(""),
+        };
+        return Ok(Box::new(config.held_out(path, outputs)?));
+    }
+    if cifar::is_here(path) {
+        let limits = Limits { train: kept, test: held_out };
+        let labels = match trained {
+            Some(DataConfig::Cifar100(config)) => Some(config.labels),
+            Some(DataConfig::Cifar10(_)) => None,
+            _ => [(100, Labels::Fine), (20, Labels::Coarse)]
+                .into_iter()
+                .find_map(|(classes, labels)| (classes == outputs).then_some(labels)),
+        };
+        return Ok(Box::new(match labels {
+            Some(labels) => cifar::load100(path, labels, limits)?,
+            None => cifar::load10(path, limits)?,
+        }));
+    }
+    if idx::is_here(path) {
+        return Ok(Box::new(idx::load(path, [kept, held_out])?));
+    }
+    if let Input::Pixels { channels, height, width } = meta.graph.input()
+        && images::is_here(path)
+    {
+        let config = match trained {
+            Some(DataConfig::Images(config)) => config,
+            _ => ImagesConfig::new(""),
+        };
+        let shape = [channels, height, width];
+        return Ok(Box::new(config.held_out(path, &meta.classes, shape)?));
+    }
+    Err(Error::UnknownKind(path.to_path_buf()))
 }

@@ -6,8 +6,9 @@ use lipschitz_nn::graph::Input;
 
 use crate::Error;
 
-/// Inputs of a network and their targets: token ids `[batch, context]` with those one ahead, or
-/// pixels `[batch, channels, height, width]` with classes `[batch]`.
+/// Inputs of a network and their targets: token ids `[batch, context]` with those one ahead; or
+/// pixels `[batch, channels, height, width]` or vectors `[batch, numbers]` with classes `[batch]` or
+/// numbers `[batch, outputs]`.
 pub type Batch = (Tensor, Tensor);
 
 /// Batches, one after the other.
@@ -23,6 +24,16 @@ pub enum Protocol {
     Paper,
 }
 
+/// What targets are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Predicts {
+    /// One of several classes, or a token: cross-entropy.
+    #[default]
+    Classes,
+    /// Numbers: mean squared error.
+    Numbers,
+}
+
 /// Data to learn from, with a split that is held out.
 ///
 /// Where a network reads tokens, `context` is the length of a window; other data ignores it.
@@ -30,8 +41,23 @@ pub trait DataSet: Send + Sync {
     /// The file or the generator, for messages.
     fn name(&self) -> &str;
 
-    /// Size of the vocabulary, or number of classes.
+    /// Size of the vocabulary, number of classes, or numbers of a target.
     fn outputs(&self) -> usize;
+
+    /// The input of a network for this data, where the data decides its size.
+    fn input(&self) -> Option<Input> {
+        None
+    }
+
+    /// What targets are.
+    fn predicts(&self) -> Predicts {
+        Predicts::Classes
+    }
+
+    /// What the classes are called, in order; empty where nothing says it.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
 
     /// SHA-256 of the data, in hexadecimal.
     fn digest(&self) -> &str;
@@ -101,8 +127,13 @@ pub trait DataKind {
     /// Whether a network with this input reads the data.
     fn reads(&self, input: Input) -> bool;
 
-    /// [`DataSet::outputs`], where the config alone says it.
+    /// [`DataSet::outputs`], where the config alone says it, and with it the input.
     fn outputs(&self) -> Option<usize> {
+        None
+    }
+
+    /// [`DataSet::input`], where the config alone says it.
+    fn input(&self) -> Option<Input> {
         None
     }
 }

@@ -1,7 +1,7 @@
 //! Why data cannot be used.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lipschitz_nn::graph::Input;
 
@@ -110,7 +110,7 @@ pub enum Error {
         tokens: usize,
     },
     /// The published evaluation, asked for of images.
-    #[error("the `paper` protocol reads text; images are evaluated by `full`")]
+    #[error("the `paper` protocol reads text; other data is evaluated by `full`")]
     PaperReadsText,
     /// A held-out split without a single input.
     #[error("the held-out split is empty; give more data")]
@@ -124,10 +124,11 @@ pub enum Error {
          next tokens"
     )]
     PredictsNoTokens,
-    /// A network with fewer outputs than the data has tokens or classes.
+    /// A network with fewer outputs than the data has tokens or classes, or another number of them
+    /// than it has numbers.
     #[error(
-        "the model has {outputs} outputs, and the data {wanted} tokens or classes: it does not \
-         predict this data"
+        "the model has {outputs} outputs, and the data {wanted} tokens, classes or numbers: it does \
+         not predict this data"
     )]
     TooFewOutputs {
         /// Of the network.
@@ -136,14 +137,56 @@ pub enum Error {
         wanted: usize,
     },
     /// A network that reads something else than the data.
-    #[error("model and data do not fit: the model reads {reads}")]
+    #[error(
+        "model and data do not fit: the model reads {reads}{}",
+        holds.as_ref().map_or(String::new(), |holds| format!(", and the data holds {holds}"))
+    )]
     Misfit {
         /// What the model reads, in words.
         reads: String,
+        /// What the data holds, where that is known.
+        holds: Option<String>,
     },
-    /// A model of vectors, which no kind of data is for.
-    #[error("the model reads vectors; evaluate models of text or CIFAR-10")]
-    ReadsVectors,
+    /// A config that says of its data what the data does not.
+    #[error("{name}: data.{key} is {said}, and the data has {found}; leave the key out or mend it")]
+    Contradiction {
+        /// The file or directory.
+        name: String,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        said: String,
+        /// What the data has.
+        found: String,
+    },
+    /// A class that cannot be on both sides of a split.
+    #[error(
+        "{name}: {what}, and one is needed to train on and one to hold out; give more, or data that \
+         is held out"
+    )]
+    SingleExample {
+        /// The file or directory.
+        name: String,
+        /// What has it.
+        what: String,
+    },
+    /// Numbers to predict, where classes are needed, or the other way around.
+    #[error("{name}: holds {holds} to predict, and {wanted} are needed here")]
+    OtherTargets {
+        /// The file or directory.
+        name: String,
+        /// What it holds.
+        holds: &'static str,
+        /// What is needed.
+        wanted: &'static str,
+    },
+    /// Data whose kind is not seen from its files.
+    #[error(
+        "{}: holds no data for a model of images or vectors: a folder of each class with PNG or \
+         JPEG files, files of MNIST or CIFAR, or a .safetensors or .npz file with x and y",
+        .0.display()
+    )]
+    UnknownKind(PathBuf),
     /// A model of tokens that does not know how text becomes tokens.
     #[error(
         "the checkpoint holds no tokenizer, so text cannot be read for it; give a directory of \
@@ -276,14 +319,12 @@ pub enum Error {
 impl Error {
     /// Data that a network with this input does not read.
     pub fn misfit(input: Input) -> Self {
-        let reads = match input {
-            Input::Tokens { .. } => "tokens".to_string(),
-            Input::Pixels { channels, height, width } => {
-                format!("images of {channels} x {height} x {width}")
-            }
-            Input::Vector { dim } => format!("vectors of {dim} numbers"),
-        };
-        Self::Misfit { reads }
+        Self::Misfit { reads: in_words(input), holds: None }
+    }
+
+    /// Data of another shape than a network with this input reads.
+    pub(crate) fn misfit_of(reads: Input, holds: Input) -> Self {
+        Self::Misfit { reads: in_words(reads), holds: Some(in_words(holds)) }
     }
 
     /// The same error, said of one of several texts.
@@ -297,6 +338,22 @@ impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Network(error.into())
     }
+}
+
+/// What a network with this input reads.
+fn in_words(input: Input) -> String {
+    match input {
+        Input::Tokens { .. } => "tokens".to_string(),
+        Input::Pixels { channels, height, width } => {
+            format!("images of {channels} x {height} x {width}")
+        }
+        Input::Vector { dim } => format!("vectors of {dim} numbers"),
+    }
+}
+
+/// An error about what a file or directory holds.
+pub(crate) fn unusable(path: &Path, what: impl Into<BoxError>) -> Error {
+    lipschitz_nn::Error::file(path, what).into()
 }
 
 /// Whether a number of a config is in its range.

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::Shape;
 use lipschitz_nn::{Graph, Model, ops};
 
-use crate::{Batch, DataSet, Error, Protocol};
+use crate::{Batch, DataSet, Error, Predicts, Protocol};
 
 /// Images that are evaluated at once, at least: they are small.
 const IMAGES: usize = 256;
@@ -12,14 +12,14 @@ const IMAGES: usize = 256;
 /// Figures over a held-out split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean cross-entropy, nats.
+    /// Mean cross-entropy, nats; or mean squared error, where numbers are predicted.
     pub loss: f64,
-    /// Share of predictions whose largest logit is right.
-    pub accuracy: f64,
+    /// Share of predictions whose largest logit is right; none of numbers.
+    pub accuracy: Option<f64>,
     /// How many predictions.
     pub count: usize,
-    /// Median over predictions of the largest logit less the next.
-    pub margin: f64,
+    /// Median over predictions of the largest logit less the next; none of numbers.
+    pub margin: Option<f64>,
 }
 
 /// Loss, accuracy and margin of a network on a held-out split.
@@ -53,14 +53,25 @@ pub fn evaluate_as(
     if context.is_some() && !matches!(graph.output(), Shape::Tokens(_)) {
         return Err(Error::PredictsNoTokens);
     }
-    if graph.outputs() < data.outputs() {
-        return Err(Error::TooFewOutputs { outputs: graph.outputs(), wanted: data.outputs() });
-    }
+    check_outputs(graph, data)?;
     let batch_size = if context.is_some() { batch_size } else { batch_size.max(IMAGES) };
-    total(forward, data.held_out(protocol, batch_size, context, device)?)
+    total(forward, data.predicts(), data.held_out(protocol, batch_size, context, device)?)
 }
 
-/// Loss, accuracy and margin of a network on batches, each weighed by its number of predictions.
+/// Whether a network has an output for each token or class of the data, or as many as it has numbers.
+///
+/// # Errors
+/// [`Error::TooFewOutputs`].
+pub fn check_outputs(graph: &Graph, data: &dyn DataSet) -> Result<(), Error> {
+    let (outputs, wanted) = (graph.outputs(), data.outputs());
+    let fits = match data.predicts() {
+        Predicts::Classes => outputs >= wanted,
+        Predicts::Numbers => outputs == wanted,
+    };
+    if fits { Ok(()) } else { Err(Error::TooFewOutputs { outputs, wanted }) }
+}
+
+/// Loss, accuracy and margin of a classifier on batches, each weighed by its number of predictions.
 ///
 /// # Errors
 /// [`Error::EmptySplit`] if there are none; others if the network cannot read them.
@@ -68,23 +79,27 @@ pub fn evaluate_batches(
     model: &Model,
     batches: impl IntoIterator<Item = Result<Batch, Error>>,
 ) -> Result<Evaluation, Error> {
-    total(&|x| model.forward(x), batches)
+    total(&|x| model.forward(x), Predicts::Classes, batches)
 }
 
 fn total(
     forward: &dyn Fn(&Tensor) -> Result<Tensor, lipschitz_nn::Error>,
+    predicts: Predicts,
     batches: impl IntoIterator<Item = Result<Batch, Error>>,
 ) -> Result<Evaluation, Error> {
     let mut total = Total::default();
     for batch in batches {
         let (x, y) = batch?;
-        total.add(&forward(&x)?, &y)?;
+        match predicts {
+            Predicts::Classes => total.add(&forward(&x)?, &y)?,
+            Predicts::Numbers => total.add_numbers(&forward(&x)?, &y)?,
+        }
     }
     total.mean()
 }
 
 /// A few inputs of the held-out split as the points that a certificate speaks of: embedding vectors
-/// of up to two windows, or the pixels of up to 16 images.
+/// of up to two windows, or the pixels of up to 16 images or vectors.
 ///
 /// # Errors
 /// If the data does not fit the network.
@@ -118,14 +133,27 @@ impl Total {
         Ok(())
     }
 
+    /// The squared errors of numbers `[n, width]`, with their mean over the width.
+    fn add_numbers(&mut self, found: &Tensor, wanted: &Tensor) -> Result<(), Error> {
+        let n = wanted.dim(0)?;
+        let error = (found.to_dtype(DType::F64)? - wanted.to_dtype(DType::F64)?)?;
+        self.loss += error.sqr()?.mean(D::Minus1)?.sum_all()?.to_scalar::<f64>()?;
+        self.count += n;
+        Ok(())
+    }
+
     fn mean(mut self) -> Result<Evaluation, Error> {
         if self.count == 0 {
             return Err(Error::EmptySplit);
         }
         let n = self.count as f64;
-        let middle = self.count / 2;
+        let (loss, count) = (self.loss / n, self.count);
+        if self.margins.is_empty() {
+            return Ok(Evaluation { loss, accuracy: None, count, margin: None });
+        }
+        let middle = self.margins.len() / 2;
         let margin = f64::from(*self.margins.select_nth_unstable_by(middle, f32::total_cmp).1);
-        Ok(Evaluation { loss: self.loss / n, accuracy: self.right / n, count: self.count, margin })
+        Ok(Evaluation { loss, accuracy: Some(self.right / n), count, margin: Some(margin) })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What networks are trained on: text, token shards, generated plays and images.
+//! What networks are trained on: text, token shards, generated plays, images and tensors.
 //!
 //! ```
 //! use candle_core::Device;
@@ -20,21 +20,28 @@
 //! Its held-out split is predicted by [`evaluate`]. Each [`DataKind`] of data is one file with the
 //! config that loads it; [`DataConfig`] lists them.
 
+pub mod augment;
 mod caught;
-pub mod cifar10;
+pub mod cifar;
 pub mod codec;
 mod config;
 pub mod corpus;
 mod cuts;
 mod data_set;
+mod decode;
 mod error;
 mod evaluation;
+pub mod examples;
 mod growth;
+mod held_out;
+pub mod idx;
+pub mod images;
 pub mod memory;
 pub mod order;
 pub mod play;
 pub mod shard;
 pub mod shards;
+pub mod tensors;
 pub mod text;
 pub mod tokens;
 
@@ -42,9 +49,9 @@ pub use candle_core;
 
 pub use config::{DataConfig, for_model, of_run};
 pub use corpus::Corpus;
-pub use data_set::{Batch, Batches, DataKind, DataSet, Protocol, TrainingBatches};
+pub use data_set::{Batch, Batches, DataKind, DataSet, Predicts, Protocol, TrainingBatches};
 pub use error::Error;
-pub use evaluation::{Evaluation, evaluate, evaluate_as, evaluate_batches, starts};
+pub use evaluation::{Evaluation, check_outputs, evaluate, evaluate_as, evaluate_batches, starts};
 
 use sha2::{Digest, Sha256};
 

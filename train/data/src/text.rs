@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
 use crate::corpus::{self, Corpus, split};
-use crate::{DataKind, DataSet, Error, memory};
+use crate::{DataKind, DataSet, Error, held_out, memory};
 
 /// `kind = "text"`: any UTF-8 file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,11 +59,7 @@ impl TextConfig {
 
 impl DataKind for TextConfig {
     fn check(&self) -> Result<(), Error> {
-        match (&self.val_path, self.val_fraction) {
-            (Some(_), Some(_)) => Err(Error::TwoHeldOut),
-            (None, Some(share)) if !(share > 0.0 && share < 1.0) => Err(Error::HeldOut(share)),
-            _ => Ok(()),
-        }
+        held_out::check(self.val_path.as_deref(), self.val_fraction)
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {

@@ -48,11 +48,10 @@ impl EstimateCommand {
     pub(super) fn run(self) -> Result<()> {
         let config = super::config_at(&self.config, &self.settings)?;
         let data = config.data.kind();
-        let outputs = match self.outputs.or(data.outputs()) {
-            Some(outputs) => outputs,
-            None => data.load()?.outputs(),
+        let graph = match self.outputs.or(data.outputs()) {
+            Some(outputs) => config.graph(outputs)?,
+            None => config.graph_for(&*data.load_little()?)?,
         };
-        let graph = config.graph(outputs)?;
         config.recipe().check_for(&graph)?;
         let here = estimate::check(&config, &graph);
         let cost = |processes: &usize| Ok((*processes, estimate(&config, &graph, *processes)?));

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::{outln, terminal};
+use lipschitz_train::progress::certified;
 use lipschitz_train::ranks::Ranks;
 use lipschitz_train::trainer::{self, End, RunOptions};
 
@@ -66,13 +67,19 @@ impl Run {
                 Err(Stopped { after, command }.into())
             }
             End::Done(Some(summary)) => {
-                let accuracy = 100.0 * summary.val_accuracy;
+                let accuracy = summary.val_accuracy;
+                let accuracy = accuracy.map(|a| format!(", accuracy {:.2} %", 100.0 * a));
                 outln!(
-                    "{}: val loss {:.4}, accuracy {accuracy:.2} %, L ≤ {}",
+                    "{}: val loss {:.4}{}, L ≤ {}",
                     out.display(),
                     summary.val_loss,
+                    accuracy.unwrap_or_default(),
                     summary.lipschitz
                 );
+                if let Some(shares) = summary.certified() {
+                    let shares = certified(shares);
+                    outln!("certified at 36/255, 72/255, 108/255 (ℓ2): {shares}");
+                }
                 outln!("certificate: certify bound {}", out.display());
                 Ok(())
             }

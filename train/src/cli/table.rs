@@ -12,8 +12,8 @@ pub(super) fn summaries(summaries: &[Summary]) -> Table {
     for s in summaries {
         let sigma = s.sigma_max.map_or("–".into(), |x| format!("{x:.3}"));
         let found = s.found_log10.map_or("–".into(), |x| format!("{:.3}", 10f64.powf(x)));
-        let (loss, accuracy) =
-            (format!("{:.4}", s.val_loss), format!("{:.1} %", 100.0 * s.val_accuracy));
+        let accuracy = s.val_accuracy.map_or("–".into(), |a| format!("{:.1} %", 100.0 * a));
+        let loss = format!("{:.4}", s.val_loss);
         table.add_row([
             &s.label,
             &s.method,

@@ -90,9 +90,9 @@ impl Live {
         self.leave(run);
         let what = match outcome {
             Outcome::Finished(s) => format!(
-                "val loss {:.4}, accuracy {:.1} %, L ≤ {}{}",
+                "val loss {:.4}{}, L ≤ {}{}",
                 s.val_loss,
-                100.0 * s.val_accuracy,
+                s.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.1} %", 100.0 * a)),
                 s.lipschitz,
                 if before { " (finished before)" } else { "" }
             ),

@@ -95,7 +95,10 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
         "<f2" => Some(DType::F16),
         "<f4" => Some(DType::F32),
         "<f8" => Some(DType::F64),
+        "<i2" => Some(DType::I16),
+        "<i4" => Some(DType::I32),
         "<i8" => Some(DType::I64),
+        "<u4" => Some(DType::U32),
         "|u1" => Some(DType::U8),
         "|O" => {
             return Err("is an array of Python objects; nothing was run; save numbers".into());

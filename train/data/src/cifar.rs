@@ -1,18 +1,10 @@
-//! CIFAR-10, from a Hugging Face parquet directory or the original binary batches.
-//!
-//! Pixels stay in memory as bytes and are given to networks as value / 255, in \[0, 1\], with
-//! nothing subtracted and no other scale. So a Lipschitz constant and an attack radius speak of
-//! pixels in \[0, 1\]; a network that wants another scale carries it as a layer, where the
-//! certificate counts it.
+//! CIFAR-10 and CIFAR-100, from a Hugging Face parquet directory or the original binary batches.
 //!
 //! Images compressed as JPEG differ a little from the original pixels: say so beside a figure.
 
 use std::fs::File;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use image::{ImageFormat, ImageReader};
 use lipschitz_nn::graph::Input;
 use lipschitz_nn::{At, kind};
 use parquet::data_type::ByteArray;
@@ -24,9 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::caught::caught;
-use crate::error::{in_range_if, one_line};
-use crate::order::Shuffle;
-use crate::{Batch, Batches, DataKind, DataSet, Error, Protocol, TrainingBatches, digest};
+use crate::decode::{BadImage, decode};
+use crate::error::{in_range_if, one_line, unusable};
+use crate::examples::{Examples, Split};
+use crate::{DataKind, DataSet, Error};
 
 /// Height and width of an image.
 pub const SIDE: usize = 32;
@@ -34,8 +27,11 @@ pub const SIDE: usize = 32;
 /// Bytes of an image: three planes (red, green, blue), each by rows.
 pub const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// How many classes there are.
+/// The classes of CIFAR-10.
 pub const CLASSES: usize = 10;
+
+/// The shape of an image.
+const SHAPE: [usize; 3] = [3, SIDE, SIDE];
 
 /// `kind = "cifar10"`: a Hugging Face parquet directory or the original binary batches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,38 +47,161 @@ pub struct Cifar10Config {
     pub limit_test: Option<usize>,
 }
 
+/// `kind = "cifar100"`: a Hugging Face parquet directory or the original binary files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cifar100Config {
+    /// The directory.
+    pub path: PathBuf,
+    /// Which labels: the 100 fine ones or the 20 coarse ones.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Training images to use; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_train: Option<usize>,
+    /// Test images to use; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_test: Option<usize>,
+}
+
+/// The labels of CIFAR-100.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// 100 classes.
+    #[default]
+    Fine,
+    /// Their 20 groups.
+    Coarse,
+}
+
+/// What differs between the data sets.
+struct Layout {
+    name: &'static str,
+    classes: usize,
+    /// The column of the class.
+    column: &'static str,
+    /// Bytes before the pixels of a record, and the one that is the class.
+    labels: usize,
+    label: usize,
+    /// The binary files of each split.
+    train: Affixes,
+    test: Affixes,
+    /// Where the files may lie inside of the directory.
+    inside: [&'static str; 2],
+}
+
+const TEN: Layout = Layout {
+    name: "CIFAR-10",
+    classes: CLASSES,
+    column: "label",
+    labels: 1,
+    label: 0,
+    train: ("data_batch_", ".bin"),
+    test: ("test_batch", ".bin"),
+    inside: ["plain_text", "cifar-10-batches-bin"],
+};
+
+const FINE: Layout = Layout {
+    name: "CIFAR-100",
+    classes: 100,
+    column: "fine_label",
+    labels: 2,
+    label: 1,
+    train: ("train", ".bin"),
+    test: ("test", ".bin"),
+    inside: ["cifar100", "cifar-100-binary"],
+};
+
+const COARSE: Layout = Layout { classes: 20, column: "coarse_label", label: 0, ..FINE };
+
+impl Labels {
+    fn layout(self) -> &'static Layout {
+        match self {
+            Self::Fine => &FINE,
+            Self::Coarse => &COARSE,
+        }
+    }
+}
+
+fn check(limits: Limits) -> Result<(), Error> {
+    for (key, limit) in [("limit_train", limits.train), ("limit_test", limits.test)] {
+        in_range_if(key, limit, 1..=usize::MAX >> 1)?;
+    }
+    Ok(())
+}
+
+fn is_shape(input: Input) -> bool {
+    matches!(input, Input::Pixels { channels: 3, height: SIDE, width: SIDE })
+}
+
+impl Cifar10Config {
+    fn limits(&self) -> Limits {
+        Limits { train: self.limit_train, test: self.limit_test }
+    }
+}
+
 impl DataKind for Cifar10Config {
     fn check(&self) -> Result<(), Error> {
-        for (key, limit) in [("limit_train", self.limit_train), ("limit_test", self.limit_test)] {
-            in_range_if(key, limit, 1..=usize::MAX >> 1)?;
-        }
-        Ok(())
+        check(self.limits())
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
         self.check()?;
-        let limits = Limits { train: self.limit_train, test: self.limit_test };
-        Ok(Box::new(Cifar10::load(&self.path, limits)?))
+        Ok(Box::new(load10(&self.path, self.limits())?))
     }
 
     /// The first image of each split.
     fn load_little(&self) -> Result<Box<dyn DataSet>, Error> {
-        let little = Limits { train: Some(1), test: Some(1) };
-        Ok(Box::new(Cifar10::load(&self.path, little)?))
+        Ok(Box::new(load10(&self.path, Limits { train: Some(1), test: Some(1) })?))
     }
 
     fn reads(&self, input: Input) -> bool {
-        reads(input)
+        is_shape(input)
     }
 
     fn outputs(&self) -> Option<usize> {
         Some(CLASSES)
     }
+
+    fn input(&self) -> Option<Input> {
+        Some(crate::examples::input(&SHAPE))
+    }
 }
 
-/// Whether a network with this input reads the images.
-fn reads(input: Input) -> bool {
-    matches!(input, Input::Pixels { channels: 3, height: SIDE, width: SIDE })
+impl Cifar100Config {
+    fn limits(&self) -> Limits {
+        Limits { train: self.limit_train, test: self.limit_test }
+    }
+}
+
+impl DataKind for Cifar100Config {
+    fn check(&self) -> Result<(), Error> {
+        check(self.limits())
+    }
+
+    fn load(&self) -> Result<Box<dyn DataSet>, Error> {
+        self.check()?;
+        Ok(Box::new(load100(&self.path, self.labels, self.limits())?))
+    }
+
+    /// The first image of each split.
+    fn load_little(&self) -> Result<Box<dyn DataSet>, Error> {
+        let little = Limits { train: Some(1), test: Some(1) };
+        Ok(Box::new(load100(&self.path, self.labels, little)?))
+    }
+
+    fn reads(&self, input: Input) -> bool {
+        is_shape(input)
+    }
+
+    fn outputs(&self) -> Option<usize> {
+        Some(self.labels.layout().classes)
+    }
+
+    fn input(&self) -> Option<Input> {
+        Some(crate::examples::input(&SHAPE))
+    }
 }
 
 /// How many images to keep of each split, from its beginning; all unless told.
@@ -94,171 +213,70 @@ pub struct Limits {
     pub test: Option<usize>,
 }
 
-/// The data set.
-#[derive(Clone, Debug)]
-pub struct Cifar10 {
-    /// The directory, for messages.
-    pub name: String,
-    /// What is trained on.
-    pub train: Split,
-    /// What is tested on.
-    pub test: Split,
-    /// SHA-256, in hexadecimal, of the pixels and labels kept.
-    pub digest: String,
+/// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `plain_text/` with
+/// these), or `data_batch_*.bin` and `test_batch.bin` (or `cifar-10-batches-bin/` with these).
+///
+/// # Errors
+/// One line that names the file, and the row in it: missing, not parquet, a column that is not
+/// there, a image that is damaged or has another size, a class out of range, a binary batch
+/// that is cut short.
+pub fn load10(path: &Path, limits: Limits) -> Result<Examples, Error> {
+    load(path, limits, &TEN)
 }
 
-/// Images with their classes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Split {
-    /// `[images, 3, 32, 32]`, row-major.
-    pub pixels: Vec<u8>,
-    /// A class below [`CLASSES`] for each image.
-    pub labels: Vec<u8>,
+/// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `cifar100/` with these),
+/// or `train.bin` and `test.bin` (or `cifar-100-binary/` with these).
+///
+/// # Errors
+/// As [`load10`].
+pub fn load100(path: &Path, labels: Labels, limits: Limits) -> Result<Examples, Error> {
+    load(path, limits, labels.layout())
 }
 
-impl Cifar10 {
-    /// Reads a directory that holds `train-*.parquet` and `test-*.parquet` (or `plain_text/` with
-    /// these), or `data_batch_*.bin` and `test_batch.bin` (or `cifar-10-batches-bin/` with these).
-    ///
-    /// # Errors
-    /// One line that names the file, and the row in it: missing, not parquet, a column that is not
-    /// there, a image that is damaged or has another size, a class out of range, a binary batch
-    /// that is cut short.
-    pub fn load(path: &Path, limits: Limits) -> Result<Self, Error> {
-        let mut places = vec![Directory::read(path)?];
-        for inside in ["plain_text", "cifar-10-batches-bin"].map(|name| path.join(name)) {
-            if inside.is_dir() {
-                places.push(Directory::read(&inside)?);
-            }
-        }
-        for place in &places {
-            if let Some((train, test)) =
-                place.both(("train-", ".parquet"), ("test-", ".parquet"))?
-            {
-                let (train, test) =
-                    (read(&train, limits.train, parquet)?, read(&test, limits.test, parquet)?);
-                return Ok(Self::new(path, train, test));
-            }
-            if let Some((train, test)) =
-                place.both(("data_batch_", ".bin"), ("test_batch", ".bin"))?
-            {
-                let (train, test) =
-                    (read(&train, limits.train, binary)?, read(&test, limits.test, binary)?);
-                return Ok(Self::new(path, train, test));
-            }
-        }
-        let what = "holds neither train-*.parquet and test-*.parquet nor data_batch_*.bin and \
-                    test_batch.bin; give the directory of CIFAR-10";
-        Err(unusable(path, what))
-    }
-
-    fn new(path: &Path, train: Split, test: Split) -> Self {
-        let digest = digest([&*train.pixels, &train.labels, &test.pixels, &test.labels]);
-        Self { name: path.display().to_string(), train, test, digest }
-    }
+/// Whether a directory holds files under the names of these data sets.
+pub(crate) fn is_here(path: &Path) -> bool {
+    let layouts = [&TEN, &FINE];
+    let inside = layouts.iter().flat_map(|l| l.inside).map(|name| path.join(name));
+    inside.chain([path.to_path_buf()]).any(|place| {
+        let Ok(place) = Directory::read(&place) else { return false };
+        [PARQUET_TRAIN, PARQUET_TEST, TEN.train, TEN.test, FINE.train, FINE.test]
+            .iter()
+            .any(|affixes| !place.named(*affixes).is_empty())
+    })
 }
 
-impl DataSet for Cifar10 {
-    fn name(&self) -> &str {
-        &self.name
-    }
+const PARQUET_TRAIN: Affixes = ("train-", ".parquet");
+const PARQUET_TEST: Affixes = ("test-", ".parquet");
 
-    fn outputs(&self) -> usize {
-        CLASSES
-    }
-
-    fn digest(&self) -> &str {
-        &self.digest
-    }
-
-    fn check(&self, input: Input) -> Result<(), Error> {
-        if reads(input) { Ok(()) } else { Err(Error::misfit(input)) }
-    }
-
-    fn training(
-        &self,
-        seed: u64,
-        _context: Option<usize>,
-    ) -> Result<Box<dyn TrainingBatches + '_>, Error> {
-        let (images, shuffle) = (&self.train, Shuffle::new(seed, self.train.len()));
-        Ok(Box::new(Epochs { images, shuffle }))
-    }
-
-    fn held_out_len(&self) -> usize {
-        self.test.len()
-    }
-
-    fn held_out(
-        &self,
-        protocol: Protocol,
-        batch_size: usize,
-        _context: Option<usize>,
-        device: &Device,
-    ) -> Result<Batches<'_>, Error> {
-        match protocol {
-            Protocol::Full => Ok(Box::new(self.test.batches(batch_size, device))),
-            Protocol::Paper => Err(Error::PaperReadsText),
+fn load(path: &Path, limits: Limits, layout: &Layout) -> Result<Examples, Error> {
+    let mut places = vec![Directory::read(path)?];
+    for inside in layout.inside.map(|name| path.join(name)) {
+        if inside.is_dir() {
+            places.push(Directory::read(&inside)?);
         }
     }
-}
-
-/// Shuffled epochs of images.
-struct Epochs<'a> {
-    images: &'a Split,
-    shuffle: Shuffle,
-}
-
-impl TrainingBatches for Epochs<'_> {
-    fn batch(&mut self, step: u64, batch_size: usize, device: &Device) -> Result<Batch, Error> {
-        self.images.batch(&self.shuffle.batch(step, batch_size), device)
-    }
-}
-
-impl Split {
-    /// How many images there are.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// Images by their numbers, as `(pixels, classes)`: f32 `[b, 3, 32, 32]` in \[0, 1\] and u32
-    /// `[b]`. For shuffled epochs take the numbers from
-    /// [`Shuffle::batch`](super::order::Shuffle::batch).
-    ///
-    /// # Errors
-    /// One line that names a number out of range; candle's error if the device refuses.
-    pub fn batch(&self, images: &[usize], device: &Device) -> Result<Batch, Error> {
-        if let Some(image) = images.iter().find(|image| **image >= self.len()) {
-            let what = format!("there is no image {image}: the split has {}", self.len());
-            return Err(lipschitz_nn::Error::Input(what).into());
+    for place in &places {
+        let found = |train, test, one| -> Result<Option<Examples>, Error> {
+            let Some((train, test)) = place.both(train, test)? else { return Ok(None) };
+            let parts =
+                [read(&train, limits.train, layout, one)?, read(&test, limits.test, layout, one)?];
+            let name = path.display().to_string();
+            Ok(Some(Examples::new(name, parts, layout.classes, Vec::new())))
+        };
+        if let Some(examples) = found(PARQUET_TRAIN, PARQUET_TEST, parquet)? {
+            return Ok(examples);
         }
-        let mut pixels = vec![0f32; images.len() * PIXELS];
-        pixels.par_chunks_mut(PIXELS).zip(images).for_each(|(out, i)| {
-            for (out, byte) in out.iter_mut().zip(&self.pixels[i * PIXELS..(i + 1) * PIXELS]) {
-                *out = f32::from(*byte) / 255.0;
-            }
-        });
-        let labels: Vec<u32> = images.iter().map(|i| u32::from(self.labels[*i])).collect();
-        let pixels = Tensor::from_vec(pixels, (images.len(), 3, SIDE, SIDE), device)?;
-        Ok((pixels, Tensor::from_vec(labels, images.len(), device)?))
+        if let Some(examples) = found(layout.train, layout.test, binary)? {
+            return Ok(examples);
+        }
     }
-
-    /// All images once, in order, in batches like [`Split::batch`]'s; the last one may be smaller.
-    pub fn batches(
-        &self,
-        batch_size: usize,
-        device: &Device,
-    ) -> impl Iterator<Item = Result<Batch, Error>> + use<'_> {
-        let (size, device) = (batch_size.max(1), device.clone());
-        (0..self.len()).step_by(size).map(move |start| {
-            let images: Vec<usize> = (start..self.len().min(start + size)).collect();
-            self.batch(&images, &device)
-        })
-    }
+    let what = format!(
+        "holds neither train-*.parquet and test-*.parquet nor {} and {}; give the directory of {}",
+        pattern(layout.train),
+        pattern(layout.test),
+        layout.name
+    );
+    Err(unusable(path, what))
 }
 
 /// The files of a directory, sorted.
@@ -308,14 +326,13 @@ type SplitFiles<'a> = (Vec<&'a Path>, Vec<&'a Path>);
 /// Beginning and end of the names of files.
 type Affixes = (&'static str, &'static str);
 
-/// `data_batch_*.bin`; of the original test set there is one file.
+/// `data_batch_*.bin`; of the other binary files there is one each.
 fn pattern((start, end): Affixes) -> String {
-    if start == "test_batch" { format!("{start}{end}") } else { format!("{start}*{end}") }
-}
-
-/// An error about what a file or directory holds.
-fn unusable(path: &Path, what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    lipschitz_nn::Error::file(path, what).into()
+    if end == ".bin" && !start.ends_with('_') {
+        format!("{start}{end}")
+    } else {
+        format!("{start}*{end}")
+    }
 }
 
 /// A file that the parquet library does not read.
@@ -326,24 +343,6 @@ struct Unreadable {
     /// None where the library panicked.
     #[source]
     error: Option<ParquetError>,
-}
-
-/// An image that cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum BadImage {
-    #[error("its image is damaged: {}", one_line(.0))]
-    Decode(#[from] image::ImageError),
-    #[error("its image is damaged: {}", one_line(.0))]
-    Read(#[from] std::io::Error),
-    /// The library panicked.
-    #[error("{0}")]
-    Panic(String),
-    #[error("its image is damaged: the JPEG is cut short")]
-    CutShort,
-    #[error("its image is neither JPEG nor PNG")]
-    Format,
-    #[error("its image is {0} × {1}, not {SIDE} × {SIDE}")]
-    Size(u32, u32),
 }
 
 /// Which row an image belongs to.
@@ -359,48 +358,53 @@ struct BadRow {
 fn read(
     files: &[&Path],
     limit: Option<usize>,
-    one: fn(&Path, usize) -> Result<Split, Error>,
+    layout: &Layout,
+    one: fn(&Path, usize, &Layout) -> Result<Records, Error>,
 ) -> Result<Split, Error> {
     let limit = limit.unwrap_or(usize::MAX);
-    let mut all = Split::default();
+    let (mut pixels, mut classes) = (Vec::new(), Vec::new());
     for file in files {
-        if all.len() < limit {
-            let split = one(file, limit - all.len())?;
-            all.pixels.extend(split.pixels);
-            all.labels.extend(split.labels);
+        if classes.len() < limit {
+            let (more, labels) = one(file, limit - classes.len(), layout)?;
+            pixels.extend(more);
+            classes.extend(labels);
         }
     }
     match files.first() {
-        Some(file) if all.is_empty() && limit > 0 => {
+        Some(file) if classes.is_empty() && limit > 0 => {
             Err(unusable(file, "holds no images; fetch it again"))
         }
-        _ => Ok(all),
+        _ => Ok(Split::images(SHAPE, pixels, classes)),
     }
 }
 
-/// An original batch: for each image its class and its pixels.
-fn binary(path: &Path, limit: usize) -> Result<Split, Error> {
+/// Pixels of images and their classes.
+type Records = (Vec<u8>, Vec<u32>);
+
+/// An original batch: for each image its labels and its pixels.
+fn binary(path: &Path, limit: usize, layout: &Layout) -> Result<Records, Error> {
     let bytes = std::fs::read(path).at(path)?;
-    let records = bytes.chunks_exact(1 + PIXELS);
+    let size = layout.labels + PIXELS;
+    let records = bytes.chunks_exact(size);
     let over = records.remainder().len();
     if over > 0 {
         let what = format!(
-            "is cut short: after {} images of {} bytes there are {over} bytes more; fetch it again",
-            bytes.len() / (1 + PIXELS),
-            1 + PIXELS
+            "is cut short: after {} images of {size} bytes there are {over} bytes more; fetch it \
+             again",
+            bytes.len() / size
         );
         return Err(unusable(path, what));
     }
-    let mut split = Split::default();
+    let (mut pixels, mut classes) = (Vec::new(), Vec::new());
     for (row, record) in records.take(limit).enumerate() {
-        split.labels.push(class(path, row, i64::from(record[0]))?);
-        split.pixels.extend(&record[1..]);
+        classes.push(class(path, row, i64::from(record[layout.label]), layout)?);
+        pixels.extend(&record[layout.labels..]);
     }
-    Ok(split)
+    Ok((pixels, classes))
 }
 
-/// A parquet file with the columns `img` (a group with `bytes`) and `label`.
-fn parquet(path: &Path, limit: usize) -> Result<Split, Error> {
+/// A parquet file with the columns `img` (a group with `bytes`) and `label`, or another label.
+fn parquet(path: &Path, limit: usize, layout: &Layout) -> Result<Records, Error> {
     let file = File::open(path).at(path)?;
     if let Some(known) = kind::at(path).filter(|known| **known != kind::PARQUET) {
         return Err(unusable(path, known.instead_of("a Parquet file")));
@@ -419,34 +423,41 @@ fn parquet(path: &Path, limit: usize) -> Result<Split, Error> {
         }
         Err(said) => return Err(unusable(path, Unreadable { said, error: None })),
     };
-    let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row));
-    let rows: Vec<(ByteArray, u8)> = rows.collect::<Result<_, _>>()?;
+    let rows = rows.into_iter().enumerate().map(|(number, row)| record(path, number, row, layout));
+    let rows: Vec<(ByteArray, u32)> = rows.collect::<Result<_, _>>()?;
     let decoded = rows.par_iter().enumerate().map(|(row, (bytes, _))| {
-        let planes = caught(|| planes(bytes.data())).unwrap_or_else(|e| Err(BadImage::Panic(e)));
+        let planes = decode(bytes.data(), [SIDE, SIDE]).map(|planes| planes.coloured().pixels);
         planes.map_err(|error| unusable(path, BadRow { row, error }))
     });
     let pixels: Vec<Vec<u8>> = decoded.collect::<Result<_, _>>()?;
-    Ok(Split {
-        pixels: pixels.concat(),
-        labels: rows.into_iter().map(|(_, label)| label).collect(),
-    })
+    Ok((pixels.concat(), rows.into_iter().map(|(_, label)| label).collect()))
 }
 
 /// The compressed image and the class of a row.
-fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8), Error> {
+fn record(
+    path: &Path,
+    number: usize,
+    row: Row,
+    layout: &Layout,
+) -> Result<(ByteArray, u32), Error> {
     let wrong = |name: &str, what: &str| {
         Err(unusable(path, format!("row {number}: column `{name}` {what}")))
     };
     let columns = row.into_columns();
-    let label = match column(path, columns.clone(), "label", "")? {
+    let label = match column(path, columns.clone(), layout, layout.column, "")? {
         Field::Long(label) => label,
         Field::Int(label) => i64::from(label),
-        Field::Null => return wrong("label", "is empty; leave the row out"),
-        other => return wrong("label", &format!("holds {}, not whole numbers", holds(&other))),
+        Field::Null => return wrong(layout.column, "is empty; leave the row out"),
+        other => {
+            let what = format!("holds {}, not whole numbers", holds(&other));
+            return wrong(layout.column, &what);
+        }
     };
-    let label = class(path, number, label)?;
-    let image = match column(path, columns, "img", "")? {
-        Field::Group(group) => column(path, group.into_columns(), "bytes", "column `img` ")?,
+    let label = class(path, number, label, layout)?;
+    let image = match column(path, columns, layout, "img", "")? {
+        Field::Group(group) => {
+            column(path, group.into_columns(), layout, "bytes", "column `img` ")?
+        }
         other => {
             let what = format!("holds {}, not a group with `bytes` in it", holds(&other));
             return wrong("img", &what);
@@ -466,6 +477,7 @@ fn record(path: &Path, number: usize, row: Row) -> Result<(ByteArray, u8), Error
 fn column(
     path: &Path,
     columns: Vec<(String, Field)>,
+    layout: &Layout,
     name: &str,
     inside: &str,
 ) -> Result<Field, Error> {
@@ -473,7 +485,8 @@ fn column(
     let found = columns.into_iter().find(|(there, _)| there == name).map(|(_, field)| field);
     found.ok_or_else(|| {
         let what = format!(
-            "{inside}has no column `{name}`, only {there}; give CIFAR-10 with `img` and `label`"
+            "{inside}has no column `{name}`, only {there}; give {} with `img` and `{}`",
+            layout.name, layout.column
         );
         unusable(path, what)
     })
@@ -492,45 +505,29 @@ fn holds(field: &Field) -> &'static str {
     }
 }
 
-fn class(path: &Path, row: usize, label: i64) -> Result<u8, Error> {
-    let class = u8::try_from(label).ok().filter(|class| usize::from(*class) < CLASSES);
+fn class(path: &Path, row: usize, label: i64, layout: &Layout) -> Result<u32, Error> {
+    let class = u32::try_from(label).ok().filter(|class| (*class as usize) < layout.classes);
     class.ok_or_else(|| {
-        let what = format!("row {row}: class {label} is not in 0..{CLASSES}; is this CIFAR-10?");
+        let Layout { name, classes, .. } = layout;
+        let what = format!("row {row}: class {label} is not in 0..{classes}; is this {name}?");
         unusable(path, what)
     })
 }
 
-/// The three planes of a JPEG or PNG of 32 × 32.
-fn planes(bytes: &[u8]) -> Result<Vec<u8>, BadImage> {
-    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    let format = reader()?.format();
-    if !matches!(format, Some(ImageFormat::Jpeg | ImageFormat::Png)) {
-        return Err(BadImage::Format);
-    }
-    // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
-    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    if format == Some(ImageFormat::Jpeg) && !bytes[..end].ends_with(&[0xff, 0xd9]) {
-        return Err(BadImage::CutShort);
-    }
-    let (width, height) = reader()?.into_dimensions()?;
-    if (width as usize, height as usize) != (SIDE, SIDE) {
-        return Err(BadImage::Size(width, height));
-    }
-    let image = reader()?.decode()?.into_rgb8();
-    Ok((0..3).flat_map(|channel| image.as_raw().iter().skip(channel).step_by(3)).copied().collect())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
     use std::sync::Arc;
 
-    use image::{DynamicImage, RgbImage};
+    use candle_core::Device;
+    use image::{DynamicImage, ImageFormat, RgbImage};
     use parquet::data_type::{ByteArrayType, Int64Type};
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
+    use crate::examples::Targets;
 
     const SCHEMA: &str =
         "message m { optional group img { optional binary bytes; } optional int64 label; }";
@@ -580,7 +577,7 @@ mod tests {
     }
 
     fn refusal(path: &Path) -> String {
-        let error = format!("{:#}", Cifar10::load(path, Limits::default()).unwrap_err());
+        let error = format!("{:#}", load10(path, Limits::default()).unwrap_err());
         assert!(error.starts_with(&path.display().to_string()) && !error.contains('\n'), "{error}");
         error
     }
@@ -588,7 +585,7 @@ mod tests {
     #[test]
     fn parquet_and_binary_batches_of_the_same_images_are_the_same_data() {
         let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
-        let from_parquet = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap();
+        let from_parquet = load10(directory(&rows).path(), Limits::default()).unwrap();
         let original = tempfile::tempdir().unwrap();
         let record = |label: u8, shade: u8| {
             let plane = |value: fn(u8, u8, u8) -> u8| {
@@ -603,20 +600,20 @@ mod tests {
         std::fs::write(original.path().join("data_batch_1.bin"), batch(0, 3)).unwrap();
         std::fs::write(original.path().join("data_batch_2.bin"), batch(3, 5)).unwrap();
         std::fs::write(original.path().join("test_batch.bin"), record(9, 9)).unwrap();
-        let from_binary = Cifar10::load(original.path(), Limits::default()).unwrap();
+        let from_binary = load10(original.path(), Limits::default()).unwrap();
         assert_eq!(from_parquet.train, from_binary.train);
         assert_eq!(from_parquet.test, from_binary.test);
         assert_eq!(from_parquet.digest, from_binary.digest);
-        let few = Cifar10::load(original.path(), Limits { train: Some(4), test: Some(0) }).unwrap();
+        let few = load10(original.path(), Limits { train: Some(4), test: Some(0) }).unwrap();
         assert_eq!((few.train.len(), few.test.len()), (4, 0));
-        assert_eq!(few.train.labels, [0, 1, 2, 3]);
+        assert_eq!(few.train.targets, Targets::Classes(vec![0, 1, 2, 3]));
         assert_ne!(few.digest, from_binary.digest);
     }
 
     #[test]
     fn batches_are_pixels_over_255_with_their_classes() {
         let rows: Vec<_> = (0..5).map(|i| (png(40 * i), i64::from(i))).collect();
-        let data = Cifar10::load(directory(&rows).path(), Limits::default()).unwrap().train;
+        let data = load10(directory(&rows).path(), Limits::default()).unwrap().train;
         let (pixels, labels) = data.batch(&[3, 0], &Device::Cpu).unwrap();
         assert_eq!(
             (pixels.dims(), labels.to_vec1::<u32>().unwrap()),
@@ -634,7 +631,7 @@ mod tests {
             .flat_map(|b| b.unwrap().1.to_vec1::<u32>().unwrap())
             .collect();
         assert_eq!(all, [0, 1, 2, 3, 4]);
-        assert!(data.batch(&[5], &Device::Cpu).unwrap_err().to_string().contains("no image 5"));
+        assert!(data.batch(&[5], &Device::Cpu).unwrap_err().to_string().contains("no example 5"));
     }
 
     #[test]
@@ -712,14 +709,46 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[at] ^= mask;
                 std::fs::write(&path, &bytes).unwrap();
-                if let Err(e) = Cifar10::load(place.path(), Limits::default()) {
+                if let Err(e) = load10(place.path(), Limits::default()) {
                     assert!(!e.to_string().contains('\n'), "{e}");
                 }
             }
         }
         for length in (0..whole.len()).step_by(7) {
             std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(Cifar10::load(place.path(), Limits::default()).is_err());
+            assert!(load10(place.path(), Limits::default()).is_err());
         }
+    }
+
+    #[test]
+    fn cifar_100_has_two_kinds_of_labels_in_both_formats() {
+        let original = tempfile::tempdir().unwrap();
+        let record = |coarse: u8, fine: u8| [vec![coarse, fine], vec![7; PIXELS]].concat();
+        let train = [record(3, 40), record(19, 99)].concat();
+        std::fs::write(original.path().join("train.bin"), &train).unwrap();
+        std::fs::write(original.path().join("test.bin"), record(0, 5)).unwrap();
+        let of = |labels| load100(original.path(), labels, Limits::default()).unwrap();
+        let (fine, coarse) = (of(Labels::Fine), of(Labels::Coarse));
+        assert_eq!((fine.outputs, coarse.outputs), (100, 20));
+        assert_eq!(fine.train.targets, Targets::Classes(vec![40, 99]));
+        assert_eq!(coarse.train.targets, Targets::Classes(vec![3, 19]));
+        let parquet = tempfile::tempdir().unwrap();
+        let schema = "message m \
+             { optional group img { optional binary bytes; } optional int64 fine_label; }";
+        for name in ["train-0.parquet", "test-0.parquet"] {
+            write_parquet(&parquet.path().join(name), schema, &[(png(1), 99), (png(2), 3)]);
+        }
+        let load = |labels| load100(parquet.path(), labels, Limits::default());
+        let split = load(Labels::Fine).unwrap().train;
+        assert_eq!(split.targets, Targets::Classes(vec![99, 3]));
+        let said = load(Labels::Coarse).unwrap_err().to_string();
+        assert!(said.contains("no column `coarse_label`") && said.contains("CIFAR-100"), "{said}");
+        std::fs::write(original.path().join("test.bin"), record(20, 100)).unwrap();
+        let said = |labels| {
+            let error = load100(original.path(), labels, Limits::default()).unwrap_err();
+            error.to_string()
+        };
+        assert!(said(Labels::Fine).contains("class 100 is not in 0..100"));
+        assert!(said(Labels::Coarse).contains("class 20 is not in 0..20"));
     }
 }
