@@ -3,13 +3,16 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::verify::verify;
 use lipschitz_data::codec::{Codec, read_tokenizer};
+use lipschitz_data::examples::{Examples, Targets};
+use lipschitz_data::images::ImagesConfig;
 use lipschitz_data::shard::Shard;
 use lipschitz_data::shards;
+use lipschitz_data::tensors::TensorsConfig;
 use lipschitz_import::{ImportOptions, import};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Tokenizer};
 use lipschitz_nn::graph::{Graph, Input, Node, Op};
@@ -58,6 +61,10 @@ pub(crate) fn all() -> Vec<Reader> {
         reader("directory", "config.json", directory, |dir, _| read_model(dir)),
         reader("shard", "x_train_0.bin", shard, read_shard),
         reader("tokenizer", "tokenizer.json", tokenizers, read_tokenizer_again),
+        reader("tensors", "d.safetensors", tensors, read_tensors),
+        reader("idx", "train-images-idx3-ubyte", idx, read_idx),
+        // An image may be up to 2²⁴ pixels, of which a few bytes can speak.
+        network(reader("image", "drawings/a/0.png", images, read_images)),
     ]
 }
 
@@ -179,7 +186,7 @@ fn read_certificate(_: &Path, bytes: &[u8]) {
 }
 
 fn presets() -> impl Iterator<Item = &'static str> {
-    ["mlp-cifar10", "gpt-shakespeare", "nanogpt-145m", "vit-cifar10", "demo"]
+    ["mlp-cifar10", "mlp-images", "gpt-shakespeare", "nanogpt-145m", "vit-cifar10", "demo"]
         .map(|name| preset::find(name).unwrap())
         .into_iter()
 }
@@ -379,4 +386,87 @@ fn read_tokenizer_again(dir: &Path, _: &[u8]) {
     }
     let known: Vec<u32> = (0..codec.vocabulary().min(8) as u32).collect();
     let _ = codec.decode(&known);
+}
+
+fn tensors(dir: &Path) -> Vec<Seed> {
+    let mut dice = Dice::new(2);
+    let path = dir.join("seed");
+    let mut of = |shape: &[usize], y: Tensor| {
+        let x = (dice.tensor(shape, 0.5) + 0.5).unwrap().to_dtype(DType::F32).unwrap();
+        checkpoint::save_tensors(&path, [("x", x), ("y", y)].into_iter(), None).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let (length, rest) = whole.split_at(8);
+        Seed { build: Build::Raw, parts: vec![length.to_vec(), rest.to_vec()] }
+    };
+    let classes = Tensor::new(&[0i64, 1, 0, 1], &Device::Cpu).unwrap();
+    let numbers = Tensor::new(&[0.5f32, 1.0, -2.0, 3.0], &Device::Cpu).unwrap();
+    vec![of(&[4, 3], classes.clone()), of(&[4, 1, 2, 2], classes), of(&[4, 2], numbers)]
+}
+
+/// What a data set that was read holds: finite numbers and known classes, of one shape.
+fn is_whole(data: &Examples) {
+    ACCEPTED.set(true);
+    for split in [&data.train, &data.test] {
+        let all: Vec<usize> = (0..split.len()).collect();
+        let (x, _) = split.batch(&all, &Device::Cpu).unwrap();
+        let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(x.iter().all(|x| x.is_finite()));
+        match &split.targets {
+            Targets::Classes(classes) => {
+                assert!(classes.iter().all(|class| (*class as usize) < data.outputs));
+            }
+            Targets::Numbers { values, .. } => assert!(values.iter().all(|x| x.is_finite())),
+        }
+    }
+}
+
+fn read_tensors(dir: &Path, _: &[u8]) {
+    if let Ok(data) = lipschitz_data::tensors::load(&TensorsConfig::new(dir.join("d.safetensors")))
+    {
+        is_whole(&data);
+    }
+}
+
+fn idx(dir: &Path) -> Vec<Seed> {
+    let file = |sizes: &[u32], bytes: &[u8]| {
+        let mut out = vec![0, 0, 8, sizes.len() as u8];
+        sizes.iter().for_each(|size| out.extend(size.to_be_bytes()));
+        [out, bytes.to_vec()].concat()
+    };
+    for (name, bytes) in [
+        ("train-labels-idx1-ubyte", file(&[3], &[0, 1, 2])),
+        ("t10k-images-idx3-ubyte", file(&[1, 2, 2], &[1; 4])),
+        ("t10k-labels-idx1-ubyte", file(&[1], &[1])),
+    ] {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+    let whole = file(&[3, 2, 2], &[7; 12]);
+    let (header, rest) = whole.split_at(16);
+    vec![Seed { build: Build::Raw, parts: vec![header.to_vec(), rest.to_vec()] }]
+}
+
+fn read_idx(dir: &Path, _: &[u8]) {
+    if let Ok(data) = lipschitz_data::idx::load(dir, [None; 2]) {
+        is_whole(&data);
+    }
+}
+
+fn images(dir: &Path) -> Vec<Seed> {
+    let image = |shade: u8| image::GrayImage::from_fn(5, 4, |x, y| [shade ^ (x * y) as u8].into());
+    let folder = dir.join("drawings");
+    for (class, name) in [("a", "1.png"), ("b", "0.png"), ("b", "1.png")] {
+        std::fs::create_dir_all(folder.join(class)).unwrap();
+        image(9).save(folder.join(class).join(name)).unwrap();
+    }
+    let seed = |name: &str| {
+        image(77).save(dir.join(name)).unwrap();
+        Seed::raw(std::fs::read(dir.join(name)).unwrap())
+    };
+    vec![seed("seed.png"), seed("seed.jpeg")]
+}
+
+fn read_images(dir: &Path, _: &[u8]) {
+    if let Ok(data) = lipschitz_data::images::load(&ImagesConfig::new(dir.join("drawings"))) {
+        is_whole(&data);
+    }
 }

@@ -7,9 +7,10 @@
 use candle_core::{Device, Tensor};
 use lipschitz_nn::graph::Input;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::order::Shuffle;
-use crate::{Batch, Batches, DataSet, Error, Predicts, Protocol, TrainingBatches, digest};
+use crate::{Batch, Batches, DataSet, Error, Predicts, Protocol, TrainingBatches};
 
 /// The values of all inputs, one input after the other.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,21 +161,27 @@ impl Split {
         Self { shape: self.shape.clone(), values, targets }
     }
 
-    /// The bytes that a digest is of: values, then targets; classes are a byte each if all are.
-    fn bytes(&self) -> [Vec<u8>; 2] {
-        let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let values = match &self.values {
-            Values::Bytes(bytes) => bytes.clone(),
-            Values::Floats(values) => floats(values),
-        };
-        let targets = match &self.targets {
+    /// Adds values and targets to a digest; classes are a byte each if all are.
+    fn hash(&self, hash: &mut Sha256) {
+        fn words<T: Copy>(hash: &mut Sha256, all: &[T], bytes: impl Fn(T) -> [u8; 4]) {
+            for part in all.chunks(4096) {
+                hash.update(part.iter().flat_map(|x| bytes(*x)).collect::<Vec<u8>>());
+            }
+        }
+        match &self.values {
+            Values::Bytes(bytes) => hash.update(bytes),
+            Values::Floats(values) => words(hash, values, f32::to_le_bytes),
+        }
+        match &self.targets {
             Targets::Classes(classes) => {
                 let narrow: Result<Vec<u8>, _> = classes.iter().map(|c| u8::try_from(*c)).collect();
-                narrow.unwrap_or_else(|_| classes.iter().flat_map(|c| c.to_le_bytes()).collect())
+                match narrow {
+                    Ok(bytes) => hash.update(bytes),
+                    Err(_) => words(hash, classes, u32::to_le_bytes),
+                }
             }
-            Targets::Numbers { values, .. } => floats(values),
-        };
-        [values, targets]
+            Targets::Numbers { values, .. } => words(hash, values, f32::to_le_bytes),
+        }
     }
 }
 
@@ -203,8 +210,9 @@ impl Examples {
         outputs: usize,
         classes: Vec<String>,
     ) -> Self {
-        let parts = [train.bytes(), test.bytes()];
-        let digest = digest(parts.iter().flatten().map(Vec::as_slice));
+        let mut hash = Sha256::new();
+        [&train, &test].into_iter().for_each(|part| part.hash(&mut hash));
+        let digest = hex::encode(hash.finalize());
         Self { name, train, test, outputs, classes, digest }
     }
 }

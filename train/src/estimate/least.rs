@@ -63,8 +63,9 @@ pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, 
     } else {
         sum(|s| s.least)
     };
-    // The weights and their gradients; and where a step is logged, the weights before it.
+    // The weights and their gradients; where a step is logged, the weights before it; and their mean.
     let copies = if processes == 1 { 3.0 } else { 2.0 };
+    let copies = if config.averaging.is_some() { copies + 1.0 } else { copies };
     Ok(Least { weights: F32 * (copies * weights + state), activations: part * kept })
 }
 
