@@ -186,7 +186,10 @@ macro_rules! readers {
     };
 }
 
-readers! { checkpoint certificate config setting torch legacy numpy gguf llama2c directory shard tokenizer }
+readers! {
+    checkpoint certificate config setting torch legacy numpy gguf llama2c directory shard tokenizer
+    tensors idx image
+}
 
 /// Changes begin at files that are read.
 #[test]
