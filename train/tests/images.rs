@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, Luma};
 use lipschitz_certify::terminal::program;
 use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
-use lipschitz_tests::Dice;
+use lipschitz_nn::random::{below, keyed, symmetric};
 
 /// Between the arguments of a command line in an environment variable.
 const BETWEEN: &str = "\x1f";
@@ -59,13 +59,14 @@ fn refused(place: &Path, words: &[&str]) -> String {
 /// A folder of drawings, 28 × 28: bars that lie or stand, frames and blots, each somewhere else, on
 /// grey noise.
 fn drawings(folder: &Path, each: usize) {
-    let mut dice = Dice::new(28);
+    let mut rng = keyed(28, "drawings", 0);
+    let mut number = |n: usize| below(&mut rng, n);
     for class in ["blot", "frame", "lying", "standing"] {
         std::fs::create_dir_all(folder.join(class)).unwrap();
         for i in 0..each {
-            let (x0, y0) = (4 + dice.below(12) as i64, 4 + dice.below(12) as i64);
-            let shade = 150 + dice.below(100) as u8;
-            let noise: Vec<u8> = (0..28 * 28).map(|_| dice.below(60) as u8).collect();
+            let (x0, y0) = (4 + number(12) as i64, 4 + number(12) as i64);
+            let shade = 150 + number(100) as u8;
+            let noise: Vec<u8> = (0..28 * 28).map(|_| number(60) as u8).collect();
             let image = GrayImage::from_fn(28, 28, |x, y| {
                 let (dx, dy) = (i64::from(x) - x0, i64::from(y) - y0);
                 let inside = |w: i64, h: i64| (0..w).contains(&dx) && (0..h).contains(&dy);
@@ -286,12 +287,12 @@ fn a_target_holds_of_averaged_weights() {
 fn vectors_are_classified_attacked_and_regressed() {
     let place = workshop();
     let place = place.path();
-    let mut dice = Dice::new(3);
+    let mut rng = keyed(3, "vectors", 0);
     let (mut x, mut y, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..240u32 {
         let class = i % 3;
         let one: Vec<f32> = (0..6)
-            .map(|k| 0.3 * dice.unit() as f32 + if k % 3 == class { 4.0 } else { 0.0 })
+            .map(|k| 0.3 * symmetric(&mut rng) as f32 + if k % 3 == class { 4.0 } else { 0.0 })
             .collect();
         numbers.push(0.5 * one[0] - 0.25 * one[1]);
         x.extend(one);
