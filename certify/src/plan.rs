@@ -5,8 +5,8 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, Walk, paper, walk};
-use crate::upper::Upper;
+use crate::bound::{Block, Kernel, Norm, Norms, Walk, paper, walk};
+use crate::upper::{Upper, count};
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};
 use lipschitz_opt::{Recipe, matrix_name, scale};
@@ -27,6 +27,8 @@ struct Cap {
     head: Option<Upper>,
     /// Cap on the ℓ2 norm of each row.
     row: Upper,
+    /// Cap on the ℓ2 norm of the convolution that it is the kernel of.
+    convolution: Option<Upper>,
 }
 
 impl Caps {
@@ -70,6 +72,13 @@ impl Norms for Caps {
     fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
         match norm {
             Norm::Matrix(block) => self.matrix(block),
+            // Of the windows that the kernel reads, a pixel is in so many.
+            Norm::Convolution(Kernel { weight, convolution, sides: [height, width] }) => {
+                let cap = self.get(weight)?;
+                let windows = count(convolution.overlap(*height) * convolution.overlap(*width));
+                let unfolded = windows.sqrt() * cap.whole;
+                Ok(cap.convolution.map_or(unfolded, |cap| cap.min(unfolded)))
+            }
             Norm::Row(block) => self.row(block),
             Norm::Product(a, b) | Norm::OutputValue(a, b) | Norm::QueryKey(a, b) => {
                 Ok(self.matrix(a)? * self.matrix(b)?)
@@ -139,7 +148,8 @@ fn caps(graph: &Graph, recipe: &Recipe) -> Result<Caps, Error> {
         // A square root and a quotient are rounded.
         let slack = Upper::from_f64(1.0 + 4.0 * f64::EPSILON);
         let row = promise.row.map_or(Upper::INFINITY, |row| Upper::from_f64(row) * slack);
-        weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row });
+        let convolution = promise.convolution.map(|norm| Upper::from_f64(norm) * slack);
+        weights.insert(parameter.name.clone(), Cap { parameter, whole, head, row, convolution });
     }
     Ok(Caps { weights, uncapped: OnceCell::new() })
 }

@@ -171,6 +171,7 @@ impl ModularNorm<'_> {
                 Module { sensitivity: a + b * inner.sensitivity, factor: b, ..inner }
             }
             Op::Linear { bias, .. } => Module::weights(path, with_bias(*bias), 1.0),
+            Op::Conv(c) => Module::weights(path, with_bias(c.bias), 1.0),
             Op::Embedding { .. } | Op::Positions { .. } => {
                 Module::weights(path, vec![weight("weight")], 1.0)
             }
@@ -200,6 +201,10 @@ impl ModularNorm<'_> {
             // Two halves, each of norm at most that of the largest token.
             Op::FirstAndMean => Module::plain(path, 2f64.sqrt()),
             Op::SoftCap { .. }
+            | Op::Shift { .. }
+            | Op::SpaceToDepth { .. }
+            | Op::Pool(_)
+            | Op::GlobalPool { .. }
             | Op::MaxMin
             | Op::Normalise { .. }
             | Op::Clip { .. }

@@ -100,7 +100,11 @@ fn all_singular_values_meet_the_cap() {
         let var = Var::from_tensor(&(eye + random(&shape, 0.01, rng)).unwrap()).unwrap();
         let (geometry, init) = (Geometry::Matrix, Init::Zero);
         let name = format!("{name}.weight");
-        Variable { parameter: Parameter { name, shape, geometry, heads, init }, var, rate: 1.0 }
+        Variable {
+            parameter: Parameter { name, shape, geometry, heads, init, convolution: None },
+            var,
+            rate: 1.0,
+        }
     };
     let heads = Some(HeadBlocks { count: 4, axis: Axis::Rows });
     let variables = vec![

@@ -88,5 +88,5 @@ fn variable(name: &str, array: &Bound<'_, PyAny>, table: bool) -> PyResult<Varia
 
 fn parameter(name: String, shape: Vec<usize>, table: bool) -> Parameter {
     let geometry = if table { Geometry::Table } else { Geometry::Matrix };
-    Parameter { name, shape, geometry, heads: None, init: Init::Zero }
+    Parameter { name, shape, geometry, heads: None, init: Init::Zero, convolution: None }
 }

@@ -67,6 +67,7 @@ pub(super) fn bound(
     let (c, radius) = (abs(a.output_scale), layer.radius(&heads, output)?);
     Ok(Step {
         lipschitz: c * best,
+        together: None,
         out: State::new(c * radius, a.dim),
         rule: rule.into(),
         whole: None,

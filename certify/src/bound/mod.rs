@@ -21,9 +21,11 @@ mod walk;
 mod weights;
 
 pub(crate) use attention::{at_offsets, plain};
-pub use norms::{Block, Norm, Norms, Part};
+pub use norms::{Block, Kernel, Norm, Norms, Part};
 pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};
+pub(crate) use state::Layout;
+pub(crate) use walk::pooling;
 pub use walk::{FinalLinear, Walk, walk};
 pub(crate) use weights::PAIRS;
 pub use weights::{SLACK, Watch, WeightNorms};

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use lipschitz_nn::graph::Convolution;
+
 use crate::Error;
 use crate::upper::Upper;
 
@@ -72,12 +74,32 @@ impl fmt::Display for Block {
     }
 }
 
+/// A convolution of images of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The weight's name.
+    pub weight: String,
+    /// What it does.
+    pub convolution: Convolution,
+    /// Height and width of the images.
+    pub sides: [usize; 2],
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [height, width] = self.sides;
+        write!(f, "{} on {height} × {width} pixels", self.weight)
+    }
+}
+
 /// A norm of weights that bound propagation may need, all in ℓ2. Its text is its name in a
 /// certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Norm {
     /// `σ_max` of a block.
     Matrix(Block),
+    /// That of a convolution, ℓ2 of the whole image.
+    Convolution(Kernel),
     /// `‖A B‖` of two linear maps with an activation between them.
     Product(Block, Block),
     /// `‖O_h V_h‖` of an attention head.
@@ -114,6 +136,7 @@ impl Norm {
                 of(block).chain([beta.as_str()]).chain(bias.as_deref()).collect()
             }
             Norm::Largest(name) => vec![name],
+            Norm::Convolution(kernel) => vec![&kernel.weight],
         }
     }
 }
@@ -122,6 +145,7 @@ impl fmt::Display for Norm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Norm::Matrix(block) | Norm::Vector(block) => write!(f, "{block}"),
+            Norm::Convolution(kernel) => write!(f, "{kernel}"),
             Norm::Product(a, b) | Norm::OutputValue(a, b) => write!(f, "({a}) ({b})"),
             Norm::QueryKey(a, b) => write!(f, "({a})ᵀ ({b})"),
             Norm::Row(block) => write!(f, "largest row of {block}"),

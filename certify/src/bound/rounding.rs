@@ -14,11 +14,13 @@
 //! [`walk`](super::walk()), with every gain where it stands. δ of each kind of node is in
 //! [`Pass::fresh`], and its proof in `docs/mathematics.md`.
 
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, NormKind, Op, Span, join};
+use lipschitz_nn::graph::{
+    Attention, Convolution, Function, Graph, Input, Node, NormKind, Op, Pool, Pooling, Span, join,
+};
 
 use super::norms::{Block, Norms};
 use super::pointwise;
-use super::state::{State, Step};
+use super::state::{Layout, State, Step};
 use super::walk::alone;
 use crate::Error;
 use crate::upper::{Upper, abs, count};
@@ -45,23 +47,25 @@ pub fn rounding(
     radius: Upper,
     unit: f64,
 ) -> Result<Upper, Error> {
-    let (nodes, width, tokens, channels) = match (graph.input(), graph.nodes().split_first()) {
+    let (nodes, width, tokens, layout) = match (graph.input(), graph.nodes().split_first()) {
         (
             Input::Tokens { context, zero_prefix, .. },
             Some((Node { op: Op::Embedding { dim, .. }, .. }, rest)),
-        ) => (rest, *dim, context.saturating_add(zero_prefix), 0),
+        ) => (rest, *dim, context.saturating_add(zero_prefix), Layout::Tokens(None)),
         (Input::Tokens { .. }, _) => {
             return Err(Error::Unknown("the input: tokens without an embedding".into()));
         }
         (Input::Pixels { channels, height, width }, _) => {
-            (graph.nodes(), channels * height * width, height * width, channels)
+            let layout = Layout::Image([channels, height, width]);
+            (graph.nodes(), channels * height * width, height * width, layout)
         }
-        (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, 0),
+        (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, Layout::Vector),
     };
     // One more for a class token.
     let tiny = if unit > F64 { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
-    let pass = Pass { norms, channels, tokens: tokens + 1, unit, tiny: Upper::from_f64(tiny) };
-    Ok(pass.sequence(nodes, "", Computed { radius, error: Upper::ZERO, width })?.error)
+    let pass = Pass { norms, tokens: tokens + 1, unit, tiny: Upper::from_f64(tiny) };
+    let start = Computed { radius, error: Upper::ZERO, width, layout };
+    Ok(pass.sequence(nodes, "", start)?.error)
 }
 
 /// What is known about a computed value.
@@ -73,11 +77,11 @@ struct Computed {
     error: Upper,
     /// Elements per token.
     width: usize,
+    layout: Layout,
 }
 
 struct Pass<'a> {
     norms: &'a dyn Norms,
-    channels: usize,
     /// The longest sequence.
     tokens: usize,
     /// u
@@ -108,6 +112,7 @@ impl Pass<'_> {
                         radius: sum.radius + y.radius,
                         error: sum.error + y.error,
                         width: y.width,
+                        layout: y.layout,
                     };
                 }
                 let error = sum.error + self.gamma(branches.len()) * sum.radius;
@@ -121,11 +126,13 @@ impl Pass<'_> {
                 Ok(Computed { radius: radius + error, error, ..x })
             }
             _ => {
-                let state = State::new(x.radius, x.width);
-                let step = alone(node, path, self.norms, self.channels, &state)?;
+                let state = State::new(x.radius, x.width).laid_out(x.layout);
+                let step = alone(node, path, self.norms, &state)?;
                 let fresh = self.fresh(node, path, x, &step)? + self.tiny;
                 let error = step.lipschitz * x.error + fresh;
-                Ok(Computed { radius: step.out.radius + error, error, width: step.out.width })
+                let radius = step.out.radius + error;
+                let (width, layout) = (step.out.width, step.out.layout);
+                Ok(Computed { radius, error, width, layout })
             }
         }
     }
@@ -139,6 +146,19 @@ impl Pass<'_> {
                 let bias = self.bias(path, *bias)?;
                 self.product(step.lipschitz, *inputs, *outputs, r) + self.gamma(2) * bias
             }
+            Op::Conv(c) => {
+                let pixels = match step.out.layout {
+                    Layout::Image([_, h, w]) => h * w,
+                    _ => 1,
+                };
+                let bias = self.bias(path, c.bias)? * count(pixels).sqrt();
+                self.convolution(step.lipschitz, c, r) + self.gamma(2) * bias
+            }
+            // What is only compared is exact, and each mean or norm is off by a share of itself.
+            Op::Pool(Pool { pooling: Pooling::Max, .. })
+            | Op::GlobalPool { pooling: Pooling::Max } => Upper::ZERO,
+            Op::Pool(pool) => self.gamma(pool.window * pool.window + 8) * out,
+            Op::GlobalPool { .. } => self.gamma(x.width + 8) * out,
             Op::Positions { .. } => self.gamma(2) * out,
             Op::Activation { function, scale } => {
                 abs(*scale) * self.pointwise(*function, r, x.width) + self.gamma(2) * out
@@ -147,6 +167,8 @@ impl Pass<'_> {
             Op::SoftCap { cap } => self.units() * (r + abs(*cap) * root),
             // What is only moved, cut or compared is exact.
             Op::Clip { .. }
+            | Op::Shift { .. }
+            | Op::SpaceToDepth { .. }
             | Op::MaxMin
             | Op::Flatten
             | Op::Patches { .. }
@@ -186,6 +208,19 @@ impl Pass<'_> {
     /// element is off by at most `γ_n (|W| |x|)_i`, and `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
     fn product(&self, norm: Upper, inputs: usize, outputs: usize, r: Upper) -> Upper {
         self.gamma(inputs + 4) * (count(inputs.min(outputs)).sqrt() * norm * r) + self.tiny
+    }
+
+    /// As [`Pass::product`], for a convolution of norm at most `norm`: each element is off by at most
+    /// `γ_n` times that of the absolute values, and for N frequencies of the torus
+    /// `‖|K|‖ ≤ Σ_t ‖W_t‖_F ≤ k ‖W‖_F`, with `‖W‖_F² = Σ_ω ‖A(ω)‖_F²/N ≤ min ‖K‖²`.
+    fn convolution(&self, norm: Upper, c: &Convolution, r: Upper) -> Upper {
+        let inputs = c.inputs / c.groups;
+        // The channels of the squares of a stride, at all of them.
+        let most = (c.outputs / c.groups).min(inputs.saturating_mul(c.stride * c.stride));
+        let terms = inputs * c.kernel * c.kernel;
+        // Of all groups together, whose norms are at most that of the whole.
+        let size = count(c.kernel) * count(most.saturating_mul(c.groups)).sqrt() * norm;
+        self.gamma(terms + 4) * (size * r) + self.tiny
     }
 
     /// φ of elements whose norm is at most r.

@@ -1,12 +1,12 @@
 //! The pass over the graph: the rule of each kind of node, and how constants and radii compose.
 
-use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, join};
+use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, Pool, Pooling, join};
 
 use super::attention;
-use super::norms::{Block, Norm, Norms};
+use super::norms::{Block, Kernel, Norm, Norms};
 use super::pointwise;
 use super::rows::NodeBound;
-use super::state::{State, Step};
+use super::state::{Layout, State, Step};
 use crate::Error;
 use crate::upper::{Upper, abs, count, root_down};
 
@@ -59,8 +59,9 @@ impl Walk {
 struct Passed {
     block: Block,
     norm: Upper,
-    /// The constant up to the map's input.
+    /// The constant up to the map's input, and that in the ℓ2 norm of all tokens.
     before: Upper,
+    together: Option<Upper>,
     /// What has followed has slopes in `centre ± spread`.
     centre: f64,
     spread: Upper,
@@ -109,17 +110,18 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
         }
         (Input::Pixels { channels, height, width }, _) => {
             let radius = radius.unwrap_or(Upper::INFINITY);
-            (graph.nodes(), State::new(radius, channels * height * width))
+            let start = State::new(radius, channels * height * width);
+            (graph.nodes(), start.laid_out(Layout::Image([channels, height, width])))
         }
         (Input::Vector { dim }, _) => {
-            (graph.nodes(), State::new(radius.unwrap_or(Upper::INFINITY), dim))
+            let start = State::new(radius.unwrap_or(Upper::INFINITY), dim);
+            (graph.nodes(), start.laid_out(Layout::Vector))
         }
     };
-    let channels = if let Input::Pixels { channels, .. } = graph.input() { channels } else { 0 };
-    let mut walker = Walker { norms, channels, rows };
+    let mut walker = Walker { norms, rows };
     let (domain, inputs) = (start.radius, start.width);
     let top = Place { first: graph.nodes().len() - nodes.len(), ..Place::default() };
-    let (trail, out) = walker.sequence(nodes, &top, start, Upper::ONE)?;
+    let Passage { trail, out, .. } = walker.sequence(nodes, &top, start, Upper::ONE)?;
     let lipschitz = last(&trail);
     let (logit, margin, head) = outputs(nodes, &trail, norms)?;
     let rows = walker.rows;
@@ -163,17 +165,10 @@ fn outputs(
     Ok((logit, margin, Some(FinalLinear { block, rest: before })))
 }
 
-/// The rule of one node that is not made of others, with no norm's gain in it. `channels` are those
-/// of an image.
-pub(super) fn alone(
-    node: &Node,
-    path: &str,
-    norms: &dyn Norms,
-    channels: usize,
-    x: &State,
-) -> Result<Step, Error> {
+/// The rule of one node that is not made of others, with no norm's gain in it.
+pub(super) fn alone(node: &Node, path: &str, norms: &dyn Norms, x: &State) -> Result<Step, Error> {
     let place = Place { path: path.into(), ..Place::default() };
-    Walker { norms, channels, rows: Vec::new() }.node(node, &place, x, Upper::ONE, None)
+    Walker { norms, rows: Vec::new() }.node(node, &place, x, Upper::ONE, None)
 }
 
 fn last(trail: &[Upper]) -> Upper {
@@ -182,22 +177,33 @@ fn last(trail: &[Upper]) -> Upper {
 
 struct Walker<'a> {
     norms: &'a dyn Norms,
-    /// Colour channels of an image: elements per pixel.
-    channels: usize,
     rows: Vec<NodeBound>,
 }
 
+/// A sequence of nodes, passed.
+struct Passage {
+    /// The constant from the start to the output of each node, in the norm of the largest token.
+    trail: Vec<Upper>,
+    /// That of all, in the ℓ2 norm of all tokens together, where it is known.
+    together: Option<Upper>,
+    /// What is known about the last output.
+    out: State,
+}
+
 impl Walker<'_> {
-    /// The constant from the start of the sequence to the output of each node, and what is known
-    /// about the last output. `from` is the constant from the input to the start.
+    /// Passes nodes in turn. `from` is the constant from the input to the start.
+    ///
+    /// Where the start is no sequence of tokens, both norms of it are one, and that of the largest
+    /// token is at most that of all: the smaller constant holds for it.
     fn sequence(
         &mut self,
         nodes: &[Node],
         place: &Place,
         start: State,
         from: Upper,
-    ) -> Result<(Vec<Upper>, State), Error> {
-        let (mut lipschitz, mut state) = (Upper::ONE, start);
+    ) -> Result<Passage, Error> {
+        let (mut lipschitz, mut together) = (Upper::ONE, Some(Upper::ONE));
+        let (from_whole, mut state) = (start.layout.is_whole(), start);
         let mut trail = Vec::with_capacity(nodes.len());
         let mut passed: Option<Passed> = None;
         for (i, node) in nodes.iter().enumerate() {
@@ -206,26 +212,45 @@ impl Walker<'_> {
                 id: place.id.child(place.first + i),
                 first: 0,
             };
-            let before = lipschitz;
+            let (before, before_together) = (lipschitz, together);
             let linear = matches!(node.op, Op::Linear { .. });
             let block = Block::whole(join(&own.path, "weight")).gain(state.gain.clone());
             let mut step = self.node(node, &own, &state, from * lipschitz, nodes.get(i + 1))?;
             lipschitz = before * step.lipschitz;
+            let times = |a: Option<Upper>, b: Option<Upper>| Some(a? * b?);
+            together = times(before_together, step.together);
             // With a centre of 0 the split gives the product of the norms.
             if let (true, Some(first)) =
                 (linear, passed.as_ref().filter(|first| first.centre != 0.0))
             {
-                let split = first.before * self.split(first, &block, step.lipschitz)?;
+                let both = self.split(first, &block, step.lipschitz)?;
+                let split = first.before * both;
+                if let (Some(whole), Some(first)) = (together, first.together) {
+                    together = Some(whole.min(first * both));
+                }
                 if split < lipschitz {
                     lipschitz = split;
                     step.rule = format!("‖W‖, slope split with `{}`", first.block);
                 }
             }
+            if from_whole {
+                if let Some(smaller) = together.filter(|all| *all < lipschitz) {
+                    lipschitz = smaller;
+                    if step.together.is_some_and(|all| all < step.lipschitz) {
+                        step.rule.push_str("; of all tokens together 1/√tokens");
+                    }
+                }
+                let most = step.out.layout.of_all(lipschitz);
+                together = match (together, most) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+            }
             passed = follow(
                 passed,
                 node,
                 state.element(),
-                linear.then_some((block, step.lipschitz, before)),
+                linear.then_some((block, step.lipschitz, before, before_together)),
             );
             trail.push(lipschitz);
             if state.gain.is_some() {
@@ -244,7 +269,7 @@ impl Walker<'_> {
                 rule: step.rule,
             });
         }
-        Ok((trail, state))
+        Ok(Passage { trail, together, out: state })
     }
 
     /// The constant of `W₂ φ(W₁ x)`: with the slopes of φ in c ± h it is `W₂ (c I + h S) W₁` for
@@ -264,10 +289,29 @@ impl Walker<'_> {
         from: Upper,
         next: Option<&Node>,
     ) -> Result<Step, Error> {
+        let mut step = self.rule(node, place, x, from, next)?;
+        if node.op.body().is_none() {
+            step.out.layout = x.layout.after(&node.op);
+            step.together = x.layout.whole(&node.op, step.lipschitz);
+        }
+        Ok(step)
+    }
+
+    /// As [`Walker::node`]; of a node that is not made of others without the layout of its output,
+    /// and in the norm of the largest token alone.
+    fn rule(
+        &mut self,
+        node: &Node,
+        place: &Place,
+        x: &State,
+        from: Upper,
+        next: Option<&Node>,
+    ) -> Result<Step, Error> {
         let path = place.path.as_str();
         let step = |lipschitz, radius, width, rule: &str| {
             Ok(Step {
                 lipschitz,
+                together: None,
                 out: State::new(radius, width),
                 rule: rule.to_string(),
                 whole: None,
@@ -281,26 +325,88 @@ impl Walker<'_> {
         };
         match &node.op {
             Op::Sequential { body } => {
-                let (trail, out) = self.sequence(body, place, x.clone(), from)?;
-                Ok(Step { lipschitz: last(&trail), out, rule: "product".into(), whole: None })
+                let Passage { trail, together, out } =
+                    self.sequence(body, place, x.clone(), from)?;
+                let (lipschitz, rule) = (last(&trail), "product".into());
+                Ok(Step { lipschitz, together, out, rule, whole: None })
             }
             // δ Σ f_i(x) ≤ Σ L_i δx
             Op::Parallel { branches } => {
-                let (mut lipschitz, mut radius, mut width) = (Upper::ZERO, Upper::ZERO, x.width);
+                let (mut lipschitz, mut radius) = (Upper::ZERO, Upper::ZERO);
+                let (mut together, mut width, mut layout) = (Some(Upper::ZERO), x.width, x.layout);
                 for (first, branch) in branches.iter().enumerate() {
                     let own = Place { path: path.into(), id: place.id.clone(), first };
                     let branch = std::slice::from_ref(branch);
-                    let (trail, out) = self.sequence(branch, &own, x.clone(), Upper::ONE)?;
+                    let Passage { trail, together: all, out } =
+                        self.sequence(branch, &own, x.clone(), Upper::ONE)?;
                     (lipschitz, radius) = (lipschitz + last(&trail), radius + out.radius);
-                    width = out.width;
+                    together = together.zip(all).map(|(sum, all)| sum + all);
+                    (width, layout) = (out.width, out.layout);
                 }
-                step(lipschitz, radius, width, "Σ L")
+                let out = State::new(radius, width).laid_out(layout);
+                Ok(Step { lipschitz, together, out, rule: "Σ L".into(), whole: None })
             }
             // δ(a x + b f(x)) ≤ (|a| + |b| L_f) δx
             Op::Residual { skip, branch, body } => {
-                let (trail, out) = self.sequence(body, place, x.clone(), Upper::ONE)?;
+                let Passage { trail, together, out } =
+                    self.sequence(body, place, x.clone(), Upper::ONE)?;
                 let (a, b) = (abs(*skip), abs(*branch));
-                step(a + b * last(&trail), a * x.radius + b * out.radius, x.width, "|a| + |b| L")
+                let (lipschitz, radius) = (a + b * last(&trail), a * x.radius + b * out.radius);
+                let together = together.map(|all| a + b * all);
+                let out = State::new(radius, x.width).laid_out(x.layout);
+                Ok(Step { lipschitz, together, out, rule: "|a| + |b| L".into(), whole: None })
+            }
+            Op::Conv(convolution) => {
+                let Layout::Image([_, height, width]) = x.layout else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of an image")));
+                };
+                let (weight, sides) = (join(path, "weight"), [height, width]);
+                let convolution = *convolution;
+                let kernel = Kernel { weight, convolution, sides };
+                let norm = self.norms.norm(&Norm::Convolution(kernel))?;
+                let Some([c, h, w]) = Op::image([convolution.inputs, height, width], &node.op)
+                else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of its image")));
+                };
+                // The bias is added at every pixel.
+                let offset = offset("", convolution.bias.then(|| join(path, "bias")))?;
+                let offset = offset * count(h * w).sqrt();
+                step(norm, norm * x.radius + offset, c * h * w, "‖K‖ of the whole image")
+            }
+            // A permutation, some of whose pixels may be lost.
+            Op::Shift { .. } => {
+                let out = State { largest: x.largest, ..State::new(x.radius, x.width) };
+                let rule = "a permutation".to_string();
+                Ok(Step { lipschitz: Upper::ONE, together: None, out, rule, whole: None })
+            }
+            Op::SpaceToDepth { .. } => {
+                let out = State { largest: x.largest, ..State::new(x.radius, x.width) };
+                let rule = "an isometry".to_string();
+                Ok(Step { lipschitz: Upper::ONE, together: None, out, rule, whole: None })
+            }
+            // A pixel is in at most ⌈window/stride⌉² windows.
+            Op::Pool(pool) => {
+                let Layout::Image(image) = x.layout else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of an image")));
+                };
+                let Some([c, h, w]) = Op::image(image, &node.op) else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of its image")));
+                };
+                let (constant, rule) = pooling(pool);
+                step(constant, constant * x.radius, c * h * w, rule)
+            }
+            Op::GlobalPool { pooling } => {
+                let Layout::Image([c, h, w]) = x.layout else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of an image")));
+                };
+                let (constant, rule) = match pooling {
+                    Pooling::Average => {
+                        (Upper::ONE.div_up(root_down((h * w) as f64)), "1 / √pixels")
+                    }
+                    Pooling::Max => (Upper::ONE, "parts of the image"),
+                    Pooling::L2 => (Upper::ONE, "norms of parts of the image"),
+                };
+                step(constant, constant * x.radius, c, rule)
             }
             Op::Linear { outputs, bias, .. } => {
                 let norm = self.norms.matrix(&block(""))?;
@@ -310,7 +416,8 @@ impl Walker<'_> {
                 if next.is_some_and(wants_elements) {
                     out.largest = self.norms.row(&block(""))? * x.radius + offset;
                 }
-                Ok(Step { lipschitz: norm, out, rule: "‖W‖".into(), whole: None })
+                let rule = "‖W‖".into();
+                Ok(Step { lipschitz: norm, together: None, out, rule, whole: None })
             }
             Op::Embedding { .. } => {
                 Err(Error::Unknown(format!("`{path}`: an embedding that is not the first node")))
@@ -333,7 +440,8 @@ impl Walker<'_> {
             Op::Scale { factor } => {
                 let c = abs(*factor);
                 let out = State { largest: c * x.largest, ..State::new(c * x.radius, x.width) };
-                Ok(Step { lipschitz: c, out, rule: "|c|".into(), whole: None })
+                let rule = "|c|".into();
+                Ok(Step { lipschitz: c, together: None, out, rule, whole: None })
             }
             // |c tanh(x/c)| is at most |x| and c, and its slope at most 1.
             Op::SoftCap { cap } => step(
@@ -347,7 +455,8 @@ impl Walker<'_> {
                 let largest = abs(*limit).min(x.largest);
                 let radius = x.radius.min(largest * count(x.width).sqrt());
                 let out = State { largest, ..State::new(radius, x.width) };
-                Ok(Step { lipschitz: Upper::ONE, out, rule: "largest slope".into(), whole: None })
+                let rule = "largest slope".into();
+                Ok(Step { lipschitz: Upper::ONE, together: None, out, rule, whole: None })
             }
             Op::Attention(a) => attention::bound(a, path, self.norms, x),
             Op::OffsetAttention { head_dim, offsets, .. } => {
@@ -358,7 +467,7 @@ impl Walker<'_> {
             Op::MaxMin => {
                 let out = State { largest: x.largest, ..State::new(x.radius, x.width) };
                 let rule = "a permutation".to_string();
-                Ok(Step { lipschitz: Upper::ONE, out, rule, whole: None })
+                Ok(Step { lipschitz: Upper::ONE, together: None, out, rule, whole: None })
             }
             // The Jacobian of x/√(mean x² + ε) is at most 1/√ε, and centring is a projection.
             Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => {
@@ -379,7 +488,8 @@ impl Walker<'_> {
                         None => rule.into(),
                     };
                     let out = State { gain, shift, ..State::new(radius, x.width) };
-                    return Ok(Step { lipschitz: slope, out, rule, whole: Some((whole, outer)) });
+                    let whole = Some((whole, outer));
+                    return Ok(Step { lipschitz: slope, together: None, out, rule, whole });
                 }
                 step(whole, outer, x.width, rule)
             }
@@ -412,7 +522,10 @@ impl Walker<'_> {
             // A token is a part of the image, so its norm and its change are at most the image's.
             // It has `width` elements.
             Op::Patches { size } => {
-                let width = self.channels * size * size;
+                let Layout::Image([channels, ..]) = x.layout else {
+                    return Err(Error::Unknown(format!("`{path}`: the sides of an image")));
+                };
+                let width = channels * size * size;
                 step(
                     Upper::ONE,
                     x.radius.min(x.largest * count(width).sqrt()),
@@ -433,6 +546,17 @@ impl Walker<'_> {
                 step(root, root * x.radius, 2 * x.width, "√2: two parts")
             }
         }
+    }
+}
+
+/// The constant of pooling over windows. Of the windows that a pixel is in, there are m: a mean of n
+/// pixels has constant 1/√n, and the largest or the norm of them at most 1; all windows together √m
+/// times that.
+pub(crate) fn pooling(pool: &Pool) -> (Upper, &'static str) {
+    let along = count(pool.window.div_ceil(pool.stride.max(1)));
+    match pool.pooling {
+        Pooling::Average => (along.div_up(pool.window.max(1) as f64), "⌈window/stride⌉ / window"),
+        Pooling::Max | Pooling::L2 => (along, "⌈window/stride⌉"),
     }
 }
 
@@ -467,13 +591,14 @@ fn follow(
     passed: Option<Passed>,
     node: &Node,
     element: Upper,
-    linear: Option<(Block, Upper, Upper)>,
+    linear: Option<(Block, Upper, Upper, Option<Upper>)>,
 ) -> Option<Passed> {
-    if let Some((block, norm, before)) = linear {
+    if let Some((block, norm, before, together)) = linear {
         return Some(Passed {
             block,
             norm,
             before,
+            together,
             centre: 1.0,
             spread: Upper::ZERO,
             active: false,

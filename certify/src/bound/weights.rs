@@ -9,8 +9,8 @@ use super::rows::WeightRow;
 use crate::Error;
 use crate::source::Source;
 use crate::spectral::{
-    Interval, Matrix, Method, affine_norm, max_row_difference, max_row_norm, product_norm,
-    row_differences, spectral_norm, vector_norm,
+    Interval, Matrix, Method, affine_norm, convolution_norm, max_row_difference, max_row_norm,
+    product_norm, row_differences, spectral_norm, vector_norm,
 };
 use crate::upper::Upper;
 
@@ -116,6 +116,10 @@ impl<'a> WeightNorms<'a> {
             Norm::Matrix(block) => {
                 let m = self.block(block)?;
                 folded(spectral_norm(&m, self.method), &m, block.gain.is_some())
+            }
+            Norm::Convolution(kernel) => {
+                let m = self.load(&kernel.weight)?;
+                convolution_norm(&m, &kernel.convolution, kernel.sides, self.method)
             }
             Norm::Product(a, b) | Norm::OutputValue(a, b) => {
                 let (left, right) = (self.block(a)?, self.block(b)?);

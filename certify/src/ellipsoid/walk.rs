@@ -131,6 +131,10 @@ impl State {
 /// What is known about the input of the ball of radius `domain` per token, and the number of the
 /// first node behind it.
 pub(super) fn start(graph: &Graph, domain: Upper, values: bool) -> Result<(State, usize), Stop> {
+    // An ellipsoid of all pixels says nothing of convolutions; norms do.
+    if mixes_pixels(graph.nodes()) {
+        return Err(Stop::Nothing);
+    }
     let (first, width, channels) = match (graph.input(), graph.nodes().first()) {
         (Input::Tokens { .. }, Some(Node { op: Op::Embedding { dim, .. }, .. })) => (1, *dim, 0),
         (Input::Tokens { .. }, _) => return Err(Stop::Nothing),
@@ -193,6 +197,18 @@ pub(super) fn walk(
     let seen = walker.seen.take().unwrap_or_default();
     let changes = walker.changes.take().unwrap_or_default();
     Ok(End { tape, factor, trail, seen, changes })
+}
+
+/// Whether a node works on an image.
+fn mixes_pixels(nodes: &[Node]) -> bool {
+    nodes.iter().any(|node| match &node.op {
+        Op::Conv(_)
+        | Op::Shift { .. }
+        | Op::SpaceToDepth { .. }
+        | Op::Pool(_)
+        | Op::GlobalPool { .. } => true,
+        op => op.body().is_some_and(mixes_pixels),
+    })
 }
 
 /// Whether the constant of a node, or of one inside it, depends on the size of its input.
@@ -383,7 +399,12 @@ impl Walker<'_> {
                 }
                 if self.state.change.alone() { self.tidy() } else { Ok(()) }
             }
-            Op::Embedding { .. } => Err(Stop::Nothing),
+            Op::Embedding { .. }
+            | Op::Conv(_)
+            | Op::Shift { .. }
+            | Op::SpaceToDepth { .. }
+            | Op::Pool(_)
+            | Op::GlobalPool { .. } => Err(Stop::Nothing),
             // Another vector for each token, each at most the largest row.
             Op::Positions { .. } => {
                 let Some(value) = &mut self.state.value else { return Ok(()) };

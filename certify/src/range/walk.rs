@@ -1,12 +1,14 @@
 //! The rule of each kind of node: from what is known of its input to bounds on what it makes.
 
-use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, Site, Stage, join};
+use lipschitz_nn::graph::{
+    Convolution, Function, Graph, Input, Node, NodeId, Op, Pooling, Site, Stage, join,
+};
 
 use super::attention;
 use super::linear::Image;
 use super::set::{Set, largest, norm};
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, at_offsets, pointwise};
+use crate::bound::{Block, Kernel, Layout, Norm, Norms, at_offsets, pointwise, pooling};
 use crate::ellipsoid::Elements;
 use crate::source::Source;
 use crate::spectral::{Matrix, max_row_norm, vector_norm};
@@ -44,10 +46,8 @@ pub(super) struct Walker<'a> {
     /// What is known of tensors from elsewhere.
     known: &'a Bounds,
     pub(super) bounds: Bounds,
-    /// Colour channels of an image.
-    channels: usize,
-    /// Elements of a whole image.
-    pixels: usize,
+    /// What the elements of a tensor are.
+    layout: Layout,
     /// Tokens of a longest sequence.
     pub(super) tokens: usize,
 }
@@ -60,15 +60,18 @@ pub(super) fn walk(
     known: &Bounds,
 ) -> Result<(Bounds, Upper), Error> {
     let graph: &Graph = source.graph();
-    let (channels, pixels, tokens) = match graph.input() {
-        Input::Tokens { context, zero_prefix, .. } => (0, 0, context.saturating_add(zero_prefix)),
-        Input::Pixels { channels, height, width } => {
-            (channels, channels * height * width, height * width)
+    let (layout, pixels, tokens) = match graph.input() {
+        Input::Tokens { context, zero_prefix, .. } => {
+            (Layout::Tokens(None), 0, context.saturating_add(zero_prefix))
         }
-        Input::Vector { .. } => (0, 0, 1),
+        Input::Pixels { channels, height, width } => {
+            let layout = Layout::Image([channels, height, width]);
+            (layout, channels * height * width, height * width)
+        }
+        Input::Vector { .. } => (Layout::Vector, 0, 1),
     };
     let bounds = Bounds::new();
-    let mut walker = Walker { source, norms, known, bounds, channels, pixels, tokens };
+    let mut walker = Walker { source, norms, known, bounds, layout, tokens };
     let root = NodeId::default();
     let (start, first) = match (graph.input(), graph.nodes().first()) {
         (Input::Tokens { .. }, Some(Node { name, op: Op::Embedding { dim, .. } })) => {
@@ -165,7 +168,11 @@ impl Walker<'_> {
     fn node(&mut self, node: &Node, at: &Place, x: Set) -> Result<Set, Error> {
         if matches!(
             node.op,
-            Op::Linear { .. } | Op::Attention(_) | Op::OffsetAttention { .. } | Op::GatedMlp { .. }
+            Op::Linear { .. }
+                | Op::Conv(_)
+                | Op::Attention(_)
+                | Op::OffsetAttention { .. }
+                | Op::GatedMlp { .. }
         ) {
             self.keep(&at.id, Stage::Operand, x.elements.clone());
         }
@@ -193,6 +200,21 @@ impl Walker<'_> {
             Op::Clip { limit } => capped(abs(*limit), &x),
             Op::Attention(a) => attention::step(self, a, at, &x)?,
             Op::OffsetAttention { offsets, .. } => self.at_offsets(at, offsets.len(), &x)?,
+            Op::Conv(c) => self.convolution(c, at, &x)?,
+            // Pixels of other places.
+            Op::Shift { .. } | Op::SpaceToDepth { .. } => {
+                Set::ball(x.size(), vec![largest(&x.elements); x.width()])
+            }
+            Op::Pool(pool) => {
+                let [c, h, w] = self.image(at, self.layout.after(&node.op))?;
+                let (all, side) = (self.channels(at, &x)?, pool.window);
+                pooled(pool.pooling, &all, c * h * w, side * side, x.size(), pooling(pool).0)
+            }
+            Op::GlobalPool { pooling } => {
+                let [c, h, w] = self.image(at, self.layout)?;
+                let all = self.channels(at, &x)?;
+                pooled(*pooling, &all, c, h * w, x.size(), Upper::ONE)
+            }
             Op::MaxMin => max_min(&x),
             Op::RmsNorm { eps, gain, .. } => self.norm(at, *eps, *gain, false, false, x)?,
             Op::LayerNorm { eps, gain, bias, .. } => self.norm(at, *eps, *gain, *bias, true, x)?,
@@ -208,8 +230,8 @@ impl Walker<'_> {
             Op::Flatten => x,
             // A token is a part of the image.
             Op::Patches { size } => {
-                let n = self.channels * size * size;
-                self.tokens = self.pixels / n.max(1);
+                let n = self.image(at, self.layout)?[0] * size * size;
+                self.tokens = x.width() / n.max(1);
                 Set::ball(x.size(), vec![largest(&x.elements); n])
             }
             // A mean of tokens lies in what contains all of them.
@@ -225,7 +247,52 @@ impl Walker<'_> {
                 Set::ball(count(2).sqrt() * x.size(), elements)
             }
         };
+        if node.op.body().is_none() {
+            self.layout = self.layout.after(&node.op);
+        }
         Ok(self.seen(&at.id, Stage::Output, out))
+    }
+
+    /// The channels and sides of an image.
+    fn image(&self, at: &Place, layout: Layout) -> Result<[usize; 3], Error> {
+        match layout {
+            Layout::Image(image) => Ok(image),
+            _ => Err(Error::Unknown(format!("`{}`: the sides of an image", at.path))),
+        }
+    }
+
+    /// The largest element of each channel.
+    fn channels(&self, at: &Place, x: &Set) -> Result<Vec<Upper>, Error> {
+        let [_, h, w] = self.image(at, self.layout)?;
+        Ok(x.elements.chunks((h * w).max(1)).map(largest).collect())
+    }
+
+    /// Every output is a row of the kernel times some pixels: at most its norm times theirs, and the
+    /// sum of its absolute values times the largest.
+    fn convolution(&mut self, c: &Convolution, at: &Place, x: &Set) -> Result<Set, Error> {
+        let [_, height, width] = self.image(at, self.layout)?;
+        let weight = at.weight("weight");
+        let w = self.matrix(&weight)?;
+        let b = self.bias(c.bias, &at.weight("bias"))?;
+        let sides = [height, width];
+        let kernel = Kernel { weight, convolution: *c, sides };
+        let norm = self.norms.norm(&Norm::Convolution(kernel))?;
+        let made = self.image(at, self.layout.after(&Op::Conv(*c)))?;
+        let (places, square) = (made[1] * made[2], c.kernel * c.kernel);
+        let (all, inputs) = (self.channels(at, x)?, c.inputs / c.groups);
+        let size = x.size();
+        let elements = w.data.chunks(w.columns.max(1)).enumerate().flat_map(|(o, row)| {
+            let own = &all[o / (c.outputs / c.groups) * inputs..];
+            let sums = row.chunks(square).zip(own).fold(Upper::ZERO, |sum, (row, largest)| {
+                sum + *largest * row.iter().fold(Upper::ZERO, |sum, w| sum + abs(*w))
+            });
+            let added = b.as_ref().map_or(Upper::ZERO, |b| abs(b[o]));
+            let one = sums.min(vector_norm(row) * size) + added;
+            std::iter::repeat_n(one, places)
+        });
+        let elements = elements.collect();
+        let added = b.as_ref().map_or(Upper::ZERO, |b| vector_norm(b) * count(places).sqrt());
+        Ok(Set::ball(norm * size + added, elements))
     }
 
     /// Each head's values, of another token each, times its share; zeros before the first token.
@@ -244,8 +311,10 @@ impl Walker<'_> {
     fn parallel(&mut self, branches: &[Node], at: &Place, x: Set) -> Result<Set, Error> {
         let mut sum: Option<Set> = None;
         let mut elements = vec![Upper::ZERO; 0];
+        let layout = self.layout;
         for (i, branch) in branches.iter().enumerate() {
             let place = Place { path: branch.path(&at.path), id: at.id.child(i) };
+            self.layout = layout;
             let y = self.node(branch, &place, x.clone())?;
             elements.resize(y.width(), Upper::ZERO);
             elements.iter_mut().zip(&y.elements).for_each(|(sum, u)| *sum = *sum + *u);
@@ -325,6 +394,25 @@ fn activation(function: Function, scale: Upper, x: &Set) -> Set {
     };
     let size = pointwise::norm(function, x.size(), largest(&x.elements), x.width());
     Set::ball(scale * size, elements)
+}
+
+/// Pooling over windows of n pixels, of the channels with these largest elements, to `width`
+/// elements.
+fn pooled(
+    pooling: Pooling,
+    channels: &[Upper],
+    width: usize,
+    n: usize,
+    size: Upper,
+    constant: Upper,
+) -> Set {
+    let each = width / channels.len().max(1);
+    let one = |largest: &Upper| match pooling {
+        Pooling::Average | Pooling::Max => *largest,
+        Pooling::L2 => size.min(*largest * count(n).sqrt()),
+    };
+    let elements = channels.iter().flat_map(|c| std::iter::repeat_n(one(c), each)).collect();
+    Set::ball(constant * size, elements)
 }
 
 /// Of each pair of the halves the larger, then the smaller.

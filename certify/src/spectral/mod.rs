@@ -3,10 +3,13 @@
 //! Every result is an interval that contains the true norm of the exact matrix. The error bounds
 //! use u = 2⁻⁵³ and γ_k = ku/(1−ku).
 
+mod convolution;
+mod hermitian;
 mod lanczos;
 mod matrix;
 mod proof;
 
+pub use convolution::convolution_norm;
 pub use matrix::{
     Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm,
 };

@@ -13,7 +13,7 @@ use super::{Interval, Matrix, Method, gamma};
 use crate::upper::Upper;
 
 /// Matrices whose largest element is within 2^±SAFE are taken as they are.
-const SAFE: i32 = 30;
+pub(super) const SAFE: i32 = 30;
 
 /// Exceeds the error that underflow can cause in any sum or product here: the largest element is
 /// within 2^±SAFE, and sizes are below 2⁴⁰, so at most 2⁴⁰ terms are each off by 2⁻¹⁰⁷⁴ and

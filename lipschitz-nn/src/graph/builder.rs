@@ -1,6 +1,6 @@
 //! A graph in a few lines: each node takes its width from the one before.
 
-use super::{Attention, Function, Graph, Input, Node, Op};
+use super::{Attention, Convolution, Function, Graph, Input, Node, Op, Pool, Pooling};
 use crate::Error;
 
 /// Collects nodes; [`Builder::build`] checks what was collected. Names are those of the weights: a
@@ -13,6 +13,8 @@ pub struct Builder {
     nodes: Vec<Node>,
     /// Numbers per token, or in all.
     width: usize,
+    /// Channels and sides, where it is an image.
+    image: Option<[usize; 3]>,
 }
 
 impl Graph {
@@ -25,12 +27,20 @@ impl Graph {
             }
             Input::Vector { dim } => dim,
         };
-        Builder { input, nodes: Vec::new(), width }
+        let image = match input {
+            Input::Pixels { channels, height, width } => Some([channels, height, width]),
+            _ => None,
+        };
+        Builder { input, nodes: Vec::new(), width, image }
     }
 }
 
 impl Builder {
     fn push(mut self, name: &str, op: Op) -> Self {
+        if let Some([c, h, w]) = self.image.and_then(|image| Op::image(image, &op)) {
+            self.width = c.saturating_mul(h).saturating_mul(w);
+            self.image = Some([c, h, w]);
+        }
         self.nodes.push(Node::new(name, op));
         self
     }
@@ -115,31 +125,66 @@ impl Builder {
 
     /// The sum of branches that read the same: each node that `branches` adds is one.
     pub fn parallel(mut self, name: &str, branches: impl FnOnce(Branches) -> Branches) -> Self {
-        let start = Self { input: self.input, nodes: Vec::new(), width: self.width };
-        let all = branches(Branches { width: self.width, start, nodes: Vec::new() });
-        self.width = all.width;
+        let start = self.start();
+        let (width, image) = (self.width, self.image);
+        let all = branches(Branches { width, image, start, nodes: Vec::new() });
+        (self.width, self.image) = (all.width, all.image);
         self.push(name, Op::Parallel { branches: all.nodes })
     }
 
     /// Nodes under a common name.
     pub fn sequential(mut self, name: &str, body: impl FnOnce(Self) -> Self) -> Self {
-        let inner = body(Self { input: self.input, nodes: Vec::new(), width: self.width });
-        self.width = inner.width;
+        let inner = body(self.start());
+        (self.width, self.image) = (inner.width, inner.image);
         self.push(name, Op::Sequential { body: inner.nodes })
     }
 
     fn body(&self, body: impl FnOnce(Self) -> Self) -> Vec<Node> {
-        body(Self { input: self.input, nodes: Vec::new(), width: self.width }).nodes
+        body(self.start()).nodes
+    }
+
+    /// What a body inside begins with.
+    fn start(&self) -> Self {
+        Self { nodes: Vec::new(), ..self.clone() }
+    }
+
+    /// A convolution of an image.
+    pub fn convolution(self, name: &str, convolution: Convolution) -> Self {
+        self.push(name, Op::Conv(convolution))
+    }
+
+    /// Groups of channels, each moved by its own offset, in pixels down and to the right.
+    pub fn shift(self, offsets: Vec<[i32; 2]>, circular: bool) -> Self {
+        self.push("", Op::Shift { offsets, circular })
+    }
+
+    /// Squares of `size` × `size` pixels as channels.
+    pub fn space_to_depth(self, size: usize) -> Self {
+        self.push("", Op::SpaceToDepth { size })
+    }
+
+    /// Pooling over windows.
+    pub fn pool(self, pool: Pool) -> Self {
+        self.push("", Op::Pool(pool))
+    }
+
+    /// Pooling over all pixels.
+    pub fn global_pool(mut self, pooling: Pooling) -> Self {
+        if let Some([channels, ..]) = self.image.take() {
+            self.width = channels;
+        }
+        self.push("", Op::GlobalPool { pooling })
     }
 
     /// An image as one vector.
-    pub fn flatten(self) -> Self {
+    pub fn flatten(mut self) -> Self {
+        self.image = None;
         self.push("", Op::Flatten)
     }
 
     /// An image as tokens, one for each square of `size` × `size` pixels.
     pub fn patches(mut self, size: usize) -> Self {
-        if let Input::Pixels { channels, .. } = self.input {
+        if let Some([channels, ..]) = self.image.take() {
             self.width = channels.saturating_mul(size).saturating_mul(size);
         }
         self.push("", Op::Patches { size })
@@ -188,13 +233,14 @@ pub struct Branches {
     nodes: Vec<Node>,
     /// Numbers per token, or in all, of their sum.
     width: usize,
+    image: Option<[usize; 3]>,
 }
 
 impl Branches {
     /// One more branch; its weights are below `name`.
     pub fn branch(mut self, name: &str, body: impl FnOnce(Builder) -> Builder) -> Self {
         let inner = body(self.start.clone());
-        self.width = inner.width;
+        (self.width, self.image) = (inner.width, inner.image);
         self.nodes.push(Node::new(name, Op::Sequential { body: inner.nodes }));
         self
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::parameter::parameters;
-use super::{Attention, Function, Input, Node, Op, Shape};
+use super::{Attention, Convolution, Function, Input, Node, Op, Shape};
 use crate::Error;
 
 /// Nesting beyond this is refused, so that a hostile file cannot exhaust the stack.
@@ -199,9 +199,51 @@ fn step(
             tokens(*inputs)?;
             Ok(Shape::Tokens(offsets.len() * head_dim))
         }
+        Op::Conv(c) => {
+            convolution(path, c)?;
+            let Shape::Image(channels, height, width) = shape else {
+                return Err(wrong("an image".into()));
+            };
+            if channels != c.inputs {
+                return Err(wrong(format!("an image of {} channels", c.inputs)));
+            }
+            if c.circular && c.kernel > height.min(width) {
+                let what = format!("goes round an image of {height} × {width} more than once");
+                return Err(Error::graph(path, what));
+            }
+            image(node, path, shape)
+        }
+        Op::Shift { offsets, .. } => {
+            size(path, "offsets", offsets.len())?;
+            if offsets.iter().flatten().any(|by| by.unsigned_abs() as usize > MAX_SIZE) {
+                return Err(Error::graph(path, format!("shifts by more than {MAX_SIZE} pixels")));
+            }
+            match shape {
+                Shape::Image(c, ..) if c.is_multiple_of(offsets.len()) => Ok(shape),
+                _ => Err(wrong(format!("an image whose channels {} groups divide", offsets.len()))),
+            }
+        }
+        Op::SpaceToDepth { .. } => image(node, path, shape),
+        Op::Pool(pool) => {
+            size(path, "window", pool.window)?;
+            size(path, "stride", pool.stride)?;
+            if pool.padding > pool.window / 2 {
+                let (p, w) = (pool.padding, pool.window);
+                return Err(Error::graph(path, format!("has padding {p}, over half of {w}")));
+            }
+            image(node, path, shape)
+        }
+        Op::GlobalPool { .. } => match shape {
+            Shape::Image(c, ..) => Ok(Shape::Vector(c)),
+            _ => Err(wrong("an image".into())),
+        },
         Op::MaxMin => match shape {
-            Shape::Tokens(d) | Shape::Vector(d) if d.is_multiple_of(2) => Ok(shape),
-            _ => Err(wrong("tokens or a vector of even width".into())),
+            Shape::Tokens(d) | Shape::Vector(d) | Shape::Image(d, ..) if d.is_multiple_of(2) => {
+                Ok(shape)
+            }
+            _ => {
+                Err(wrong("tokens or a vector of even width, or an even number of channels".into()))
+            }
         },
         Op::RmsNorm { dim, eps, .. } | Op::LayerNorm { dim, eps, .. } => {
             size(path, "dim", *dim)?;
@@ -265,6 +307,54 @@ fn step(
     }
 }
 
+/// The image that a node makes of one, if it fits and is not too large.
+fn image(node: &Node, path: &str, shape: Shape) -> Result<Shape, Error> {
+    let Shape::Image(c, h, w) = shape else {
+        let kind = node.op.kind();
+        return Err(Error::graph(path, format!("({kind}) wants an image, gets {shape}")));
+    };
+    let fits = |[c, h, w]: [usize; 3]| {
+        c.checked_mul(h).and_then(|n| n.checked_mul(w)).is_some_and(|n| n > 0 && n <= MAX_SIZE)
+    };
+    match Op::image([c, h, w], &node.op).filter(|made| fits([c, h, w]) && fits(*made)) {
+        Some([c, h, w]) => Ok(Shape::Image(c, h, w)),
+        None => {
+            let kind = node.op.kind();
+            Err(Error::graph(path, format!("({kind}) does not fit {shape}")))
+        }
+    }
+}
+
+fn convolution(path: &str, c: &Convolution) -> Result<(), Error> {
+    let sizes = [
+        ("inputs", c.inputs),
+        ("outputs", c.outputs),
+        ("kernel", c.kernel),
+        ("stride", c.stride),
+        ("groups", c.groups),
+    ];
+    for (what, n) in sizes {
+        size(path, what, n)?;
+    }
+    let elements = [c.inputs, c.outputs, c.kernel, c.kernel];
+    let all = elements.iter().try_fold(1_usize, |n, x| n.checked_mul(*x));
+    size(path, "weights", all.unwrap_or(usize::MAX))?;
+    if !c.inputs.is_multiple_of(c.groups) || !c.outputs.is_multiple_of(c.groups) {
+        let (i, o, g) = (c.inputs, c.outputs, c.groups);
+        return Err(Error::graph(path, format!("has {g} groups, which {i} and {o} channels lack")));
+    }
+    // Beyond that there are outputs that see nothing of the image, or parts of it twice.
+    let most = if c.circular { (c.kernel - 1) / 2 } else { c.kernel - 1 };
+    if c.padding > most {
+        let (p, k) = (c.padding, c.kernel);
+        return Err(Error::graph(
+            path,
+            format!("has padding {p} for a kernel of {k}: {most} at most"),
+        ));
+    }
+    Ok(())
+}
+
 /// Whether a network can run behind zero vectors: up to the last attention they stay zero, they see
 /// nothing but one another, and only attention reads several tokens.
 fn behind_zeros(count: usize, separator: Option<u32>, nodes: &[Node]) -> Result<(), Error> {
@@ -316,6 +406,11 @@ fn zeros(node: &Node, prefix: &str, moved: &mut Option<String>) -> Result<(), Er
         | Op::Normalise { .. }
         | Op::Flatten
         | Op::Patches { .. }
+        | Op::Conv(_)
+        | Op::Shift { .. }
+        | Op::SpaceToDepth { .. }
+        | Op::Pool(_)
+        | Op::GlobalPool { .. }
         | Op::LastToken => false,
     };
     if moves && moved.is_none() {

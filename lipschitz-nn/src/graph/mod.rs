@@ -9,6 +9,7 @@ mod attention;
 mod builder;
 mod check;
 mod id;
+mod image;
 mod outline;
 mod parameter;
 mod site;
@@ -16,6 +17,7 @@ mod site;
 pub use attention::{Alibi, Attention, NormKind, Pairing, PositionBias, Rotary, Span};
 pub use builder::{Branches, Builder};
 pub use id::NodeId;
+pub use image::{Convolution, Pool, Pooling};
 pub use outline::Outline;
 pub use parameter::{Axis, Geometry, HeadBlocks, Init, Parameter};
 pub use site::{Site, Stage};
@@ -72,6 +74,10 @@ impl From<Graph> for Document {
 
 fn is_zero(n: &usize) -> bool {
     *n == 0
+}
+
+fn is_false(is: &bool) -> bool {
+    !is
 }
 
 /// What a network reads.
@@ -314,8 +320,34 @@ pub enum Op {
         /// How many tokens back each head reads.
         offsets: Vec<usize>,
     },
+    /// A convolution of an image.
+    #[serde(rename = "conv2d")]
+    Conv(Convolution),
+    /// Moves each of as many groups of channels as there are offsets by its own, in pixels down and
+    /// to the right: a permutation where the image goes round. Where zeros come in, what leaves the
+    /// image is lost.
+    Shift {
+        /// Down and to the right, a group.
+        offsets: Vec<[i32; 2]>,
+        /// Whether the image goes round.
+        #[serde(default, skip_serializing_if = "is_false")]
+        circular: bool,
+    },
+    /// Squares of pixels as channels: `[c, h, w]` to `[c·size², h/size, w/size]`, with the pixels of
+    /// a square, row by row, beside each other.
+    SpaceToDepth {
+        /// Side of a square in pixels.
+        size: usize,
+    },
+    /// Pooling over windows of an image.
+    Pool(Pool),
+    /// Pooling over all pixels of an image: `[c, h, w]` to `[c]`.
+    GlobalPool {
+        /// What becomes of the pixels.
+        pooling: Pooling,
+    },
     /// `max(u, v)` and then `min(u, v)`, elementwise, for the first half u and the second half v of
-    /// each token: a permutation of its elements, so it keeps norms, of values and of gradients
+    /// each token, or of an image's channels: a permutation of its elements, so it keeps norms, of values and of gradients
     /// (Anil, Lucas and Grosse, *Sorting out Lipschitz Function Approximation*, 2019). The halves
     /// rather than neighbours, so that loops over them are vectorised.
     MaxMin,
@@ -433,6 +465,11 @@ impl Op {
             Op::Clip { .. } => "clip",
             Op::Attention(_) => "attention",
             Op::OffsetAttention { .. } => "offset_attention",
+            Op::Conv(_) => "conv2d",
+            Op::Shift { .. } => "shift",
+            Op::SpaceToDepth { .. } => "space_to_depth",
+            Op::Pool(_) => "pool",
+            Op::GlobalPool { .. } => "global_pool",
             Op::MaxMin => "max_min",
             Op::RmsNorm { .. } => "rms_norm",
             Op::LayerNorm { .. } => "layer_norm",
@@ -466,6 +503,11 @@ impl Op {
             | Op::Clip { .. }
             | Op::Attention(_)
             | Op::OffsetAttention { .. }
+            | Op::Conv(_)
+            | Op::Shift { .. }
+            | Op::SpaceToDepth { .. }
+            | Op::Pool(_)
+            | Op::GlobalPool { .. }
             | Op::MaxMin
             | Op::RmsNorm { .. }
             | Op::LayerNorm { .. }

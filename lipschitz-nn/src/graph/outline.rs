@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Graph, Input, Node, NodeId, Op, Pairing};
+use super::{Convolution, Graph, Input, Node, NodeId, Op, Pairing, Pool};
 
 /// A node as a box to draw; a sequence or a residual is a frame around its body.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +96,37 @@ fn title(op: &Op) -> String {
             };
             format!("attention {} heads × {head_dim}, {back} tokens back", offsets.len())
         }
+        Op::Conv(c) => {
+            let &Convolution {
+                inputs,
+                outputs,
+                kernel: k,
+                stride,
+                padding,
+                circular,
+                groups,
+                bias,
+            } = c;
+            let parts = [
+                (stride > 1).then(|| format!(", stride {stride}")),
+                (padding > 0).then(|| {
+                    format!(", {} {padding}", if circular { "circular" } else { "padding" })
+                }),
+                (groups > 1).then(|| format!(", {groups} groups")),
+                bias.then(|| " + bias".to_string()),
+            ];
+            let rest: String = parts.into_iter().flatten().collect();
+            format!("convolution {k}×{k}, {inputs} → {outputs}{rest}")
+        }
+        Op::Shift { offsets, circular } => {
+            let round = if *circular { ", going round" } else { "" };
+            format!("shift of {} groups{round}", offsets.len())
+        }
+        Op::SpaceToDepth { size } => format!("squares {size} × {size} as channels"),
+        Op::Pool(Pool { pooling, window, stride, .. }) => {
+            format!("{} pooling {window} × {window}, stride {stride}", pooling.word())
+        }
+        Op::GlobalPool { pooling } => format!("{} pooling of all pixels", pooling.word()),
         Op::MaxMin => "max and min of the halves".into(),
         Op::RmsNorm { dim, .. } => format!("rms norm {dim}"),
         Op::LayerNorm { dim, .. } => format!("layer norm {dim}"),

@@ -1,7 +1,7 @@
 //! The weights a graph has: their names, shapes, and the geometry an optimizer and a constraint
 //! work in.
 
-use super::{Attention, Node, Op, PositionBias, Span, join};
+use super::{Attention, Convolution, Node, Op, PositionBias, Span, join};
 
 /// The norm that a weight is measured, updated and constrained in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct Parameter {
     pub heads: Option<HeadBlocks>,
     /// How it starts.
     pub init: Init,
+    /// The convolution that a matrix is the kernel of.
+    pub convolution: Option<Convolution>,
 }
 
 pub(super) fn parameters(nodes: &[Node]) -> Vec<Parameter> {
@@ -85,7 +87,8 @@ pub(super) fn parameters(nodes: &[Node]) -> Vec<Parameter> {
 
 fn matrix(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
     let name = join(path, &join(name, "weight"));
-    Parameter { name, shape: shape.to_vec(), geometry: Geometry::Matrix, heads: None, init }
+    let (shape, geometry) = (shape.to_vec(), Geometry::Matrix);
+    Parameter { name, shape, geometry, heads: None, init, convolution: None }
 }
 
 fn vector(path: &str, name: &str, dim: usize, init: Init) -> Parameter {
@@ -95,12 +98,14 @@ fn vector(path: &str, name: &str, dim: usize, init: Init) -> Parameter {
         geometry: Geometry::Vector,
         heads: None,
         init,
+        convolution: None,
     }
 }
 
 fn table(path: &str, name: &str, shape: [usize; 2], init: Init) -> Parameter {
     let name = join(path, &join(name, "weight"));
-    Parameter { name, shape: shape.to_vec(), geometry: Geometry::Table, heads: None, init }
+    let (shape, geometry) = (shape.to_vec(), Geometry::Table);
+    Parameter { name, shape, geometry, heads: None, init, convolution: None }
 }
 
 /// Adds the parameters of a node, and gives the numbers of the matrices that it ends in: that of
@@ -129,6 +134,13 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
             out.push(matrix(&path, "", [*outputs, *inputs], Init::Orthogonal));
             if *bias {
                 out.push(vector(&path, "bias", *outputs, Init::Zero));
+            }
+        }
+        Op::Conv(c) => {
+            let kernel = matrix(&path, "", c.weight(), Init::Orthogonal);
+            out.push(Parameter { convolution: Some(*c), ..kernel });
+            if c.bias {
+                out.push(vector(&path, "bias", c.outputs, Init::Zero));
             }
         }
         Op::Embedding { vocabulary, dim } => {
@@ -167,6 +179,10 @@ fn collect(node: &Node, prefix: &str, out: &mut Vec<Parameter>) -> Vec<usize> {
         }
         Op::ClassToken { dim } => out.push(vector(&path, "weight", *dim, Init::Zero)),
         Op::Activation { .. }
+        | Op::Shift { .. }
+        | Op::SpaceToDepth { .. }
+        | Op::Pool(_)
+        | Op::GlobalPool { .. }
         | Op::MaxMin
         | Op::Scale { .. }
         | Op::SoftCap { .. }
@@ -210,6 +226,7 @@ fn attention(path: &str, a: &Attention, out: &mut Vec<Parameter>) {
     if let Some(bias) = a.position_bias {
         let (name, shape) = (join(path, "position_bias.weight"), vec![bias.buckets, a.heads]);
         let init = Init::Slopes { bias, causal: a.causal };
-        out.push(Parameter { name, shape, geometry: Geometry::Vector, heads: None, init });
+        let geometry = Geometry::Vector;
+        out.push(Parameter { name, shape, geometry, heads: None, init, convolution: None });
     }
 }

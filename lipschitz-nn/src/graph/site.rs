@@ -199,7 +199,7 @@ fn stages(op: &Op) -> Vec<Stage> {
             let inside = [Stage::Gate, Stage::Up, Stage::OpenGate, Stage::Hidden];
             [&[Stage::Operand], &inside[..], &[Stage::Output]].concat()
         }
-        Op::Linear { .. } => vec![Stage::Operand, Stage::Output],
+        Op::Linear { .. } | Op::Conv(_) => vec![Stage::Operand, Stage::Output],
         Op::OffsetAttention { .. } => vec![Stage::Operand, Stage::Value, Stage::Output],
         Op::Parallel { .. }
         | Op::Residual { .. }
@@ -209,6 +209,10 @@ fn stages(op: &Op) -> Vec<Stage> {
         | Op::Scale { .. }
         | Op::SoftCap { .. }
         | Op::Clip { .. }
+        | Op::Shift { .. }
+        | Op::SpaceToDepth { .. }
+        | Op::Pool(_)
+        | Op::GlobalPool { .. }
         | Op::MaxMin
         | Op::RmsNorm { .. }
         | Op::LayerNorm { .. }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::Weights;
-use crate::graph::{Attention, Function, Graph, Input, Node, NodeId, Op, Shape, join};
+use crate::graph::{
+    Attention, Convolution, Function, Graph, Input, Node, NodeId, Op, Pool, Pooling, Shape, join,
+};
 use crate::ops::{AttentionBlock, FusedBlock, MlpBlock};
 
 /// Nodes, first to last.
@@ -50,6 +52,14 @@ pub(super) enum Operation {
         shares: Tensor,
         offsets: Vec<usize>,
     },
+    Conv(Convolution, Linear),
+    Shift {
+        offsets: Vec<[i32; 2]>,
+        circular: bool,
+    },
+    SpaceToDepth(usize),
+    Pool(Pool),
+    GlobalPool(Pooling),
     MaxMin,
     RmsNorm(Norm),
     LayerNorm(Norm),
@@ -171,6 +181,13 @@ impl Lowering<'_> {
                 shares: self.weight(path, "shares.weight"),
                 offsets: offsets.clone(),
             },
+            Op::Conv(c) => Operation::Conv(c, self.linear(path, c.bias)),
+            Op::Shift { ref offsets, circular } => {
+                Operation::Shift { offsets: offsets.clone(), circular }
+            }
+            Op::SpaceToDepth { size } => Operation::SpaceToDepth(size),
+            Op::Pool(pool) => Operation::Pool(pool),
+            Op::GlobalPool { pooling } => Operation::GlobalPool(pooling),
             Op::MaxMin => Operation::MaxMin,
             Op::RmsNorm { eps, gain, .. } => Operation::RmsNorm(self.norm(path, eps, gain, false)),
             Op::LayerNorm { eps, gain, bias, .. } => {

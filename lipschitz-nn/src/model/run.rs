@@ -123,6 +123,18 @@ impl Step {
                 let values = pass.hear(self, Stage::Value, pass.linear(&x, value)?)?;
                 ops::look_back(&values, shares, offsets)?
             }
+            Operation::Conv(c, map) => {
+                let x = pass.hear(self, Stage::Operand, x)?;
+                ops::convolution(&x, &map.weight, map.bias.as_ref(), c, pass.precision)?
+            }
+            Operation::Shift { offsets, circular } => ops::shift(&x, offsets, *circular)?,
+            Operation::SpaceToDepth(size) => ops::space_to_depth(&x, *size)?,
+            Operation::Pool(pool) => ops::pool(&x, pool)?,
+            Operation::GlobalPool(pooling) => ops::global_pool(&x, *pooling)?,
+            // The halves of the channels are those of the whole image.
+            Operation::MaxMin if x.rank() == 4 => {
+                ops::max_min(&x.flatten_from(1)?)?.reshape(x.shape())?
+            }
             Operation::MaxMin => ops::max_min(&x)?,
             Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,
             Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,

@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod attention_block;
 mod chain;
+mod convolution;
 mod cross_entropy;
 mod documents;
 mod embedding;
@@ -18,14 +19,17 @@ mod look_back;
 mod max_min;
 mod mlp_block;
 mod normalise;
+mod pool;
 mod position;
 mod residual;
 mod rotary;
+mod shift;
 
 pub use activation::{activation, clip, soft_cap};
 pub use attention::{Mask, Scores, attention, staged};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use chain::{FusedBlock, chain};
+pub use convolution::convolution;
 pub use cross_entropy::cross_entropy;
 pub use documents::Documents;
 pub use embedding::embedding;
@@ -34,9 +38,11 @@ pub use look_back::look_back;
 pub use max_min::max_min;
 pub use mlp_block::{MlpBlock, mlp_block};
 pub use normalise::{layer_norm, normalise, rms_norm};
+pub use pool::{global_pool, pool};
 pub use position::{alibi, position_bias};
 pub use residual::residual;
 pub use rotary::rotary;
+pub use shift::{shift, space_to_depth};
 
 /// The forms composed of candle's operations, for comparison.
 pub mod composed {
@@ -46,6 +52,7 @@ pub mod composed {
     pub use super::attention::composed as attention;
     pub use super::attention_block::composed as attention_block;
     pub use super::chain::composed as chain;
+    pub use super::convolution::composed as convolution;
     pub use super::cross_entropy::composed as cross_entropy;
     pub use super::embedding::composed as embedding;
     pub use super::linear::composed as linear;
@@ -53,8 +60,10 @@ pub mod composed {
     pub use super::max_min::composed as max_min;
     pub use super::mlp_block::composed as mlp_block;
     pub use super::normalise::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm};
+    pub use super::pool::composed as pool;
     pub use super::residual::composed as residual;
     pub use super::rotary::composed as rotary;
+    pub use super::shift::composed as shift;
 }
 
 /// Rows per task: few enough that its output stays in cache, and the same on every machine, so that

@@ -39,7 +39,8 @@ impl Constraint {
         let promise = self.recipe.promise(parameter)?;
         let share = self.share(parameter);
         let row = promise.row.map(|row| row * share);
-        Some(Promise { sigma_max: promise.sigma_max * share, row, ..promise })
+        let convolution = promise.convolution.map(|norm| norm * share);
+        Some(Promise { sigma_max: promise.sigma_max * share, row, convolution, ..promise })
     }
 
     /// From the next step on, the cap of this weight is `share` times the recipe's, where it has

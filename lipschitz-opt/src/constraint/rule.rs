@@ -56,6 +56,9 @@ pub struct Promise {
     pub heads: Option<HeadBlocks>,
     /// The ℓ2 norm of each row is at most this, where rows are capped.
     pub row: Option<f64>,
+    /// The ℓ2 norm of the convolution that it is the kernel of is at most this, where that is
+    /// promised.
+    pub convolution: Option<f64>,
 }
 
 /// A matrix after the optimizer's step, as a stack of blocks: one, or one per head.
@@ -106,11 +109,21 @@ pub(crate) fn promise_cap(
     let sigma_max = config.sigma_max? * config.factor(parameter);
     let inputs = parameter.shape[1] as f64;
     Some(match vectors(config, parameter) {
-        None => Promise { sigma_max, heads: config.per_head.of(parameter), row: None },
-        Some(Vectors::Rows) => {
-            Promise { sigma_max, heads: None, row: Some(sigma_max / inputs.sqrt()) }
+        None => Promise {
+            sigma_max,
+            heads: config.per_head.of(parameter),
+            row: None,
+            convolution: None,
+        },
+        Some(Vectors::Rows) => Promise {
+            sigma_max,
+            heads: None,
+            row: Some(sigma_max / inputs.sqrt()),
+            convolution: None,
+        },
+        Some(Vectors::Columns) => {
+            Promise { sigma_max: inputs * sigma_max, heads: None, row: None, convolution: None }
         }
-        Some(Vectors::Columns) => Promise { sigma_max: inputs * sigma_max, heads: None, row: None },
     })
 }
 

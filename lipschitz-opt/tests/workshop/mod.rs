@@ -101,7 +101,14 @@ pub(crate) fn variables(rng: &mut ChaCha8Rng) -> Variables {
     .map(|(name, shape, geometry, heads)| {
         let var = Var::from_tensor(&random(&shape, 1.0, rng)).unwrap();
         Variable {
-            parameter: Parameter { name: name.into(), shape, geometry, heads, init: Init::Zero },
+            parameter: Parameter {
+                name: name.into(),
+                shape,
+                geometry,
+                heads,
+                init: Init::Zero,
+                convolution: None,
+            },
             var,
             rate: 1.0,
         }

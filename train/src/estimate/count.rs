@@ -40,33 +40,33 @@ struct Counter {
     precision: Precision,
     /// Whether attention stays within documents.
     separator: bool,
-    /// Colour channels of an image.
-    channels: f64,
+    /// Channels and sides of an image.
+    image: [usize; 3],
     tokens: f64,
     width: f64,
     out: Segment,
 }
 
 pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
-    let (width, channels, separator) = match graph.input() {
-        Input::Tokens { separator, .. } => (0.0, 0.0, separator.is_some()),
+    let (width, image, separator) = match graph.input() {
+        Input::Tokens { separator, .. } => (0.0, [0; 3], separator.is_some()),
         Input::Pixels { channels, height, width } => {
-            ((channels * height * width) as f64, channels as f64, false)
+            ((channels * height * width) as f64, [channels, height, width], false)
         }
-        Input::Vector { dim } => (dim as f64, 0.0, false),
+        Input::Vector { dim } => (dim as f64, [0; 3], false),
     };
     let zeros = if let Input::Tokens { zero_prefix, .. } = graph.input() { zero_prefix } else { 0 };
     let tokens = (graph.input().positions() + zeros) as f64;
     let mut counter =
-        Counter { precision, separator, channels, tokens, width, out: Segment::default() };
+        Counter { precision, separator, image, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
     let mut first = true;
     counter.top(graph.nodes(), &mut |node, segment| {
         let mut segment = segment;
-        if let (Op::Linear { .. }, true) = (&node.op, first) {
+        if let (Op::Linear { .. } | Op::Conv(_), true) = (&node.op, first) {
             segment.without_gradient = segment.products;
         }
-        first &= !matches!(node.op, Op::Linear { .. } | Op::Embedding { .. });
+        first &= !matches!(node.op, Op::Linear { .. } | Op::Conv(_) | Op::Embedding { .. });
         out.push(segment);
     });
     // Cross-entropy: the logits less their maximum, exponentials, logarithms of shares.
@@ -156,9 +156,9 @@ impl Counter {
         match &node.op {
             Op::Sequential { body } => body.iter().for_each(|node| self.node(node)),
             Op::Parallel { branches } => {
-                let (tokens, width) = (self.tokens, self.width);
+                let (tokens, width, image) = (self.tokens, self.width, self.image);
                 for branch in branches {
-                    (self.tokens, self.width) = (tokens, width);
+                    (self.tokens, self.width, self.image) = (tokens, width, image);
                     self.node(branch);
                 }
                 // The sums.
@@ -200,6 +200,33 @@ impl Counter {
                 self.keep(3.0, self.tokens * width);
                 self.hold(self.tokens * width);
             }
+            Op::Conv(c) => {
+                let ([_, outer], [o, h, w]) = (c.weight(), self.made(&node.op));
+                let (places, inner) = ((h * w) as f64, outer as f64);
+                self.width = o as f64 * places;
+                self.hold(self.width);
+                self.matmul(1.0, [o as f64, inner, places], true);
+            }
+            Op::Shift { .. } => {
+                self.keep(1.0, here);
+                self.hold(here);
+            }
+            Op::SpaceToDepth { .. } => {
+                self.made(&node.op);
+                self.keep(1.0, here);
+            }
+            // The pixels at each place of a window, and what becomes of them.
+            Op::Pool(pool) => {
+                let [c, h, w] = self.made(&node.op);
+                self.width = (c * h * w) as f64;
+                self.hold(self.width);
+                self.keep(3.0 * (pool.window * pool.window) as f64, self.width);
+            }
+            Op::GlobalPool { .. } => {
+                self.width = self.image[0] as f64;
+                self.hold(self.width);
+                self.keep(3.0, here);
+            }
             // Both halves, which is larger, and the larger and the smaller.
             Op::MaxMin => self.keep(3.0, here),
             Op::ClassToken { .. } => {
@@ -220,12 +247,20 @@ impl Counter {
                 self.tokens = 1.0;
             }
             Op::Patches { size } => {
-                let patch = self.channels * (size * size) as f64;
+                let patch = (self.image[0] * size * size) as f64;
                 (self.tokens, self.width) = (here / patch, patch);
                 self.keep(1.0, here);
             }
         }
     }
+
+    /// The image that a node makes, which is the next one's.
+    fn made(&mut self, op: &Op) -> [usize; 3] {
+        // A graph fits together.
+        self.image = Op::image(self.image, op).unwrap_or(self.image);
+        self.image
+    }
+
     fn attention(&mut self, a: &Attention) {
         let (tokens, heads, head) = (self.tokens, a.heads as f64, a.head_dim as f64);
         let queries = heads * head;

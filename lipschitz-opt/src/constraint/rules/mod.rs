@@ -79,7 +79,7 @@ impl ConstraintConfig {
         match (parameter.geometry, &rule.apply) {
             (Geometry::Vector, _) | (_, Apply::Nothing) => None,
             (Geometry::Table, Apply::Matrices(_)) => {
-                Some(Promise { sigma_max: TABLE_ROWS, heads: None, row: None })
+                Some(Promise { sigma_max: TABLE_ROWS, heads: None, row: None, convolution: None })
             }
             _ => (rule.promise)(self, parameter, update),
         }

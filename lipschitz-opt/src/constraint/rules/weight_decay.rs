@@ -37,5 +37,6 @@ fn promise(
     let heads = config.per_head.of(parameter);
     let update = if heads.is_some() { block } else { whole };
     let sigma_max = update / config.decay() / (1.0 - MARGIN);
-    Some(Promise { sigma_max, heads, row: None }).filter(|p| p.sigma_max.is_finite())
+    Some(Promise { sigma_max, heads, row: None, convolution: None })
+        .filter(|p| p.sigma_max.is_finite())
 }
