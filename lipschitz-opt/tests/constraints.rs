@@ -66,6 +66,7 @@ fn constraints() -> Vec<ConstraintConfig> {
                     ..base(ConstraintKind::SpectralHardCap)
                 },
                 base(ConstraintKind::SvdClip),
+                base(ConstraintKind::AlmostOrthogonal),
             ]);
         }
     }

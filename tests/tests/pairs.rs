@@ -32,9 +32,10 @@ fn constraints() -> Vec<String> {
             ConstraintKind::SpectralHardCap => {
                 &["sigma_max = 1.5, per_head = true", "sigma_max = 1.5, form = \"sign\""]
             }
-            ConstraintKind::Stiefel | ConstraintKind::SpectralHammer | ConstraintKind::SvdClip => {
-                &["sigma_max = 1.5"]
-            }
+            ConstraintKind::Stiefel
+            | ConstraintKind::SpectralHammer
+            | ConstraintKind::SvdClip
+            | ConstraintKind::AlmostOrthogonal => &["sigma_max = 1.5"],
             ConstraintKind::SpectralSoftCap => {
                 &["sigma_max = 1.5, per_head = [\"query\", \"output\"], row_caps = [\"head\"]"]
             }

@@ -289,7 +289,10 @@ impl Config {
     fn graph_of(&self, outputs: usize, input: Option<Input>) -> Result<Graph, Error> {
         let mut model = self.model.clone();
         // What a head of norm 1 has as its constant there, so that its cap is near 1.
-        if let (ModelConfig::Isometric { final_scale, .. }, Some(goal)) = (&mut model, self.goal())
+        if let (
+            ModelConfig::Isometric { final_scale, .. } | ModelConfig::Convnet { final_scale, .. },
+            Some(goal),
+        ) = (&mut model, self.goal())
             && goal.by == By::Certificate
         {
             *final_scale = final_scale.or(Some(goal.target));

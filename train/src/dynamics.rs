@@ -111,6 +111,19 @@ fn promised(
     if let Some(row) = promise.row {
         out.push((Norm::Row(whole()), max_row_norm(&matrix()?), row));
     }
+    if let (Some(cap), Some(kernel)) = (promise.convolution, kernel_of(&certificate.graph, &p.name))
+    {
+        let norm = Norm::Convolution(kernel.clone());
+        let upper = match certificate.norm(&norm) {
+            Some(upper) => upper,
+            None => {
+                let c = &kernel.convolution;
+                convolution_norm(&matrix()?, c, kernel.sides, Method::Proven).upper
+            }
+        };
+        out.push((norm, upper, cap));
+        return Ok(out);
+    }
     match p.geometry {
         Geometry::Vector => {}
         Geometry::Table => {

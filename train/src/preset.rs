@@ -4,6 +4,7 @@ use crate::Error;
 
 /// Their names.
 pub const NAMES: [&str; 8] = [
+    "convnet-cifar10",
     "demo",
     "gpt-shakespeare",
     "gpt-tight",
@@ -17,6 +18,7 @@ pub const NAMES: [&str; 8] = [
 /// A commented config.
 pub fn text(name: &str) -> Option<&'static str> {
     match name {
+        "convnet-cifar10" => Some(include_str!("../presets/convnet-cifar10.toml")),
         "demo" => Some(include_str!("../presets/demo.toml")),
         "gpt-shakespeare" => Some(include_str!("../presets/gpt-shakespeare.toml")),
         "gpt-tight" => Some(include_str!("../presets/gpt-tight.toml")),

@@ -52,6 +52,16 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
                 }
             }
         }
+        ModelConfig::Convnet { stages, .. } => {
+            add("model.stages", stages.len(), MAX_LAYERS);
+            for stage in stages {
+                add("model.stages.channels", stage.channels, MAX_WIDTH);
+                add("model.stages.kernel", stage.kernel, 32);
+                if stage.layers > 0 {
+                    add("model.stages.layers", stage.layers, MAX_LAYERS);
+                }
+            }
+        }
         ModelConfig::Vit { dim, layers, heads, patch, .. } => {
             add("model.dim", *dim, MAX_WIDTH);
             add("model.layers", *layers, MAX_LAYERS);

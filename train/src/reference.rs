@@ -287,6 +287,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     let kinds: Vec<&str> = given.values().map(String::as_str).collect();
     let base = match (section, &kinds[..]) {
         ("model", ["vit"]) => "vit-cifar10",
+        ("model", ["convnet"]) => "convnet-cifar10",
         ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
         ("data", ["images"]) | ("augment", _) => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",

@@ -21,7 +21,7 @@ mod walk;
 mod weights;
 
 pub(crate) use attention::{at_offsets, plain};
-pub use norms::{Block, Kernel, Norm, Norms, Part};
+pub use norms::{Block, Kernel, Norm, Norms, Part, kernel_of};
 pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};
 pub(crate) use state::Layout;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use lipschitz_nn::graph::Convolution;
+use lipschitz_nn::graph::{Convolution, Graph, Input, Node, Op, join};
 
 use crate::Error;
 use crate::upper::Upper;
@@ -200,4 +200,47 @@ impl dyn Norms + '_ {
             }
         }
     }
+}
+
+/// The convolution of which this weight is the kernel, on the images that it sees in a graph.
+pub fn kernel_of(graph: &Graph, weight: &str) -> Option<Kernel> {
+    fn search(
+        nodes: &[Node],
+        prefix: &str,
+        image: &mut Option<[usize; 3]>,
+        weight: &str,
+    ) -> Option<Kernel> {
+        for node in nodes {
+            let (path, before) = (node.path(prefix), *image);
+            match (&node.op, before) {
+                (Op::Conv(c), Some([_, height, width])) if join(&path, "weight") == weight => {
+                    let (weight, sides) = (weight.to_string(), [height, width]);
+                    return Some(Kernel { weight, convolution: *c, sides });
+                }
+                (Op::Parallel { branches }, _) => {
+                    for branch in branches {
+                        *image = before;
+                        let one = std::slice::from_ref(branch);
+                        if let Some(found) = search(one, &path, image, weight) {
+                            return Some(found);
+                        }
+                    }
+                }
+                (op, _) => match op.body() {
+                    Some(body) => {
+                        if let Some(found) = search(body, &path, image, weight) {
+                            return Some(found);
+                        }
+                    }
+                    None => *image = before.and_then(|image| Op::image(image, op)),
+                },
+            }
+        }
+        None
+    }
+    let mut image = match graph.input() {
+        Input::Pixels { channels, height, width } => Some([channels, height, width]),
+        _ => None,
+    };
+    search(graph.nodes(), "", &mut image, weight)
 }

@@ -194,8 +194,53 @@ def offset_attention(node, path, x, weights, hidden):
 
 
 def max_min(node, path, x, weights, hidden):
-    u, v = x.chunk(2, -1)
-    return torch.cat([torch.maximum(u, v), torch.minimum(u, v)], -1)
+    side = 1 if x.dim() == 4 else -1
+    u, v = x.chunk(2, side)
+    return torch.cat([torch.maximum(u, v), torch.minimum(u, v)], side)
+
+
+def conv2d(node, path, x, weights, hidden):
+    k, groups, padding = node["kernel"], node.get("groups", 1), node.get("padding", 0)
+    weight = weights[join(path, "weight")]
+    weight = weight.reshape(node["outputs"], node["inputs"] // groups, k, k)
+    bias = weights[join(path, "bias")] if node["bias"] else None
+    if node.get("circular"):
+        x, padding = F.pad(x, (padding,) * 4, mode="circular"), 0
+    return F.conv2d(x, weight, bias, node.get("stride", 1), padding, 1, groups)
+
+
+def shift(node, path, x, weights, hidden):
+    def moved(x, side, by):
+        if node.get("circular"):
+            return torch.roll(x, by, side)
+        n = x.shape[side]
+        by = max(-n, min(n, by))
+        kept = x.narrow(side, max(0, -by), n - abs(by))
+        pad = [0, 0, 0, 0]
+        pad[(3 - side) * 2 + (0 if by > 0 else 1)] = abs(by)
+        return F.pad(kept, pad)
+    groups = x.chunk(len(node["offsets"]), 1)
+    return torch.cat([moved(moved(g, 2, d), 3, r) for g, (d, r) in zip(groups, node["offsets"], strict=True)], 1)
+
+
+def pooled(pooling, x, window, stride, padding):
+    if pooling == "max":
+        return F.max_pool2d(x, window, stride, padding)
+    if pooling == "average":
+        return F.avg_pool2d(x, window, stride, padding)
+    if pooling == "l2":
+        # No root of a zero, which has no gradient.
+        squares = F.avg_pool2d(x.square(), window, stride, padding, divisor_override=1)
+        return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+    raise ValueError(f"the pooling {pooling} is not known")
+
+
+def pool(node, path, x, weights, hidden):
+    return pooled(node["pooling"], x, node["window"], node["stride"], node.get("padding", 0))
+
+
+def global_pool(node, path, x, weights, hidden):
+    return pooled(node["pooling"], x, x.shape[2:], 1, 0).flatten(1)
 
 
 def gated_mlp(node, path, x, weights, hidden):
@@ -315,6 +360,11 @@ NODES = {
          "position_bias", "alibi"], attention),
     "offset_attention": (["inputs", "head_dim", "offsets"], offset_attention),
     "max_min": ([], max_min),
+    "conv2d": (["inputs", "outputs", "kernel", "stride", "padding", "circular", "groups", "bias"], conv2d),
+    "shift": (["offsets", "circular"], shift),
+    "space_to_depth": (["size"], lambda n, p, x, w, h: F.pixel_unshuffle(x, n["size"])),
+    "pool": (["pooling", "window", "stride", "padding"], pool),
+    "global_pool": (["pooling"], global_pool),
     "rms_norm": (["dim", "eps", "gain"], norm("rms")),
     "layer_norm": (["dim", "eps", "bias", "gain"], norm("layer")),
     "normalise": (["eps"], normalise),

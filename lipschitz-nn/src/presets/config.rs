@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::convnet::{Convnet, ConvolutionStage};
 use super::gpt::{Activation, BlockConfig, Gpt, Positions};
 use super::isometric::{Isometric, Stage};
 use super::mlp::Mlp;
@@ -85,6 +86,15 @@ pub enum ModelConfig {
         /// Factor on the network's logits.
         #[serde(default = "one")]
         final_scale: f64,
+    },
+    /// A convolutional network with MaxMin, for images of the data's size.
+    Convnet {
+        /// First to last; each halves the sides of the image.
+        stages: Vec<ConvolutionStage>,
+        /// Factor on the network's logits; 1, or the target constant where the certificate is what
+        /// meets it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        final_scale: Option<f64>,
     },
     /// A multilayer perceptron with ReLU, for images or vectors of the data's size.
     Mlp {
@@ -212,6 +222,15 @@ impl ModelConfig {
                 };
                 let image = [channels, height, width];
                 Vit { image, patch, outputs, block, layers, final_scale }.graph()
+            }
+            ModelConfig::Convnet { stages, final_scale } => {
+                let (stages, final_scale) = (stages.clone(), final_scale.unwrap_or(1.0));
+                let Input::Pixels { channels, height, width } = input else {
+                    let what = "is no image; a convolutional network reads images";
+                    return Err(Error::graph("input", what));
+                };
+                let image = [channels, height, width];
+                Convnet { image, stages, outputs, final_scale }.graph()
             }
             ModelConfig::Mlp { hidden, final_scale } => {
                 Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()

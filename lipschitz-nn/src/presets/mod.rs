@@ -2,12 +2,14 @@
 //! Lipschitz Constants* (2025).
 
 mod config;
+mod convnet;
 mod gpt;
 mod isometric;
 mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
+pub use convnet::{Convnet, ConvolutionStage};
 pub use gpt::{Activation, BlockConfig, GELU_SCALE, Gpt, Positions};
 pub use isometric::{Isometric, Stage};
 pub use mlp::Mlp;

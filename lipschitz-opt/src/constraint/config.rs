@@ -41,11 +41,14 @@ pub enum ConstraintKind {
     SpectralHardCap,
     /// `min(x, σ_max)` on the singular values by an SVD: `σ ≤ σ_max` under any optimizer.
     SvdClip,
+    /// Rows or columns rescaled by the sums of `|WWᵀ|` or `|WᵀW|`: `σ ≤ σ_max` under any optimizer. A
+    /// kernel is rescaled so that its convolution meets the cap, on images of any size.
+    AlmostOrthogonal,
 }
 
 impl ConstraintKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::WeightDecay,
         Self::SpectralWeightDecay,
@@ -55,6 +58,7 @@ impl ConstraintKind {
         Self::SpectralSoftCap,
         Self::SpectralHardCap,
         Self::SvdClip,
+        Self::AlmostOrthogonal,
     ];
 }
 

@@ -69,7 +69,12 @@ impl Constraint {
                 _ => {
                     let factor = scale(p, promise.heads);
                     let x = (split(&w, promise.heads)? * factor)?;
-                    (merge(&normalize(&x, promise.sigma_max)?, promise.heads)? / factor)?
+                    // A kernel below its cap is one whose convolution is.
+                    let cap = match promise.convolution {
+                        Some(_) => self.cap(p),
+                        None => promise.sigma_max,
+                    };
+                    (merge(&normalize(&x, cap)?, promise.heads)? / factor)?
                 }
             };
             v.var.set(&kept)?;

@@ -4,6 +4,7 @@
 //! variant of [`ConstraintKind`]. A new constant is a field of [`ConstraintConfig`] and a line in
 //! its check.
 
+mod almost_orthogonal;
 mod none;
 mod spectral_hammer;
 pub(super) mod spectral_hard_cap;
@@ -34,6 +35,7 @@ impl ConstraintKind {
             Self::SpectralSoftCap => &spectral_soft_cap::RULE,
             Self::SpectralHardCap => &spectral_hard_cap::RULE,
             Self::SvdClip => &svd_clip::RULE,
+            Self::AlmostOrthogonal => &almost_orthogonal::RULE,
         }
     }
 

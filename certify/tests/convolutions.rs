@@ -1,0 +1,231 @@
+//! Norms of convolutions against those of the matrices that they are, and of images through whole
+//! networks.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use lipschitz_certify::bound::WeightNorms;
+use lipschitz_certify::bound::walk;
+use lipschitz_certify::spectral::{Matrix, Method, convolution_norm, spectral_norm};
+use lipschitz_nn::graph::{Convolution, Function, Graph, Input, Node, Op, Pool, Pooling};
+use lipschitz_nn::linalg::Precision;
+use lipschitz_nn::random::{self, Stream};
+use lipschitz_nn::{Model, ops};
+
+/// The matrix of a convolution: what it makes of each pixel.
+fn dense(w: &Matrix, c: &Convolution, [height, width]: [usize; 2]) -> Matrix {
+    let n = c.inputs * height * width;
+    let eye = Tensor::eye(n, candle_core::DType::F64, &Device::Cpu).unwrap();
+    let x = eye.reshape((n, c.inputs, height, width)).unwrap();
+    let w = Tensor::from_slice(&w.data, (w.rows, w.columns), &Device::Cpu).unwrap();
+    let y = ops::convolution(&x, &w, None, c, Precision::F32).unwrap();
+    let y = y.flatten_from(1).unwrap();
+    let (rows, columns) = y.dims2().unwrap();
+    Matrix { rows, columns, data: y.flatten_all().unwrap().to_vec1().unwrap() }
+}
+
+fn kernels(c: &Convolution, rng: &mut Stream) -> Vec<Matrix> {
+    let [rows, columns] = c.weight();
+    let n = rows * columns;
+    let square = c.kernel * c.kernel;
+    let normal = random::normals(rng, n);
+    let sign = |i: usize| if (i % square / c.kernel + i % c.kernel) % 2 == 0 { 1.0 } else { -1.0 };
+    let all = [
+        normal.clone(),
+        // Largest at the frequency 0, and at the highest.
+        normal.iter().map(|x| x.abs()).collect(),
+        normal.iter().enumerate().map(|(i, x)| x.abs() * sign(i)).collect(),
+        // One pixel, and tiny and huge ones.
+        (0..n).map(|i| f64::from(u8::from(i % square == square / 2)) * normal[i]).collect(),
+        normal.iter().map(|x| x * 1e-200).collect(),
+        normal.iter().map(|x| x * 1e60).collect(),
+        vec![1.0; n],
+    ];
+    all.into_iter().map(|data| Matrix { rows, columns, data }).collect()
+}
+
+fn kinds() -> Vec<Convolution> {
+    let plain = Convolution { bias: false, ..Convolution::same(3, 4, 3) };
+    let round = Convolution { circular: true, ..plain };
+    vec![
+        round,
+        plain,
+        Convolution { inputs: 4, outputs: 2, ..round },
+        Convolution { kernel: 2, padding: 0, ..round },
+        Convolution { kernel: 5, padding: 1, ..round },
+        Convolution { kernel: 5, padding: 2, ..plain },
+        Convolution { kernel: 3, padding: 0, ..plain },
+        Convolution { kernel: 3, padding: 2, ..plain },
+        Convolution { stride: 2, ..round },
+        Convolution { stride: 2, ..plain },
+        Convolution { stride: 3, padding: 0, kernel: 2, ..plain },
+        Convolution { kernel: 2, stride: 2, padding: 0, ..plain },
+        Convolution { kernel: 1, padding: 0, ..plain },
+        Convolution { kernel: 4, stride: 3, padding: 1, ..round },
+        Convolution { inputs: 4, groups: 2, ..round },
+        Convolution { inputs: 4, groups: 4, stride: 2, ..plain },
+    ]
+}
+
+/// Never below the truth; for images that go round at most a thousandth above it, wherever the stride
+/// divides their sides. The lower ends are below it.
+#[test]
+fn norms_contain_those_of_the_matrices() {
+    let mut rng = random::seeded(5);
+    let mut worst: f64 = 0.0;
+    for c in kinds() {
+        for sides in [[6, 6], [4, 6], [5, 7]] {
+            for w in kernels(&c, &mut rng) {
+                let truth = spectral_norm(&dense(&w, &c, sides), Method::Proven);
+                let what = format!("{c:?} on {sides:?}, {}", w.data[0]);
+                for method in [Method::Proven, Method::Gram, Method::Frobenius] {
+                    let found = convolution_norm(&w, &c, sides, method);
+                    assert_eq!(found.method, method, "{what}");
+                    let (low, high) = (found.lower, found.upper.to_f64());
+                    assert!(high >= truth.lower, "{what}: {high} below {}", truth.lower);
+                    assert!(low <= truth.upper.to_f64(), "{what}: {low} above {:?}", truth);
+                    let exact = c.circular && sides.iter().all(|side| side % c.stride == 0);
+                    if method == Method::Proven && exact {
+                        let excess = high / truth.lower - 1.0;
+                        assert!(excess < 1e-3, "{what}: {excess}");
+                        worst = worst.max(excess);
+                        assert!(low > 0.999 * truth.lower, "{what}: {low}");
+                    }
+                }
+                let power = convolution_norm(&w, &c, sides, Method::Power);
+                assert!(power.upper.to_f64() <= truth.upper.to_f64() * (1.0 + 1e-12), "{what}");
+            }
+        }
+    }
+    println!("above the norm of the dense matrix by at most {worst:.2e}");
+}
+
+/// What is not a number proves nothing, and nothing is zero.
+#[test]
+fn odd_kernels() {
+    let c = Convolution::same(2, 2, 3);
+    let of = |data: Vec<f64>| {
+        let w = Matrix { rows: 2, columns: 18, data };
+        convolution_norm(&w, &c, [4, 4], Method::Proven).upper.to_f64()
+    };
+    assert_eq!(of(vec![0.0; 36]), 0.0);
+    assert!(of([vec![f64::NAN], vec![0.0; 35]].concat()).is_infinite());
+}
+
+/// The usual large one, by hand: `cargo test -- --ignored --nocapture`.
+#[test]
+#[ignore = "some seconds"]
+fn a_large_convolution_takes_seconds() {
+    let c = Convolution { circular: true, bias: false, ..Convolution::same(512, 512, 3) };
+    let mut rng = random::seeded(6);
+    let data = random::normals(&mut rng, 512 * 512 * 9);
+    let w = Matrix { rows: 512, columns: 512 * 9, data };
+    for circular in [true, false] {
+        let start = Instant::now();
+        let found = convolution_norm(&w, &Convolution { circular, ..c }, [32, 32], Method::Proven);
+        let excess = found.upper.to_f64() / found.lower - 1.0;
+        println!(
+            "circular {circular}: {} to {}, {excess:.2e} apart, {:.1} s",
+            found.lower,
+            found.upper,
+            start.elapsed().as_secs_f64()
+        );
+        assert_eq!(found.method, Method::Proven);
+    }
+}
+
+fn model(graph: Graph, rng: &mut Stream) -> Model {
+    let weights = graph.parameters().into_iter().map(|p| {
+        let values = random::normals(rng, p.shape.iter().product());
+        (p.name, Tensor::from_vec(values, p.shape, &Device::Cpu).unwrap())
+    });
+    Model::new(graph.clone(), weights.collect()).unwrap()
+}
+
+/// Linear networks on images, whose constant is the norm of a matrix: never below it, and where all
+/// is a permutation, an isometry or a mean, equal to it.
+#[test]
+fn whole_images_are_measured_by_their_norm() {
+    let mut rng = random::seeded(7);
+    let pixels = Input::Pixels { channels: 2, height: 4, width: 4 };
+    let build = || Graph::builder(pixels);
+    let moved = vec![[0, 1], [-1, 0]];
+    let average =
+        |window, stride, padding| Pool { pooling: Pooling::Average, window, stride, padding };
+    // The network, and how much above the truth it may be.
+    let all = [
+        ("a shift", build().shift(moved.clone(), true).flatten().build(), 1e-6),
+        ("squares", build().space_to_depth(2).flatten().build(), 1e-6),
+        ("a mean of all", build().global_pool(Pooling::Average).build(), 1e-6),
+        ("means", build().pool(average(2, 2, 0)).flatten().build(), 1e-6),
+        ("means that overlap", build().pool(average(3, 1, 1)).flatten().build(), 1.0),
+        ("patches and a mean", build().patches(2).mean_pool().build(), 1e-6),
+        ("tokens", build().patches(2).linear("map", 5).mean_pool().build(), 1e-6),
+        (
+            "tokens with a skip",
+            build().patches(2).residual("r", |b| b.linear("map", 8)).mean_pool().build(),
+            2.0,
+        ),
+        ("a class token", build().patches(2).class_token("c").mean_pool().build(), 0.5),
+        (
+            "a convolution",
+            build().convolution("c", Convolution::same(2, 3, 3)).flatten().build(),
+            0.5,
+        ),
+        (
+            "a sum",
+            build()
+                .parallel("p", |b| {
+                    b.branch("a", |b| b.convolution("c", Convolution::same(2, 2, 3)))
+                        .branch("b", |b| b.shift(vec![[1, 1]], false))
+                })
+                .flatten()
+                .build(),
+            1.0,
+        ),
+    ];
+    for (what, graph, most) in all {
+        let model = model(graph.unwrap(), &mut rng);
+        let eye = Tensor::eye(32, candle_core::DType::F64, &Device::Cpu).unwrap();
+        let x = eye.reshape((32, 2, 4, 4)).unwrap();
+        let zero = model.forward(&x.narrow(0, 0, 1).unwrap().zeros_like().unwrap()).unwrap();
+        let y = model.forward(&x).unwrap().broadcast_sub(&zero).unwrap();
+        let (rows, columns) = y.dims2().unwrap();
+        let data = y.flatten_all().unwrap().to_vec1().unwrap();
+        let truth = spectral_norm(&Matrix { rows, columns, data }, Method::Proven);
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        let found = walk(model.graph(), &norms, None).unwrap().lipschitz.to_f64();
+        assert!(found >= truth.lower, "{what}: {found} below {}", truth.lower);
+        let excess = found / truth.lower - 1.0;
+        assert!(excess <= most, "{what}: {excess} above {}", truth.lower);
+    }
+}
+
+/// Where a node has no rule for the norm of all tokens, that of the largest token holds; it is not
+/// replaced by a guess.
+#[test]
+fn attention_has_no_rule_for_all_tokens() {
+    let pixels = Input::Pixels { channels: 2, height: 4, width: 4 };
+    let attention = lipschitz_nn::graph::Attention::new(8, 2, 4);
+    let graph = |with: bool| {
+        let mut nodes =
+            vec![Node::new("", Op::Clip { limit: 1.0 }), Node::new("", Op::Patches { size: 2 })];
+        if with {
+            nodes.push(Node::new("a", Op::Attention(attention.clone())));
+        }
+        nodes.push(Node::new("", Op::Activation { function: Function::Abs, scale: 1.0 }));
+        nodes.push(Node::new("", Op::MeanPool));
+        Graph::new(pixels, nodes).unwrap()
+    };
+    let mut rng = random::seeded(8);
+    let constants = |with: bool, rng: &mut Stream| {
+        let model = model(graph(with), rng);
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        let walk = walk(model.graph(), &norms, None).unwrap();
+        walk.rows.iter().map(|row| row.cumulative.to_f64()).collect::<Vec<_>>()
+    };
+    let with = constants(true, &mut rng);
+    assert!(with[4] >= with[3], "{with:?}");
+    let without = constants(false, &mut rng);
+    assert!((without[3] - 0.5).abs() < 1e-12, "{without:?}");
+}

@@ -1,0 +1,135 @@
+//! A convolutional network for images: halving convolutions, convolutions of one size with MaxMin,
+//! and a linear head.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::graph::{Convolution, Graph, Input, Node, Op};
+
+/// The most stages, and layers of a stage.
+const MAX_DEPTH: usize = 1024;
+
+/// What a network makes of an image at one size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConvolutionStage {
+    /// Channels; even.
+    pub channels: usize,
+    /// Layers behind the one that halves the sides.
+    pub layers: usize,
+    /// Side of the kernels of these layers, which is odd. With 1, groups of channels are shifted by a
+    /// pixel before each, so that pixels see each other all the same: where the kernels are
+    /// orthogonal, the whole is.
+    #[serde(default = "three")]
+    pub kernel: usize,
+}
+
+fn three() -> usize {
+    3
+}
+
+/// Stages, each of which begins with a convolution of stride 2 on squares of 2 × 2 pixels, all
+/// followed by MaxMin; then all pixels, and a linear head. Every part keeps the norm of what passes
+/// or makes it smaller where its kernel does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Convnet {
+    /// Colour channels, height and width of an image; the sides are divided by 2 for each stage.
+    pub image: [usize; 3],
+    /// First to last.
+    pub stages: Vec<ConvolutionStage>,
+    /// Number of classes.
+    pub outputs: usize,
+    /// Factor on the network's logits.
+    pub final_scale: f64,
+}
+
+impl Convnet {
+    /// The graph.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if a size is zero, too large or odd where it may not be.
+    pub fn graph(&self) -> Result<Graph, Error> {
+        let [channels, height, width] = self.image;
+        let deep = |stage: &ConvolutionStage| stage.layers > MAX_DEPTH;
+        if self.stages.len() > MAX_DEPTH || self.stages.iter().any(deep) {
+            return Err(Error::graph("", format!("has more than {MAX_DEPTH} stages or layers")));
+        }
+        let mut made = [channels, height, width];
+        let mut stages = Vec::new();
+        for (i, stage) in self.stages.iter().enumerate() {
+            let &ConvolutionStage { channels, layers, kernel } = stage;
+            if kernel % 2 == 0 {
+                return Err(Error::graph(
+                    "",
+                    format!("has a kernel of {kernel}, which is not odd"),
+                ));
+            }
+            let halve =
+                Convolution { kernel: 2, stride: 2, ..Convolution::same(made[0], channels, 1) };
+            let mut body = vec![Node::new("down", Op::Conv(halve)), Node::new("", Op::MaxMin)];
+            for layer in 0..layers {
+                if kernel == 1 {
+                    body.push(Node::new("", shift(channels)));
+                }
+                let same = Op::Conv(Convolution::same(channels, channels, kernel));
+                body.push(Node::new(format!("layer{layer}"), same));
+                body.push(Node::new("", Op::MaxMin));
+            }
+            stages.push(Node::new(i.to_string(), Op::Sequential { body }));
+            made = [channels, made[1] / 2, made[2] / 2];
+        }
+        let inputs = made.iter().fold(1_usize, |n, x| n.saturating_mul(*x));
+        let mut nodes = vec![
+            Node::new("stages", Op::Sequential { body: stages }),
+            Node::new("", Op::Flatten),
+            Node::new("head", Op::Linear { inputs, outputs: self.outputs, bias: true }),
+        ];
+        if self.final_scale != 1.0 {
+            nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
+        }
+        Graph::new(Input::Pixels { channels, height, width }, nodes)
+    }
+}
+
+/// Half of the channels stay where they are, and an eighth goes in each of four directions, round
+/// the image; of few channels that eight groups do not divide, one half goes down.
+fn shift(channels: usize) -> Op {
+    let stay = [0, 0];
+    let offsets = if channels.is_multiple_of(8) {
+        vec![stay, [0, 1], stay, [1, 0], stay, [0, -1], stay, [-1, 0]]
+    } else {
+        vec![stay, [1, 0]]
+    };
+    Op::Shift { offsets, circular: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(image: [usize; 3], stages: Vec<ConvolutionStage>) -> Result<Graph, Error> {
+        Convnet { image, stages, outputs: 10, final_scale: 2.0 }.graph()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let stage = ConvolutionStage { channels: 16, layers: 2, kernel: 3 };
+        let graph = of([3, 32, 32], vec![stage.clone(); 3]).unwrap();
+        assert_eq!(graph.outputs(), 10);
+        let head = graph.parameters().into_iter().find(|p| p.name == "head.weight").unwrap();
+        assert_eq!(head.shape, [10, 16 * 16]);
+        let shifted = ConvolutionStage { kernel: 1, ..stage.clone() };
+        assert!(of([3, 32, 32], vec![shifted]).is_ok());
+        for (image, stage) in [
+            ([3, 32, 32], ConvolutionStage { channels: 15, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { channels: 0, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { channels: usize::MAX - 1, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { kernel: 2, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { layers: 1 << 40, ..stage.clone() }),
+            ([3, 1, 1], stage),
+        ] {
+            assert!(of(image, vec![stage.clone()]).is_err(), "{image:?} {stage:?}");
+        }
+    }
+}
