@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use lipschitz_nn::graph::{
-    Alibi, Attention, Function, Graph, Input, Node, NormKind, Op, Pairing, PositionBias, Rotary,
-    Span,
+    Alibi, Attention, Convolution, Function, Graph, Input, Node, NormKind, Op, Pairing, Pool,
+    Pooling, PositionBias, Rotary, Span,
 };
 use lipschitz_nn::{Model, Weights};
 use rand::{Rng, SeedableRng};
@@ -238,6 +238,113 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
         nodes.push(linear("head", if pool == 3 { 12 } else { 6 }, classes, dice));
     }
     Graph::new(pixels, nodes).expect("random graphs fit together")
+}
+
+/// A random small network on images of 2 × 4 × 4: convolutions and other nodes on images, then a
+/// vector or tokens.
+pub fn random_convolution_graph(dice: &mut Dice) -> Graph {
+    let pixels = Input::Pixels { channels: 2, height: 4, width: 4 };
+    let mut nodes = Vec::new();
+    let mut image = [2, 4, 4];
+    for i in 0..1 + dice.below(5) {
+        let name = format!("i{i}");
+        let channels = image[0];
+        let op = match dice.below(9) {
+            0..=2 => Op::Conv(random_convolution(channels, 2 + 2 * dice.below(3), image, dice)),
+            3 => Op::Pool(random_pool(image, dice)),
+            4 => Op::Shift {
+                offsets: (0..dice.pick(&[1, 2]))
+                    .map(|_| [0, 1].map(|_| dice.below(5) as i32 - 2))
+                    .collect(),
+                circular: dice.coin(),
+            },
+            5 if image[1] % 2 == 0 && image[2] % 2 == 0 => Op::SpaceToDepth { size: 2 },
+            6 => {
+                let same = |dice: &mut Dice| {
+                    let c = Convolution {
+                        circular: dice.coin(),
+                        ..Convolution::same(channels, channels, 1)
+                    };
+                    let phi = Op::Activation { function: dice.pick(&Function::ALL), scale: 1.0 };
+                    vec![Node::new("c", Op::Conv(c)), Node::new("", phi)]
+                };
+                if dice.coin() {
+                    let alpha = 0.5 + 0.5 * dice.unit();
+                    Op::Residual { skip: 1.0 - alpha, branch: alpha, body: same(dice) }
+                } else {
+                    let branch = |i, dice: &mut Dice| {
+                        Node::new(format!("b{i}"), Op::Sequential { body: same(dice) })
+                    };
+                    Op::Parallel { branches: (0..2).map(|i| branch(i, dice)).collect() }
+                }
+            }
+            7 if channels.is_multiple_of(2) => Op::MaxMin,
+            _ => Op::Activation {
+                function: dice.pick(&Function::ALL),
+                scale: dice.pick(&[1.0, -1.5]),
+            },
+        };
+        let made = |image, op: &Op| Op::image(image, op).unwrap_or(image);
+        image = made(image, &op);
+        nodes.push(Node::new(name, op));
+    }
+    let [channels, height, width] = image;
+    let classes = 2 + dice.below(3);
+    let mut head = channels;
+    match dice.below(3) {
+        0 => {
+            nodes.push(Node::new("", Op::Flatten));
+            head *= height * width;
+        }
+        1 => nodes.push(Node::new("", Op::GlobalPool { pooling: random_pooling(dice) })),
+        _ => {
+            nodes.push(Node::new("", Op::Patches { size: 1 }));
+            if dice.coin() {
+                let map = Op::Linear { inputs: channels, outputs: channels, bias: dice.coin() };
+                let body = vec![Node::new("map", map)];
+                nodes.push(Node::new("mix", Op::Residual { skip: 1.0, branch: -0.5, body }));
+            }
+            if dice.below(3) == 0 {
+                nodes.push(Node::new("class", Op::ClassToken { dim: channels }));
+            }
+            nodes.push(Node::new("", if dice.coin() { Op::MeanPool } else { Op::LastToken }));
+        }
+    }
+    nodes.push(Node::new("head", Op::Linear { inputs: head, outputs: classes, bias: dice.coin() }));
+    Graph::new(pixels, nodes).expect("random graphs fit together")
+}
+
+fn random_pooling(dice: &mut Dice) -> Pooling {
+    dice.pick(&[Pooling::Average, Pooling::Max, Pooling::L2])
+}
+
+fn random_pool([_, h, w]: [usize; 3], dice: &mut Dice) -> Pool {
+    let window = 1 + dice.below(h.min(w).min(3));
+    let padding = dice.below(window / 2 + 1);
+    Pool { pooling: random_pooling(dice), window, stride: 1 + dice.below(2), padding }
+}
+
+/// A convolution that fits an image.
+fn random_convolution(
+    inputs: usize,
+    outputs: usize,
+    [_, h, w]: [usize; 3],
+    dice: &mut Dice,
+) -> Convolution {
+    let kernel = 1 + dice.below(h.min(w).min(3));
+    let circular = dice.coin();
+    let most = if circular { (kernel - 1) / 2 } else { kernel - 1 };
+    let groups = if inputs.is_multiple_of(2) { dice.pick(&[1, 1, 2]) } else { 1 };
+    Convolution {
+        inputs,
+        outputs,
+        kernel,
+        stride: 1 + dice.below(2),
+        padding: dice.below(most + 1),
+        circular,
+        groups,
+        bias: dice.coin(),
+    }
 }
 
 /// Random weights in f64, of a random size.

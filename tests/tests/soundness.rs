@@ -9,7 +9,9 @@ use lipschitz_certify::upper::Upper;
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, NormKind, Op, Span};
 use lipschitz_nn::{Model, Weights};
-use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+use lipschitz_tests::{
+    Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
+};
 
 /// Pairs compared without any search, a network.
 const PAIRS: usize = 90;
@@ -132,6 +134,46 @@ fn no_pair_is_steeper_than_the_certificate() {
     let (median, best) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
     println!("found / certified: median {median:.3}, largest {best:.6}");
     assert!(best > 0.9, "no bound is nearly met, so the search finds nothing: {best}");
+}
+
+/// The same for networks of convolutions: 600 of them, by certificates that are proven again.
+#[test]
+fn no_pair_of_images_is_steeper_through_convolutions() {
+    let (mut ratios, mut kinds) = (Vec::new(), std::collections::BTreeSet::new());
+    for seed in 0..600 {
+        let mut dice = Dice::new(50_000 + seed);
+        let graph = random_convolution_graph(&mut dice);
+        let json = serde_json::to_string(&graph).unwrap();
+        for kind in json.split("\"op\":\"").skip(1) {
+            kinds.insert(kind.split('"').next().unwrap().to_string());
+        }
+        let what = format!("seed {seed}, {json}");
+        let model = random_model(graph, &mut dice);
+        let given = Some(dice.pick(&[0.3, 1.0, 5.0]));
+        let certificate = certify(&model, Method::Proven, Formula::Sound, given).unwrap();
+        random_pairs(&model, &certificate, &[2, 4, 4], false, &mut dice, &what);
+        let starts = dice.tensor(&[3, 2, 4, 4], 1.0);
+        let radius = certificate.domain.radius.to_f64();
+        let found =
+            probe::search(&model, &starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}"));
+        let bound = certificate.l2.to_f64();
+        assert!(found.at_least <= bound, "{} is certain: {what}", found.at_least);
+        let found = found.sensitivity;
+        assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
+        if bound.is_finite() && bound > 0.0 {
+            ratios.push(found / bound);
+        }
+        if seed % 20 == 0 {
+            verify(&certificate, &model).unwrap_or_else(|e| panic!("{e}: {what}"));
+        }
+    }
+    for kind in ["conv2d", "shift", "space_to_depth", "pool", "global_pool", "max_min", "patches"] {
+        assert!(kinds.contains(kind), "never tried: {kind}");
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (median, best) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
+    println!("found / certified: median {median:.3}, largest {best:.6}, of {}", ratios.len());
+    assert!(ratios.len() > 500 && best > 0.9, "{} {best}", ratios.len());
 }
 
 /// A network of vectors with given weights, and its constant.

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use lipschitz_certify::bound::{Block, Norm, Part};
+use lipschitz_certify::bound::{Block, Norm, Part, kernel_of};
 use lipschitz_certify::certificate::Certificate;
-use lipschitz_certify::spectral::{Matrix, Method, max_row_norm, spectral_norm};
+use lipschitz_certify::spectral::{Matrix, Method, convolution_norm, max_row_norm, spectral_norm};
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Axis, Geometry, Parameter};

@@ -3,7 +3,7 @@
 use crate::Error;
 
 /// Their names.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "convnet-cifar10",
     "demo",
     "gpt-shakespeare",
