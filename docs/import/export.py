@@ -20,13 +20,33 @@ def save(path, graph, weights):
     note = "graph and weights as its author wrote them with export.py"
     origin = dict(family="graph", dialect="original", notes=[note], unused=[])
     meta = dict(format=1, graph=graph, provenance=dict(version="", origin=origin))
-    weights = {name: w.detach().cpu().clone().contiguous() for name, w in weights.items()}
+    # Kernels are matrices here.
+    flat = lambda w: w.flatten(1) if w.dim() == 4 else w
+    weights = {name: flat(w.detach().cpu()).clone().contiguous() for name, w in weights.items()}
     save_file(weights, path, {"lipschitz": json.dumps(meta)})
 
 
 def linear(name, layer):
     """The node of an `nn.Linear`."""
     return dict(name=name, op="linear", inputs=layer.in_features, outputs=layer.out_features, bias=layer.bias is not None)
+
+
+def convolution(name, layer, bias=None):
+    """The node of an `nn.Conv2d` without dilation, with zeros or the other end around the image."""
+    (kernel,), (stride,), (padding,) = (set(pair) for pair in (layer.kernel_size, layer.stride, layer.padding))
+    if set(layer.dilation) != {1} or layer.padding_mode not in ("zeros", "circular"):
+        raise ValueError(f"{name}: no node computes {layer}")
+    return dict(name=name, op="conv2d", inputs=layer.in_channels, outputs=layer.out_channels, kernel=kernel, stride=stride,
+                padding=padding, circular=layer.padding_mode == "circular", groups=layer.groups,
+                bias=layer.bias is not None if bias is None else bias)
+
+
+def fold(layer, norm):
+    """Weight and bias of a convolution that a batch norm in evaluation follows, in f64."""
+    weight, std = layer.weight.double(), (norm.running_var.double() + norm.eps).sqrt()
+    scale = norm.weight.double() / std
+    bias = 0 if layer.bias is None else layer.bias.double()
+    return weight * scale[:, None, None, None], (bias - norm.running_mean.double()) * scale + norm.bias.double()
 
 
 def activation(function):

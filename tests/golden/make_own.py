@@ -68,6 +68,86 @@ def examples(out):
         write(directory, graph, weights, model)
 
 
+class Block(torch.nn.Module):
+    """A block of a residual network, as torchvision's."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        conv = lambda i, o, k, s: torch.nn.Conv2d(i, o, k, s, k // 2, bias=False)
+        self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), torch.nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = conv(outputs, outputs, 3, 1), torch.nn.BatchNorm2d(outputs)
+        self.down = None
+        if stride > 1:
+            self.down = torch.nn.Sequential(conv(inputs, outputs, 1, stride), torch.nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + (x if self.down is None else self.down(x)))
+
+
+def lenet():
+    nn = torch.nn
+    model = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+                          nn.Flatten(), nn.Linear(400, 30), nn.ReLU(), nn.Linear(30, 10))
+    pool = dict(op="pool", pooling="max", window=2, stride=2)
+    relu = export.activation("relu")
+    nodes = [export.convolution("0", model[0]), relu, pool, export.convolution("3", model[3]), relu, pool, dict(op="flatten"),
+             export.linear("7", model[7]), relu, export.linear("9", model[9])]
+    return model, dict(kind="pixels", channels=1, height=28, width=28), nodes, model.state_dict()
+
+
+def resnet():
+    """The shape of ResNet-18 with 2 channels where it has 64, on images of 32 × 32."""
+    nn = torch.nn
+    widths = [2, 4, 8, 16]
+    blocks = [Block(widths[max(i // 2 - 1, 0)] if i % 2 == 0 else widths[i // 2], widths[i // 2], 2 if i in (2, 4, 6) else 1)
+              for i in range(8)]
+    stem, norm = nn.Conv2d(3, 2, 7, 2, 3, bias=False), nn.BatchNorm2d(2)
+    model = nn.Sequential(stem, norm, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3), (module.running_mean, -0.3, 0.3),
+                                      (module.running_var, 0.3, 2.0)):
+                nn.init.uniform_(tensor, low, high)
+    weights = {"head.weight": model[-1].weight, "head.bias": model[-1].bias}
+
+    def folded(prefix, name, layer, norm):
+        path = network.join(prefix, name)
+        weights[f"{path}.weight"], weights[f"{path}.bias"] = export.fold(layer, norm)
+        return export.convolution(name, layer, bias=True)
+
+    relu = export.activation("relu")
+    nodes = [folded("", "stem", stem, norm), relu, dict(op="pool", pooling="max", window=3, stride=2, padding=1)]
+    for i, block in enumerate(blocks):
+        path = f"{i}"
+        body = [folded(path, "conv1", block.conv1, block.bn1), relu, folded(path, "conv2", block.conv2, block.bn2)]
+        if block.down is None:
+            sum_ = dict(name=path, op="residual", skip=1.0, branch=1.0, body=body)
+        else:
+            branches = [dict(op="sequential", body=body), folded(path, "down", *block.down)]
+            sum_ = dict(name=path, op="parallel", branches=branches)
+        nodes += [sum_, relu]
+    nodes += [dict(op="global_pool", pooling="average"), export.linear("head", model[-1])]
+    return model, dict(kind="pixels", channels=3, height=32, width=32), nodes, {name: w.double() for name, w in weights.items()}
+
+
+def convolutional(out):
+    for example in (lenet, resnet):
+        torch.manual_seed(6)
+        model, kind, nodes, weights = example()
+        model.eval()
+        directory = os.path.join(out, example.__name__)
+        os.makedirs(directory, exist_ok=True)
+        graph = dict(format=1, input=kind, nodes=nodes)
+        torch.save({name: w.detach().clone() for name, w in weights.items()}, os.path.join(directory, "weights.pt"))
+        with open(os.path.join(directory, "graph.json"), "w") as file:
+            json.dump(graph, file, indent=1)
+            file.write("\n")
+        name, x = inputs(graph)
+        with torch.no_grad():
+            save_file({name: x, "output": model.double()(x.double()).contiguous()}, os.path.join(directory, "expected.safetensors"))
+
+
 def attention(**more):
     a = dict(name="attention", op="attention", dim=6, heads=4, key_value_heads=4, head_dim=4, logit_scale=0.5,
              output_scale=1.0, causal=True, bias=False, output_bias=False)
@@ -115,6 +195,16 @@ def kinds():
     yield "class", pixels, patches + [dict(op="first_token"), linear("head", 6, 3)]
     yield "first-and-mean", pixels, patches + [dict(op="first_and_mean"), linear("head", 12, 3)]
     yield "mean", pixels, [dict(op="patches", size=2), linear("patch", 8, 6), dict(op="mean_pool"), linear("head", 6, 3)]
+    conv = lambda name, inputs, outputs, kernel, **more: dict(name=name, op="conv2d", inputs=inputs, outputs=outputs, kernel=kernel,
+                                                              **dict(dict(bias=True), **more))
+    pool = lambda pooling, window, stride, padding: dict(op="pool", pooling=pooling, window=window, stride=stride, padding=padding)
+    images = [conv("first", 2, 4, 3, padding=1), dict(op="max_min"), dict(op="shift", offsets=[[0, 1], [-1, 0], [2, -2], [0, 9]]),
+              pool("max", 3, 1, 1), conv("round", 4, 6, 3, padding=1, circular=True, groups=2, bias=False), pool("l2", 2, 1, 0),
+              dict(op="shift", offsets=[[1, 0], [0, -1]], circular=True), conv("stride", 6, 4, 2, stride=2, padding=1)]
+    yield "images", pixels, images + [pool("average", 2, 1, 1), dict(op="space_to_depth", size=1), dict(op="flatten"), linear("head", 48, 3)]
+    squares = [dict(op="space_to_depth", size=2), conv("map", 8, 5, 1)]
+    for pooling in ("average", "max", "l2"):
+        yield f"pooling-{pooling}", pixels, squares + [dict(op="global_pool", pooling=pooling), linear("head", 5, 3)]
     yield "flat", pixels, [dict(op="flatten"), linear("head", 48, 3)]
 
 
@@ -127,6 +217,10 @@ def parameters(nodes, prefix=""):
             yield from parameters(n.get("body") or n["branches"], path)
         elif n["op"] == "linear":
             yield at("weight"), (n["outputs"], n["inputs"])
+            if n["bias"]:
+                yield at("bias"), (n["outputs"],)
+        elif n["op"] == "conv2d":
+            yield at("weight"), (n["outputs"], n["inputs"] // n.get("groups", 1) * n["kernel"] ** 2)
             if n["bias"]:
                 yield at("bias"), (n["outputs"],)
         elif n["op"] in ("embedding", "positions"):
@@ -189,4 +283,5 @@ def autoencoder(out):
 if __name__ == "__main__":
     autoencoder(sys.argv[1])
     examples(sys.argv[1])
+    convolutional(sys.argv[1])
     every_kind(os.path.join(sys.argv[1], "kinds"))

@@ -17,7 +17,9 @@ use lipschitz_nn::presets::{Activation, BlockConfig, Gpt, Mlp, Positions};
 use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Rate, Recipe, SgdConfig};
-use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+use lipschitz_tests::{
+    Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
+};
 use lipschitz_train::step::{Times, Training};
 
 /// Where something runs.
@@ -75,9 +77,12 @@ fn distance(found: &Tensor, exact: &Tensor) -> f64 {
 #[test]
 fn forward_and_backward_agree_on_networks_of_every_node() {
     let mut dice = Dice::new(41);
-    for round in 0..60 {
-        let graph =
-            if round % 3 == 2 { random_image_graph(&mut dice) } else { random_graph(&mut dice) };
+    for round in 0..80 {
+        let graph = match round % 3 {
+            _ if round >= 60 => random_convolution_graph(&mut dice),
+            2 => random_image_graph(&mut dice),
+            _ => random_graph(&mut dice),
+        };
         let model = random_model(graph, &mut dice);
         let x = match model.graph().input() {
             Input::Tokens { .. } => {

@@ -10,7 +10,9 @@ use lipschitz_certify::cli::export;
 use lipschitz_nn::checkpoint::{FORMAT, Meta, Provenance, load_tensors, save, save_tensors};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_tests::foreign::{distance, flat};
-use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+use lipschitz_tests::{
+    Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
+};
 
 const SCRIPT: &str = "
 import importlib.util, sys
@@ -46,9 +48,13 @@ fn random_networks_are_the_same_in_pytorch() {
     let dir = tempfile::tempdir().unwrap();
     let mut dice = Dice::new(91);
     let mut cases = Vec::new();
-    for i in 0..60 {
-        let images = i % 4 == 3;
-        let graph = if images { random_image_graph(&mut dice) } else { random_graph(&mut dice) };
+    for i in 0..90 {
+        let images = i % 4 == 3 || i >= 60;
+        let graph = match images {
+            true if i >= 60 => random_convolution_graph(&mut dice),
+            true => random_image_graph(&mut dice),
+            false => random_graph(&mut dice),
+        };
         let model = random_model(graph, &mut dice);
         let input = if images {
             dice.tensor(&[2, 2, 4, 4], 1.0)

@@ -7,7 +7,9 @@ use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::Input;
-use lipschitz_tests::{Dice, random_graph, random_image_graph, random_model};
+use lipschitz_tests::{
+    Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
+};
 
 /// u of f32.
 const UNIT: f64 = f32::EPSILON as f64 / 2.0;
@@ -40,10 +42,15 @@ fn measured(model: &Model, x: &Tensor) -> (f64, f64) {
 #[test]
 fn computed_outputs_are_within_the_allowance() {
     let (mut finite, mut tried, mut closest) = (0, 0, 0f64);
-    for seed in 0..400 {
+    for seed in 0..520 {
         let mut dice = Dice::new(seed);
-        let tokens = dice.coin();
-        let graph = if tokens { random_graph(&mut dice) } else { random_image_graph(&mut dice) };
+        // The last ones are of convolutions.
+        let tokens = dice.coin() && seed < 400;
+        let graph = match tokens {
+            true => random_graph(&mut dice),
+            false if seed < 400 => random_image_graph(&mut dice),
+            false => random_convolution_graph(&mut dice),
+        };
         let text = serde_json::to_string(&graph).unwrap();
         let model = random_model(graph, &mut dice);
         let shape = if tokens {

@@ -44,7 +44,15 @@ pub(crate) fn mapping(path: &Path) -> Result<Mapping, Error> {
         .into_iter()
         .map(|p| {
             let theirs = weights.remove(&p.name).unwrap_or_else(|| p.name.clone());
-            (p.name, TensorExpr::new(theirs, &p.shape))
+            let tensor = match p.convolution {
+                // A kernel with its sides apart, as PyTorch keeps one.
+                Some(c) => {
+                    let sides = [c.outputs, c.inputs / c.groups, c.kernel, c.kernel];
+                    TensorExpr::new(theirs, &sides).reshape(&p.shape)
+                }
+                None => TensorExpr::new(theirs, &p.shape),
+            };
+            (p.name, tensor)
         })
         .collect();
     if let Some(name) = weights.keys().next() {

@@ -68,6 +68,20 @@ fn declared_networks_are_their_authors() {
     }
 }
 
+/// LeNet, and the shape of ResNet-18 with its batch norms folded into the kernels, by PyTorch.
+#[test]
+fn convolutional_networks_are_pytorchs() {
+    for name in ["lenet", "resnet"] {
+        let directory = own().join(name);
+        let options = with(directory.join("graph.json"));
+        let Imported { model, report, .. } =
+            import(&directory.join("weights.pt"), &options).unwrap();
+        let off = apart(&model, &directory);
+        assert!(off < 1e-12, "{name}: {off:e}");
+        assert!(report.unused.is_empty() && report.missing.is_empty());
+    }
+}
+
 /// What `certify/src/cli/network.py` computed from checkpoints with every kind of node.
 #[test]
 fn the_loader_for_pytorch_computes_what_we_compute() {
@@ -81,7 +95,7 @@ fn the_loader_for_pytorch_computes_what_we_compute() {
         assert!(off < 1e-12, "{}: {off:e}", directory.display());
         count += 1;
     }
-    assert_eq!(count, 9);
+    assert_eq!(count, 13);
 }
 
 /// The kinds of nodes, by the schema of a graph.
