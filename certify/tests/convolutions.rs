@@ -4,13 +4,15 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use lipschitz_certify::bound::WeightNorms;
-use lipschitz_certify::bound::walk;
+use lipschitz_certify::bound::{WeightNorms, walk};
+use lipschitz_certify::plan;
 use lipschitz_certify::spectral::{Matrix, Method, convolution_norm, spectral_norm};
 use lipschitz_nn::graph::{Convolution, Function, Graph, Input, Node, Op, Pool, Pooling};
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::random::{self, Stream};
 use lipschitz_nn::{Model, ops};
+use lipschitz_opt::constraint::{Constraint, ConstraintConfig, ConstraintKind};
+use lipschitz_opt::{MuonConfig, OptimizerConfig, Rate, Recipe};
 
 /// The matrix of a convolution: what it makes of each pixel.
 fn dense(w: &Matrix, c: &Convolution, [height, width]: [usize; 2]) -> Matrix {
@@ -231,4 +233,60 @@ fn attention_has_no_rule_for_all_tokens() {
     assert!(with[4] >= with[3], "{with:?}");
     let without = constants(false, &mut rng);
     assert!((without[3] - 0.5).abs() < 1e-12, "{without:?}");
+}
+
+/// Every constraint that promises a cap keeps convolutions under what a plan says, from weights and
+/// after a step: the certificate is never above it. Rescaled kernels come near it.
+#[test]
+fn plans_hold_for_convolutions() {
+    let pixels = Input::Pixels { channels: 3, height: 8, width: 8 };
+    let half = Convolution { kernel: 3, stride: 2, padding: 1, ..Convolution::same(6, 8, 3) };
+    let graph = Graph::builder(pixels)
+        .convolution("a", Convolution { bias: false, ..Convolution::same(3, 6, 3) })
+        .max_min()
+        .convolution("b", half)
+        .convolution("c", Convolution { circular: true, groups: 2, ..Convolution::same(8, 8, 3) })
+        .convolution("d", Convolution { kernel: 2, stride: 2, ..Convolution::same(8, 4, 1) })
+        .flatten()
+        .linear_no_bias("head", 3)
+        .build()
+        .unwrap();
+    let mut near = 0;
+    for kind in ConstraintKind::ALL {
+        let optimizer = OptimizerConfig::Muon(MuonConfig::default());
+        let recipe = Recipe::new(optimizer, ConstraintConfig::capped(kind, 0.7));
+        let Ok(planned) = plan::plan(&graph, &recipe) else { continue };
+        let planned = planned.lipschitz.to_f64();
+        let mut rng = random::seeded(9);
+        let weights = graph.parameters().into_iter().map(|p| {
+            let values = random::normals(&mut rng, p.shape.iter().product());
+            let w = Tensor::from_vec(values, p.shape, &Device::Cpu).unwrap();
+            (p.name, w.to_dtype(candle_core::DType::F32).unwrap())
+        });
+        let model = Model::new(graph.clone(), weights.collect()).unwrap();
+        let (model, vars) = model.trainable().unwrap();
+        let rate = Rate::constant(0.05);
+        let variables = recipe.variables(&graph, vars, rate.peak).unwrap();
+        let mut constraint = Constraint::new(&recipe).unwrap();
+        let mut optimizer = recipe.build(&variables).unwrap();
+        let proven = || {
+            let now = model.detached();
+            let norms = WeightNorms::new(&now, Method::Proven, &|_| {});
+            walk(&graph, &norms, None).unwrap().lipschitz.to_f64()
+        };
+        constraint.project(&variables).unwrap();
+        let mut last = proven();
+        assert!(last <= planned * (1.0 + 1e-5), "{kind:?}: {last} above {planned}");
+        for _ in 0..3 {
+            let x = Tensor::ones((2, 3, 8, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+            let loss = model.forward(&x).unwrap().sqr().unwrap().sum_all().unwrap();
+            optimizer.step(&loss.neg().unwrap().backward().unwrap(), rate).unwrap();
+            constraint.apply(&variables, rate).unwrap();
+            last = proven();
+            assert!(last <= planned * (1.0 + 1e-5), "{kind:?}: {last} above {planned}");
+        }
+        println!("{kind:?}: {last:.4} of {planned:.4}");
+        near += usize::from(kind == ConstraintKind::AlmostOrthogonal && last > 0.02 * planned);
+    }
+    assert_eq!(near, 1);
 }
