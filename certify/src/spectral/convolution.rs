@@ -27,7 +27,10 @@ use crate::upper::{Upper, count};
 const TURN: f64 = 1.0 / (1u64 << 47) as f64;
 
 /// Numbers of the matrices of the frequencies that are looked at together.
-const TOGETHER: usize = 1 << 22;
+const TOGETHER: usize = 1 << 21;
+
+/// Images of more elements are not taken apart, so that no small file asks for large memory.
+const MOST: usize = 1 << 24;
 
 /// The norm of a convolution, ℓ2 of the whole image, whose kernel as a matrix is `w`, on images of
 /// these sides. With zeros around the image the upper end is that of the torus, and the lower end
@@ -66,38 +69,44 @@ pub fn convolution_norm(
 }
 
 fn unit_norm(w: &Matrix, c: &Convolution, sides: [usize; 2], method: Method) -> Interval {
-    let mut found = Interval {
-        lower: 0.0,
-        upper: Upper::ZERO,
-        method: if method == Method::Direct { Method::Proven } else { method },
-    };
+    let elements = c.inputs.saturating_mul(sides[0]).saturating_mul(sides[1]);
+    let small = elements <= MOST;
+    let mut method = if method == Method::Direct { Method::Proven } else { method };
+    let mut upper = Upper::ZERO;
+    let mut largest: Option<(Upper, usize, Taps, Wave)> = None;
     // Each group is a convolution of its own channels.
     for index in 0..c.groups {
-        let taps = Taps::new(&w.row_block(index, c.groups), c, sides);
+        let part = w.row_block(index, c.groups);
+        let taps = Taps::new(&part, c, sides);
         let frobenius = taps.frobenius();
-        let proof = match found.method {
-            Method::Frobenius | Method::Gram => None,
-            _ => taps.largest(),
+        let proof = match method {
+            Method::Proven | Method::Direct | Method::Power if small => taps.largest(),
+            _ => None,
         };
-        let wave = proof.as_ref().map_or_else(|| taps.first_wave(), |(_, wave)| wave.clone());
-        let lower = stretch(w, c, sides, &taps, index, &wave);
-        let upper = match (found.method, proof) {
+        let estimate = proof.as_ref().map_or(frobenius, |(square, _)| square.sqrt().min(frobenius));
+        let own = match (method, &proof) {
             (Method::Gram, _) => {
-                let matrix = spectral_norm(&w.row_block(index, c.groups), Method::Gram).upper;
+                let matrix = spectral_norm(&part, Method::Gram).upper;
                 frobenius.min(count(c.overlap(sides[0]) * c.overlap(sides[1])).sqrt() * matrix)
             }
-            (Method::Power, _) => Upper::from_f64(lower),
-            (Method::Proven | Method::Direct, Some((square, _))) => square.sqrt().min(frobenius),
-            (Method::Frobenius, _) => frobenius,
             (Method::Proven | Method::Direct, None) => {
-                found.method = Method::Frobenius;
+                method = Method::Frobenius;
                 frobenius
             }
+            _ => estimate,
         };
-        found.lower = found.lower.max(lower);
-        found.upper = found.upper.max(upper);
+        upper = upper.max(own);
+        if largest.as_ref().is_none_or(|(before, ..)| estimate > *before) {
+            let wave = proof.map_or_else(|| taps.first_wave(), |(_, wave)| wave);
+            largest = Some((estimate, index, taps, wave));
+        }
     }
-    found
+    let lower = match &largest {
+        Some((_, index, taps, wave)) if small => stretch(w, c, sides, taps, *index, wave),
+        _ => 0.0,
+    };
+    let upper = if method == Method::Power { Upper::from_f64(lower) } else { upper };
+    Interval { lower, upper, method }
 }
 
 /// A convolution of stride 1 on a torus: the matrices of its kernel.

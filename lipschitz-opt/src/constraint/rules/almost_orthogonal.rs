@@ -1,9 +1,9 @@
-//! Almost orthogonal rescaling: `W ← σ_max W D`, with D diagonal and `D_jj = (Σ_i |WᵀW|_ij)^(−1/2)`
+//! Almost orthogonal rescaling: `W ← W D`, with D diagonal and `D_jj = min(1, σ_max (Σ_i |WᵀW|_ij)^(−1/2))`
 //! (Prach and Lampert, *Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks*,
 //! 2022); of rows in place of columns where they are fewer.
 //!
 //! `σ ≤ σ_max` under any optimizer: for any x, `‖WDx‖² = Σ_ij (WᵀW)_ij D_i x_i D_j x_j` is at most
-//! `Σ_ij |WᵀW|_ij (D_i² x_i² + D_j² x_j²)/2 = ‖x‖²`. A kernel is rescaled so that its *convolution*
+//! `Σ_ij |WᵀW|_ij (D_i² x_i² + D_j² x_j²)/2 ≤ σ_max² ‖x‖²`. A kernel is rescaled so that its *convolution*
 //! meets the cap, on images of any size: the sums are over all pixels, of which those that are near
 //! enough to count are the same for each. With zeros around the image or a stride it is a part of the
 //! convolution for which that holds.
@@ -139,7 +139,7 @@ fn rescale(w: &mut [f64], c: &Convolution, cap: f64) {
             }
         }
     }
-    let factor = |i: usize| if sums[i] > 0.0 { cap / sums[i].sqrt() } else { 1.0 };
+    let factor = |i: usize| if sums[i] > 0.0 { (cap / sums[i].sqrt()).min(1.0) } else { 1.0 };
     for (o, row) in w.chunks_mut(width).enumerate() {
         for (i, x) in row.iter_mut().enumerate() {
             *x *= factor(if by_rows { o } else { at(i).1 });
