@@ -9,18 +9,6 @@ fn one() -> usize {
     1
 }
 
-fn is_one(n: &usize) -> bool {
-    *n == 1
-}
-
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
-
-fn is_false(is: &bool) -> bool {
-    !is
-}
-
 /// A convolution with square kernels: output channel o at (i, j) is
 ///
 /// ```text
@@ -39,16 +27,16 @@ pub struct Convolution {
     /// Side of a kernel, in pixels.
     pub kernel: usize,
     /// Pixels from one place of the kernel to the next.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one")]
     pub stride: usize,
     /// Pixels around the image.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub padding: usize,
     /// Whether the image goes round in place of zeros around it.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub circular: bool,
     /// Groups of channels, each of which is read by its share of the outputs alone.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one")]
     pub groups: usize,
     /// Whether there is a `b`.
     pub bias: bool,
@@ -124,7 +112,7 @@ pub struct Pool {
     /// Pixels from one window to the next.
     pub stride: usize,
     /// Pixels around the image, at most half of a window.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub padding: usize,
 }
 

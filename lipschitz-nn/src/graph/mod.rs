@@ -76,10 +76,6 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-fn is_false(is: &bool) -> bool {
-    !is
-}
-
 /// What a network reads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -330,7 +326,7 @@ pub enum Op {
         /// Down and to the right, a group.
         offsets: Vec<[i32; 2]>,
         /// Whether the image goes round.
-        #[serde(default, skip_serializing_if = "is_false")]
+        #[serde(default)]
         circular: bool,
     },
     /// Squares of pixels as channels: `[c, h, w]` to `[c·size², h/size, w/size]`, with the pixels of
