@@ -22,6 +22,7 @@ mod weights;
 
 pub(crate) use attention::{at_offsets, plain};
 pub use norms::{Block, Kernel, Norm, Norms, Part, kernel_of};
+pub(crate) use rounding::absolute;
 pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};
 pub(crate) use state::Layout;

@@ -214,13 +214,8 @@ impl Pass<'_> {
     /// `γ_n` times that of the absolute values, and for N frequencies of the torus
     /// `‖|K|‖ ≤ Σ_t ‖W_t‖_F ≤ k ‖W‖_F`, with `‖W‖_F² = Σ_ω ‖A(ω)‖_F²/N ≤ min ‖K‖²`.
     fn convolution(&self, norm: Upper, c: &Convolution, r: Upper) -> Upper {
-        let inputs = c.inputs / c.groups;
-        // The channels of the squares of a stride, at all of them.
-        let most = (c.outputs / c.groups).min(inputs.saturating_mul(c.stride * c.stride));
-        let terms = inputs * c.kernel * c.kernel;
-        // Of all groups together, whose norms are at most that of the whole.
-        let size = count(c.kernel) * count(most.saturating_mul(c.groups)).sqrt() * norm;
-        self.gamma(terms + 4) * (size * r) + self.tiny
+        let terms = c.inputs / c.groups * c.kernel * c.kernel;
+        self.gamma(terms + 4) * (absolute(norm, c) * r) + self.tiny
     }
 
     /// φ of elements whose norm is at most r.
@@ -351,4 +346,13 @@ impl Pass<'_> {
         }
         Ok((size, off))
     }
+}
+
+/// `‖|K|‖` of a convolution of norm at most `norm`.
+pub(crate) fn absolute(norm: Upper, c: &Convolution) -> Upper {
+    let inputs = c.inputs / c.groups.max(1);
+    // The channels of the squares of a stride, at all of them.
+    let most = (c.outputs / c.groups.max(1)).min(inputs.saturating_mul(c.stride * c.stride));
+    // Of all groups together, whose norms are at most that of the whole.
+    count(c.kernel) * count(most.saturating_mul(c.groups)).sqrt() * norm
 }

@@ -4,16 +4,17 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use lipschitz_nn::graph::join;
+use candle_core::Tensor;
+use lipschitz_nn::graph::{Convolution, join};
 
 use super::functional::Functionals;
 use super::remainder::{Remainders, Term};
 use super::spread::Spread;
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, Part, WeightNorms};
+use crate::bound::{Block, Kernel, Norm, Norms, Part, WeightNorms};
 use crate::source::Source;
 use crate::spectral::{Matrix, gamma, vector_norm};
-use crate::upper::Upper;
+use crate::upper::{Upper, count};
 
 /// More than what underflows in a sum.
 pub(super) fn tiny() -> Upper {
@@ -92,6 +93,26 @@ impl<'a> Maps<'a> {
 
     pub(super) fn vector(&self, name: &str) -> Result<Vec<f64>, Error> {
         Ok(self.matrix(name)?.data)
+    }
+
+    /// A kernel as it is stored, its norm on images of these sides, and that of its bias at all pixels.
+    pub(super) fn kernel(
+        &self,
+        path: &str,
+        c: &Convolution,
+        [_, height, width]: [usize; 3],
+    ) -> Result<(Tensor, Upper, Upper), Error> {
+        let weight = join(path, "weight");
+        let tensor = self.source.tensor(&weight)?.detach();
+        let (convolution, sides) = (*c, [height, width]);
+        let norm = self.norms.norm(&Norm::Convolution(Kernel { weight, convolution, sides }))?;
+        let bias = match c.bias {
+            true => vector_norm(&self.vector(&join(path, "bias"))?),
+            false => Upper::ZERO,
+        };
+        // No more pixels come out than go in with what is around them.
+        let around = (height + 2 * c.padding) * (width + 2 * c.padding);
+        Ok((tensor, norm, bias * count(around).sqrt()))
     }
 
     /// The norm of the rows of one head.

@@ -19,6 +19,7 @@
 mod attention;
 mod curvature;
 mod functional;
+mod image;
 mod maps;
 mod norm;
 mod pointwise;

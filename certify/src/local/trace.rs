@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use candle_core::{DType, Tensor};
-use lipschitz_nn::graph::{Graph, Input, Node, NodeId, Op, Shape, Site, Stage, join};
+use lipschitz_nn::graph::{Convolution, Input, Node, NodeId, Op, Shape, Site, Stage, join};
 use lipschitz_nn::{Model, Seen};
 
 use super::attention::Heads;
 use super::functional::Functionals;
+use super::image::OnImage;
 use super::maps::{Map, Maps, rounded, tiny};
 use super::norm::{Normed, Unit};
 use super::pointwise::{Pointwise, Product, Sorted};
@@ -67,6 +68,7 @@ enum Piece {
     Unit(Unit),
     Gated(Box<Gated>),
     Attention(Box<Heads>),
+    Image(Box<OnImage>),
     Offsets(Offsets),
     /// Elements that go elsewhere: of each output element, the token and the place that it is of.
     Moved(Moved),
@@ -122,7 +124,8 @@ pub(super) struct Tracer<'a> {
     /// The path of the node that each slot is of.
     names: Vec<String>,
     path: String,
-    graph: &'a Graph,
+    /// Channels and sides of the current image.
+    image: [usize; 3],
 }
 
 /// A network at one input.
@@ -177,8 +180,12 @@ impl Trace {
         let mut start = vec![0.0; prefix * width];
         start.extend(&input.data);
         let start = Matrix { rows: prefix + tokens, columns: width, data: start };
+        let image = match graph.input() {
+            Input::Pixels { channels, height, width } => [channels, height, width],
+            _ => [0; 3],
+        };
         let mut tracer =
-            Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), graph };
+            Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), image };
         let first = usize::from(embedded);
         let mut pieces = Vec::new();
         let mut x = start;
@@ -354,6 +361,7 @@ impl Tracer<'_> {
             return Ok(Piece::Sequence(self.nodes(body, path, id, x)?));
         }
         let input = x.clone();
+        let image = self.image;
         let outer = std::mem::replace(&mut self.path, named(path, &node.op));
         let piece = match &node.op {
             Op::Parallel { branches } => {
@@ -361,6 +369,7 @@ impl Tracer<'_> {
                 let mut values = Vec::new();
                 for (i, branch) in branches.iter().enumerate() {
                     let mut own = input.clone();
+                    self.image = image;
                     pieces.push(self.node(branch, path, &id.child(i), &mut own)?);
                     outs.push(self.slot());
                     values.push(own);
@@ -462,14 +471,25 @@ impl Tracer<'_> {
             }
             Op::Flatten => Piece::Moved(Moved::Flat { tokens: input.rows, width: input.columns }),
             Op::Patches { size } => {
-                let Input::Pixels { channels, height, width } = self.graph.input() else {
-                    return Err(unknown(path, &node.op));
-                };
+                let [channels, height, width] = image;
                 Piece::Moved(squares(channels, height, width, *size))
+            }
+            Op::Conv(_)
+            | Op::Shift { .. }
+            | Op::SpaceToDepth { .. }
+            | Op::Pool(_)
+            | Op::GlobalPool { .. } => {
+                let (slot, maps) = (self.slot(), self.maps);
+                let kernel = |c: &Convolution| maps.kernel(path, c, image);
+                let piece = OnImage::new(&node.op, &input, image, slot, kernel)?;
+                Piece::Image(Box::new(piece.ok_or_else(|| unknown(path, &node.op))?))
             }
             Op::Embedding { .. } | Op::Sequential { .. } => return Err(unknown(path, &node.op)),
         };
         *x = self.rows(id, Stage::Output)?;
+        if let [1, c, h, w] = *self.tap(id, Stage::Output)?.dims() {
+            self.image = [c, h, w];
+        }
         self.path = outer;
         Ok(match self.changes.norms.get(id) {
             Some(reach) if reach.is_finite() => {
@@ -666,6 +686,10 @@ impl Piece {
                 out
             }
             Self::Attention(heads) => heads.grow(&x, deviations),
+            Self::Image(piece) => {
+                deviations.spreads[piece.slot] = Some(x.clone());
+                piece.grow(&x)
+            }
             Self::Offsets(piece) => piece.grow(x, deviations),
             Self::Moved(moved) => moved.grow(&x),
             Self::Mean { slot, tokens, first, errors } => {
@@ -749,6 +773,7 @@ impl Piece {
                 a.plus(&b)
             }
             Self::Attention(heads) => heads.back(lambda, out)?,
+            Self::Image(piece) => piece.back(&lambda, out)?,
             Self::Offsets(piece) => piece.back(&lambda, out)?,
             Self::Moved(moved) => moved.back(&lambda),
             Self::Mean { slot, tokens, first, errors } => {
