@@ -56,7 +56,12 @@ impl Planes {
 pub(crate) fn size(bytes: &[u8]) -> Result<[usize; 2], BadImage> {
     let header = || -> Result<_, BadImage> {
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+        // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         match reader.format() {
+            Some(ImageFormat::Jpeg) if !bytes[..end].ends_with(&[0xff, 0xd9]) => {
+                Err(BadImage::CutShort)
+            }
             Some(ImageFormat::Jpeg | ImageFormat::Png) => Ok(reader.into_dimensions()?),
             _ => Err(BadImage::Format),
         }
@@ -79,11 +84,6 @@ pub(crate) fn decode(bytes: &[u8], wanted: [usize; 2]) -> Result<Planes, BadImag
 
 fn planes(bytes: &[u8]) -> Result<Planes, BadImage> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    // The decoder fills what is missing of a JPEG with grey, so look for the end marker.
-    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    if reader.format() == Some(ImageFormat::Jpeg) && !bytes[..end].ends_with(&[0xff, 0xd9]) {
-        return Err(BadImage::CutShort);
-    }
     let mut limits = Limits::default();
     // Decoded pixels, of up to four channels of two bytes, and what decoding itself takes.
     limits.max_alloc = Some(16 * MOST_PIXELS);

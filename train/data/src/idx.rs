@@ -191,6 +191,10 @@ fn read(path: &Path, dims: u8, limit: Option<usize>) -> Result<(Vec<usize>, Vec<
     if out.len() as u64 != count {
         return Err(damaged(std::io::ErrorKind::UnexpectedEof.into()));
     }
+    // Behind the last byte a packed file has its checksum.
+    if sizes[0] == all && bytes.read(&mut [0]).map_err(damaged)? > 0 {
+        return Err(unusable(path, "holds more than its header says; fetch it again"));
+    }
     Ok((sizes.into_iter().map(|size| size as usize).collect(), out))
 }
 

@@ -403,7 +403,7 @@ mod tests {
         assert!(larger.contains("its image is 4 × 2, not 3 × 2, as"), "{larger}");
         assert!(with("cats/notes.txt", &write(vec![b'a'])).contains("neither .png nor .jpg"));
         assert!(with("a.png", &|path| grey(path, 3, 2, 0)).contains("lies in no class"));
-        let nested = with("cats/more/a.png", &|_| {});
+        let nested = with("cats/more", &|path| std::fs::create_dir(path).unwrap());
         assert!(nested.contains("lies in the folder of a class"), "{nested}");
         let clear = image::GrayAlphaImage::from_pixel(3, 2, LumaA([3, 99]));
         assert!(with("cats/z.png", &write(png(clear.into()))).contains("transparent"));
