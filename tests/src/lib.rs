@@ -284,8 +284,7 @@ pub fn random_convolution_graph(dice: &mut Dice) -> Graph {
                 scale: dice.pick(&[1.0, -1.5]),
             },
         };
-        let made = |image, op: &Op| Op::image(image, op).unwrap_or(image);
-        image = made(image, &op);
+        image = Op::image(image, &op).unwrap_or(image);
         nodes.push(Node::new(name, op));
     }
     let [channels, height, width] = image;

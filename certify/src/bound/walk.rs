@@ -217,8 +217,7 @@ impl Walker<'_> {
             let block = Block::whole(join(&own.path, "weight")).gain(state.gain.clone());
             let mut step = self.node(node, &own, &state, from * lipschitz, nodes.get(i + 1))?;
             lipschitz = before * step.lipschitz;
-            let times = |a: Option<Upper>, b: Option<Upper>| Some(a? * b?);
-            together = times(before_together, step.together);
+            together = before_together.zip(step.together).map(|(a, b)| a * b);
             // With a centre of 0 the split gives the product of the norms.
             if let (true, Some(first)) =
                 (linear, passed.as_ref().filter(|first| first.centre != 0.0))

@@ -144,7 +144,8 @@ fn largest<T: Real>(x: &[T], pixels: &[usize]) -> usize {
     let first = pixels.first().copied().unwrap_or(0);
     pixels.iter().fold(first, |best, p| {
         let (here, there) = (x[*p], x[best]);
-        if here > there || (here != here && there == there) { *p } else { best }
+        let is_nan = |x: T| x.partial_cmp(&x).is_none();
+        if here > there || (is_nan(here) && !is_nan(there)) { *p } else { best }
     })
 }
 
