@@ -31,7 +31,8 @@ fn kernels(c: &Convolution, rng: &mut Stream) -> Vec<Matrix> {
     let n = rows * columns;
     let square = c.kernel * c.kernel;
     let normal = random::normals(rng, n);
-    let sign = |i: usize| if (i % square / c.kernel + i % c.kernel) % 2 == 0 { 1.0 } else { -1.0 };
+    let even = |i: usize| (i % square / c.kernel + i % c.kernel).is_multiple_of(2);
+    let sign = |i: usize| if even(i) { 1.0 } else { -1.0 };
     let all = [
         normal.clone(),
         // Largest at the frequency 0, and at the highest.
