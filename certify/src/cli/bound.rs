@@ -4,9 +4,10 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, walk};
+use lipschitz_certify::bound::{F64, NodeBound, WeightNorms, WeightRow, rounding, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
 use lipschitz_certify::outln;
+use lipschitz_certify::range::{self, Inputs};
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::tables::{fitted, is_shown, table};
@@ -37,6 +38,10 @@ pub(super) struct BoundCommand {
     radius: Option<f64>,
     #[command(flatten)]
     effort: Effort,
+    /// Bound as well how far the program that computes in this type may be from the function that the
+    /// certificate is about, over the whole domain.
+    #[arg(long, value_enum, value_name = "TYPE", conflicts_with = "quiet")]
+    executed: Option<Executed>,
     /// Print what each tightening saves.
     #[arg(long, conflicts_with_all = ["quiet", "formula"])]
     savings: bool,
@@ -74,6 +79,15 @@ impl From<Weights> for Rounding {
             Weights::Int8 => Self::Int8,
         }
     }
+}
+
+/// A type that a program computes in.
+#[derive(Clone, Copy, ValueEnum)]
+enum Executed {
+    /// 24 bits of precision.
+    F32,
+    /// 53 bits of precision.
+    F64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -129,7 +143,12 @@ impl BoundCommand {
         if !self.quiet {
             self.effort.tell(&certificate);
         }
+        let executed = self.executed.map(|in_type| self.executed(in_type, model, &certificate));
+        let executed = executed.transpose()?;
         if self.json.write(|| serde_json::to_string_pretty(&certificate))? {
+            if let Some(executed) = executed {
+                terminal::note(format_args!("{executed}"));
+            }
             return Ok(());
         }
         if self.quiet {
@@ -142,10 +161,46 @@ impl BoundCommand {
         } else {
             print(&certificate);
         }
+        if let Some(executed) = executed {
+            outln!("{executed}");
+        }
         if self.savings {
             outln!("\n{}", fitted(savings(model, method, &certificate, self.radius)?));
         }
         Ok(())
+    }
+}
+
+impl BoundCommand {
+    /// What the program in floating point has to do with the function in real arithmetic.
+    fn executed(
+        &self,
+        in_type: Executed,
+        model: &dyn Source,
+        certificate: &Certificate,
+    ) -> Result<String> {
+        let (name, unit, end) = match in_type {
+            Executed::F32 => ("f32", f64::from(f32::EPSILON) / 2.0, f64::from(f32::MAX)),
+            Executed::F64 => ("f64", F64, f64::MAX),
+        };
+        let norms = WeightNorms::new(model, Method::Proven, &|_| {});
+        let domain = certificate.domain.radius;
+        let off = rounding(model.graph(), &norms, domain, unit)?;
+        if !off.is_finite() {
+            let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };
+            return Ok(format!("executed in {name}: nothing is bounded{remedy}"));
+        }
+        let inputs = Inputs { radius: self.radius, limit: None };
+        let largest = range::prove(model, inputs, 0, &|_| {})?.largest();
+        if largest + largest >= Upper::from_f64(end) {
+            return Ok(format!(
+                "executed in {name}: values can reach {largest}, which overflows; nothing is bounded"
+            ));
+        }
+        Ok(format!(
+            "executed in {name}: each token of the output is within {off} of it in ℓ2 on the domain, for any \
+             order of sums, and two outputs differ by at most L‖x − y‖ + 2 · {off}; no value exceeds {largest}"
+        ))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Nodes on images: linear ones, and pooling by the largest or by norms.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 use lipschitz_nn::graph::{Convolution, Op, Pool, Pooling};
@@ -37,7 +37,7 @@ enum What {
     },
     /// The largest of each window: where it is, by how much it exceeds the others, and of how many
     /// windows along a side a pixel is a part.
-    Largest { from: Vec<usize>, bends: Rc<Bends>, along: Upper },
+    Largest { from: Vec<usize>, bends: Arc<Bends>, along: Upper },
     /// The norm of each window: its whole change is the remainder.
     Norms { inputs: usize },
 }
@@ -229,5 +229,5 @@ fn of_windows(x: &Matrix, windows: impl Iterator<Item = Vec<usize>>, along: Uppe
         distances.push((x.data[best] - second).next_down().max(0.0));
     }
     let reach = vec![f64::INFINITY; distances.len()];
-    What::Largest { from, bends: Rc::new(Bends { distances, reach }), along }
+    What::Largest { from, bends: Arc::new(Bends { distances, reach }), along }
 }

@@ -32,6 +32,7 @@ pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey};
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -222,7 +223,7 @@ impl Point {
                     let first = claims.first(k, radius, distance);
                     (first + claims.remainders.at(k, &deviations)).to_f64()
                 };
-                let all = (0..claims.values.len()).map(end).collect();
+                let all = (0..claims.values.len()).into_par_iter().map(end).collect();
                 deviations.boxes.insert(*slot, (*token, all));
             }
             deviations

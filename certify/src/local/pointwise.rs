@@ -1,6 +1,6 @@
 //! Elementwise functions, and the sorting of pairs.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use lipschitz_nn::graph::{Function, Op};
 
@@ -24,7 +24,7 @@ pub(super) struct Pointwise {
     u: Matrix,
     /// `scale · φ'(u)`
     slopes: Vec<f64>,
-    bends: Rc<Bends>,
+    bends: Arc<Bends>,
     pub(super) slot: usize,
     pub(super) errors: Vec<Upper>,
 }
@@ -105,7 +105,7 @@ impl Pointwise {
             true => u.data.iter().map(|u| curvature.distance(*u)).collect(),
             false => Vec::new(),
         };
-        let bends = Rc::new(Bends { distances, reach });
+        let bends = Arc::new(Bends { distances, reach });
         Some(Self { kind, scale, u: u.clone(), slopes, bends, slot, errors })
     }
 
@@ -173,7 +173,7 @@ fn weighted(lambda: &Functionals, factor: f64) -> Vec<Vec<(usize, Vec<f64>)>> {
 /// `max(u, v)` and `min(u, v)` of the halves of each token: `½ (u + v) ± ½ |u − v|`, exactly computed.
 pub(super) struct Sorted {
     x: Matrix,
-    bends: Rc<Bends>,
+    bends: Arc<Bends>,
     pub(super) slot: usize,
 }
 
@@ -186,7 +186,7 @@ impl Sorted {
             (0..half).map(apart).collect()
         };
         let distances = x.data.chunks(x.columns.max(1)).flat_map(row).collect();
-        Self { x: x.clone(), bends: Rc::new(Bends { distances, reach }), slot }
+        Self { x: x.clone(), bends: Arc::new(Bends { distances, reach }), slot }
     }
 
     /// Elements per token.
@@ -325,7 +325,7 @@ impl Product {
             out.push(k, Term::Constant(norm * self.errors[t]));
         }
         let distances = self.gate.data.iter().map(|g| curvature.distance(*g)).collect();
-        let bends = Rc::new(Bends { distances, reach: vec![f64::INFINITY; n] });
+        let bends = Arc::new(Bends { distances, reach: vec![f64::INFINITY; n] });
         // sup |φ'| where inputs have no bound is that of all; squares of rectifiers have none.
         let slope = pointwise::slope(self.function, Upper::INFINITY);
         for k in 0..lambda.count {

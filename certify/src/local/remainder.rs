@@ -2,7 +2,7 @@
 //! may be from its reference.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::attention::{Reach, Rest};
 use super::functional::Functionals;
@@ -22,7 +22,7 @@ pub(super) enum Term {
     /// `Σ w_t D_t²`
     Square { slot: usize, weights: Weighted },
     /// `Σ a_i Δ_i²` over the elements of all tokens.
-    Curved { slot: usize, units: Vec<(usize, Vec<f64>)>, bends: Rc<Bends> },
+    Curved { slot: usize, units: Vec<(usize, Vec<f64>)>, bends: Arc<Bends> },
     /// `Σ w_t D_t E_t`, with E that of `other`.
     Product { slot: usize, other: usize, weights: Weighted },
     /// `Σ w_t D_t² E_t`
@@ -44,7 +44,7 @@ pub(super) struct Kinks {
     pub(super) factor: Upper,
     /// a of each element, by token.
     pub(super) units: Vec<(usize, Vec<f64>)>,
-    pub(super) bends: Rc<Bends>,
+    pub(super) bends: Arc<Bends>,
 }
 
 /// What is known of the elements of an elementwise node.
@@ -76,7 +76,7 @@ pub(super) struct Deviations {
     /// The size of the change of the input, as the largest norm of a token.
     pub(super) radius: Upper,
     /// Those of no change: rounding alone.
-    pub(super) still: Option<Rc<Deviations>>,
+    pub(super) still: Option<Arc<Deviations>>,
     /// Of the output of each node.
     pub(super) ends: Vec<Option<Spread>>,
     pub(super) spreads: Vec<Option<Spread>>,
@@ -86,7 +86,7 @@ pub(super) struct Deviations {
 }
 
 impl Deviations {
-    pub(super) fn new(slots: usize, radius: Upper, still: Option<Rc<Deviations>>) -> Self {
+    pub(super) fn new(slots: usize, radius: Upper, still: Option<Arc<Deviations>>) -> Self {
         let none = || std::iter::repeat_with(|| None).take(slots).collect();
         Self {
             radius,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use lipschitz_nn::graph::{Convolution, Input, Node, NodeId, Op, Shape, Site, Stage, join};
@@ -132,7 +133,7 @@ pub(super) struct Tracer<'a> {
 pub(super) struct Trace {
     pieces: Vec<Piece>,
     /// What rounding alone makes of every value.
-    still: Rc<Deviations>,
+    still: Arc<Deviations>,
     /// The path of the node that each place is of.
     pub(super) names: Vec<String>,
     /// Zero vectors in front of the input.
@@ -199,10 +200,10 @@ impl Trace {
         }
         let output = rows(&y)?;
         let names = tracer.names;
-        let still = Rc::new(Deviations::new(names.len(), Upper::ZERO, None));
+        let still = Arc::new(Deviations::new(names.len(), Upper::ZERO, None));
         let mut trace = Self { pieces, still, names, prefix, tokens, width, largest, output };
         let none = Spread::of(vec![Upper::ZERO; tokens]);
-        trace.still = Rc::new(trace.deviations(none, Upper::ZERO, None));
+        trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None));
         Ok(trace)
     }
 
@@ -215,7 +216,7 @@ impl Trace {
         &self,
         input: Spread,
         radius: Upper,
-        still: Option<Rc<Deviations>>,
+        still: Option<Arc<Deviations>>,
     ) -> Deviations {
         let mut deviations = Deviations::new(self.names.len(), radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
