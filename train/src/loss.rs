@@ -125,7 +125,7 @@ impl Loss {
     pub(crate) fn refresh(&mut self, model: &Model, step: u64) -> Result<(), Error> {
         let LossConfig { offset, epsilon, refresh_every, .. } = self.config;
         if !self.config.has_margins()
-            || self.advantages.is_some() && step % refresh_every.max(1) != 0
+            || self.advantages.is_some() && !step.is_multiple_of(refresh_every.max(1))
         {
             return Ok(());
         }

@@ -384,7 +384,7 @@ impl Heads {
         // What each head adds to the output: its mean of changes, and its change of means.
         let (mut mixed, mut direct) = (vec![Vec::new(); n], vec![Upper::ZERO; n]);
         let (mut mixed_total, mut direct_total) = (Upper::ZERO, Upper::ZERO);
-        for h in 0..a.heads {
+        for (h, query) in query.iter().enumerate() {
             let g = self.group(h);
             let centre = if a.logit_cap.is_some() { vec![0.0; d] } else { middle(&self.key, g, d) };
             let apart: Vec<Upper> = (0..n)
@@ -402,7 +402,7 @@ impl Heads {
                     |f: &dyn Fn(usize) -> Upper| seen().fold(Upper::ZERO, |m, j| m.max(f(j)));
                 let q = vector_norm(part_of(&self.query, t, h, d));
                 let (dq, dk, dv) =
-                    (query[h].each[t], most(&|j| key[g].each[j]), most(&|j| value[g].each[j]));
+                    (query.each[t], most(&|j| key[g].each[j]), most(&|j| value[g].each[j]));
                 let error = self.logit_errors[h * n + t];
                 let both = (q + dq) * dk;
                 let w = scale * (dq * most(&|j| apart[j]) + both) + error;
@@ -508,12 +508,11 @@ impl Heads {
     fn widest(&self, g: usize, t: usize) -> Upper {
         let d = self.config.head_dim;
         let first = part_of(&self.value, t, g, d);
-        let far = (0..self.tokens).filter(|j| self.sees(t, *j)).fold(Upper::ZERO, |m, j| {
+        (0..self.tokens).filter(|j| self.sees(t, *j)).fold(Upper::ZERO, |m, j| {
             let v = part_of(&self.value, j, g, d);
             let gap: Vec<f64> = v.iter().zip(first).map(|(v, f)| v - f).collect();
             m.max(vector_norm(&gap) + gamma(4) * (vector_norm(v) + vector_norm(first)))
-        });
-        far
+        })
     }
 
     pub(super) fn back(

@@ -27,14 +27,13 @@ pub(super) struct OnImage {
     errors: Vec<Upper>,
 }
 
+/// What a linear node does to a batch of images.
+type Operation = Box<dyn Fn(&Tensor) -> Result<Tensor, Error>>;
+
 enum What {
     /// What candle's gradient of the operation turns around exactly but for rounding: sums of so many
     /// terms, of a norm of absolute values of at most this.
-    Linear {
-        operation: Box<dyn Fn(&Tensor) -> Result<Tensor, Error>>,
-        terms: usize,
-        absolute: Upper,
-    },
+    Linear { operation: Operation, terms: usize, absolute: Upper },
     /// The largest of each window: where it is, by how much it exceeds the others, and of how many
     /// windows along a side a pixel is a part.
     Largest { from: Vec<usize>, bends: Arc<Bends>, along: Upper },
@@ -53,11 +52,8 @@ impl OnImage {
     ) -> Result<Option<Self>, Error> {
         let [channels, height, width] = shape;
         let size = vector_norm(&x.data);
-        let exact = |operation: Box<dyn Fn(&Tensor) -> Result<Tensor, Error>>| What::Linear {
-            operation,
-            terms: 0,
-            absolute: Upper::ZERO,
-        };
+        let exact =
+            |operation: Operation| What::Linear { operation, terms: 0, absolute: Upper::ZERO };
         let (what, constant, error) = match op {
             Op::Conv(c) => {
                 // Kernel, norm, and the norm of the bias at all pixels.
