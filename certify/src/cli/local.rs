@@ -10,7 +10,8 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
-use lipschitz_data::{Protocol, for_model};
+use lipschitz_data::tensors::predicts;
+use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_nn::graph::Input;
 
 /// For each input: how far it may move before the decision can change, proven around that input.
@@ -74,6 +75,10 @@ impl LocalCommand {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(&self.data, &meta)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
+        if !tokens {
+            super::robust::reads_pixels(&self.model, &meta)?;
+            predicts(&*data, Predicts::Classes)?;
+        }
         let usual = if tokens { By::Token } else { By::L2 };
         let attack = (self.steps > 0).then_some(robust::Effort { steps: self.steps, restarts: 2 });
         let settings = Settings {

@@ -13,6 +13,7 @@ use lipschitz_data::tensors::predicts;
 use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_import::NORMALISED;
 use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::{Input, Op, join};
 use serde_json::Value;
 
@@ -105,15 +106,7 @@ impl RobustCommand {
                 })?
             }
             Input::Pixels { .. } | Input::Vector { .. } => {
-                let origin = meta.provenance.origin.iter();
-                if origin.flat_map(|origin| &origin.notes).any(|note| note == NORMALISED) {
-                    bail!(
-                        "{}: the model does not read pixels in [0, 1], and nothing says how they \
-                         are normalised; put its preprocessor_config.json beside the weights and \
-                         import it again",
-                        self.model.display()
-                    )
-                }
+                reads_pixels(&self.model, &meta)?;
                 predicts(&*data, Predicts::Classes)?;
                 let settings = settings(given(PIXELS.to_vec()), 2000);
                 let images = batches(robust::BATCH, None)?;
@@ -129,6 +122,19 @@ impl RobustCommand {
         }
         Ok(())
     }
+}
+
+/// Refuses a model that does not read pixels as data gives them.
+pub(super) fn reads_pixels(model: &Path, meta: &Meta) -> Result<()> {
+    let origin = meta.provenance.origin.iter();
+    if origin.flat_map(|origin| &origin.notes).any(|note| note == NORMALISED) {
+        bail!(
+            "{}: the model does not read pixels in [0, 1], and nothing says how they are normalised; put \
+             its preprocessor_config.json beside the weights and import it again",
+            model.display()
+        )
+    }
+    Ok(())
 }
 
 /// The name of a run: its method, cap and learning rate. Any other model has that of its file.

@@ -172,7 +172,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 )?,
                 None => None,
             };
-            if let Some(at) = broken.filter(|at| *at < radius) {
+            if let Some(at) = broken.filter(|at| *at <= radius) {
                 return Err(Error::Violated(format!(
                     "input {input}: the attack changes the decision within {at}, but {radius} is \
                      certified: this is a defect, please report it"
