@@ -319,6 +319,26 @@ fn vectors_are_classified_attacked_and_regressed() {
     let out =
         ok(place, &["certify", "robust", "v", "--data", "classes.safetensors", "--eps", "0,0.2"]);
     assert!(out.contains("distance of vectors") && out.contains("100.00 %"), "{out}");
+    // Around each input: never less than the global bound gives, and an attack that is told apart.
+    let local = ["certify", "local", "v", "--data", "classes.safetensors"];
+    let more = ["--limit", "5", "--csv", "r.csv", "--radius", "0.1", "--json", "r.json"];
+    let out = ok(place, &[&local[..], &more].concat());
+    assert!(out.is_empty(), "{out}");
+    let text = std::fs::read_to_string(place.join("r.json")).unwrap();
+    let survey: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let inputs = survey["inputs"].as_array().unwrap();
+    assert_eq!((inputs.len(), survey["distance"].as_str()), (5, Some("l2")));
+    for input in inputs {
+        let [radius, global] = ["radius", "global"].map(|key| input[key].as_f64().unwrap());
+        assert!(radius >= global && global > 0.0, "{input}");
+        assert!(input["broken"].as_f64().is_none_or(|broken| broken > radius), "{input}");
+        let [lower, upper] = ["lower", "upper"].map(|key| &input["outputs"][0][key][0]);
+        assert!(lower.as_f64() < upper.as_f64(), "{input}");
+    }
+    assert_eq!(std::fs::read_to_string(place.join("r.csv")).unwrap().lines().count(), 6);
+    let out =
+        ok(place, &[&local[..], &["--norm", "linf", "--steps", "0", "--limit", "3"]].concat());
+    assert!(out.contains("median over 3 inputs"), "{out}");
     let range = ["certify", "range", "v", "--data", "classes.safetensors", "--format", "bf16"];
     // Vectors are bounded by nothing, so no format is proven to hold them.
     assert_eq!(run(place, &range).status.code(), Some(1));
@@ -335,6 +355,8 @@ fn vectors_are_classified_attacked_and_regressed() {
         out.split("squared error ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
     assert!(error < 0.05, "{out}");
     let said = refused(place, &["certify", "robust", "n", "--data", "numbers.safetensors"]);
+    assert!(said.contains("holds numbers to predict, and classes are needed"), "{said}");
+    let said = refused(place, &["certify", "local", "n", "--data", "numbers.safetensors"]);
     assert!(said.contains("holds numbers to predict, and classes are needed"), "{said}");
     let said = refused(place, &["train", "eval", "v", "--data", "numbers.safetensors"]);
     assert!(said.contains("does not predict this data"), "{said}");
