@@ -284,7 +284,13 @@ impl Global {
             (Input::Vector { dim }, _) => (robust::largest_norm(cases)?, dim),
             (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
         };
-        let shares: &[f64] = if natural.is_finite() { &[0.01, 0.1] } else { &[f64::INFINITY] };
+        // Embedding vectors and images are large beside what changes a decision; vectors need not be.
+        let vectors = matches!(graph.input(), Input::Vector { .. });
+        let shares: &[f64] = match natural.is_finite() {
+            true if vectors => &[0.1, 2.0],
+            true => &[0.01, 0.1],
+            false => &[f64::INFINITY],
+        };
         let (mut domains, mut largest) = (Vec::new(), None);
         for share in shares {
             let more = natural.to_f64() * share;
