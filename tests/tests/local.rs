@@ -4,11 +4,12 @@
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_certify::bound::WeightNorms;
 use lipschitz_certify::ellipsoid::{self, Aim};
-use lipschitz_certify::local::{Distance, Local, exact};
+use lipschitz_certify::local::{Distance, Local, Settings, exact, survey};
+use lipschitz_certify::robust::Effort;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Function, Graph, Input};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
 };
@@ -219,4 +220,37 @@ fn nothing_is_proven_outside() {
     assert!(point.reach(&claims, 0.5, Distance::L2).iter().all(|r| r.is_finite()));
     let half = model.to(&Device::Cpu, DType::F32).unwrap();
     assert!(Local::new(&half, &norms, None).is_err());
+}
+
+/// A text is classified as a whole, and its embedding vectors move: the survey names radii that hold.
+#[test]
+fn texts_are_surveyed_whatever_the_network_gives_for_them() {
+    for whole in [true, false] {
+        let mut nodes = vec![
+            Node::new("embedding", Op::Embedding { vocabulary: 5, dim: 6 }),
+            Node::new("attention", Op::Attention(Attention::new(6, 2, 3))),
+        ];
+        if whole {
+            nodes.push(Node::new("", Op::LastToken));
+        }
+        nodes.push(Node::new("head", Op::Linear { inputs: 6, outputs: 3, bias: true }));
+        let graph = Graph::new(Input::tokens(4), nodes).unwrap();
+        let model = random_model(graph, &mut Dice::new(3));
+        let ids = Tensor::new(&[[0_u32, 1, 2, 3], [4, 4, 1, 0]], &Device::Cpu).unwrap();
+        let batch = (ids.clone(), ids);
+        let settings = Settings {
+            distance: Distance::Token,
+            limit: 2,
+            radii: vec![0.1],
+            attack: Some(Effort { steps: 5, restarts: 1 }),
+            search: 2,
+        };
+        let batches = [Ok::<_, lipschitz_certify::Error>(batch)];
+        let found = survey(&model, batches, &settings, &|_| {}).unwrap();
+        assert_eq!((found.inputs.len(), found.tokens), (2, 4), "{whole}");
+        for input in found.inputs {
+            assert!(input.radius >= input.global && input.global > 0.0, "{whole}: {input:?}");
+            assert_eq!((input.outputs[0].lower.len(), input.correct), (3, None), "{whole}");
+        }
+    }
 }

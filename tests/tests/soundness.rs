@@ -69,6 +69,18 @@ fn random_pairs(
     }
 }
 
+/// What a search finds, and the bound: what is certain is not above it at all, and what was computed is
+/// not by more than rounding.
+fn searched(model: &Model, c: &Certificate, starts: &Tensor, what: &str) -> (f64, f64) {
+    let radius = c.domain.radius.to_f64();
+    let found = probe::search(model, starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}"));
+    let bound = c.l2.to_f64();
+    assert!(found.at_least <= bound, "{} is certain: {what}", found.at_least);
+    let found = found.sensitivity;
+    assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
+    (found, bound)
+}
+
 /// Over 1,400 networks of every node kind, 126,000 random pairs and a gradient search on each; also
 /// says how tight the bounds are, so that a vacuous bound would show.
 #[test]
@@ -101,14 +113,7 @@ fn no_pair_is_steeper_than_the_certificate() {
         let what = format!("seed {seed}, {json}");
         random_pairs(&model, &certificate, &shape, tokens, &mut dice, &what);
         let starts = dice.tensor(&[&[3], &shape[..]].concat(), 1.0);
-        let radius = certificate.domain.radius.to_f64();
-        let found =
-            probe::search(&model, &starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}"));
-        let bound = certificate.l2.to_f64();
-        // What is certain is not above it at all, and what was computed is not by more than rounding.
-        assert!(found.at_least <= bound, "{} is certain: {what}", found.at_least);
-        let found = found.sensitivity;
-        assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
+        let (found, bound) = searched(&model, &certificate, &starts, &what);
         if bound.is_finite() && bound > 0.0 {
             ratios.push(found / bound);
         }
@@ -153,13 +158,7 @@ fn no_pair_of_images_is_steeper_through_convolutions() {
         let certificate = certify(&model, Method::Proven, Formula::Sound, given).unwrap();
         random_pairs(&model, &certificate, &[2, 4, 4], false, &mut dice, &what);
         let starts = dice.tensor(&[3, 2, 4, 4], 1.0);
-        let radius = certificate.domain.radius.to_f64();
-        let found =
-            probe::search(&model, &starts, radius, 20).unwrap_or_else(|e| panic!("{e}: {what}"));
-        let bound = certificate.l2.to_f64();
-        assert!(found.at_least <= bound, "{} is certain: {what}", found.at_least);
-        let found = found.sensitivity;
-        assert!(found <= bound * (1.0 + 1e-6), "found {found}, certified {bound}: {what}");
+        let (found, bound) = searched(&model, &certificate, &starts, &what);
         if bound.is_finite() && bound > 0.0 {
             ratios.push(found / bound);
         }

@@ -17,7 +17,7 @@ use lipschitz_nn::graph::Input;
 /// For each input: how far it may move before the decision can change, proven around that input.
 ///
 /// The global constant holds everywhere; around one input the network's own slopes are known, so that
-/// radii are larger. The proof is of the function in real arithmetic, with all rounding of the program
+/// radii can be larger. The proof is of the function in real arithmetic, with all rounding of the program
 /// that computes it here accounted for. A decision is the class of an image, or the next token after a
 /// window of text, whose embedding vectors move.
 #[derive(Args)]

@@ -39,7 +39,7 @@ use crate::Error;
 use crate::bound::WeightNorms;
 use crate::ellipsoid::{self, Changes, EllipsoidBound};
 use crate::robust::largest;
-use crate::spectral::{Method, gamma, vector_norm};
+use crate::spectral::{gamma, vector_norm};
 use crate::upper::{Upper, count};
 use functional::Functionals;
 use maps::Maps;
@@ -408,6 +408,3 @@ impl Claims {
 pub fn exact(model: &Model) -> Result<Model, Error> {
     Ok(model.to(&Device::Cpu, DType::F64)?)
 }
-
-/// The method by which norms are proven here.
-pub const METHOD: Method = Method::Proven;

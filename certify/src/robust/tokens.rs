@@ -5,6 +5,7 @@ use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Input, Shape, join};
 
 use super::attack::{Attack, Reach, beaten};
+use super::cases::outputs;
 use super::margins::{Margins, largest};
 use super::{
     BoxError, Robustness, Settings, Share, Shares, above, attack_left, check, curve, ordered,
@@ -78,7 +79,7 @@ pub fn tokens<E: Into<BoxError>>(
         let radii = radii.collect();
         Ok((walk, radii))
     };
-    let network = |x: &Tensor| last_logits(&model, x);
+    let network = |x: &Tensor| outputs(&model, x);
     let start: Vec<bool> = logits.iter().zip(classes).map(|(z, class)| beaten(z, *class)).collect();
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
@@ -162,7 +163,7 @@ pub(super) fn predictions<E: Into<BoxError>>(
         }
         let x = x.index_select(&Tensor::new(&whole[..take], &Device::Cpu)?, 0)?;
         let x = model.embed(&x)?.detach();
-        let z = last_logits(model, &x)?.to_vec2::<f64>()?;
+        let z = outputs(model, &x)?.to_vec2::<f64>()?;
         let classes: Vec<usize> =
             z.iter().map(|z| largest(z).map_or(0, |(class, _)| class)).collect();
         logits.extend(z);
@@ -178,12 +179,6 @@ pub(super) fn predictions<E: Into<BoxError>>(
         return Err(Error::Data(what));
     }
     Ok(Predictions { inputs, logits, classes, available })
-}
-
-/// Logits `[batch, outputs]` at the last token of embedding vectors `[batch, tokens, dim]`.
-fn last_logits(model: &Model, x: &Tensor) -> Result<Tensor, Error> {
-    let y = model.forward_embeddings(x)?;
-    Ok(y.narrow(1, y.dim(1)? - 1, 1)?.squeeze(1)?)
 }
 
 /// The indices of windows of token ids `[windows, tokens]` in which no document begins after the

@@ -18,8 +18,8 @@ use rayon::prelude::*;
 
 use super::hermitian::cholesky;
 use super::lanczos::top_eigenvector;
-use super::matrix::{all_scaled, exponent, scaled, shift, vector_norm};
-use super::proof::{SAFE, UNDERFLOW};
+use super::matrix::vector_norm;
+use super::proof::{UNDERFLOW, within_range};
 use super::{Interval, Matrix, Method, gamma, spectral_norm};
 use crate::upper::{Upper, count};
 
@@ -48,24 +48,7 @@ pub fn convolution_norm(
     method: Method,
 ) -> Interval {
     assert_eq!([w.rows, w.columns], convolution.weight(), "convolution_norm: shape");
-    let largest = w.largest();
-    if largest == 0.0 {
-        return Interval { lower: 0.0, upper: Upper::ZERO, method };
-    }
-    if largest == f64::INFINITY {
-        return Interval { lower: 0.0, upper: Upper::INFINITY, method };
-    }
-    let e = exponent(largest);
-    if e.abs() <= SAFE {
-        return unit_norm(w, convolution, sides, method);
-    }
-    // As for matrices: scaled by a power of two, which is exact up to what underflows.
-    let unit = Matrix { data: all_scaled(&w.data, -e), ..*w };
-    let found = unit_norm(&unit, convolution, sides, method);
-    let lost = Upper::from_f64(if e > 0 { UNDERFLOW } else { 0.0 });
-    let back = scaled((found.lower - lost.to_f64()).max(0.0), e);
-    let lower = if back.is_finite() && back >= f64::MIN_POSITIVE { back } else { 0.0 };
-    Interval { lower, upper: shift(found.upper + lost, e), method: found.method }
+    within_range(w, method, |w| unit_norm(w, convolution, sides, method))
 }
 
 fn unit_norm(w: &Matrix, c: &Convolution, sides: [usize; 2], method: Method) -> Interval {

@@ -25,6 +25,16 @@ pub(crate) const UNDERFLOW: f64 = 1e-280;
 /// If no proof succeeds, [`Method::Proven`] falls back to [`Method::Frobenius`], and the interval
 /// says so.
 pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
+    within_range(m, method, |m| unit_norm(m, method))
+}
+
+/// A norm of a matrix, by a proof `norm` for those whose largest element is within 2^±SAFE: all others
+/// are scaled by a power of two first.
+pub(super) fn within_range(
+    m: &Matrix,
+    method: Method,
+    norm: impl Fn(&Matrix) -> Interval,
+) -> Interval {
     let largest = m.largest();
     if largest == 0.0 {
         return Interval { lower: 0.0, upper: Upper::ZERO, method };
@@ -35,12 +45,12 @@ pub fn spectral_norm(m: &Matrix, method: Method) -> Interval {
     let e = exponent(largest);
     // Far from both ends of the range nothing can overflow, and underflow is covered by UNDERFLOW.
     if e.abs() <= SAFE {
-        return unit_norm(m, method);
+        return norm(m);
     }
     // Otherwise scale by a power of two, so that the largest element lies in [1/2, 1). This is
     // exact except for elements 2⁻¹⁰⁰⁰ times smaller.
     let unit = Matrix { data: all_scaled(&m.data, -e), ..*m };
-    let found = unit_norm(&unit, method);
+    let found = norm(&unit);
     let lost = if e > 0 { Upper::from_f64(UNDERFLOW) } else { Upper::ZERO };
     let lower = (found.lower - if e > 0 { UNDERFLOW } else { 0.0 }).max(0.0);
     // Scaling back is exact unless it underflows, and then the lower end must not be rounded up.

@@ -148,6 +148,12 @@ impl LogitScale {
     }
 }
 
+/// The factor on a network's logits. It is a part of the function, not a bound: without one they are
+/// the head's own, and the graph says 1. Whatever it is, the certificate reads it from the graph.
+fn logit_factor(final_scale: Option<f64>) -> f64 {
+    final_scale.unwrap_or(1.0)
+}
+
 impl ModelConfig {
     /// The graph for this vocabulary (or number of classes). Networks of images read 3 × 32 × 32.
     ///
@@ -193,8 +199,7 @@ impl ModelConfig {
             }
             ModelConfig::Isometric { dim, context, stages, final_scale } => {
                 let (dim, context, stages) = (*dim, *context, stages.clone());
-                // A factor, not a bound: with 1 the logits are the head's own. It is proven like any other.
-                let final_scale = final_scale.unwrap_or(1.0);
+                let final_scale = logit_factor(*final_scale);
                 Isometric { vocabulary: outputs, context, dim, stages, final_scale }.graph()
             }
             ModelConfig::Vit {
@@ -224,7 +229,7 @@ impl ModelConfig {
                 Vit { image, patch, outputs, block, layers, final_scale }.graph()
             }
             ModelConfig::Convnet { stages, final_scale } => {
-                let (stages, final_scale) = (stages.clone(), final_scale.unwrap_or(1.0));
+                let (stages, final_scale) = (stages.clone(), logit_factor(*final_scale));
                 let Input::Pixels { channels, height, width } = input else {
                     let what = "is no image; a convolutional network reads images";
                     return Err(Error::graph("input", what));

@@ -49,7 +49,8 @@ impl Constraint {
         self.limits.insert(parameter.name.clone(), share);
     }
 
-    /// The share of the recipe's cap that a weight has: all of it, unless a limit was set on it.
+    /// The share of the recipe's cap that a weight has: all of it, unless a limit was set on it. The
+    /// promise is that share of the recipe's too, and what is certified is the norm of the weight.
     fn share(&self, parameter: &Parameter) -> f64 {
         self.limits.get(&parameter.name).copied().unwrap_or(1.0)
     }

@@ -241,7 +241,8 @@ impl Folder {
             })
         };
         let mut images = self.files.par_iter().map(one).collect::<Result<Vec<_>, Error>>()?;
-        let most = images.iter().map(|image| image.channels).max().unwrap_or(1);
+        // Grey ones have one channel, others three.
+        let most = if images.iter().any(|image| image.channels > 1) { 3 } else { 1 };
         let channels = shape.map_or(most, |[channels, ..]| channels);
         if channels != most && channels != 3 {
             let (said, found) = (format!("{:?}", shape.unwrap_or_default()), "3 channels".into());
