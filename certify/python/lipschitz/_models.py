@@ -207,7 +207,7 @@ def network_of(
 
 
 def _array(value: Any) -> Any:
-    """A numpy array, or a torch tensor as one; the numbers are shared where they can be."""
+    """A numpy array, or another library's tensor as one; the numbers are shared where they can be."""
     import numpy
 
     torch = sys.modules.get("torch")
@@ -215,6 +215,8 @@ def _array(value: Any) -> Any:
         value = value.detach().cpu()
         # Every number of bf16 is one of f32.
         return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        value = numpy.from_dlpack(value)
     array = numpy.asarray(value)
     if array.dtype.kind in "iu" and array.dtype not in (numpy.int64, numpy.uint32, numpy.uint8):
         return array.astype(numpy.int64)

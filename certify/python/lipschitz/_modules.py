@@ -1,8 +1,9 @@
 """A `torch.nn.Module` of known kinds as a graph with arrays.
 
 A layer that is not known is refused by its name: passed over, the certificate would be about another
-function. Convolutions and average pooling are linear maps of the whole image, so they are written as
-matrices; a batch norm in evaluation mode is folded into the linear map before it.
+function. A batch norm in evaluation mode is folded into the map before it. A convolution or an average
+that no node computes, such as a dilated one, is written as its matrix, since it is a linear map of the
+whole image.
 """
 
 from __future__ import annotations
@@ -66,8 +67,7 @@ class _Walk:
         self.nodes: list[dict[str, Any]] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.computed = False
-        # The shape of what comes next, without the batch: (dim,), (tokens, dim) or an image's. The
-        # graph has an image as one vector from the first layer on that needs it so.
+        # The channels and sides of an image, and whether the graph has it as one vector already.
         self.image: Optional[tuple[int, ...]] = None
         self.flat = True
         if isinstance(layer, nn.Embedding):
@@ -145,11 +145,118 @@ def _flatten(walk: _Walk, path: str, layer: nn.Flatten) -> None:
     walk.image = None
 
 
-def _affine_image(walk: _Walk, path: str, layer: nn.Module) -> None:
-    """A layer that is an affine map of images, as its matrix: its values on a basis."""
+def _image(walk: _Walk, path: str, layer: nn.Module) -> tuple[int, ...]:
+    """The image that a layer reads."""
     if walk.image is None:
         raise Error(f"{path}, a {_kind(layer)}: wants an image; certify(model, input_shape=(channels, height, width))")
-    shape, count = walk.image, math.prod(walk.image)
+    return walk.image
+
+
+def _one(sizes: Any) -> Optional[int]:
+    """A size that is the same down and to the right, or none."""
+    both = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes, sizes)
+    return int(both[0]) if both[0] == both[1] else None
+
+
+def _window(walk: _Walk, path: str, layer: nn.Module, inputs: int, outputs: int, size: Any, stride: Any, padding: Any) -> Optional[dict[str, int]]:
+    """Size, step and padding of a window that a node can have; the image becomes what it makes."""
+    image = _image(walk, path, layer)
+    if image[0] != inputs:
+        raise Error(f"{path}, a {_kind(layer)}: reads {inputs} channels, and there are {image[0]}")
+    size, stride, padding = _one(size), _one(stride), _one(padding)
+    if walk.flat or None in (size, stride, padding) or min(image[1:]) + 2 * padding < size:
+        return None
+    after = [side + 2 * padding - size for side in image[1:]]
+    # Where the last window is not whole, the two ways to round differ.
+    if getattr(layer, "ceil_mode", False) and any(rest % stride for rest in after):
+        return None
+    walk.image = (outputs, *(rest // stride + 1 for rest in after))
+    return {"size": size, "stride": stride, "padding": padding}
+
+
+def _convolution(walk: _Walk, path: str, layer: nn.Conv2d) -> None:
+    padding: Any = layer.padding
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        odd = all(size % 2 for size in layer.kernel_size)
+        padding = tuple(size // 2 for size in layer.kernel_size) if odd else (0, 1)
+    plain = _one(layer.dilation) == 1 and layer.padding_mode in ("zeros", "circular")
+    # With dilation, no window is of one piece.
+    size = layer.kernel_size if plain else (0, 1)
+    window = _window(walk, path, layer, layer.in_channels, layer.out_channels, size, layer.stride, padding)
+    if window is None:
+        _affine_image(walk, path, layer)
+        return
+    name = walk.name(path)
+    walk.node(
+        "conv2d", name=name, inputs=layer.in_channels, outputs=layer.out_channels, kernel=window["size"], stride=window["stride"],
+        padding=window["padding"], circular=layer.padding_mode == "circular", groups=layer.groups, bias=layer.bias is not None,
+    )
+    walk.weights[f"{name}.weight"] = layer.weight.flatten(1)
+    if layer.bias is not None:
+        walk.weights[f"{name}.bias"] = layer.bias
+
+
+def _pool(pooling: str) -> Any:
+    def add(walk: _Walk, path: str, layer: Any) -> None:
+        channels = _image(walk, path, layer)[0]
+        padding = getattr(layer, "padding", 0)
+        plain = _one(getattr(layer, "dilation", 1)) == 1 and not getattr(layer, "return_indices", False)
+        plain &= getattr(layer, "divisor_override", None) is None
+        # Pixels around the image count as zeros of an average.
+        plain &= _one(padding) == 0 or getattr(layer, "count_include_pad", True)
+        plain &= getattr(layer, "norm_type", 2) == 2
+        size = layer.kernel_size if plain else (0, 1)
+        stride = layer.kernel_size if layer.stride is None else layer.stride
+        window = _window(walk, path, layer, channels, channels, size, stride, padding)
+        if window is not None:
+            walk.node("pool", pooling=pooling, window=window["size"], stride=window["stride"], padding=window["padding"])
+        elif pooling == "average":
+            _affine_image(walk, path, layer)
+        else:
+            raise Error(f"{path}: no node computes {layer} of an image of {walk.image}" + _behind(walk))
+
+    return add
+
+
+def _adaptive_pool(pooling: str) -> Any:
+    def add(walk: _Walk, path: str, layer: Any) -> None:
+        channels, *sides = _image(walk, path, layer)
+        wanted = layer.output_size if isinstance(layer.output_size, (tuple, list)) else (layer.output_size,) * 2
+        wanted = [side if n is None else n for n, side in zip(wanted, sides)]
+        whole = all(side % n == 0 for n, side in zip(wanted, sides)) and not getattr(layer, "return_indices", False)
+        size = [side // n for n, side in zip(wanted, sides)] if whole else (0, 1)
+        window = _window(walk, path, layer, channels, channels, size, size, 0)
+        if window is not None:
+            walk.node("pool", pooling=pooling, window=window["size"], stride=window["size"])
+        elif whole and wanted == [1, 1] and not walk.flat:
+            walk.node("global_pool", pooling=pooling)
+            walk.image, walk.flat = (channels, 1, 1), True
+        elif pooling == "average":
+            _affine_image(walk, path, layer)
+        else:
+            raise Error(f"{path}: no node computes {layer} of an image of {walk.image}" + _behind(walk))
+
+    return add
+
+
+def _behind(walk: _Walk) -> str:
+    return " that an earlier layer has made one vector" if walk.flat else ""
+
+
+def _pixel_unshuffle(walk: _Walk, path: str, layer: nn.PixelUnshuffle) -> None:
+    (channels, height, width), size = _image(walk, path, layer), layer.downscale_factor
+    if walk.flat:
+        raise Error(f"{path}: no node computes {layer} of an image" + _behind(walk))
+    walk.node("space_to_depth", size=size)
+    walk.image = (channels * size**2, height // size, width // size)
+
+
+def _affine_image(walk: _Walk, path: str, layer: nn.Module) -> None:
+    """A layer that is an affine map of images, as its matrix: its values on a basis."""
+    shape = _image(walk, path, layer)
+    count = math.prod(shape)
     layer = copy.deepcopy(layer).cpu().double()
     zero = layer(torch.zeros(1, *shape, dtype=torch.float64))
     if zero.numel() * count > LARGEST:
@@ -176,8 +283,15 @@ def _batch_norm(walk: _Walk, path: str, layer: Any) -> None:
     if walk.input["kind"] == "tokens":
         raise Error(f"{path}, a {_kind(layer)}: of tokens is not known")
     before = walk.nodes[-1] if walk.nodes else {}
-    if before.get("op") != "linear":
-        raise Error(f"{path}, a {_kind(layer)}: is known right behind a linear map or a convolution alone")
+    if before.get("op") not in ("linear", "conv2d"):
+        if walk.image is None or walk.flat:
+            raise Error(f"{path}, a {_kind(layer)}: is known right behind a linear map, or of images")
+        # Alone, it is a convolution of each channel with one number.
+        count = walk.image[0]
+        before = {"name": walk.name(path)}
+        walk.node("conv2d", **before, inputs=count, outputs=count, kernel=1, groups=count, bias=False)
+        before = walk.nodes[-1]
+        walk.weights[f"{before['name']}.weight"] = torch.ones(count, 1, dtype=torch.float64)
     scale = (layer.running_var.double() + layer.eps).rsqrt()
     if layer.affine:
         scale = scale * layer.weight.double()
@@ -185,7 +299,7 @@ def _batch_norm(walk: _Walk, path: str, layer: Any) -> None:
     if layer.affine:
         shift = shift + layer.bias.double()
     weight = walk.weights[f"{before['name']}.weight"].double()
-    if walk.image is not None:
+    if walk.image is not None and walk.flat:
         each = math.prod(walk.image[1:])
         scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
     if scale.shape[0] != weight.shape[0]:
@@ -253,9 +367,13 @@ def _hardtanh(walk: _Walk, path: str, layer: nn.Hardtanh) -> None:
 
 _KINDS: dict[type, Any] = {
     nn.Linear: _linear,
-    nn.Conv2d: _affine_image,
-    nn.AvgPool2d: _affine_image,
-    nn.AdaptiveAvgPool2d: _affine_image,
+    nn.Conv2d: _convolution,
+    nn.AvgPool2d: _pool("average"),
+    nn.MaxPool2d: _pool("max"),
+    nn.LPPool2d: _pool("l2"),
+    nn.AdaptiveAvgPool2d: _adaptive_pool("average"),
+    nn.AdaptiveMaxPool2d: _adaptive_pool("max"),
+    nn.PixelUnshuffle: _pixel_unshuffle,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,

@@ -47,6 +47,22 @@ def test_the_numbers_are_those_of_the_array_however_it_lies_in_memory():
         assert lipschitz.spectral_norm_upper(other) == lipschitz.spectral_norm_upper(w)
 
 
+def test_arrays_of_any_library_that_speaks_dlpack():
+    class Theirs:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    weights = two()
+    theirs = {name: Theirs(weight) for name, weight in weights.items()}
+    assert lipschitz.certify(theirs, TWO).l2 == lipschitz.certify(weights, TWO).l2
+
+
 def test_a_certificate_is_proven_again_and_a_false_one_is_not():
     certificate = lipschitz.certify(two(), TWO)
     certificate.verify()

@@ -71,6 +71,19 @@ def test_convolutions_pools_and_batch_norms():
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
         body = [conv, norm, nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.Conv2d(4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         agrees(nn.Sequential(*body, nn.Linear(3, 2)), torch.rand(4, 2, 8, 8), input_shape=(2, 8, 8))
+    images = torch.rand(4, 2, 9, 12)
+    for pools in [
+        [nn.MaxPool2d(3, stride=2, padding=1)], [nn.LPPool2d(2, 3)], [nn.PixelUnshuffle(3)], [nn.AdaptiveMaxPool2d((3, 4))],
+        [nn.AdaptiveMaxPool2d(1)], [nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1)], [nn.AdaptiveAvgPool2d((2, 5))],
+        [nn.AvgPool2d(2, padding=1, count_include_pad=False)], [nn.AvgPool2d(2, ceil_mode=True)], [nn.AvgPool2d((3, 2))],
+        [nn.AvgPool2d(3, divisor_override=2)], [nn.MaxPool2d(3, ceil_mode=True)], [nn.BatchNorm2d(2), nn.Conv2d(2, 2, (3, 1))],
+        [nn.Conv2d(2, 4, 3, padding="same"), nn.AvgPool2d(3, 2)], [nn.Conv2d(2, 4, 2, padding="same"), nn.BatchNorm2d(4)],
+        [nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=(1, 0)), nn.ReLU()], [nn.Conv2d(2, 2, 3, padding="valid", dilation=2)],
+    ]:
+        for norm in pools:
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2.0)
+        agrees(nn.Sequential(nn.Tanh(), *pools, nn.Flatten()), images, input_shape=(2, 9, 12))
     norm = nn.BatchNorm1d(5, affine=False)
     norm.running_mean.normal_()
     agrees(nn.Sequential(nn.Linear(3, 5, bias=False), norm, nn.Linear(5, 2)), torch.randn(4, 3))
@@ -118,7 +131,12 @@ def patched():
         (nn.Sequential(patched()).eval(), {}, "forward of its own"),
         (nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), {}, "input_shape"),
         (nn.Sequential(nn.Embedding(3, 2)).eval(), {}, "context"),
-        (nn.Sequential(nn.MaxPool2d(2)).eval(), {"input_shape": (1, 4, 4)}, "MaxPool2d, is not known"),
+        (nn.Sequential(nn.MaxPool2d(2)).eval(), {"input_shape": (4,)}, "wants an image"),
+        (nn.Sequential(nn.MaxPool2d((1, 2))).eval(), {"input_shape": (1, 4, 4)}, "no node computes"),
+        (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)).eval(), {"input_shape": (1, 5, 5)}, "no node computes"),
+        (nn.Sequential(nn.LPPool2d(3, 2)).eval(), {"input_shape": (1, 4, 4)}, "no node computes"),
+        (nn.Sequential(nn.Conv2d(1, 1, 2, dilation=2), nn.MaxPool2d(2)).eval(), {"input_shape": (1, 4, 4)}, "one vector"),
+        (nn.Sequential(nn.Conv2d(3, 1, 2)).eval(), {"input_shape": (1, 4, 4)}, "reads 3 channels"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus()).eval(), {}, "Softplus, is not known"),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2)).eval(), {"input_shape": (2,)}, "right behind"),
         (nn.Sequential(nn.Embedding(3, 2), nn.Flatten()).eval(), {"context": 2}, "of tokens"),
