@@ -282,3 +282,81 @@ fn graphs_of_images_run() {
         assert!(said.split('|').any(|said| error.contains(said)), "{error}, not {said}");
     }
 }
+
+/// Random chains of few and of many images: values are those of candle's operations, and gradients
+/// those of the layers one by one on each image alone, which finite differences show to be right above.
+#[test]
+fn chains_of_layers_are_the_layers_in_turn() {
+    let mut rng = random::seeded(5);
+    let draw = |rng: &mut Stream, n: usize| random::below(rng, n);
+    for trial in 0..40 {
+        let batch = [1, 3, 37, 70][trial % 4];
+        let sides = [4 + 2 * draw(&mut rng, 3), 4 + 2 * draw(&mut rng, 2)];
+        let (mut channels, mut sizes) = (4, sides);
+        let x = var(&[batch, channels, sides[0], sides[1]], &mut rng);
+        let (mut layers, mut vars) = (Vec::new(), Vec::new());
+        for _ in 0..1 + draw(&mut rng, 6) {
+            layers.push(match draw(&mut rng, 5) {
+                0 | 1 => {
+                    let kinds = kinds();
+                    let c = kinds[draw(&mut rng, kinds.len())];
+                    let c = Convolution { inputs: channels, ..c };
+                    let wide = c.circular && c.padding > sizes[0].min(sizes[1]);
+                    let (Some(h), Some(w)) = (c.side(sizes[0]), c.side(sizes[1])) else { continue };
+                    if wide || !channels.is_multiple_of(c.groups) {
+                        continue;
+                    }
+                    (channels, sizes) = (c.outputs, [h, w]);
+                    let weight = var(&c.weight(), &mut rng);
+                    let bias = c.bias.then(|| var(&[c.outputs], &mut rng));
+                    let layer = ops::ImageLayer::Convolution(
+                        c,
+                        weight.as_tensor().clone(),
+                        bias.as_ref().map(|b| b.as_tensor().clone()),
+                    );
+                    vars.push(weight);
+                    vars.extend(bias);
+                    layer
+                }
+                2 => ops::ImageLayer::Shift {
+                    offsets: vec![[0, 1], [-1, draw(&mut rng, 3) as i32]],
+                    circular: draw(&mut rng, 2) == 0,
+                },
+                3 => ops::ImageLayer::MaxMin,
+                _ => ops::ImageLayer::Activation { function: Function::Tanh, scale: 1.5 },
+            });
+        }
+        let what = format!("{batch} images, {layers:?}");
+        let weighting = |y: &Tensor| (y * y.sin().unwrap()).unwrap().sum_all().unwrap();
+        let of = |y: &Tensor| {
+            let gradients = weighting(y).backward().unwrap();
+            let all = vars.iter().chain([&x]);
+            all.map(|v| gradients.get(v.as_tensor()).map(numbers)).collect::<Vec<_>>()
+        };
+        let composed = ops::composed::image_chain(&x, &layers, Precision::F32).unwrap();
+        let alone = |i: usize| {
+            layers.iter().fold(x.narrow(0, i, 1).unwrap(), |x, layer| {
+                ops::image_chain(&x, std::slice::from_ref(layer), Precision::F32, true).unwrap()
+            })
+        };
+        let alone = (0..batch).map(alone).collect::<Vec<_>>();
+        let wanted = of(&Tensor::cat(&alone, 0).unwrap());
+        for keep in [true, false] {
+            let y = ops::image_chain(&x, &layers, Precision::F32, keep).unwrap();
+            near(&what, &numbers(&y), &numbers(&composed), 1e-11);
+            for (found, wanted) in of(&y).iter().zip(&wanted) {
+                let (Some(found), Some(wanted)) = (found, wanted) else {
+                    assert!(found.is_none() && wanted.is_none(), "{what}");
+                    continue;
+                };
+                near(&what, found, wanted, 1e-10);
+            }
+        }
+        // A constant image has no gradient; those of the weights are the same.
+        let constant = x.as_detached_tensor();
+        let y = ops::image_chain(&constant, &layers, Precision::F32, true).unwrap();
+        for (found, wanted) in of(&y).iter().zip(&wanted).take(vars.len()) {
+            near(&what, found.as_ref().unwrap(), wanted.as_ref().unwrap(), 1e-10);
+        }
+    }
+}

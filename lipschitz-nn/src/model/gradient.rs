@@ -57,7 +57,7 @@ impl Model {
         let kernels = self.weights.values().next().is_some_and(|w| linalg::fused(&[w]));
         let one_operation = |step: &&Step| {
             !matches!(step.operation, Operation::Residual { .. })
-                || kernels && pass.fused(step).is_some()
+                || kernels && pass.blocks(step).is_some()
         };
         if segments.iter().all(one_operation) { Vec::new() } else { segments }
     }

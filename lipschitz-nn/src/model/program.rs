@@ -1,5 +1,5 @@
 //! A graph with its weights, lowered once: each node holds the tensors that it needs, and chains of
-//! residual blocks that one operation can run are recognised.
+//! residual blocks, or of layers of images, that one operation can run are recognised.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::Weights;
 use crate::graph::{
     Attention, Convolution, Function, Graph, Input, Node, NodeId, Op, Pool, Pooling, Shape, join,
 };
-use crate::ops::{AttentionBlock, FusedBlock, MlpBlock};
+use crate::ops::{AttentionBlock, FusedBlock, ImageLayer, MlpBlock};
 
 /// Nodes, first to last.
 pub(super) type Program = Arc<[Step]>;
@@ -22,8 +22,17 @@ pub(super) struct Step {
     /// The node.
     pub id: NodeId,
     pub operation: Operation,
-    /// The same as residual blocks that [`crate::ops::chain`] runs, if there are such.
-    pub fused: Option<Vec<FusedBlock>>,
+    /// The same for one operation, if there is one.
+    pub fused: Option<Fused>,
+}
+
+/// What one operation runs, with what else of its kind follows.
+#[derive(Clone, Debug)]
+pub(super) enum Fused {
+    /// By [`crate::ops::chain`].
+    Blocks(Vec<FusedBlock>),
+    /// By [`crate::ops::image_chain`], where it reads images.
+    Layers(Vec<ImageLayer>),
 }
 
 /// What a node computes: [`Op`] with the weights in place of their sizes.
@@ -140,8 +149,12 @@ impl Lowering<'_> {
 
     fn step(&self, node: &Node, prefix: &str, id: NodeId) -> Step {
         let path = node.path(prefix);
-        let mut blocks = Vec::new();
-        let fused = self.fuse(node, prefix, &mut blocks).then_some(blocks);
+        let (mut blocks, mut layers) = (Vec::new(), Vec::new());
+        let fused = if self.fuse(node, prefix, &mut blocks) {
+            Some(Fused::Blocks(blocks))
+        } else {
+            self.layers(node, prefix, &mut layers).then_some(Fused::Layers(layers))
+        };
         Step { operation: self.operation(&node.op, &path, &id), path, id, fused }
     }
 
@@ -246,6 +259,29 @@ impl Lowering<'_> {
         let found = block.is_some();
         blocks.extend(block);
         found
+    }
+
+    /// Adds the layers of a node, if it consists of layers for which there is one operation.
+    fn layers(&self, node: &Node, prefix: &str, layers: &mut Vec<ImageLayer>) -> bool {
+        let path = node.path(prefix);
+        layers.push(match &node.op {
+            Op::Sequential { body } => {
+                return body.iter().all(|node| self.layers(node, &path, layers));
+            }
+            Op::Conv(c) => {
+                let Linear { weight, bias } = self.linear(&path, c.bias);
+                ImageLayer::Convolution(*c, weight, bias)
+            }
+            Op::Shift { offsets, circular } => {
+                ImageLayer::Shift { offsets: offsets.clone(), circular: *circular }
+            }
+            Op::MaxMin => ImageLayer::MaxMin,
+            Op::Activation { function, scale } => {
+                ImageLayer::Activation { function: *function, scale: *scale }
+            }
+            _ => return false,
+        });
+        true
     }
 
     /// `skip·x + branch·mlp(x)`, if `body` is an MLP of two layers without biases.

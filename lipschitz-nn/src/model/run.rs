@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::program::{AttentionLayer, Linear, Norm, Operation, Step};
+use super::program::{AttentionLayer, Fused, Linear, Norm, Operation, Step};
 use crate::Error;
 use crate::graph::{NodeId, NormKind, Span, Stage};
 use crate::linalg::Precision;
@@ -42,16 +42,16 @@ pub(super) struct Pass<'a> {
 
 /// The output of steps in turn.
 pub(super) fn run(steps: &[Step], mut x: Tensor, pass: &mut Pass) -> Result<Tensor, Error> {
-    let mut chain = Vec::new();
+    let mut chain = None;
     for step in steps {
         // What is listened to runs node by node.
         if pass.watch.is_none()
-            && let Some(blocks) = pass.fused(step)
+            && let Some(next) = pass.fused(step, &x)
         {
-            chain.extend(blocks);
+            (x, chain) = pass.join(x, chain, next)?;
             continue;
         }
-        x = pass.chain(x, std::mem::take(&mut chain))?;
+        x = pass.chain(x, chain.take())?;
         x = step.run(x, pass)?;
         let silent = matches!(
             step.operation,
@@ -80,14 +80,54 @@ impl Pass<'_> {
         matches!(self.watch, Some(Listener::All(_)))
     }
 
-    /// The blocks of a step, if they can run as one operation in this pass.
-    pub(super) fn fused(&self, step: &Step) -> Option<Vec<FusedBlock>> {
-        let blocks = step.fused.as_ref().filter(|_| self.precision == Precision::F32)?;
-        blocks.iter().map(|block| block.within(self.documents.as_ref())).collect()
+    /// The residual blocks of a step, if they can run as one operation in this pass.
+    pub(super) fn blocks(&self, step: &Step) -> Option<Vec<FusedBlock>> {
+        match &step.fused {
+            Some(Fused::Blocks(blocks)) if self.precision == Precision::F32 => {
+                blocks.iter().map(|block| block.within(self.documents.as_ref())).collect()
+            }
+            _ => None,
+        }
     }
 
-    fn chain(&self, x: Tensor, chain: Vec<FusedBlock>) -> Result<Tensor, Error> {
-        if chain.is_empty() { Ok(x) } else { Ok(ops::chain(&x, &chain, !self.recompute)?) }
+    /// What one operation runs of a step on `x`, if there is one in this pass. A chain of layers begins
+    /// with an image, as all that it makes is one.
+    fn fused(&self, step: &Step, x: &Tensor) -> Option<Fused> {
+        match &step.fused {
+            Some(Fused::Layers(layers)) if self.precision == Precision::F32 && x.rank() == 4 => {
+                Some(Fused::Layers(layers.clone()))
+            }
+            _ => self.blocks(step).map(Fused::Blocks),
+        }
+    }
+
+    /// A chain with what comes next; of another kind, it runs first.
+    fn join(
+        &self,
+        x: Tensor,
+        chain: Option<Fused>,
+        next: Fused,
+    ) -> Result<(Tensor, Option<Fused>), Error> {
+        Ok(match (chain, next) {
+            (Some(Fused::Blocks(mut chain)), Fused::Blocks(next)) => {
+                chain.extend(next);
+                (x, Some(Fused::Blocks(chain)))
+            }
+            (Some(Fused::Layers(mut chain)), Fused::Layers(next)) => {
+                chain.extend(next);
+                (x, Some(Fused::Layers(chain)))
+            }
+            (chain, next) => (self.chain(x, chain)?, Some(next)),
+        })
+    }
+
+    fn chain(&self, x: Tensor, chain: Option<Fused>) -> Result<Tensor, Error> {
+        let keep = !self.recompute;
+        Ok(match chain {
+            None => x,
+            Some(Fused::Blocks(blocks)) => ops::chain(&x, &blocks, keep)?,
+            Some(Fused::Layers(layers)) => ops::image_chain(&x, &layers, self.precision, keep)?,
+        })
     }
 
     fn linear(&self, x: &Tensor, map: &Linear) -> Result<Tensor, Error> {
@@ -131,9 +171,8 @@ impl Step {
             Operation::SpaceToDepth(size) => ops::space_to_depth(&x, *size)?,
             Operation::Pool(pool) => ops::pool(&x, pool)?,
             Operation::GlobalPool(pooling) => ops::global_pool(&x, *pooling)?,
-            // The halves of the channels are those of the whole image.
             Operation::MaxMin if x.rank() == 4 => {
-                ops::max_min(&x.flatten_from(1)?)?.reshape(x.shape())?
+                ops::image_chain(&x, &[ops::ImageLayer::MaxMin], pass.precision, true)?
             }
             Operation::MaxMin => ops::max_min(&x)?,
             Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,

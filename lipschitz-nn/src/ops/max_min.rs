@@ -36,6 +36,37 @@ fn half(dims: &[usize]) -> Result<usize> {
     }
 }
 
+/// Orders the pairs of the halves of `x`: the larger is first. `order`, of half the length or empty, is
+/// whether it was so before.
+pub(super) fn sort<T: Real>(x: &mut [T], order: &mut [bool]) {
+    let (first, second) = x.split_at_mut(x.len() / 2);
+    simd(
+        #[inline(always)]
+        || {
+            for (order, (u, v)) in order.iter_mut().zip(first.iter().zip(second.iter())) {
+                *order = *u >= *v;
+            }
+            for (u, v) in first.iter_mut().zip(second.iter_mut()) {
+                // NaN stays: where u is none of both, each of them stays somewhere.
+                (*u, *v) = if *u >= *v { (*u, *v) } else { (*v, *u) };
+            }
+        },
+    );
+}
+
+/// The pairs of the halves of `x` where they were before they were ordered.
+pub(super) fn unsort<T: Real>(x: &mut [T], order: &[bool]) {
+    let (first, second) = x.split_at_mut(x.len() / 2);
+    simd(
+        #[inline(always)]
+        || {
+            for (order, (u, v)) in order.iter().zip(first.iter_mut().zip(second.iter_mut())) {
+                (*u, *v) = if *order { (*u, *v) } else { (*v, *u) };
+            }
+        },
+    );
+}
+
 struct MaxMin;
 
 /// `f` on the halves of each row of `x` and `y`, and of `out`, which it fills.

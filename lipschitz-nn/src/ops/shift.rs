@@ -1,10 +1,9 @@
 //! Pixels that change their places: shifts of channels, and squares of pixels as channels.
 
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
-use super::kernel::{Array, Kernel, apply};
-use crate::linalg::{Real, fused};
+use super::image_chain::{ImageLayer, image_chain};
+use crate::linalg::{Precision, Real};
 
 /// Each of as many groups of the channels of `[batch, channels, height, width]` as there are offsets,
 /// moved by its own, in pixels down and to the right; zeros come in, or what leaves at the other
@@ -13,11 +12,8 @@ use crate::linalg::{Real, fused};
 /// # Errors
 /// Channels that the groups do not divide, and candle's own.
 pub fn shift(x: &Tensor, offsets: &[[i32; 2]], circular: bool) -> Result<Tensor> {
-    if fused(&[x]) {
-        apply(Shift { offsets: offsets.to_vec(), circular }, &[x], true)
-    } else {
-        composed(x, offsets, circular)
-    }
+    let layer = ImageLayer::Shift { offsets: offsets.to_vec(), circular };
+    image_chain(x, &[layer], Precision::F32, true)
 }
 
 /// [`shift`] out of candle's operations.
@@ -25,7 +21,8 @@ pub fn shift(x: &Tensor, offsets: &[[i32; 2]], circular: bool) -> Result<Tensor>
 /// # Errors
 /// As [`shift`].
 pub fn composed(x: &Tensor, offsets: &[[i32; 2]], circular: bool) -> Result<Tensor> {
-    let group = group(x.dims(), offsets.len())?;
+    let (_, channels, height, width) = x.dims4()?;
+    let group = group([channels, height, width], offsets.len())?;
     let moved = |(i, [down, right]): (usize, &[i32; 2])| {
         let x = x.narrow(1, i * group, group)?;
         roll(&roll(&x, 2, *down, circular)?, 3, *right, circular)
@@ -61,15 +58,12 @@ fn roll(x: &Tensor, side: usize, by: i32, circular: bool) -> Result<Tensor> {
 }
 
 /// Channels of a group.
-fn group(dims: &[usize], groups: usize) -> Result<usize> {
-    match dims {
-        [_, channels, h, w]
-            if groups > 0 && channels.is_multiple_of(groups) && *h > 0 && *w > 0 =>
-        {
-            Ok(channels / groups)
-        }
-        _ => bail!("a shift of {groups} groups of the channels of {dims:?}"),
+pub(super) fn group(image: [usize; 3], groups: usize) -> Result<usize> {
+    let [channels, height, width] = image;
+    if groups == 0 || !channels.is_multiple_of(groups) || height == 0 || width == 0 {
+        bail!("a shift of {groups} groups of the channels of {image:?}")
     }
+    Ok(channels / groups)
 }
 
 /// Squares of pixels as channels: `[batch, c, h, w]` to `[batch, c·size², h/size, w/size]`.
@@ -83,11 +77,6 @@ pub fn space_to_depth(x: &Tensor, size: usize) -> Result<Tensor> {
     squares.contiguous()?.reshape((b, c * size * size, rows, columns))
 }
 
-struct Shift {
-    offsets: Vec<[i32; 2]>,
-    circular: bool,
-}
-
 /// The parts of a side that moves forward: from where, to where, how many.
 fn parts(n: usize, by: i32, circular: bool) -> Vec<[usize; 3]> {
     if circular {
@@ -98,20 +87,29 @@ fn parts(n: usize, by: i32, circular: bool) -> Vec<[usize; 3]> {
     vec![if by > 0 { [0, cut, n - cut] } else { [cut, 0, n - cut] }]
 }
 
-impl Shift {
-    /// Moves all of an array by the offsets, or back.
-    fn run<T: Real>(&self, x: &[T], dims: &[usize], back: bool) -> Vec<T> {
-        let (channels, height, width) = (dims[1], dims[2], dims[3]);
-        let group = channels / self.offsets.len();
-        let mut out = vec![T::of(0.0); x.len()];
-        let plane = (height * width).max(1);
-        let planes = out.par_chunks_mut(plane).zip(x.par_chunks(plane)).with_min_len(8);
-        planes.enumerate().for_each(|(i, (out, x))| {
-            let [down, right] = self.offsets[i % channels / group];
-            let sign = if back { -1 } else { 1 };
-            let columns = parts(width, sign * right, self.circular);
-            for [from, to, n] in parts(height, sign * down, self.circular) {
-                for row in 0..n {
+/// All of `[channels, images, pixels]` moved by the offsets, or back.
+pub(super) fn moved<T: Real>(
+    x: &[T],
+    [height, width]: [usize; 2],
+    (offsets, circular): (&[[i32; 2]], bool),
+    back: bool,
+    out: &mut [T],
+) {
+    if !circular {
+        out.fill(T::of(0.0));
+    }
+    let plane = (height * width).max(1);
+    // Planes of a group: those of all images.
+    let group = (x.len() / plane / offsets.len().max(1)).max(1);
+    for ((out, x), [down, right]) in
+        out.chunks_mut(group * plane).zip(x.chunks(group * plane)).zip(offsets)
+    {
+        let sign = if back { -1 } else { 1 };
+        let (rows, columns) =
+            (parts(height, sign * down, circular), parts(width, sign * right, circular));
+        for (out, x) in out.chunks_mut(plane).zip(x.chunks(plane)) {
+            for [from, to, n] in &rows {
+                for row in 0..*n {
                     let (from, to) = ((from + row) * width, (to + row) * width);
                     for [at, there, n] in &columns {
                         let (from, to) = (from + at, to + there);
@@ -119,31 +117,6 @@ impl Shift {
                     }
                 }
             }
-        });
-        out
-    }
-}
-
-impl Kernel for Shift {
-    const NAME: &'static str = "shift";
-    type Saved<T: Real> = ();
-
-    fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
-        group(inputs[0], self.offsets.len())?;
-        Ok(inputs[0].to_vec())
-    }
-
-    fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
-        (self.run(inputs[0].data, inputs[0].dims, false), ())
-    }
-
-    fn backward<T: Real>(
-        &self,
-        inputs: &[Array<T>],
-        (): (),
-        grad: &[T],
-        _: &[bool],
-    ) -> Vec<Vec<T>> {
-        vec![self.run(grad, inputs[0].dims, true)]
+        }
     }
 }
