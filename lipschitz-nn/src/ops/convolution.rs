@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::image_chain::{ImageLayer, image_chain};
 use crate::graph::Convolution;
+use crate::linalg::simd::{simd, sum};
 use crate::linalg::{Buffer, Precision, Real, Strided, matmul};
 
 /// The convolution of `x`, `[batch, channels, height, width]`, with a kernel as a matrix, `[outputs,
@@ -81,7 +82,7 @@ pub(super) fn output(c: &Convolution, [channels, height, width]: [usize; 3]) -> 
 }
 
 /// Where the places of a kernel are on an image: for each of its rows (or columns), runs of outputs
-/// that read as many pixels one after the other: the first output, the first pixel, how many.
+/// whose pixels are a stride apart: the first output, the first pixel, how many.
 struct Runs(Vec<Vec<[usize; 3]>>);
 
 impl Runs {
@@ -96,7 +97,9 @@ impl Runs {
                     _ => at.rem_euclid(side as isize) as usize,
                 };
                 match runs.last_mut() {
-                    Some([from, pixel, n]) if *from + *n == i && *pixel + *n == at => *n += 1,
+                    Some([from, pixel, n]) if *from + *n == i && *pixel + *n * c.stride == at => {
+                        *n += 1
+                    }
                     _ => runs.push([i, at, 1]),
                 }
             }
@@ -149,7 +152,7 @@ impl Plan {
     }
 
     /// Calls `f` with each run of the pixels that the channels of one group of `images` are read at:
-    /// the place in the unfolded images, the pixel, how many.
+    /// the place in the unfolded images, the pixel, how many, a stride apart.
     #[inline(always)]
     fn each(&self, images: usize, mut f: impl FnMut(usize, usize, usize)) {
         let k = self.c.kernel;
@@ -163,7 +166,7 @@ impl Plan {
                         for [i, y, n] in rows {
                             for t in 0..*n {
                                 let out = out + (i + t) * self.out_width;
-                                let pixel = pixel + (y + t) * self.width;
+                                let pixel = pixel + (y + t * self.c.stride) * self.width;
                                 for [j, x, m] in columns {
                                     f(out + j, pixel + x, *m);
                                 }
@@ -180,15 +183,27 @@ impl Plan {
         if self.c.padding > 0 && !self.c.circular {
             out.fill(T::of(0.0));
         }
-        self.each(images, |to, from, n| out[to..to + n].copy_from_slice(&x[from..from + n]));
+        let step = self.c.stride;
+        self.each(images, |to, from, n| {
+            let out = &mut out[to..to + n];
+            if step == 1 {
+                out.copy_from_slice(&x[from..from + n]);
+            } else {
+                out.iter_mut().zip(x[from..].iter().step_by(step)).for_each(|(out, x)| *out = *x);
+            }
+        });
     }
 
     /// The transpose of [`Plan::unfold`].
     fn fold<T: Real>(&self, images: usize, columns: &[T], x: &mut [T]) {
         x.fill(T::of(0.0));
+        let step = self.c.stride;
         self.each(images, |from, to, n| {
-            for (x, c) in x[to..to + n].iter_mut().zip(&columns[from..from + n]) {
-                *x += *c;
+            let columns = &columns[from..from + n];
+            if step == 1 {
+                x[to..to + n].iter_mut().zip(columns).for_each(|(x, c)| *x += *c);
+            } else {
+                x[to..].iter_mut().step_by(step).zip(columns).for_each(|(x, c)| *x += *c);
             }
         });
     }
@@ -245,9 +260,10 @@ impl Plan {
             matmul(&mut dw[kernel], self.inner, grad, x.t(), true, 1.0, false);
         });
         for (db, g) in db.iter_mut().zip(grad.chunks(columns.max(1))) {
-            let mut sum = T::of(0.0);
-            g.iter().for_each(|g| sum += *g);
-            *db += sum;
+            *db += simd(
+                #[inline(always)]
+                || sum(g.len(), |i| g[i]),
+            );
         }
     }
 

@@ -62,19 +62,6 @@ pub fn image_chain(
     if precision != Precision::F32 || !layers.iter().all(|layer| layer.fused(x)) {
         return composed(x, layers, precision);
     }
-    let mut x = x.clone();
-    let mut rest = layers;
-    // A smaller image wants more of them side by side.
-    while !rest.is_empty() {
-        let next = rest.iter().skip(1).position(ImageLayer::resizes).map_or(rest.len(), |i| i + 1);
-        let (layers, later) = rest.split_at(next);
-        x = of_one_size(&x, layers, keep)?;
-        rest = later;
-    }
-    Ok(x)
-}
-
-fn of_one_size(x: &Tensor, layers: &[ImageLayer], keep: bool) -> Result<Tensor> {
     let weights: Vec<&Tensor> = layers.iter().flat_map(ImageLayer::weights).collect();
     let trained = weights.iter().any(|w| w.track_op());
     let needed = trained || x.track_op();
@@ -126,10 +113,6 @@ impl ImageLayer {
     fn fused(&self, x: &Tensor) -> bool {
         let all: Vec<&Tensor> = std::iter::once(x).chain(self.weights()).collect();
         fused(&all)
-    }
-
-    fn resizes(&self) -> bool {
-        matches!(self, Self::Convolution(c, ..) if c.stride > 1)
     }
 }
 

@@ -105,15 +105,26 @@ pub(super) fn moved<T: Real>(
         out.chunks_mut(group * plane).zip(x.chunks(group * plane)).zip(offsets)
     {
         let sign = if back { -1 } else { 1 };
+        if [*down, *right] == [0, 0] {
+            out.copy_from_slice(x);
+            continue;
+        }
         let (rows, columns) =
             (parts(height, sign * down, circular), parts(width, sign * right, circular));
         for (out, x) in out.chunks_mut(plane).zip(x.chunks(plane)) {
             for [from, to, n] in &rows {
-                for row in 0..*n {
-                    let (from, to) = ((from + row) * width, (to + row) * width);
-                    for [at, there, n] in &columns {
-                        let (from, to) = (from + at, to + there);
-                        out[to..to + n].copy_from_slice(&x[from..from + n]);
+                let (out, x) = (&mut out[to * width..], &x[from * width..]);
+                if *right == 0 {
+                    // Rows follow each other.
+                    out[..n * width].copy_from_slice(&x[..n * width]);
+                    continue;
+                }
+                for (out, x) in out.chunks_mut(width).zip(x.chunks(width)).take(*n) {
+                    for [from, to, n] in &columns {
+                        match n {
+                            1 => out[*to] = x[*from],
+                            n => out[*to..to + n].copy_from_slice(&x[*from..from + n]),
+                        }
                     }
                 }
             }
