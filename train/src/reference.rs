@@ -20,18 +20,20 @@ pub fn page() -> String {
          default has to be given, unless it says *none*. Ranges are those that the program names \
          when a number lies outside.\n",
     );
-    let mut sections = vec![(String::new(), schema.root.clone())];
+    let mut sections = vec![(String::new(), schema.root.clone(), BTreeMap::new())];
     let mut seen = Vec::new();
     while !sections.is_empty() {
-        let (path, section) = sections.remove(0);
-        if seen.contains(&path) {
+        let (path, section, of) = sections.remove(0);
+        // Sections of two kinds may have one name, as the stages of two networks.
+        if seen.contains(&(path.clone(), schema.resolved(&section)["items"].clone())) {
             continue;
         }
         let tables = schema.variants(&section);
         for Table { given, about, keys } in &tables {
+            let given = if given.is_empty() { &of } else { given };
             let mut title = match path.as_str() {
                 "" => "The file".to_string(),
-                "groups" => "`[[groups]]`".to_string(),
+                path if is_list(&section) => format!("`[[{path}]]`"),
                 path => format!("`[{path}]`"),
             };
             for (key, value) in given {
@@ -43,7 +45,8 @@ pub fn page() -> String {
                 let full =
                     if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
                 if let Some(below) = schema.section(&key.schema, &full) {
-                    sections.push((below.clone(), key.schema.clone()));
+                    let of = if is_list(&key.schema) { given.clone() } else { BTreeMap::new() };
+                    sections.push((below.clone(), key.schema.clone(), of));
                     if path.is_empty() {
                         continue;
                     }
@@ -68,9 +71,14 @@ pub fn page() -> String {
                 );
             }
         }
-        seen.push(path);
+        seen.push((path, schema.resolved(&section)["items"].clone()));
     }
     out
+}
+
+/// Whether a key holds several sections.
+fn is_list(schema: &Value) -> bool {
+    schema["type"] == "array"
 }
 
 /// The schema of a config.
@@ -286,8 +294,9 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     // A config in which the key means something.
     let kinds: Vec<&str> = given.values().map(String::as_str).collect();
     let base = match (section, &kinds[..]) {
+        ("model.stages", ["isometric"]) => "isometric-shakespeare",
+        ("model" | "model.stages", ["convnet"]) => "convnet-cifar10",
         ("model", ["vit"]) => "vit-cifar10",
-        ("model", ["convnet"]) => "convnet-cifar10",
         ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
         ("data", ["images"]) | ("augment", _) => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",
@@ -309,6 +318,17 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("groups", _) => {
             let group = format!("groups=[{{ pattern = \"*\", {key} = {value} }}]");
             return said(base, &[group], full);
+        }
+        ("model.stages", [preset]) => {
+            let sizes: &[(&str, &str)] = match *preset {
+                "convnet" => &[("channels", "8"), ("layers", "1"), ("kernel", "3")],
+                _ => &[("heads", "2"), ("head_dim", "8"), ("layers", "1")],
+            };
+            let of = |(name, size): &(&str, &str)| {
+                format!("{name} = {}", if *name == key { value } else { size })
+            };
+            let stage = sizes.iter().map(of).collect::<Vec<_>>().join(", ");
+            return said(base, &[format!("model.stages=[{{ {stage} }}]")], full);
         }
         ("optimizer.warmup", _) => {
             let warmup = format!("optimizer.warmup={{ from = 0.5, steps = 1, {key} = {value} }}");
@@ -335,6 +355,9 @@ fn said(base: &str, settings: &[String], full: &str) -> Option<String> {
         Ok(config) => config.recipe().check().err().map(|error| error.to_string())?,
         Err(error) => error.to_string(),
     };
+    if error.contains("unknown field") {
+        return None;
+    }
     let key = full.rsplit('.').next().unwrap_or(full);
     if !error.contains(key) {
         return None;
