@@ -31,6 +31,10 @@ pub struct Config {
     /// The same, and what meets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lipschitz: Option<Goal>,
+    /// The most that a logit of attention may be for any input, in front of a soft cap and a position
+    /// bias: every 25 steps and at the end it is proven, and queries and keys are brought under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_logit: Option<f64>,
     /// The network.
     pub model: ModelConfig,
     /// The data.
@@ -238,6 +242,9 @@ impl Config {
             if let Some(target) = target.filter(|x| !(x.is_finite() && *x > 0.0)) {
                 return no(format!("{key} is {target}; it must be a number above 0"));
             }
+        }
+        if let Some(most) = self.max_logit.filter(|x| !(x.is_finite() && *x > 0.0)) {
+            return no(format!("max_logit is {most}; it must be a number above 0"));
         }
         if let [(_, Some(_)), (_, Some(_))] = targets {
             return no("lipschitz_target is set, and so is lipschitz.target; keep one".into());

@@ -214,6 +214,14 @@ pub enum Error {
         /// The constant asked for.
         target: f64,
     },
+    /// A logit of attention above the largest allowed.
+    #[error("a logit of attention can be {logit}, above the {most} of max_logit")]
+    AboveLogit {
+        /// The most that it can be.
+        logit: Upper,
+        /// The most that it may be.
+        most: f64,
+    },
     /// A weight above the cap that the constraint promises.
     #[error("`{name}` has norm {norm} above its cap {cap:.6}: the constraint does not hold")]
     AboveCap {
@@ -264,7 +272,10 @@ impl Error {
     /// Whether a claim does not hold, rather than an input.
     pub fn is_violation(&self) -> bool {
         match self {
-            Self::AboveTarget { .. } | Self::AboveCap { .. } | Self::Refuted { .. } => true,
+            Self::AboveTarget { .. }
+            | Self::AboveLogit { .. }
+            | Self::AboveCap { .. }
+            | Self::Refuted { .. } => true,
             Self::Certificate(error) => matches!(error, lipschitz_certify::Error::Violated(_)),
             Self::In { error, .. } => error.is_violation(),
             _ => false,

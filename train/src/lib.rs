@@ -39,6 +39,7 @@ pub mod events;
 mod keys;
 mod loader;
 mod lock;
+mod logits;
 pub mod loss;
 pub mod preset;
 pub mod progress;

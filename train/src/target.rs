@@ -11,9 +11,9 @@ use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Op, join};
 use lipschitz_opt::scale;
 
-use crate::Error;
 use crate::config::{By, Config};
 use crate::step::Training;
+use crate::{Error, logits};
 
 /// Steps between proofs.
 const EVERY: u64 = 25;
@@ -30,11 +30,12 @@ pub(crate) fn head(graph: &Graph) -> Option<String> {
     matches!(last.op, Op::Linear { .. }).then(|| join(&last.name, "weight"))
 }
 
-/// Whether the head is to be fitted after this many steps; not a question of what is logged, so that
+/// Whether the head, or queries and keys, are to be fitted after this many steps; not a question of what is logged, so that
 /// logging changes nothing.
 pub(crate) fn is_due(config: &Config, done: u64) -> bool {
     let by = config.goal().is_some_and(|goal| goal.by == By::Certificate);
-    by && (done == 1 || done.is_multiple_of(EVERY) || done == config.train.steps)
+    (by || config.max_logit.is_some())
+        && (done == 1 || done.is_multiple_of(EVERY) || done == config.train.steps)
 }
 
 /// Whether the target is known to hold after this many steps: between proofs the rest of a network
@@ -43,13 +44,24 @@ pub(crate) fn holds(config: &Config, done: u64) -> bool {
     config.goal().is_none_or(|goal| goal.by == By::Caps) || is_due(config, done)
 }
 
+/// Brings everything under what is proven for it. Smaller logits may leave more to the head.
+///
+/// # Errors
+/// A network whose constant is not known; candle's own.
+pub(crate) fn fit(config: &Config, training: &mut Training, done: u64) -> Result<(), Error> {
+    logits::fit(config, training)?;
+    fit_head(config, training, done)
+}
+
 /// Proves the constant, brings the head under what it leaves of the target, and sets its cap to
 /// that. At the end, a head that uses nearly all of it uses all of it.
 ///
 /// # Errors
 /// A network whose constant is not known; candle's own.
-pub(crate) fn fit(config: &Config, training: &mut Training, done: u64) -> Result<(), Error> {
-    let Some(goal) = config.goal() else { return Ok(()) };
+fn fit_head(config: &Config, training: &mut Training, done: u64) -> Result<(), Error> {
+    let Some(goal) = config.goal().filter(|goal| goal.by == By::Certificate) else {
+        return Ok(());
+    };
     let model = training.model.detached();
     let proven = |model| -> Result<Certificate, Error> {
         Ok(certify(model, Method::Proven, Formula::Sound, None)?)

@@ -38,7 +38,7 @@ use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
 use crate::step::{StepMetrics, Times, Training};
-use crate::{resume, run_dir, target};
+use crate::{logits, resume, run_dir, target};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -114,6 +114,9 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
             ));
         }
         _ => {}
+    }
+    if config.max_logit.is_some() && !logits::has_attention(&graph) {
+        return Err(Error::Config("max_logit is set, and the model has no attention".into()));
     }
     recipe.constraint.check_complete()?;
     Ok(Checked { graph, recipe })
@@ -368,6 +371,9 @@ impl<'a> Run<'a> {
                 self.certified(&model, 0)?;
             let ranges = range::beside(&certificate, &model, range::Inputs::default())?;
             let finite = |x: Upper| Some(x.to_f64()).filter(|x| x.is_finite());
+            if target::is_due(self.config, done) {
+                logits::check(self.config, &ranges)?;
+            }
             line.logit_bound = ranges.largest_logit().and_then(finite);
             line.range_bound = finite(ranges.largest());
             if self.best.as_ref().is_none_or(|best| result.loss < best.val_loss) {
@@ -486,6 +492,10 @@ impl<'a> Run<'a> {
         let result = evaluate(model, self.data, Protocol::Full, t.batch_size, &model.device())?;
         let found = self.search(model, certificate)?;
         check_target(self.config, certificate.rms)?;
+        if self.config.max_logit.is_some() {
+            let ranges = range::prove(model, range::Inputs::default(), 0, &|_| {})?;
+            logits::check(self.config, &ranges)?;
+        }
         let [certified_accuracy, certified_72, certified_108] =
             self.certified(model, usual_steps(model.graph()))?;
         Ok(Summary {

@@ -1,7 +1,8 @@
-//! A target that the certificate meets.
+//! A target that the certificate meets, and a cap on logits.
 
 mod workshop;
 
+use lipschitz_certify::range;
 use serde_json::Value;
 use workshop::*;
 
@@ -122,4 +123,59 @@ fn what_cannot_be_met_is_refused() {
         w.done("fine", &["lipschitz=", "lipschitz_target=2", "train.steps=2"], &[]);
         w.path("fine/summary.json")
     });
+}
+
+/// The largest logit that is proven of the network of a run, and its number of outputs.
+fn largest_logit(run: &std::path::Path) -> (f64, usize) {
+    let device = candle_core::Device::Cpu;
+    let file = run.join("model.safetensors");
+    let (model, _) = lipschitz_nn::checkpoint::load(&file, &device).unwrap();
+    let ranges = range::prove(&model, range::Inputs::default(), 0, &|_| {}).unwrap();
+    (ranges.largest_logit().unwrap().to_f64(), model.graph().outputs())
+}
+
+/// No input can make a logit larger than `max_logit`, whatever keeps the weights, however queries
+/// share keys, and with gains of their norms in the way; without it, logits can be larger.
+#[test]
+fn logits_stay_under_their_cap() {
+    let w = Workshop::new(&TINY.replace("every = 7", "every = 10"));
+    let free = ["train.steps=40", "train.learning_rate=0.3"];
+    w.done("free", &free, &[]);
+    let (free_logit, outputs) = largest_logit(&w.path("free"));
+    let graph = |attention: &str| {
+        let text = format!(
+            r#"{{"format":1,"input":{{"kind":"tokens","context":8}},"nodes":[
+            {{"name":"e","op":"embedding","vocabulary":{outputs},"dim":8}},
+            {{"name":"attention","op":"attention","dim":8,"heads":4,"head_dim":2,"logit_scale":0.7,
+              "output_scale":1.0,"causal":true,"output_bias":false,{attention}}},
+            {{"name":"head","op":"linear","inputs":8,"outputs":{outputs},"bias":false}}]}}"#
+        );
+        let path = w.path(&format!("{}.json", attention.len()));
+        std::fs::write(&path, text).unwrap();
+        format!("model={{ preset = \"graph\", path = {path:?} }}")
+    };
+    let shared = graph(r#""key_value_heads":2,"bias":true"#);
+    let normed = graph(r#""key_value_heads":4,"bias":false,"query_key_norm":0.01"#);
+    let adamw = "optimizer={ kind = \"adamw\" }";
+    let none = "constraint={ method = \"none\" }";
+    let cases: [(&str, f64, &[&str]); 4] = [
+        ("capped", 0.5 * free_logit, &[]),
+        ("shared", 0.3, &[&shared, adamw, none]),
+        ("normed", 0.3, &[&normed, adamw, none]),
+        ("unbound", 0.3, &[&shared, adamw, none]),
+    ];
+    for (out, most, settings) in cases {
+        let cap = format!("max_logit={most}");
+        let mut settings = [&free[..], settings].concat();
+        settings.extend((out != "unbound").then_some(cap.as_str()));
+        w.done(out, &settings, &[]);
+        let found = largest_logit(&w.path(out)).0;
+        assert_eq!(found <= most, out != "unbound", "{out}: {found} of {most}");
+        assert!(found > 0.1 * most, "{out}: {found} of {most}");
+    }
+    let said = |settings: &[&str]| refused(&mut w.run("none", settings, &[]));
+    assert!(said(&["max_logit=0"]).contains("max_logit is 0"));
+    let vectors = "model={ preset = \"mlp\", hidden = [4] }";
+    let found = said(&["max_logit=1", vectors, "data={ kind = \"cifar10\", path = \"x\" }"]);
+    assert!(found.contains("no attention") || found.contains("x"), "{found}");
 }
