@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor};
+use lipschitz_nn::linalg::{MatrixMap, Real, each_matrix, sum_of_squares};
 use lipschitz_nn::random;
 
 use crate::Error;
+use crate::polynomial::Short;
 use crate::work::Sides;
 
 /// Relative distance at which caps are met from below. It exceeds what rounding in `f32` adds.
@@ -14,6 +16,9 @@ pub(crate) const MARGIN: f64 = 2e-4;
 /// Squarings of the Gram matrix. For n equal singular values the bound is `n^(2^-(SQUARINGS+2))`
 /// times the norm: 0.3 % above it for n = 768.
 const SQUARINGS: i32 = 9;
+
+/// What rounding adds to a bound at most, relatively; see [`gram`].
+const ROUNDING: f64 = 1e-4;
 
 /// Steps of power iteration from a pseudo-random vector.
 const FRESH: usize = 16;
@@ -43,7 +48,7 @@ fn gram(x: &Tensor) -> Result<Tensor, Error> {
     }
     // Sums of n terms in f32 and the squarings err by far less than 1e-4, relatively: the rounding
     // of squaring k counts 2^-k.
-    Ok(((log * 0.5)?.exp()? * (1.0 + 1e-4))?)
+    Ok(((log * 0.5)?.exp()? * (1.0 + ROUNDING))?)
 }
 
 /// Floating-point operations of [`normalize`].
@@ -51,9 +56,53 @@ pub(crate) fn gram_work(sides: Sides) -> f64 {
     sides.long_product() + f64::from(SQUARINGS) * sides.short_product()
 }
 
-/// Each matrix of `[count, rows, columns]` over the larger of 1 and a bound on its norm over the
-/// cap. No norm ends above the cap.
+/// Each matrix of `[…, rows, columns]` over the larger of 1 and a bound on its norm over the cap. No
+/// norm ends above the cap.
 pub(crate) fn normalize(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
+    Ok(normalize_all(&[(cap, x.clone())])?.remove(0))
+}
+
+/// [`normalize`] of stacks with caps of their own, all at once.
+pub(crate) fn normalize_all(stacks: &[(f64, Tensor)]) -> Result<Vec<Tensor>, Error> {
+    let jobs: Vec<_> = stacks.iter().map(|(cap, x)| (Normalize { cap: *cap }, x.clone())).collect();
+    match each_matrix(&jobs)? {
+        Some(done) => Ok(done),
+        None => stacks.iter().map(|(cap, x)| normalize_composed(x, *cap)).collect(),
+    }
+}
+
+/// The kernel of [`normalize`]: the bound falls from squaring to squaring, and a matrix stays as it is
+/// as soon as one is below the cap.
+struct Normalize {
+    cap: f64,
+}
+
+impl MatrixMap for Normalize {
+    fn run<T: Real>(&self, x: &[T], out: &mut [T], rows: usize, columns: usize, parallel: bool) {
+        let short = Short::new(x, rows, columns, parallel);
+        let [mut g, mut next] = std::array::from_fn(|_| short.square());
+        short.gram(&mut g, 1.0);
+        let (mut log, mut over) = (0.0, f64::INFINITY);
+        for k in 0..=SQUARINGS {
+            let norm = sum_of_squares(&g).sqrt() + tiny();
+            log += norm.ln() * 0.5_f64.powi(k);
+            over = (0.5 * log).exp() * (1.0 + ROUNDING) / (self.cap * (1.0 - MARGIN));
+            if over <= 1.0 || k == SQUARINGS {
+                break;
+            }
+            let unit = T::of(norm.recip());
+            g.iter_mut().for_each(|x| *x = *x * unit);
+            short.commuting(&mut next, &g, &g, false, 1.0);
+            std::mem::swap(&mut g, &mut next);
+        }
+        // Not a number stays what it is.
+        let factor = if over > 1.0 { T::of(over.recip()) } else { T::of(1.0) };
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = *x * factor);
+    }
+}
+
+/// [`normalize`] composed of tensor operations, for other devices and float types.
+fn normalize_composed(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     Ok(x.broadcast_div(&(gram(x)? / (cap * (1.0 - MARGIN)))?.maximum(1f64)?)?)
 }
 
@@ -119,4 +168,49 @@ pub(crate) fn start(x: &Tensor) -> Result<Tensor, Error> {
     let one = |_| random::symmetric(&mut rng);
     let values: Vec<f64> = (0..count * columns).map(one).collect();
     Ok(Tensor::from_vec(values, (count, columns, 1), x.device())?.to_dtype(x.dtype())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    /// By the kernel and without it, of wide, tall and square matrices, far above the cap, near it and
+    /// below: no norm is above the cap, and one that is below stays, bit for bit.
+    #[test]
+    fn normalising_brings_norms_under_the_cap() {
+        let mut rng = random::seeded(8);
+        for (rows, columns) in [(1, 1), (7, 7), (30, 8), (8, 30), (64, 64)] {
+            for dtype in [DType::F32, DType::F64] {
+                let values = random::normals(&mut rng, 3 * rows * columns);
+                let x = Tensor::from_vec(values, (3, rows, columns), &Device::Cpu).unwrap();
+                let x = x.to_dtype(dtype).unwrap();
+                let sizes: Vec<f64> = (0..3).map(|i| sigma(&x.get(i).unwrap())).collect();
+                for share in [0.1, 0.9, 1.001, 3.0] {
+                    let cap = share * sizes[0];
+                    let fused = normalize(&x, cap).unwrap();
+                    let composed = normalize_composed(&x, cap).unwrap();
+                    for (i, size) in sizes.iter().enumerate() {
+                        let of = |x: &Tensor| sigma(&x.get(i).unwrap());
+                        let (a, b) = (of(&fused), of(&composed));
+                        assert!(a <= cap && b <= cap && a >= 0.99 * cap.min(*size), "{a} {cap}");
+                        assert!((a - b).abs() <= 1e-4 * b, "{rows} {columns}: {a} {b}");
+                        let (before, after) = (x.get(i).unwrap(), fused.get(i).unwrap());
+                        let same = (before - after).unwrap().abs().unwrap().max_all().unwrap();
+                        let moved = same.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+                        assert!(*size > 0.9 * cap || moved == 0.0, "{size} {cap}: {moved}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// By an SVD.
+    fn sigma(x: &Tensor) -> f64 {
+        let (rows, columns) = x.dims2().unwrap();
+        let x = x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
+        let x = faer::Mat::from_fn(rows, columns, |i, j| x[i][j]);
+        x.singular_values().unwrap().into_iter().fold(0.0, f64::max)
+    }
 }

@@ -7,8 +7,8 @@
 use candle_core::Tensor;
 
 use super::super::config::{Constant, ConstraintConfig, NormEstimator};
-use super::super::norms::{TopVectors, gram_work, normalize, power_work};
-use super::super::rule::{Apply, Blocks, Rule, aim_at_cap, each, promise_cap};
+use super::super::norms::{TopVectors, gram_work, normalize_all, power_work};
+use super::super::rule::{Apply, Blocks, Rule, aim_at_cap, promise_cap};
 use crate::Error;
 
 pub(super) static RULE: Rule = Rule {
@@ -35,7 +35,10 @@ fn apply(
     top: &mut TopVectors,
 ) -> Result<Vec<Tensor>, Error> {
     match config.norm.unwrap_or_default() {
-        NormEstimator::Proven => each(matrices, |m| m.cap, |cap, x| normalize(&x, cap)),
+        NormEstimator::Proven => {
+            let stacks: Vec<_> = matrices.iter().map(|m| (m.cap, m.x.clone())).collect();
+            normalize_all(&stacks)
+        }
         NormEstimator::Power => {
             let scale = |m: &Blocks<'_>| {
                 let top = top.of(m.name(), &m.x)?;
