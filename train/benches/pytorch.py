@@ -1,7 +1,8 @@
 """This project beside eager PyTorch, on one machine in one run: `python train/benches/pytorch.py` (needs torch and cargo).
 
 Each program runs in a process of its own, one after the other, in turns. Prints a table: medians of the steps, and the
-largest resident memory of each process. `--cifar10 DIR` adds an epoch of the MLP, on decoded images in memory.
+largest resident memory of each process. `--convnet` adds the network of the preset `convnet-cifar10`, `--cifar10 DIR` an epoch
+of the MLP, on decoded images in memory.
 """
 
 import argparse
@@ -118,6 +119,50 @@ def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, voc
     return times[3:], loss.item()
 
 
+def convnet(torch, steps, batch=256):
+    """The network of the preset `convnet-cifar10`."""
+    from torch.nn import functional as F
+
+    matrix = lambda o, i: torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(o, i)))
+    bias = lambda o: torch.nn.Parameter(torch.zeros(o))
+    layers, channels = [], 3
+    for width in (64, 128, 256):
+        layers += [(matrix(width, 4 * channels), bias(width), 2)] + [(matrix(width, width), bias(width), 1) for _ in range(3)]
+        channels = width
+    head, head_bias = matrix(10, 256 * 16), bias(10)
+    moves = [(0, 0), (0, 1), (0, 0), (1, 0), (0, 0), (0, -1), (0, 0), (-1, 0)]
+
+    def forward(x):
+        for weight, offset, kernel in layers:
+            if kernel == 1:
+                groups = zip(x.chunk(8, 1), moves)
+                x = torch.cat([g.roll(by, (2, 3)) if any(by) else g for g, by in groups], 1)
+            x = F.conv2d(x, weight.view(len(weight), -1, kernel, kernel), offset, stride=kernel)
+            u, v = x.chunk(2, 1)
+            x = torch.cat([torch.maximum(u, v), torch.minimum(u, v)], 1)
+        return F.linear(x.flatten(1), head, head_bias)
+
+    weights, biases = [w for w, _, _ in layers] + [head], [b for _, b, _ in layers] + [head_bias]
+    update = Update(torch, weights, [])
+    images = torch.rand(batch, 3, 32, 32)
+    classes = torch.arange(batch) % 10
+    times = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
+        for w in weights + biases:
+            w.grad = None
+        loss = F.cross_entropy(forward(images), classes)
+        loss.backward()
+        norm = sum(w.grad.square().sum() for w in weights + biases).sqrt().item()
+        middle = time.perf_counter()
+        update.step()
+        with torch.no_grad():
+            for b in biases:
+                b.sub_(b.grad, alpha=0.01)
+        times.append((middle - start, time.perf_counter() - middle))
+    return times[3:], loss.item()
+
+
 def mlp(torch, steps):
     """Epochs of 98 batches of 512 CIFAR-10-shaped images, from bytes in memory."""
     from torch.nn import functional as F
@@ -150,7 +195,8 @@ def child(kind, steps):
     import torch
 
     torch.manual_seed(0)
-    times, loss = mlp(torch, steps) if kind == "mlp" else transformer(torch, int(kind), steps)
+    kinds = {"mlp": mlp, "convnet": convnet}
+    times, loss = kinds[kind](torch, steps) if kind in kinds else transformer(torch, int(kind), steps)
     middle = lambda values: sorted(values)[len(values) // 2]
     gradient, update = (middle([t[i] for t in times]) for i in (0, 1))
     print(json.dumps({"gradient": gradient, "update": update, "peak": peak(), "loss": loss, "torch": torch.__version__}))
@@ -165,6 +211,7 @@ def main():
     parser.add_argument("--steps", type=int, default=15, help="steps measured, after three that are not")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each program; the median is shown")
     parser.add_argument("--batches", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--convnet", action="store_true", help="adds the convolutional network")
     parser.add_argument("--cifar10", help="the directory of the images: adds the MLP")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -175,7 +222,8 @@ def main():
     built = [m for m in map(json.loads, lines) if m.get("executable") and m["target"]["name"] == "step"]
     bench = [built[-1]["executable"], "--bench"]
     print("| | forward + backward | update + constraint | peak memory |\n|---|---|---|---|")
-    for kind in [str(b) for b in args.batches] + (["mlp"] if args.cifar10 else []):
+    kinds = [str(b) for b in args.batches] + ["convnet"] * args.convnet + ["mlp"] * bool(args.cifar10)
+    for kind in kinds:
         steps = str(5 if kind == "mlp" else args.steps)
         ours, theirs = [], []
         for _ in range(args.rounds):
@@ -183,7 +231,7 @@ def main():
             data = [args.cifar10] if kind == "mlp" else []
             ours.append(run(bench + ["json", kind, steps] + data))
         middle = lambda runs, key: sorted(r[key] for r in runs)[len(runs) // 2]
-        name = "MLP, an epoch" if kind == "mlp" else f"transformer, batch {kind}"
+        name = {"mlp": "MLP, an epoch", "convnet": "convnet, 256 images"}.get(kind, f"transformer, batch {kind}")
         for who, runs in ((f"PyTorch {theirs[0]['torch']}", theirs), ("this project", ours)):
             g, u, p = (middle(runs, key) for key in ("gradient", "update", "peak"))
             print(f"| {name}: {who} | {g:.3f} s | {u:.3f} s | {p:.0f} MiB |")

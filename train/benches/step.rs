@@ -158,6 +158,14 @@ fn peak() -> f64 {
 /// on the images in a directory; seconds, and the largest resident memory in MiB.
 fn json(kind: &str, steps: usize, data: Option<&str>) {
     let (gradient, update, parts) = match data {
+        None if kind == "convnet" => {
+            let config = Config::parse(preset::find("convnet-cifar10").expect("a preset"), &[]);
+            let graph = config.and_then(|config| config.graph(10)).expect("a graph");
+            let x = Tensor::rand(0_f32, 1.0, (256, 3, 32, 32), &Device::Cpu).expect("images");
+            let y = Tensor::from_iter((0..256_u32).map(|i| i % 10), &Device::Cpu).expect("classes");
+            let t = measure(&mut training(&graph, &recipe()), &x, &y, steps);
+            (t.forward + t.backward, t.update + t.constraint, t)
+        }
         None => {
             let x = tokens(kind.parse().expect("a batch size"), 256);
             let t = measure(&mut training(&graph(256, 3, 256), &recipe()), &x, &x, steps);
