@@ -7,7 +7,7 @@ use lipschitz_nn::Error;
 use crate::formats::files::Files;
 
 /// A tensor of a file, and how it becomes a weight.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TensorExpr {
     /// Its name in the file.
     pub name: String,
@@ -18,7 +18,7 @@ pub(crate) struct TensorExpr {
     steps: Vec<Transform>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Transform {
     Transpose,
     Reshape(Vec<usize>),

@@ -14,7 +14,9 @@ use lipschitz_nn::{Error, check_finite, text};
 use crate::config::ConfigReader;
 use crate::declared;
 use crate::expression::TensorExpr;
-use crate::families::{self, gguf, llama2c, matrices, modula, modula_run, nanogpt, vision_file};
+use crate::families::{
+    self, gguf, llama2c, matrices, modula, modula_run, nanogpt, onnx, vision_file,
+};
 use crate::formats::files::Files;
 use crate::formats::kind::Kind;
 use crate::formats::source::Source;
@@ -129,6 +131,10 @@ impl Found {
         if kind == Kind::Llama2c || bin {
             let (mapping, files) = llama2c::open(source)?;
             return Ok(Self::new("llama2.c", mapping, files));
+        }
+        if kind == Kind::Onnx {
+            let (mapping, files) = onnx::open(source)?;
+            return Ok(Self::new("onnx", mapping, files));
         }
         if let Some((config, files)) = modula_run::open(path)? {
             let mapping = modula::mapping(&config, &files)?;

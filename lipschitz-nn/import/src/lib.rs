@@ -93,13 +93,13 @@ pub fn is_foreign(path: &Path) -> bool {
     let named = |end: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(end));
     match Kind::at(path) {
         Ok(Kind::Safetensors) | Err(_) => false,
-        Ok(Kind::Unknown) => ["bin", "pt", "pth", "npz", "gguf"].into_iter().any(named),
+        Ok(Kind::Unknown) => ["bin", "pt", "pth", "npz", "gguf", "onnx"].into_iter().any(named),
         Ok(_) => true,
     }
 }
 
-/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a GGUF file; a
-/// file of llama2.c; an `.npz` of the JAX code of Newhouse et al. (2025), an archive of a run or
+/// Imports a model: a directory with a `config.json` and safetensors or PyTorch files; a GGUF file; an
+/// ONNX file; a file of llama2.c; an `.npz` of the JAX code of Newhouse et al. (2025), an archive of a run or
 /// matrices with the config beside them; or a file of matrices of safetensors, PyTorch or numpy,
 /// taken as a multilayer perceptron. Files are known by their first bytes.
 ///

@@ -22,6 +22,7 @@ mod mpnet;
 pub(crate) mod nanogpt;
 mod neox;
 mod nomic;
+pub(crate) mod onnx;
 mod opt;
 mod t5;
 mod variants;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::kind::Kind;
 use super::source::Source;
-use super::{archive, gguf, npy, torch};
+use super::{archive, gguf, npy, onnx, torch};
 use lipschitz_nn::checkpoint::{Damage, Entry, Header};
 use lipschitz_nn::{Error, text};
 
@@ -222,11 +222,12 @@ impl Files {
                 self.metadata = Some(metadata);
                 self.in_order(source, tensors)
             }
+            Kind::Onnx => self.join("", onnx::read(source)?.files),
             Kind::Llama2c => Err(source.wrong("is a model of llama2.c, which stands alone")),
             Kind::Other(what) => Err(source.wrong(what)),
             Kind::Unknown => Err(source.wrong(
                 "is of no format that is known, or damaged: safetensors, PyTorch, numpy's .npz, \
-                 GGUF and llama2.c are",
+                 GGUF, ONNX and llama2.c are",
             )),
         }
     }

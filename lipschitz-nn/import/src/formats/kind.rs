@@ -18,6 +18,7 @@ pub(crate) enum Kind {
     LegacyTorch,
     Gguf,
     Llama2c,
+    Onnx,
     /// Known and not read: what it is, and what to do.
     Other(&'static str),
     Unknown,
@@ -95,7 +96,15 @@ impl Kind {
                  with numpy.savez",
             ));
         }
-        Ok(text(&start).or_else(|| structured(&start)).map_or(Self::Unknown, Self::Other))
+        if let Some(what) = text(&start) {
+            return Ok(Self::Other(what));
+        }
+        // Field 1, the version of the format; then the producer, its version, or the graph.
+        let next = |tag: u8| [0x12, 0x1a, 0x22, 0x28, 0x32, 0x3a, 0x42].contains(&tag);
+        if matches!(start.as_slice(), [0x08, 0x02..=0x20, tag, ..] if next(*tag)) {
+            return Ok(Self::Onnx);
+        }
+        Ok(structured(&start).map_or(Self::Unknown, Self::Other))
     }
 
     /// Recognises the file at `path`.
@@ -138,10 +147,6 @@ fn structured(start: &[u8]) -> Option<&'static str> {
             "is a TensorFlow SavedModel; load it there and save its weights as safetensors or with \
              numpy.savez",
         ),
-        // Field 1, the version of the format; then the producer, its version, or the graph.
-        [0x08, 0x02..=0x20, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42, ..] => {
-            Some("is an ONNX model; save the original model's weights as safetensors")
-        }
         // A map of few, many, or very many entries, whose first key is a text.
         [0x81..=0x8f, 0xa1..=0xbf | 0xd9, ..]
         | [0xde, _, _, 0xa1..=0xbf | 0xd9, ..]

@@ -1,0 +1,191 @@
+//! Numbers that the file holds or that follow from them: shapes, indices, masks.
+//!
+//! All are kept as f64, in which whole numbers up to 2⁵³ are exact; the few beyond mean "to the end".
+
+use std::rc::Rc;
+
+use super::view::{Base, View, product};
+
+/// What kind of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Float,
+    Int,
+    Bool,
+}
+
+/// An array in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Array {
+    pub shape: Vec<usize>,
+    pub kind: Kind,
+    pub data: Rc<Vec<f64>>,
+}
+
+/// The largest array that is computed, in elements: a mask of 2048 tokens.
+pub(super) const LARGEST: usize = 1 << 22;
+
+impl Array {
+    /// None if it is too large, or the shape is not that of the data.
+    pub(super) fn new(shape: Vec<usize>, kind: Kind, data: Vec<f64>) -> Option<Self> {
+        let fits = product(&shape) == data.len() && data.len() <= LARGEST;
+        fits.then(|| Self { shape, kind, data: Rc::new(data) })
+    }
+
+    pub(super) fn ints(data: &[usize]) -> Self {
+        let numbers = data.iter().map(|n| *n as f64).collect();
+        Self { shape: vec![data.len()], kind: Kind::Int, data: Rc::new(numbers) }
+    }
+
+    pub(super) fn scalar(kind: Kind, x: f64) -> Self {
+        Self { shape: Vec::new(), kind, data: Rc::new(vec![x]) }
+    }
+
+    /// Its number, where it has one.
+    pub(super) fn one(&self) -> Option<f64> {
+        match self.data.as_slice() {
+            [x] => Some(*x),
+            _ => None,
+        }
+    }
+
+    /// Whole numbers.
+    pub(super) fn whole(&self) -> Option<Vec<i64>> {
+        (self.kind == Kind::Int).then(|| self.data.iter().map(|x| *x as i64).collect())
+    }
+
+    fn view(&self) -> View {
+        View::whole(Base::Weight(0), &self.shape)
+    }
+
+    /// The elements that a view of this array leads to.
+    pub(super) fn gather(&self, view: &View) -> Option<Self> {
+        if view.count() > LARGEST {
+            return None;
+        }
+        let data = view.places().into_iter().map(|at| self.data.get(at).copied());
+        Self::new(view.shape(), self.kind, data.collect::<Option<Vec<f64>>>()?)
+    }
+
+    /// What a move of elements makes of it.
+    pub(super) fn moved(&self, by: impl FnOnce(View) -> Option<View>) -> Option<Self> {
+        self.gather(&by(self.view())?)
+    }
+
+    /// Repeated as numpy broadcasts.
+    pub(super) fn expand(&self, shape: &[usize]) -> Option<Self> {
+        self.moved(|view| view.expand(shape))
+    }
+
+    /// An operator on each element.
+    pub(super) fn map(&self, kind: Kind, f: impl Fn(f64) -> f64) -> Self {
+        let data = Rc::new(self.data.iter().map(|x| f(*x)).collect());
+        Self { shape: self.shape.clone(), kind, data }
+    }
+
+    /// An operator on the elements of two, as numpy broadcasts.
+    pub(super) fn zip(
+        &self,
+        other: &Self,
+        kind: Kind,
+        f: impl Fn(f64, f64) -> f64,
+    ) -> Option<Self> {
+        let shape = broadcast(&self.shape, &other.shape)?;
+        let (a, b) = (self.expand(&shape)?, other.expand(&shape)?);
+        let data = a.data.iter().zip(b.data.iter()).map(|(a, b)| f(*a, *b)).collect();
+        Self::new(shape, kind, data)
+    }
+
+    /// The elements of one axis that these are, each a place.
+    pub(super) fn select(&self, axis: usize, places: &[usize]) -> Option<Self> {
+        let size = *self.shape.get(axis)?;
+        let inner = product(self.shape.get(axis + 1..)?);
+        let outer = product(self.shape.get(..axis)?);
+        let mut shape = self.shape.clone();
+        *shape.get_mut(axis)? = places.len();
+        if product(&shape) > LARGEST || places.iter().any(|p| *p >= size) {
+            return None;
+        }
+        let mut data = Vec::with_capacity(product(&shape));
+        for o in 0..outer {
+            for place in places {
+                let from = (o * size + place) * inner;
+                data.extend_from_slice(self.data.get(from..from + inner)?);
+            }
+        }
+        Self::new(shape, self.kind, data)
+    }
+
+    /// Side by side along an axis.
+    pub(super) fn concat(parts: &[Self], axis: usize) -> Option<Self> {
+        let first = parts.first()?;
+        let outer = product(first.shape.get(..axis)?);
+        let mut shape = first.shape.clone();
+        let mut total = 0usize;
+        for part in parts {
+            let mut other = part.shape.clone();
+            total = total.checked_add(*other.get(axis)?)?;
+            *other.get_mut(axis)? = *shape.get(axis)?;
+            if other != shape || part.kind != first.kind {
+                return None;
+            }
+        }
+        *shape.get_mut(axis)? = total;
+        if product(&shape) > LARGEST {
+            return None;
+        }
+        let mut data = Vec::new();
+        for o in 0..outer {
+            for part in parts {
+                let inner = product(part.shape.get(axis..)?);
+                data.extend_from_slice(part.data.get(o * inner..(o + 1) * inner)?);
+            }
+        }
+        Self::new(shape, first.kind, data)
+    }
+}
+
+/// The shape of two together.
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+    let rank = a.len().max(b.len());
+    let at = |shape: &[usize], i: usize| {
+        (i + shape.len()).checked_sub(rank).and_then(|i| shape.get(i)).copied().unwrap_or(1)
+    };
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (1, n) | (n, 1) => Some(n),
+            (m, n) if m == n => Some(n),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Where an axis counts from the end.
+pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
+    let at = if axis < 0 { axis.checked_add(rank as i64)? } else { axis };
+    usize::try_from(at).ok().filter(|at| *at < rank.max(1))
+}
+
+/// The places of a slice, as the operator defines it.
+pub(super) fn places(from: i64, to: i64, step: i64, size: usize) -> Option<Vec<usize>> {
+    let n = size as i64;
+    let bound = |x: i64| if x < 0 { x.saturating_add(n) } else { x };
+    let (from, to) = (bound(from), bound(to));
+    let mut out = Vec::new();
+    if step > 0 {
+        let mut at = from.clamp(0, n);
+        while at < to.clamp(0, n) {
+            out.push(at as usize);
+            at = at.saturating_add(step);
+        }
+    } else if step < 0 {
+        let mut at = from.clamp(-1, n - 1);
+        while at > to.clamp(-1, n - 1) {
+            out.push(at as usize);
+            at = at.saturating_add(step);
+        }
+    } else {
+        return None;
+    }
+    Some(out)
+}
