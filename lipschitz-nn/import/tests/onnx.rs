@@ -54,3 +54,63 @@ fn outputs_are_those_of_onnxruntime() {
     println!("{}", report.join(", "));
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// The norm of an output, and the sums over its elements i of output[i]·cos(k·i + k) for k = 1…6.
+fn digest(y: &[f64]) -> Vec<f64> {
+    let norm = y.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let sum = |k: usize| -> f64 {
+        y.iter().enumerate().map(|(i, x)| x * ((k * i + k) as f64).cos()).sum()
+    };
+    std::iter::once(norm).chain((1..7).map(sum)).collect()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+/// A changed operator, option, constant or wire: the network is the one that onnxruntime runs then,
+/// or the file is refused.
+#[test]
+fn changed_files_are_read_as_they_stand_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut taken, mut all, mut wrong) = (0, 0, Vec::new());
+    let folder = std::env::var_os("LIPSCHITZ_ONNX").map_or_else(folder, PathBuf::from);
+    for path in files(&folder) {
+        let cases = path.with_extension("mutations.json");
+        let Ok(text) = std::fs::read_to_string(&cases) else { continue };
+        let cases: Vec<(Vec<(usize, usize, String)>, Vec<f64>)> =
+            serde_json::from_str(&text).unwrap();
+        let original = std::fs::read(&path).unwrap();
+        let expected = path.with_extension("safetensors");
+        let (expected, _) = load_tensors(&expected, &Device::Cpu).unwrap();
+        let input = ["tokens", "pixels", "vectors"].iter().find_map(|name| expected.get(*name));
+        for (i, (edits, wanted)) in cases.iter().enumerate() {
+            all += 1;
+            let mut bytes = original.clone();
+            for (from, to, with) in edits.iter().rev() {
+                bytes.splice(from..to, hex(with));
+            }
+            let changed = dir.path().join("changed.onnx");
+            std::fs::write(&changed, bytes).unwrap();
+            let Ok(Imported { model, .. }) = import(&changed, &ImportOptions::default()) else {
+                continue;
+            };
+            taken += 1;
+            let model = model.to(&Device::Cpu, DType::F64).unwrap();
+            let Ok(output) = model.forward(input.unwrap()) else {
+                wrong.push(format!("{} {i}: does not run", path.display()));
+                continue;
+            };
+            let found = digest(&flat(&output));
+            let off = found.iter().zip(wanted).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+            // Of f32 and its rounding: sums cancel.
+            if !(off <= 2e-4 * wanted[0].max(1e-3)) {
+                wrong.push(format!("{} {i}: {found:?}, not {wanted:?}", path.display()));
+            }
+        }
+    }
+    println!("{taken} of {all} changed files are read");
+    assert!(wrong.is_empty(), "{}: {wrong:#?}", wrong.len());
+    // It cannot pass by refusing all.
+    assert!(all >= 300 && taken * 5 >= all, "{taken} of {all}");
+}

@@ -57,6 +57,8 @@ pub(crate) fn all() -> Vec<Reader> {
         reader("legacy", "m.pt", legacy, |dir, _| read_model(&dir.join("m.pt"))),
         reader("numpy", "m.npz", numpy, |dir, _| read_model(&dir.join("m.npz"))),
         reader("gguf", "m.gguf", gguf, |dir, _| read_model(&dir.join("m.gguf"))),
+        // A few bytes speak of a mask of thousands of tokens.
+        network(reader("onnx", "m.onnx", onnx, |dir, _| read_model(&dir.join("m.onnx")))),
         reader("llama2c", "m.bin", llama2c, |dir, _| read_model(&dir.join("m.bin"))),
         reader("directory", "config.json", directory, |dir, _| read_model(dir)),
         reader("shard", "x_train_0.bin", shard, read_shard),
@@ -291,6 +293,12 @@ fn numpy(dir: &Path) -> Vec<Seed> {
 
 fn gguf(_: &Path) -> Vec<Seed> {
     ["blocks", "llama"].map(|name| Seed::raw(bytes(&format!("formats/{name}.gguf")))).into()
+}
+
+fn onnx(_: &Path) -> Vec<Seed> {
+    ["mlp.script", "resnet.dynamo", "gpt2.dynamo.any", "acas"]
+        .map(|name| Seed::raw(bytes(&format!("onnx/{name}.onnx"))))
+        .into()
 }
 
 fn llama2c(_: &Path) -> Vec<Seed> {

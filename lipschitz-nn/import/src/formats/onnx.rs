@@ -228,17 +228,18 @@ pub(crate) fn read(source: Source) -> Result<Contents, Error> {
         return Err(source.wrong("has more structure than a file of its size describes"));
     }
     let model = Model::decode(bytes.clone()).map_err(|_| source.wrong(DAMAGED))?;
-    let opset = opset(&model).map_err(|what| source.wrong(what))?;
+    let opset = opset(&model);
     let Some(mut graph) = model.graph else {
         return Err(source.wrong("is an ONNX model without a graph"));
     };
+    let opset = opset.map_err(|what| source.wrong(what))?;
     if !graph.sparse_initializer.is_empty() {
         return Err(source.wrong("holds sparse tensors, which are not read"));
     }
     let mut tensors = std::mem::take(&mut graph.initializer);
     // What a constant's node holds has the name of what the node makes.
     for node in &mut graph.node {
-        let constant = node.op_type == "Constant";
+        let constant = node.op_type == "Constant" || node.op_type == "ConstantOfShape";
         for attribute in &mut node.attribute {
             if let Some(mut tensor) = attribute.t.take()
                 && constant

@@ -116,6 +116,50 @@ impl Array {
         Self::new(shape, self.kind, data)
     }
 
+    /// For each index, the element there along an axis, in the same place otherwise.
+    pub(super) fn pick(&self, index: &Self, along: i64) -> Option<Self> {
+        let along = axis(along, self.shape.len())?;
+        let fits = index.shape.len() == self.shape.len()
+            && (0..self.shape.len()).all(|i| i == along || index.shape[i] <= self.shape[i]);
+        if !fits {
+            return None;
+        }
+        let (strides, of) = (strides(&self.shape), strides(&index.shape));
+        let size = self.shape[along] as i64;
+        let element = |(at, i): (usize, i64)| {
+            let i = if i < 0 { i + size } else { i };
+            let i = usize::try_from(i).ok().filter(|i| (*i as i64) < size)?;
+            let place = (0..self.shape.len()).map(|d| {
+                let own = at / of[d] % index.shape[d].max(1);
+                strides[d] * if d == along { i } else { own }
+            });
+            self.data.get(place.sum::<usize>()).copied()
+        };
+        let data = index.whole()?.into_iter().enumerate().map(element).collect::<Option<_>>()?;
+        Self::new(index.shape.clone(), self.kind, data)
+    }
+
+    /// For each row of indices, what is there.
+    pub(super) fn look_up(&self, index: &Self) -> Option<Self> {
+        let (depth, outer) = index.shape.split_last()?;
+        let (front, inner) = self.shape.split_at_checked(*depth)?;
+        let (count, strides) = (product(inner), strides(&self.shape));
+        let shape = [outer, inner].concat();
+        if *depth == 0 || product(&shape) > LARGEST {
+            return None;
+        }
+        let mut data = Vec::new();
+        for row in index.whole()?.chunks(*depth) {
+            let mut at = 0;
+            for ((i, size), stride) in row.iter().zip(front).zip(&strides) {
+                let i = if *i < 0 { i + *size as i64 } else { *i };
+                at += usize::try_from(i).ok().filter(|i| i < size)? * stride;
+            }
+            data.extend_from_slice(self.data.get(at..at + count)?);
+        }
+        Self::new(shape, self.kind, data)
+    }
+
     /// Side by side along an axis.
     pub(super) fn concat(parts: &[Self], axis: usize) -> Option<Self> {
         let first = parts.first()?;
@@ -143,6 +187,11 @@ impl Array {
         }
         Self::new(shape, first.kind, data)
     }
+}
+
+/// How far neighbours of each axis are apart.
+fn strides(shape: &[usize]) -> Vec<usize> {
+    (0..shape.len()).map(|i| product(&shape[i + 1..]).max(1)).collect()
 }
 
 /// The shape of two together.

@@ -80,7 +80,7 @@ impl Builder<'_> {
             if self.made > MOST {
                 return Err("has branches that cross too often".into());
             }
-            let (items, next) = self.step(at)?;
+            let (items, next) = self.step(at, from)?;
             out.extend(items.into_iter().rev());
             at = next;
         }
@@ -88,8 +88,8 @@ impl Builder<'_> {
         Ok(out)
     }
 
-    /// What a node is, and what it reads.
-    fn step(&mut self, at: usize) -> Result<(Vec<Item>, usize), Refused> {
+    /// What a node is, and what it reads, no node before `from`.
+    fn step(&mut self, at: usize, from: usize) -> Result<(Vec<Item>, usize), Refused> {
         let node = self.net.node(at)?;
         let source = node.reads.first().copied().unwrap_or(0);
         let refuse = |what: &str| Err(format!("{} {what}", node.of).into());
@@ -102,6 +102,16 @@ impl Builder<'_> {
         let items = match &node.op {
             Op::Input => return refuse("reads the input twice"),
             Op::Map(expr) => {
+                let (mut expr, mut source) = (expr.clone(), source);
+                // A function that no node computes may with the one before it.
+                while expr.nodes().is_none()
+                    && source != from
+                    && let Op::Map(inner) = &self.net.node(source)?.op
+                    && let Some(of) = expr.of(inner)
+                {
+                    expr = of;
+                    source = self.net.node(source)?.reads.first().copied().unwrap_or(0);
+                }
                 let Some((nodes, shift)) = expr.nodes() else {
                     return refuse("ends a function of each element that no node computes");
                 };
@@ -121,7 +131,7 @@ impl Builder<'_> {
                         items.push(Item::Affine { scale, shift, form: node.form, of });
                     }
                 }
-                items
+                return Ok((items, source));
             }
             Op::Affine { scale, shift } => {
                 let (scale, shift, of) = (scale.clone(), shift.clone(), node.of.clone());

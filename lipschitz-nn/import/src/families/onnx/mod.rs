@@ -9,7 +9,10 @@ mod array;
 mod attention;
 mod attributes;
 mod build;
+mod elementwise;
 mod expr;
+mod layers;
+mod moves;
 mod net;
 mod operators;
 mod view;
@@ -174,7 +177,14 @@ fn translate(
         net,
         taken: BTreeSet::new(),
         budget: BUDGET,
+        made: BTreeSet::new(),
+        left: BTreeMap::new(),
     };
+    for name in
+        contents.graph.node.iter().flat_map(|n| &n.input).map(String::as_str).chain([output])
+    {
+        *reader.left.entry(name.to_string()).or_default() += 1;
+    }
     reader.net.add(form, Op::Input, Vec::new(), ["", "the input"])?;
     let view =
         reader.net.whole(0)?.reshape(&axes).ok_or("has an input of sizes that do not fit")?;
