@@ -2,6 +2,7 @@
 
 mod workshop;
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
@@ -738,6 +739,48 @@ fn an_exported_network_is_the_same_one() {
     let file = w.string("a-file");
     std::fs::write(&file, "").unwrap();
     assert!(refused(&["export", &dir, "--to", "pytorch", &file]).contains("a-file"));
+}
+
+/// The page about ONNX: a file is a model for every command, and a model becomes a file.
+#[test]
+fn an_onnx_file_is_a_model() {
+    let w = Workshop::new();
+    let (model, again) = (golden("onnx/resnet.dynamo.onnx"), w.string("again"));
+    let said = ok(&["bound", &model, "--effort", "0"]);
+    assert!(said.contains("onnx"), "{said}");
+    let checkpoint = w.string("m.safetensors");
+    ok(&["import", &model, "-o", &checkpoint, "--report"]);
+    let bound = |model: &str| ok(&["bound", model, "--json", "--effort", "0"]);
+    assert_eq!(bound(&checkpoint), bound(&model));
+    let said = ok(&["export", &model, "--to", "onnx", &again]);
+    assert!(said.contains("model.onnx") && said.contains("rounded from f64"), "{said}");
+    let pixels = golden("onnx/resnet.dynamo.safetensors");
+    let input = w.string("x.safetensors");
+    let (tensors, _) = checkpoint::load_tensors(Path::new(&pixels), &Device::Cpu).unwrap();
+    checkpoint::save_tensors(
+        Path::new(&input),
+        [("pixels", tensors["pixels"].clone())].into_iter(),
+        None,
+    )
+    .unwrap();
+    let mut outputs = Vec::new();
+    for model in [&model, &format!("{again}/model.onnx")] {
+        let output = w.string("y.safetensors");
+        ok(&["run", model, "--input", &input, "--output", &output, "--double"]);
+        let (tensors, _) = checkpoint::load_tensors(Path::new(&output), &Device::Cpu).unwrap();
+        let all = tensors["output"].flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        outputs.push(all);
+    }
+    let wanted = tensors["output"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for output in outputs {
+        let pairs = output.iter().zip(&wanted);
+        let off = pairs.fold(0f64, |m, (a, b)| m.max((a - f64::from(*b)).abs()));
+        assert!(off < 1e-5, "{off}");
+    }
+    let cut = w.string("cut.onnx");
+    std::fs::write(&cut, b"\x08\x08\x12\x07pytorch").unwrap();
+    let said = refused(&["bound", &cut]);
+    assert!(said.contains("cut.onnx") && said.contains("ONNX"), "{said}");
 }
 
 #[test]

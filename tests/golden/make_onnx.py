@@ -9,6 +9,11 @@ For each model NAME.onnx, and NAME.safetensors with seeded inputs and the output
 in `.script` for the exporter that traces (`dynamo=False`), in `.dynamo` for the other one, `.any` behind these where the
 numbers of examples and of tokens are left open, and in nothing for a graph that is made by hand.
 
+    python tests/golden/make_onnx.py DIR big
+
+writes networks of real sizes with random weights instead, from 45 to 500 MB; `LIPSCHITZ_ONNX=DIR cargo test --test onnx outputs`
+compares them.
+
 NAME.mutations.json holds changes to the file NAME.onnx, and what onnxruntime makes of each. A change is a list of `[from,
 to, bytes]` in hexadecimal: these bytes in place of those. The outcome is the norm of the output and the sums over its
 elements i = 0, 1, … of output[i] · cos(k·i + k) for k = 1…6.
@@ -180,6 +185,19 @@ def models():
     yield "bert", Only(transformers.BertForSequenceClassification(config), "logits"), tokens(13, 6)
     config = transformers.GPT2Config(vocab_size=13, n_positions=6, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     yield "gpt2", Only(transformers.GPT2LMHeadModel(config), "logits"), tokens(13, 6)
+
+
+def big():
+    """Networks of real sizes, of which each exporter writes one."""
+    g = torch.Generator().manual_seed(5)
+    yield "resnet18.script.any", torchvision.models.resnet18(), torch.rand((2, 3, 224, 224), generator=g)
+    yield "resnet18.dynamo", torchvision.models.resnet18(), torch.rand((1, 3, 224, 224), generator=g)
+    yield "vit_b_16.dynamo.any", torchvision.models.vit_b_16(), torch.rand((2, 3, 224, 224), generator=g)
+    config = transformers.BertConfig(num_labels=2)
+    yield "bert_base.script", Only(transformers.BertForSequenceClassification(config), "logits"), torch.randint(30000, (1, 64), generator=g)
+    config = transformers.GPT2Config()
+    yield "gpt2.dynamo.any", Only(transformers.GPT2LMHeadModel(config), "logits"), torch.randint(50000, (2, 48), generator=g)
+    yield "gpt2.script", Only(transformers.GPT2LMHeadModel(config), "logits"), torch.randint(50000, (1, 48), generator=g)
 
 
 def run(path, x):
@@ -455,6 +473,11 @@ CHANGED = ["mlp.script", "gated.dynamo", "resnet.script.any", "vit.dynamo", "gpt
 
 def main(out, *names):
     os.makedirs(out, exist_ok=True)
+    if "big" in names:
+        for whole, model, x in big():
+            scramble(model)
+            keep(out, whole, exported(model, x, "dynamo" in whole, "any" in whole), x)
+        return
     everything = "everything" in names
     for name, model, x in models():
         scramble(model)

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
 use lipschitz_nn::{At, Graph, checkpoint};
@@ -13,7 +13,7 @@ use serde_json::Value;
 /// Write the network for another library: a file of weights and a program that runs them.
 ///
 /// For PyTorch: weights.safetensors, which is also a checkpoint, and network.py, which needs torch
-/// alone.
+/// alone. As ONNX: model.onnx, of standard operators and weights of f32.
 #[derive(Args)]
 pub(super) struct ExportCommand {
     /// A run directory, a checkpoint, or a third-party model.
@@ -29,15 +29,28 @@ pub(super) struct ExportCommand {
 enum To {
     /// A torch.nn.Module.
     Pytorch,
+    /// An ONNX file.
+    Onnx,
 }
 
 impl ExportCommand {
     pub(super) fn run(self) -> Result<()> {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let directory = &self.directory;
-        let program = match self.to {
-            To::Pytorch => pytorch(model.graph())?,
-        };
+        if let To::Onnx = self.to {
+            let bytes = lipschitz_import::onnx(&model)
+                .map_err(|e| lipschitz_nn::Error::file(&self.model, e))?;
+            std::fs::create_dir_all(directory).at(directory)?;
+            let file = directory.join("model.onnx");
+            checkpoint::write(&file, &bytes)?;
+            let rounded = match model.dtype() {
+                DType::F64 => ", rounded from f64 to f32",
+                _ => "",
+            };
+            outln!("{}: {} numbers{rounded}", file.display(), model.parameter_count());
+            return Ok(());
+        }
+        let program = pytorch(model.graph())?;
         std::fs::create_dir_all(directory).at(directory)?;
         let [weights, network] =
             ["weights.safetensors", "network.py"].map(|name| directory.join(name));

@@ -15,8 +15,9 @@ use lipschitz_nn::checkpoint::{self, Dialect, Origin, Reader, load_tensors};
 /// Fails unless every tensor is accounted for, and every option of its config is known.
 #[derive(Args)]
 pub(super) struct ImportCommand {
-    /// A directory with a config.json and safetensors or PyTorch files, a .bin of llama2.c, a file
-    /// of matrices, or, with --graph, the weights of any network that a graph can describe.
+    /// A directory with a config.json and safetensors or PyTorch files, an ONNX file, a .bin of
+    /// llama2.c, a file of matrices, or, with --graph, the weights of any network that a graph can
+    /// describe.
     path: PathBuf,
     /// The checkpoint to write; - is stdout.
     #[arg(short, long, value_name = "FILE.safetensors")]

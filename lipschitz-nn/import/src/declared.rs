@@ -63,5 +63,6 @@ pub(crate) fn mapping(path: &Path) -> Result<Mapping, Error> {
         "the graph as declared in {}; that the model computes it is taken from there",
         file.unwrap_or_default()
     );
-    Ok(Mapping { graph, weights: expressions, aside: Vec::new(), notes: vec![note] })
+    let (aside, exactly) = (Vec::new(), BTreeMap::new());
+    Ok(Mapping { graph, weights: expressions, aside, exactly, notes: vec![note] })
 }

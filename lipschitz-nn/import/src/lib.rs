@@ -10,6 +10,7 @@ mod activation;
 mod check;
 mod config;
 mod declared;
+mod export;
 mod expression;
 mod families;
 mod foreign;
@@ -35,6 +36,7 @@ use lipschitz_nn::{Error, Model, Weights};
 
 pub use candle_core;
 pub use check::{Disagreement, TOLERANCE, check};
+pub use export::onnx;
 pub use families::families;
 pub use foreign::{Foreign, wanted};
 pub use lipschitz_nn::checkpoint::{Dialect, Origin};

@@ -1,5 +1,7 @@
 //! What a family makes of a config: a graph, and an expression of tensors for each of its weights.
 
+use std::collections::BTreeMap;
+
 use lipschitz_nn::Error;
 use lipschitz_nn::graph::{Graph, Input, Node};
 
@@ -14,6 +16,8 @@ pub(crate) struct Mapping {
     pub weights: Vec<(String, TensorExpr)>,
     /// Tensors that the function does not need: how their names end, and why.
     pub aside: Vec<(String, &'static str)>,
+    /// The same by their whole names.
+    pub exactly: BTreeMap<String, &'static str>,
     /// What a reader of the certificate should know about the function.
     pub notes: Vec<String>,
 }
@@ -24,6 +28,7 @@ impl Mapping {
             graph: Graph::new(input, nodes)?,
             weights: weights.0,
             aside: Vec::new(),
+            exactly: BTreeMap::new(),
             notes: Vec::new(),
         })
     }

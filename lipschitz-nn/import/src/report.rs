@@ -63,8 +63,10 @@ impl ImportReport {
             }
         }
         for name in files.names().filter(|name| !wanted.contains_key(name)) {
-            match plan.aside.iter().find(|(end, _)| matches(name, end)) {
-                Some((_, why)) => drop(report.aside.insert(name.to_string(), (*why).to_string())),
+            let by_end =
+                || plan.aside.iter().find(|(end, _)| matches(name, end)).map(|(_, why)| why);
+            match plan.exactly.get(name).or_else(by_end) {
+                Some(why) => drop(report.aside.insert(name.to_string(), (*why).to_string())),
                 None => report.unused.push(name.to_string()),
             }
         }

@@ -91,7 +91,7 @@ impl<'a> Sentence<'a> {
     /// # Errors
     /// [`Error::File`] if a module is not supported, or does not fit.
     pub(crate) fn append(self, mapping: Mapping, files: &mut Files) -> Result<Mapping, Error> {
-        let Mapping { graph, weights, aside, mut notes } = mapping;
+        let Mapping { graph, weights, aside, exactly, mut notes } = mapping;
         if let Shape::Vector(_) | Shape::Image(..) = graph.output() {
             let what = "the model does not give the vectors of its tokens";
             return Err(Error::file(&self.directory.join(MODULES), what));
@@ -112,7 +112,7 @@ impl<'a> Sentence<'a> {
         notes.push(format!("an encoder of sentences: behind the model come {}", names.join(", ")));
         let graph =
             Graph::new(input, nodes).map_err(|e| Error::file(&self.directory.join(MODULES), e))?;
-        Ok(Mapping { graph, weights: weights.0, aside, notes })
+        Ok(Mapping { graph, weights: weights.0, aside, exactly, notes })
     }
 
     /// The longest sequence, where the first module says one: longer ones are cut.

@@ -195,7 +195,7 @@ impl Files {
             Kind::Safetensors => {
                 // The format sorts its tensors by type and name.
                 let found = safetensors(&source)?;
-                self.insert(source, found)
+                self.insert(source, modern(found))
             }
             Kind::Zip => {
                 let members = archive::members(&source)?;
@@ -207,7 +207,7 @@ impl Files {
                     // In the order of the arguments of `numpy.savez`, which is that of the alphabet
                     // where they were a dictionary of JAX.
                     let found = npy::arrays(&source, members)?;
-                    return self.insert(source, found);
+                    return self.insert(source, modern(found));
                 }
                 let contents = torch::zipped(&source, members, entry)?;
                 self.torch(source, contents)
@@ -241,7 +241,8 @@ impl Files {
 
     /// Takes the tensors of a file that has them in an order that means something.
     fn in_order(&mut self, source: Source, found: Vec<Found>) -> Result<(), Error> {
-        self.order = Some(found.iter().map(|found| legacy(found.name.clone())).collect());
+        let found = modern(found);
+        self.order = Some(found.iter().map(|found| found.name.clone()).collect());
         self.insert(source, found)
     }
 
@@ -253,7 +254,6 @@ impl Files {
             let size = found.size(source.length()).map_err(|what| source.wrong(what))?;
             total = total.saturating_add(size);
             let Found { name, shape, dtype, kind, start, count, layout } = found;
-            let name = legacy(name);
             let place = Place::File { file, start, count, layout };
             let info = Info { shape, dtype, kind, place };
             if self.tensors.insert(name.clone(), info).is_some() {
@@ -514,6 +514,11 @@ fn dequantised(tensors: &[Found]) -> Option<String> {
         counts.iter().map(|(kind, count)| format!("{kind} ({count} tensors)")).collect();
     let types = types.join(", ");
     Some(format!("weights were dequantised to f32 and are certified as such; the file has {types}"))
+}
+
+/// Tensors under the names that newer versions of their library give them.
+fn modern(found: Vec<Found>) -> Vec<Found> {
+    found.into_iter().map(|found| Found { name: legacy(found.name), ..found }).collect()
 }
 
 /// Old checkpoints of BERT call gain and shift of a norm gamma and beta.

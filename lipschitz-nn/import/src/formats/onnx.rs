@@ -13,28 +13,32 @@ use super::files::{Files, Found, Layout, Start};
 use super::source::Source;
 
 #[derive(Clone, PartialEq, Message)]
-struct Model {
+pub(crate) struct Model {
     #[prost(int64, tag = "1")]
-    ir_version: i64,
+    pub ir_version: i64,
+    #[prost(string, tag = "2")]
+    pub producer: String,
     #[prost(message, optional, tag = "7")]
-    graph: Option<Graph>,
+    pub graph: Option<Graph>,
     #[prost(message, repeated, tag = "8")]
-    opset_import: Vec<OperatorSet>,
+    pub opset_import: Vec<OperatorSet>,
+    #[prost(message, repeated, tag = "14")]
+    pub metadata: Vec<Entry>,
     #[prost(message, repeated, tag = "25")]
-    functions: Vec<Function>,
+    pub functions: Vec<Function>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct OperatorSet {
+pub(crate) struct OperatorSet {
     #[prost(string, tag = "1")]
-    domain: String,
+    pub domain: String,
     #[prost(int64, tag = "2")]
-    version: i64,
+    pub version: i64,
 }
 
 /// Operators that the model defines itself; only whether there are some is looked at.
 #[derive(Clone, PartialEq, Message)]
-struct Function {
+pub(crate) struct Function {
     #[prost(string, tag = "1")]
     name: String,
 }
@@ -43,19 +47,21 @@ struct Function {
 pub(crate) struct Graph {
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<Node>,
+    #[prost(string, tag = "2")]
+    pub name: String,
     #[prost(message, repeated, tag = "5")]
-    initializer: Vec<RawTensor>,
+    pub initializer: Vec<RawTensor>,
     #[prost(message, repeated, tag = "11")]
     pub input: Vec<Value>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<Value>,
     #[prost(message, repeated, tag = "15")]
-    sparse_initializer: Vec<Sparse>,
+    pub sparse_initializer: Vec<Sparse>,
 }
 
 /// A sparse tensor; only whether there are some is looked at.
 #[derive(Clone, PartialEq, Message)]
-struct Sparse {}
+pub(crate) struct Sparse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Node {
@@ -84,7 +90,7 @@ pub(crate) struct Attribute {
     #[prost(bytes = "bytes", tag = "4")]
     pub s: Bytes,
     #[prost(message, optional, tag = "5")]
-    t: Option<RawTensor>,
+    pub t: Option<RawTensor>,
     #[prost(float, repeated, tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, tag = "8")]
@@ -104,35 +110,35 @@ pub(crate) mod kind {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct RawTensor {
+pub(crate) struct RawTensor {
     #[prost(int64, repeated, tag = "1")]
-    dims: Vec<i64>,
+    pub dims: Vec<i64>,
     #[prost(int32, tag = "2")]
-    data_type: i32,
+    pub data_type: i32,
     #[prost(float, repeated, tag = "4")]
-    float_data: Vec<f32>,
+    pub float_data: Vec<f32>,
     #[prost(int32, repeated, tag = "5")]
-    int32_data: Vec<i32>,
+    pub int32_data: Vec<i32>,
     #[prost(int64, repeated, tag = "7")]
-    int64_data: Vec<i64>,
+    pub int64_data: Vec<i64>,
     #[prost(string, tag = "8")]
-    name: String,
+    pub name: String,
     #[prost(bytes = "bytes", optional, tag = "9")]
-    raw_data: Option<Bytes>,
+    pub raw_data: Option<Bytes>,
     #[prost(double, repeated, tag = "10")]
-    double_data: Vec<f64>,
+    pub double_data: Vec<f64>,
     #[prost(message, repeated, tag = "13")]
-    external_data: Vec<Entry>,
+    pub external_data: Vec<Entry>,
     #[prost(int32, tag = "14")]
-    data_location: i32,
+    pub data_location: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Entry {
+pub(crate) struct Entry {
     #[prost(string, tag = "1")]
-    key: String,
+    pub key: String,
     #[prost(string, tag = "2")]
-    value: String,
+    pub value: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -140,35 +146,35 @@ pub(crate) struct Value {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(message, optional, tag = "2")]
-    r#type: Option<Type>,
+    pub r#type: Option<Type>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Type {
+pub(crate) struct Type {
     #[prost(message, optional, tag = "1")]
-    tensor: Option<TensorType>,
+    pub tensor: Option<TensorType>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct TensorType {
+pub(crate) struct TensorType {
     #[prost(int32, tag = "1")]
-    element: i32,
+    pub element: i32,
     #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
+    pub shape: Option<Shape>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Shape {
+pub(crate) struct Shape {
     #[prost(message, repeated, tag = "1")]
-    dim: Vec<Dimension>,
+    pub dim: Vec<Dimension>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Dimension {
+pub(crate) struct Dimension {
     #[prost(int64, optional, tag = "1")]
-    value: Option<i64>,
+    pub value: Option<i64>,
     #[prost(string, tag = "2")]
-    parameter: String,
+    pub parameter: String,
 }
 
 /// Whether numbers of this type are whole, floating point, or neither; the numbers of
@@ -208,7 +214,12 @@ pub(crate) struct Contents {
     pub files: Files,
     /// Which tensors hold truth values.
     pub booleans: Vec<String>,
+    /// The most tokens that the network reads, where the program that wrote it says so.
+    pub context: Option<usize>,
 }
+
+/// What the most tokens stand under, among the metadata.
+pub(crate) const CONTEXT: &str = "lipschitz.context";
 
 /// What structures may take in memory, whatever the size of the file, in bytes.
 const ENOUGH: usize = 1 << 24;
@@ -229,6 +240,8 @@ pub(crate) fn read(source: Source) -> Result<Contents, Error> {
     }
     let model = Model::decode(bytes.clone()).map_err(|_| source.wrong(DAMAGED))?;
     let opset = opset(&model);
+    let context = model.metadata.iter().find(|entry| entry.key == CONTEXT);
+    let context = context.and_then(|entry| entry.value.parse().ok());
     let Some(mut graph) = model.graph else {
         return Err(source.wrong("is an ONNX model without a graph"));
     };
@@ -251,7 +264,7 @@ pub(crate) fn read(source: Source) -> Result<Contents, Error> {
         }
     }
     let (files, booleans) = place(source, &bytes, tensors)?;
-    Ok(Contents { graph, opset, files, booleans })
+    Ok(Contents { graph, opset, files, booleans, context })
 }
 
 const DAMAGED: &str = "is a damaged ONNX model, or no ONNX model; fetch it again";
@@ -436,7 +449,7 @@ fn cost(mut bytes: &[u8], kind: Kind, depth: usize) -> Option<usize> {
         }
         let inner = match (kind, field) {
             (Kind::Model, 7) => Some((Kind::Graph, size_of::<Graph>())),
-            (Kind::Model, 8 | 25) => Some((Kind::Leaf, size_of::<OperatorSet>())),
+            (Kind::Model, 8 | 14 | 25) => Some((Kind::Leaf, size_of::<OperatorSet>())),
             (Kind::Graph, 1) => Some((Kind::Node, size_of::<Node>())),
             (Kind::Graph, 5) | (Kind::Attribute, 5) => Some((Kind::Tensor, size_of::<RawTensor>())),
             (Kind::Graph, 11 | 12) => Some((Kind::Value, size_of::<Value>())),

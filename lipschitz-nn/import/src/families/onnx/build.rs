@@ -18,7 +18,7 @@ use crate::mapping::Mapping;
 const MOST: usize = 1 << 14;
 
 /// The widest vector whose elements are scaled by a map of its own.
-const WIDEST: usize = 2048;
+const WIDEST: usize = 1024;
 
 /// Part of a graph.
 #[derive(Clone, Debug)]
@@ -154,6 +154,7 @@ impl Builder<'_> {
             Op::Pool(pool) => plain(graph::Op::Pool(*pool)),
             Op::GlobalPool(pooling) => plain(graph::Op::GlobalPool { pooling: *pooling }),
             Op::Flatten => plain(graph::Op::Flatten),
+            Op::Patches(size) => plain(graph::Op::Patches { size: *size }),
             Op::Tokens => return self.patches(source, &node.of),
             Op::Embedding { table, vocabulary, dim } => {
                 let op = graph::Op::Embedding { vocabulary: *vocabulary, dim: *dim };

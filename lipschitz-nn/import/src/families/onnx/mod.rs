@@ -89,7 +89,7 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
     if open_tokens {
         // How many there may be is what the shortest table of positions says.
         let found = read(first)?;
-        let Some(length) = found.length.filter(|n| *n > 2) else {
+        let Some(length) = contents.context.or(found.length).filter(|n| *n > 2) else {
             return Err(
                 "leaves the number of tokens open, and has no table of positions that says \
                         how many there are; export it with a fixed number"
@@ -98,8 +98,8 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
         };
         first.tokens = length;
         notes.push(format!(
-            "the file leaves the number of tokens open: up to {length} are read, which its table of \
-             positions has"
+            "the file leaves the number of tokens open: up to {length} are read, as many as its table \
+             of positions or its metadata says"
         ));
     }
     let Read { mapping, .. } = read(first)?;
@@ -166,6 +166,9 @@ fn translate(
         })
         .collect();
     let (input, form, axes) = domain(whole, sizes, open)?;
+    if view::product(&axes) > net::LARGEST {
+        return Err(format!("reads tensors of the shape {axes:?}, which are too large").into());
+    }
     let batch = axes.first().copied().unwrap_or(1);
     let batch = if sizes.len() <= 1 { 1 } else { batch };
     let net = Net { nodes: Vec::new(), batch };
@@ -179,7 +182,11 @@ fn translate(
         budget: BUDGET,
         made: BTreeSet::new(),
         left: BTreeMap::new(),
+        kept: 0,
+        numbers: BTreeMap::new(),
     };
+    let names = reader.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i));
+    reader.numbers = names.collect();
     for name in
         contents.graph.node.iter().flat_map(|n| &n.input).map(String::as_str).chain([output])
     {
@@ -198,6 +205,7 @@ fn translate(
         // Of a type that is not read, it is missed by who reads it.
         if !made.contains(name.as_str()) && kind.is_some() {
             let value = reader.tensor(Here { node: &nothing }, number)?;
+            reader.kept += value.numbers();
             reader.values.insert(name, value);
         }
     }
@@ -277,14 +285,14 @@ fn accounted(mapping: Mapping, files: &Files, taken: &BTreeSet<String>) -> Mappi
         .flat_map(|(_, expr)| expr.sources())
         .map(|(name, _)| name.to_string())
         .collect();
-    let left = files.names().filter(|name| !used.contains(*name)).map(String::from);
-    left.collect::<Vec<_>>().into_iter().fold(mapping, |mapping, name| {
-        let why = match taken.contains(&name) {
+    let left = files.names().filter(|name| !used.contains(*name)).map(|name| {
+        let why = match taken.contains(name) {
             true => "its numbers went into the graph or into other weights",
             false => "no operator that the output depends on reads it",
         };
-        mapping.aside(name, why)
-    })
+        (name.to_string(), why)
+    });
+    Mapping { exactly: left.collect(), ..mapping }
 }
 
 /// Whether two readings with other numbers of tokens are the same network.

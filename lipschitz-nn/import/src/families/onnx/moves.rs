@@ -398,6 +398,18 @@ impl Reader<'_> {
                     && view.reshape(&[b, n, c]) == turned
                 {
                     self.net.add(Form::Tokens(n, c), Op::Tokens, vec![node], ["", &of])?
+                } else if let [_, count, width] = shape[..]
+                    && let Some(side) = (1..=h.min(w)).find(|s| c * s * s == width)
+                    && h.is_multiple_of(side)
+                    && w.is_multiple_of(side)
+                    && whole
+                        .reshape(&[b, c, h / side, side, w / side, side])
+                        .and_then(|v| v.transpose(&[0, 2, 4, 1, 3, 5])?.reshape(&shape))
+                        .as_ref()
+                        == Some(&view)
+                {
+                    let form = Form::Tokens(count, width);
+                    self.net.add(form, Op::Patches(side), vec![node], ["", &of])?
                 } else {
                     return Ok(view);
                 }

@@ -69,6 +69,8 @@ pub(super) enum Op {
     Flatten,
     /// Pixels of a small image as tokens, row by row.
     Tokens,
+    /// Squares of this side of an image as tokens, row by row.
+    Patches(usize),
     Embedding {
         table: TensorExpr,
         vocabulary: usize,
@@ -126,7 +128,10 @@ pub(super) struct Net {
 }
 
 /// The most nodes that a network may have.
-const MOST: usize = 1 << 16;
+const MOST: usize = 1 << 14;
+
+/// The most elements of what a node makes.
+pub(super) const LARGEST: usize = 1 << 40;
 
 impl Net {
     pub(super) fn form(&self, node: usize) -> Result<Form, Refused> {
@@ -161,6 +166,10 @@ impl Net {
         reads: Vec<usize>,
         [name, of]: [&str; 2],
     ) -> Result<usize, Refused> {
+        let shape = self.shape(form);
+        if shape.contains(&0) || super::view::product(&shape) > LARGEST {
+            return Err(format!("{of} makes a tensor of the shape {shape:?}").into());
+        }
         let least = reads.iter().max().map_or(0, |n| n + 1);
         let found = self
             .nodes

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::{Function, Pooling};
 
 use super::Refused;
@@ -27,6 +27,16 @@ pub(super) enum Value {
     Statistic(Statistic),
     /// Where a value is above a number.
     Above(View, f64),
+}
+
+impl Value {
+    /// How many numbers it keeps in memory.
+    pub(super) fn numbers(&self) -> usize {
+        match self {
+            Self::Array(array) => array.data.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// What is taken of the last axis of a tensor.
@@ -95,6 +105,10 @@ pub(super) struct Reader<'a> {
     pub made: BTreeSet<String>,
     /// How many more numbers may be computed.
     pub budget: usize,
+    /// How many numbers the constants have that operators made and that are still there.
+    pub kept: usize,
+    /// Where each tensor of the file is among them.
+    pub numbers: BTreeMap<String, usize>,
     /// How often each name is still read.
     pub left: BTreeMap<String, usize>,
 }
@@ -134,6 +148,7 @@ impl<'a> Reader<'a> {
                 return here.refuse(format!("makes `{name}`, which is there already"));
             }
             self.made.insert(name.clone());
+            self.kept += output.numbers();
             self.values.insert(name.clone(), output);
         }
         // What nobody reads any more takes no memory.
@@ -141,15 +156,12 @@ impl<'a> Reader<'a> {
             if let Some(left) = self.left.get_mut(name) {
                 *left = left.saturating_sub(1);
                 if *left == 0 {
-                    self.values.remove(name);
+                    let gone = self.values.remove(name).map_or(0, |value| value.numbers());
+                    self.kept = self.kept.saturating_sub(gone);
                 }
             }
         }
-        let numbers = self.values.values().map(|value| match value {
-            Value::Array(array) => array.data.len(),
-            _ => 0,
-        });
-        if numbers.sum::<usize>() > MOST {
+        if self.kept > MOST {
             return here.refuse("and those before it keep too many constants");
         }
         Ok(())
@@ -189,7 +201,7 @@ impl<'a> Reader<'a> {
             "ConstantOfShape" => {
                 let shape = self.sizes(here, need(0)?)?;
                 let made = here.node.output.first().cloned().unwrap_or_default();
-                let fill = match self.weights.iter().position(|w| w.name == made) {
+                let fill = match self.numbers.get(&made).copied() {
                     Some(weight) => self.number_of(here, weight)?,
                     None => Array::scalar(Kind::Float, 0.0),
                 };
@@ -380,7 +392,9 @@ impl<'a> Reader<'a> {
                 Value::Array(x.map(Kind::Bool, |x| f64::from(x == 0.0)))
             }
             "Mod" => {
-                attributes.int("fmod", 0)?;
+                if attributes.int("fmod", 0)? != 0 {
+                    return here.refuse("has the sign of its first operand, which is not read");
+                }
                 let (a, b) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
                 if b.data.contains(&0.0) || a.kind != Kind::Int {
                     return here.refuse("divides by zero, or is of no whole numbers");
@@ -714,7 +728,7 @@ impl<'a> Reader<'a> {
     pub(super) fn constant(&mut self, here: Here<'_>, attributes: &mut Attributes<'_>) -> Out {
         let made = here.node.output.first().map_or("", String::as_str);
         attributes.passed("value");
-        if let Some(number) = self.weights.iter().position(|w| w.name == made) {
+        if let Some(number) = self.numbers.get(made).copied() {
             return self.tensor(here, number);
         }
         if let Some(i) = attributes.whole("value_int")? {
@@ -746,11 +760,13 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn cast(&mut self, here: Here<'_>, x: &Value, to: i32) -> Out {
-        let kind = match file::number(to) {
-            Some((dtype, _)) if dtype.is_float() => Kind::Float,
-            Some(_) if to == file::BOOL => Kind::Bool,
-            Some(_) => Kind::Int,
-            None => return here.refuse(format!("wants the type {to}, which is not read")),
+        let Some((dtype, _)) = file::number(to) else {
+            return here.refuse(format!("wants the type {to}, which is not read"));
+        };
+        let kind = match dtype {
+            dtype if dtype.is_float() => Kind::Float,
+            _ if to == file::BOOL => Kind::Bool,
+            _ => Kind::Int,
         };
         if let Some(node) = self.node_of(x) {
             let ids = matches!(self.net.form(node)?, Form::Ids(_));
@@ -759,12 +775,30 @@ impl<'a> Reader<'a> {
                 _ => here.refuse("changes the type of what depends on the input"),
             };
         }
-        if let (Value::View(_) | Value::Statistic(_), Kind::Float) = (x, kind) {
-            return Ok(x.clone());
+        match (x, kind) {
+            (Value::Statistic(_), Kind::Float) => return Ok(x.clone()),
+            // A type that has all numbers of the other one.
+            (Value::View(view), Kind::Float) => {
+                let stored = match view.base {
+                    Base::Weight(number) => self.weights.get(number).map(|w| w.name.as_str()),
+                    Base::Node(_) => None,
+                };
+                let stored = stored.and_then(|name| self.files.get(name)?.dtype);
+                if stored == Some(dtype)
+                    || stored.is_some_and(|s| s.size_in_bytes() < dtype.size_in_bytes())
+                {
+                    return Ok(x.clone());
+                }
+            }
+            _ => {}
         }
         let array = self.array(here, x)?;
         Ok(Value::Array(match kind {
-            Kind::Float => array.map(kind, |x| x),
+            Kind::Float => {
+                let rounded = Tensor::new(array.data.as_slice(), &Device::Cpu)?.to_dtype(dtype)?;
+                let data = rounded.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+                Array { kind, data: data.into(), ..array }
+            }
             Kind::Int => array.map(kind, f64::trunc),
             Kind::Bool => array.map(kind, |x| f64::from(x != 0.0)),
         }))

@@ -1,0 +1,143 @@
+//! Networks as ONNX files: those of every kind of node (`tests/golden/make_own.py`), and those that
+//! were ONNX files. onnxruntime computes the same, where there is a Python that has it (`python3`,
+//! or what `PYTHON` names), and what is read again is the same function, or refused.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lipschitz_import::candle_core::{DType, Device, Tensor};
+use lipschitz_import::{ImportOptions, Imported, import, onnx};
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::{self, load_tensors, save_tensors};
+
+const SCRIPT: &str = "
+import sys
+import onnxruntime
+from safetensors.numpy import load_file, save_file
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+for path in sys.argv[1:]:
+    session = onnxruntime.InferenceSession(path + '/model.onnx', options, ['CPUExecutionProvider'])
+    x, = load_file(path + '/input.safetensors').values()
+    x = x.astype('int64' if x.dtype.kind in 'iu' else 'float32')
+    y, = session.run(None, {session.get_inputs()[0].name: x})
+    save_file({'output': y}, path + '/output.safetensors')
+";
+
+struct Case {
+    name: String,
+    model: Model,
+    input: Tensor,
+    folder: PathBuf,
+}
+
+fn input(expected: &Path) -> Tensor {
+    let (tensors, _) = load_tensors(expected, &Device::Cpu).unwrap();
+    let found = ["tokens", "pixels", "vectors"].iter().find_map(|name| tensors.get(*name));
+    found.unwrap().clone()
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let sorted = |folder: PathBuf| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<PathBuf> = entries.collect();
+        all.sort();
+        all
+    };
+    let mut models = Vec::new();
+    for folder in [sorted(golden.join("own")), sorted(golden.join("own/kinds"))].concat() {
+        let file = folder.join("checkpoint.safetensors");
+        if file.exists() {
+            let (model, _) = checkpoint::load(&file, &Device::Cpu).unwrap();
+            models.push((folder.clone(), model, folder.join("expected.safetensors")));
+        }
+    }
+    for file in sorted(golden.join("onnx")) {
+        if file.extension().is_some_and(|end| end == "onnx") {
+            let Imported { model, .. } = import(&file, &ImportOptions::default()).unwrap();
+            models.push((file.clone(), model, file.with_extension("safetensors")));
+        }
+    }
+    let case = |(i, (path, model, expected)): (usize, (PathBuf, Model, PathBuf))| {
+        // What is written is f32.
+        let model = model.to(&Device::Cpu, DType::F32).unwrap();
+        let folder = dir.join(i.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("model.onnx"), onnx(&model).unwrap()).unwrap();
+        let input = input(&expected);
+        let named = [("input", input.clone())].into_iter();
+        save_tensors(&folder.join("input.safetensors"), named, None).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        Case { name, model, input, folder }
+    };
+    models.into_iter().enumerate().map(case).collect()
+}
+
+fn flat(x: &Tensor) -> Vec<f64> {
+    x.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// How far two outputs are from each other, relative to the largest number.
+fn apart(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.dims(), b.dims());
+    let (a, b) = (flat(a), flat(b));
+    let size = a.iter().fold(1e-6, |m: f64, x| m.max(x.abs()));
+    a.iter().zip(&b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / size
+}
+
+fn double(model: &Model, input: &Tensor) -> Tensor {
+    let model = model.to(&Device::Cpu, DType::F64).unwrap();
+    model.forward(input).unwrap()
+}
+
+#[test]
+fn exported_networks_are_the_same_in_onnxruntime() {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let there = Command::new(&python).args(["-c", "import onnxruntime, safetensors"]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        // Past the capture of the test's output.
+        let line = format!("SKIPPED: {python} has no onnxruntime; no exported file is run\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cases = cases(dir.path());
+    let mut command = Command::new(&python);
+    command.args(["-c", SCRIPT]).args(cases.iter().map(|case| &case.folder));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut wrong = Vec::new();
+    for Case { name, model, input, folder } in &cases {
+        let (theirs, _) = load_tensors(&folder.join("output.safetensors"), &Device::Cpu).unwrap();
+        let off = apart(&double(model, input), &theirs["output"]);
+        println!("{name} {off:.1e}");
+        if !(off <= 2e-5) {
+            wrong.push(format!("{name}: {off:.2e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(cases.len() >= 40);
+}
+
+#[test]
+fn exported_networks_are_read_again_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = cases(dir.path());
+    let (mut read, mut refused) = (0, Vec::new());
+    for Case { name, model, input, folder } in &cases {
+        match import(&folder.join("model.onnx"), &ImportOptions::default()) {
+            Ok(Imported { model: again, .. }) => {
+                let off = apart(&double(model, input), &double(&again, input));
+                assert!(off <= 1e-6, "{name}: {off:e}");
+                read += 1;
+            }
+            Err(e) => refused.push(format!("{name}: {e}")),
+        }
+    }
+    println!("{read} of {} are read again; not: {refused:#?}", cases.len());
+    // All that were ONNX files, and most of the others.
+    assert!(refused.iter().all(|what| !what.contains(".onnx: /")), "{refused:#?}");
+    assert!(read * 10 >= cases.len() * 7, "{refused:#?}");
+}
