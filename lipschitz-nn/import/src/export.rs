@@ -6,6 +6,8 @@
 mod attention;
 mod writer;
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::{Convolution, Function, Graph, Input, Node, Op, Pooling, Shape, join};
 use lipschitz_nn::{Error, Model};
@@ -38,7 +40,7 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         model,
         out: Writer::default(),
         length: None,
-        hidden: None,
+        hidden: BTreeMap::new(),
         distance: None,
         documents: None,
     };
@@ -98,8 +100,8 @@ struct Export<'a> {
     out: Writer,
     /// The name of the number of tokens, a list of one.
     length: Option<String>,
-    /// Which keys are hidden, by what hides them: its name.
-    hidden: Option<Vec<((bool, Option<usize>), String)>>,
+    /// The names of which keys are hidden, by what hides them: whether they are ahead, and a window.
+    hidden: BTreeMap<(bool, Option<usize>), String>,
     /// The place of each key less that of each query.
     distance: Option<String>,
     /// Which keys are in another document than a query.
@@ -332,7 +334,8 @@ impl Export<'_> {
             Op::ClassToken { dim } => {
                 let token = self.weight(path, "weight", &[1, 1, *dim], false)?;
                 // Another number of tokens from here on.
-                (self.length, self.hidden, self.distance) = (None, None, None);
+                (self.length, self.distance) = (None, None);
+                self.hidden.clear();
                 let sizes = self.out.node("Shape", &[&x], &[]);
                 let batch = self.out.slice(&sizes, 0, 0, 1);
                 let rest = self.out.ints(&[1, *dim as i64]);

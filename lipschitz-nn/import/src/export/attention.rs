@@ -59,9 +59,8 @@ impl Export<'_> {
     /// Which keys no query sees, if there are some.
     fn hidden(&mut self, a: &Attention, x: &str) -> Option<String> {
         let kind = (a.causal, a.window);
-        let known = self.hidden.get_or_insert_default().iter().find(|(k, _)| *k == kind);
-        let places = match known {
-            Some((_, name)) => Some(name.clone()),
+        let places = match self.hidden.get(&kind) {
+            Some(name) => Some(name.clone()),
             None if kind == (false, None) => None,
             None => {
                 let distance = self.distance(x);
@@ -78,8 +77,8 @@ impl Export<'_> {
                     (Some(a), Some(b)) => Some(self.out.node("Or", &[&a, &b], &[])),
                     (a, b) => a.or(b),
                 };
-                if let (Some(name), Some(all)) = (&both, &mut self.hidden) {
-                    all.push((kind, name.clone()));
+                if let Some(name) = &both {
+                    self.hidden.insert(kind, name.clone());
                 }
                 both
             }

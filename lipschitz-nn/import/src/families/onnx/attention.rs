@@ -162,7 +162,7 @@ impl Reader<'_> {
         let Some(one) = one.and_then(|one| one.expand(&[tokens, tokens])) else {
             return here.refuse("masks too many tokens");
         };
-        if let Some(odd) = one.data.iter().find(|x| **x != 0.0 && !(**x <= UNSEEN)) {
+        if let Some(odd) = one.data.iter().find(|x| **x != 0.0 && (x.is_nan() || **x > UNSEEN)) {
             return here
                 .refuse(format!("adds {odd} to a logit, which is neither 0 nor hides a key"));
         }
@@ -208,7 +208,7 @@ impl Reader<'_> {
         inputs: &[Option<Value>],
         attributes: &mut Attributes<'_>,
     ) -> Result<Value, Refused> {
-        let causal = attributes.int("is_causal", 0)? != 0;
+        let causal = attributes.flag("is_causal", false)?;
         let heads = attributes.whole("q_num_heads")?;
         let key_value_heads = attributes.whole("kv_num_heads")?;
         let scale = attributes.number("scale")?;

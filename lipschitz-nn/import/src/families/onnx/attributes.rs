@@ -37,6 +37,15 @@ impl<'a> Attributes<'a> {
         Ok(self.whole(name)?.unwrap_or(otherwise))
     }
 
+    /// Yes or no, as 1 or 0; programs differ in what other numbers mean.
+    pub(super) fn flag(&mut self, name: &str, otherwise: bool) -> Result<bool, Refused> {
+        match self.int(name, i64::from(otherwise))? {
+            0 => Ok(false),
+            1 => Ok(true),
+            n => self.here.refuse(format!("has `{name}` = {n}, wanted 0 or 1")),
+        }
+    }
+
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f64>, Refused> {
         Ok(self.take(name, kind::FLOAT)?.map(|a| shortest(a.f)))
     }

@@ -301,7 +301,11 @@ impl Reader<'_> {
             }
             // One number added to all logits of a query changes no share of them.
             if shift && matches!(self.net.form(node)?, Form::Scores(..)) {
-                return Ok(x.clone());
+                // Of a large one f32 keeps nothing of the logits.
+                return match c.abs() <= 1e3 {
+                    true => Ok(x.clone()),
+                    false => here.refuse(format!("adds {c} to all logits")),
+                };
             }
             return self.map(here, x, Some(expr));
         }

@@ -18,15 +18,16 @@ impl Reader<'_> {
         attributes: &mut Attributes<'_>,
     ) -> Out {
         let (alpha, beta) = (attributes.float("alpha", 1.0)?, attributes.float("beta", 1.0)?);
-        let (turned_a, turned_b) = (attributes.int("transA", 0)?, attributes.int("transB", 0)?);
+        let turned_a = attributes.flag("transA", false)?;
+        let turned_b = attributes.flag("transB", false)?;
         let (Some(Some(x)), Some(Some(w))) = (inputs.first(), inputs.get(1)) else {
             return here.refuse("lacks an input");
         };
         let (mut x, mut w) = (x.clone(), w.clone());
-        if turned_a != 0 {
+        if turned_a {
             x = self.moved(here, &x, |view| view.transpose(&[1, 0]))?;
         }
-        if turned_b != 0 {
+        if turned_b {
             w = self.moved(here, &w, |view| view.transpose(&[1, 0]))?;
         }
         let mut y = self.product(here, &x, &w)?;
@@ -267,11 +268,11 @@ impl Reader<'_> {
         max: bool,
     ) -> Out {
         let (node, [c, height, width]) = self.image(here, x)?;
-        if attributes.int("ceil_mode", 0)? != 0 {
+        if attributes.flag("ceil_mode", false)? {
             return here.refuse("rounds its size up, which is not read");
         }
         attributes.int("storage_order", 0)?;
-        let counts = attributes.int("count_include_pad", 0)? != 0;
+        let counts = attributes.flag("count_include_pad", false)?;
         let [window, stride, padding] = self.square(here, attributes, None)?;
         if !max && padding > 0 && !counts {
             return here.refuse("does not count the border, which is not read");
@@ -308,7 +309,7 @@ impl Reader<'_> {
     ) -> Out {
         let eps = attributes.float("epsilon", 1e-5)?;
         attributes.float("momentum", 0.9)?;
-        if attributes.int("training_mode", 0)? != 0 || attributes.int("spatial", 1)? != 1 {
+        if attributes.flag("training_mode", false)? || attributes.int("spatial", 1)? != 1 {
             return here.refuse("is in training mode; export the model after eval()");
         }
         let [Some(x), Some(gain), Some(shift), Some(mean), Some(variance)] = inputs else {
@@ -393,8 +394,8 @@ impl Reader<'_> {
         inputs: &[Option<Value>],
         attributes: &mut Attributes<'_>,
     ) -> Out {
-        let keep = attributes.int("keepdims", 1)? != 0;
-        let nothing = attributes.int("noop_with_empty_axes", 0)? != 0;
+        let keep = attributes.flag("keepdims", true)?;
+        let nothing = attributes.flag("noop_with_empty_axes", false)?;
         let Some(Some(x)) = inputs.first() else { return here.refuse("lacks its input") };
         let axes = match (attributes.ints("axes")?, inputs.get(1)) {
             (Some(axes), None) => Some(axes),

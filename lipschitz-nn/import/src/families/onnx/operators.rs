@@ -224,7 +224,7 @@ impl<'a> Reader<'a> {
                 Value::Array(Array::scalar(Kind::Int, n as f64))
             }
             "Reshape" => {
-                let zero = attributes.int("allowzero", 0)? != 0;
+                let zero = attributes.flag("allowzero", false)?;
                 let x = need(0)?.clone();
                 let shape = self.new_shape(here, &x, need(1)?, zero)?;
                 self.moved(here, &x, |view| view.reshape(&shape))?
@@ -322,7 +322,7 @@ impl<'a> Reader<'a> {
                     Some(k) => self.whole(here, k)?.first().copied().unwrap_or(0),
                     None => 0,
                 };
-                let upper = attributes.int("upper", 1)? != 0;
+                let upper = attributes.flag("upper", true)?;
                 let [.., rows, columns] = x.shape[..] else {
                     return here.refuse("is of no matrix");
                 };
@@ -339,7 +339,7 @@ impl<'a> Reader<'a> {
                 let x = self.array(here, need(0)?)?;
                 let along = self.whole(here, need(1)?)?.first().copied().unwrap_or(0);
                 for option in ["exclusive", "reverse"] {
-                    if attributes.int(option, 0)? != 0 {
+                    if attributes.flag(option, false)? {
                         return here.refuse(format!("has the option {option}, which is not read"));
                     }
                 }
@@ -350,7 +350,7 @@ impl<'a> Reader<'a> {
                 let size = x.shape.get(along).copied().unwrap_or(1);
                 let mut data = x.data.to_vec();
                 for i in 0..data.len() {
-                    if (i / inner) % size > 0 {
+                    if !(i / inner).is_multiple_of(size) {
                         data[i] += data[i - inner];
                     }
                 }
@@ -392,7 +392,7 @@ impl<'a> Reader<'a> {
                 Value::Array(x.map(Kind::Bool, |x| f64::from(x == 0.0)))
             }
             "Mod" => {
-                if attributes.int("fmod", 0)? != 0 {
+                if attributes.flag("fmod", false)? {
                     return here.refuse("has the sign of its first operand, which is not read");
                 }
                 let (a, b) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
