@@ -403,12 +403,14 @@ impl Reader<'_> {
         if let Value::View(view) = value
             && let Base::Weight(number) = view.base
             && let Some(weight) = self.weights.get(number)
-            && let [length, width] = weight.shape[..]
+            && let [length, width] | [1, length, width] = weight.shape[..]
             && width == dim
             && view.offset.is_multiple_of(dim)
             && !rows.computes()
         {
             let expr = TensorExpr::new(weight.name.clone(), &weight.shape);
+            let flat = weight.shape.len() == 2;
+            let expr = if flat { expr } else { expr.reshape(&[length, width]) };
             return (expr, view.offset / dim, length);
         }
         (rows, 0, count)
