@@ -36,6 +36,10 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         }
         Input::Vector { dim } => ("vectors", vec!["batch".into(), dim.to_string()]),
     };
+    let zeros = match graph.input() {
+        Input::Tokens { zero_prefix, .. } => zero_prefix as i64,
+        _ => 0,
+    };
     let mut export = Export {
         model,
         out: Writer::default(),
@@ -43,6 +47,7 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         hidden: BTreeMap::new(),
         distance: None,
         documents: None,
+        most: graph.context().unwrap_or(1) + zeros as usize,
     };
     if let Input::Tokens { separator: Some(separator), .. } = graph.input() {
         export.documents = Some(export.documents(separator)?);
@@ -53,10 +58,6 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
             Place { shape: Shape::Image(channels, height, width), tokens: None }
         }
         Input::Vector { dim } => Place { shape: Shape::Vector(dim), tokens: None },
-    };
-    let zeros = match graph.input() {
-        Input::Tokens { zero_prefix, .. } => zero_prefix as i64,
-        _ => 0,
     };
     let (first, rest) = graph.nodes().split_at(usize::from(zeros > 0).min(graph.nodes().len()));
     let (mut x, mut place) = export.sequence(first, "", input.to_string(), start)?;
@@ -106,6 +107,8 @@ struct Export<'a> {
     distance: Option<String>,
     /// Which keys are in another document than a query.
     documents: Option<String>,
+    /// The most tokens, or other places, that attention reads.
+    most: usize,
 }
 
 impl Export<'_> {
@@ -250,7 +253,12 @@ impl Export<'_> {
                 let (low, high) = (self.out.number(-limit), self.out.number(*limit));
                 (self.out.node("Clip", &[&x, &low, &high], &[]), place)
             }
-            Op::Attention(a) => (self.attention(a, path, &x)?, place),
+            Op::Attention(a) => {
+                if let Some(tokens) = tokens {
+                    self.most = tokens;
+                }
+                (self.attention(a, path, &x)?, place)
+            }
             Op::OffsetAttention { inputs, head_dim, offsets } => {
                 let y = self.offsets(path, &x, *inputs, *head_dim, offsets)?;
                 (y, of(Shape::Tokens(head_dim * offsets.len())))

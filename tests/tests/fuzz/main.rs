@@ -187,7 +187,7 @@ macro_rules! readers {
 }
 
 readers! {
-    checkpoint certificate config setting torch legacy numpy gguf llama2c directory shard tokenizer
+    checkpoint certificate config setting torch legacy numpy gguf onnx llama2c directory shard tokenizer
     tensors idx image
 }
 

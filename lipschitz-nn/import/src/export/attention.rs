@@ -154,13 +154,8 @@ impl Export<'_> {
             (0..head_dim / 2).map(power).collect()
         });
         let half = frequencies.len();
-        let context = self.model.graph().context().unwrap_or(1);
-        let zeros = match self.model.graph().input() {
-            lipschitz_nn::graph::Input::Tokens { zero_prefix, .. } => zero_prefix,
-            _ => 0,
-        };
+        let rows = self.most;
         let mut table = |name: &str, f: fn(f64) -> f64| -> Result<String, Error> {
-            let rows = context + zeros;
             let angles = (0..rows).flat_map(|t| frequencies.iter().map(move |w| t as f64 * w));
             let numbers: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
             let tensor = Tensor::from_vec(numbers, (rows, half), &Device::Cpu)?;
@@ -219,12 +214,7 @@ impl Export<'_> {
     ) -> Result<String, Error> {
         if let Some(bias) = a.position_bias {
             let distance = self.distance(x);
-            let context = self.model.graph().context().unwrap_or(1);
-            let zeros = match self.model.graph().input() {
-                lipschitz_nn::graph::Input::Tokens { zero_prefix, .. } => zero_prefix,
-                _ => 0,
-            };
-            let most = (context + zeros) as i64;
+            let most = self.most as i64;
             let buckets: Vec<i64> =
                 (-most..=most).map(|offset| bias.bucket(a.causal, offset) as i64).collect();
             let buckets = self.out.ints(&buckets);

@@ -1,7 +1,7 @@
 //! ONNX: a graph of operators and its tensors, as protocol buffers, with large tensors perhaps in
 //! files beside it. Fields that no reader here looks at are passed over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use candle_core::{DType, Device, Tensor};
@@ -293,9 +293,13 @@ fn place(
     let path = source.path().to_path_buf();
     let wrong = |name: &str, what: &str| Error::file(&path, Error::weight(name, what));
     let (mut memory, mut here, mut booleans) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen = BTreeSet::new();
     let mut beside: BTreeMap<String, Vec<Found>> = BTreeMap::new();
     for tensor in tensors {
         let name = tensor.name.clone();
+        if !seen.insert(name.clone()) {
+            return Err(wrong(&name, "is there twice"));
+        }
         let sizes = tensor.dims.iter().map(|n| usize::try_from(*n).ok());
         let Some(shape) = sizes.collect::<Option<Vec<usize>>>() else {
             return Err(wrong(&name, "has a negative size"));
