@@ -475,6 +475,8 @@ def main(out, *names):
     os.makedirs(out, exist_ok=True)
     if "big" in names:
         for whole, model, x in big():
+            if len(names) > 1 and whole not in names:
+                continue
             scramble(model)
             keep(out, whole, exported(model, x, "dynamo" in whole, "any" in whole), x)
         return

@@ -64,6 +64,9 @@ fn digest(y: &[f64]) -> Vec<f64> {
     std::iter::once(norm).chain((1..7).map(sum)).collect()
 }
 
+/// Bytes in place of those from one place to another; and the digest of what comes of it.
+type Case = (Vec<(usize, usize, String)>, Vec<f64>);
+
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
@@ -78,8 +81,7 @@ fn changed_files_are_read_as_they_stand_or_refused() {
     for path in files(&folder) {
         let cases = path.with_extension("mutations.json");
         let Ok(text) = std::fs::read_to_string(&cases) else { continue };
-        let cases: Vec<(Vec<(usize, usize, String)>, Vec<f64>)> =
-            serde_json::from_str(&text).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
         let original = std::fs::read(&path).unwrap();
         let expected = path.with_extension("safetensors");
         let (expected, _) = load_tensors(&expected, &Device::Cpu).unwrap();

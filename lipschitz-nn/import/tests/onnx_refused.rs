@@ -178,7 +178,7 @@ fn what_is_not_known_is_refused_by_name() {
             f.nodes.push(node("Transpose", &["y"], &["z"], &[]));
             f.outputs = vec![value("z", 1, &[2, 0])];
         }),
-        ("wants the shape", |f| {
+        ("moves elements in a way that is not known", |f| {
             f.nodes.push(node("Reshape", &["y", "s"], &["z"], &[]));
             f.tensors.push(tensor("s", &[1], 7, &7i64.to_le_bytes()));
             f.outputs = vec![value("z", 1, &[7])];

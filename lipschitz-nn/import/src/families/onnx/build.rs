@@ -170,6 +170,7 @@ impl Builder<'_> {
             Op::ClassToken { weight, dim } => {
                 named(graph::Op::ClassToken { dim: *dim }, vec![("weight", weight.clone())])
             }
+            Op::MaxMin => plain(graph::Op::MaxMin),
             Op::FirstToken => plain(graph::Op::FirstToken),
             Op::LastToken => plain(graph::Op::LastToken),
             Op::MeanPool => plain(graph::Op::MeanPool),

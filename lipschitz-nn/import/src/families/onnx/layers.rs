@@ -434,6 +434,9 @@ impl Reader<'_> {
             ("ReduceMean", Form::Image(..)) if axes == [2, 3] && rank == 4 => {
                 self.global_pool(here, x, Pooling::Average, keep)
             }
+            ("ReduceL2", Form::Image(..)) if axes == [2, 3] && rank == 4 => {
+                self.global_pool(here, x, Pooling::L2, keep)
+            }
             ("ReduceMax", Form::Image(..)) if axes == [2, 3] && rank == 4 => {
                 self.global_pool(here, x, Pooling::Max, keep)
             }

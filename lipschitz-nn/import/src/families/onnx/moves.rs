@@ -30,7 +30,7 @@ impl Reader<'_> {
                 let moved = array.moved(by);
                 self.array_value(here, moved)
             }
-            Value::Statistic(_) | Value::Above(..) => {
+            Value::Statistic(_) | Value::Above(..) | Value::Half(..) => {
                 here.refuse("moves a mean or a norm, which is not known")
             }
         }
@@ -244,6 +244,28 @@ impl Reader<'_> {
         self.moved(here, &taken, |view| view.reshape(&new))
     }
 
+    /// The axis of the channels of what a node makes.
+    fn channel_axis(&self, node: usize) -> Result<usize, Refused> {
+        Ok(match self.net.form(node)? {
+            Form::Tokens(..) => 2,
+            _ => 1,
+        })
+    }
+
+    /// The larger, or the smaller, of two values that are the halves of one.
+    pub(super) fn half(&mut self, here: Here<'_>, a: &Value, b: &Value, larger: bool) -> Out {
+        let ((first, node), (second, _)) = (self.data(here, a)?, self.data(here, b)?);
+        let (whole, axis) = (self.net.whole(node)?, self.channel_axis(node)?);
+        let size = whole.shape().get(axis).copied().unwrap_or(1);
+        if !size.is_multiple_of(2)
+            || whole.slice(axis, 0, size / 2).as_ref() != Some(&first)
+            || whole.slice(axis, size / 2, size / 2).as_ref() != Some(&second)
+        {
+            return here.refuse("is of two values that are not the halves of one");
+        }
+        Ok(Value::Half(first, larger))
+    }
+
     pub(super) fn concat(&mut self, here: Here<'_>, parts: &[Value], axis: i64) -> Out {
         let rank = parts.first().map_or(0, |x| self.shape(x).len());
         let Some(axis) = array::axis(axis, rank) else {
@@ -258,6 +280,19 @@ impl Reader<'_> {
         }
         if let [one] = parts {
             return Ok(one.clone());
+        }
+        if let [Value::Half(x, true), Value::Half(y, false)] = parts
+            && let Base::Node(node) = x.base
+            && x == y
+        {
+            let whole = self.net.whole(node)?;
+            let half = self.channel_axis(node)?;
+            if axis != half || whole.slice(axis, 0, whole.shape()[axis] / 2).as_ref() != Some(x) {
+                return here.refuse("puts halves together along another axis");
+            }
+            let form = self.net.form(node)?;
+            let made = self.net.add(form, Op::MaxMin, vec![node], ["", &here.to_string()])?;
+            return Ok(Value::View(self.net.whole(made)?));
         }
         // Learned tokens in front of others.
         let Some((last, tokens)) = parts.split_last() else {

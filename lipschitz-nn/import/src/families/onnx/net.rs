@@ -90,6 +90,8 @@ pub(super) enum Op {
     FirstToken,
     LastToken,
     MeanPool,
+    /// The larger and the smaller of both halves.
+    MaxMin,
     /// x less its mean.
     Centre,
     LayerNorm(f64),

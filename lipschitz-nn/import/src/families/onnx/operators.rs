@@ -27,6 +27,8 @@ pub(super) enum Value {
     Statistic(Statistic),
     /// Where a value is above a number.
     Above(View, f64),
+    /// The larger, or the smaller, of the halves of what a node makes.
+    Half(View, bool),
 }
 
 impl Value {
@@ -416,6 +418,9 @@ impl<'a> Reader<'a> {
             "Max" | "Min" => {
                 most(2)?;
                 let (a, b) = (need(0)?.clone(), need(1)?.clone());
+                if !self.is_known(&a) && !self.is_known(&b) {
+                    return Ok(vec![self.half(here, &a, &b, name == "Max")?]);
+                }
                 let (x, bound) = if self.is_known(&a) { (b, a) } else { (a, b) };
                 if self.is_known(&x) {
                     let (a, b) = (self.array(here, &x)?, self.array(here, &bound)?);
@@ -545,7 +550,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn shape(&self, value: &Value) -> Vec<usize> {
         match value {
-            Value::View(view) | Value::Above(view, _) => view.shape(),
+            Value::View(view) | Value::Above(view, _) | Value::Half(view, _) => view.shape(),
             Value::Array(array) => array.shape.clone(),
             Value::Statistic(s) => {
                 let mut shape = s.of.shape();
@@ -562,7 +567,7 @@ impl<'a> Reader<'a> {
         match value {
             Value::View(view) => matches!(view.base, Base::Weight(_)),
             Value::Array(_) => true,
-            Value::Statistic(_) | Value::Above(..) => false,
+            Value::Statistic(_) | Value::Above(..) | Value::Half(..) => false,
         }
     }
 
@@ -580,7 +585,7 @@ impl<'a> Reader<'a> {
                 Base::Weight(_) => here.refuse("is of weights alone, where an input is wanted"),
             },
             Value::Array(_) => here.refuse("is of constants alone, where an input is wanted"),
-            Value::Statistic(_) | Value::Above(..) => {
+            Value::Statistic(_) | Value::Above(..) | Value::Half(..) => {
                 here.refuse("is of a mean or a norm in a way that is not known")
             }
         }
@@ -617,7 +622,7 @@ impl<'a> Reader<'a> {
                 }
                 Base::Node(_) => here.refuse("depends on the input in a way that is not known"),
             },
-            Value::Statistic(_) | Value::Above(..) => {
+            Value::Statistic(_) | Value::Above(..) | Value::Half(..) => {
                 here.refuse("depends on the input in a way that is not known")
             }
         }
