@@ -404,7 +404,7 @@ def changes(proto, dice):
                 yield changed(lambda g, n=n, i=i, name=name: g.node[n].input.__setitem__(i, name))
     for t, tensor in enumerate(graph.initializer):
         array = numpy_helper.to_array(tensor)
-        others = [array * 2, array + 1, array * 0, array[::-1] if array.ndim else -array]
+        others = [array * 2, array + 1, array * 0, array[::-1] if array.ndim else array if array.dtype == bool else -array]
         if array.ndim >= 2:
             odd = array.copy()
             odd.ravel()[-1] = -10000
