@@ -55,6 +55,18 @@ fn outputs_are_those_of_onnxruntime() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Where a file is not quite what its network is, the certificate says so.
+#[test]
+fn what_is_not_quite_the_file_is_noted() {
+    let notes = |name: &str| {
+        let path = folder().join(name).with_extension("onnx");
+        let meta = import(&path, &ImportOptions::default()).unwrap().meta;
+        meta.provenance.origin.unwrap().notes.join("; ")
+    };
+    assert!(notes("activations.dynamo").contains("2.1e-9"));
+    assert!(!notes("mlp.script").contains("2.1e-9"));
+}
+
 /// The norm of an output, and the sums over its elements i of output[i]·cos(k·i + k) for k = 1…6.
 fn digest(y: &[f64]) -> Vec<f64> {
     let norm = y.iter().map(|x| x * x).sum::<f64>().sqrt();

@@ -184,6 +184,7 @@ fn translate(
         left: BTreeMap::new(),
         kept: 0,
         numbers: BTreeMap::new(),
+        passes_large: false,
     };
     let names = reader.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i));
     reader.numbers = names.collect();
@@ -233,7 +234,13 @@ fn translate(
     let numbers = |expr: &TensorExpr| -> Result<Vec<f64>, Refused> {
         Ok(expr.read(files, DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
     };
-    let mapping = build::mapping(&reader.net, node, input, &numbers)?;
+    let mut mapping = build::mapping(&reader.net, node, input, &numbers)?;
+    if reader.passes_large {
+        mapping = mapping.note(
+            "the file has x in place of ln(1 + e^x) above 20, which is less by up to 2.1e-9; the \
+             network has ln(1 + e^x) everywhere",
+        );
+    }
     Ok(Read { mapping: accounted(mapping, files, &reader.taken), length })
 }
 

@@ -350,6 +350,7 @@ impl Reader<'_> {
                 && self.net.node(node)?.op
                     == Op::Map(Expr::x().apply(Phi::Known(Function::Softplus)))
             {
+                self.passes_large = true;
                 return Ok(no.clone());
             }
             return here.refuse("chooses by the size of what depends on the input");

@@ -113,6 +113,8 @@ pub(super) struct Reader<'a> {
     pub numbers: BTreeMap<String, usize>,
     /// How often each name is still read.
     pub left: BTreeMap<String, usize>,
+    /// Whether the file passes large numbers through where the network has a softplus.
+    pub passes_large: bool,
 }
 
 pub(super) type Out = Result<Value, Refused>;
