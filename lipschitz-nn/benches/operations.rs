@@ -4,9 +4,9 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use divan::Bencher;
-use lipschitz_nn::graph::{Function, Pairing, Rotary};
+use lipschitz_nn::graph::{Convolution, Function, Pairing, Rotary};
 use lipschitz_nn::linalg::Precision;
-use lipschitz_nn::ops::{self, AttentionBlock, Mask, MlpBlock, Scores};
+use lipschitz_nn::ops::{self, AttentionBlock, ImageLayer, Mask, MlpBlock, Scores};
 
 /// As in the programs.
 #[global_allocator]
@@ -53,6 +53,23 @@ compare!(
 );
 compare!(soft_cap, var(&[ROWS, DIM]), |x| ops::soft_cap(&x, 3.0), ops::composed::soft_cap(&x, 3.0));
 compare!(clip, var(&[ROWS, DIM]), |x| ops::clip(&x, 0.5), ops::composed::clip(&x, 0.5));
+/// A shift, a convolution of one pixel and MaxMin on 256 images of 64 × 16 × 16.
+fn layers(v: &[Var; 3]) -> [ImageLayer; 3] {
+    let same = Convolution::same(64, 64, 1);
+    let offsets = vec![[0, 0], [0, 1], [0, 0], [1, 0], [0, 0], [0, -1], [0, 0], [-1, 0]];
+    [
+        ImageLayer::Shift { offsets, circular: true },
+        ImageLayer::Convolution(same, v[1].as_tensor().clone(), Some(v[2].as_tensor().clone())),
+        ImageLayer::MaxMin,
+    ]
+}
+
+compare!(
+    image_layers,
+    [var(&[256, 64, 16, 16]), var(&[64, 64]), var(&[64])],
+    |v| ops::image_chain(&v[0], &layers(&v), Precision::F32, true),
+    ops::composed::image_chain(&v[0], &layers(&v), Precision::F32)
+);
 compare!(
     residual,
     [var(&[ROWS, DIM]), var(&[ROWS, DIM])],
