@@ -109,10 +109,11 @@ class Certificate:
         lower, upper = [row["lower"] for row in rows], [number(row["upper"]) for row in rows]
         return Norms([row["name"] for row in rows], numpy.array(lower), numpy.array(upper))
 
-    def verify(self, model: Any = None, **options: Any) -> None:
+    def verify(self, model: Any = None, graph: Any = None, **options: Any) -> None:
         """Proves every number again from the weights, trusting nothing in the certificate.
 
-        Without a model, from the weights that it was made of. Raises `Violated` if it does not hold.
+        Without a model, from the weights that it was made of; model, graph and options are those of
+        `certify`. Raises `Violated` if it does not hold.
 
         >>> certificate.verify("runs/first")                       # doctest: +SKIP
         """
@@ -121,7 +122,7 @@ class Certificate:
 
         network, keep = self._network, self._keep
         if model is not None:
-            network, keep = network_of(model, **options)
+            network, keep = network_of(model, graph, **options)
         if network is None:
             raise Error("a certificate from a document knows no weights; give the model")
         network.verify(self._text)
@@ -133,8 +134,13 @@ class Certificate:
 
     def save(self, path: Any) -> None:
         """Writes the document to a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self._text)
+        from ._lipschitz import Error
+
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(self._text)
+        except OSError as error:
+            raise Error(f"{path}: {error.strerror}") from None
 
     def __repr__(self) -> str:
         said = "proven" if self.proven else "NOT PROVEN"

@@ -40,6 +40,8 @@ def certify(
     >>> round(certificate.l2, 6)
     4.0
     """
+    if effort is not None:
+        effort = _whole("effort", effort)
     network, keep = network_of(model, graph, input_shape=input_shape, context=context)
     return Certificate(network.certify(effort, radius), network, keep)
 
@@ -49,8 +51,11 @@ def load(path: Any) -> Certificate:
 
     >>> lipschitz.load("first.json").verify("runs/first")          # doctest: +SKIP
     """
-    with open(path, encoding="utf-8") as file:
-        return Certificate(file.read())
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Certificate(file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
 
 
 def run(model: Any, inputs: Any, graph: Any = None, **options: Any) -> Any:
@@ -64,7 +69,7 @@ def run(model: Any, inputs: Any, graph: Any = None, **options: Any) -> Any:
     import numpy
 
     network, keep = network_of(model, graph, **options)
-    values, shape = network.run(_array(inputs))
+    values, shape = network.run(_batch("inputs", inputs))
     del keep
     return numpy.array(values).reshape(shape)
 
@@ -90,7 +95,7 @@ def probe(
     import numpy
 
     network, keep = network_of(model, graph, **options)
-    found = json.loads(network.probe(_array(inputs), seconds, radius))
+    found = json.loads(network.probe(_batch("inputs", inputs), seconds, radius))
     del keep
     a, b = (numpy.array(x["values"]).reshape(x["shape"]) for x in found["pair"])
     return Found(found["found_l2"], number(found["certified_l2"]), a, b)
@@ -119,9 +124,16 @@ def robust(
     import numpy
 
     network, keep = network_of(model, graph, **options)
-    rows = json.loads(
-        network.robust(_array(images), _array(classes), list(eps), steps, restarts)
-    )["rows"]
+    images, classes = _batch("images", images), _array(classes)
+    if classes.shape != images.shape[:1] or classes.dtype.kind not in "iu":
+        raise Error(
+            f"classes: wants {len(images)} whole numbers, one for each image, and has the shape {classes.shape} of {classes.dtype}"
+        )
+    try:
+        radii = [float(radius) for radius in eps]
+    except (TypeError, ValueError):
+        raise Error("eps: wants a list of numbers") from None
+    rows = json.loads(network.robust(images, classes, radii, _whole("steps", steps), _whole("restarts", restarts)))["rows"]
     del keep
     column = lambda key: numpy.array([row[key] for row in rows])
     return Robustness(column("eps"), column("clean"), column("attacked"), column("certified"))
@@ -151,7 +163,7 @@ def local(
     import numpy
 
     network, keep = network_of(model, graph, **options)
-    inputs = _array(inputs)
+    inputs, steps = _batch("inputs", inputs), _whole("steps", steps)
     tokens = json.loads(network.graph())["input"]["kind"] == "tokens"
     norm = norm or ("token" if tokens else "l2")
     rows = json.loads(network.local(inputs, norm, [], steps))["inputs"]
@@ -183,12 +195,24 @@ def network_of(
             raise Error("a dict of arrays needs a graph: certify(arrays, graph)")
         import json
 
+        names = {}
+        if isinstance(graph, Mapping) and "graph" in graph:
+            # The file that `certify import --graph` reads: the path in the graph, the name in the file.
+            names, graph = graph.get("weights", {}), graph["graph"]
         text = graph if isinstance(graph, str) else json.dumps(graph)
-        weights = [(name, _array(value)) for name, value in model.items()]
-        return Network.of(text, weights, "graph and weights as given to lipschitz.certify"), None
+        arrays = {name: _array(value) for name, value in model.items()}
+        for path, name in names.items():
+            if name not in arrays:
+                raise Error(f"weights: `{path}` is to be `{name}`, which is not there")
+            arrays[path] = arrays[name]
+        for name in set(names.values()) - names.keys():
+            del arrays[name]
+        return Network.of(text, _floats(arrays), "graph and weights as given to lipschitz.certify"), None
     # Whoever has a torch module has imported torch.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
+        if graph is None and model.training:
+            raise Error("the module is in training mode; call .eval() first, so that it is one function")
         if graph is not None:
             return network_of(model.state_dict(), graph)
         if hasattr(model, "save_pretrained") and hasattr(model, "config"):
@@ -204,6 +228,31 @@ def network_of(
     raise Error(
         f"a {type(model).__name__} is no model: give a path, a dict of arrays with a graph, or a torch.nn.Module"
     )
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise Error(f"{name}: wants a whole number of 0 or above, and is {value!r}")
+    return value
+
+
+def _batch(name: str, value: Any) -> Any:
+    array = _array(value)
+    if array.ndim == 0 or array.size == 0:
+        raise Error(f"{name}: wants a batch, and has the shape {array.shape}")
+    return array
+
+
+def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Weights of one type, as the widest of them holds them all; kernels as matrices."""
+    import numpy
+
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise Error(f"{name}: is an array of {array.dtype}, and weights are floats; convert it")
+    kinds = {array.dtype for array in arrays.values()}
+    one = (lambda a: a) if len(kinds) < 2 else (lambda a: a.astype(numpy.float64))
+    return [(name, one(a.reshape(len(a), -1) if a.ndim == 4 else a)) for name, a in arrays.items()]
 
 
 def _array(value: Any) -> Any:

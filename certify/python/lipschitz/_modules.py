@@ -32,6 +32,11 @@ def translate(
     layers = list(_flat(module, ""))
     if not layers:
         raise Error("the module has no layers")
+    for path, layer in layers:
+        if type(layer) not in _KINDS:
+            raise _unknown(path, layer)
+    if isinstance(input_shape, int):
+        input_shape = (input_shape,)
     walk = _Walk(layers[0], input_shape, context)
     with torch.no_grad():
         for path, layer in layers:
@@ -114,16 +119,16 @@ class _Walk:
             self.weights[f"{name}.bias"] = bias
 
     def add(self, path: str, layer: nn.Module) -> None:
-        for kind, add in _KINDS.items():
-            # A class of its own may compute something else.
-            if type(layer) is kind:
-                add(self, path, layer)
-                return
-        known = ", ".join(sorted(kind.__name__ for kind in _KINDS))
-        raise Error(
-            f"{path or 'the module'}, a {_kind(layer)}, is not known; known are {known}. "
-            "Give a graph with the weights instead"
-        )
+        # A class of its own may compute something else.
+        _KINDS[type(layer)](self, path, layer)
+
+
+def _unknown(path: str, layer: nn.Module) -> Error:
+    known = ", ".join(sorted(kind.__name__ for kind in _KINDS))
+    remedy = "give a graph of what it computes, certify(model, graph)"
+    if hasattr(layer, "parametrizations"):
+        remedy = "take its parametrizations off, torch.nn.utils.parametrize.remove_parametrizations"
+    return Error(f"{path or 'the module'}, a {_kind(layer)}, is not known: {remedy}. Known are {known}")
 
 
 def _kind(layer: nn.Module) -> str:

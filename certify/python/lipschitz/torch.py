@@ -28,7 +28,7 @@ def spectral_norm_upper(weight: torch.Tensor) -> float:
     >>> spectral_norm_upper(torch.diag(torch.tensor([3.0, 4.0]))) >= 4.0
     True
     """
-    weight = weight.detach().cpu()
+    weight = _matrix(weight.detach().cpu())
     return _upper((weight.float() if weight.dtype == torch.bfloat16 else weight).numpy())
 
 
@@ -38,7 +38,7 @@ def rms_norm_upper(weight: torch.Tensor) -> float:
     >>> rms_norm_upper(torch.eye(2)) >= 1.0
     True
     """
-    outputs, inputs = weight.shape
+    outputs, inputs = _matrix(weight).shape
     factor = math.nextafter(math.sqrt(inputs / outputs), math.inf) if hasattr(math, "nextafter") else (
         math.sqrt(inputs / outputs) * (1 + 2e-16)
     )
@@ -54,7 +54,7 @@ class Constrained:
 
     def promise(self, weight: torch.Tensor) -> Optional[float]:
         """The largest RMS -> RMS norm that a matrix can have after any step, if one is promised."""
-        outputs, inputs = weight.shape
+        outputs, inputs = _matrix(weight).shape
         return self._constraint.promise(outputs, inputs)
 
     def remove(self) -> None:
@@ -71,7 +71,7 @@ class Constrained:
         with torch.no_grad():
             for (_, weight, _), (_, (array, shared), _) in zip(self._weights, held):
                 if not shared:
-                    weight.copy_(torch.from_numpy(array))
+                    weight.copy_(torch.from_numpy(array).reshape(weight.shape))
 
 
 def constrain(
@@ -89,7 +89,7 @@ def constrain(
     outputs) times its spectral norm. `method` and `options` are those of the section `[constraint]`
     of a config: `spectral_normalize`, `spectral_hard_cap`, `spectral_soft_cap`, `svd_clip`, `stiefel`
     promise the cap under any optimizer. `parameters` are the weights to constrain, by default all of
-    two axes; `tables` those whose rows are vectors, as of an embedding, which are kept at RMS norm 1.
+    two axes, and of four, the kernels of convolutions, as matrices `[outputs, inputs * k * k]`; `tables` those whose rows are vectors, as of an embedding, which are kept at RMS norm 1.
 
     >>> layer = torch.nn.Linear(8, 8)
     >>> sgd = torch.optim.SGD(layer.parameters(), lr=10.0)
@@ -99,15 +99,17 @@ def constrain(
     >>> rms_norm_upper(layer.weight) <= 1.0
     True
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise Error(f"a {type(optimizer).__name__} is no optimizer; constrain the optimizer that trains the weights")
     section = {"method": method, **options}
     if sigma_max is not None:
         section["sigma_max"] = float(sigma_max)
     constraint = Constraint(json.dumps(section))
     all_weights = [w for group in optimizer.param_groups for w in group["params"]]
     rows = {id(w) for w in tables}
-    chosen = [w for w in all_weights if w.ndim == 2] if parameters is None else list(parameters)
+    chosen = [w for w in all_weights if w.ndim in (2, 4)] if parameters is None else list(parameters)
     for weight in chosen:
-        if weight.ndim != 2:
+        if weight.ndim not in (2, 4):
             raise Error(f"a weight of shape {tuple(weight.shape)} is no matrix")
         if not any(weight is other for other in all_weights):
             raise Error(f"a weight of shape {tuple(weight.shape)} is not one of the optimizer's")
@@ -125,10 +127,22 @@ def constrain(
     return held
 
 
+def _matrix(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix, or the kernel of a convolution as one."""
+    if weight.ndim == 4:
+        return weight.flatten(1)
+    if weight.ndim != 2:
+        raise Error(f"a weight of shape {tuple(weight.shape)} is no matrix")
+    return weight
+
+
 def _memory(weight: torch.Tensor) -> tuple[Any, bool]:
     """A weight as an array, and whether it is the weight's own memory."""
     plain = weight.detach()
     shared = plain.device.type == "cpu" and plain.dtype in (torch.float32, torch.float64)
+    # A kernel that lies in another order is copied.
+    shared &= plain.ndim == 2 or plain.is_contiguous()
+    plain = _matrix(plain)
     if shared:
         return plain.numpy(), True
     if plain.dtype != torch.float64:

@@ -49,6 +49,9 @@ pub fn images<E: Into<BoxError>>(
     let shape = shape(model.graph().input())?;
     let inputs = inputs(batches, settings.limit, &shape)?;
     let image = matches!(model.graph().input(), Input::Pixels { .. });
+    if image {
+        inputs.iter().try_for_each(|(x, _)| pixels(x))?;
+    }
     let radius = if image { all_images(&shape) } else { around(&inputs, &settings.eps)? };
     let (walk, margins) = over(&model, radius, settings.search)?;
     inputs.iter().try_for_each(|(_, classes)| known(classes, &model))?;
@@ -205,6 +208,19 @@ fn known(classes: &[usize], model: &Model) -> Result<(), Error> {
 }
 
 /// The first `limit` inputs as rows `[batch, 1, numbers]` in f64 with their classes.
+/// Whether pixels lie where the attack stays, and where rounding is bounded.
+fn pixels(x: &Tensor) -> Result<(), Error> {
+    let of = |x: Tensor| x.to_scalar::<f64>();
+    let (least, most) = (of(x.flatten_all()?.min(0)?)?, of(x.flatten_all()?.max(0)?)?);
+    if least >= 0.0 && most <= 1.0 {
+        return Ok(());
+    }
+    Err(Error::Data(format!(
+        "images hold pixels from {least} to {most}, and a radius is one of pixels in [0, 1]: scale \
+         them, and put a mean and a deviation into the first map"
+    )))
+}
+
 pub(super) fn inputs<E: Into<BoxError>>(
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     limit: usize,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
 
-use super::norms::{TopVectors, normalize, start};
+use super::norms::{TopVectors, normalize_composed, start};
 use super::rule::{Apply, Blocks, Promise};
 use super::vectors::{TABLE_ROWS, cap_rows, cap_vectors, vectors};
 use crate::blocks::{merge, scale, split};
@@ -75,7 +75,8 @@ impl Constraint {
                         Some(_) => self.cap(p),
                         None => promise.sigma_max,
                     };
-                    (merge(&normalize(&x, cap)?, promise.heads)? / factor)?
+                    // By tensor operations: a run begins with the bits that it always began with.
+                    (merge(&normalize_composed(&x, cap)?, promise.heads)? / factor)?
                 }
             };
             v.var.set(&kept)?;

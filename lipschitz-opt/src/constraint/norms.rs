@@ -102,7 +102,7 @@ impl MatrixMap for Normalize {
 }
 
 /// [`normalize`] composed of tensor operations, for other devices and float types.
-fn normalize_composed(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
+pub(crate) fn normalize_composed(x: &Tensor, cap: f64) -> Result<Tensor, Error> {
     Ok(x.broadcast_div(&(gram(x)? / (cap * (1.0 - MARGIN)))?.maximum(1f64)?)?)
 }
 
