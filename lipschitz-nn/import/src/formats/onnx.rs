@@ -347,6 +347,11 @@ fn external(
     dtype: Option<DType>,
     shape: &[usize],
 ) -> Result<(String, u64, u64), String> {
+    let mut keys: Vec<&str> = tensor.external_data.iter().map(|e| e.key.as_str()).collect();
+    keys.sort_unstable();
+    if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("says twice where its numbers lie".into());
+    }
     let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| &e.value);
     let number = |key: &str| match entry(key) {
         Some(value) => {

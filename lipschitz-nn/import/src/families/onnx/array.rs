@@ -228,7 +228,7 @@ pub(super) fn places(from: i64, to: i64, step: i64, size: usize) -> Option<Vec<u
             at = at.saturating_add(step);
         }
     } else if step < 0 {
-        let mut at = from.clamp(-1, n - 1);
+        let mut at = from.clamp(0.min(n - 1), n - 1);
         while at > to.clamp(-1, n - 1) {
             out.push(at as usize);
             at = at.saturating_add(step);

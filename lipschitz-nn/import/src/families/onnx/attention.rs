@@ -13,7 +13,7 @@ use super::view::{Base, View, product};
 
 /// What is added to a logit whose key is not seen is this or less: in f32 no logit is left of such a
 /// sum, and its share is zero.
-const UNSEEN: f64 = -1e30;
+pub(super) const UNSEEN: f64 = -1e30;
 
 impl Reader<'_> {
     /// The product of two tensors that depend on the input.
@@ -144,6 +144,9 @@ impl Reader<'_> {
         let Form::Scores(_, tokens, _) = self.net.form(node)? else {
             return here.refuse("masks what are no logits of attention");
         };
+        if self.net.node(node)?.op == Op::Softmax {
+            return here.refuse("masks the shares of attention");
+        }
         let shape = view.shape();
         if view.reshape(&whole.shape()).as_ref() != Some(&whole)
             || array::broadcast(&shape, &mask.shape).as_ref() != Some(&shape)

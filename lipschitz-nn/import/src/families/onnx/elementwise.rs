@@ -114,6 +114,9 @@ impl Reader<'_> {
 
     pub(super) fn power(&mut self, here: Here<'_>, x: &Value, exponent: &Value) -> Out {
         let n = self.scalar(here, exponent)?;
+        if self.shape(exponent).len() > self.shape(x).len() {
+            return here.refuse("has an exponent of more axes than its input");
+        }
         if let Value::Statistic(s) = x {
             let what = match (n, s.what) {
                 (0.5, Measure::Square(eps)) => Measure::Root(eps),
@@ -125,7 +128,11 @@ impl Reader<'_> {
         }
         if self.is_known(x) {
             let array = self.array(here, x)?;
-            return Ok(Value::Array(array.map(array.kind, |x| x.powf(n))));
+            let power = array.map(array.kind, |x| x.powf(n));
+            if power.kind != Kind::Float && power.data.iter().any(|x| x.fract() != 0.0) {
+                return here.refuse("makes whole numbers of others");
+            }
+            return Ok(Value::Array(power));
         }
         if n.fract() != 0.0 || !(1.0..=8.0).contains(&n) {
             return here.refuse(format!("has the exponent {n}"));
@@ -150,7 +157,12 @@ impl Reader<'_> {
                     _ => |a, b| a / b,
                 };
                 let kind = if whole { Kind::Int } else { Kind::Float };
-                self.array_value(here, a.zip(&b, kind, f))
+                let made = a.zip(&b, kind, f);
+                let least = f64::from(i32::MAX);
+                if whole && made.iter().flat_map(|m| m.data.iter()).any(|x| x.abs() > least) {
+                    return here.refuse("computes whole numbers that may not fit their type");
+                }
+                self.array_value(here, made)
             }
             (false, true) => self.with_constant(here, op, a, b),
             (true, false) => match op {
@@ -273,6 +285,9 @@ impl Reader<'_> {
 
     /// What depends on the input, and constants.
     pub(super) fn with_constant(&mut self, here: Here<'_>, op: &str, x: &Value, c: &Value) -> Out {
+        if self.shape(c).len() > self.shape(x).len() {
+            return here.refuse("has constants of more axes than its input");
+        }
         if let Value::Statistic(s) = x {
             let c = self.scalar(here, c)?;
             let what = match (op, s.what) {
@@ -283,7 +298,8 @@ impl Reader<'_> {
         }
         let (view, node) = self.data(here, x)?;
         let shape = view.shape();
-        if array::broadcast(&shape, &self.shape(c)).map(|s| product(&s)) != Some(view.count()) {
+        // No more axes either: later operators count them.
+        if array::broadcast(&shape, &self.shape(c)).as_ref() != Some(&shape) {
             let constants = self.shape(c);
             return here
                 .refuse(format!("repeats its input, {shape:?}, for constants {constants:?}"));
@@ -299,13 +315,8 @@ impl Reader<'_> {
             if !c.is_finite() || (op == "Div" && c == 0.0) {
                 return here.refuse(format!("has the constant {c}"));
             }
-            // One number added to all logits of a query changes no share of them.
-            if shift && matches!(self.net.form(node)?, Form::Scores(..)) {
-                // Of a large one f32 keeps nothing of the logits.
-                return match c.abs() <= 1e3 {
-                    true => Ok(x.clone()),
-                    false => here.refuse(format!("adds {c} to all logits")),
-                };
+            if shift && c != 0.0 && matches!(self.net.form(node)?, Form::Scores(..)) {
+                return here.refuse(format!("adds {c} to all logits"));
             }
             return self.map(here, x, Some(expr));
         }
@@ -321,11 +332,15 @@ impl Reader<'_> {
 
     /// Constants for each channel, element or token.
     pub(super) fn channels(&mut self, here: Here<'_>, op: &str, view: View, c: &Value) -> Out {
+        let axes = view.axes.len();
         let view = self.settled(here, view)?;
         let Base::Node(node) = view.base else {
             return here.refuse("is of constants alone");
         };
         let shape = self.shape(c);
+        if view.axes.len() != axes || shape.len() > axes {
+            return here.refuse("has constants of other axes than its input");
+        }
         // The axes along which the constants differ.
         let missing = view.axes.len().saturating_sub(shape.len());
         let mut steps: Vec<Step> = Vec::new();
@@ -407,6 +422,8 @@ impl Reader<'_> {
             && width == dim
             && view.offset.is_multiple_of(dim)
             && !rows.computes()
+            && view.reshape(&[count, dim])
+                == Some(View { offset: view.offset, ..View::whole(view.base, &[count, dim]) })
         {
             let expr = TensorExpr::new(weight.name.clone(), &weight.shape);
             let flat = weight.shape.len() == 2;

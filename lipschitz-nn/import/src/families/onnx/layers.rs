@@ -57,6 +57,9 @@ impl Reader<'_> {
                 let Some([inputs, outputs]) = shape.last_chunk::<2>().copied() else {
                     return here.refuse("has no matrix on its right");
                 };
+                if shape.len() > self.shape(a).len().max(2) {
+                    return here.refuse("has a matrix of more axes than its input");
+                }
                 if product(&shape) != inputs * outputs {
                     return here.refuse("has another matrix for each example");
                 }
@@ -312,12 +315,20 @@ impl Reader<'_> {
         if attributes.flag("training_mode", false)? || attributes.int("spatial", 1)? != 1 {
             return here.refuse("is in training mode; export the model after eval()");
         }
+        // Before version 14, more outputs say that it trains.
+        if here.node.output.iter().filter(|name| !name.is_empty()).count() > 1 {
+            return here.refuse("is in training mode; export the model after eval()");
+        }
         let [Some(x), Some(gain), Some(shift), Some(mean), Some(variance)] = inputs else {
             return here.refuse("lacks an input");
         };
         let mut numbers = Vec::new();
         for value in [gain, shift, mean, variance] {
-            numbers.push(self.array(here, value)?.data);
+            let array = self.array(here, value)?;
+            if array.shape.len() != 1 {
+                return here.refuse("has statistics that do not fit");
+            }
+            numbers.push(array.data);
         }
         let [gain, shift, mean, variance] = &numbers[..] else {
             return here.refuse("lacks an input");
@@ -378,6 +389,9 @@ impl Reader<'_> {
         let label = gain.map(|gain| self.label(here, gain)).unwrap_or_default();
         let mut made = self.net.add(form, op, vec![node], [&label, &here.to_string()])?;
         let vector = |value: Option<&Value>, otherwise: f64, reader: &mut Self| match value {
+            Some(value) if reader.shape(value) != [dim] => {
+                here.refuse("has a scale or a shift of other axes than the last")
+            }
             Some(value) => {
                 Ok::<_, Refused>(Coefficient::Vector(reader.weight(here, value, &[dim])?, dim))
             }

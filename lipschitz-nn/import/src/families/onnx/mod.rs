@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::DType;
 use lipschitz_nn::Error;
-use lipschitz_nn::graph::{Graph, Input, Op as GraphOp};
+use lipschitz_nn::graph::Input;
 
 use crate::expression::TensorExpr;
 use crate::formats::files::Files;
@@ -80,7 +80,11 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
         return Err(format!("has {} outputs ({names}); export it with one", outputs.len()).into());
     };
     let (element, sizes) = input(contents)?;
-    let whole = onnx::number(element).is_some_and(|(dtype, _)| !dtype.is_float());
+    let whole = match onnx::number(element) {
+        Some((dtype, _)) if dtype.is_float() => false,
+        Some((DType::I64 | DType::I32, _)) => true,
+        _ => return Err(format!("has an input of the type {element}, which is not read").into()),
+    };
     let open_batch = sizes.first().is_some_and(Option::is_none);
     let open_tokens = whole && sizes.get(1).is_some_and(Option::is_none);
     let read = |open: Open| translate(contents, output, whole, &sizes, open);
@@ -105,10 +109,21 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
     let Read { mapping, .. } = read(first)?;
     if open_batch || open_tokens {
         // Of other sizes it is the same network, or what it computes is not known.
+        let another = "computes another network for other numbers of examples or tokens";
         let other = Open { batch: 3, tokens: if open_tokens { first.tokens - 1 } else { 2 } };
-        let again = read(other)?.mapping;
-        if !same(&mapping, &again) {
-            return Err("computes another network for other numbers of examples or tokens".into());
+        if !same(&mapping, &read(other)?.mapping) {
+            return Err(another.into());
+        }
+        // Where an axis has one element it may be told from none, so that these may be refused.
+        let mut more = vec![(1, first.tokens), (7, first.tokens)];
+        if open_tokens {
+            more.extend([(2, first.tokens / 2), (5, 3), (2, 2), (2, 1)]);
+        }
+        for (batch, tokens) in more {
+            let read = read(Open { batch, tokens: tokens.max(1) });
+            if read.is_ok_and(|read| !same(&mapping, &read.mapping)) {
+                return Err(another.into());
+            }
         }
     }
     Ok(notes.into_iter().fold(mapping, Mapping::note))
@@ -152,6 +167,8 @@ fn translate(
     let files = &contents.files;
     let kind = |name: &str, dtype: Option<DType>| match dtype {
         _ if contents.booleans.iter().any(|b| b == name) => Some(Kind::Bool),
+        // Bytes wrap where they are added.
+        Some(DType::U8) => None,
         Some(dtype) if dtype.is_float() => Some(Kind::Float),
         Some(_) => Some(Kind::Int),
         None => None,
@@ -302,50 +319,7 @@ fn accounted(mapping: Mapping, files: &Files, taken: &BTreeSet<String>) -> Mappi
     Mapping { exactly: left.collect(), ..mapping }
 }
 
-/// Whether two readings with other numbers of tokens are the same network.
+/// Whether two readings with other numbers of examples or tokens are the same network.
 fn same(a: &Mapping, b: &Mapping) -> bool {
-    fn shortened(nodes: &[lipschitz_nn::graph::Node]) -> Option<String> {
-        let mut value = serde_json::to_value(nodes).ok()?;
-        fn walk(value: &mut serde_json::Value) {
-            match value {
-                serde_json::Value::Object(fields) => {
-                    if fields.get("op").is_some_and(|op| op == "positions") {
-                        fields.remove("length");
-                    }
-                    fields.values_mut().for_each(walk);
-                }
-                serde_json::Value::Array(all) => all.iter_mut().for_each(walk),
-                _ => {}
-            }
-        }
-        walk(&mut value);
-        serde_json::to_string(&value).ok()
-    }
-    let nodes = |m: &Mapping| shortened(m.graph.nodes());
-    // Positions are other rows of the same table.
-    let positions = |graph: &Graph| -> BTreeSet<String> {
-        fn walk(nodes: &[lipschitz_nn::graph::Node], out: &mut BTreeSet<String>) {
-            for node in nodes {
-                if let GraphOp::Positions { .. } = node.op {
-                    out.insert(format!("{}.weight", node.name));
-                }
-                walk(node.op.body().unwrap_or_default(), out);
-            }
-        }
-        let mut out = BTreeSet::new();
-        walk(graph.nodes(), &mut out);
-        out
-    };
-    let tables = positions(&a.graph);
-    let weights = |m: &Mapping| -> Vec<(String, TensorExpr)> {
-        m.weights.iter().filter(|(name, _)| !tables.contains(name)).cloned().collect()
-    };
-    let sources = |m: &Mapping| -> Vec<(String, Vec<String>)> {
-        let of = |e: &TensorExpr| e.sources().iter().map(|(n, _)| (*n).to_string()).collect();
-        m.weights.iter().map(|(name, e)| (name.clone(), of(e))).collect()
-    };
-    nodes(a).is_some()
-        && nodes(a) == nodes(b)
-        && weights(a) == weights(b)
-        && sources(a) == sources(b)
+    a.graph.nodes() == b.graph.nodes() && a.weights == b.weights
 }

@@ -385,6 +385,12 @@ impl Reader<'_> {
         for (data, low, hidden) in [(yes, no, false), (no, yes, true)] {
             if self.is_known(low) && !self.is_known(data) {
                 let low = self.scalar(here, low)?;
+                // In place of a logit, as added to one: only what hides the key wholly.
+                if low.is_nan() || low > super::attention::UNSEEN {
+                    return here.refuse(format!(
+                        "puts {low} in place of what depends on the input, which does not hide a key"
+                    ));
+                }
                 let mask = which.map(Kind::Float, |w| if (w != 0.0) == hidden { low } else { 0.0 });
                 return self.masked(here, data, &mask);
             }

@@ -271,6 +271,7 @@ impl<'a> Reader<'a> {
                 let shape = self.sizes(here, need(1)?)?;
                 if let Value::Statistic(s) = &x
                     && array::broadcast(&self.shape(&x), &shape) == Some(s.of.shape())
+                    && shape == self.shape(&x)
                 {
                     return Ok(vec![x]);
                 }
@@ -308,7 +309,23 @@ impl<'a> Reader<'a> {
                 attributes.int("saturate", 1)?;
                 self.cast(here, need(0)?, to)?
             }
-            "CastLike" => need(0)?.clone(),
+            "CastLike" => {
+                let (x, like) = (need(0)?.clone(), need(1)?.clone());
+                // A type is known of the input and of what is computed from it alone.
+                match (self.node_of(&x), self.node_of(&like)) {
+                    (Some(a), Some(b))
+                        if matches!(self.net.form(a)?, Form::Ids(_))
+                            == matches!(self.net.form(b)?, Form::Ids(_)) =>
+                    {
+                        x
+                    }
+                    (None, Some(b)) if !matches!(self.net.form(b)?, Form::Ids(_)) => {
+                        let array = self.array(here, &x)?;
+                        Value::Array(Array { kind: Kind::Float, ..array })
+                    }
+                    _ => return here.refuse("takes the type of what is not the input"),
+                }
+            }
             "Where" => self.choose(here, need(0)?, need(1)?, need(2)?)?,
             "IsNaN" => match self.node_of(need(0)?) {
                 // Each query sees itself, so no sum of a softmax is empty.
@@ -379,6 +396,17 @@ impl<'a> Reader<'a> {
             "And" | "Or" | "Xor" | "Equal" | "Greater" | "GreaterOrEqual" | "Less"
             | "LessOrEqual" => {
                 let (a, b) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
+                // Rounding in the type of the file may decide, of large numbers as of fractions.
+                let exact =
+                    |x: &f64| x.is_infinite() || x.fract() == 0.0 && x.abs() <= 16_777_216.0;
+                let infinite = |x: &f64| x.abs() >= -super::attention::UNSEEN;
+                if a.data
+                    .iter()
+                    .chain(b.data.iter())
+                    .any(|x| !exact(x) && !infinite(x) && x.abs() <= 9e15)
+                {
+                    return here.refuse("compares numbers that are not whole");
+                }
                 let f: fn(f64, f64) -> bool = match name {
                     "And" => |a, b| a != 0.0 && b != 0.0,
                     "Or" => |a, b| a != 0.0 || b != 0.0,
@@ -428,6 +456,9 @@ impl<'a> Reader<'a> {
                     let (a, b) = (self.array(here, &x)?, self.array(here, &bound)?);
                     let f = if name == "Max" { f64::max } else { f64::min };
                     return Ok(vec![self.array_value(here, a.zip(&b, a.kind, f))?]);
+                }
+                if self.shape(&bound).len() > self.shape(&x).len() {
+                    return here.refuse("has a bound of more axes than its input");
                 }
                 let bound = self.scalar(here, &bound)?;
                 let (low, high) = match name {
@@ -605,14 +636,20 @@ impl<'a> Reader<'a> {
         }
         let data = self.files.read(name)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         self.taken.insert(name.clone());
-        let array = Array::new(shape.clone(), kind, data);
+        // Any byte but 0 is true.
+        let truth = |x: f64| if kind == Kind::Bool { f64::from(x != 0.0) } else { x };
+        let array = Array::new(shape.clone(), kind, data.into_iter().map(truth).collect());
         array.ok_or_else(|| format!("{here} reads `{name}`, which is damaged").into())
     }
 
     /// The numbers of a value.
     pub(super) fn array(&mut self, here: Here<'_>, value: &Value) -> Result<Array, Refused> {
+        let whole = |array: Array| match array.data.iter().any(|x| x.is_nan()) {
+            true => here.refuse("computes with what is not a number"),
+            false => Ok(array),
+        };
         match value {
-            Value::Array(array) => Ok(array.clone()),
+            Value::Array(array) => whole(array.clone()),
             Value::View(view) => match view.base {
                 Base::Weight(weight) => {
                     let all = self.number_of(here, weight)?;
@@ -620,7 +657,7 @@ impl<'a> Reader<'a> {
                     let Value::Array(array) = self.array_value(here, array)? else {
                         return here.refuse("has no numbers");
                     };
-                    Ok(array)
+                    whole(array)
                 }
                 Base::Node(_) => here.refuse("depends on the input in a way that is not known"),
             },
@@ -777,8 +814,12 @@ impl<'a> Reader<'a> {
         };
         if let Some(node) = self.node_of(x) {
             let ids = matches!(self.net.form(node)?, Form::Ids(_));
-            return match (ids, kind) {
-                (true, Kind::Int) | (false, Kind::Float) => Ok(x.clone()),
+            // Of fewer bits, numbers would be rounded, and ids cut.
+            return match (ids, kind, dtype.size_in_bytes() >= 4) {
+                (true, Kind::Int, true) | (false, Kind::Float, true) => Ok(x.clone()),
+                (_, Kind::Int | Kind::Float, false) => {
+                    here.refuse("rounds what depends on the input to fewer bits")
+                }
                 _ => here.refuse("changes the type of what depends on the input"),
             };
         }
@@ -800,6 +841,11 @@ impl<'a> Reader<'a> {
             _ => {}
         }
         let array = self.array(here, x)?;
+        if kind == Kind::Int
+            && (dtype.size_in_bytes() < 4 || array.data.iter().any(|x| x.abs() > 2e9))
+        {
+            return here.refuse("makes whole numbers of fewer bits, which may not fit");
+        }
         Ok(Value::Array(match kind {
             Kind::Float => {
                 let rounded = Tensor::new(array.data.as_slice(), &Device::Cpu)?.to_dtype(dtype)?;
