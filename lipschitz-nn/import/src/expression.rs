@@ -131,6 +131,22 @@ impl TensorExpr {
         out
     }
 
+    /// Whether the rows of another are the first of these.
+    pub(crate) fn begins_with(&self, other: &Self) -> bool {
+        let Some(Transform::Narrow { dim: 0, from, count }) = other.steps.last() else {
+            return self == other;
+        };
+        let mut own = self.clone();
+        if let Some(Transform::Narrow { dim: 0, from: first, .. }) = self.steps.last()
+            && first == from
+        {
+            own.steps.pop();
+        } else if *from != 0 {
+            return self == other;
+        }
+        own.rows(*from, *count) == *other || self == other
+    }
+
     /// Whether numbers change, so that they are rounded.
     pub(crate) fn computes(&self) -> bool {
         let moves = |step: &Transform| match step {

@@ -59,7 +59,7 @@ fn outputs_are_those_of_onnxruntime() {
 #[test]
 fn what_is_not_quite_the_file_is_noted() {
     let notes = |name: &str| {
-        let path = folder().join(name).with_extension("onnx");
+        let path = folder().join(format!("{name}.onnx"));
         let meta = import(&path, &ImportOptions::default()).unwrap().meta;
         meta.provenance.origin.unwrap().notes.join("; ")
     };

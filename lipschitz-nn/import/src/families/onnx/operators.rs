@@ -213,6 +213,9 @@ impl<'a> Reader<'a> {
                 attributes.passed("value");
                 self.array_value(here, fill.expand(&shape))?
             }
+            "Shape" | "Size" if matches!(need(0)?, Value::Statistic(_)) => {
+                return here.refuse("asks for the shape of a mean or a norm");
+            }
             "Shape" => {
                 let shape = self.shape(need(0)?);
                 let rank = shape.len() as i64;
@@ -271,7 +274,6 @@ impl<'a> Reader<'a> {
                 let shape = self.sizes(here, need(1)?)?;
                 if let Value::Statistic(s) = &x
                     && array::broadcast(&self.shape(&x), &shape) == Some(s.of.shape())
-                    && shape == self.shape(&x)
                 {
                     return Ok(vec![x]);
                 }
