@@ -91,7 +91,7 @@ impl MatrixMap for Normalize {
                 break;
             }
             let unit = T::of(norm.recip());
-            g.iter_mut().for_each(|x| *x = *x * unit);
+            g.iter_mut().for_each(|x| *x *= unit);
             short.commuting(&mut next, &g, &g, false, 1.0);
             std::mem::swap(&mut g, &mut next);
         }
