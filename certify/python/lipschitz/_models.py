@@ -248,7 +248,7 @@ def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
     import numpy
 
     for name, array in arrays.items():
-        if array.dtype.kind != "f":
+        if array.dtype.kind in "iub":
             raise Error(f"{name}: is an array of {array.dtype}, and weights are floats; convert it")
     kinds = {array.dtype for array in arrays.values()}
     one = (lambda a: a) if len(kinds) < 2 else (lambda a: a.astype(numpy.float64))

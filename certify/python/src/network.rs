@@ -118,12 +118,9 @@ impl Network {
         py.detach(|| {
             let (model, _) = self.model()?;
             let model = model.to(&Device::Cpu, DType::F64).map_err(raised)?;
+            let y = model.forward(&inputs).map_err(raised)?;
             // A network without weights has no type of its own.
-            let inputs = match inputs.dtype().is_float() {
-                true => inputs.to_dtype(DType::F64).map_err(lipschitz_nn::Error::from),
-                false => Ok(inputs),
-            };
-            let y = model.forward(&inputs.map_err(raised)?).map_err(raised)?;
+            let y = y.to_dtype(DType::F64).map_err(lipschitz_nn::Error::from).map_err(raised)?;
             let flat = y.flatten_all().and_then(|y| y.to_vec1::<f64>());
             Ok((flat.map_err(lipschitz_nn::Error::from).map_err(raised)?, y.dims().to_vec()))
         })

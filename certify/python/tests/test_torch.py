@@ -83,7 +83,7 @@ def test_convolutions_pools_and_batch_norms():
         for norm in pools:
             if isinstance(norm, nn.BatchNorm2d):
                 norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2.0)
-        agrees(nn.Sequential(nn.Tanh(), *pools, nn.Flatten()), images, input_shape=(2, 9, 12))
+        agrees(nn.Sequential(nn.Conv2d(2, 2, 1), *pools, nn.Flatten()), images, input_shape=(2, 9, 12))
     norm = nn.BatchNorm1d(5, affine=False)
     norm.running_mean.normal_()
     agrees(nn.Sequential(nn.Linear(3, 5, bias=False), norm, nn.Linear(5, 2)), torch.randn(4, 3))
@@ -152,11 +152,50 @@ def test_what_is_not_known_is_refused_by_its_name(model, options, said):
         lipschitz.certify(model, **options)
 
 
+def test_kernels_names_and_types_of_a_dict():
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).eval()
+    conv = {"name": "c", "op": "conv2d", "inputs": 1, "outputs": 2, "kernel": 3, "bias": True}
+    head = {"name": "h", "op": "linear", "inputs": 8, "outputs": 3, "bias": True}
+    pixels = {"kind": "pixels", "channels": 1, "height": 4, "width": 4}
+    graph = {"format": 1, "input": pixels, "nodes": [conv, {"op": "flatten"}, head]}
+    names = {f"{to}.{what}": f"{of}.{what}" for to, of in (("c", "0"), ("h", "2")) for what in ("weight", "bias")}
+    weights = {**model.state_dict(), "2.bias": model[2].bias.detach().double()}
+    x = torch.rand(5, 1, 4, 4)
+    ours = lipschitz.run(weights, x, {"graph": graph, "weights": names})
+    assert numpy.abs(ours - model(x).detach().numpy()).max() < 1e-6
+    lipschitz.certify(weights, {"graph": graph, "weights": names}).verify(weights, {"graph": graph, "weights": names})
+    for wrong, said in [({**names, "c.bias": "odd"}, "odd"), ({}, "c.weight")]:
+        with pytest.raises(lipschitz.Error, match=said):
+            lipschitz.certify(weights, {"graph": graph, "weights": wrong})
+
+
+def test_what_is_wrong_with_images_and_classes_is_said():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    of = lambda x, y, **options: lipschitz.robust(model, x, y, input_shape=(1, 4, 4), eps=[0.1], **options)
+    assert of(x, y).clean.shape == (1,)
+    for arguments, options, said in [
+        ((3 * x, y), {}, "in .0, 1."),
+        ((x - 0.5, y), {}, "in .0, 1."),
+        ((x, y[:2]), {}, "wants 4 whole numbers"),
+        ((x, nn.functional.one_hot(y)), {}, "wants 4 whole numbers"),
+        ((x, y), {"steps": -1}, "steps"),
+        ((x[:0], y[:0]), {}, "wants a batch"),
+    ]:
+        with pytest.raises(lipschitz.Error, match=said):
+            of(*arguments, **options)
+    with pytest.raises(lipschitz.Error, match="no/such"):
+        lipschitz.load("no/such.json")
+
+
 def test_a_model_of_hugging_face():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=12
     )
+    with pytest.raises(lipschitz.Error, match="training mode"):
+        lipschitz.certify(transformers.BertModel(config).train())
     bert = transformers.BertModel(config).eval()
     certificate = lipschitz.certify(bert, effort=0)
     certificate.verify()
@@ -206,6 +245,20 @@ def test_weights_of_other_types_and_layouts_are_held_too():
         for w in (*weights, table):
             w.grad = torch.randn_like(w)
         optimizer.step()
+
+
+def test_kernels_of_convolutions_are_held():
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=20.0)
+    lipschitz.torch.constrain(optimizer, sigma_max=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-model(torch.rand(4, 2, 4, 4)).square().mean()).backward()
+        optimizer.step()
+        assert all(lipschitz.torch.rms_norm_upper(w) <= 1.0 + 1e-5 for w in (model[0].weight, model[2].weight))
+    with pytest.raises(lipschitz.Error, match="no optimizer"):
+        lipschitz.torch.constrain(model, sigma_max=1.0)
 
 
 def test_wrong_constraints_are_refused():
