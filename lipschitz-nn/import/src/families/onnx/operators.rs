@@ -402,11 +402,7 @@ impl<'a> Reader<'a> {
                 let exact =
                     |x: &f64| x.is_infinite() || x.fract() == 0.0 && x.abs() <= 16_777_216.0;
                 let infinite = |x: &f64| x.abs() >= -super::attention::UNSEEN;
-                if a.data
-                    .iter()
-                    .chain(b.data.iter())
-                    .any(|x| !exact(x) && !infinite(x) && x.abs() <= 9e15)
-                {
+                if a.data.iter().chain(b.data.iter()).any(|x| !exact(x) && !infinite(x)) {
                     return here.refuse("compares numbers that are not whole");
                 }
                 let f: fn(f64, f64) -> bool = match name {
