@@ -55,6 +55,19 @@ fn outputs_are_those_of_onnxruntime() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Files made by hand that only look like what is read: zeros in place of logits or behind a softmax,
+/// constants in front of a soft cap, constants of more axes, types of fewer bits, statistics of a batch,
+/// tables and factors that go with the number of tokens or examples.
+#[test]
+fn what_only_looks_like_a_layer_is_refused() {
+    let all = files(&folder().join("refused"));
+    assert!(all.len() > 30, "{}", all.len());
+    for path in all {
+        let read = import(&path, &ImportOptions::default());
+        assert!(read.is_err(), "{} is read", path.display());
+    }
+}
+
 /// Where a file is not quite what its network is, the certificate says so.
 #[test]
 fn what_is_not_quite_the_file_is_noted() {
