@@ -191,8 +191,7 @@ def _convolution(walk: _Walk, path: str, layer: nn.Conv2d) -> None:
     size = layer.kernel_size if plain else (0, 1)
     window = _window(walk, path, layer, layer.in_channels, layer.out_channels, size, layer.stride, padding)
     if window is None:
-        _affine_image(walk, path, layer)
-        return
+        return _no_node(walk, path, layer, True)
     name = walk.name(path)
     walk.node(
         "conv2d", name=name, inputs=layer.in_channels, outputs=layer.out_channels, kernel=window["size"], stride=window["stride"],
@@ -217,10 +216,8 @@ def _pool(pooling: str) -> Any:
         window = _window(walk, path, layer, channels, channels, size, stride, padding)
         if window is not None:
             walk.node("pool", pooling=pooling, window=window["size"], stride=window["stride"], padding=window["padding"])
-        elif pooling == "average":
-            _affine_image(walk, path, layer)
         else:
-            raise Error(f"{path}: no node computes {layer} of an image of {walk.image}" + _behind(walk))
+            _no_node(walk, path, layer, pooling == "average")
 
     return add
 
@@ -238,22 +235,24 @@ def _adaptive_pool(pooling: str) -> Any:
         elif whole and wanted == [1, 1] and not walk.flat:
             walk.node("global_pool", pooling=pooling)
             walk.image, walk.flat = (channels, 1, 1), True
-        elif pooling == "average":
-            _affine_image(walk, path, layer)
         else:
-            raise Error(f"{path}: no node computes {layer} of an image of {walk.image}" + _behind(walk))
+            _no_node(walk, path, layer, pooling == "average")
 
     return add
 
 
-def _behind(walk: _Walk) -> str:
-    return " that an earlier layer has made one vector" if walk.flat else ""
+def _no_node(walk: _Walk, path: str, layer: nn.Module, affine: bool) -> None:
+    """A layer that no node computes: as its matrix if it is an affine map."""
+    if not affine:
+        behind = " that an earlier layer has made one vector" if walk.flat else ""
+        raise Error(f"{path}: no node computes {layer} of an image of {walk.image}" + behind)
+    _affine_image(walk, path, layer)
 
 
 def _pixel_unshuffle(walk: _Walk, path: str, layer: nn.PixelUnshuffle) -> None:
     (channels, height, width), size = _image(walk, path, layer), layer.downscale_factor
-    if walk.flat:
-        raise Error(f"{path}: no node computes {layer} of an image" + _behind(walk))
+    if walk.flat or height % size or width % size:
+        return _no_node(walk, path, layer, False)
     walk.node("space_to_depth", size=size)
     walk.image = (channels * size**2, height // size, width // size)
 

@@ -47,7 +47,8 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         hidden: BTreeMap::new(),
         distance: None,
         documents: None,
-        most: graph.context().unwrap_or(1) + zeros as usize,
+        // Of an image, as many as attention finds: it says so itself.
+        most: graph.context().map_or(0, |context| context + zeros as usize),
     };
     if let Input::Tokens { separator: Some(separator), .. } = graph.input() {
         export.documents = Some(export.documents(separator)?);

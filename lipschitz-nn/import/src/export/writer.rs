@@ -8,7 +8,7 @@ use prost::bytes::Bytes;
 
 use crate::formats::onnx::{
     Attribute, CONTEXT, Dimension, Entry, Graph, Model, Node, OperatorSet, RawTensor, Shape,
-    TensorType, Type, Value, kind,
+    TensorType, Type, Value, fresh, kind,
 };
 
 /// The version of the standard operators, and that of the format which has it.
@@ -35,13 +35,7 @@ pub(super) struct Writer {
 
 impl Writer {
     fn fresh(&mut self, wanted: &str) -> String {
-        let mut name = wanted.to_string();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}_{count}");
-        }
-        name
+        fresh(&mut self.names, wanted)
     }
 
     /// A node with one output, whose name is given.

@@ -193,6 +193,17 @@ pub(crate) fn number(data_type: i32) -> Option<(DType, &'static str)> {
     })
 }
 
+/// A name like the one wanted that is not among these yet, and is from now on.
+pub(crate) fn fresh(names: &mut BTreeSet<String>, wanted: &str) -> String {
+    let mut name = wanted.to_string();
+    let mut count = 1;
+    while !names.insert(name.clone()) {
+        count += 1;
+        name = format!("{wanted}_{count}");
+    }
+    name
+}
+
 /// The number of booleans among the types.
 pub(crate) const BOOL: i32 = 9;
 

@@ -197,6 +197,7 @@ fn strides(shape: &[usize]) -> Vec<usize> {
 /// The shape of two together.
 pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
+    // An axis that one of them lacks is of size 1 there: that is what broadcasting means.
     let at = |shape: &[usize], i: usize| {
         (i + shape.len()).checked_sub(rank).and_then(|i| shape.get(i)).copied().unwrap_or(1)
     };

@@ -11,6 +11,7 @@ use lipschitz_nn::graph::{self, Attention, Convolution, Input};
 use super::Refused;
 use super::net::{Coefficient, Form, Net, Op};
 use crate::expression::{TensorExpr, WeightMap};
+use crate::formats::onnx::fresh;
 use crate::mapping::Mapping;
 
 /// The most nodes that a graph may become: a value that is read twice is computed twice where
@@ -443,14 +444,7 @@ impl Builder<'_> {
 
     /// A name that no node has.
     fn name(&mut self, wanted: &str) -> String {
-        let wanted = if wanted.is_empty() { "map" } else { wanted };
-        let mut name = wanted.to_string();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}_{count}");
-        }
-        name
+        fresh(&mut self.names, if wanted.is_empty() { "map" } else { wanted })
     }
 
     /// Puts factors and constants into the maps beside them.

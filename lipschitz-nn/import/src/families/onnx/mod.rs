@@ -186,8 +186,8 @@ fn translate(
     if view::product(&axes) > net::LARGEST {
         return Err(format!("reads tensors of the shape {axes:?}, which are too large").into());
     }
-    let batch = axes.first().copied().unwrap_or(1);
-    let batch = if sizes.len() <= 1 { 1 } else { batch };
+    // A single axis is that of a vector, of which there is one.
+    let batch = if let [batch, _, ..] = axes[..] { batch } else { 1 };
     let net = Net { nodes: Vec::new(), batch };
     let mut reader = Reader {
         files,

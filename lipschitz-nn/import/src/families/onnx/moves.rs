@@ -134,7 +134,9 @@ impl Reader<'_> {
             let Some(axis) = array::axis(*axis, rank) else {
                 return here.refuse("has an axis that is not there");
             };
-            let size = self.shape(&x).get(axis).copied().unwrap_or(1);
+            let Some(size) = self.shape(&x).get(axis).copied() else {
+                return here.refuse("has an axis that is not there");
+            };
             let Some(places) = array::places(*from, *to, *step, size) else {
                 return here.refuse("has the step 0");
             };
@@ -151,7 +153,9 @@ impl Reader<'_> {
         axis: usize,
         places: &[usize],
     ) -> Out {
-        let size = self.shape(x).get(axis).copied().unwrap_or(1);
+        let Some(size) = self.shape(x).get(axis).copied() else {
+            return here.refuse("has an axis that is not there");
+        };
         if places.len() == size && places.iter().enumerate().all(|(i, p)| i == *p) {
             return Ok(x.clone());
         }
@@ -179,12 +183,14 @@ impl Reader<'_> {
             return here.refuse("lacks its input");
         };
         let shape = self.shape(&x);
-        let Some(axis) = array::axis(attributes.int("axis", 0)?, shape.len()) else {
+        let axis = array::axis(attributes.int("axis", 0)?, shape.len());
+        let Some((axis, size)) = axis.and_then(|axis| Some((axis, *shape.get(axis)?))) else {
             return here.refuse("has an axis that is not there");
         };
-        let size = shape.get(axis).copied().unwrap_or(1);
         let count = here.node.output.len();
-        attributes.int("num_outputs", count as i64)?;
+        if attributes.int("num_outputs", count as i64)? != count as i64 {
+            return here.refuse("has another number of outputs than it says");
+        }
         let counts: Vec<usize> = match (inputs.get(1), attributes.ints("split")?) {
             (Some(Some(counts)), None) => self.sizes(here, counts)?,
             (_, Some(counts)) => {
@@ -218,7 +224,9 @@ impl Reader<'_> {
             return self.embedding(here, x, index, node, axis);
         }
         let index = self.array(here, index)?;
-        let size = shape.get(axis).copied().unwrap_or(1) as i64;
+        let Some(size) = shape.get(axis).map(|size| *size as i64) else {
+            return here.refuse("has an axis that is not there");
+        };
         let numbers = index.whole().unwrap_or_default();
         let places = numbers.iter().map(|i| if *i < 0 { i + size } else { *i });
         let places = places.map(|i| usize::try_from(i).ok().filter(|i| (*i as i64) < size));
@@ -256,9 +264,11 @@ impl Reader<'_> {
     pub(super) fn half(&mut self, here: Here<'_>, a: &Value, b: &Value, larger: bool) -> Out {
         let ((first, node), (second, _)) = (self.data(here, a)?, self.data(here, b)?);
         let (whole, axis) = (self.net.whole(node)?, self.channel_axis(node)?);
-        let size = whole.shape().get(axis).copied().unwrap_or(1);
-        if !size.is_multiple_of(2)
-            || whole.slice(axis, 0, size / 2).as_ref() != Some(&first)
+        let Some(size) = whole.shape().get(axis).copied().filter(|size| size.is_multiple_of(2))
+        else {
+            return here.refuse("is of two values that are not the halves of one");
+        };
+        if whole.slice(axis, 0, size / 2).as_ref() != Some(&first)
             || whole.slice(axis, size / 2, size / 2).as_ref() != Some(&second)
         {
             return here.refuse("is of two values that are not the halves of one");

@@ -360,7 +360,9 @@ impl<'a> Reader<'a> {
             }
             "CumSum" => {
                 let x = self.array(here, need(0)?)?;
-                let along = self.whole(here, need(1)?)?.first().copied().unwrap_or(0);
+                let [along] = self.whole(here, need(1)?)?[..] else {
+                    return here.refuse("has no one axis");
+                };
                 for option in ["exclusive", "reverse"] {
                     if attributes.flag(option, false)? {
                         return here.refuse(format!("has the option {option}, which is not read"));
@@ -370,7 +372,9 @@ impl<'a> Reader<'a> {
                     return here.refuse("has an axis that is not there");
                 };
                 let inner = product(x.shape.get(along + 1..).unwrap_or_default());
-                let size = x.shape.get(along).copied().unwrap_or(1);
+                let Some(size) = x.shape.get(along).copied() else {
+                    return here.refuse("has an axis that is not there");
+                };
                 let mut data = x.data.to_vec();
                 for i in 0..data.len() {
                     if !(i / inner).is_multiple_of(size) {

@@ -171,10 +171,11 @@ impl View {
             let own = place.checked_sub(new).and_then(|i| self.axes.get(i)).cloned();
             let own = own.unwrap_or_default();
             let wanted = place.checked_sub(rank - shape.len()).and_then(|i| shape.get(i));
-            axes.push(match (size(&own), wanted.copied().unwrap_or(1)) {
-                (_, 1) => own,
-                (1, wanted) => vec![Step { size: wanted, stride: 0 }],
-                (n, wanted) if n == wanted => own,
+            axes.push(match (size(&own), wanted.copied()) {
+                // An axis that the shape lacks, or has with one element, stays as it is.
+                (_, None | Some(1)) => own,
+                (1, Some(wanted)) => vec![Step { size: wanted, stride: 0 }],
+                (n, Some(wanted)) if n == wanted => own,
                 _ => return None,
             });
         }
