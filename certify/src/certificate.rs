@@ -1,5 +1,7 @@
 //! The certificate: a theorem about one checkpoint, as a document.
 
+use std::fmt;
+
 use lipschitz_nn::checkpoint::Origin;
 use lipschitz_nn::graph::{Graph, Input, NodeId, Shape, join};
 use schemars::JsonSchema;
@@ -140,6 +142,20 @@ pub struct Domain {
     pub radius: Upper,
     /// For embeddings: the largest ℓ2 distance of two rows, as a scale for radii.
     pub diameter: Option<Upper>,
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        domain(f, &self.text, self.radius)
+    }
+}
+
+/// A domain in words, with its radius if it has one.
+pub(crate) fn domain(f: &mut fmt::Formatter, text: &str, radius: Upper) -> fmt::Result {
+    match radius.is_finite() {
+        true => write!(f, "{text}, ‖x‖₂ ≤ {radius}"),
+        false => f.write_str(text),
+    }
 }
 
 /// Certifies a model on the ball of ℓ2 radius `radius` per token, or without a radius on its

@@ -20,6 +20,15 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, Error> {
     }
     let file = path.join("model.safetensors");
     if !file.exists() {
+        let unfinished = path.join("checkpoint");
+        if unfinished.join("model.safetensors").exists() {
+            let what = format!(
+                "is a run that has not ended; `train run … --resume` goes on with it, and {} is its \
+                 last checkpoint",
+                unfinished.display()
+            );
+            return Err(lipschitz_nn::Error::file(path, what).into());
+        }
         let what = "holds no model.safetensors; give the directory of a finished run, a \
                     checkpoint, or a directory with a config.json";
         return Err(lipschitz_nn::Error::file(path, what).into());

@@ -67,7 +67,7 @@ pub fn search(
 /// points along the directions that a head of some layer reads most), from random inputs, and
 /// repeatedly from the steepest pair so far.
 ///
-/// `report` is called with the largest sensitivity whenever it has grown.
+/// `report` is called with the largest sensitivity so far, again and again.
 ///
 /// # Errors
 /// As [`search`].
@@ -86,7 +86,6 @@ pub fn probe(
     let directions = if network.tokens { reading_directions(model)? } else { Vec::new() };
     let mut rng = random::seeded(0);
     let mut best: Option<Pair> = None;
-    let mut told = 0.0;
     for round in 0.. {
         let picked: Vec<u32> =
             (0..BATCH.min(count)).map(|i| ((round / 5 * BATCH + i) % count) as u32).collect();
@@ -121,12 +120,7 @@ pub fn probe(
             _ => (network.project(&real)?, unit(&noise)?, 30),
         };
         network.climb(&a, &direction, iterations, &mut best)?;
-        if let Some(pair) = &best
-            && pair.found() > told
-        {
-            told = pair.found();
-            report(told);
-        }
+        report(best.as_ref().map_or(0.0, Pair::found));
         if start.elapsed() >= budget {
             break;
         }

@@ -129,6 +129,9 @@ def image():
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python export.py DIRECTORY")
+    os.makedirs(sys.argv[1], exist_ok=True)
     for example in (mlp, transformer, image):
         _, graph, weights = example()
         save(os.path.join(sys.argv[1], example.__name__ + ".safetensors"), graph, weights)

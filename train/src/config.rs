@@ -194,8 +194,10 @@ impl Config {
         }
         Self::from_table(table).map_err(|error| match error {
             // A mistake that the file makes without the settings has its place there.
-            Error::Key(mistake) => Error::Key(match keys::read::<Self>(file) {
+            Error::Key(mistake) => Error::Key(match keys::read::<Self>(file.clone()) {
                 Err(own) if own.to_string() == mistake.to_string() => mistake.at(text),
+                // The file is right by itself.
+                Ok(_) if mistake.is_in(file) => mistake.taken_out(),
                 _ => mistake,
             }),
             error => error,
@@ -305,9 +307,10 @@ impl Config {
             *final_scale = final_scale.or(Some(goal.target));
         }
         let graph = match input {
-            Some(input) => model.graph_of(outputs, input)?,
-            None => model.graph(outputs)?,
+            Some(input) => model.graph_of(outputs, input),
+            None => model.graph(outputs),
         };
+        let graph = graph.within("model")?;
         if !self.data.kind().reads(graph.input()) {
             return Err(lipschitz_data::Error::misfit(graph.input()).into());
         }
@@ -374,6 +377,21 @@ mod tests {
         assert!(message("[optimizer]", "[optimiser]").contains("did you mean `optimizer`?"));
         assert!(message("layers =", "layer =").contains("did you mean `layers`?"));
         assert!(message("kind = \"play\"", "kind = \"plays\"").contains("did you mean `play`?"));
+    }
+
+    #[test]
+    fn a_key_that_a_setting_leaves_behind_is_told_with_the_way_out() {
+        let text = crate::preset::text("demo").unwrap();
+        let said = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            Config::parse(text, &settings).unwrap_err().to_string()
+        };
+        let left = said(&["data.kind=text"]);
+        assert!(left.starts_with("data: unknown field `characters`"), "{left}");
+        assert!(left.ends_with("`--set data.characters=` takes it out"), "{left}");
+        // A key of a setting is the setting's own mistake.
+        let own = said(&["data.charakters=5"]);
+        assert!(own.ends_with("did you mean `characters`?"), "{own}");
     }
 
     #[test]

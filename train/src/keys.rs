@@ -33,6 +33,8 @@ pub struct Mistake {
     path: Vec<String>,
     /// Where that is in the file, if it is known.
     place: Option<String>,
+    /// What to do about it, if that is known.
+    remedy: Option<String>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,26 @@ impl Mistake {
         self
     }
 
+    /// Whether a field that is not known is one of a table's.
+    pub(crate) fn is_in(&self, table: Table) -> bool {
+        let What::Unknown { noun: "field", found, .. } = &self.what else { return false };
+        let section = self.path.iter().rev().try_fold(Value::Table(table), |at, key| match at {
+            Value::Table(mut table) => table.remove(key),
+            _ => None,
+        });
+        matches!(section, Some(Value::Table(table)) if table.contains_key(found))
+    }
+
+    /// The same of a field that the file has, and that does not go with a setting.
+    pub(crate) fn taken_out(mut self) -> Self {
+        let path = self.path.iter().rev().map(String::as_str).chain(self.unknown());
+        let path = path.collect::<Vec<_>>().join(".");
+        self.remedy = Some(format!(
+            "the file has it, and it does not go with what is set; `--set {path}=` takes it out"
+        ));
+        self
+    }
+
     fn inside(mut self, key: String) -> Self {
         self.path.push(key);
         self
@@ -79,7 +101,7 @@ impl Display for Mistake {
         if let Some(place) = &self.place {
             write!(f, "{place}: ")?;
         }
-        if !self.path.is_empty() && nearest.is_none() {
+        if !self.path.is_empty() && (nearest.is_none() || self.place.is_none()) {
             let path: Vec<&str> = self.path.iter().rev().map(String::as_str).collect();
             write!(f, "{}: ", path.join("."))?;
         }
@@ -92,7 +114,11 @@ impl Display for Mistake {
             }
             What::Other(text) => f.write_str(&text.trim().replace('\n', " "))?,
         }
-        nearest.map_or(Ok(()), |name| write!(f, "; did you mean `{name}`?"))
+        match (&self.remedy, nearest) {
+            (Some(remedy), _) => write!(f, "; {remedy}"),
+            (None, Some(name)) => write!(f, "; did you mean `{name}`?"),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -110,17 +136,59 @@ impl std::error::Error for Mistake {}
 
 impl de::Error for Mistake {
     fn custom<T: Display>(text: T) -> Self {
-        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None }
+        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None, remedy: None }
+    }
+
+    fn invalid_type(found: de::Unexpected, wanted: &dyn de::Expected) -> Self {
+        de::Error::custom(format_args!("is {}, and wants {}", is(found), wants(wanted)))
+    }
+
+    fn invalid_value(found: de::Unexpected, wanted: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, wanted)
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "field", found: found.to_string(), known };
-        Self { what, path: Vec::new(), place: None }
+        Self { what, path: Vec::new(), place: None, remedy: None }
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "variant", found: found.to_string(), known };
-        Self { what, path: Vec::new(), place: None }
+        Self { what, path: Vec::new(), place: None, remedy: None }
+    }
+}
+
+/// A value in words.
+fn is(found: de::Unexpected) -> String {
+    match found {
+        de::Unexpected::Map => "a section".into(),
+        de::Unexpected::Seq => "a list".into(),
+        de::Unexpected::Unsigned(number) => number.to_string(),
+        de::Unexpected::Signed(number) => number.to_string(),
+        de::Unexpected::Float(number) => number.to_string(),
+        de::Unexpected::Bool(value) => value.to_string(),
+        de::Unexpected::Str(text) => format!("the text {text:?}"),
+        other => other.to_string(),
+    }
+}
+
+/// What a type reads in words that name no type of the program.
+fn wants(wanted: &dyn de::Expected) -> String {
+    let text = wanted.to_string();
+    match text.as_str() {
+        "f32" | "f64" => "a number".into(),
+        "i8" | "i16" | "i32" | "i64" => "a whole number".into(),
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or above".into(),
+        "a boolean" => "true or false".into(),
+        "a string" | "path string" => "a text".into(),
+        "a sequence" => "a list".into(),
+        "variant identifier" | "field identifier" => "a name".into(),
+        text if text.starts_with("struct ") || text.contains("tagged enum ") => "a section".into(),
+        text if text.starts_with("enum ") => "a name".into(),
+        text if text.starts_with("an array of length ") => {
+            text.replacen("an array of length", "a list of", 1)
+        }
+        text => text.into(),
     }
 }
 
@@ -261,7 +329,7 @@ mod tests {
         assert!(said.starts_with("line 4, column 3, `rat = 1`: unknown field `rat`"), "{said}");
         let text = "size = 1\n[inner]\nrange = [1, 2]\nrate = 'fast'\n";
         let said = mistake(text).at(text).to_string();
-        let wanted = "line 4, column 8, `rate = 'fast'`: inner.rate: invalid type";
+        let wanted = "line 4, column 8, `rate = 'fast'`: inner.rate: is the text";
         assert!(said.starts_with(wanted), "{said}");
         assert!(table("size = = 1").unwrap_err().to_string().starts_with("line 1, column 8, `"));
     }
@@ -275,13 +343,16 @@ mod tests {
         let unknown = mistake("size = 1\ninner = { rat = 1 }");
         assert_eq!((unknown.unknown(), unknown.nearest()), (Some("rat"), Some("rate")));
         let said = unknown.to_string();
-        assert_eq!(said, "unknown field `rat`, expected `rate` or `range`; did you mean `rate`?");
+        assert_eq!(
+            said,
+            "inner: unknown field `rat`, expected `rate` or `range`; did you mean `rate`?"
+        );
         let kind = mistake("size = 1\nkind = 'plan'");
         assert_eq!(kind.nearest(), Some("plain"));
         let wrong = mistake("size = 1\ninner = { rate = 'fast', range = [1, 2] }");
         assert_eq!(wrong.nearest(), None);
         let said = wrong.to_string();
-        assert_eq!(said, "inner.rate: invalid type: string \"fast\", expected f64");
+        assert_eq!(said, "inner.rate: is the text \"fast\", and wants a number");
         for text in [
             "size = 1\ninner = { rate = 1, range = [1, 2, 3] }",
             "size = 1\nkind = { of = 3, plain = 2 }",
@@ -290,6 +361,25 @@ mod tests {
             "size = 1\ninner = { rate = nan, range = [1, 2] }",
         ] {
             assert!(mistake(text).unknown().is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_type_of_the_program_is_named() {
+        for (text, wanted) in [
+            ("size = 1\ninner = 3", "inner: is 3, and wants a section"),
+            ("size = -1", "size: is -1, and wants a whole number of 0 or above"),
+            ("size = [1]", "size: is a list, and wants a whole number of 0 or above"),
+            ("size = 1\nkind = 3", "kind: is 3, and wants a name"),
+            ("size = 1\ninner = { rate = 1, range = [1] }", "inner.range: invalid length 1"),
+            (
+                "size = 1\ninner = { rate = {}, range = [1, 2] }",
+                "inner.rate: is a section, and wants",
+            ),
+            ("size = true", "size: is true, and wants a whole number of 0 or above"),
+        ] {
+            let said = mistake(text).to_string();
+            assert!(said.starts_with(wanted), "{said}");
         }
     }
 

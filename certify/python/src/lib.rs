@@ -2,10 +2,11 @@
 //! arrays, and the two programs. What it gives are documents and numbers; `lipschitz/*.py` makes
 //! objects of them.
 //!
-//! Python's interpreter lock is released wherever something is computed.
+//! Python's interpreter lock is released wherever something is computed, and Ctrl-C ends it.
 
 mod arrays;
 mod constraint;
+mod interrupt;
 mod network;
 mod program;
 

@@ -18,6 +18,7 @@ use pyo3::prelude::*;
 use serde_json::json;
 
 use crate::arrays::tensor;
+use crate::interrupt::{Read, Stop, interruptible};
 use crate::raised;
 
 /// A network that something is to be proven about.
@@ -90,11 +91,9 @@ impl Network {
         if radius.is_some_and(|radius| !(radius.is_finite() && radius > 0.0)) {
             return Err(crate::Error::new_err("radius: must be a number above 0"));
         }
-        py.detach(|| {
+        interruptible(py, |stop| {
             self.with(|source| {
-                let found = certificate::certify(source, Method::Proven, Formula::Sound, radius)?;
-                let steps = effort.unwrap_or_else(|| ellipsoid::usual_steps(source.graph()));
-                let found = found.tighten(source, steps, &mut |_, _| {})?;
+                let found = proven(&Read { source, stop }, effort, radius, stop)?;
                 Ok(serde_json::to_string_pretty(&found)?)
             })
         })
@@ -109,7 +108,9 @@ impl Network {
         let claim: Certificate = serde_json::from_str(certificate).map_err(held)?;
         let document = serde_json::from_str(certificate).map_err(held)?;
         strict::known(&document, &claim).map_err(held)?;
-        py.detach(|| self.with(|source| Ok(verify::verify(&claim, source)?)))
+        interruptible(py, |stop| {
+            self.with(|source| Ok(verify::verify(&claim, &Read { source, stop })?))
+        })
     }
 
     /// The outputs for inputs, as the flat numbers in f64 with their shape.
@@ -139,7 +140,7 @@ impl Network {
             return Err(crate::Error::new_err("seconds: must be from 0 to 1e7"));
         }
         let inputs = tensor("the inputs", inputs)?;
-        py.detach(|| {
+        interruptible(py, |stop| {
             let (model, _) = self.model()?;
             let inputs = match model.graph().input() {
                 Input::Tokens { .. } if !inputs.dtype().is_float() => {
@@ -147,8 +148,8 @@ impl Network {
                 }
                 _ => inputs,
             };
-            let found = search(&model, &inputs, Duration::from_secs_f64(seconds), radius);
-            found.map_err(raised)
+            let budget = Duration::from_secs_f64(seconds);
+            search(&model, &inputs, budget, radius, stop).map_err(raised)
         })
     }
 
@@ -166,14 +167,15 @@ impl Network {
             return Err(crate::Error::new_err("eps: wants radii of 0 or above"));
         }
         let (images, classes) = (tensor("the images", images)?, tensor("the classes", classes)?);
-        py.detach(|| {
+        interruptible(py, |stop| {
             let (model, _) = self.model()?;
             let limit = images.dim(0).unwrap_or_default();
             let search = ellipsoid::usual_steps(model.graph());
             let settings = Settings { eps, effort: Effort { steps, restarts }, limit, search };
             let batches = batches(&images, &classes).map_err(raised)?;
             let batches = batches.into_iter().map(Ok::<_, lipschitz_certify::Error>);
-            let found = robust::images(&model, batches, limit, &settings, &|_| {});
+            let watch = |_| stop.check();
+            let found = robust::images(&model, batches, limit, &settings, &watch);
             let found = found.map_err(raised)?;
             serde_json::to_string_pretty(&found).map_err(raised)
         })
@@ -202,7 +204,7 @@ impl Network {
             }
         };
         let inputs = tensor("the inputs", inputs)?;
-        py.detach(|| {
+        interruptible(py, |stop| {
             let (model, _) = self.model()?;
             let limit = inputs.dim(0).unwrap_or_default();
             let settings = local::Settings {
@@ -218,7 +220,8 @@ impl Network {
                 .map_err(raised)?;
             let batches = batches(&inputs, &labels).map_err(raised)?;
             let batches = batches.into_iter().map(Ok::<_, lipschitz_certify::Error>);
-            let found = local::survey(&model, batches, &settings, &|_| {}).map_err(raised)?;
+            let watch = |_| stop.check();
+            let found = local::survey(&model, batches, &settings, &watch).map_err(raised)?;
             serde_json::to_string_pretty(&found).map_err(raised)
         })
     }
@@ -260,16 +263,29 @@ fn batches(
     (0..count).step_by(robust::BATCH).map(part).collect()
 }
 
+/// The certificate, with a search of so many steps for a smaller constant.
+fn proven(
+    source: &dyn Source,
+    steps: Option<usize>,
+    radius: Option<f64>,
+    stop: &Stop,
+) -> Result<Certificate, lipschitz_certify::Error> {
+    let found = certificate::certify(source, Method::Proven, Formula::Sound, radius)?;
+    let steps = steps.unwrap_or_else(|| ellipsoid::usual_steps(source.graph()));
+    found.tighten(source, steps, &mut |_, _| stop.check())
+}
+
 /// The document about a found pair.
 fn search(
     model: &Model,
     inputs: &Tensor,
     budget: Duration,
     radius: Option<f64>,
+    stop: &Stop,
 ) -> anyhow::Result<String> {
-    let certified = certificate::certify(model, Method::Proven, Formula::Sound, radius)?;
+    let certified = proven(model, None, radius, stop)?;
     let radius = certified.domain.radius.to_f64();
-    let found = probe::probe(model, inputs, radius, budget, &mut |_| {})?;
+    let found = probe::probe(model, inputs, radius, budget, &mut |_| stop.check())?;
     if Upper::from_f64(found.at_least) > certified.l2 {
         let what = format!(
             "found a sensitivity of at least {} above the certified {}: a defect of the \

@@ -221,3 +221,33 @@ def test_the_examples_of_docstrings_are_right():
     options = doctest.ELLIPSIS
     failed, tried = doctest.testmod(lipschitz._models, extraglobs=names, optionflags=options)
     assert failed == 0 and tried > 0
+
+
+def test_ctrl_c_ends_what_takes_long():
+    program = f"""
+import lipschitz, numpy
+from test_arrays import TWO, two
+try:
+    print("begun", flush=True)
+    lipschitz.probe(two(), numpy.zeros((4, 3), numpy.float32), TWO, seconds=600)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    import os
+    import signal
+
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=os.path.dirname(os.path.abspath(__file__))
+    )
+    assert child.stdout.readline() == "begun\n"
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    assert child.communicate(timeout=60)[0] == "interrupted\n"
+    assert time.monotonic() - begun < 10
+
+
+def test_constants_of_both_searches_agree():
+    inputs = numpy.zeros((4, 3), numpy.float32)
+    certified = lipschitz.probe(two(), inputs, TWO, seconds=0.1).certified
+    assert certified == lipschitz.certify(two(), TWO).l2

@@ -274,7 +274,7 @@ fn theorem(c: &Certificate) {
         c.logit.l2
     );
     outln!("the margin of two by at most {} times ({} times)", c.margin.rms, c.margin.l2);
-    outln!("domain: {}, ‖x‖₂ ≤ {}", c.domain.text, c.domain.radius);
+    outln!("domain: {}", c.domain);
     if let Some(diameter) = c.domain.diameter {
         outln!("        two embedding rows are at most {diameter} apart");
     }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::outln;
+use lipschitz_certify::terminal::{self, Kind};
 use lipschitz_nn::{At, Graph, checkpoint};
 use serde_json::Value;
 
@@ -42,6 +43,7 @@ impl ExportCommand {
                 .map_err(|e| lipschitz_nn::Error::file(&self.model, e))?;
             std::fs::create_dir_all(directory).at(directory)?;
             let file = directory.join("model.onnx");
+            terminal::ready(&file, Kind::Onnx)?;
             checkpoint::write(&file, &bytes)?;
             let rounded = match model.dtype() {
                 DType::F64 => ", rounded from f64 to f32",
@@ -54,6 +56,8 @@ impl ExportCommand {
         std::fs::create_dir_all(directory).at(directory)?;
         let [weights, network] =
             ["weights.safetensors", "network.py"].map(|name| directory.join(name));
+        terminal::ready(&weights, Kind::Checkpoint)?;
+        terminal::ready(&network, Kind::Program)?;
         checkpoint::save(&weights, &model, &meta)?;
         checkpoint::write(&network, program.as_bytes())?;
         outln!("{}: {} numbers", weights.display(), model.parameter_count());

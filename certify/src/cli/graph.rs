@@ -5,7 +5,7 @@ use clap::Args;
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::plots::graph;
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, Kind};
 use lipschitz_plot::Format;
 
 /// Draw the architecture with each node's bound.
@@ -14,7 +14,7 @@ pub(super) struct GraphCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// The file to write: .pdf, .png, .svg, .dot or .json; - writes SVG to stdout.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = terminal::file(Kind::Picture))]
     output: PathBuf,
 }
 

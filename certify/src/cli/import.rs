@@ -3,9 +3,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
-use lipschitz_certify::terminal::ranges;
-use lipschitz_certify::{checkpoint_path, load};
-use lipschitz_certify::{outln, terminal};
+use lipschitz_certify::terminal::{self, Kind, ranges};
+use lipschitz_certify::{checkpoint_path, load, outln};
 use lipschitz_import::{ImportOptions, ImportReport, Imported, check, import, is_foreign};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, Dialect, Origin, Reader, load_tensors};
@@ -20,7 +19,7 @@ pub(super) struct ImportCommand {
     /// describe.
     path: PathBuf,
     /// The checkpoint to write; - is stdout.
-    #[arg(short, long, value_name = "FILE.safetensors")]
+    #[arg(short, long, value_name = "FILE.safetensors", value_parser = terminal::file(Kind::Checkpoint))]
     output: PathBuf,
     /// Whose function to take, where candle and the library that the model comes from differ.
     #[arg(long, value_enum, default_value_t = Whose::Original)]
@@ -115,6 +114,11 @@ impl ImportCommand {
         };
         let Imported { mut model, mut meta, report } = match self.zero_prefix {
             Some(_) if is_own(&self.path) => {
+                let real = |path: &Path| path.canonicalize().ok();
+                let own = checkpoint_path(&self.path)?;
+                if real(&own).is_some_and(|own| real(&self.output) == Some(own)) {
+                    bail!("{}: is read from as well; name another file", self.output.display())
+                }
                 let (model, meta) = load(&self.path, &Device::Cpu)?;
                 Imported { model, meta, report: ImportReport::default() }
             }

@@ -1,7 +1,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
@@ -9,7 +9,7 @@ use lipschitz_certify::local::{self, Distance, Radius, Settings, Survey};
 use lipschitz_certify::outln;
 use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
-use lipschitz_certify::terminal::{JsonOutput, ranges};
+use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges, shown};
 use lipschitz_data::tensors::predicts;
 use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_nn::graph::Input;
@@ -41,7 +41,7 @@ pub(super) struct LocalCommand {
     #[arg(long, default_value_t = 20, value_parser = ranges::count(0, 1_000_000))]
     steps: usize,
     /// Write a line for each input to this file.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "FILE.csv", value_parser = terminal::file(Kind::Csv))]
     csv: Option<PathBuf>,
     #[command(flatten)]
     json: JsonOutput,
@@ -106,11 +106,10 @@ impl LocalCommand {
         }
         survey.label = super::robust::label(&self.model);
         if let Some(path) = &self.csv {
-            std::fs::write(path, csv(&survey))
-                .with_context(|| format!("{}: cannot be written", path.display()))?;
+            terminal::write(path, csv(&survey).as_bytes())?;
         }
         if !self.json.write(|| serde_json::to_string_pretty(&survey))? {
-            print(&survey);
+            print(&survey, &meta.classes);
         }
         Ok(())
     }
@@ -118,7 +117,8 @@ impl LocalCommand {
 
 /// A line for each input.
 fn csv(survey: &Survey) -> String {
-    let mut out = String::from("input,class,correct,margin,radius,global,tangent,broken,seconds\n");
+    let mut out =
+        String::from("input,class,correct,margin,certified,global,tangent,attacked,seconds\n");
     for row in &survey.inputs {
         let Radius {
             input, class, correct, margin, radius, global, tangent, broken, seconds, ..
@@ -142,8 +142,8 @@ fn down(x: f64) -> String {
     format!("{x:.places$}")
 }
 
-fn print(survey: &Survey) {
-    outln!("{}", fitted(table(survey)));
+fn print(survey: &Survey, classes: &[String]) {
+    outln!("{}", fitted(table(survey, classes)));
     let of = match survey.distance {
         Distance::Token => "ℓ2 norm of the change of each token",
         Distance::L2 => "ℓ2 norm of the change",
@@ -174,8 +174,8 @@ fn print(survey: &Survey) {
     );
 }
 
-fn table(survey: &Survey) -> Table {
-    let header = ["input", "output", "margin", "certified", "global", "tangent", "attacked"];
+fn table(survey: &Survey, classes: &[String]) -> Table {
+    let header = ["input", "class", "margin", "certified", "global", "tangent", "attacked"];
     let mut table = tables::table(&header, 0..header.len());
     for row in &survey.inputs {
         let mark = match row.correct {
@@ -184,7 +184,10 @@ fn table(survey: &Survey) -> Table {
         };
         table.add_row([
             row.input.to_string(),
-            format!("{}{mark}", row.class),
+            match classes.get(row.class) {
+                Some(name) => format!("{} {}{mark}", row.class, shown(name)),
+                None => format!("{}{mark}", row.class),
+            },
             down(row.margin),
             down(row.radius),
             down(row.global),

@@ -6,7 +6,7 @@ use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::tradeoff::Tradeoff;
 use lipschitz_certify::plots::{self, layers, ranges, robust, training, watch};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, Kind};
 use lipschitz_plot::{Chart, Format, Page, render};
 
 use super::effort::{Effort, spinner};
@@ -39,7 +39,7 @@ enum Plot {
         #[arg(long, value_name = "KEY")]
         color: Option<String>,
         /// Write the points to this file too; - is stdout.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = terminal::file(Kind::Csv))]
         csv: Option<PathBuf>,
     },
     /// Where the bound of one network comes from, one bar per node.
@@ -101,7 +101,7 @@ enum Plot {
 #[derive(Args)]
 struct Figure {
     /// The file to write: .svg, .pdf or .png; - writes SVG to stdout.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = terminal::file(Kind::Picture))]
     output: PathBuf,
     /// A title of its own.
     #[arg(long)]

@@ -9,7 +9,7 @@ use clap::Args;
 use lipschitz_certify::Error;
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal::{self, JsonOutput, ranges};
+use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges};
 use lipschitz_certify::upper::Upper;
 use lipschitz_certify::{outln, probe};
 use lipschitz_data::{for_model, starts};
@@ -39,7 +39,7 @@ pub(super) struct ProbeCommand {
     radius: Option<f64>,
     /// Write the pair to this file, as tensors `a` and `b`. `certify run` reads either of them,
     /// renamed to the kind of input.
-    #[arg(short, long, value_name = "FILE.safetensors")]
+    #[arg(short, long, value_name = "FILE.safetensors", value_parser = terminal::file(Kind::Tensors))]
     output: Option<PathBuf>,
     #[command(flatten)]
     effort: Effort,

@@ -178,7 +178,7 @@ fn verdict(decision: &Decision) {
     if let Some(t) = largest {
         outln!("largest: `{}`, at most {}", shown(&t.range.name), t.range.largest);
     }
-    outln!("domain: {}, ‖x‖₂ ≤ {}", domain.text, domain.radius);
+    outln!("domain: {domain}");
     outln!("values are those of the network in real arithmetic; rounding in a forward pass is not");
     outln!("weights: sha256 {}", decision.weights_sha256);
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Args;
 use lipschitz_certify::report::{self, Made};
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, Kind};
 
 /// Write one HTML page for many runs: trade-off plots, sortable table, certificates by layer,
 /// training curves.
@@ -17,7 +17,7 @@ pub(super) struct ReportCommand {
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// The file to write; - is stdout.
-    #[arg(short, long, value_name = "FILE.html")]
+    #[arg(short, long, value_name = "FILE.html", value_parser = terminal::file(Kind::Page))]
     output: PathBuf,
 }
 

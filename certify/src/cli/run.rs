@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use clap::Args;
-use lipschitz_certify::terminal;
+use lipschitz_certify::terminal::{self, Kind};
 use lipschitz_nn::checkpoint::{load_tensors, save_tensors};
 
 /// Run the forward pass on tensors from a file, for comparison with any other program.
@@ -16,7 +16,7 @@ pub(super) struct RunCommand {
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The file to write, with the tensor `output`; - is stdout.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = terminal::file(Kind::Tensors))]
     output: PathBuf,
     /// Compute in f64 instead of the weights' type (f32 for weights of half precision).
     #[arg(long)]

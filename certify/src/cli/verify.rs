@@ -43,7 +43,7 @@ impl VerifyCommand {
         })?;
         let what = if claim.proven { "holds" } else { "is what these weights give" };
         outln!("{}: {what}: L ≤ {}  RMS → RMS", path.display(), claim.rms);
-        outln!("domain: {}, ‖x‖₂ ≤ {}", claim.domain.text, claim.domain.radius);
+        outln!("domain: {}", claim.domain);
         if let Some(rounding) = claim.rounding {
             outln!("weights: rounded to {}", rounding.name());
         }

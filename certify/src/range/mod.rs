@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::bound::{Norm, Norms, Watch, WeightNorms};
-use crate::certificate::Certificate;
+use crate::certificate::{self, Certificate};
 use crate::ellipsoid;
 use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
@@ -57,6 +57,12 @@ pub struct Domain {
     /// ℓ2 radius of the ball that contains each token's embedding vector, or the whole of an image
     /// or a vector.
     pub radius: Upper,
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        certificate::domain(f, &self.text, self.radius)
+    }
 }
 
 /// One tensor of a forward pass.

@@ -31,9 +31,9 @@ pub const PUBLISHED: [f64; 3] = [EPS_36_255, 72.0 / 255.0, 108.0 / 255.0];
 /// input by an ℓ2 distance of at most ε; an image stays within \[0, 1\]. A tie counts as wrong.
 ///
 /// `batches` gives `(inputs, classes)`, `[batch, channels, height, width]` or `[batch, numbers]`, and
-/// u32 `[batch]`. The
-/// first [`Settings::limit`] images are evaluated. With batches of [`BATCH`], the random numbers of
-/// the attack are comparable between runs. `watch` is called with each radius.
+/// u32 `[batch]`. The first [`Settings::limit`] images are evaluated. With batches of [`BATCH`], the
+/// random numbers of the attack are comparable between runs. `watch` is called with the radius for
+/// each batch.
 ///
 /// # Errors
 /// [`Error::Violated`] if an attack changes a certified prediction; others if the data does not fit
@@ -70,7 +70,6 @@ pub fn images<E: Into<BoxError>>(
     let clean = share(&broken);
     let mut rows = Vec::new();
     for eps in sorted(&settings.eps) {
-        watch(eps);
         let attack = Attack {
             network: &network,
             effort: settings.effort,
@@ -78,7 +77,7 @@ pub fn images<E: Into<BoxError>>(
             unit: image,
             linf: false,
         };
-        attack_left(&attack, &inputs, eps, &mut broken)?;
+        attack_left(&attack, &inputs, eps, &mut broken, watch)?;
         check(&broken, &radii, eps)?;
         rows.push(Shares {
             eps,

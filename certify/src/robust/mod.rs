@@ -107,12 +107,15 @@ fn attack_left(
     inputs: &[(Tensor, Vec<usize>)],
     eps: f64,
     broken: &mut [bool],
+    watch: &dyn Fn(f64),
 ) -> Result<(), Error> {
+    watch(eps);
     if eps == 0.0 {
         return Ok(());
     }
     let mut first = 0;
     for (seed, (x, classes)) in inputs.iter().enumerate() {
+        watch(eps);
         let own = &mut broken[first..first + classes.len()];
         first += classes.len();
         let left: Vec<usize> = (0..own.len()).filter(|i| !own[*i]).collect();

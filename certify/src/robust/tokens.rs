@@ -84,7 +84,6 @@ pub fn tokens<E: Into<BoxError>>(
     let (clean, mut one, mut all) = (share(&start), start.clone(), start);
     let (mut rows, mut lipschitz) = (Vec::new(), None);
     for eps in sorted(&settings.eps) {
-        watch(eps);
         let (walk, radii) = proven_at(eps)?;
         // Radii increase, and with them the domain and its constant.
         lipschitz = Some(walk.lipschitz);
@@ -95,11 +94,11 @@ pub fn tokens<E: Into<BoxError>>(
             unit: false,
             linf: false,
         };
-        attack_left(&attack, inputs, eps, &mut one)?;
+        attack_left(&attack, inputs, eps, &mut one, watch)?;
         // A change of one token is also a change of all tokens.
         all.iter_mut().zip(&one).for_each(|(all, one)| *all |= one);
         attack.reach = Reach::All;
-        attack_left(&attack, inputs, eps, &mut all)?;
+        attack_left(&attack, inputs, eps, &mut all, watch)?;
         check(&all, &radii, eps)?;
         rows.push(Shares {
             eps,

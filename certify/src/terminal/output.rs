@@ -1,10 +1,13 @@
 //! Where results go: stdout or files, and `-` as the name of either.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use lipschitz_nn::{checkpoint, text};
+use anyhow::{Context, Result, bail};
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use lipschitz_nn::checkpoint::{self, Header, KEY};
+use lipschitz_nn::text;
 use lipschitz_plot::svg::invisible;
 
 use super::{escaped, note};
@@ -17,6 +20,98 @@ pub fn is_stream(path: &Path) -> bool {
 /// Where a file of this name is written: `-` is stdout.
 pub fn target(path: &Path) -> &Path {
     if is_stream(path) { Path::new("/dev/stdout") } else { path }
+}
+
+/// What a program writes to a file that the user names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A result as JSON.
+    Json,
+    /// A table, columns with commas between them.
+    Csv,
+    /// A picture, or a graph as text.
+    Picture,
+    /// An HTML page.
+    Page,
+    /// A network of this project.
+    Checkpoint,
+    /// Tensors that are no network: a pair of inputs, outputs.
+    Tensors,
+    /// A network in ONNX that this project wrote.
+    Onnx,
+    /// A program that this project wrote.
+    Program,
+}
+
+impl Kind {
+    /// Whether a file, of which these are the first bytes, is of the kind.
+    fn is(self, path: &Path, start: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(start);
+        let text = text.trim_start().to_lowercase();
+        let begins = |marks: &[&str]| marks.iter().any(|mark| text.starts_with(mark));
+        match self {
+            Self::Json => begins(&["{", "["]),
+            Self::Csv => text.lines().next().is_some_and(|line| line.contains(',')),
+            Self::Picture => begins(&["<svg", "<?xml", "%pdf", "\u{fffd}png", "digraph", "{"]),
+            Self::Page => begins(&["<!doctype html"]),
+            Self::Checkpoint => own(path) == Some(true),
+            Self::Tensors => own(path) == Some(false),
+            Self::Onnx => text.contains("lipschitz-import"),
+            Self::Program => text.starts_with("\"\"\"runs a network in pytorch"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Json => "JSON",
+            Self::Csv => "a table of this kind",
+            Self::Picture => "a picture",
+            Self::Page => "an HTML page",
+            Self::Checkpoint => "a checkpoint of this project",
+            Self::Tensors => "a file of tensors alone",
+            Self::Onnx | Self::Program => "a file that this program wrote",
+        }
+    }
+}
+
+/// Whether a file of safetensors is a network of this project; none if it is no such file.
+fn own(path: &Path) -> Option<bool> {
+    let header = Header::read(&mut File::open(path).ok()?).ok()?;
+    Some(header.metadata().contains_key(KEY))
+}
+
+/// `--json`, `--output`: the name of a file to write. [Refused](ready) before anything is computed.
+pub fn file(kind: Kind) -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(move |path| match ready(&path, kind) {
+        Ok(()) => Ok(path),
+        Err(error) => Err(format!("{error:#}")),
+    })
+}
+
+/// Whether a result of this kind can be written there. It replaces a result of its own kind alone, so
+/// that a slip of the keyboard loses no weights.
+///
+/// # Errors
+/// Names the file, and what is in its way.
+pub fn ready(path: &Path, kind: Kind) -> Result<()> {
+    if is_stream(path) {
+        return Ok(());
+    }
+    checkpoint::writable(path)?;
+    let there = path.metadata().is_ok_and(|there| there.is_file() && there.len() > 0);
+    if !there {
+        return Ok(());
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(1 << 12).read_to_end(&mut start));
+    file.with_context(|| path.display().to_string())?;
+    if !kind.is(path, &start) {
+        let (path, kind) = (path.display(), kind.name());
+        bail!(
+            "{path}: is there already and is not {kind}, so it is not replaced; name another file"
+        )
+    }
+    Ok(())
 }
 
 /// Writes a result to a file in one step, or to stdout if its name is `-`.
@@ -49,7 +144,8 @@ pub fn read(path: &Path, wanted: &str) -> Result<String> {
 pub struct JsonOutput {
     /// Write the result as JSON to FILE. Without FILE, or with -, it goes to stdout, and nothing
     /// else does.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
+        value_parser = file(Kind::Json))]
     json: Option<PathBuf>,
 }
 
@@ -113,6 +209,46 @@ fn print_bytes(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_result_replaces_its_own_kind_alone() {
+        use super::Kind::{Checkpoint, Csv, Json, Onnx, Page, Picture, Program, Tensors};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let tensors = |key: &str| {
+            let header = format!(r#"{{"__metadata__":{{"{key}":"x"}}}}"#);
+            [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
+        };
+        let files: [(Vec<u8>, &[super::Kind]); 10] = [
+            (b"{\"a\": 1}".into(), &[Json, Picture]),
+            (b"a,b\n1,2\n".into(), &[Csv]),
+            (b"<svg xmlns=''>".into(), &[Picture]),
+            (b"\x89PNG\r\n".into(), &[Picture]),
+            (b"<!doctype html>".into(), &[Page]),
+            (tensors("lipschitz"), &[Checkpoint]),
+            (tensors("format"), &[Tensors]),
+            (b"\x08\x08\x12\x10lipschitz-import".into(), &[Onnx]),
+            (b"\"\"\"Runs a network in PyTorch.".into(), &[Program]),
+            (b"my own words".into(), &[]),
+        ];
+        let kinds = [Json, Csv, Picture, Page, Checkpoint, Tensors, Onnx, Program];
+        for (bytes, own) in files {
+            std::fs::write(&path, &bytes).unwrap();
+            for kind in kinds {
+                let ready = super::ready(&path, kind);
+                assert_eq!(ready.is_ok(), own.contains(&kind), "{kind:?}: {bytes:?}");
+            }
+        }
+        std::fs::write(&path, "").unwrap();
+        for kind in kinds {
+            super::ready(&path, kind).unwrap();
+            super::ready(&directory.path().join("new"), kind).unwrap();
+            for bad in ["gone/new", "file/new", "."] {
+                super::ready(&directory.path().join(bad), kind).unwrap_err();
+            }
+        }
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+    }
+
     #[test]
     fn json_on_a_terminal_stays_json() {
         let value = serde_json::json!({ "a\u{202e}b": "\u{200b}\u{e0001}ä\n" });

@@ -26,6 +26,19 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     replace(path, bytes)
 }
 
+/// Whether [`write()`] could write there, found out before there is anything to write.
+///
+/// # Errors
+/// As those of [`write()`].
+pub fn writable(path: &Path) -> Result<(), Error> {
+    let path = &target(path);
+    match path.metadata() {
+        Ok(there) if there.is_dir() => Err(Error::file(path, "is a directory; name a file")),
+        Ok(there) if !there.is_file() => Ok(()),
+        _ => temporary(path).map(drop),
+    }
+}
+
 /// Where a link points to, be it to what is not there yet; what is no link, itself.
 fn target(path: &Path) -> PathBuf {
     let pointed = |to: PathBuf| path.parent().map(|directory| directory.join(&to)).unwrap_or(to);
@@ -38,18 +51,25 @@ fn target(path: &Path) -> PathBuf {
 /// by this call or not at all, so that no link that waits under its name is followed. The directory
 /// is synced too: a new name outlives a loss of power only then.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut fresh = temporary(path)?;
+    fresh.write_all(bytes).and_then(|()| fresh.as_file().sync_all()).at(path)?;
+    fresh.persist(path).map_err(|e| e.error).at(path)?;
+    sync(directory(path)).at(path)
+}
+
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, Error> {
     if path.file_name().is_none() {
         return Err(Error::file(path, "is not the name of a file"));
     }
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(SUFFIX).rand_bytes(RANDOM);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut fresh = builder.tempfile_in(directory).at(path)?;
-    fresh.write_all(bytes).and_then(|()| fresh.as_file().sync_all()).at(path)?;
-    fresh.persist(path).map_err(|e| e.error).at(path)?;
-    sync(directory).at(path)
+    builder.tempfile_in(directory(path)).at(path)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 const SUFFIX: &str = ".new";

@@ -7,7 +7,7 @@ mod meta;
 mod reader;
 mod tensors;
 
-pub use atomic::{is_temporary, sync, write};
+pub use atomic::{is_temporary, sync, writable, write};
 pub use header::{Damage, Entry, Header};
 pub use meta::{Dialect, FORMAT, KEY, Meta, Origin, Provenance, Tokenizer, WeightOrigin};
 pub use reader::Reader;

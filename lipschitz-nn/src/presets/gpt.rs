@@ -139,13 +139,11 @@ pub(super) fn blocks(block: &BlockConfig, layers: usize) -> Result<Node, Error> 
         alpha,
     } = block;
     if heads == 0 || dim % heads != 0 {
-        return Err(Error::graph(
-            "",
-            format!("has width {dim}, which {heads} heads do not divide"),
-        ));
+        let what = format!("has dim = {dim}, which heads = {heads} do not divide");
+        return Err(Error::graph("", what));
     }
     if layers == 0 {
-        return Err(Error::graph("", "has no layers"));
+        return Err(Error::graph("", "has layers = 0; it wants one or more"));
     }
     if layers > MAX_LAYERS {
         return Err(Error::graph("", format!("has {layers} layers, more than {MAX_LAYERS}")));

@@ -1,10 +1,12 @@
 //! Which data is loaded: by a config, or for a trained model.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use lipschitz_nn::At;
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::{Input, Op};
+use lipschitz_nn::{At, kind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -88,12 +90,21 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     })
 }
 
+fn is_text(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(1 << 10).read_to_end(&mut start));
+    read.is_ok() && !start.is_empty() && kind::is_text(&start)
+}
+
 /// The held-out part of images or vectors for a model.
 fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     std::fs::metadata(path).at(path)?;
     let (trained, outputs) = (of_run(meta), meta.graph.outputs());
     let (kept, held_out) = (Some(1), None);
     if tensors::is_here(path) {
+        if is_text(path) {
+            return Err(Error::UnknownKind(path.to_path_buf()));
+        }
         let config = match trained {
             Some(DataConfig::Tensors(config)) => config,
             // Nothing lies at this path.

@@ -284,7 +284,10 @@ pub enum Error {
     #[error("data.val_fraction is {0}; it must be above 0 and below 1")]
     HeldOut(f64),
     /// A part of a text to hold out, and a file.
-    #[error("give one of data.val_path and data.val_fraction: a file is held out as a whole")]
+    #[error(
+        "give one of data.val_path and data.val_fraction, and take the other out (`--set \
+         data.val_fraction=`): what a path names is held out as a whole"
+    )]
     TwoHeldOut,
     /// More memory than there is.
     #[error(
