@@ -18,8 +18,12 @@ use crate::spectral::Method;
 use crate::upper::{Upper, count, root_down};
 
 /// The latest format version of a certificate. Format 1 lacks the ids of nodes; formats 1 and 2 have
-/// no bound by ellipsoids, and format 3 has one.
-pub const FORMAT: u32 = 3;
+/// no bound by ellipsoids, and format 3 has one. From [`TOGETHER`] on, attention has a rule for the
+/// norm of all tokens together.
+pub const FORMAT: u32 = 4;
+
+/// The first format whose proofs ask for [`Norm::Reads`].
+pub(crate) const TOGETHER: u32 = 4;
 
 /// The JSON schema of a certificate, as `docs/certificate.schema.json` holds it.
 pub fn schema() -> String {
@@ -184,19 +188,21 @@ pub fn certify_watched(
     radius: Option<f64>,
     watch: Watch<'_>,
 ) -> Result<Certificate, Error> {
-    prove(&Pinned::new(source)?, method, formula, radius, watch)
+    prove(&Pinned::new(source)?, FORMAT, method, formula, radius, watch)
 }
 
-/// As [`certify_watched`], of weights that stay what they are.
+/// As [`certify_watched`], of weights that stay what they are, with the proof of a format.
 pub(crate) fn prove(
     source: &Pinned,
+    format: u32,
     method: Method,
     formula: Formula,
     radius: Option<f64>,
     watch: Watch<'_>,
 ) -> Result<Certificate, Error> {
     let norms = WeightNorms::new(source, method, watch);
-    let theorem = theorem(source.graph(), &norms, formula, radius.map(Upper::from_f64))?;
+    let known = Known { norms: &norms, format };
+    let theorem = theorem(source.graph(), &known, formula, radius.map(Upper::from_f64))?;
     document(source, method, formula, radius.is_some(), theorem, norms.into_rows(), None)
 }
 
@@ -223,9 +229,26 @@ impl Certificate {
         let found = ellipsoid::tighten(source, self.domain.radius, Aim::All, steps, watch)?;
         let given = self.domain.given;
         let radius = given.then_some(self.domain.radius);
-        let theorem = theorem(&self.graph, &Stated(&self.weights), self.formula, radius)?;
+        let stated = Stated(&self.weights);
+        let known = Known { norms: &stated, format: self.format };
+        let theorem = theorem(&self.graph, &known, self.formula, radius)?;
         let bound = found.map(|found| found.bound);
         document(source, self.method, self.formula, given, theorem, self.weights, bound)
+    }
+}
+
+/// The norms that the proof of a format asks for.
+pub(crate) struct Known<'a> {
+    pub norms: &'a dyn Norms,
+    pub format: u32,
+}
+
+impl Norms for Known<'_> {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        match norm {
+            Norm::Reads(_) if self.format < TOGETHER => Ok(Upper::INFINITY),
+            norm => self.norms.norm(norm),
+        }
     }
 }
 
@@ -322,7 +345,7 @@ pub(crate) fn document(
         (false, true) => "inputs of ℓ2 norm at most the given radius",
     };
     Ok(Certificate {
-        format: if ellipsoids.is_some() { FORMAT } else { FORMAT - 1 },
+        format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_string(),
         weights_sha256: source.digest().to_string(),
         graph: source.graph().clone(),

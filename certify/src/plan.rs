@@ -98,6 +98,8 @@ impl Norms for Caps {
                 Ok(Upper::INFINITY)
             }
             Norm::Largest(vector) => Err(unknown(vector)),
+            // All tokens read one.
+            Norm::Reads(reads) => Ok(count(reads.tokens)),
         }
     }
 }

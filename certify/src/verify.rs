@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::bound::{SLACK, WeightRow};
-use crate::certificate::{Certificate, FORMAT, Formula, Stated, document, prove, theorem};
+use crate::certificate::{
+    Certificate, FORMAT, Formula, Known, Stated, TOGETHER, document, prove, theorem,
+};
 use crate::ellipsoid::{self, EllipsoidBound, Weights};
 use crate::pinned::Pinned;
 use crate::source::{Rounded, Source};
@@ -55,7 +57,7 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
         return Err(violated("domain.radius: is not a number that can be given".into()));
     }
     let radius = given.map(Upper::to_f64);
-    let again = prove(source, claim.method, claim.formula, radius, &|_| {})?;
+    let again = prove(source, claim.format, claim.method, claim.formula, radius, &|_| {})?;
     for (i, proven) in again.weights.iter().enumerate() {
         let stated = claim.weights.get(i).filter(|stated| stated.name == proven.name);
         let stated = stated.ok_or_else(|| {
@@ -70,7 +72,8 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
             again.weights.len()
         )));
     }
-    let theorem = theorem(&claim.graph, &Stated(&claim.weights), claim.formula, given)?;
+    let known = Known { norms: &Stated(&claim.weights), format: claim.format };
+    let theorem = theorem(&claim.graph, &known, claim.formula, given)?;
     if let Some(stated) = &claim.ellipsoids {
         if claim.formula != Formula::Sound || !claim.method.is_bound() {
             return Err(violated("ellipsoids: there are none beside an estimate".into()));
@@ -88,8 +91,13 @@ pub fn verify(claim: &Certificate, source: &dyn Source) -> Result<(), Error> {
     )?;
     // The certificate may have been written by another version, and before nodes had ids.
     let mut implied = Certificate { version: claim.version.clone(), ..implied };
-    if claim.format == 1 && claim.ellipsoids.is_none() {
-        implied.format = 1;
+    implied.format = match (claim.format, &claim.ellipsoids) {
+        (TOGETHER.., _) => claim.format,
+        (_, Some(_)) => 3,
+        (1, None) => 1,
+        (_, None) => 2,
+    };
+    if implied.format == 1 {
         implied.nodes.iter_mut().for_each(|row| row.id = NodeId::default());
     }
     let value = |c: &Certificate| {

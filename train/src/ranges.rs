@@ -52,7 +52,8 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
                 }
             }
         }
-        ModelConfig::Convnet { stages, .. } => {
+        ModelConfig::Convnet { stages, attention, .. } => {
+            attention.iter().for_each(|a| add("model.attention.heads", a.heads, MAX_WIDTH));
             add("model.stages", stages.len(), MAX_LAYERS);
             for stage in stages {
                 add("model.stages.channels", stage.channels, MAX_WIDTH);

@@ -295,7 +295,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     let kinds: Vec<&str> = given.values().map(String::as_str).collect();
     let base = match (section, &kinds[..]) {
         ("model.stages", ["isometric"]) => "isometric-shakespeare",
-        ("model" | "model.stages", ["convnet"]) => "convnet-cifar10",
+        ("model" | "model.stages" | "model.attention", ["convnet"]) => "convnet-cifar10",
         ("model", ["vit"]) => "vit-cifar10",
         ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
         ("data", ["images"]) | ("augment", _) => "mlp-images",
@@ -329,6 +329,14 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
             };
             let stage = sizes.iter().map(of).collect::<Vec<_>>().join(", ");
             return said(base, &[format!("model.stages=[{{ {stage} }}]")], full);
+        }
+        ("model.attention", _) => {
+            let all = [("heads", "4"), ("share", "0.5"), ("reach", "8.0"), ("contents", "0.1")];
+            let of = |(name, size): (&str, &str)| {
+                format!("{name} = {}", if name == key { value } else { size })
+            };
+            let attention = all.map(of).join(", ");
+            return said(base, &[format!("model.attention={{ {attention} }}")], full);
         }
         ("optimizer.warmup", _) => {
             let warmup = format!("optimizer.warmup={{ from = 0.5, steps = 1, {key} = {value} }}");

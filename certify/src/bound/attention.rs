@@ -42,7 +42,8 @@
 use lipschitz_nn::graph::{Attention, Span, join};
 
 use super::norms::{Block, Norm, Norms, Part};
-use super::state::{State, Step};
+use super::reads::{self, Reads};
+use super::state::{Layout, State, Step};
 use crate::Error;
 use crate::upper::{Upper, abs, count, root_down};
 
@@ -65,9 +66,13 @@ pub(super) fn bound(
     let (best, rule) =
         rules.into_iter().fold(rules[0], |best, next| if next.0 < best.0 { next } else { best });
     let (c, radius) = (abs(a.output_scale), layer.radius(&heads, output)?);
+    let together = match x.layout {
+        Layout::Tokens(Some(tokens)) => Some(c * layer.together(&heads, output, tokens)?),
+        _ => None,
+    };
     Ok(Step {
         lipschitz: c * best,
-        together: None,
+        together,
         out: State::new(c * radius, a.dim),
         rule: rule.into(),
         whole: None,
@@ -111,8 +116,17 @@ struct Head {
     output_value: Upper,
     query: Projection,
     key: Projection,
-    /// Λ_h: Lipschitz constant of the logits over s, the best of what holds.
-    logit_slope: Upper,
+    /// Constants of the logits over s for a change of the query's token and for one of the key's: any
+    /// of these pairs holds.
+    logit_slopes: Vec<(Upper, Upper)>,
+}
+
+impl Head {
+    /// Λ_h, where changes of keys count `root` times.
+    fn logit_slope(&self, root: Upper) -> Upper {
+        let slopes = self.logit_slopes.iter().map(|(query, key)| *query + root * *key);
+        slopes.fold(Upper::INFINITY, Upper::min)
+    }
 }
 
 /// All heads of a layer.
@@ -139,7 +153,12 @@ impl Heads {
 
     /// `v + v R s Λ_h`, the constant of head h for values that are bounded by v: ℓ_h for ‖V_h‖.
     fn constant(&self, h: &Head, v: Upper) -> Upper {
-        v + v * self.radius * self.logit_scale * h.logit_slope
+        self.constant_of(h, v, Upper::ONE)
+    }
+
+    /// `v √c + v R s Λ_h`, where tokens are read c times altogether; see [`Layer::together`].
+    fn constant_of(&self, h: &Head, v: Upper, root: Upper) -> Upper {
+        v * root + v * self.radius * self.logit_scale * h.logit_slope(root)
     }
 
     /// Bound 1: the output is a sum over heads, and O_h goes inside the sum over tokens.
@@ -249,20 +268,80 @@ impl<'a> Layer<'a> {
         let shift = self.shift("key", shared)?;
         let key = self.projection(key_map, key_offset, self.key_gain, shift, (mixed, width));
 
-        let mut logit_slope = query.slope * key.size + query.size * key.slope;
+        let mut logit_slopes = vec![(query.slope * key.size, query.size * key.slope)];
         if plain(self.a) {
             // λ_ij = x_iᵀ Q_hᵀ K_h x_j + b_qᵀ K_h x_j, up to what is the same for all j.
             let (q, k) = (self.block("query", own), self.block("key", shared));
             let product = self.norms.norm(&Norm::QueryKey(q, k))?;
-            let r = self.x.radius;
-            logit_slope = logit_slope.min(product * r + product * r + query_offset * key_map);
+            let r = product * self.x.radius;
+            logit_slopes.push((r, r + query_offset * key_map));
         }
         let columns = self.output().columns(own);
         let output_value = self
             .norms
             .norm(&Norm::OutputValue(columns.clone(), self.block("value", shared)))?
             .min(self.norms.matrix(&columns)? * value);
-        Ok(Head { value, output_value, query, key, logit_slope })
+        Ok(Head { value, output_value, query, key, logit_slopes })
+    }
+
+    /// The constant in the ℓ2 norm of all of so many tokens together, in which δX is a matrix.
+    ///
+    /// *One head.* `‖P δX V_hᵀ‖ ≤ ‖P‖₂ ‖V_h‖ ‖δX‖` with ‖P‖₂ at most √c, c the largest column sum of
+    /// the probabilities ([`reads`]). For the change of P, a covariance under the probabilities p of
+    /// query i is at most `√Σ_j p_j |δλ_ij|² · ‖V_h‖ R`, where `|δλ_ij| ≤ s(α ‖δx_i‖ + β ‖δx_j‖)`. By
+    /// Minkowski's inequality, the squares of all queries add up to
+    ///
+    /// ```text
+    /// √Σ_ij p_ij |δλ_ij|² ≤ s (α √Σ_ij p_ij ‖δx_i‖² + β √Σ_ij p_ij ‖δx_j‖²) ≤ s (α + β √c) ‖δX‖,
+    /// ```
+    ///
+    /// since rows of P sum up to 1 and columns to at most c. So `ℓ_h = ‖V_h‖ (√c + R s (α + β √c))`,
+    /// and heads add up or are orthogonal as for single tokens.
+    ///
+    /// *Stacked.* The same sums over all heads at once, with the largest c, have Σ_h ‖V_h δx‖² = ‖V δx‖²
+    /// in them, and likewise for queries and keys: with k_h and q_h the largest key and query of a head,
+    ///
+    /// ```text
+    /// ‖O‖ [√c ‖V‖ + s R (max_h k_h ‖V_h‖ ‖Q‖ + √c max_h q_h ‖V_h‖ ‖K‖)].
+    /// ```
+    ///
+    /// A map of keys or values that a group of heads shares counts once for each.
+    fn together(&self, heads: &Heads, output: Upper, tokens: usize) -> Result<Upper, Error> {
+        let roots: Vec<Upper> = (heads.heads.iter().enumerate())
+            .map(|(h, head)| Ok(self.read(h, head, tokens)?.sqrt()))
+            .collect::<Result<_, Error>>()?;
+        let root = roots.iter().copied().fold(Upper::ZERO, Upper::max);
+        if !root.is_finite() {
+            return Ok(Upper::INFINITY);
+        }
+        let (mut sum, mut squares) = (Upper::ZERO, Upper::ZERO);
+        for (head, root) in heads.heads.iter().zip(roots) {
+            sum = sum + heads.constant_of(head, head.output_value, root);
+            let own = heads.constant_of(head, head.value, root);
+            squares = squares + own * own;
+        }
+        let repeats = count(self.a.heads / self.a.key_value_heads).sqrt();
+        let value = self.norms.matrix(&self.block("value", Part::ALL))? * repeats;
+        let query = self.all_queries(heads)?.slope * heads.max(|h| h.key.size * h.value);
+        let key = self.all_keys()? * repeats * root * heads.max(|h| h.query.size * h.value);
+        let stacked = root * value + heads.logit_scale * heads.radius * (query + key);
+        Ok(sum.min(output * squares.sqrt()).min(output * stacked))
+    }
+
+    /// The constant of the keys of all heads as one vector.
+    fn all_keys(&self) -> Result<Upper, Error> {
+        let map = self.norms.matrix(&self.block("key", Part::ALL))?;
+        let width = self.a.key_value_heads * self.a.head_dim;
+        Ok(self.projection(map, Upper::ZERO, self.key_gain, Upper::ZERO, (map, width)).slope)
+    }
+
+    /// c: how often head `h` reads one token, at most.
+    fn read(&self, h: usize, head: &Head, tokens: usize) -> Result<Upper, Error> {
+        let a = self.a;
+        let alone = self.norms.norm(&Norm::Reads(Reads::new(a, self.path, h, tokens)))?;
+        let logit = abs(a.logit_scale) * head.query.size * head.key.size;
+        let logit = a.logit_cap.map_or(logit, |cap| logit.min(abs(cap)));
+        Ok(reads::with_contents(alone, logit, tokens))
     }
 
     /// What a norm on the queries or keys of one of `heads` heads is taken over: the norm of the

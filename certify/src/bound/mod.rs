@@ -13,6 +13,7 @@ mod attention;
 mod norms;
 pub mod paper;
 pub(crate) mod pointwise;
+mod reads;
 mod rounding;
 mod rows;
 pub mod savings;
@@ -22,6 +23,7 @@ mod weights;
 
 pub(crate) use attention::{at_offsets, plain};
 pub use norms::{Block, Kernel, Norm, Norms, Part, kernel_of};
+pub use reads::Reads;
 pub(crate) use rounding::absolute;
 pub use rounding::{F64, rounding};
 pub use rows::{NodeBound, WeightRow};

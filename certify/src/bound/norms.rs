@@ -5,6 +5,7 @@ use std::fmt;
 
 use lipschitz_nn::graph::{Convolution, Graph, Input, Node, Op, join};
 
+use super::reads::Reads;
 use crate::Error;
 use crate::upper::Upper;
 
@@ -116,6 +117,8 @@ pub enum Norm {
     Vector(Block),
     /// The largest absolute value of an element of the vector of this name.
     Largest(String),
+    /// The largest column sum of the probabilities that positions alone give a head.
+    Reads(Reads),
 }
 
 impl Norm {
@@ -137,6 +140,7 @@ impl Norm {
             }
             Norm::Largest(name) => vec![name],
             Norm::Convolution(kernel) => vec![&kernel.weight],
+            Norm::Reads(reads) => reads.learned.iter().map(|(name, _)| name.as_str()).collect(),
         }
     }
 }
@@ -153,6 +157,7 @@ impl fmt::Display for Norm {
             Norm::Affine(block, beta, None) => write!(f, "{block} · {beta}"),
             Norm::Affine(block, beta, Some(bias)) => write!(f, "{block} · {beta} + {bias}"),
             Norm::Largest(name) => write!(f, "largest element of {name}"),
+            Norm::Reads(reads) => write!(f, "{reads}"),
         }
     }
 }

@@ -57,6 +57,7 @@ impl Layout {
             _ if self.is_whole() && self.after(op).is_whole() => Some(lipschitz),
             // The same pixels.
             (Op::Patches { .. }, _) => Some(Upper::ONE),
+            // It has a rule of its own.
             (Op::Attention(_), _) => None,
             (Op::MeanPool, Self::Tokens(Some(n))) => Some(mean(n)),
             // ‖mean‖² is at most the mean of squares.

@@ -291,7 +291,9 @@ impl Walker<'_> {
         let mut step = self.rule(node, place, x, from, next)?;
         if node.op.body().is_none() {
             step.out.layout = x.layout.after(&node.op);
-            step.together = x.layout.whole(&node.op, step.lipschitz);
+            if !matches!(node.op, Op::Attention(_)) {
+                step.together = x.layout.whole(&node.op, step.lipschitz);
+            }
         }
         Ok(step)
     }

@@ -157,6 +157,11 @@ impl<'a> WeightNorms<'a> {
                 let largest = self.load(name)?.largest();
                 Interval { lower: largest, upper: Upper::from_f64(largest), method: Method::Direct }
             }
+            Norm::Reads(reads) => {
+                let table = reads.learned.as_ref().map(|(name, _)| self.load(name)).transpose()?;
+                let upper = reads.most(table.as_deref());
+                Interval { lower: 0.0, upper, method: Method::Direct }
+            }
         })
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::convnet::{Convnet, ConvolutionStage};
+use super::convnet::{Convnet, ConvolutionStage, PixelAttention};
 use super::gpt::{Activation, BlockConfig, Gpt, Positions};
 use super::isometric::{Isometric, Stage};
 use super::mlp::Mlp;
@@ -91,6 +91,9 @@ pub enum ModelConfig {
     Convnet {
         /// First to last; each halves the sides of the image.
         stages: Vec<ConvolutionStage>,
+        /// Attention between the pixels of the last stage.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attention: Option<PixelAttention>,
         /// Factor on the network's logits; 1, or the target constant where the certificate is what
         /// meets it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -228,14 +231,15 @@ impl ModelConfig {
                 let image = [channels, height, width];
                 Vit { image, patch, outputs, block, layers, final_scale }.graph()
             }
-            ModelConfig::Convnet { stages, final_scale } => {
-                let (stages, final_scale) = (stages.clone(), logit_factor(*final_scale));
+            ModelConfig::Convnet { stages, attention, final_scale } => {
+                let (stages, attention) = (stages.clone(), *attention);
+                let final_scale = logit_factor(*final_scale);
                 let Input::Pixels { channels, height, width } = input else {
                     let what = "is no image; a convolutional network reads images";
                     return Err(Error::graph("input", what));
                 };
                 let image = [channels, height, width];
-                Convnet { image, stages, outputs, final_scale }.graph()
+                Convnet { image, stages, attention, outputs, final_scale }.graph()
             }
             ModelConfig::Mlp { hidden, final_scale } => {
                 Mlp { input, hidden: hidden.clone(), outputs, final_scale: *final_scale }.graph()

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::graph::{Convolution, Graph, Input, Node, Op};
+use crate::graph::{Attention, Convolution, Graph, Input, Node, Op, PositionBias};
 
 /// The most stages, and layers of a stage.
 const MAX_DEPTH: usize = 1024;
@@ -25,12 +25,71 @@ pub struct ConvolutionStage {
     pub kernel: usize,
 }
 
+/// Softmax attention between the pixels of the last stage: `(1 − share) x + share · attention(x)`, with
+/// x cut to a norm of `reach`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PixelAttention {
+    /// Heads; divides the channels of the last stage.
+    pub heads: usize,
+    /// What attention is of the sum, from 0 to 1.
+    pub share: f64,
+    /// The ℓ2 norm of the channels of a pixel from which on they are cut to it. The constant grows with
+    /// the size of what attention reads, so that there has to be one.
+    pub reach: f64,
+    /// The most that contents add to a logit, where queries and keys have norm 1: a learned position
+    /// bias does the rest. With 0 positions alone decide.
+    pub contents: f64,
+}
+
+impl PixelAttention {
+    /// The nodes, for so many channels and pixels.
+    fn nodes(self, dim: usize, tokens: usize) -> Result<Vec<Node>, Error> {
+        let Self { heads, share, reach, contents } = self;
+        let wrong = |what: String| Err(Error::graph("", format!("has attention.{what}")));
+        if heads == 0 || !dim.is_multiple_of(heads) {
+            return wrong(format!("heads = {heads}, which do not divide {dim} channels"));
+        }
+        if !(0.0..=1.0).contains(&share) {
+            return wrong(format!("share = {share}, which is not from 0 to 1"));
+        }
+        if !(1e-6..=1e6).contains(&reach) {
+            return wrong(format!("reach = {reach}, which is not from 1e-6 to 1e6"));
+        }
+        if !(0.0..=100.0).contains(&contents) {
+            return wrong(format!("contents = {contents}, which is not from 0 to 100"));
+        }
+        // A number for each distance: near ones are half of a side's, and there are two sides.
+        let buckets = tokens.checked_mul(4).filter(|n| *n <= MAX_BUCKETS);
+        let Some(buckets) = buckets else {
+            return wrong(format!("{tokens} pixels to read, too many"));
+        };
+        let attention = Attention {
+            causal: false,
+            logit_scale: contents / (reach * reach),
+            position_bias: Some(PositionBias { buckets, max_distance: 2 * tokens }),
+            ..Attention::new(dim, heads, dim / heads)
+        };
+        let body = vec![Node::new("attention", Op::Attention(attention))];
+        Ok(vec![
+            Node::new("", Op::Patches { size: 1 }),
+            Node::new("", Op::Normalise { eps: reach }),
+            Node::new("", Op::Scale { factor: reach }),
+            Node::new("", Op::Residual { skip: 1.0 - share, branch: share, body }),
+        ])
+    }
+}
+
+/// The most numbers of a position bias.
+const MAX_BUCKETS: usize = 1 << 16;
+
 fn three() -> usize {
     3
 }
 
 /// Stages, each of which begins with a convolution of stride 2 on squares of 2 × 2 pixels, all
-/// followed by MaxMin; then all pixels, and a linear head. Every part keeps the norm of what passes
+/// followed by MaxMin; then attention between pixels, if there is any, and all pixels with a linear
+/// head. Every part but attention keeps the norm of what passes
 /// or makes it smaller where its kernel does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Convnet {
@@ -38,6 +97,8 @@ pub struct Convnet {
     pub image: [usize; 3],
     /// First to last.
     pub stages: Vec<ConvolutionStage>,
+    /// What follows them, if anything.
+    pub attention: Option<PixelAttention>,
     /// Number of classes.
     pub outputs: usize,
     /// Factor on the network's logits.
@@ -80,11 +141,12 @@ impl Convnet {
             made = [channels, made[1] / 2, made[2] / 2];
         }
         let inputs = made.iter().fold(1_usize, |n, x| n.saturating_mul(*x));
-        let mut nodes = vec![
-            Node::new("stages", Op::Sequential { body: stages }),
-            Node::new("", Op::Flatten),
-            Node::new("head", Op::Linear { inputs, outputs: self.outputs, bias: true }),
-        ];
+        let mut nodes = vec![Node::new("stages", Op::Sequential { body: stages })];
+        if let Some(attention) = self.attention {
+            nodes.extend(attention.nodes(made[0], made[1].saturating_mul(made[2]))?);
+        }
+        nodes.push(Node::new("", Op::Flatten));
+        nodes.push(Node::new("head", Op::Linear { inputs, outputs: self.outputs, bias: true }));
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
         }
@@ -109,7 +171,30 @@ mod tests {
     use super::*;
 
     fn of(image: [usize; 3], stages: Vec<ConvolutionStage>) -> Result<Graph, Error> {
-        Convnet { image, stages, outputs: 10, final_scale: 2.0 }.graph()
+        Convnet { image, stages, attention: None, outputs: 10, final_scale: 2.0 }.graph()
+    }
+
+    #[test]
+    fn attention_that_does_not_fit_is_refused() {
+        let stage = ConvolutionStage { channels: 16, layers: 0, kernel: 1 };
+        let of = |attention| {
+            let (image, stages) = ([3, 8, 8], vec![stage.clone()]);
+            let attention = Some(attention);
+            Convnet { image, stages, attention, outputs: 10, final_scale: 1.0 }.graph()
+        };
+        let right = PixelAttention { heads: 2, share: 0.5, reach: 4.0, contents: 0.2 };
+        of(right).unwrap();
+        for wrong in [
+            PixelAttention { heads: 3, ..right },
+            PixelAttention { heads: 0, ..right },
+            PixelAttention { share: 1.1, ..right },
+            PixelAttention { share: f64::NAN, ..right },
+            PixelAttention { reach: 0.0, ..right },
+            PixelAttention { contents: -0.1, ..right },
+        ] {
+            let said = of(wrong).unwrap_err().to_string();
+            assert!(said.contains("attention."), "{said}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod mlp;
 mod vit;
 
 pub use config::{LogitScale, ModelConfig};
-pub use convnet::{Convnet, ConvolutionStage};
+pub use convnet::{Convnet, ConvolutionStage, PixelAttention};
 pub use gpt::{Activation, BlockConfig, GELU_SCALE, Gpt, Positions};
 pub use isometric::{Isometric, Stage};
 pub use mlp::Mlp;
