@@ -112,6 +112,7 @@ enum FormulaName {
 
 impl BoundCommand {
     pub(super) fn run(self) -> Result<()> {
+        self.json.ready()?;
         super::check_radius(self.radius)?;
         if self.savings && self.json.takes_stdout() {
             bail!(

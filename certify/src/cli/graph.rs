@@ -14,12 +14,13 @@ pub(super) struct GraphCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// The file to write: .pdf, .png, .svg, .dot or .json; - writes SVG to stdout.
-    #[arg(short, long, value_name = "FILE", value_parser = terminal::file(Kind::Picture))]
+    #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }
 
 impl GraphCommand {
     pub(super) fn run(self) -> Result<()> {
+        terminal::ready(&self.output, Kind::Picture)?;
         let extension = match terminal::is_stream(&self.output) {
             true => "svg",
             false => self.output.extension().and_then(|e| e.to_str()).unwrap_or_default(),

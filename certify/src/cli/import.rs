@@ -19,7 +19,7 @@ pub(super) struct ImportCommand {
     /// describe.
     path: PathBuf,
     /// The checkpoint to write; - is stdout.
-    #[arg(short, long, value_name = "FILE.safetensors", value_parser = terminal::file(Kind::Checkpoint))]
+    #[arg(short, long, value_name = "FILE.safetensors")]
     output: PathBuf,
     /// Whose function to take, where candle and the library that the model comes from differ.
     #[arg(long, value_enum, default_value_t = Whose::Original)]
@@ -96,6 +96,7 @@ impl std::fmt::Display for Part {
 
 impl ImportCommand {
     pub(super) fn run(self) -> Result<()> {
+        terminal::ready(&self.output, Kind::Checkpoint)?;
         let dialect = match self.function {
             Whose::Original => Dialect::Original,
             Whose::Candle => Dialect::Candle,

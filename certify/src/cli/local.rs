@@ -41,7 +41,7 @@ pub(super) struct LocalCommand {
     #[arg(long, default_value_t = 20, value_parser = ranges::count(0, 1_000_000))]
     steps: usize,
     /// Write a line for each input to this file.
-    #[arg(long, value_name = "FILE.csv", value_parser = terminal::file(Kind::Csv))]
+    #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
     #[command(flatten)]
     json: JsonOutput,
@@ -72,6 +72,8 @@ impl From<By> for Distance {
 
 impl LocalCommand {
     pub(super) fn run(self) -> Result<()> {
+        self.json.ready()?;
+        self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(&self.data, &meta)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });

@@ -39,7 +39,7 @@ enum Plot {
         #[arg(long, value_name = "KEY")]
         color: Option<String>,
         /// Write the points to this file too; - is stdout.
-        #[arg(long, value_name = "FILE", value_parser = terminal::file(Kind::Csv))]
+        #[arg(long, value_name = "FILE")]
         csv: Option<PathBuf>,
     },
     /// Where the bound of one network comes from, one bar per node.
@@ -101,7 +101,7 @@ enum Plot {
 #[derive(Args)]
 struct Figure {
     /// The file to write: .svg, .pdf or .png; - writes SVG to stdout.
-    #[arg(short, long, value_name = "FILE", value_parser = terminal::file(Kind::Picture))]
+    #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// A title of its own.
     #[arg(long)]
@@ -149,12 +149,20 @@ fn size(text: &str) -> Result<(f32, f32), String> {
 
 impl PlotCommand {
     pub(super) fn run(self) -> Result<()> {
+        let (Plot::Tradeoff { figure, .. }
+        | Plot::Layers { figure, .. }
+        | Plot::Robust { figure, .. }
+        | Plot::Range { figure, .. }
+        | Plot::Watch { figure, .. }
+        | Plot::Training { figure, .. }) = &self.plot;
+        terminal::ready(&figure.output, Kind::Picture)?;
         match self.plot {
             Plot::Tradeoff { runs, figure, labels, x, y, color, csv } => {
                 let output = &figure.output;
                 if csv.as_ref() == Some(output) {
                     bail!("{}: --output and --csv are the same file; name two", output.display())
                 }
+                csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
                 let names = &labels.labels;
                 let tradeoff = Tradeoff::read_named(&runs, &x, &y, color.as_deref(), names)?;
                 super::tell_unfinished(&runs);

@@ -39,7 +39,7 @@ pub(super) struct ProbeCommand {
     radius: Option<f64>,
     /// Write the pair to this file, as tensors `a` and `b`. `certify run` reads either of them,
     /// renamed to the kind of input.
-    #[arg(short, long, value_name = "FILE.safetensors", value_parser = terminal::file(Kind::Tensors))]
+    #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
     #[command(flatten)]
     effort: Effort,
@@ -76,6 +76,8 @@ fn down(x: f64) -> String {
 
 impl ProbeCommand {
     pub(super) fn run(self) -> Result<()> {
+        self.json.ready()?;
+        self.output.iter().try_for_each(|path| terminal::ready(path, Kind::Tensors))?;
         if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)
         }

@@ -17,12 +17,13 @@ pub(super) struct ReportCommand {
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// The file to write; - is stdout.
-    #[arg(short, long, value_name = "FILE.html", value_parser = terminal::file(Kind::Page))]
+    #[arg(short, long, value_name = "FILE.html")]
     output: PathBuf,
 }
 
 impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
+        terminal::ready(&self.output, Kind::Page)?;
         let made = Made {
             date: date(SystemTime::now()),
             command: command(terminal::program::arguments()),

@@ -16,7 +16,7 @@ pub(super) struct RunCommand {
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The file to write, with the tensor `output`; - is stdout.
-    #[arg(long, value_name = "FILE", value_parser = terminal::file(Kind::Tensors))]
+    #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Compute in f64 instead of the weights' type (f32 for weights of half precision).
     #[arg(long)]
@@ -25,6 +25,7 @@ pub(super) struct RunCommand {
 
 impl RunCommand {
     pub(super) fn run(self) -> Result<()> {
+        terminal::ready(&self.output, Kind::Tensors)?;
         let (model, _) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let dtype = match (self.double, model.dtype()) {
             (true, _) => DType::F64,

@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::builder::{PathBufValueParser, TypedValueParser};
 use lipschitz_nn::checkpoint::{self, Header, KEY};
 use lipschitz_nn::text;
 use lipschitz_plot::svg::invisible;
@@ -80,15 +79,7 @@ fn own(path: &Path) -> Option<bool> {
     Some(header.metadata().contains_key(KEY))
 }
 
-/// `--json`, `--output`: the name of a file to write. [Refused](ready) before anything is computed.
-pub fn file(kind: Kind) -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(move |path| match ready(&path, kind) {
-        Ok(()) => Ok(path),
-        Err(error) => Err(format!("{error:#}")),
-    })
-}
-
-/// Whether a result of this kind can be written there. It replaces a result of its own kind alone, so
+/// Whether a result of this kind can be written there, found out before it is computed. It replaces a result of its own kind alone, so
 /// that a slip of the keyboard loses no weights.
 ///
 /// # Errors
@@ -144,8 +135,7 @@ pub fn read(path: &Path, wanted: &str) -> Result<String> {
 pub struct JsonOutput {
     /// Write the result as JSON to FILE. Without FILE, or with -, it goes to stdout, and nothing
     /// else does.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
-        value_parser = file(Kind::Json))]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -158,6 +148,14 @@ impl JsonOutput {
     /// Whether stdout has the JSON, and so nothing else.
     pub fn takes_stdout(&self) -> bool {
         self.path().is_some_and(is_stream)
+    }
+
+    /// Whether the JSON can be written where it is wanted; see [`ready`].
+    ///
+    /// # Errors
+    /// As those of [`ready`].
+    pub fn ready(&self) -> Result<()> {
+        self.path().map_or(Ok(()), |path| ready(path, Kind::Json))
     }
 
     /// Writes the JSON that `text` gives where it is wanted; whether stdout has it now.
