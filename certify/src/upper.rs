@@ -132,6 +132,28 @@ impl Upper {
         Self::normalised(if exact { root } else { root.next_up() }, (self.exponent - odd) / 2)
     }
 
+    /// `exp`, by sums and products alone, so that it is the same everywhere; infinite from 2⁹ on.
+    pub(crate) fn exp(self) -> Self {
+        /// Terms of the series, and how often its argument is halved: up to ½.
+        const TERMS: usize = 18;
+        const HALVED: i64 = 10;
+        if self >= Self::from_f64(512.0) {
+            return Self::INFINITY;
+        }
+        let x = self.times_power(-HALVED);
+        let (mut term, mut sum) = (Self::ONE, Self::ONE);
+        for k in 1..TERMS {
+            term = (term * x).div_up(k as f64);
+            sum = sum + term;
+        }
+        // All that follow are at most a 36th of the last, and so on.
+        let mut power = sum + term;
+        for _ in 0..HALVED {
+            power = power * power;
+        }
+        power
+    }
+
     /// The larger.
     pub fn max(self, other: Self) -> Self {
         if other > self { other } else { self }
@@ -394,6 +416,19 @@ mod tests {
             assert!(root * root >= x);
             assert!(x.div_up(b as f64) * y >= x, "{a} / {b}");
         }
+    }
+
+    #[test]
+    fn exponentials_are_no_less_and_little_more() {
+        assert_eq!(Upper::ZERO.exp(), Upper::ONE);
+        for i in 0..6000 {
+            let x = f64::from(i) * 0.1001;
+            let (found, truth) = (Upper::from_f64(x).exp().to_f64(), x.exp());
+            // The truth is rounded, by less than this.
+            assert!(found >= truth * (1.0 - 1e-15), "{x}: {found} {truth}");
+            assert!(found <= truth * (1.0 + 1e-11) || x >= 512.0, "{x}: {found} {truth}");
+        }
+        assert_eq!(Upper::INFINITY.exp(), Upper::INFINITY);
     }
 
     #[test]

@@ -107,13 +107,7 @@ fn most(tokens: usize, window: Option<usize>, causal: bool, logits: &[f64]) -> U
 
 /// At most `e^{2κ}` times this, and the number of tokens.
 pub(super) fn with_contents(alone: Upper, largest: Upper, tokens: usize) -> Upper {
-    /// Larger exponentials exceed any number of tokens.
-    const FAR: f64 = 100.0;
-    let twice = (largest + largest).to_f64();
-    match twice < FAR {
-        true => (alone * Upper::from_f64(twice.exp() * (1.0 + EXPONENTIAL))).min(count(tokens)),
-        false => count(tokens),
-    }
+    (alone * (largest + largest).exp()).min(count(tokens))
 }
 
 #[cfg(test)]
