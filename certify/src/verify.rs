@@ -203,3 +203,47 @@ fn difference(stated: &Value, implied: &Value, path: String) -> Option<String> {
         _ => Some(format!("{path}: {stated} is stated, and the weights' norms give {implied}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op};
+    use lipschitz_nn::{Model, random};
+
+    use super::*;
+    use crate::spectral::Method;
+
+    /// Before format 4, attention had no rule for the norm of all tokens: what was proven without it
+    /// holds, and is not taken for what is proven with it.
+    #[test]
+    fn a_certificate_is_verified_by_the_proof_of_its_format() {
+        let nodes = vec![
+            Node::new("", Op::Clip { limit: 0.2 }),
+            Node::new("", Op::Patches { size: 1 }),
+            Node::new("a", Op::Attention(Attention { causal: false, ..Attention::new(4, 2, 2) })),
+            Node::new("", Op::MeanPool),
+            Node::new("head", Op::Linear { inputs: 4, outputs: 3, bias: false }),
+        ];
+        let pixels = Input::Pixels { channels: 4, height: 2, width: 3 };
+        let graph = Graph::new(pixels, nodes).unwrap();
+        let mut rng = random::seeded(3);
+        let weights = graph.parameters().into_iter().map(|p| {
+            let values = random::normals(&mut rng, p.shape.iter().product());
+            (p.name, Tensor::from_vec(values, p.shape, &Device::Cpu).unwrap())
+        });
+        let model = Model::new(graph.clone(), weights.collect()).unwrap();
+        let of = |format| {
+            let source = Pinned::new(&model).unwrap();
+            let made = prove(&source, format, Method::Proven, Formula::Sound, None, &|_| {});
+            Certificate { format, ..made.unwrap() }
+        };
+        let (old, new) = (of(2), of(FORMAT));
+        assert!(new.l2 < old.l2, "{} {}", new.l2, old.l2);
+        verify(&old, &model).unwrap();
+        verify(&new, &model).unwrap();
+        for wrong in [Certificate { format: FORMAT, ..old }, Certificate { format: 2, ..new }] {
+            let said = verify(&wrong, &model).unwrap_err().to_string();
+            assert!(said.contains("weights["), "{said}");
+        }
+    }
+}
