@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Certificate:
         try:
             self.document: dict[str, Any] = json.loads(document)
             self._rms, self._l2 = (self.document[key] for key in ("rms", "l2"))
+            number(self._rms), number(self._l2)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             from ._lipschitz import Error
 
@@ -137,8 +139,10 @@ class Certificate:
         from ._lipschitz import Error
 
         try:
-            with open(path, "w", encoding="utf-8") as file:
+            with open(os.fspath(path), "w", encoding="utf-8") as file:
                 file.write(self._text)
+        except TypeError:
+            raise Error(f"a {type(path).__name__} is no path to write to") from None
         except OSError as error:
             raise Error(f"{path}: {error.strerror}") from None
 

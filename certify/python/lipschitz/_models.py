@@ -42,6 +42,8 @@ def certify(
     """
     if effort is not None:
         effort = _whole("effort", effort)
+    if radius is not None:
+        radius = _number("radius", radius)
     network, keep = network_of(model, graph, input_shape=input_shape, context=context)
     return Certificate(network.certify(effort, radius), network, keep)
 
@@ -52,8 +54,10 @@ def load(path: Any) -> Certificate:
     >>> lipschitz.load("first.json").verify("runs/first")          # doctest: +SKIP
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.fspath(path), encoding="utf-8") as file:
             return Certificate(file.read())
+    except TypeError:
+        raise Error(f"a {type(path).__name__} is no path to a certificate") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
 
@@ -95,6 +99,7 @@ def probe(
     import numpy
 
     network, keep = network_of(model, graph, **options)
+    seconds, radius = _number("seconds", seconds), None if radius is None else _number("radius", radius)
     found = json.loads(network.probe(_batch("inputs", inputs), seconds, radius))
     del keep
     a, b = (numpy.array(x["values"]).reshape(x["shape"]) for x in found["pair"])
@@ -124,11 +129,13 @@ def robust(
     import numpy
 
     network, keep = network_of(model, graph, **options)
-    images, classes = _batch("images", images), _array(classes)
+    images, classes = _batch("images", images), _array(classes, "classes")
     if classes.shape != images.shape[:1] or classes.dtype.kind not in "iu":
         raise Error(
             f"classes: wants {len(images)} whole numbers, one for each image, and has the shape {classes.shape} of {classes.dtype}"
         )
+    if classes.min() < 0:
+        raise Error(f"classes: are numbered from 0, and one is {classes.min()}")
     try:
         radii = [float(radius) for radius in eps]
     except (TypeError, ValueError):
@@ -166,6 +173,8 @@ def local(
     inputs, steps = _batch("inputs", inputs), _whole("steps", steps)
     tokens = json.loads(network.graph())["input"]["kind"] == "tokens"
     norm = norm or ("token" if tokens else "l2")
+    if norm not in ("token", "l2", "linf"):
+        raise Error(f"norm: {norm!r} is none of 'token', 'l2' and 'linf'")
     rows = json.loads(network.local(inputs, norm, [], steps))["inputs"]
     del keep
     column = lambda key: numpy.array([numpy.nan if row[key] is None else row[key] for row in rows])
@@ -199,8 +208,14 @@ def network_of(
         if isinstance(graph, Mapping) and "graph" in graph:
             # The file that `certify import --graph` reads: the path in the graph, the name in the file.
             names, graph = graph.get("weights", {}), graph["graph"]
-        text = graph if isinstance(graph, str) else json.dumps(graph)
-        arrays = {name: _array(value) for name, value in model.items()}
+        try:
+            text = graph if isinstance(graph, str) else json.dumps(graph)
+        except (TypeError, ValueError) as error:
+            raise Error(f"graph: cannot be written as JSON: {error}") from None
+        for name in model:
+            if not isinstance(name, str):
+                raise Error(f"a weight is called {name!r}; names of weights are texts")
+        arrays = {name: _array(value, name) for name, value in model.items()}
         for path, name in names.items():
             if name not in arrays:
                 raise Error(f"weights: `{path}` is to be `{name}`, which is not there")
@@ -231,13 +246,20 @@ def network_of(
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value < 1 << 53:
         raise Error(f"{name}: wants a whole number of 0 or above, and is {value!r}")
     return value
 
 
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise Error(f"{name}: wants a number, and is {value!r}") from None
+
+
 def _batch(name: str, value: Any) -> Any:
-    array = _array(value)
+    array = _array(value, name)
     if array.ndim == 0 or array.size == 0:
         raise Error(f"{name}: wants a batch, and has the shape {array.shape}")
     return array
@@ -255,7 +277,7 @@ def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, one(a.reshape(len(a), -1) if a.ndim == 4 else a)) for name, a in arrays.items()]
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any, name: str) -> Any:
     """A numpy array, or another library's tensor as one; the numbers are shared where they can be."""
     import numpy
 
@@ -266,7 +288,10 @@ def _array(value: Any) -> Any:
         return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         value = numpy.from_dlpack(value)
-    array = numpy.asarray(value)
+    try:
+        array = numpy.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise Error(f"{name}: is no array: {error}") from None
     if array.dtype.kind in "iu" and array.dtype not in (numpy.int64, numpy.uint32, numpy.uint8):
         return array.astype(numpy.int64)
     return array

@@ -251,3 +251,26 @@ def test_constants_of_both_searches_agree():
     inputs = numpy.zeros((4, 3), numpy.float32)
     certified = lipschitz.probe(two(), inputs, TWO, seconds=0.1).certified
     assert certified == lipschitz.certify(two(), TWO).l2
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: lipschitz.certify(None), "is no model"),
+        (lambda: lipschitz.certify({"a.weight": [[1, 2], [3]]}, TWO), "a.weight: is no array"),
+        (lambda: lipschitz.certify({1: numpy.ones((3, 2))}, TWO), "names of weights are texts"),
+        (lambda: lipschitz.certify(two(), {"a": object()}), "graph: cannot be written as JSON"),
+        (lambda: lipschitz.certify(two(), TWO, radius="a"), "radius: wants a number"),
+        (lambda: lipschitz.probe(two(), numpy.ones((2, 3)), TWO, seconds="x"), "seconds: wants a number"),
+        (lambda: lipschitz.robust(two(), numpy.ones((2, 3)), [-1, 0], TWO), "classes: are numbered from 0"),
+        (lambda: lipschitz.robust(two(), numpy.ones((2, 3)), [0, 1], TWO, steps=1 << 70), "steps: wants a whole number"),
+        (lambda: lipschitz.local(two(), numpy.ones((2, 3)), TWO, norm=3), "norm: 3 is none of"),
+        (lambda: lipschitz.load(3.5), "is no path"),
+        (lambda: lipschitz.Certificate.from_json('{"rms": 1, "l2": 2}'), "is no certificate"),
+        (lambda: lipschitz.certify(two(), TWO).save(object()), "is no path"),
+    ],
+)
+def test_wrong_arguments_raise_one_error(call, said):
+    with pytest.raises(lipschitz.Error, match=said) as raised:
+        call()
+    assert "\n" not in str(raised.value)
