@@ -88,8 +88,8 @@ fn three() -> usize {
 }
 
 /// Stages, each of which begins with a convolution of stride 2 on squares of 2 × 2 pixels, all
-/// followed by MaxMin; then attention between pixels, if there is any, and all pixels with a linear
-/// head. Every part but attention keeps the norm of what passes
+/// followed by MaxMin; then all pixels with a linear head; or attention between pixels, and their
+/// mean with one. Every part but attention keeps the norm of what passes
 /// or makes it smaller where its kernel does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Convnet {
@@ -97,7 +97,7 @@ pub struct Convnet {
     pub image: [usize; 3],
     /// First to last.
     pub stages: Vec<ConvolutionStage>,
-    /// What follows them, if anything.
+    /// What follows them, with a mean over the pixels, if anything does.
     pub attention: Option<PixelAttention>,
     /// Number of classes.
     pub outputs: usize,
@@ -140,12 +140,18 @@ impl Convnet {
             stages.push(Node::new(i.to_string(), Op::Sequential { body }));
             made = [channels, made[1] / 2, made[2] / 2];
         }
-        let inputs = made.iter().fold(1_usize, |n, x| n.saturating_mul(*x));
         let mut nodes = vec![Node::new("stages", Op::Sequential { body: stages })];
-        if let Some(attention) = self.attention {
-            nodes.extend(attention.nodes(made[0], made[1].saturating_mul(made[2]))?);
-        }
-        nodes.push(Node::new("", Op::Flatten));
+        let inputs = match self.attention {
+            Some(attention) => {
+                nodes.extend(attention.nodes(made[0], made[1].saturating_mul(made[2]))?);
+                nodes.push(Node::new("", Op::MeanPool));
+                made[0]
+            }
+            None => {
+                nodes.push(Node::new("", Op::Flatten));
+                made.iter().fold(1_usize, |n, x| n.saturating_mul(*x))
+            }
+        };
         nodes.push(Node::new("head", Op::Linear { inputs, outputs: self.outputs, bias: true }));
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
