@@ -209,15 +209,15 @@ fn whole_images_are_measured_by_their_norm() {
     }
 }
 
-/// Attention between tokens of one pixel each, whose elements lie within `limit`; flattened, its output
-/// is measured by the norm of all tokens.
+/// Attention between tokens of one pixel each, whose elements lie within `limit`, and their mean. The
+/// constant of a mean is 1/√tokens in the norm of all tokens, so that this norm decides.
 fn attentive(attention: Attention, tokens: usize, limit: f64) -> Graph {
     let pixels = Input::Pixels { channels: attention.dim, height: 1, width: tokens };
     let nodes = vec![
         Node::new("", Op::Clip { limit }),
         Node::new("", Op::Patches { size: 1 }),
         Node::new("a", Op::Attention(attention)),
-        Node::new("", Op::Flatten),
+        Node::new("", Op::MeanPool),
     ];
     Graph::new(pixels, nodes).unwrap()
 }
@@ -228,12 +228,12 @@ fn constant(model: &Model) -> f64 {
 }
 
 /// Where contents say nothing, attention is a matrix of probabilities times values: of an even mean the
-/// norm is 1, and where all read one token it is √tokens. Both are what is proven.
+/// norm is 1, and where all read one token it is √tokens. Over √tokens, both are what is proven.
 #[test]
 fn positions_alone_are_certified_exactly() {
     let eye = Tensor::eye(3, candle_core::DType::F64, &Device::Cpu).unwrap();
     let none = Tensor::zeros((3, 3), candle_core::DType::F64, &Device::Cpu).unwrap();
-    for (causal, slope, wanted) in [(false, 0.0, 1.0), (true, -60.0, 5f64.sqrt())] {
+    for (causal, slope, wanted) in [(false, 0.0, 5f64.sqrt().recip()), (true, -60.0, 1.0)] {
         let alibi = Some(Alibi { slopes: vec![slope] });
         let attention = Attention { causal, alibi, ..Attention::new(3, 1, 3) };
         let weights = [("query", &none), ("key", &none), ("value", &eye), ("output", &eye)];
@@ -246,11 +246,10 @@ fn positions_alone_are_certified_exactly() {
 }
 
 /// Random attention of all kinds: no pair of images is found that it moves further apart than proven.
-/// The searches come near enough to tell the rule from one that leaves out how often tokens are read.
 #[test]
 fn attention_moves_all_tokens_together_by_no_more_than_is_proven() {
     let mut rng = random::seeded(8);
-    let (mut nearest, mut steeper) = (0.0_f64, 0);
+    let mut nearest = 0.0_f64;
     for i in 0..120 {
         let mut pick = |n: usize| random::below(&mut rng, n);
         let (tokens, causal) = (1 + pick(6), pick(2) == 0);
@@ -278,16 +277,9 @@ fn attention_moves_all_tokens_together_by_no_more_than_is_proven() {
         let found = probe::search(&model, &(starts * 0.4).unwrap(), 1e6, 60).unwrap();
         assert!(found.at_least <= proven, "{i}: found {} above {proven}", found.at_least);
         nearest = nearest.max(found.at_least / proven);
-        // That of the largest token alone holds for no more than that.
-        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
-        let rows = walk(model.graph(), &norms, None).unwrap().rows;
-        let alone = rows.iter().find(|row| row.path == "a").unwrap().lipschitz.to_f64();
-        steeper += usize::from(found.at_least > alone);
     }
-    println!(
-        "the nearest search reached {nearest:.3} of what is proven; {steeper} beyond one token"
-    );
-    assert!(nearest > 0.5 && steeper > 0, "{nearest} {steeper}");
+    println!("the nearest search reached {nearest:.3} of what is proven");
+    assert!(nearest > 0.5, "{nearest}");
 }
 
 /// Every constraint that promises a cap keeps convolutions under what a plan says, from weights and
