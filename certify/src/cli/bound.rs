@@ -260,6 +260,9 @@ fn norms(rows: &[WeightRow]) -> Table {
     norms
 }
 
+/// A change of one part in this many may change an output altogether.
+const LARGE: f64 = 1e6;
+
 /// The bound, its domain and its assumptions.
 fn theorem(c: &Certificate) {
     let what = if c.proven { "certified" } else { "NOT PROVEN" };
@@ -278,6 +281,11 @@ fn theorem(c: &Certificate) {
     outln!("domain: {}", c.domain);
     if let Some(diameter) = c.domain.diameter {
         outln!("        two embedding rows are at most {diameter} apart");
+    }
+    if c.l2 > Upper::from_f64(LARGE) {
+        outln!(
+            "so large a constant says little about one input: `certify local` proves what holds around it"
+        );
     }
     c.origin.iter().for_each(|from| origin(from, |line| outln!("{line}")));
     c.assumptions.iter().for_each(|text| outln!("assumes: {}", shown(text)));
