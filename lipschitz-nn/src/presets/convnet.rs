@@ -25,17 +25,18 @@ pub struct ConvolutionStage {
     pub kernel: usize,
 }
 
-/// Softmax attention between the pixels of the last stage: `(1 − share) x + share · attention(x)`, with
-/// x cut to a norm of `reach`.
+/// Softmax attention between the pixels of the last stage, whose mean is added to all of them through a
+/// linear map W: `(1 − share) x + share · W mean(attention(x))`. A mean of pixels has constant 1 from RMS
+/// norm to RMS norm, as W has, so that both parts keep norms alike.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PixelAttention {
     /// Heads; divides the channels of the last stage.
     pub heads: usize,
-    /// What attention is of the sum, from 0 to 1.
+    /// What the second part is of the sum, from 0 to 1.
     pub share: f64,
-    /// The ℓ2 norm of the channels of a pixel from which on they are cut to it. The constant grows with
-    /// the size of what attention reads, so that there has to be one.
+    /// The ℓ2 norm of the channels of a pixel from which on attention reads them cut to it. Its constant
+    /// grows with the size of what it reads, so that there has to be one.
     pub reach: f64,
     /// The most that contents add to a logit, where queries and keys have norm 1: a learned position
     /// bias does the rest. With 0 positions alone decide.
@@ -43,8 +44,8 @@ pub struct PixelAttention {
 }
 
 impl PixelAttention {
-    /// The nodes, for so many channels and pixels.
-    fn nodes(self, dim: usize, tokens: usize) -> Result<Vec<Node>, Error> {
+    /// The node, for so many channels and pixels.
+    fn node(self, dim: usize, tokens: usize) -> Result<Node, Error> {
         let Self { heads, share, reach, contents } = self;
         let wrong = |what: String| Err(Error::graph("", format!("has attention.{what}")));
         if heads == 0 || !dim.is_multiple_of(heads) {
@@ -70,13 +71,21 @@ impl PixelAttention {
             position_bias: Some(PositionBias { buckets, max_distance: 2 * tokens }),
             ..Attention::new(dim, heads, dim / heads)
         };
-        let body = vec![Node::new("attention", Op::Attention(attention))];
-        Ok(vec![
+        let all = dim.checked_mul(tokens);
+        let Some(all) = all else { return wrong(format!("{tokens} pixels to read, too many")) };
+        let kept =
+            vec![Node::new("", Op::Flatten), Node::new("", Op::Scale { factor: 1.0 - share })];
+        let read = vec![
             Node::new("", Op::Patches { size: 1 }),
             Node::new("", Op::Normalise { eps: reach }),
             Node::new("", Op::Scale { factor: reach }),
-            Node::new("", Op::Residual { skip: 1.0 - share, branch: share, body }),
-        ])
+            Node::new("attention", Op::Attention(attention)),
+            Node::new("", Op::MeanPool),
+            Node::new("spread", Op::Linear { inputs: dim, outputs: all, bias: false }),
+            Node::new("", Op::Scale { factor: share }),
+        ];
+        let branches = [kept, read].map(|body| Node::new("", Op::Sequential { body })).into();
+        Ok(Node::new("", Op::Parallel { branches }))
     }
 }
 
@@ -88,8 +97,8 @@ fn three() -> usize {
 }
 
 /// Stages, each of which begins with a convolution of stride 2 on squares of 2 × 2 pixels, all
-/// followed by MaxMin; then all pixels with a linear head; or attention between pixels, and their
-/// mean with one. Every part but attention keeps the norm of what passes
+/// followed by MaxMin; then attention between pixels, if there is any, and all of them with a
+/// linear head. Every part but attention keeps the norm of what passes
 /// or makes it smaller where its kernel does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Convnet {
@@ -97,7 +106,7 @@ pub struct Convnet {
     pub image: [usize; 3],
     /// First to last.
     pub stages: Vec<ConvolutionStage>,
-    /// What follows them, with a mean over the pixels, if anything does.
+    /// What follows them, if anything does.
     pub attention: Option<PixelAttention>,
     /// Number of classes.
     pub outputs: usize,
@@ -141,17 +150,11 @@ impl Convnet {
             made = [channels, made[1] / 2, made[2] / 2];
         }
         let mut nodes = vec![Node::new("stages", Op::Sequential { body: stages })];
-        let inputs = match self.attention {
-            Some(attention) => {
-                nodes.extend(attention.nodes(made[0], made[1].saturating_mul(made[2]))?);
-                nodes.push(Node::new("", Op::MeanPool));
-                made[0]
-            }
-            None => {
-                nodes.push(Node::new("", Op::Flatten));
-                made.iter().fold(1_usize, |n, x| n.saturating_mul(*x))
-            }
-        };
+        nodes.push(match self.attention {
+            Some(attention) => attention.node(made[0], made[1].saturating_mul(made[2]))?,
+            None => Node::new("", Op::Flatten),
+        });
+        let inputs = made.iter().fold(1_usize, |n, x| n.saturating_mul(*x));
         nodes.push(Node::new("head", Op::Linear { inputs, outputs: self.outputs, bias: true }));
         if self.final_scale != 1.0 {
             nodes.push(Node::new("", Op::Scale { factor: self.final_scale }));
