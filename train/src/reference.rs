@@ -295,7 +295,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     let kinds: Vec<&str> = given.values().map(String::as_str).collect();
     let base = match (section, &kinds[..]) {
         ("model.stages", ["isometric"]) => "isometric-shakespeare",
-        ("model" | "model.stages" | "model.attention", ["convnet"]) => "convnet-cifar10",
+        ("model" | "model.stages", ["convnet"]) | ("model.attention", _) => "convnet-cifar10",
         ("model", ["vit"]) => "vit-cifar10",
         ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
         ("data", ["images"]) | ("augment", _) => "mlp-images",
@@ -371,6 +371,6 @@ fn said(base: &str, settings: &[String], full: &str) -> Option<String> {
         return None;
     }
     let after = |mark: &str| Some(error.split_once(mark)?.1.trim().to_string());
-    let range = after("must be ").or_else(|| after("; ")).or_else(|| after("expected "))?;
+    let range = after("must be ").or_else(|| after("; ")).or_else(|| after("wants "))?;
     Some(cell(&range))
 }

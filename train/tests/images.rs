@@ -361,6 +361,46 @@ fn vectors_are_classified_attacked_and_regressed() {
     assert!(said.contains("does not predict this data"), "{said}");
 }
 
+/// The convolutional network, with attention between pixels and without: trained, proven, proven again
+/// and attacked. The constant is what the target says, and what is proven of pictures withstands attacks.
+#[test]
+fn convolutional_networks_meet_their_target() {
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path();
+    drawings(&place.join("drawings"), 20);
+    std::fs::write(place.join("c.toml"), ok(place, &["train", "config", "convnet-cifar10"]))
+        .unwrap();
+    let stages = "model.stages=[{channels=8,layers=1,kernel=1},{channels=16,layers=1,kernel=1}]";
+    let settings = ["data.kind=images", "data.path=drawings", stages, "train.steps=8"];
+    let small = ["train.batch_size=16", "train.eval_every=8", "train.learning_rate=0.05"];
+    let attention = "model.attention={heads=2,share=0.3,reach=4.0,contents=0.2}";
+    for (name, more) in [("plain", None), ("attention", Some(attention))] {
+        let mut words = vec!["train", "run", "c.toml", "--out", name, "--quiet"];
+        for setting in settings.into_iter().chain(small).chain(more) {
+            words.extend(["--set", setting]);
+        }
+        ok(place, &words);
+        let certificate = format!("{name}.json");
+        ok(place, &["certify", "bound", name, "--json", &certificate]);
+        assert!(ok(place, &["certify", "verify", &certificate, name]).contains("holds: L ≤ "));
+        let text = std::fs::read_to_string(place.join(&certificate)).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let proven: f64 = document["rms"]["value"].as_str().unwrap().parse().unwrap();
+        assert!(proven <= 20.0 && proven > 1.0, "{name}: {proven}");
+        let read = text.contains("most read of 49 tokens");
+        assert_eq!(read, more.is_some(), "{name}");
+        let said = ok(place, &["certify", "robust", name, "--data", "drawings", "--limit", "8"]);
+        assert!(said.contains("attacked"), "{said}");
+    }
+    let wrong = "model.attention={heads=3,share=0.3,reach=4.0,contents=0.2}";
+    let mut words = vec!["train", "run", "c.toml", "--out", "wrong"];
+    for setting in settings.into_iter().chain([wrong]) {
+        words.extend(["--set", setting]);
+    }
+    let said = refused(place, &words);
+    assert!(said.contains("model: ") && said.contains("attention.heads = 3"), "{said}");
+}
+
 #[test]
 fn what_cannot_be_trained_on_is_one_line() {
     let place = workshop();
