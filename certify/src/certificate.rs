@@ -233,7 +233,11 @@ impl Certificate {
         let known = Known { norms: &stated, format: self.format };
         let theorem = theorem(&self.graph, &known, self.formula, radius)?;
         let bound = found.map(|found| found.bound);
-        document(source, self.method, self.formula, given, theorem, self.weights, bound)
+        // The second proof has been there since format 3.
+        let format = if bound.is_some() { self.format.max(3) } else { self.format };
+        let tight =
+            document(source, self.method, self.formula, given, theorem, self.weights, bound)?;
+        Ok(Self { format, ..tight })
     }
 }
 

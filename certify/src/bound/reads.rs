@@ -13,11 +13,15 @@ use lipschitz_nn::graph::{Attention, PositionBias, join};
 use crate::spectral::Matrix;
 use crate::upper::{Upper, count};
 
-/// Exceeds the relative error of a computed exponential, and of sums of at most [`TOKENS`] of them.
+/// Exceeds the relative error of a computed exponential of a difference of logits, and of sums of at most
+/// [`TOKENS`] of them.
 const EXPONENTIAL: f64 = 1e-9;
 
 /// With more tokens nothing is computed.
-const TOKENS: usize = 4096;
+const TOKENS: usize = 2048;
+
+/// A sum of a learned bias and a slope is rounded by less than 1e-10 if both are below this.
+const LARGE: f64 = 1e5;
 
 /// What positions say to one head about a sequence of known length.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,11 +75,18 @@ impl Reads {
             return count(self.tokens);
         }
         let ([head, heads], last) = (self.head, self.tokens as i64 - 1);
+        let large = |x: f64| self.slope != 0.0 && x.abs() > LARGE;
+        if large(self.slope * last as f64) {
+            return count(self.tokens);
+        }
         let mut logits: Vec<f64> =
             (-last..=last).map(|distance| -self.slope * distance.abs() as f64).collect();
         if let Some((_, bias)) = &self.learned {
             let fits = |t: &&Matrix| t.columns == heads && t.rows == bias.buckets;
             let Some(table) = table.filter(fits) else { return count(self.tokens) };
+            if large(table.largest()) {
+                return count(self.tokens);
+            }
             for (logit, distance) in logits.iter_mut().zip(-last..) {
                 *logit += table.data[bias.bucket(self.causal, distance) * heads + head];
             }
@@ -86,6 +97,10 @@ impl Reads {
 
 /// The largest column sum, given the logit of each distance, key − query, from the least.
 fn most(tokens: usize, window: Option<usize>, causal: bool, logits: &[f64]) -> Upper {
+    // Of what is not finite nothing is known.
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return count(tokens);
+    }
     let mut columns = vec![0.0; tokens];
     for query in 0..tokens {
         let reach = window.unwrap_or(tokens).max(1);
@@ -99,10 +114,7 @@ fn most(tokens: usize, window: Option<usize>, causal: bool, logits: &[f64]) -> U
         columns[first..end].iter_mut().zip(raised).for_each(|(column, e)| *column += e / sum);
     }
     let most = columns.into_iter().fold(0.0, f64::max);
-    match most.is_finite() {
-        true => Upper::from_f64(most * (1.0 + EXPONENTIAL)).min(count(tokens)),
-        false => count(tokens),
-    }
+    Upper::from_f64(most * (1.0 + EXPONENTIAL)).min(count(tokens))
 }
 
 /// At most `e^{2κ}` times this, and the number of tokens.
@@ -145,6 +157,25 @@ mod tests {
             let truth = slow(tokens, window, causal, &logit);
             assert!(found.to_f64() >= truth, "{found} {truth}");
             assert!(found.to_f64() <= (truth * (1.0 + 1e-8)).min(tokens as f64 * 1.000_001));
+        }
+    }
+
+    #[test]
+    fn of_sizes_that_cannot_be_computed_with_all_tokens_are_said() {
+        let of = |slope: f64, table: [f64; 4]| {
+            let bias = PositionBias { buckets: 4, max_distance: 4 };
+            let learned = Some(("b".to_string(), bias));
+            let (path, tokens, head) = (String::new(), 5, [0, 1]);
+            let reads = Reads { path, learned, slope, causal: false, window: None, head, tokens };
+            reads.most(Some(&Matrix { rows: 4, columns: 1, data: table.to_vec() }))
+        };
+        assert!(of(0.0, [0.0; 4]) < Upper::from_f64(1.001));
+        assert!(of(-1.0, [0.0; 4]) > Upper::from_f64(1.5));
+        // Exact, however large: all read the one at the end.
+        assert!(of(0.0, [0.0, 1e300, -1e300, -1e300]) < count(5));
+        let wrong = [(1e300, [0.0; 4]), (-1e308, [0.0; 4]), (1.0, [1e16, 0.0, 0.0, 0.0])];
+        for (slope, table) in wrong.into_iter().chain([(0.0, [f64::INFINITY, 0.0, 0.0, 0.0])]) {
+            assert_eq!(of(slope, table), count(5), "{slope} {table:?}");
         }
     }
 
