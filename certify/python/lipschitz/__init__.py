@@ -3,7 +3,7 @@
     >>> import lipschitz
     >>> certificate = lipschitz.certify("runs/first")              # doctest: +SKIP
     >>> certificate.l2                                             # doctest: +SKIP
-    6.8805...
+    6.9035...
 
 `certify` takes a path, a graph with arrays, a `torch.nn.Module` of known kinds, or a Hugging Face model.
 `lipschitz.torch` has what trains under a constraint. Everything that is computed is computed without
