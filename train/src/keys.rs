@@ -33,8 +33,8 @@ pub struct Mistake {
     path: Vec<String>,
     /// Where that is in the file, if it is known.
     place: Option<String>,
-    /// What to do about it, if that is known.
-    remedy: Option<String>,
+    /// Whether the file has the field, and a setting leaves it without a meaning.
+    left: bool,
 }
 
 #[derive(Debug)]
@@ -81,11 +81,7 @@ impl Mistake {
 
     /// The same of a field that the file has, and that does not go with a setting.
     pub(crate) fn taken_out(mut self) -> Self {
-        let path = self.path.iter().rev().map(String::as_str).chain(self.unknown());
-        let path = path.collect::<Vec<_>>().join(".");
-        self.remedy = Some(format!(
-            "the file has it, and it does not go with what is set; `--set {path}=` takes it out"
-        ));
+        self.left = true;
         self
     }
 
@@ -114,11 +110,13 @@ impl Display for Mistake {
             }
             What::Other(text) => f.write_str(&text.trim().replace('\n', " "))?,
         }
-        match (&self.remedy, nearest) {
-            (Some(remedy), _) => write!(f, "; {remedy}"),
-            (None, Some(name)) => write!(f, "; did you mean `{name}`?"),
-            (None, None) => Ok(()),
+        if self.left {
+            let path = self.path.iter().rev().map(String::as_str).chain(self.unknown());
+            let path = path.collect::<Vec<_>>().join(".");
+            let why = "the file has it, and it does not go with what is set";
+            return write!(f, "; {why}; `--set {path}=` takes it out");
         }
+        nearest.map_or(Ok(()), |name| write!(f, "; did you mean `{name}`?"))
     }
 }
 
@@ -136,7 +134,7 @@ impl std::error::Error for Mistake {}
 
 impl de::Error for Mistake {
     fn custom<T: Display>(text: T) -> Self {
-        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None, remedy: None }
+        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None, left: false }
     }
 
     fn invalid_type(found: de::Unexpected, wanted: &dyn de::Expected) -> Self {
@@ -149,12 +147,12 @@ impl de::Error for Mistake {
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "field", found: found.to_string(), known };
-        Self { what, path: Vec::new(), place: None, remedy: None }
+        Self { what, path: Vec::new(), place: None, left: false }
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
         let what = What::Unknown { noun: "variant", found: found.to_string(), known };
-        Self { what, path: Vec::new(), place: None, remedy: None }
+        Self { what, path: Vec::new(), place: None, left: false }
     }
 }
 
