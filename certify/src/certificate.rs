@@ -18,7 +18,7 @@ use crate::spectral::Method;
 use crate::upper::{Upper, count, root_down};
 
 /// The latest format version of a certificate. Format 1 lacks the ids of nodes; formats 1 and 2 have
-/// no bound by ellipsoids, and format 3 has one. From [`TOGETHER`] on, attention has a rule for the
+/// no bound by ellipsoids, and format 3 has one. From format 4 on, attention has a rule for the
 /// norm of all tokens together.
 pub const FORMAT: u32 = 4;
 
