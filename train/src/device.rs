@@ -19,7 +19,7 @@ pub fn open(name: &str) -> Result<Device, Error> {
             if !candle_core::utils::cuda_is_available() {
                 return Err(Error::BuiltForCpu(name.to_string()));
             }
-            let ordinal = ordinal + local_rank();
+            let ordinal = ordinal + local_rank()?;
             Device::new_cuda(ordinal).map_err(|e| {
                 let (name, error) = (name.to_string(), e.into());
                 Error::Gpu { name, ordinal, error }

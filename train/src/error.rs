@@ -129,6 +129,16 @@ pub enum Error {
         /// How many processes train together.
         processes: usize,
     },
+    /// What a launcher says of its processes is no number.
+    #[error(
+        "{name} is `{value}`, which is no number of a launcher; unset it, or start with mpirun"
+    )]
+    Launcher {
+        /// The environment variable.
+        name: String,
+        /// What it is.
+        value: String,
+    },
     /// Several processes, in a program built without MPI.
     #[error("mpirun has started several processes, and this program is built for one")]
     BuiltForOneProcess,

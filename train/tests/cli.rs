@@ -81,6 +81,24 @@ impl Workshop {
     }
 }
 
+/// Several processes that cannot tell that they are would each take themselves for the only one.
+#[test]
+fn what_a_launcher_says_is_a_number() {
+    let w = Workshop::new();
+    for (value, right) in [("1", true), ("x", false), ("", false), ("0", false), ("-2", false)] {
+        let args = w.args(&format!("run{value}"), &["train.steps=1"]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut command = train(&args);
+        command.env("OMPI_COMM_WORLD_SIZE", value);
+        if right {
+            assert!(command.output().unwrap().status.success());
+            continue;
+        }
+        let said = workshop::refused(&mut command);
+        assert!(said.contains("OMPI_COMM_WORLD_SIZE") && said.contains("unset it"), "{said}");
+    }
+}
+
 fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }

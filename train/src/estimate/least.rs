@@ -88,7 +88,7 @@ pub fn check(config: &Config, graph: &Graph) -> Result<(), Error> {
     if config.train.device != "cpu" {
         return Ok(());
     }
-    let least = least(config, graph, ranks::started())?;
+    let least = least(config, graph, ranks::started()?)?;
     match Memory::now() {
         Some(memory) if least.total() > memory.free as f64 => {
             Err(Error::TooLarge { least: least.total(), mostly: least.mostly(), memory })

@@ -31,29 +31,46 @@ const WORLD_SIZE: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 /// Those in which they give the rank of this process on its machine.
 const LOCAL_RANK: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"];
 
-fn from_environment(names: [&str; 2]) -> Option<usize> {
-    names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+/// The number in the first of these variables that is set, if one is. What is set and is no number is not
+/// taken for a variable that is not there: several processes would each believe that they are alone.
+fn from_environment(names: [&str; 2]) -> Result<Option<usize>, Error> {
+    let Some((name, value)) = names.iter().find_map(|name| Some((name, std::env::var_os(name)?)))
+    else {
+        return Ok(None);
+    };
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    let value = value.to_string_lossy().into_owned();
+    number.map(Some).ok_or_else(|| Error::Launcher { name: (*name).to_string(), value })
 }
 
 /// The rank of this process on its machine: GPU `cuda:N` of a config is used by the first process,
-/// the GPUs after it by the others.
-pub fn local_rank() -> usize {
-    from_environment(LOCAL_RANK).unwrap_or(0)
+/// the GPUs after it by the others. A process that no launcher has started is the first.
+///
+/// # Errors
+/// [`Error::Launcher`] if the launcher's variable is no number.
+pub fn local_rank() -> Result<usize, Error> {
+    Ok(from_environment(LOCAL_RANK)?.unwrap_or(0))
 }
 
-/// How many processes a launcher has started together with this one, itself included: 1 where none
-/// says a number, since then no launcher has.
-pub(crate) fn started() -> usize {
-    from_environment(WORLD_SIZE).unwrap_or(1).max(1)
+/// How many processes a launcher has started together with this one, itself included: 1 without one.
+///
+/// # Errors
+/// As [`local_rank`], and of a number of 0.
+pub(crate) fn started() -> Result<usize, Error> {
+    match from_environment(WORLD_SIZE)? {
+        Some(0) => Err(Error::Launcher { name: WORLD_SIZE.join(" or "), value: "0".into() }),
+        Some(count) => Ok(count),
+        None => Ok(1),
+    }
 }
 
 impl Ranks {
     /// Joins the processes that a launcher has started with this one.
     ///
     /// # Errors
-    /// If there are several, and this program cannot talk to them.
+    /// If there are several, and this program cannot talk to them; [`Error::Launcher`].
     pub fn join() -> Result<Self, Error> {
-        if from_environment(WORLD_SIZE).is_none_or(|count| count < 2) {
+        if started()? == 1 {
             return Ok(Self::Alone);
         }
         #[cfg(feature = "mpi")]
