@@ -14,6 +14,7 @@
 
 use lipschitz_nn::graph::{Attention, NormKind, Pairing, Span, Stage};
 
+use super::hull::Hull;
 use super::linear::{Image, along, pair, product_rows};
 use super::set::{Set, norm, tiny};
 use super::walk::{Place, Walker, columns, normed};
@@ -38,6 +39,8 @@ struct Heads {
     elements: Vec<Upper>,
     /// Bounds on the norm of each head.
     sizes: Vec<Upper>,
+    /// The sum of means.
+    hull: Option<Hull>,
 }
 
 impl Heads {
@@ -88,10 +91,12 @@ fn heads(
     let weight = at.weight(&format!("{name}.weight"));
     let map = walker.matrix(&weight)?;
     let bias = walker.bias(a.bias, &at.weight(&format!("{name}.bias")))?;
-    let Image { centre, off, rows, elements } = Image::new(&map, bias.as_deref(), x);
+    let Image { centre, off, rows, elements, hull } = Image::new(&map, bias.as_deref(), x);
     let elements = walker.keep(&at.id, stage, elements);
     let gain = x.gain.as_ref().map(|(name, _)| name.clone());
-    let mut out = Heads { map, centre, off, maps: Vec::new(), elements, sizes: Vec::new() };
+    let whole = norm(&rows);
+    let hull = hull.map(|(hull, rest)| hull.more(whole * rest));
+    let mut out = Heads { map, centre, off, maps: Vec::new(), elements, sizes: Vec::new(), hull };
     for index in 0..count {
         let block = Block::whole(&weight).rows(Part { index, count }).gain(gain.clone());
         let own = index * a.head_dim..(index + 1) * a.head_dim;
@@ -295,7 +300,7 @@ fn mixed(
     let bias = walker.bias(a.output_bias, &at.weight("output.bias"))?;
     // What the elements alone give, and the image of the centre.
     let radius = Upper::INFINITY;
-    let middle = Set { centre, gain: None, centred: false, radius, elements };
+    let middle = Set { centre, gain: None, centred: false, radius, elements, hull: None };
     let image = Image::new(&o, bias.as_deref(), &middle);
 
     let gain = x.gain.as_ref().map(|(_, gain)| gain.as_slice());
@@ -327,12 +332,18 @@ fn mixed(
         within.min(centre + image.off + rows[i] * r + image.rows[i] * off)
     });
     let mut out = Set {
+        hull: value.hull.as_ref().and_then(|hull| means(a, hull, &o, bias.as_deref())),
         elements: elements.collect(),
         radius: map * r + whole * off + image.off,
         centre: image.centre,
         gain: None,
         centred: false,
     };
+    if let Some(hull) = &out.hull {
+        for (x, y) in out.elements.iter_mut().zip(hull.elements()) {
+            *x = x.min(y + hull.rest);
+        }
+    }
     out.tidy();
     if a.output_scale == 1.0 {
         return Ok(out);
@@ -340,4 +351,17 @@ fn mixed(
     let elements = walker.keep(&at.id, Stage::Projected, out.elements.clone());
     out.within(&elements);
     Ok(out.scaled(a.output_scale))
+}
+
+/// The output of all heads as a sum of means: each of them makes its own of what values are sums of.
+fn means(a: &Attention, value: &Hull, output: &Matrix, bias: Option<&[f64]>) -> Option<Hull> {
+    let start = Hull::ball(bias.map_or_else(|| vec![0.0; a.dim], <[f64]>::to_vec), Upper::ZERO);
+    let group = a.heads / a.key_value_heads;
+    (0..a.heads).try_fold(start, |sum, h| {
+        let own = output.column_block(h, a.heads);
+        let value = value.part(h / group, a.key_value_heads)?;
+        let map = vector_norm(&own.data);
+        let head = value.image(&own, None)?.more(map * value.rest);
+        sum.plus(1.0, &head, 1.0)
+    })
 }

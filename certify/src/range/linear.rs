@@ -6,11 +6,13 @@
 //! |w_i x + b_i| ≤ min( |w_i c + b_i| + ‖w_i ∘ γ‖ r,  Σ_j |w_ij| u_j + |b_i| ).
 //! ```
 //!
-//! Where the elements of z add up to 0, any constant can be taken from `w_i ∘ γ`.
+//! Where the elements of z add up to 0, any constant can be taken from `w_i ∘ γ`. Where x is known as
+//! a sum of means, so is `W x + b` (`hull`).
 
 use lipschitz_nn::linalg::{Strided, matmul};
 use rayon::prelude::*;
 
+use super::hull::Hull;
 use super::set::{Set, largest, norm, tiny};
 use crate::spectral::{Matrix, gamma, vector_norm};
 use crate::upper::{Upper, abs};
@@ -25,6 +27,8 @@ pub(super) struct Image {
     pub(super) rows: Vec<Upper>,
     /// Bounds on the elements.
     pub(super) elements: Vec<Upper>,
+    /// The sum of means but for the image of this ball.
+    pub(super) hull: Option<(Hull, Upper)>,
 }
 
 /// One row's share.
@@ -58,13 +62,21 @@ impl Image {
             let within = abs(within) * (Upper::ONE + sums) + tiny(w.columns) + abs(b);
             Row { centre: at, off, norm, element: ball.min(within) }
         };
-        let rows: Vec<Row> = w.data.par_chunks(w.columns.max(1)).enumerate().map(row).collect();
+        let mut rows: Vec<Row> = w.data.par_chunks(w.columns.max(1)).enumerate().map(row).collect();
+        let hull = x.hull.as_ref().and_then(|hull| Some((hull.image(w, bias)?, hull.rest)));
+        if let Some((hull, rest)) = &hull {
+            let maps = w.data.chunks(w.columns.max(1)).map(vector_norm);
+            for ((row, element), map) in rows.iter_mut().zip(hull.elements()).zip(maps) {
+                row.element = row.element.min(element + hull.rest + map * *rest);
+            }
+        }
         let known = centre.is_some() || bias.is_some();
         Self {
             centre: known.then(|| rows.iter().map(|row| row.centre).collect()),
             off: norm(&rows.iter().map(|row| row.off).collect::<Vec<_>>()),
             rows: rows.iter().map(|row| row.norm).collect(),
             elements: rows.iter().map(|row| row.element).collect(),
+            hull,
         }
     }
 
@@ -72,7 +84,8 @@ impl Image {
     pub(super) fn set(self, map: Upper, radius: Upper) -> Set {
         let radius = map.min(norm(&self.rows)) * radius + self.off;
         let (centre, elements) = (self.centre, self.elements);
-        let mut set = Set { centre, gain: None, centred: false, radius, elements };
+        let hull = self.hull.map(|(hull, rest)| hull.more(map * rest));
+        let mut set = Set { centre, gain: None, centred: false, radius, elements, hull };
         set.tidy();
         set
     }

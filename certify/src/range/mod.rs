@@ -8,6 +8,7 @@
 
 mod attention;
 mod decision;
+mod hull;
 mod linear;
 mod number;
 mod observe;

@@ -1,5 +1,7 @@
-//! What is known of a tensor: a ball around a centre, and a bound on each element.
+//! What is known of a tensor: a ball around a centre, a bound on each element, and, where only few
+//! operations made it, which means it is a sum of.
 
+use super::hull::Hull;
 use crate::spectral::{gamma, vector_norm};
 use crate::upper::{Upper, abs, count};
 
@@ -17,6 +19,8 @@ pub(super) struct Set {
     pub(super) radius: Upper,
     /// Bounds on the absolute values of the elements.
     pub(super) elements: Vec<Upper>,
+    /// The means that it is a sum of, if they are known.
+    pub(super) hull: Option<Hull>,
 }
 
 impl Set {
@@ -24,7 +28,21 @@ impl Set {
     pub(super) fn ball(radius: Upper, elements: Vec<Upper>) -> Self {
         let radius = radius.min(norm(&elements));
         let elements = elements.into_iter().map(|x| x.min(radius)).collect();
-        Self { centre: None, gain: None, centred: false, radius, elements }
+        Self { centre: None, gain: None, centred: false, radius, elements, hull: None }
+    }
+
+    /// The same, known as a sum of means.
+    pub(super) fn with_hull(self, hull: Option<Hull>) -> Self {
+        Self { hull, ..self }
+    }
+
+    /// The means, or the ball.
+    fn means(&self) -> Hull {
+        let ball = || {
+            let centre = self.centre.clone().unwrap_or_else(|| vec![0.0; self.width()]);
+            Hull::ball(centre, self.spread())
+        };
+        self.hull.clone().unwrap_or_else(ball)
     }
 
     /// Bound on the ℓ2 norm of the token.
@@ -58,6 +76,7 @@ impl Set {
             centred: true,
             radius: Upper::ZERO,
             elements: vec![Upper::ZERO; self.width()],
+            hull: None,
         };
         self.plus(factor, zero, 0.0)
     }
@@ -65,6 +84,8 @@ impl Set {
     /// `a x + b y`
     pub(super) fn plus(self, a: f64, other: Self, b: f64) -> Self {
         let (x, y) = (self.flat(), other.flat());
+        let known = (a != 0.0 && x.hull.is_some()) || (b != 0.0 && y.hull.is_some());
+        let hull = known.then(|| x.means().plus(a, &y.means(), b)).flatten();
         let (sa, sb) = (abs(a), abs(b));
         let mut radius = sa * x.radius + sb * y.radius;
         let mut centred = x.centred && y.centred;
@@ -83,7 +104,7 @@ impl Set {
         };
         let elements: Vec<Upper> =
             x.elements.iter().zip(&y.elements).map(|(x, y)| sa * *x + sb * *y).collect();
-        let mut out = Self { centre, gain: None, centred, radius, elements };
+        let mut out = Self { centre, gain: None, centred, radius, elements, hull };
         out.tidy();
         out
     }

@@ -5,6 +5,7 @@ use lipschitz_nn::graph::{
 };
 
 use super::attention;
+use super::hull::Hull;
 use super::linear::Image;
 use super::set::{Set, largest, norm};
 use crate::Error;
@@ -110,7 +111,11 @@ impl Walker<'_> {
         let weight = join(name, "weight");
         let table = self.matrix(&weight)?;
         let radius = self.norms.norm(&Norm::Row(Block::whole(weight)))?;
-        Ok(Set::ball(radius, columns(&table)))
+        let ball = Set::ball(radius, columns(&table));
+        let hull = Hull::points(table);
+        // The prefix is of zeros.
+        let prefix = matches!(self.source.graph().input(), Input::Tokens { zero_prefix: 1.., .. });
+        Ok(ball.with_hull(if prefix { hull.and_then(|h| h.or_zero()) } else { hull }))
     }
 
     /// A weight; a vector is one row.
@@ -192,9 +197,10 @@ impl Walker<'_> {
             Op::Positions { .. } => {
                 let table = self.matrix(&at.weight("weight"))?;
                 let added = Set::ball(max_row_norm(&table), columns(&table));
+                let added = added.with_hull(Hull::points(table));
                 x.plus(1.0, added, 1.0)
             }
-            Op::Activation { function, scale } => activation(*function, abs(*scale), &x),
+            Op::Activation { function, scale } => activation(*function, *scale, &x),
             Op::Scale { factor } => x.scaled(*factor),
             Op::SoftCap { cap } => capped(abs(*cap), &x),
             Op::Clip { limit } => capped(abs(*limit), &x),
@@ -350,7 +356,7 @@ impl Walker<'_> {
         });
         let elements = elements.collect();
         let radius = count(d).sqrt().min(slope * x.size()).min(norm(&plain));
-        let mut out = Set { centre: shift, gain, centred: centre, radius, elements };
+        let mut out = Set { centre: shift, gain, centred: centre, radius, elements, hull: None };
         out.tidy();
         Ok(out)
     }
@@ -361,7 +367,7 @@ impl Walker<'_> {
         let gate = self.seen(&at.id, Stage::Gate, gate);
         let up = self.linear(&at.weight("up"), bias, x)?;
         let up = self.seen(&at.id, Stage::Up, up);
-        let open = activation(function, Upper::ONE, &gate);
+        let open = activation(function, 1.0, &gate);
         let open = self.seen(&at.id, Stage::OpenGate, open);
         let products = open.elements.iter().zip(&up.elements).map(|(g, u)| *g * *u).collect();
         let size = (largest(&open.elements) * up.size()).min(open.size() * largest(&up.elements));
@@ -371,8 +377,8 @@ impl Walker<'_> {
 }
 
 /// `scale · φ(x)`
-fn activation(function: Function, scale: Upper, x: &Set) -> Set {
-    let value = |u: &Upper| scale * pointwise::value(function, *u);
+fn activation(function: Function, scale: f64, x: &Set) -> Set {
+    let value = |u: &Upper| abs(scale) * pointwise::value(function, *u);
     let elements = match function {
         // Each output is a function of its own input.
         Function::Identity
@@ -393,7 +399,9 @@ fn activation(function: Function, scale: Upper, x: &Set) -> Set {
         | Function::HardSigmoid => x.elements.iter().map(value).collect(),
     };
     let size = pointwise::norm(function, x.size(), largest(&x.elements), x.width());
-    Set::ball(scale * size, elements)
+    let made = Set::ball(abs(scale) * size, elements);
+    let hull = x.hull.as_ref().and_then(|hull| hull.behind(function, scale, made.radius));
+    made.with_hull(hull)
 }
 
 /// Pooling over windows of n pixels, of the channels with these largest elements, to `width`
