@@ -510,7 +510,8 @@ mod tests {
     fn zero_joins_means_alone() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let x = Hull::points(Matrix { rows: 1, columns: 2, data: vec![1.0, 2.0] }).unwrap();
-        assert_eq!(x.part(0, 2).unwrap().elements(), [Upper::ONE]);
+        let first = x.part(0, 2).unwrap().elements()[0].to_f64();
+        assert!((1.0..1.0 + 1e-14).contains(&first));
         let term = |hull: &Hull| hull.terms[0].largest(-1.0, 2);
         assert_eq!(term(&x), [-1.0, -2.0]);
         assert_eq!(term(&x.or_zero().unwrap()), [0.0, 0.0]);
