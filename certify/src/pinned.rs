@@ -1,6 +1,7 @@
 //! A network whose weights stay what they were when their digest was taken.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 
 use candle_core::{DType, Tensor};
 use lipschitz_nn::Graph;
@@ -17,7 +18,12 @@ pub(crate) struct Pinned<'a> {
     /// `name type shape digest`, by name.
     lines: BTreeMap<String, String>,
     digest: String,
+    /// The weights read last.
+    last: RefCell<VecDeque<(String, Tensor)>>,
 }
+
+/// The most elements of the weights read last.
+const KEPT: usize = 1 << 26;
 
 impl<'a> Pinned<'a> {
     /// Reads every weight once.
@@ -31,7 +37,7 @@ impl<'a> Pinned<'a> {
             hash.update(&line);
             lines.insert(name, line);
         }
-        Ok(Self { source, lines, digest: hex::encode(hash.finalize()) })
+        Ok(Self { source, lines, digest: hex::encode(hash.finalize()), last: RefCell::default() })
     }
 
     /// SHA-256 over the lines `name type shape digest` of all weights, in the order of their names.
@@ -57,8 +63,16 @@ impl Source for Pinned<'_> {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let mut last = self.last.borrow_mut();
+        if let Some((_, weight)) = last.iter().find(|(known, _)| known == name) {
+            return Ok(weight.clone());
+        }
         let weight = self.source.tensor(name)?;
         if self.lines.get(name) == Some(&line(name, &weight)?) {
+            last.push_back((name.to_string(), weight.clone()));
+            while last.iter().map(|(_, weight)| weight.elem_count()).sum::<usize>() > KEPT {
+                last.pop_front();
+            }
             return Ok(weight);
         }
         let what = "has changed since its digest was taken; start again when nothing writes to it";
@@ -78,36 +92,44 @@ impl Source for Pinned<'_> {
 fn line(name: &str, weight: &Tensor) -> Result<String, Error> {
     let shape = weight.dims().to_vec();
     let flat = weight.flatten_all()?;
-    let digest = match flat.dtype() {
-        DType::BF16 => values(&flat.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes),
-        DType::F16 => values(&flat.to_vec1()?, half::f16::is_finite, half::f16::to_le_bytes),
-        DType::F32 => values(&flat.to_vec1()?, f32::is_finite, f32::to_le_bytes),
-        _ => values(&flat.to_dtype(DType::F64)?.to_vec1()?, f64::is_finite, f64::to_le_bytes),
-    };
-    let Some(digest) = digest else {
+    let mut hash = Sha256::new();
+    let mut finite = true;
+    for from in (0..flat.elem_count()).step_by(PART) {
+        let part = flat.narrow(0, from, PART.min(flat.elem_count() - from))?;
+        let hash = &mut hash;
+        finite &= match flat.dtype() {
+            DType::BF16 => {
+                add(hash, &part.to_vec1()?, half::bf16::is_finite, half::bf16::to_le_bytes)
+            }
+            DType::F16 => add(hash, &part.to_vec1()?, half::f16::is_finite, half::f16::to_le_bytes),
+            DType::F32 => add(hash, &part.to_vec1()?, f32::is_finite, f32::to_le_bytes),
+            _ => {
+                let part = part.to_dtype(DType::F64)?.to_vec1()?;
+                add(hash, &part, f64::is_finite, f64::to_le_bytes)
+            }
+        };
+    }
+    if !finite {
         lipschitz_nn::check_finite(name, weight)?;
         return Err(Error::Unknown(format!("the weight `{name}`")));
-    };
+    }
+    let digest = hex::encode(hash.finalize());
     Ok(format!("{name} {:?} {shape:?} {digest}\n", weight.dtype()))
 }
 
-/// The digest of values, in hexadecimal; none unless all are finite.
-fn values<T: Copy, const N: usize>(
+/// Elements that are looked at together: they stay in cache.
+const PART: usize = 1 << 14;
+
+/// Adds values to a digest; whether all are finite.
+fn add<T: Copy, const N: usize>(
+    hash: &mut Sha256,
     values: &[T],
     finite: impl Fn(T) -> bool,
     bytes: impl Fn(T) -> [u8; N],
-) -> Option<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = Vec::with_capacity(N << 14);
-    for chunk in values.chunks(1 << 14) {
-        if !chunk.iter().all(|x| finite(*x)) {
-            return None;
-        }
-        buffer.clear();
-        chunk.iter().for_each(|x| buffer.extend_from_slice(&bytes(*x)));
-        hash.update(&buffer);
-    }
-    Some(hex::encode(hash.finalize()))
+) -> bool {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| bytes(*x)).collect();
+    hash.update(&bytes);
+    values.iter().all(|x| finite(*x))
 }
 
 #[cfg(test)]

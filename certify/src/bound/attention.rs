@@ -244,8 +244,25 @@ impl<'a> Layer<'a> {
     }
 
     fn heads(&self) -> Result<Heads, Error> {
+        self.norms.prepare(&self.of_heads())?;
         let heads = (0..self.a.heads).map(|h| self.head(h)).collect::<Result<_, _>>()?;
         Ok(Heads { heads, radius: self.x.radius, logit_scale: abs(self.a.logit_scale) })
+    }
+
+    /// The norms that each head asks for.
+    fn of_heads(&self) -> Vec<Norm> {
+        let Attention { heads, key_value_heads, .. } = *self.a;
+        let of = |h: usize| {
+            let own = Part { index: h, count: heads };
+            let shared = Part { index: h / (heads / key_value_heads), count: key_value_heads };
+            let (query, key) = (self.block("query", own), self.block("key", shared));
+            let (value, output) = (self.block("value", shared), self.output().columns(own));
+            let both = plain(self.a).then(|| Norm::QueryKey(query.clone(), key.clone()));
+            let through = Norm::OutputValue(output.clone(), value.clone());
+            let each = [query, key, value].map(Norm::Matrix);
+            each.into_iter().chain(both).chain([through, Norm::Matrix(output)])
+        };
+        (0..heads).flat_map(of).collect()
     }
 
     /// Head number `h`. Λ_h is `‖δq‖‖k‖ + ‖q‖‖δk‖`, or for plain logits the smaller of that and

@@ -170,6 +170,13 @@ pub trait Norms {
     /// An upper bound on the norm.
     #[allow(clippy::missing_errors_doc)]
     fn norm(&self, norm: &Norm) -> Result<Upper, Error>;
+
+    /// Computes norms that are asked for next, on all cores; without it, each is computed when it is
+    /// asked for.
+    #[allow(clippy::missing_errors_doc)]
+    fn prepare(&self, _: &[Norm]) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Shorthands for bound propagation.

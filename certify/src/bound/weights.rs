@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::norms::{Block, Norm, Norms, Part};
 use super::rows::WeightRow;
@@ -18,6 +20,12 @@ use crate::upper::Upper;
 /// whose rounding differs, can prove it again.
 pub const SLACK: f64 = 1.0 / (1u64 << 30) as f64;
 
+/// The computation of a norm, with the matrices that it is of.
+type Job = Box<dyn FnOnce() -> Interval + Send>;
+
+/// Norms that are computed side by side, so that their matrices have room.
+const BESIDE: usize = 16;
+
 /// Called with the name of each norm before it is computed.
 pub type Watch<'a> = &'a dyn Fn(&str);
 
@@ -29,7 +37,7 @@ pub struct WeightNorms<'a> {
     rows: RefCell<Vec<WeightRow>>,
     known: RefCell<HashMap<String, Upper>>,
     /// The matrices read last, for their other blocks.
-    last: RefCell<Vec<(String, Rc<Matrix>)>>,
+    last: RefCell<Vec<(String, Arc<Matrix>)>>,
 }
 
 /// The largest number of rows for which all pairs are compared. With more, two rows differ by at
@@ -52,7 +60,7 @@ impl<'a> WeightNorms<'a> {
         self.rows.into_inner()
     }
 
-    fn load(&self, name: &str) -> Result<Rc<Matrix>, Error> {
+    fn load(&self, name: &str) -> Result<Arc<Matrix>, Error> {
         if let Some((_, m)) = self.last.borrow().iter().find(|(there, _)| there == name) {
             return Ok(m.clone());
         }
@@ -65,7 +73,7 @@ impl<'a> WeightNorms<'a> {
         if !small && (large || last.len() >= count) {
             last.clear();
         }
-        let m = Rc::new(Matrix::from_tensor(name, &tensor)?);
+        let m = Arc::new(Matrix::from_tensor(name, &tensor)?);
         if !small {
             last.push((name.to_string(), m.clone()));
         }
@@ -73,24 +81,32 @@ impl<'a> WeightNorms<'a> {
     }
 
     /// The block without its gain.
-    fn plain(&self, block: &Block) -> Result<Rc<Matrix>, Error> {
+    fn plain(&self, block: &Block) -> Result<Arc<Matrix>, Error> {
         let mut m = self.load(&block.weight)?;
         if block.rows != Part::ALL {
-            m = Rc::new(m.row_block(block.rows.index, block.rows.count));
+            m = Arc::new(m.row_block(block.rows.index, block.rows.count));
         }
         if block.columns != Part::ALL {
-            m = Rc::new(m.column_block(block.columns.index, block.columns.count));
+            m = Arc::new(m.column_block(block.columns.index, block.columns.count));
         }
         Ok(m)
     }
 
     /// The block with its gain. Where a gain is folded in, each element is rounded once.
-    fn block(&self, block: &Block) -> Result<Rc<Matrix>, Error> {
+    fn block(&self, block: &Block) -> Result<Arc<Matrix>, Error> {
         let mut m = self.plain(block)?;
         if let Some(gain) = &block.gain {
-            Rc::make_mut(&mut m).scale_columns(&self.load(gain)?.data);
+            Arc::make_mut(&mut m).scale_columns(&self.load(gain)?.data);
         }
         Ok(m)
+    }
+
+    /// Keeps a norm, a little wider.
+    fn enter(&self, name: String, found: Interval) {
+        let Interval { lower, upper, method } = found;
+        let (lower, upper) = (lower * (1.0 - SLACK), upper * Upper::from_f64(1.0 + SLACK));
+        self.known.borrow_mut().insert(name.clone(), upper);
+        self.rows.borrow_mut().push(WeightRow { name, lower, upper, method });
     }
 
     /// The block `rows` of a vector.
@@ -111,23 +127,40 @@ impl<'a> WeightNorms<'a> {
         Ok(row_differences(&m).map(published).collect())
     }
 
-    fn find(&self, norm: &Norm) -> Result<Interval, Error> {
-        Ok(match norm {
+    /// The computation of a norm of one matrix or of a product.
+    fn job(&self, norm: &Norm) -> Result<Option<Job>, Error> {
+        let method = self.method;
+        let job: Job = match norm {
             Norm::Matrix(block) => {
-                let m = self.block(block)?;
-                folded(spectral_norm(&m, self.method), &m, block.gain.is_some())
+                let (m, gain) = (self.block(block)?, block.gain.is_some());
+                Box::new(move || folded(spectral_norm(&m, method), &m, gain))
+            }
+            Norm::Product(a, b) | Norm::OutputValue(a, b) | Norm::QueryKey(a, b) => {
+                let (left, right) = (self.block(a)?, self.block(b)?);
+                let turned = matches!(norm, Norm::QueryKey(..));
+                let rounded = a.gain.is_some() || b.gain.is_some();
+                Box::new(move || {
+                    let left = if turned { Arc::new(left.t()) } else { left };
+                    product(&left, &right, rounded, method)
+                })
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(job))
+    }
+
+    fn find(&self, norm: &Norm) -> Result<Interval, Error> {
+        if let Some(job) = self.job(norm)? {
+            return Ok(job());
+        }
+        Ok(match norm {
+            // Those that have a job.
+            Norm::Matrix(_) | Norm::Product(..) | Norm::OutputValue(..) | Norm::QueryKey(..) => {
+                return Err(Error::Unknown(format!("the norm {norm}")));
             }
             Norm::Convolution(kernel) => {
                 let m = self.load(&kernel.weight)?;
                 convolution_norm(&m, &kernel.convolution, kernel.sides, self.method)
-            }
-            Norm::Product(a, b) | Norm::OutputValue(a, b) => {
-                let (left, right) = (self.block(a)?, self.block(b)?);
-                product(&left, a, &right, b, self.method)
-            }
-            Norm::QueryKey(a, b) => {
-                let (left, right) = (self.block(a)?.t(), self.block(b)?);
-                product(&left, a, &right, b, self.method)
             }
             Norm::Row(block) => {
                 let m = self.block(block)?;
@@ -173,11 +206,31 @@ impl Norms for WeightNorms<'_> {
             return Ok(*upper);
         }
         (self.watch)(&name);
-        let Interval { lower, upper, method } = self.find(norm)?;
-        let (lower, upper) = (lower * (1.0 - SLACK), upper * Upper::from_f64(1.0 + SLACK));
-        self.known.borrow_mut().insert(name.clone(), upper);
-        self.rows.borrow_mut().push(WeightRow { name, lower, upper, method });
-        Ok(upper)
+        let found = self.find(norm)?;
+        self.enter(name.clone(), found);
+        Ok(self.known.borrow()[&name])
+    }
+
+    fn prepare(&self, norms: &[Norm]) -> Result<(), Error> {
+        for norms in norms.chunks(BESIDE) {
+            let mut jobs: Vec<(String, Job)> = Vec::new();
+            for norm in norms {
+                let name = norm.to_string();
+                let known = self.known.borrow().contains_key(&name);
+                if known || jobs.iter().any(|(other, _)| *other == name) {
+                    continue;
+                }
+                if let Some(job) = self.job(norm)? {
+                    (self.watch)(&name);
+                    jobs.push((name, job));
+                }
+            }
+            let found: Vec<_> = jobs.into_par_iter().map(|(name, job)| (name, job())).collect();
+            for (name, found) in found {
+                self.enter(name, found);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -195,10 +248,9 @@ fn folded(found: Interval, m: &Matrix, gain: bool) -> Interval {
     }
 }
 
-/// ‖AB‖ of two blocks with their gains.
-fn product(a: &Matrix, from_a: &Block, b: &Matrix, from_b: &Block, method: Method) -> Interval {
+/// ‖AB‖ of two blocks with their gains, by which elements may be rounded.
+fn product(a: &Matrix, b: &Matrix, rounded: bool, method: Method) -> Interval {
     let found = product_norm(a, b, method);
-    let rounded = from_a.gain.is_some() || from_b.gain.is_some();
     if !rounded {
         return found;
     }

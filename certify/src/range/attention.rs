@@ -55,6 +55,7 @@ pub(super) fn step(
     at: &Place,
     x: &Set,
 ) -> Result<Set, Error> {
+    walker.norms.prepare(&of_heads(a, at, x))?;
     let query = heads(walker, a, at, "query", x)?;
     let turned_query = positioned(walker, a, at, "query", &query, x)?;
     let key = heads(walker, a, at, "key", x)?;
@@ -73,6 +74,28 @@ pub(super) fn step(
     }
     logits(walker, a, at, product)?;
     mixed(walker, a, at, &value, x)
+}
+
+/// The norms that each head asks for.
+fn of_heads(a: &Attention, at: &Place, x: &Set) -> Vec<Norm> {
+    let gain = x.gain.as_ref().map(|(name, _)| name.clone());
+    let of = |h: usize| {
+        let (own, shared) = (
+            Part { index: h, count: a.heads },
+            Part { index: h / (a.heads / a.key_value_heads), count: a.key_value_heads },
+        );
+        let block = |name: &str, rows| {
+            Block::whole(at.weight(&format!("{name}.weight"))).rows(rows).gain(gain.clone())
+        };
+        let (query, key, value) =
+            (block("query", own), block("key", shared), block("value", shared));
+        let plain = a.rotary.is_none() && a.query_key_norm.is_none();
+        let both = plain.then(|| Norm::QueryKey(query.clone(), key.clone()));
+        let output = Block::whole(at.weight("output.weight")).columns(own);
+        let through = Norm::OutputValue(output, value.clone());
+        [query, key, value].map(Norm::Matrix).into_iter().chain(both).chain([through])
+    };
+    (0..a.heads).flat_map(of).collect()
 }
 
 /// Queries, keys or values as they are projected.

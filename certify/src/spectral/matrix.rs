@@ -1,11 +1,15 @@
 //! Matrices in f64, and the norms that are sums with a rounding margin.
 
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use lipschitz_nn::linalg::Strided;
 
 use super::gamma;
 use crate::Error;
 use crate::upper::Upper;
+
+/// Elements of a tensor that are converted together.
+const PART: usize = 1 << 14;
 
 /// A row-major matrix of finite numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,15 +37,20 @@ impl Matrix {
             ref dims => return Err(fail(format!("has shape {dims:?}, which is not a matrix"))),
         };
         let flat = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
-        // At most one copy besides the result, for every type.
-        let data: Vec<f64> = match flat.dtype() {
-            DType::F64 => flat.to_vec1()?,
-            DType::F32 => flat.to_vec1::<f32>()?.into_iter().map(f64::from).collect(),
-            DType::F16 | DType::BF16 => {
-                flat.to_dtype(DType::F32)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect()
+        // A part at a time, so that there is no copy besides the result.
+        let mut data: Vec<f64> = Vec::with_capacity(flat.elem_count());
+        for from in (0..flat.elem_count()).step_by(PART) {
+            let part = flat.narrow(0, from, PART.min(flat.elem_count() - from))?;
+            match flat.dtype() {
+                DType::F64 => data.extend(part.to_vec1::<f64>()?),
+                DType::F32 => data.extend(part.to_vec1::<f32>()?.into_iter().map(f64::from)),
+                DType::F16 => data.extend(part.to_vec1::<f16>()?.into_iter().map(f64::from)),
+                DType::BF16 => data.extend(part.to_vec1::<bf16>()?.into_iter().map(f64::from)),
+                other => {
+                    return Err(fail(format!("is {other:?}; weights are f64, f32, f16 or bf16")));
+                }
             }
-            other => return Err(fail(format!("is {other:?}; weights are f64, f32, f16 or bf16"))),
-        };
+        }
         if let Some(x) = data.iter().find(|x| !x.is_finite()) {
             return Err(fail(format!("holds {x}; the checkpoint is damaged or training diverged")));
         }

@@ -62,16 +62,22 @@ impl<'a> Remembering<'a> {
     pub(super) fn into_known(self) -> HashMap<String, Upper> {
         self.now.into_inner()
     }
-}
 
-impl Norms for Remembering<'_> {
-    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+    /// A norm with the digests of its weights.
+    fn key(&self, norm: &Norm) -> String {
         let mut key = norm.to_string();
         for weight in norm.weights() {
             // One without a digest is not of this network, and fails below.
             key.push('\n');
             key.push_str(self.source.line(weight).unwrap_or_default());
         }
+        key
+    }
+}
+
+impl Norms for Remembering<'_> {
+    fn norm(&self, norm: &Norm) -> Result<Upper, Error> {
+        let key = self.key(norm);
         if let Some(known) = self.now.borrow().get(&key) {
             return Ok(*known);
         }
@@ -87,6 +93,16 @@ impl Norms for Remembering<'_> {
         self.proven.set(self.proven.get() + 1);
         self.now.borrow_mut().insert(key, found);
         Ok(found)
+    }
+
+    fn prepare(&self, norms: &[Norm]) -> Result<(), Error> {
+        let unknown = |norm: &&Norm| {
+            let key = self.key(norm);
+            !self.now.borrow().contains_key(&key) && !self.before.contains_key(&key)
+        };
+        let unknown: Vec<Norm> = norms.iter().filter(unknown).cloned().collect();
+        // What is out of time is refused when it is asked for.
+        if unknown.is_empty() || !(self.goes_on)() { Ok(()) } else { self.norms.prepare(&unknown) }
     }
 }
 
