@@ -177,11 +177,10 @@ impl TensorExpr {
         }
         for step in &self.steps {
             x = match step {
-                Transform::Transpose => x.t()?.contiguous()?,
+                // Views, of which only what is needed is copied.
+                Transform::Transpose => x.t()?,
                 Transform::Reshape(shape) => x.reshape(shape.as_slice())?,
-                Transform::Narrow { dim, from, count } => {
-                    x.narrow(*dim, *from, *count)?.contiguous()?
-                }
+                Transform::Narrow { dim, from, count } => x.narrow(*dim, *from, *count)?,
                 Transform::Add(number) => (x + *number)?,
                 Transform::Times(number) => (x * *number)?,
                 Transform::UnitRows => x.broadcast_div(&x.sqr()?.sum_keepdim(1)?.sqrt()?)?,
@@ -203,7 +202,7 @@ impl TensorExpr {
                 }
                 Transform::Dot(vector) => {
                     let vector = Tensor::new(vector.as_slice(), x.device())?;
-                    x.matmul(&vector.unsqueeze(1)?)?.squeeze(1)?
+                    x.contiguous()?.matmul(&vector.unsqueeze(1)?)?.squeeze(1)?
                 }
                 Transform::AfterZeros(columns) => x.pad_with_zeros(1, *columns, 0)?,
             };
