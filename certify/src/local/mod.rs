@@ -24,10 +24,12 @@ mod maps;
 mod norm;
 mod pointwise;
 mod remainder;
+mod replaced;
 mod spread;
 mod survey;
 mod trace;
 
+pub use replaced::Replacements;
 pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey};
 
 use candle_core::{DType, Device, Tensor};
@@ -57,6 +59,15 @@ pub enum Distance {
     L2,
     /// The largest change of an element.
     Linf,
+}
+
+/// A set of changes of an input.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    /// All of at most this size.
+    Within(f64, Distance),
+    /// Some tokens become others.
+    Replaced(&'a Replacements),
 }
 
 /// A network around whose inputs something is to be proven.
@@ -131,7 +142,8 @@ impl Point {
         let tokens = vec![output.rows.saturating_sub(1)];
         let lambda = Functionals { count: values.len(), tokens, width: output.columns, data };
         let (lambda, remainders) = self.trace.back(lambda)?;
-        Ok(Claims { values, slack, slopes: slopes(&lambda), remainders })
+        let slopes = slopes(&lambda);
+        Ok(Claims { values, slack, slopes, lambda: Some(lambda), remainders })
     }
 
     /// The elements of one token that an elementwise node with jumps reads are claims themselves: their
@@ -158,7 +170,8 @@ impl Point {
             let (lambda, mut remainders) = self.trace.back_from(slot, lambda)?;
             remainders.quick = true;
             let (values, slack) = (vec![0.0; count], vec![Upper::ZERO; count]);
-            let claims = Claims { values, slack, slopes: slopes(&lambda), remainders };
+            let slopes = slopes(&lambda);
+            let claims = Claims { values, slack, slopes, lambda: None, remainders };
             self.elements.push((slot, token, claims));
         }
         Ok(())
@@ -194,9 +207,14 @@ impl Point {
         self.claims(z, vec![Upper::ZERO; n], data)
     }
 
-    /// A change of this size.
-    fn input(&self, radius: f64, distance: Distance) -> Spread {
-        let (r, tokens) = (Upper::from_f64(radius), self.trace.tokens);
+    /// How far the tokens of the input can be from where they are.
+    fn input(&self, change: Change<'_>) -> Spread {
+        let tokens = self.trace.tokens;
+        let (radius, distance) = match change {
+            Change::Within(radius, distance) => (radius, distance),
+            Change::Replaced(replacements) => return replacements.spread(),
+        };
+        let r = Upper::from_f64(radius);
         let (each, total) = match distance {
             Distance::Token => (r, r * count(tokens).sqrt()),
             Distance::L2 => (r, r),
@@ -209,18 +227,22 @@ impl Point {
     }
 
     /// None outside of the domain. `quick`: without what is claimed of elements.
-    fn deviations(&self, radius: f64, distance: Distance, quick: bool) -> Option<Deviations> {
-        let input = self.input(radius, distance);
+    fn deviations(&self, change: Change<'_>, quick: bool) -> Option<Deviations> {
+        let input = self.input(change);
         let largest = input.largest();
-        let inside = self.trace.largest + largest <= self.domain;
-        inside.then(|| {
+        // What lies between two tokens of a ball is in it.
+        let farthest = match change {
+            Change::Within(..) => self.trace.largest + largest,
+            Change::Replaced(replacements) => self.trace.largest.max(replacements.largest()),
+        };
+        (farthest <= self.domain).then(|| {
             let mut deviations = self.trace.grow(input, largest);
             if quick {
                 return deviations;
             }
             for (slot, token, claims) in &self.elements {
                 let end = |k: usize| {
-                    let first = claims.first(k, radius, distance);
+                    let first = claims.first(k, change);
                     (first + claims.remainders.at(k, &deviations)).to_f64()
                 };
                 let all = (0..claims.values.len()).into_par_iter().map(end).collect();
@@ -233,28 +255,36 @@ impl Point {
     /// How far each claim's value can be from the computed one behind a change of the input of at most
     /// `radius`; infinite where nothing is known.
     pub fn reach(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<Upper> {
-        let Some(deviations) = self.deviations(radius, distance, false) else {
+        let change = Change::Within(radius, distance);
+        let Some(deviations) = self.deviations(change, false) else {
             return vec![Upper::INFINITY; claims.values.len()];
         };
         (0..claims.values.len())
             .map(|k| {
-                claims.first(k, radius, distance)
-                    + claims.remainders.at(k, &deviations)
-                    + claims.slack[k]
+                claims.first(k, change) + claims.remainders.at(k, &deviations) + claims.slack[k]
             })
             .collect()
     }
 
     /// Whether every claim's value stays above 0 behind every change of at most `radius`.
     pub fn holds(&self, claims: &Claims, radius: f64, distance: Distance) -> bool {
-        let quick = self.proves(claims, radius, distance, true);
-        quick || (!self.elements.is_empty() && self.proves(claims, radius, distance, false))
+        self.survives(claims, Change::Within(radius, distance))
     }
 
-    fn proves(&self, claims: &Claims, radius: f64, distance: Distance, quick: bool) -> bool {
-        let Some(deviations) = self.deviations(radius, distance, quick) else { return false };
-        claims.by_hardness(distance).into_iter().all(|k| {
-            let first = claims.first(k, radius, distance) + claims.slack[k];
+    /// Whether every claim's value stays above 0 whatever tokens are replaced.
+    pub fn withstands(&self, claims: &Claims, replacements: &Replacements) -> bool {
+        self.survives(claims, Change::Replaced(replacements))
+    }
+
+    fn survives(&self, claims: &Claims, change: Change<'_>) -> bool {
+        let quick = self.proves(claims, change, true);
+        quick || (!self.elements.is_empty() && self.proves(claims, change, false))
+    }
+
+    fn proves(&self, claims: &Claims, change: Change<'_>, quick: bool) -> bool {
+        let Some(deviations) = self.deviations(change, quick) else { return false };
+        claims.by_hardness(change).into_iter().all(|k| {
+            let first = claims.first(k, change) + claims.slack[k];
             let value = claims.values[k];
             // The cheap part first.
             first.to_f64() < value
@@ -266,13 +296,13 @@ impl Point {
     /// and rounding may take, by its path, and what is first order (`""`). All of it together would have
     /// to stay below the claim's value.
     pub fn losses(&self, claims: &Claims, radius: f64, distance: Distance) -> Vec<(String, Upper)> {
-        let (Some(deviations), Some(k)) = (
-            self.deviations(radius, distance, false),
-            claims.by_hardness(distance).first().copied(),
-        ) else {
+        let change = Change::Within(radius, distance);
+        let (Some(deviations), Some(k)) =
+            (self.deviations(change, false), claims.by_hardness(change).first().copied())
+        else {
             return Vec::new();
         };
-        let mut out = vec![(String::new(), claims.first(k, radius, distance))];
+        let mut out = vec![(String::new(), claims.first(k, change))];
         for (slot, lost) in claims.remainders.by_slot(k, &deviations) {
             let name = slot.map_or("rounding", |slot| self.trace.names[slot].as_str());
             match out.iter_mut().find(|(n, _)| n == name) {
@@ -292,12 +322,14 @@ impl Point {
         if !(most.is_finite() && most > 0.0) {
             return 0.0;
         }
+        let proves =
+            |at: f64, quick: bool| self.proves(claims, Change::Within(at, distance), quick);
         // Quickly, then from there upwards.
         let mut low = 0.0;
         let mut high = most;
         for _ in 0..HALVINGS {
             let at = 0.5 * high;
-            if self.proves(claims, at, distance, true) {
+            if proves(at, true) {
                 low = at;
                 break;
             }
@@ -306,7 +338,7 @@ impl Point {
         let narrow = |low: &mut f64, high: &mut f64, steps: usize, quick: bool| {
             for _ in 0..steps {
                 let at = 0.5 * (*low + *high);
-                if self.proves(claims, at, distance, quick) { *low = at } else { *high = at }
+                if proves(at, quick) { *low = at } else { *high = at }
             }
         };
         narrow(&mut low, &mut high, STEPS, true);
@@ -317,7 +349,7 @@ impl Point {
         let mut at = low;
         while at < most {
             at = (1.6 * at).min(most);
-            if !self.proves(claims, at, distance, false) {
+            if !proves(at, false) {
                 high = at;
                 break;
             }
@@ -334,8 +366,10 @@ fn slopes(lambda: &Functionals) -> Vec<Slopes> {
     let of = |k: usize| {
         let all = &lambda.data[k * n..(k + 1) * n];
         let rows = all.chunks(lambda.width.max(1)).map(vector_norm);
+        let each: Vec<_> = lambda.tokens.iter().copied().zip(rows).collect();
         Slopes {
-            token: rows.fold(Upper::ZERO, |sum, x| sum + x),
+            token: each.iter().fold(Upper::ZERO, |sum, (_, x)| sum + *x),
+            each,
             l2: vector_norm(all),
             linf: Upper::from_f64(all.iter().map(|x| x.abs()).sum::<f64>())
                 * (Upper::ONE + gamma(all.len() + 4)),
@@ -346,6 +380,8 @@ fn slopes(lambda: &Functionals) -> Vec<Slopes> {
 
 /// Dual norms of a functional of the input.
 struct Slopes {
+    /// ‖λ_t‖ of each token that is read.
+    each: Vec<(usize, Upper)>,
     token: Upper,
     l2: Upper,
     linf: Upper,
@@ -357,6 +393,8 @@ pub struct Claims {
     /// The rounding of the values themselves.
     slack: Vec<Upper>,
     slopes: Vec<Slopes>,
+    /// What they are of the input to first order; none for those that are many.
+    lambda: Option<Functionals>,
     remainders: Remainders,
 }
 
@@ -366,8 +404,18 @@ impl Claims {
         &self.values
     }
 
-    fn first(&self, k: usize, radius: f64, distance: Distance) -> Upper {
+    /// What a change takes from claim k to first order; of a claim without λ, also what it adds.
+    fn first(&self, k: usize, change: Change<'_>) -> Upper {
         let slopes = &self.slopes[k];
+        let (radius, distance) = match change {
+            Change::Within(radius, distance) => (radius, distance),
+            Change::Replaced(replacements) => {
+                return match &self.lambda {
+                    Some(lambda) => replacements.along(lambda, k),
+                    None => replacements.at_most(&slopes.each),
+                };
+            }
+        };
         let slope = match distance {
             Distance::Token => slopes.token,
             Distance::L2 => slopes.l2,
@@ -378,7 +426,7 @@ impl Claims {
 
     /// The radius at which claim k fails to first order: no proof.
     pub fn tangent_of(&self, k: usize, distance: Distance) -> f64 {
-        self.values[k] / self.first(k, 1.0, distance).to_f64()
+        self.values[k] / self.first(k, Change::Within(1.0, distance)).to_f64()
     }
 
     /// The radius at which the first claim fails to first order, which no proof of this kind exceeds.
@@ -387,9 +435,9 @@ impl Claims {
     }
 
     /// The claims, those first that fail first.
-    fn by_hardness(&self, distance: Distance) -> Vec<usize> {
-        let mut all: Vec<(f64, usize)> =
-            (0..self.values.len()).map(|k| (self.tangent_of(k, distance), k)).collect();
+    fn by_hardness(&self, change: Change<'_>) -> Vec<usize> {
+        let left = |k: usize| self.values[k] / self.first(k, change).to_f64();
+        let mut all: Vec<(f64, usize)> = (0..self.values.len()).map(|k| (left(k), k)).collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
         all.into_iter().map(|(_, k)| k).collect()
     }
