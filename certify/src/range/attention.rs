@@ -250,6 +250,11 @@ fn plain(
         block("key.weight", g, a.key_value_heads),
     );
     let r = x.radius;
+    let of = |heads: &Heads, i, n| heads.hull.as_ref().and_then(|hull| hull.part(i, n));
+    let means = of(query, h, a.heads)
+        .zip(of(key, g, a.key_value_heads))
+        .and_then(|(query, key)| query.product(&key))
+        .unwrap_or(Upper::INFINITY);
     let mut sum = walker.norms.norm(&both)? * r * r;
     let gain = x.gain.as_ref().map(|(_, gain)| gain.as_slice());
     let own = |heads: &Heads, i: usize, n: usize| heads.map.row_block(i, n);
@@ -268,7 +273,7 @@ fn plain(
         let lost = query.off * vector_norm(k) + key.off * vector_norm(q) + query.off * key.off;
         sum = sum + abs(dot) + gamma(a.head_dim + 2) * size + lost + tiny(a.head_dim);
     }
-    Ok(sum)
+    Ok(sum.min(means))
 }
 
 /// Logits before and behind scale, cap and position bias, one a head.

@@ -240,6 +240,50 @@ impl Hull {
         Some(Self { centre, terms, rest: Upper::ZERO })
     }
 
+    /// Bound on |x·y| for a token x of this and y of another: the sum over pairs of sums of means of the
+    /// largest product of two of their points. None if something is behind a function.
+    pub(super) fn product(&self, other: &Self) -> Option<Upper> {
+        let (x, y) = (self.stacked()?, other.stacked()?);
+        let n = self.width();
+        let work = x.0.rows.checked_mul(y.0.rows)?;
+        work.checked_mul(n).filter(|work| *work <= WORK)?;
+        let mut products = vec![0.0; work];
+        let (a, b) = (Strided::dense(&x.0.data, n.max(1)), Strided::dense(&y.0.data, n.max(1)));
+        matmul(&mut products, y.0.rows, a, b.t(), false, 1.0, true);
+        let (mut ends, mut size) = ([0.0; 2], Upper::ZERO);
+        for (own, length) in x.1.iter().zip(&x.2) {
+            for (others, other) in y.1.iter().zip(&y.2) {
+                let rows = || products.chunks(y.0.rows).skip(own.start).take(own.len());
+                let all = || rows().flat_map(|row| row[others.clone()].iter().copied());
+                ends[0] += all().fold(f64::NEG_INFINITY, larger);
+                ends[1] += all().map(|x| -x).fold(f64::NEG_INFINITY, larger);
+                size = size + *length * *other;
+            }
+        }
+        let length = |all: &[Upper]| all.iter().fold(Upper::ZERO, |sum, x| sum + *x);
+        let (long, wide) = (length(&x.2), length(&y.2));
+        let rest = long * other.rest + wide * self.rest + self.rest * other.rest;
+        // Every product is at most the product of two lengths, and so is what rounding takes from sums.
+        let lost = gamma(n + x.1.len() * y.1.len() + 4) * size + tiny(n + work);
+        Some(above(larger(ends[0], ends[1])) + lost + rest)
+    }
+
+    /// All points as rows, which are those of each sum, and the longest of each; the centre is a sum
+    /// of one point.
+    fn stacked(&self) -> Option<(Matrix, Vec<Range<usize>>, Vec<Upper>)> {
+        let (mut data, mut sums, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+        let n = self.width().max(1);
+        let centre = Arc::new(Matrix { rows: 1, columns: n, data: self.centre.clone() });
+        for term in self.terms.iter().chain([&Term::Points(centre)]) {
+            let Term::Points(points) = term else { return None };
+            let from = data.len() / n;
+            data.extend_from_slice(&points.data);
+            sums.push(from..from + points.rows);
+            lengths.push(max_row_norm(points));
+        }
+        Some((Matrix { rows: data.len() / n, columns: n, data }, sums, lengths))
+    }
+
     /// Bounds on the absolute values of the elements of all but the rest.
     pub(super) fn elements(&self) -> Vec<Upper> {
         let n = self.width();
