@@ -1,5 +1,5 @@
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -11,7 +11,9 @@ use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges, shown};
 use lipschitz_data::tensors::predicts;
-use lipschitz_data::{Predicts, Protocol, for_model};
+use lipschitz_data::{DataSet, Predicts, Protocol, for_model};
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::Input;
 
 /// For each input: how far it may move before the decision can change, proven around that input.
@@ -75,12 +77,8 @@ impl LocalCommand {
         self.json.ready()?;
         self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let data = for_model(&self.data, &meta)?;
+        let (data, size, context) = decisions(&model, &meta, &self.model, &self.data)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
-        if !tokens {
-            super::robust::reads_pixels(&self.model, &meta)?;
-            predicts(&*data, Predicts::Classes)?;
-        }
         let usual = if tokens { By::Token } else { By::L2 };
         let attack = (self.steps > 0).then_some(robust::Effort { steps: self.steps, restarts: 2 });
         let settings = Settings {
@@ -95,10 +93,6 @@ impl LocalCommand {
             if loud {
                 let _ = write!(std::io::stderr(), "\rinput {} of {} …    ", input + 1, self.limit);
             }
-        };
-        let (size, context) = match tokens {
-            true => (robust::WINDOWS, Some(robust::window(&model)?)),
-            false => (robust::BATCH, None),
         };
         let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
         let mut survey = local::survey(&model, batches, &settings, &watch)
@@ -115,6 +109,22 @@ impl LocalCommand {
         }
         Ok(())
     }
+}
+
+/// The data of a network's decisions, with the size of a batch and the length of a window.
+pub(super) fn decisions(
+    model: &Model,
+    meta: &Meta,
+    path: &Path,
+    data: &Path,
+) -> Result<(Box<dyn DataSet>, usize, Option<usize>)> {
+    let data = for_model(data, meta)?;
+    if matches!(model.graph().input(), Input::Tokens { .. }) {
+        return Ok((data, robust::WINDOWS, Some(robust::window(model)?)));
+    }
+    super::robust::reads_pixels(path, meta)?;
+    predicts(&*data, Predicts::Classes)?;
+    Ok((data, robust::BATCH, None))
 }
 
 /// A line for each input.
@@ -135,7 +145,7 @@ fn csv(survey: &Survey) -> String {
 }
 
 /// Rounded down to a few digits.
-fn down(x: f64) -> String {
+pub(super) fn down(x: f64) -> String {
     let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
     let places = places.clamp(0, 12) as usize;
     let scale = 10f64.powi(places as i32);

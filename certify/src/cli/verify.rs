@@ -1,19 +1,28 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use candle_core::Device;
 use clap::Args;
 use lipschitz_certify::certificate::Certificate;
+use lipschitz_certify::local::{self, Survey};
 use lipschitz_certify::terminal::{self, shown};
 use lipschitz_certify::{Error, outln, verify};
+use lipschitz_data::Protocol;
 use lipschitz_nn::strict;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold or is an estimate.
+///
+/// Radii around inputs, as `local --json` writes them, are proven again on the same data.
 #[derive(Args)]
 pub(super) struct VerifyCommand {
-    /// The certificate, as written by `bound --json`; - reads it from stdin.
+    /// The certificate, as written by `bound --json`, or the radii of `local --json`; - reads it from
+    /// stdin.
     certificate: PathBuf,
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
+    /// The data that radii are about.
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
 }
 
 impl VerifyCommand {
@@ -30,6 +39,16 @@ impl VerifyCommand {
             Error::Violated(format!("{}: the certificate does not hold: {e}", path.display()))
         };
         let document: serde_json::Value = serde_json::from_str(&text).map_err(refused)?;
+        if document.get("inputs").is_some() && document.get("distance").is_some() {
+            return self.radii(&text, &document);
+        }
+        if let Some(data) = &self.data {
+            bail!(
+                "--data {}: {} is a certificate of a whole network, which is about no data; leave it out",
+                data.display(),
+                path.display()
+            )
+        }
         let claims = document.get("weights_sha256").is_some() && document.get("rms").is_some();
         let claim: Certificate = serde_json::from_str(&text).map_err(|e| match claims {
             true => anyhow::Error::from(held(e)),
@@ -53,5 +72,27 @@ impl VerifyCommand {
         }
         let what = "states an estimate, NOT a proven bound; make one with `certify bound --json`";
         Err(Error::Violated(format!("{}: {what}", path.display())).into())
+    }
+    /// Radii around inputs.
+    fn radii(&self, text: &str, document: &serde_json::Value) -> Result<()> {
+        let path = self.certificate.display();
+        let held =
+            |e: serde_json::Error| Error::Violated(format!("{path}: the radii do not hold: {e}"));
+        let claim: Survey = serde_json::from_str(text).map_err(held)?;
+        strict::known(document, &claim).map_err(held)?;
+        let Some(data) = &self.data else {
+            bail!("{path}: holds radii around inputs; name their data with --data PATH")
+        };
+        let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
+        let (data, size, context) = super::local::decisions(&model, &meta, &self.model, data)?;
+        let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
+        local::verify(&model, batches, &claim, &|_| {}).map_err(|e| match e {
+            Error::Violated(_) => anyhow::Error::from(e).context(path.to_string()),
+            e => super::about(&self.model, e),
+        })?;
+        let least = claim.inputs.iter().map(|row| row.radius).fold(f64::INFINITY, f64::min);
+        let n = claim.inputs.len();
+        outln!("{path}: holds: {n} radii, the smallest {}", super::local::down(least));
+        Ok(())
     }
 }

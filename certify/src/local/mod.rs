@@ -30,7 +30,7 @@ mod survey;
 mod trace;
 
 pub use replaced::Replacements;
-pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey};
+pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey, verify};
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;

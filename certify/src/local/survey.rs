@@ -4,10 +4,11 @@ use candle_core::Tensor;
 use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Input, Shape, join};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::{Distance, Local, exact};
+use super::{Claims, Distance, Local, Point, exact};
 use crate::Error;
-use crate::bound::{Block, Norm, Norms, WeightNorms, walk};
+use crate::bound::{Block, Norm, Norms, SLACK, WeightNorms, walk};
 use crate::ellipsoid::{self, Aim, EllipsoidBound, Ellipsoids};
 use crate::robust::{self, Attack, Effort, Margins, Reach};
 use crate::spectral::Method;
@@ -37,8 +38,10 @@ pub struct Survey {
     pub distance: Distance,
     /// What an input is: images, vectors, or windows of this many tokens.
     pub tokens: usize,
-    /// SHA-256 of the weights.
+    /// SHA-256 of the weights, in f64.
     pub weights_sha256: String,
+    /// Steps of the search for the global bound by ellipsoids.
+    pub search: usize,
     /// One for each input.
     pub inputs: Vec<Radius>,
 }
@@ -48,6 +51,8 @@ pub struct Survey {
 pub struct Radius {
     /// Its number in the data.
     pub input: usize,
+    /// SHA-256 of its numbers in f64: pixels, a vector, or embedding vectors.
+    pub sha256: String,
     /// The largest output: the class or the next token.
     pub class: usize,
     /// Whether that is the label, where there is one.
@@ -122,12 +127,7 @@ pub fn survey<E: Into<robust::BoxError>>(
             let one = x.narrow(0, i, 1)?;
             let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
             let point = local.at(&x)?;
-            let z = point.outputs();
-            let Some((class, margin)) = robust::largest(z) else {
-                return Err(Error::Data(format!("input {input}: an output is not finite")));
-            };
-            let others = rivals(z, class);
-            let claims = point.margins(class, &others)?;
+            let Decision { class, margin, claims, left, known } = decision(&point, &global, input)?;
             let found = point.radius(&claims, settings.distance);
             let tangent = claims.tangent(settings.distance);
             let losses = point.losses(&claims, found, settings.distance).into_iter();
@@ -137,14 +137,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                     Lost { node, share }
                 })
                 .collect();
-            let known = global.radius(z, class);
-            // Those that are not compared one by one are left to the global bound.
-            let left = if others.len() + 1 < z.len() {
-                global.others(z, class, &others)
-            } else {
-                f64::INFINITY
-            };
-            let radius = found.min(left).max(known);
+            let radius = found.min(left).max(known) * (1.0 - SLACK);
             let outputs = match settings.radii.is_empty() {
                 true => Vec::new(),
                 false => {
@@ -181,6 +174,7 @@ pub fn survey<E: Into<robust::BoxError>>(
             let correct = (!embedded).then_some(*label == class);
             inputs.push(Radius {
                 input,
+                sha256: digest(&one)?,
                 class,
                 correct,
                 margin,
@@ -197,7 +191,96 @@ pub fn survey<E: Into<robust::BoxError>>(
     let tokens = cases.first().map_or(Ok(0), |(x, _)| x.dim(1))?;
     let weights_sha256 = crate::pinned::Pinned::new(&model)?.digest().to_string();
     let (label, distance) = (String::new(), settings.distance);
-    Ok(Survey { label, distance, tokens, weights_sha256, inputs })
+    let search = settings.search;
+    Ok(Survey { label, distance, tokens, weights_sha256, search, inputs })
+}
+
+/// What a network decides at an input, and what is known of it beside the proof around the input.
+struct Decision {
+    class: usize,
+    margin: f64,
+    /// The margins over the largest of the others.
+    claims: Claims,
+    /// The radius by the global bound over those that are left out.
+    left: f64,
+    /// The radius by the global bound over all.
+    known: f64,
+}
+
+fn decision(point: &Point, global: &Global, input: usize) -> Result<Decision, Error> {
+    let z = point.outputs();
+    let Some((class, margin)) = robust::largest(z) else {
+        return Err(Error::Data(format!("input {input}: an output is not finite")));
+    };
+    let others = rivals(z, class);
+    let claims = point.margins(class, &others)?;
+    // Those that are not compared one by one are left to the global bound.
+    let left = match others.len() + 1 < z.len() {
+        true => global.others(z, class, &others),
+        false => f64::INFINITY,
+    };
+    Ok(Decision { class, margin, claims, left, known: global.radius(z, class) })
+}
+
+/// Proves the radii of a survey again, around the same inputs.
+///
+/// # Errors
+/// [`Error::Violated`] if the network or an input is another one, or a radius is not proven; others as
+/// [`survey`].
+pub fn verify<E: Into<robust::BoxError>>(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    claim: &Survey,
+    watch: &dyn Fn(usize),
+) -> Result<(), Error> {
+    let violated = |what: String| Err(Error::Violated(what));
+    let model = exact(model)?;
+    if crate::pinned::Pinned::new(&model)?.digest() != claim.weights_sha256 {
+        return violated("the weights are not those that the radii are about".into());
+    }
+    let settings = Settings {
+        distance: claim.distance,
+        limit: claim.inputs.iter().map(|row| row.input + 1).max().unwrap_or(0),
+        radii: Vec::new(),
+        attack: None,
+        search: claim.search,
+    };
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    let cases = robust::cases(&model, batches, settings.limit)?;
+    let global = Global::new(&model, &norms, &cases, &settings)?;
+    let local = Local::new(&model, &norms, global.ellipsoids())?;
+    let all = cases.iter().flat_map(|(x, classes)| (0..classes.len()).map(move |i| (x, i)));
+    let all: Vec<_> = all.collect();
+    for row in &claim.inputs {
+        watch(row.input);
+        let Some((x, i)) = all.get(row.input) else {
+            return violated(format!("input {}: the data holds {} inputs", row.input, all.len()));
+        };
+        let one = x.narrow(0, *i, 1)?;
+        if digest(&one)? != row.sha256 {
+            return violated(format!("input {}: is not the one of the radii", row.input));
+        }
+        let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
+        let point = local.at(&x)?;
+        let Decision { class, claims, left, known, .. } = decision(&point, &global, row.input)?;
+        if class != row.class {
+            return violated(format!("input {}: output {class} is the largest", row.input));
+        }
+        let radius = row.radius;
+        let proven = radius <= known
+            || (radius <= left && radius >= 0.0 && point.holds(&claims, radius, claim.distance));
+        if !(proven || radius == 0.0) {
+            return violated(format!("input {}: a radius of {radius} is not proven", row.input));
+        }
+    }
+    Ok(())
+}
+
+/// SHA-256 of the numbers of an input, in f64.
+fn digest(x: &Tensor) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    x.flatten_all()?.to_vec1::<f64>()?.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// `z ± reach`, rounded outward.
