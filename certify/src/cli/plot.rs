@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::tradeoff::Tradeoff;
-use lipschitz_certify::plots::{self, layers, ranges, robust, training, watch};
+use lipschitz_certify::plots::{self, layers, local, ranges, robust, training, watch};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::{self, Kind};
 use lipschitz_plot::{Chart, Format, Page, render};
@@ -57,6 +57,17 @@ enum Plot {
     /// Certified, attacked and clean accuracy over the radius.
     Robust {
         /// Files that `certify robust --json` wrote.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
+    },
+    /// How many decisions are certified around their inputs, over the radius, beside the global bound
+    /// and the attack.
+    Local {
+        /// Files that `certify local --json` wrote.
         #[arg(required = true)]
         results: Vec<PathBuf>,
         #[command(flatten)]
@@ -152,6 +163,7 @@ impl PlotCommand {
         let (Plot::Tradeoff { figure, .. }
         | Plot::Layers { figure, .. }
         | Plot::Robust { figure, .. }
+        | Plot::Local { figure, .. }
         | Plot::Range { figure, .. }
         | Plot::Watch { figure, .. }
         | Plot::Training { figure, .. }) = &self.plot;
@@ -189,6 +201,9 @@ impl PlotCommand {
             }
             Plot::Robust { results, figure, labels } => {
                 figure.write(&[robust::named_chart(&results, &labels.labels)?])?;
+            }
+            Plot::Local { results, figure, labels } => {
+                figure.write(&[local::chart(&results, &labels.labels)?])?;
             }
             Plot::Range { results, figure, labels } => {
                 figure.write(&[ranges::chart(&results, &labels.labels)?])?;

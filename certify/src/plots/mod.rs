@@ -2,6 +2,7 @@
 
 pub mod graph;
 pub mod layers;
+pub mod local;
 pub mod ranges;
 pub mod robust;
 pub mod tradeoff;
