@@ -1,20 +1,23 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
-use lipschitz_certify::local::{self, Distance, Radius, Settings, Survey};
+use lipschitz_certify::local::{self, Allowed, Distance, Radius, Settings, Survey, Trials};
 use lipschitz_certify::outln;
 use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges, shown};
+use lipschitz_data::codec::Codec;
 use lipschitz_data::tensors::predicts;
-use lipschitz_data::{DataSet, Predicts, Protocol, for_model};
+use lipschitz_data::{Batches, DataSet, Predicts, Protocol, for_model};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::Input;
+
+use super::substitutions;
 
 /// For each input: how far it may move before the decision can change, proven around that input.
 ///
@@ -42,6 +45,20 @@ pub(super) struct LocalCommand {
     /// Steps per attack, which shows how much larger radii could be; 0 leaves it out.
     #[arg(long, default_value_t = 20, value_parser = ranges::count(0, 1_000_000))]
     steps: usize,
+    /// In place of radii: each token may become any of its so many nearest ones.
+    #[arg(long, value_name = "COUNT", value_parser = ranges::count(1, 1 << 20),
+        conflicts_with_all = ["norm", "radius"])]
+    nearest: Option<usize>,
+    /// In place of radii: each token may become any of those that this JSON object lists for it, such
+    /// as {" good": [" great", " fine"]}.
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["norm", "radius", "nearest"])]
+    synonyms: Option<PathBuf>,
+    /// The most tokens that are replaced in one input.
+    #[arg(long, default_value_t = 4, value_parser = ranges::count(1, 1 << 20))]
+    positions: usize,
+    /// Sequences of replaced tokens that are run for each input and number of tokens.
+    #[arg(long, default_value_t = 2000, value_parser = ranges::count(0, 1 << 40))]
+    trials: usize,
     /// Write a line for each input to this file.
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
@@ -79,6 +96,10 @@ impl LocalCommand {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let (data, size, context) = decisions(&model, &meta, &self.model, &self.data)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
+        if let Some(allowed) = self.allowed(&meta)? {
+            let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
+            return self.substitutions(&model, &meta, batches, &allowed);
+        }
         let usual = if tokens { By::Token } else { By::L2 };
         let attack = (self.steps > 0).then_some(robust::Effort { steps: self.steps, restarts: 2 });
         let settings = Settings {
@@ -88,18 +109,11 @@ impl LocalCommand {
             attack,
             search: self.search.steps(model.graph()),
         };
-        let loud = std::io::stderr().is_terminal();
-        let watch = |input: usize| {
-            if loud {
-                let _ = write!(std::io::stderr(), "\rinput {} of {} …    ", input + 1, self.limit);
-            }
-        };
+        let watch = |input: usize| self.tell(input);
         let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
         let mut survey = local::survey(&model, batches, &settings, &watch)
             .map_err(|error| super::about(&self.model, error))?;
-        if loud {
-            let _ = writeln!(std::io::stderr());
-        }
+        told();
         survey.label = super::robust::label(&self.model);
         if let Some(path) = &self.csv {
             terminal::write(path, csv(&survey).as_bytes())?;
@@ -108,6 +122,64 @@ impl LocalCommand {
             print(&survey, &meta.classes);
         }
         Ok(())
+    }
+
+    fn tell(&self, input: usize) {
+        if std::io::stderr().is_terminal() {
+            let _ = write!(std::io::stderr(), "\rinput {} of {} …    ", input + 1, self.limit);
+        }
+    }
+
+    /// What tokens may become, if that is asked about.
+    fn allowed(&self, meta: &Meta) -> Result<Option<Allowed>> {
+        let reads = matches!(meta.graph.input(), Input::Tokens { .. });
+        if (self.nearest.is_some() || self.synonyms.is_some()) && !reads {
+            bail!("{}: reads no tokens, so that none can be replaced", self.model.display())
+        }
+        Ok(match (&self.nearest, &self.synonyms) {
+            (Some(count), _) => Some(Allowed::Nearest(*count)),
+            (None, Some(path)) => Some(substitutions::listed(path, &self.model, meta)?),
+            (None, None) => None,
+        })
+    }
+
+    fn substitutions(
+        &self,
+        model: &Model,
+        meta: &Meta,
+        batches: Batches<'_>,
+        allowed: &Allowed,
+    ) -> Result<()> {
+        let trials = Trials {
+            limit: self.limit,
+            most: self.positions,
+            trials: self.trials,
+            search: self.search.steps(model.graph()),
+        };
+        let watch = |input: usize| self.tell(input);
+        let mut found = local::substitutions(model, batches, allowed, &trials, &watch)
+            .map_err(|error| super::about(&self.model, error))?;
+        told();
+        found.label = super::robust::label(&self.model);
+        let codec = meta.tokenizer.as_ref().map(Codec::new).transpose()?;
+        let word = |id: u32| {
+            let text = codec.as_ref().and_then(|codec| codec.decode(&[id]).ok());
+            text.map_or_else(|| id.to_string(), |text| format!("{text:?}"))
+        };
+        if let Some(path) = &self.csv {
+            terminal::write(path, substitutions::csv(&found).as_bytes())?;
+        }
+        if !self.json.write(|| serde_json::to_string_pretty(&found))? {
+            substitutions::print(&found, &word);
+        }
+        Ok(())
+    }
+}
+
+/// Ends the line that tells of inputs.
+fn told() {
+    if std::io::stderr().is_terminal() {
+        let _ = writeln!(std::io::stderr());
     }
 }
 

@@ -13,6 +13,7 @@ mod range;
 mod report;
 mod robust;
 mod run;
+mod substitutions;
 mod verify;
 mod watch;
 

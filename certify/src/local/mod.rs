@@ -26,10 +26,14 @@ mod pointwise;
 mod remainder;
 mod replaced;
 mod spread;
+mod substitutions;
 mod survey;
 mod trace;
 
 pub use replaced::Replacements;
+pub use substitutions::{
+    Allowed, Proof, Replaced, Substituted, Substitutions, Trials, substitutions,
+};
 pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey, verify};
 
 use candle_core::{DType, Device, Tensor};
@@ -422,6 +426,19 @@ impl Claims {
             Distance::Linf => slopes.linf,
         };
         slope * Upper::from_f64(radius)
+    }
+
+    /// What a change of one token of the input leaves of the smallest value, to first order: no proof.
+    fn left(&self, token: usize, change: &[f64]) -> f64 {
+        let read = self
+            .lambda
+            .as_ref()
+            .and_then(|lambda| Some((lambda, lambda.tokens.iter().position(|t| *t == token)?)));
+        let taken = |k: usize| match read {
+            Some((lambda, at)) => lambda.row(k, at).iter().zip(change).map(|(l, d)| l * d).sum(),
+            None => 0.0,
+        };
+        (0..self.values.len()).map(|k| self.values[k] + taken(k)).fold(f64::INFINITY, f64::min)
     }
 
     /// The radius at which claim k fails to first order: no proof.

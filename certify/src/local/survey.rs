@@ -196,18 +196,18 @@ pub fn survey<E: Into<robust::BoxError>>(
 }
 
 /// What a network decides at an input, and what is known of it beside the proof around the input.
-struct Decision {
-    class: usize,
-    margin: f64,
+pub(super) struct Decision {
+    pub(super) class: usize,
+    pub(super) margin: f64,
     /// The margins over the largest of the others.
-    claims: Claims,
+    pub(super) claims: Claims,
     /// The radius by the global bound over those that are left out.
-    left: f64,
+    pub(super) left: f64,
     /// The radius by the global bound over all.
     known: f64,
 }
 
-fn decision(point: &Point, global: &Global, input: usize) -> Result<Decision, Error> {
+pub(super) fn decision(point: &Point, global: &Global, input: usize) -> Result<Decision, Error> {
     let z = point.outputs();
     let Some((class, margin)) = robust::largest(z) else {
         return Err(Error::Data(format!("input {input}: an output is not finite")));
@@ -335,7 +335,7 @@ fn attack(
 }
 
 /// The global bound, on a few domains.
-struct Global {
+pub(super) struct Global {
     /// On the largest domain, with it.
     ellipsoids: Option<(Ellipsoids, Upper)>,
     /// The margins on the domain that a change of at most this much stays in.
@@ -345,7 +345,7 @@ struct Global {
 }
 
 impl Global {
-    fn new(
+    pub(super) fn new(
         model: &Model,
         norms: &WeightNorms<'_>,
         cases: &robust::Cases,
@@ -400,7 +400,7 @@ impl Global {
         Ok(Self { ellipsoids: largest, domains, factor })
     }
 
-    fn ellipsoids(&self) -> Option<(&EllipsoidBound, Upper)> {
+    pub(super) fn ellipsoids(&self) -> Option<(&EllipsoidBound, Upper)> {
         self.ellipsoids.as_ref().map(|(e, domain)| (&e.bound, *domain))
     }
 
@@ -413,6 +413,11 @@ impl Global {
 
     fn radius(&self, z: &[f64], class: usize) -> f64 {
         self.best(|margins| margins.radius(z, class))
+    }
+
+    /// Whether an input of the natural domain with these outputs, as computed in f64, is of this class.
+    pub(super) fn decides(&self, z: &[f64], class: usize) -> bool {
+        self.domains.first().is_some_and(|(_, margins)| margins.radius(z, class) > 0.0)
     }
 
     /// The same against the outputs that are not among these.

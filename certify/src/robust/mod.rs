@@ -13,6 +13,7 @@ pub use attack::{Effort, Reach};
 pub(crate) use cases::{Cases, as_input, cases, largest_norm, outputs};
 pub use images::{BATCH, EPS_36_255, PUBLISHED, certified_accuracy, constants, images};
 pub use margins::{Margins, largest};
+pub(crate) use tokens::windows;
 pub use tokens::{WINDOWS, tokens, window};
 
 use std::collections::BTreeMap;

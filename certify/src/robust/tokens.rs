@@ -180,6 +180,33 @@ pub(super) fn predictions<E: Into<BoxError>>(
     Ok(Predictions { inputs, logits, classes, available })
 }
 
+/// The token ids of the first `limit` windows that lie within one document.
+///
+/// # Errors
+/// [`Error::Data`] if the model reads no tokens or the data holds no window; those of the data.
+pub(crate) fn windows<E: Into<BoxError>>(
+    model: &Model,
+    batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
+    limit: usize,
+) -> Result<Vec<Vec<u32>>, Error> {
+    let Input::Tokens { separator, .. } = model.graph().input() else { return Err(no_tokens()) };
+    let mut out: Vec<Vec<u32>> = Vec::new();
+    for batch in batches {
+        let (x, _) = batch.map_err(|e| Error::Batch(e.into()))?;
+        let rows = x.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        for i in one_document(&x, separator)? {
+            if out.len() == limit {
+                return Ok(out);
+            }
+            out.push(rows[i as usize].clone());
+        }
+    }
+    match out.is_empty() {
+        true => Err(Error::Data("the held-out split holds no window within one document".into())),
+        false => Ok(out),
+    }
+}
+
 /// The indices of windows of token ids `[windows, tokens]` in which no document begins after the
 /// first token.
 fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>, Error> {
