@@ -4,7 +4,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_certify::bound::WeightNorms;
 use lipschitz_certify::ellipsoid::{self, Aim};
-use lipschitz_certify::local::{Distance, Local, Settings, exact, survey};
+use lipschitz_certify::local::{
+    Allowed, Distance, Local, Proof, Settings, Trials, exact, substitutions, survey, verify,
+};
 use lipschitz_certify::robust::Effort;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
@@ -249,8 +251,21 @@ fn texts_are_surveyed_whatever_the_network_gives_for_them() {
             attack: Some(Effort { steps: 5, restarts: 1 }),
             search: 2,
         };
-        let batches = [Ok::<_, lipschitz_certify::Error>(batch)];
-        let found = survey(&model, batches, &settings, &|_| {}).unwrap();
+        let batches = || [Ok::<_, lipschitz_certify::Error>(batch.clone())];
+        let found = survey(&model, batches(), &settings, &|_| {}).unwrap();
+        verify(&model, batches(), &found, &|_| {}).unwrap();
+        let refused = |change: &dyn Fn(&mut lipschitz_certify::local::Survey), what: &str| {
+            let mut claim = found.clone();
+            change(&mut claim);
+            let said = verify(&model, batches(), &claim, &|_| {}).unwrap_err().to_string();
+            assert!(said.contains(what), "{said}");
+        };
+        refused(&|claim| claim.inputs[1].radius *= 1.7, "input 1: a radius");
+        refused(&|claim| claim.inputs[1].radius = f64::NAN, "input 1: a radius");
+        refused(&|claim| claim.inputs[0].sha256.clear(), "input 0: is not the one");
+        refused(&|claim| claim.inputs[0].class += 1, "input 0: output");
+        refused(&|claim| claim.inputs[1].input = 2, "input 2: the data holds 2");
+        refused(&|claim| claim.weights_sha256.clear(), "the weights");
         assert_eq!((found.inputs.len(), found.tokens), (2, 4), "{whole}");
         for input in found.inputs {
             assert!(input.radius >= input.global && input.global > 0.0, "{whole}: {input:?}");
@@ -289,4 +304,96 @@ fn a_direction_is_bent_as_much_as_is_proven() {
         let proven = reach[0].to_f64();
         assert!(found <= proven * (1.0 + 1e-12), "{size} {radius}: {found} {proven}");
     }
+}
+
+/// Every replacement of tokens is run: none changes a decision that is proven to stay, and what was found
+/// to change one does. Half of the tokens are near another one, so that something is proven.
+#[test]
+fn no_replacement_of_tokens_breaks_a_proof() {
+    let (mut proven, mut several, mut by_trials, mut broken, mut run) = (0, 0, 0, 0, 0);
+    for seed in 0..60 {
+        let mut dice = Dice::new(31_000 + seed);
+        let model = random_model(random_graph(&mut dice), &mut dice);
+        let mut weights = model.weights().clone();
+        let table = weights["embedding.weight"].to_dtype(DType::F64).unwrap();
+        let (vocabulary, dim) = table.dims2().unwrap();
+        let apart = dice.pick(&[1e-3, 0.02, 0.1, 0.5]);
+        let mut rows = table.to_vec2::<f64>().unwrap();
+        for i in (1..vocabulary).step_by(2) {
+            let noise: Vec<f64> =
+                dice.tensor(&[dim], apart).to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+            rows[i] = rows[i - 1].iter().zip(noise).map(|(x, e)| x + e).collect();
+        }
+        let dtype = weights["embedding.weight"].dtype();
+        let table = Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        weights.insert("embedding.weight".into(), table);
+        let model = Model::new(model.graph().clone(), weights).unwrap();
+        let tokens = (1 + dice.below(4)).min(model.graph().context().unwrap());
+        let ids: Vec<u32> = (0..3 * tokens).map(|_| dice.below(vocabulary) as u32).collect();
+        let ids = Tensor::from_vec(ids, (3, tokens), &Device::Cpu).unwrap();
+        let allowed = match dice.coin() {
+            true => Allowed::Nearest(1 + dice.below(2)),
+            false => Allowed::Listed(
+                (0..vocabulary as u32)
+                    .step_by(2)
+                    .map(|i| (i, vec![(i + 1) % vocabulary as u32]))
+                    .collect(),
+            ),
+        };
+        let trials = dice.pick(&[0, 0, 30]);
+        let effort = Trials { limit: 9, most: 3, trials, search: 2 * dice.below(2) };
+        let batches = [Ok::<_, lipschitz_certify::Error>((ids.clone(), ids))];
+        let found = match substitutions(&model, batches, &allowed, &effort, &|_| {}) {
+            Ok(found) => found,
+            // Windows of several documents alone.
+            Err(error) => {
+                assert!(error.to_string().contains("within one document"), "{error}");
+                continue;
+            }
+        };
+        let model = exact(&model).unwrap();
+        let class = |ids: &[u32]| -> usize {
+            let x = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
+            let y = model.forward(&x).unwrap();
+            let y = if y.rank() == 3 { y.narrow(1, ids.len() - 1, 1).unwrap() } else { y };
+            let y: Vec<f64> = y.flatten_all().unwrap().to_vec1().unwrap();
+            (0..y.len()).max_by(|a, b| y[*a].total_cmp(&y[*b])).unwrap()
+        };
+        for row in found.inputs {
+            // All sequences, with how many tokens are others.
+            let mut all = vec![(Vec::new(), 0)];
+            for (own, others) in row.ids.iter().zip(&row.allowed) {
+                let more = |(ids, count): (Vec<u32>, usize)| {
+                    let next = std::iter::once((*own, 0)).chain(others.iter().map(|o| (*o, 1)));
+                    next.map(|(id, one)| ([&ids[..], &[id]].concat(), count + one))
+                        .collect::<Vec<_>>()
+                };
+                all = all.into_iter().flat_map(more).collect();
+            }
+            for (ids, count) in &all {
+                if *count <= row.proven {
+                    run += 1;
+                    assert_eq!(class(ids), row.class, "seed {seed}: {ids:?} of {row:?}");
+                }
+            }
+            let replaceable = row.allowed.iter().filter(|ids| !ids.is_empty()).count();
+            assert!(row.proven <= replaceable.min(3), "{row:?}");
+            proven += usize::from(row.by == Some(Proof::Bound));
+            several += usize::from(row.by == Some(Proof::Bound) && row.proven > 1);
+            by_trials += usize::from(row.by == Some(Proof::Trials));
+            if let Some(replaced) = &row.broken {
+                let mut ids = row.ids.clone();
+                for r in replaced {
+                    assert!(ids[r.position] == r.from && row.allowed[r.position].contains(&r.to));
+                    ids[r.position] = r.to;
+                }
+                broken += 1;
+                assert_ne!(class(&ids), row.class, "seed {seed}: {row:?}");
+            }
+        }
+    }
+    println!(
+        "{run} sequences; {proven} proven, {several} for several tokens, {by_trials} by trials; {broken} broken"
+    );
+    assert!(proven > 20 && several > 10 && by_trials > 5 && broken > 5 && run > 200);
 }
