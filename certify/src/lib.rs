@@ -53,6 +53,7 @@ pub mod cli;
 mod decimal;
 pub mod ellipsoid;
 mod error;
+pub mod executed;
 pub mod local;
 #[cfg(feature = "import")]
 mod open;

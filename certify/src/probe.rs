@@ -166,7 +166,7 @@ fn reading_directions(model: &Model) -> Result<Vec<Tensor>, Error> {
 }
 
 /// Uniform in [-1, 1].
-fn noise(dims: &[usize], rng: &mut Stream) -> Result<Tensor, Error> {
+pub(crate) fn noise(dims: &[usize], rng: &mut Stream) -> Result<Tensor, Error> {
     let one = |_| random::symmetric(rng);
     Ok(Tensor::from_vec(
         (0..dims.iter().product()).map(one).collect::<Vec<f64>>(),
@@ -231,7 +231,7 @@ fn at_least(change: f64, off: f64, apart: f64, (outputs, inputs): (usize, usize)
 
 /// A network as a function of rows `[batch, tokens, width]` (images and vectors are one token), in
 /// f64 on the CPU.
-struct Network<'a> {
+pub(crate) struct Network<'a> {
     model: Model,
     allowance: Allowance<'a>,
     tokens: bool,
@@ -241,7 +241,7 @@ struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    fn new(model: &'a Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
+    pub(crate) fn new(model: &'a Model, natural: &[usize], radius: f64) -> Result<Self, Error> {
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
         let norms = WeightNorms::new(model, Method::Proven, &|_| {});
         let allowance = Allowance { graph: model.graph(), norms, known: RefCell::default() };
@@ -254,18 +254,24 @@ impl<'a> Network<'a> {
         })
     }
 
-    fn rows(&self, inputs: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn rows(&self, inputs: &Tensor) -> Result<Tensor, Error> {
         let x = inputs.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.detach();
         Ok(if self.tokens { x } else { x.reshape((x.dim(0)?, 1, ()))? })
     }
 
-    fn run(&self, x: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn run(&self, x: &Tensor) -> Result<Tensor, Error> {
+        self.run_in(&self.model, x)
+    }
+
+    /// The same by a copy of the network in another type.
+    pub(crate) fn run_in(&self, model: &Model, x: &Tensor) -> Result<Tensor, Error> {
+        let x = x.to_dtype(model.dtype())?;
         let y = if self.tokens {
-            self.model.forward_embeddings(x)?
+            model.forward_embeddings(&x)?
         } else {
             let mut dims = self.natural.clone();
             dims[0] = x.dim(0)?;
-            self.model.forward(&x.reshape(dims)?)?
+            model.forward(&x.reshape(dims)?)?
         };
         // One output for a whole input is that of one token; of several tokens the largest counts.
         Ok(if y.rank() == 3 { y } else { y.reshape((y.dim(0)?, 1, ()))? })
@@ -275,16 +281,23 @@ impl<'a> Network<'a> {
         let Pair { sensitivity, at_least, a, b } = best.ok_or_else(|| {
             Error::Unknown("the network's sensitivity: every pair gave no finite number".into())
         })?;
-        let shape = |x: Tensor| -> Result<Tensor, Error> {
-            let mut dims = self.natural.clone();
-            dims[0] = 1;
-            Ok(x.reshape(dims)?)
-        };
-        Ok(Found { sensitivity, at_least, pair: (shape(a)?, shape(b)?) })
+        Ok(Found { sensitivity, at_least, pair: (self.shaped(a)?, self.shaped(b)?) })
+    }
+
+    /// One input as the network reads it.
+    pub(crate) fn shaped(&self, x: Tensor) -> Result<Tensor, Error> {
+        let mut dims = self.natural.clone();
+        dims[0] = 1;
+        Ok(x.reshape(dims)?)
+    }
+
+    /// How far outputs in f64 may be from those of the function, on a ball of this radius.
+    pub(crate) fn allowance(&self, radius: f64) -> Result<f64, Error> {
+        self.allowance.within(radius)
     }
 
     /// Rows scaled back into the ball, slightly inside so that rounding does not leave it.
-    fn project(&self, x: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn project(&self, x: &Tensor) -> Result<Tensor, Error> {
         if !self.radius.is_finite() {
             return Ok(x.clone());
         }
@@ -364,12 +377,12 @@ fn largest(x: &Tensor) -> Result<f64, Error> {
 }
 
 /// ℓ2 norms over the last dimension, which is kept.
-fn row_norms(x: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn row_norms(x: &Tensor) -> Result<Tensor, Error> {
     Ok(x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
 }
 
 /// Each row over its norm; a zero row becomes the constant unit vector.
-fn unit(x: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn unit(x: &Tensor) -> Result<Tensor, Error> {
     // Far below any relevant element, and its square is still a normal number.
     let x = (x + 1e-150)?;
     Ok(x.broadcast_div(&row_norms(&x)?)?)

@@ -6,6 +6,7 @@ use comfy_table::Table;
 use lipschitz_certify::bound::savings::{self, Tightening};
 use lipschitz_certify::bound::{F64, NodeBound, WeightNorms, WeightRow, rounding, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::executed::F32;
 use lipschitz_certify::outln;
 use lipschitz_certify::range::{self, Inputs};
 use lipschitz_certify::source::{Rounded, Rounding, Source};
@@ -181,7 +182,7 @@ impl BoundCommand {
         certificate: &Certificate,
     ) -> Result<String> {
         let (name, unit, end) = match in_type {
-            Executed::F32 => ("f32", f64::from(f32::EPSILON) / 2.0, f64::from(f32::MAX)),
+            Executed::F32 => ("f32", F32, f64::from(f32::MAX)),
             Executed::F64 => ("f64", F64, f64::MAX),
         };
         let norms = WeightNorms::new(model, Method::Proven, &|_| {});

@@ -7,11 +7,12 @@ use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 use clap::Args;
 use lipschitz_certify::Error;
+use lipschitz_certify::bound::WeightNorms;
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges};
 use lipschitz_certify::upper::Upper;
-use lipschitz_certify::{outln, probe};
+use lipschitz_certify::{executed, outln, probe};
 use lipschitz_data::{for_model, starts};
 use lipschitz_nn::checkpoint::save_tensors;
 use lipschitz_nn::graph::{Input, Op};
@@ -41,10 +42,25 @@ pub(super) struct ProbeCommand {
     /// renamed to the kind of input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
+    /// In place of a pair, search for the input at which the program that computes in f32 is farthest
+    /// from the function of the certificate, beside what is proven of it.
+    #[arg(long, conflicts_with_all = ["effort"])]
+    executed: bool,
     #[command(flatten)]
     effort: Effort,
     #[command(flatten)]
     json: JsonOutput,
+}
+
+/// The result of a search for the worst execution.
+#[derive(Serialize)]
+struct ExecutedResult {
+    /// The ℓ2 norm of a token of the difference.
+    found: f64,
+    proven: Upper,
+    /// proven / found; null if nothing is found.
+    ratio: Option<f64>,
+    passes: usize,
 }
 
 /// The result. Each constant is from ℓ2 to ℓ2 norm and from RMS to RMS norm.
@@ -89,6 +105,9 @@ impl ProbeCommand {
         };
         let certificate =
             certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
+        if self.executed {
+            return self.execution(&model, &inputs, certificate.domain.radius.to_f64());
+        }
         let bar = spinner();
         let certificate = self.effort.tighten(certificate, &model, &bar)?;
         bar.finish_and_clear();
@@ -149,6 +168,29 @@ impl ProbeCommand {
                  is rounding",
                 found.sensitivity
             );
+        }
+        Ok(())
+    }
+}
+
+impl ProbeCommand {
+    fn execution(&self, model: &Model, inputs: &Tensor, radius: f64) -> Result<()> {
+        let norms = WeightNorms::new(model, Method::Proven, &|_| {});
+        let budget = Duration::from_secs_f64(self.seconds);
+        let worst = executed::search(model, &norms, inputs, radius, budget)?;
+        if let Some(path) = &self.output {
+            save_tensors(terminal::target(path), [("a", worst.input)].into_iter(), None)?;
+        }
+        let ratio = Some(worst.proven.div_up(worst.found).to_f64()).filter(|r| r.is_finite());
+        let (found, proven, passes) = (worst.found, worst.proven, worst.passes);
+        let report = ExecutedResult { found, proven, ratio, passes };
+        if self.json.write(|| serde_json::to_string_pretty(&report))? {
+            return Ok(());
+        }
+        outln!("f32: found {} ≤ worst error ≤ proven {proven}  ℓ2 of an output", down(found));
+        outln!("{passes} passes compared with f64");
+        if let Some(ratio) = ratio {
+            outln!("proven / found: {}", Upper::from_f64(ratio));
         }
         Ok(())
     }
