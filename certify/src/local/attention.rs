@@ -365,7 +365,7 @@ impl Heads {
         }
         let scale = abs(a.logit_scale);
         let beta = match a.logit_cap {
-            Some(cap) => Upper::from_f64(0.5 * Curvature::soft_cap(cap).beta),
+            Some(cap) => Upper::from_f64(0.5 * Curvature::soft_cap(cap).most()),
             None => Upper::ZERO,
         };
         let empty = || Vec::with_capacity(a.heads * n);

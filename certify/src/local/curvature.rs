@@ -1,70 +1,92 @@
 //! How far an elementwise function may be from its tangent.
 //!
-//! For every Δ, `|φ(u + Δ) − φ(u) − φ'(u) Δ| ≤ ½ β Δ² + κ (|Δ| − d(u))₊`: β bounds φ'' where there is
-//! one, κ the sums of jumps of φ' that are next to each other, and d the distance from u to the nearest of its jumps.
+//! For every Δ,
+//!
+//! ```text
+//! −½ β₋ Δ² − κ₋ (|Δ| − d(u))₊ ≤ φ(u + Δ) − φ(u) − φ'(u) Δ ≤ ½ β₊ Δ² + κ₊ (|Δ| − d(u))₊:
+//! ```
+//!
+//! φ'' is from −β₋ to β₊ where there is one, sums of jumps of φ' that are next to each other are from
+//! −κ₋ to κ₊, and d is the distance from u to the nearest of its jumps. A convex function is nowhere
+//! below its tangent.
 
 use lipschitz_nn::graph::Function;
 
 /// β, κ and the places of the jumps of an elementwise function.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Curvature {
-    /// Bounds |φ''| away from jumps of φ'.
-    pub(super) beta: f64,
-    /// No sum of the jumps of φ' that are next to each other is above this, in absolute value.
-    pub(super) jump: f64,
+    /// β₋ and β₊.
+    pub(super) beta: [f64; 2],
+    /// κ₋ and κ₊.
+    pub(super) jump: [f64; 2],
     /// Where they are.
     pub(super) places: [f64; 2],
 }
 
 impl Curvature {
-    fn smooth(beta: f64) -> Self {
-        Self { beta, jump: 0.0, places: [0.0; 2] }
+    fn smooth(below: f64, above: f64) -> Self {
+        Self { beta: [below, above], jump: [0.0; 2], places: [0.0; 2] }
     }
 
-    /// A jump at 0.
-    fn kink(jump: f64, beta: f64) -> Self {
-        Self { beta, jump, places: [0.0; 2] }
+    /// A jump at 0, up or down.
+    fn kink(jump: f64) -> Self {
+        let jump = [(-jump).max(0.0).next_up(), jump.max(0.0).next_up()];
+        let jump = jump.map(|x| if x < 1e-300 { 0.0 } else { x });
+        Self { jump, ..Self::smooth(0.0, 0.0) }
     }
 
     /// Of this function. The proofs are in `docs/mathematics.md`.
     pub(super) fn of(function: Function) -> Self {
         match function {
-            Function::Identity => Self::smooth(0.0),
-            Function::Relu => Self::kink(1.0, 0.0),
-            Function::Abs => Self::kink(2.0, 0.0),
-            Function::LeakyRelu { slope } => Self::kink((1.0 - slope).abs().next_up(), 0.0),
+            Function::Identity => Self::smooth(0.0, 0.0),
+            Function::Relu => Self::kink(1.0),
+            Function::Abs => Self::kink(2.0),
+            Function::LeakyRelu { slope } => Self::kink(1.0 - slope),
             // αeˣ below 0, and φ' jumps from α to 1.
-            Function::Elu { alpha } => Self::kink((1.0 - alpha).abs().next_up(), alpha.abs()),
-            Function::Relu2 => Self::smooth(2.0),
-            // φ(x)(2 − x²) for the density φ: √(2/π) at 0.
-            Function::GeluErf => Self::smooth(0.797_884_561),
-            Function::GeluTanh => Self::smooth(GELU_TANH),
-            Function::Silu => Self::smooth(0.5),
-            Function::QuickGelu => Self::smooth(0.851),
+            Function::Elu { alpha } => {
+                Self { beta: [(-alpha).max(0.0), alpha.max(0.0)], ..Self::kink(1.0 - alpha) }
+            }
+            Function::Relu2 => Self::smooth(0.0, 2.0),
+            // φ(x)(2 − x²) for the density φ: √(2/π) at 0, and −2φ(2) at ±2.
+            Function::GeluErf => Self::smooth(0.107_982, 0.797_884_561),
+            Function::GeluTanh => Self::smooth(0.108, 0.799),
+            Function::Silu => Self::smooth(0.036_92, 0.5),
+            Function::QuickGelu => Self::smooth(0.062_84, 0.851),
             // 4/(3√3)
-            Function::Tanh => Self::smooth(0.769_800_36),
+            Function::Tanh => Self::smooth(0.769_800_36, 0.769_800_36),
             // 1/(6√3)
-            Function::Sigmoid => Self::smooth(0.096_225_045),
-            Function::Softplus => Self::smooth(0.25),
-            Function::Mish => Self::smooth(MISH),
-            // x/3 + ½ between −3 and 3, where φ' jumps by ½ each.
+            Function::Sigmoid => Self::smooth(0.096_225_045, 0.096_225_045),
+            Function::Softplus => Self::smooth(0.0, 0.25),
+            Function::Mish => Self::smooth(0.0591, 0.65),
+            // x/3 + ½ between −3 and 3, where φ' falls by ½ each.
             Function::HardSwish => {
-                Self { beta: 0.333_333_333_333_333_4, jump: 1.0, places: [-3.0, 3.0] }
+                Self { beta: [0.0, 0.333_333_333_333_333_4], jump: [1.0, 0.0], places: [-3.0, 3.0] }
             }
             Function::HardSigmoid => {
-                Self { beta: 0.0, jump: 0.166_666_666_666_666_7, places: [-3.0, 3.0] }
+                Self { beta: [0.0; 2], jump: [0.166_666_666_666_666_7; 2], places: [-3.0, 3.0] }
             }
         }
     }
 
     /// Of `cap·tanh(x/cap)`.
     pub(super) fn soft_cap(cap: f64) -> Self {
-        Self::smooth((0.769_800_36 / cap.abs()).next_up())
+        let beta = (0.769_800_36 / cap.abs()).next_up();
+        Self::smooth(beta, beta)
     }
 
     /// Of clipping to ±limit.
     pub(super) fn clip(limit: f64) -> Self {
-        Self { beta: 0.0, jump: 1.0, places: [-limit, limit] }
+        Self { beta: [0.0; 2], jump: [1.0; 2], places: [-limit, limit] }
+    }
+
+    /// Whether slopes jump.
+    pub(super) fn jumps(&self) -> bool {
+        self.jump != [0.0; 2]
+    }
+
+    /// The larger of β₋ and β₊.
+    pub(super) fn most(&self) -> f64 {
+        self.beta[0].max(self.beta[1])
     }
 
     /// A distance from u within which φ' does not jump: not above the true one, where u is exact.
@@ -73,12 +95,6 @@ impl Curvature {
         to(self.places[0]).min(to(self.places[1])).max(0.0)
     }
 }
-
-/// Not below the largest |φ''| of GELU's tanh approximation, about 0.7979.
-const GELU_TANH: f64 = 0.799;
-
-/// Not below the largest |φ''| of Mish, about 0.6.
-const MISH: f64 = 0.65;
 
 /// φ'(u): the derivative on one side where there are two.
 pub(super) fn derivative(function: Function, u: f64) -> f64 {
@@ -186,23 +202,28 @@ mod tests {
         ]);
         for function in functions {
             let curvature = Curvature::of(function);
-            let mut nearest: f64 = 0.0;
+            let mut nearest = [0.0_f64; 2];
             for i in -120..=120 {
                 let u = f64::from(i) * 0.0531;
                 for delta in [0.01, 0.05, 0.2, 0.7, 1.5, 4.0, 9.0].iter().flat_map(|d| [*d, -*d]) {
                     let found = difference(function, u, delta) - derivative(function, u) * delta;
-                    let most = 0.5 * curvature.beta * delta * delta
-                        + curvature.jump * (delta.abs() - curvature.distance(u)).max(0.0);
+                    let side = usize::from(found > 0.0);
+                    let behind = (delta.abs() - curvature.distance(u)).max(0.0);
+                    let most =
+                        0.5 * curvature.beta[side] * delta * delta + curvature.jump[side] * behind;
                     // The rule is off by a step at a jump.
-                    let off = 0.02 * curvature.jump * delta.abs() + 1e-9;
+                    let all = curvature.jump[0].max(curvature.jump[1]);
+                    let off = 0.02 * all * delta.abs() + 1e-9;
                     assert!(found.abs() <= most + off, "{function:?} {u} {delta}: {found} {most}");
                     if most > 0.0 {
-                        nearest = nearest.max(found.abs() / most);
+                        nearest[side] = nearest[side].max(found.abs() / most);
                     }
                 }
             }
-            let trivial = curvature.beta == 0.0 && curvature.jump == 0.0;
-            assert!(trivial || nearest > 0.45, "{function:?}: {nearest}");
+            for (side, nearest) in nearest.into_iter().enumerate() {
+                let trivial = curvature.beta[side] == 0.0 && curvature.jump[side] == 0.0;
+                assert!(trivial || nearest > 0.45, "{function:?}, {side}: {nearest}");
+            }
         }
     }
 
@@ -213,13 +234,19 @@ mod tests {
         for function in Function::ALL {
             let curvature = Curvature::of(function);
             let h = 1e-4;
-            let found = (-100_000..100_000)
-                .map(|i| f64::from(i) * h)
-                .filter(|x| curvature.distance(*x + 0.5 * h) > h || curvature.jump == 0.0)
-                .map(|x| (derivative(function, x + h) - derivative(function, x)).abs() / h)
-                .fold(0.0, f64::max);
-            assert!(found <= curvature.beta * (1.0 + 1e-6) + 1e-9, "{function:?}: {found}");
-            assert!(found >= 0.9 * curvature.beta, "{function:?}: {found}");
+            let second = || {
+                (-100_000..100_000)
+                    .map(|i| f64::from(i) * h)
+                    .filter(|x| curvature.distance(*x + 0.5 * h) > h || !curvature.jumps())
+                    .map(|x| (derivative(function, x + h) - derivative(function, x)) / h)
+            };
+            for (found, beta) in [
+                (second().map(|x| -x).fold(0.0, f64::max), curvature.beta[0]),
+                (second().fold(0.0, f64::max), curvature.beta[1]),
+            ] {
+                assert!(found <= beta * (1.0 + 1e-6) + 1e-9, "{function:?}: {found} {beta}");
+                assert!(found >= 0.9 * beta, "{function:?}: {found} {beta}");
+            }
         }
     }
 
@@ -233,12 +260,12 @@ mod tests {
                     let f = |x: f64| cap * (x / cap).tanh();
                     let slope = 1.0 - (u / cap).tanh().powi(2);
                     let found = (f(u + delta) - f(u) - slope * delta).abs();
-                    assert!(found <= 0.5 * curvature.beta * delta * delta + 1e-12);
+                    assert!(found <= 0.5 * curvature.most() * delta * delta + 1e-12);
                     let clip = |x: f64| x.clamp(-cap, cap);
                     let slope = f64::from(u.abs() < cap);
                     let found = (clip(u + delta) - clip(u) - slope * delta).abs();
                     let kinked = Curvature::clip(cap);
-                    let most = kinked.jump * (delta.abs() - kinked.distance(u)).max(0.0);
+                    let most = kinked.jump[0] * (delta.abs() - kinked.distance(u)).max(0.0);
                     assert!(found <= most + 1e-12, "{u} {delta} {found} {most}");
                 }
             }

@@ -168,7 +168,9 @@ impl OnImage {
                 for (k, t, row) in lambda.rows() {
                     let own = to.row_mut(k, 0);
                     from.iter().zip(row).for_each(|(place, l)| own[*place] += l);
-                    let units = row.iter().map(|l| l.abs()).collect();
+                    // A largest pixel is nowhere below what one of them is.
+                    let side = |sign: f64| row.iter().map(|l| (sign * l).max(0.0)).collect();
+                    let units = [side(-1.0), side(1.0)];
                     let (slot, factor) = (self.slot, root(2) * *along);
                     let units = vec![(t, units)];
                     let bends = bends.clone();

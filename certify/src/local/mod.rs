@@ -49,7 +49,7 @@ use crate::spectral::{gamma, vector_norm};
 use crate::upper::{Upper, count};
 use functional::Functionals;
 use maps::Maps;
-use remainder::{Deviations, Remainders};
+use remainder::{Deviations, Remainders, Side};
 use spread::Spread;
 use trace::Trace;
 
@@ -247,7 +247,7 @@ impl Point {
             for (slot, token, claims) in &self.elements {
                 let end = |k: usize| {
                     let first = claims.first(k, change);
-                    (first + claims.remainders.at(k, &deviations)).to_f64()
+                    (first + claims.remainders.either(k, &deviations)).to_f64()
                 };
                 let all = (0..claims.values.len()).into_par_iter().map(end).collect();
                 deviations.boxes.insert(*slot, (*token, all));
@@ -265,7 +265,7 @@ impl Point {
         };
         (0..claims.values.len())
             .map(|k| {
-                claims.first(k, change) + claims.remainders.at(k, &deviations) + claims.slack[k]
+                claims.first(k, change) + claims.remainders.either(k, &deviations) + claims.slack[k]
             })
             .collect()
     }
@@ -292,7 +292,7 @@ impl Point {
             let value = claims.values[k];
             // The cheap part first.
             first.to_f64() < value
-                && (first + claims.remainders.at(k, &deviations)).to_f64() < value
+                && (first + claims.remainders.at(k, &deviations, Side::Taken)).to_f64() < value
         })
     }
 

@@ -7,7 +7,7 @@ use lipschitz_nn::graph::{Function, Op};
 use super::curvature::{Curvature, derivative};
 use super::functional::Functionals;
 use super::maps::tiny;
-use super::remainder::{Bends, Kinks, Remainders, Term, root};
+use super::remainder::{Bends, Kinks, Remainders, Term, Units, root};
 use super::spread::Spread;
 use crate::bound::pointwise;
 use crate::spectral::{Matrix, gamma, vector_norm};
@@ -101,7 +101,7 @@ impl Pointwise {
         };
         let errors = u.data.chunks(u.columns.max(1)).map(error).collect();
         let curvature = kind.curvature();
-        let distances = match curvature.jump > 0.0 {
+        let distances = match curvature.jumps() {
             true => u.data.iter().map(|u| curvature.distance(*u)).collect(),
             false => Vec::new(),
         };
@@ -111,7 +111,7 @@ impl Pointwise {
 
     /// Whether its slope jumps.
     pub(super) fn jumps(&self) -> bool {
-        self.kind.curvature().jump > 0.0
+        self.kind.curvature().jumps()
     }
 
     /// Elements per token.
@@ -135,15 +135,15 @@ impl Pointwise {
         let most = Upper::from_f64(crate::spectral::largest(&self.slopes));
         let share = scale * off + gamma(4) * most;
         out.linear(self.slot, &lambda, |norm| share * norm + tiny());
-        if curvature.beta > 0.0 {
-            let half = (Upper::from_f64(0.5 * curvature.beta) * scale).to_f64();
+        if curvature.most() > 0.0 {
+            let half = curvature.beta.map(|beta| 0.5 * beta * self.scale);
             for (k, units) in weighted(&lambda, half).into_iter().enumerate() {
                 let bends = self.bends.clone();
                 out.push(k, Term::Curved { slot: self.slot, units, bends });
             }
         }
-        if curvature.jump > 0.0 {
-            let jump = (curvature.jump * self.scale.abs()).next_up();
+        if curvature.jumps() {
+            let jump = curvature.jump.map(|jump| jump * self.scale);
             for (k, units) in weighted(&lambda, jump).into_iter().enumerate() {
                 let bends = self.bends.clone();
                 let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units, bends };
@@ -158,16 +158,26 @@ impl Pointwise {
     }
 }
 
-/// `factor |λ_i|`, rounded up, of each token where it is not 0.
-fn weighted(lambda: &Functionals, factor: f64) -> Vec<Vec<(usize, Vec<f64>)>> {
-    let mut out: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
+/// What a function may be below and above its tangent times λ, rounded up, of each token where λ is not
+/// 0: a positive λ takes what is below and adds what is above.
+fn weighted(lambda: &Functionals, [below, above]: [f64; 2]) -> Vec<Units> {
+    let mut out: Vec<Units> = vec![Vec::new(); lambda.count];
     for (k, t, row) in lambda.rows() {
         if row.iter().any(|l| *l != 0.0) {
-            let up = |l: &f64| if *l == 0.0 { 0.0 } else { (l.abs() * factor).next_up() };
-            out[k].push((t, row.iter().map(up).collect()));
+            out[k].push((t, sides(row, below, above)));
         }
     }
     out
+}
+
+/// `(λ_i below)₊ + (−λ_i above)₊`, which is taken, and the same the other way round, which is added; both
+/// rounded up. Signs of factors are alike.
+fn sides(row: &[f64], below: f64, above: f64) -> [Vec<f64>; 2] {
+    let up = |x: f64| if x == 0.0 { 0.0 } else { x.next_up().next_up() };
+    let most = |l: &f64, plus: f64, minus: f64| up((l * plus).max(-(l * minus)).max(0.0));
+    let taken = row.iter().map(|l| most(l, below, above));
+    let added = row.iter().map(|l| most(l, above, below));
+    [taken.collect(), added.collect()]
 }
 
 /// `max(u, v)` and `min(u, v)` of the halves of each token: `½ (u + v) ± ½ |u − v|`, exactly computed.
@@ -198,15 +208,11 @@ impl Sorted {
     /// `‖Δu − Δv‖ ≤ √2 ‖Δ‖`.
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
         let half = self.x.columns / 2;
-        let mut units: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Units> = vec![Vec::new(); lambda.count];
         for (k, t, row) in lambda.rows() {
-            let weight = |i: usize| match row[i] == row[half + i] {
-                true => 0.0,
-                false => (row[i] - row[half + i]).abs().next_up(),
-            };
-            let all: Vec<f64> = (0..half).map(weight).collect();
-            if all.iter().any(|w| *w != 0.0) {
-                units[k].push((t, all));
+            let apart: Vec<f64> = (0..half).map(|i| row[i] - row[half + i]).collect();
+            if apart.iter().any(|w| *w != 0.0) {
+                units[k].push((t, sides(&apart, 0.0, 1.0)));
             }
         }
         for (k, units) in units.into_iter().enumerate() {
@@ -306,7 +312,7 @@ impl Product {
         out.linear(gate, &to_gate, |norm| gamma(6) * norm + tiny());
         let mut squares: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); lambda.count];
         let mut mixed = squares.clone();
-        let mut units: Vec<Vec<(usize, Vec<f64>)>> = vec![Vec::new(); lambda.count];
+        let mut units: Vec<Units> = vec![Vec::new(); lambda.count];
         for ((k, t, row), (_, _, open)) in lambda.rows().zip(passed.rows()) {
             let largest = Upper::from_f64(crate::spectral::largest(row));
             if largest == Upper::ZERO {
@@ -314,10 +320,10 @@ impl Product {
             }
             mixed[k].push((t, largest));
             let most = Upper::from_f64(crate::spectral::largest(open).next_up());
-            squares[k].push((t, Upper::from_f64(0.5 * curvature.beta) * most));
-            if curvature.jump > 0.0 {
-                let weight = |l: &f64| (l.abs() * curvature.jump).next_up().next_up();
-                units[k].push((t, open.iter().map(weight).collect()));
+            squares[k].push((t, Upper::from_f64(0.5 * curvature.most()) * most));
+            if curvature.jumps() {
+                let [below, above] = curvature.jump;
+                units[k].push((t, sides(open, below, above)));
             }
         }
         let rounded = lambda.norms();

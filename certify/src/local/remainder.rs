@@ -13,6 +13,20 @@ use crate::upper::{Upper, count};
 /// A weight for a token.
 pub(super) type Weighted = Vec<(usize, Upper)>;
 
+/// What a remainder does with a claim: what it may take from it, or what it may add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Taken,
+    Added,
+}
+
+impl Side {
+    pub(super) const BOTH: [Self; 2] = [Self::Taken, Self::Added];
+}
+
+/// Weights of the elements of tokens, for what they may take and for what they may add.
+pub(super) type Units = Vec<(usize, [Vec<f64>; 2])>;
+
 /// A summand of the remainder of one functional. D_t is the deviation of token t at `slot`.
 pub(super) enum Term {
     /// Whatever the deviations are.
@@ -22,7 +36,7 @@ pub(super) enum Term {
     /// `Σ w_t D_t²`
     Square { slot: usize, weights: Weighted },
     /// `Σ a_i Δ_i²` over the elements of all tokens.
-    Curved { slot: usize, units: Vec<(usize, Vec<f64>)>, bends: Arc<Bends> },
+    Curved { slot: usize, units: Units, bends: Arc<Bends> },
     /// `Σ w_t D_t E_t`, with E that of `other`.
     Product { slot: usize, other: usize, weights: Weighted },
     /// `Σ w_t D_t² E_t`
@@ -43,7 +57,7 @@ pub(super) struct Kinks {
     pub(super) slot: usize,
     pub(super) factor: Upper,
     /// a of each element, by token.
-    pub(super) units: Vec<(usize, Vec<f64>)>,
+    pub(super) units: Units,
     pub(super) bends: Arc<Bends>,
 }
 
@@ -154,11 +168,18 @@ impl Remainders {
         }
     }
 
-    /// A bound on what functional k leaves out; infinite where a deviation is not known.
-    pub(super) fn at(&self, k: usize, deviations: &Deviations) -> Upper {
-        let at = |term: &Term| term.at(deviations, self.quick).unwrap_or(Upper::INFINITY);
+    /// A bound on what is left out of functional k, to this side; infinite where a deviation is not
+    /// known.
+    pub(super) fn at(&self, k: usize, deviations: &Deviations, side: Side) -> Upper {
+        let at = |term: &Term| term.at(deviations, side, self.quick).unwrap_or(Upper::INFINITY);
         let sum = |sum, term: &Term| sum + at(term);
         self.terms[k].iter().fold(Upper::ZERO, sum)
+    }
+
+    /// The same to both sides.
+    pub(super) fn either(&self, k: usize, deviations: &Deviations) -> Upper {
+        let [taken, added] = Side::BOTH.map(|side| self.at(k, deviations, side));
+        taken.max(added)
     }
 }
 
@@ -175,10 +196,10 @@ impl Remainders {
         self.terms.iter().flatten().filter_map(one).collect()
     }
 
-    /// The same by place, the constants aside.
+    /// What may be taken, by place.
     pub(super) fn by_slot(&self, k: usize, deviations: &Deviations) -> Vec<(Option<usize>, Upper)> {
-        let of =
-            |term: &Term| (term.slot(), term.at(deviations, self.quick).unwrap_or(Upper::INFINITY));
+        let at = |term: &Term| term.at(deviations, Side::Taken, self.quick);
+        let of = |term: &Term| (term.slot(), at(term).unwrap_or(Upper::INFINITY));
         self.terms[k].iter().map(of).collect()
     }
 }
@@ -210,7 +231,7 @@ impl Term {
         }
     }
 
-    fn at(&self, deviations: &Deviations, quick: bool) -> Option<Upper> {
+    fn at(&self, deviations: &Deviations, side: Side, quick: bool) -> Option<Upper> {
         Some(match self {
             Self::Constant(x) => *x,
             Self::Linear { slot, weights } => {
@@ -225,6 +246,7 @@ impl Term {
                 let d = deviations.at(*slot)?;
                 let mut greatest = 0.0_f64;
                 let by_token = sum(units.iter().map(|(t, weights)| {
+                    let weights = &weights[side as usize];
                     let most = crate::spectral::largest(weights);
                     greatest = greatest.max(most);
                     let whole = Upper::from_f64(most) * d.each[*t] * d.each[*t];
@@ -245,7 +267,7 @@ impl Term {
                 let cube = |(t, w): &(usize, Upper)| *w * d.each[*t] * d.each[*t] * e.each[*t];
                 sum(weights.iter().map(cube))
             }
-            Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?, quick),
+            Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?, side, quick),
             Self::Sphere(sphere) => sphere.at(deviations.at(sphere.slot)?),
             Self::Projection { slot, eps, rows } => {
                 let d = deviations.at(*slot)?;
@@ -290,10 +312,11 @@ impl Kinks {
     /// ```
     ///
     /// where the supremum is at x = min(a_i/2μ, ρ_i), or 0.
-    fn at(&self, deviations: &Deviations, spread: &Spread, quick: bool) -> Upper {
+    fn at(&self, deviations: &Deviations, spread: &Spread, side: Side, quick: bool) -> Upper {
         let mut all: Vec<Boxed> = Vec::new();
         let mut each = Upper::ZERO;
         for (t, weights) in &self.units {
+            let weights = &weights[side as usize];
             let n = weights.len();
             let ball = self.factor * spread.each[*t];
             let ends = deviations.ends(self.slot, *t, &self.bends.reach, self.factor, ball);
