@@ -95,11 +95,50 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The smallest margin of output `class` that random changes and some steps of descent find.
+    fn lowest(&self, dice: &mut Dice, distance: Distance, radius: f64, class: usize) -> f64 {
+        let (_, tokens, width) = self.x.dims3().unwrap();
+        let margin = |y: &Tensor| -> f64 {
+            let rows = y.detach().to_vec2::<f64>().unwrap();
+            let of = |row: Vec<f64>| {
+                let others = row.iter().enumerate().filter(|(j, _)| *j != class);
+                row[class] - others.map(|(_, z)| *z).fold(f64::MIN, f64::max)
+            };
+            rows.into_iter().map(of).fold(f64::MAX, f64::min)
+        };
+        let changes = sized(&dice.tensor(&[CHANGES, tokens, width], 1.0), distance, radius);
+        let changes = changes.to_dtype(DType::F64).unwrap();
+        let mut lowest = margin(&self.run(&self.x.broadcast_add(&changes).unwrap()));
+        let mut change = changes.narrow(0, 0, 1).unwrap();
+        for step in 0..16 {
+            let var = Var::from_tensor(&(&self.x + &change).unwrap()).unwrap();
+            let y = self.run(var.as_tensor());
+            lowest = lowest.min(margin(&y));
+            let row = y.detach().to_vec2::<f64>().unwrap().remove(0);
+            let others = (0..row.len()).filter(|j| *j != class);
+            let Some(rival) = others.max_by(|a, b| row[*a].total_cmp(&row[*b])) else { break };
+            let goal = |j: usize| y.narrow(1, j, 1).unwrap().sum_all().unwrap();
+            let gradients = (goal(rival) - goal(class)).unwrap().backward().unwrap();
+            let Some(g) = gradients.get(var.as_tensor()) else { break };
+            let g = g.detach();
+            let next = if distance == Distance::Linf { g.sign().unwrap() } else { g };
+            // Jumps first, then smaller steps around.
+            let next = sized(&next, distance, radius);
+            let kept = if step < 8 { 0.0 } else { 0.7 };
+            let mixed = ((change * kept).unwrap() + (next * (1.0 - kept)).unwrap()).unwrap();
+            change = sized(&mixed, distance, radius);
+        }
+        lowest.min(margin(&self.run(&(&self.x + &change).unwrap())))
+    }
+}
+
 /// Over networks of every node kind: no output moves further than is proven, and for small changes
 /// of smooth networks what is proven is found.
 #[test]
 fn no_output_moves_further_than_is_proven() {
     let (mut kinds, mut near, mut tried) = (std::collections::BTreeSet::new(), Vec::new(), 0);
+    let mut margins_left: Vec<f64> = Vec::new();
     for seed in 0..networks() {
         let mut dice = Dice::new(77_000 + seed);
         let tokens = seed % 5 > 1;
@@ -140,6 +179,19 @@ fn no_output_moves_further_than_is_proven() {
             assert!(apart <= 2.0 * still.to_f64(), "seed {seed}: {a} {b} {still}: {json}");
             assert!(still.to_f64() <= 1e-7 * (1.0 + a.abs()), "seed {seed}: {still}: {json}");
         }
+        // A margin is bounded on one side alone, at its own radius.
+        if let (Some(class), true) = (point.class(), first.len() > 1) {
+            let others: Vec<usize> = (0..first.len()).filter(|j| *j != class).collect();
+            let margins = point.margins(class, &others).unwrap();
+            let distance = dice.pick(&[Distance::Token, Distance::L2, Distance::Linf]);
+            let radius = point.radius(&margins, distance);
+            if radius > 0.0 && radius.is_finite() {
+                let whole = margins.at_input().iter().copied().fold(f64::MAX, f64::min);
+                let left = case.lowest(&mut dice, distance, radius, class);
+                assert!(left > -1e-11, "seed {seed}, {distance:?} {radius}: {left}: {json}");
+                margins_left.push(left / whole);
+            }
+        }
         for radius in [1e-5, 0.01, 0.1, 0.6] {
             let distance = dice.pick(&[Distance::Token, Distance::L2, Distance::Linf]);
             let reach = point.reach(&claims, radius, distance);
@@ -163,6 +215,14 @@ fn no_output_moves_further_than_is_proven() {
     println!(
         "{tried} changes; found / proven for small ones: median {median:.3}, largest {most:.6}"
     );
+    margins_left.sort_by(f64::total_cmp);
+    let half = margins_left[margins_left.len() / 2];
+    println!(
+        "{} margins at their radii: {:.4} of one is left at least, {half:.3} in the median",
+        margins_left.len(),
+        margins_left[0]
+    );
+    assert!(margins_left.len() > 100 && margins_left[0] < 0.05 && half < 0.6);
     assert!(kinds.len() >= 29, "a node kind was never tried: {kinds:?}");
     assert!(median > 0.2 && most > 0.999, "{median} {most}");
 }
