@@ -28,6 +28,7 @@ mod replaced;
 mod spread;
 mod substitutions;
 mod survey;
+mod tokenwise;
 mod trace;
 
 pub use replaced::Replacements;
@@ -51,6 +52,7 @@ use functional::Functionals;
 use maps::Maps;
 use remainder::{Deviations, Remainders, Side};
 use spread::Spread;
+use tokenwise::Tokenwise;
 use trace::Trace;
 
 /// How the size of a change of the input is measured.
@@ -114,7 +116,8 @@ impl<'a> Local<'a> {
     /// [`Error`] if the input does not fit, or names a node that nothing is known about.
     pub fn at(&self, x: &Tensor) -> Result<Point, Error> {
         let trace = Trace::new(self.model, &self.maps, &self.changes, x)?;
-        let mut point = Point { trace, domain: self.domain, elements: Vec::new() };
+        let tokens = Tokenwise::all(&trace)?;
+        let mut point = Point { trace, domain: self.domain, tokens, elements: Vec::new() };
         point.refine()?;
         Ok(point)
     }
@@ -124,6 +127,8 @@ impl<'a> Local<'a> {
 pub struct Point {
     trace: Trace,
     domain: Upper,
+    /// What norms read, token by token.
+    tokens: Vec<Tokenwise>,
     /// What elementwise nodes read, element by element, as claims of their own: place, token, claims.
     elements: Vec<(usize, usize, Claims)>,
 }
@@ -240,7 +245,11 @@ impl Point {
             Change::Replaced(replacements) => self.trace.largest.max(replacements.largest()),
         };
         (farthest <= self.domain).then(|| {
-            let mut deviations = self.trace.grow(input, largest);
+            let known = |slot: usize, deviations: &Deviations| {
+                let norm = self.tokens.iter().find(|norm| norm.slot == slot)?;
+                Some(norm.at(change, deviations))
+            };
+            let mut deviations = self.trace.grow(input, largest, &known);
             if quick {
                 return deviations;
             }
@@ -382,13 +391,26 @@ fn slopes(lambda: &Functionals) -> Vec<Slopes> {
     (0..lambda.count).map(of).collect()
 }
 
-/// Dual norms of a functional of the input.
+/// Norms of a linear map of the input: dual ones of a functional, those from the input's to ℓ2 of others.
 struct Slopes {
-    /// ‖λ_t‖ of each token that is read.
+    /// Of each token that is read.
     each: Vec<(usize, Upper)>,
     token: Upper,
     l2: Upper,
     linf: Upper,
+}
+
+impl Slopes {
+    /// How far a change takes what these are the norms of.
+    fn along(&self, change: Change<'_>) -> Upper {
+        let (radius, slope) = match change {
+            Change::Within(radius, Distance::Token) => (radius, self.token),
+            Change::Within(radius, Distance::L2) => (radius, self.l2),
+            Change::Within(radius, Distance::Linf) => (radius, self.linf),
+            Change::Replaced(replacements) => return replacements.at_most(&self.each),
+        };
+        slope * Upper::from_f64(radius)
+    }
 }
 
 /// Numbers that the outputs give, and how they change with the input.
@@ -410,22 +432,10 @@ impl Claims {
 
     /// What a change takes from claim k to first order; of a claim without λ, also what it adds.
     fn first(&self, k: usize, change: Change<'_>) -> Upper {
-        let slopes = &self.slopes[k];
-        let (radius, distance) = match change {
-            Change::Within(radius, distance) => (radius, distance),
-            Change::Replaced(replacements) => {
-                return match &self.lambda {
-                    Some(lambda) => replacements.along(lambda, k),
-                    None => replacements.at_most(&slopes.each),
-                };
-            }
-        };
-        let slope = match distance {
-            Distance::Token => slopes.token,
-            Distance::L2 => slopes.l2,
-            Distance::Linf => slopes.linf,
-        };
-        slope * Upper::from_f64(radius)
+        match (change, &self.lambda) {
+            (Change::Replaced(replacements), Some(lambda)) => replacements.along(lambda, k),
+            _ => self.slopes[k].along(change),
+        }
     }
 
     /// What a change of one token of the input leaves of the smallest value, to first order: no proof.

@@ -61,6 +61,11 @@ impl Normed {
         Self { groups, eps, centred, gain, x, sizes, off, slots, errors }
     }
 
+    /// Tokens, and elements of each.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.x.rows, self.x.columns)
+    }
+
     fn part(&self) -> usize {
         self.x.columns / self.groups.max(1)
     }

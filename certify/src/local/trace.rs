@@ -203,13 +203,14 @@ impl Trace {
         let still = Arc::new(Deviations::new(names.len(), Upper::ZERO, None));
         let mut trace = Self { pieces, still, names, prefix, tokens, width, largest, output };
         let none = Spread::of(vec![Upper::ZERO; tokens]);
-        trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None));
+        trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None, &|_, _| None));
         Ok(trace)
     }
 
-    /// Deviations at every place for those of the input, which are at most `radius` per token.
-    pub(super) fn grow(&self, input: Spread, radius: Upper) -> Deviations {
-        self.deviations(input, radius, Some(self.still.clone()))
+    /// Deviations at every place for those of the input, which are at most `radius` per token; `limit` says
+    /// what is known of those of the tokens that a norm reads, from what was found in front of it.
+    pub(super) fn grow(&self, input: Spread, radius: Upper, limit: Limit<'_>) -> Deviations {
+        self.deviations(input, radius, Some(self.still.clone()), limit)
     }
 
     fn deviations(
@@ -217,11 +218,12 @@ impl Trace {
         input: Spread,
         radius: Upper,
         still: Option<Arc<Deviations>>,
+        limit: Limit<'_>,
     ) -> Deviations {
         let mut deviations = Deviations::new(self.names.len(), radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
         each.extend(input.each);
-        grow(&self.pieces, Spread::new(each, input.total), &mut deviations);
+        grow(&self.pieces, Spread::new(each, input.total), &mut deviations, limit);
         deviations
     }
 
@@ -230,6 +232,13 @@ impl Trace {
     pub(super) fn bent(&self) -> Vec<(usize, usize, bool)> {
         let mut out = Vec::new();
         self.pieces.iter().for_each(|piece| piece.bent(&mut out));
+        out
+    }
+
+    /// Norms in the order of the forward pass: place, tokens, elements of each.
+    pub(super) fn normed(&self) -> Vec<(usize, usize, usize)> {
+        let mut out = Vec::new();
+        self.pieces.iter().for_each(|piece| piece.normed(&mut out));
         out
     }
 
@@ -244,7 +253,7 @@ impl Trace {
         Ok(self.back(lambda)?.1.kinks_of_one_token())
     }
 
-    /// As [`Self::back`], for functionals of what the elementwise node of this place reads.
+    /// As [`Self::back`], for functionals of what the elementwise node or the norm of this place reads.
     ///
     /// # Errors
     /// Those of products.
@@ -565,15 +574,25 @@ pub(super) fn add_error(lambda: &Functionals, slot: usize, out: &mut Remainders)
     out.linear(slot, lambda, |norm| gamma(4) * norm + tiny());
 }
 
-fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations) -> Spread {
-    pieces.iter().fold(x, |x, piece| piece.grow(x, deviations))
+/// What is known of the deviations of the tokens at a place, from those in front of it.
+pub(super) type Limit<'a> = &'a dyn Fn(usize, &Deviations) -> Option<Vec<Upper>>;
+
+fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations, limit: Limit<'_>) -> Spread {
+    pieces.iter().fold(x, |x, piece| piece.grow(x, deviations, limit))
+}
+
+/// The deviations of what the norm of this place reads, with what is known of them.
+fn limited(slot: usize, x: Spread, deviations: &Deviations, limit: Limit<'_>) -> Spread {
+    let Some(known) = limit(slot, deviations) else { return x };
+    let each = x.each.iter().zip(known).map(|(x, y)| x.min(y)).collect();
+    Spread::new(each, x.total)
 }
 
 fn back(pieces: &[Piece], lambda: Functionals, out: &mut Remainders) -> Result<Functionals, Error> {
     pieces.iter().rev().try_fold(lambda, |lambda, piece| piece.back(lambda, out))
 }
 
-/// Backward from what the elementwise node of this place reads.
+/// Backward from what the elementwise node or the norm of this place reads.
 fn back_from(
     pieces: &[Piece],
     slot: usize,
@@ -610,30 +629,57 @@ impl Piece {
         }
     }
 
-    /// Whether the elementwise node of this place is it or in it.
+    /// The norms in it.
+    fn normed(&self, out: &mut Vec<(usize, usize, usize)>) {
+        match self {
+            Self::Known { piece, .. } => piece.normed(out),
+            Self::Sequence(body) | Self::Residual { body, .. } => {
+                body.iter().for_each(|piece| piece.normed(out));
+            }
+            Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.normed(out)),
+            Self::Normed(piece) => {
+                let (tokens, width) = piece.size();
+                out.push((piece.slots[0], tokens, width));
+            }
+            _ => {}
+        }
+    }
+
+    /// The place of a norm that reads its input as it is.
+    fn starts_with_norm(&self) -> Option<usize> {
+        match self {
+            Self::Known { piece, .. } => piece.starts_with_norm(),
+            Self::Sequence(body) => body.first()?.starts_with_norm(),
+            Self::Normed(piece) => Some(piece.slots[0]),
+            _ => None,
+        }
+    }
+
+    /// Whether the elementwise node or the norm of this place is it or in it.
     fn holds(&self, slot: usize) -> bool {
-        let mut all = Vec::new();
-        self.bent(&mut all);
-        all.iter().any(|(own, _, _)| *own == slot)
+        let (mut bent, mut normed) = (Vec::new(), Vec::new());
+        self.bent(&mut bent);
+        self.normed(&mut normed);
+        bent.iter().any(|(own, _, _)| *own == slot) || normed.iter().any(|(own, _, _)| *own == slot)
     }
 
     /// From the deviations of its input to those of its output.
-    fn grow(&self, x: Spread, deviations: &mut Deviations) -> Spread {
+    fn grow(&self, x: Spread, deviations: &mut Deviations, limit: Limit<'_>) -> Spread {
         match self {
             Self::Known { piece, reach, end } => {
-                let y = piece.grow(x, deviations);
+                let y = piece.grow(x, deviations, limit);
                 let still = deviations.still.clone();
                 let still = still.as_ref().and_then(|still| still.ends[*end].as_ref());
                 let y = deviations.limited(y, *reach, still);
                 deviations.ends[*end] = Some(y.clone());
                 y
             }
-            Self::Sequence(body) => grow(body, x, deviations),
+            Self::Sequence(body) => grow(body, x, deviations, limit),
             Self::Sum { branches, slot, outs, errors } => {
                 deviations.spreads[*slot] = Some(x.clone());
                 let mut sum: Option<Spread> = None;
                 for (branch, out) in branches.iter().zip(outs) {
-                    let y = branch.grow(x.clone(), deviations);
+                    let y = branch.grow(x.clone(), deviations, limit);
                     deviations.spreads[*out] = Some(y.clone());
                     let none = vec![Upper::ZERO; y.each.len()];
                     sum = Some(match sum {
@@ -644,8 +690,17 @@ impl Piece {
                 sum.unwrap_or(x).through(Upper::ONE, errors)
             }
             Self::Residual { skip, branch, body, slot, out, errors } => {
+                // A norm in front of the body reads what is passed by as well.
+                let x = match body.first().and_then(Self::starts_with_norm) {
+                    Some(norm) => {
+                        let x = limited(norm, x, deviations, limit);
+                        deviations.spreads[norm] = Some(x.clone());
+                        x
+                    }
+                    None => x,
+                };
                 deviations.spreads[*slot] = Some(x.clone());
-                let y = grow(body, x.clone(), deviations);
+                let y = grow(body, x.clone(), deviations, limit);
                 deviations.spreads[*out] = Some(y.clone());
                 x.blend(abs(*skip), &y, abs(*branch), errors)
             }
@@ -667,7 +722,13 @@ impl Piece {
                 x
             }
             Self::Normed(piece) => {
-                deviations.spreads[piece.slots[0]] = Some(x.clone());
+                let slot = piece.slots[0];
+                let x = match deviations.spreads[slot] {
+                    // It is what the residual around it reads.
+                    Some(_) => x,
+                    None => limited(slot, x, deviations, limit),
+                };
+                deviations.spreads[slot] = Some(x.clone());
                 piece.grow(0, &x)
             }
             Self::Unit(piece) => {
