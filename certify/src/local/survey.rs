@@ -336,7 +336,7 @@ fn attack(
 
 /// The global bound, on a few domains.
 pub(super) struct Global {
-    /// On the largest domain, with it.
+    /// On the last domain, which holds what changes a decision, with it.
     ellipsoids: Option<(Ellipsoids, Upper)>,
     /// The margins on the domain that a change of at most this much stays in.
     domains: Vec<(f64, Margins)>,
@@ -368,13 +368,13 @@ impl Global {
             (Input::Tokens { .. }, None) => (Upper::INFINITY, 1),
         };
         // Embedding vectors and images are large beside what changes a decision; vectors need not be.
-        let vectors = matches!(graph.input(), Input::Vector { .. });
-        let shares: &[f64] = match natural.is_finite() {
-            true if vectors => &[0.1, 2.0],
-            true => &[0.01, 0.1],
-            false => &[f64::INFINITY],
+        let shares: &[f64] = match (natural.is_finite(), graph.input()) {
+            (true, Input::Vector { .. }) => &[0.1, 2.0],
+            (true, Input::Pixels { .. }) => &[0.01, 0.5, 0.1],
+            (true, Input::Tokens { .. }) => &[0.01, 0.1],
+            (false, _) => &[f64::INFINITY],
         };
-        let (mut domains, mut largest) = (Vec::new(), None);
+        let (mut domains, mut last) = (Vec::new(), None);
         for share in shares {
             let more = natural.to_f64() * share;
             let domain = match more.is_finite() {
@@ -387,7 +387,7 @@ impl Global {
                 ellipsoid::tighten(model, ball, Aim::Pairs, steps, &mut |_, _| {})?;
             let walk = walk(graph, norms, domain)?;
             domains.push((more, Margins::new(graph, &walk, norms, ellipsoids.as_ref())?));
-            largest = ellipsoids.map(|e| (e, ball));
+            last = ellipsoids.map(|e| (e, ball));
             if !matches!(graph.output(), Shape::Tokens(_) | Shape::Vector(_)) {
                 return Err(Error::Data("the model names no class".into()));
             }
@@ -397,7 +397,7 @@ impl Global {
             // ‖δ‖₂ ≤ √n ‖δ‖∞
             Distance::Linf => count(width).sqrt().to_f64(),
         };
-        Ok(Self { ellipsoids: largest, domains, factor })
+        Ok(Self { ellipsoids: last, domains, factor })
     }
 
     pub(super) fn ellipsoids(&self) -> Option<(&EllipsoidBound, Upper)> {
