@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Args;
 use comfy_table::Table;
 use lipschitz_certify::range::{self, Decision, Inputs, Number, Verdict};
@@ -118,6 +118,13 @@ impl RangeCommand {
         let batch = self.examples.min(if context.is_some() { 4 } else { 32 });
         let batches = data.held_out(Protocol::Full, batch, context, &Device::Cpu)?;
         let batches = batches.take(self.examples.div_ceil(batch)).map(|b| b.map(|(x, _)| x));
+        // Some bounds are met exactly, which rounding in f32 would hide.
+        let model = model.to(&Device::Cpu, DType::F64)?;
+        let batches = batches.map(|x| {
+            let x = x?;
+            let x = if x.dtype().is_float() { x.to_dtype(DType::F64)? } else { x };
+            Ok::<_, lipschitz_data::Error>(x)
+        });
         Ok(range::observe(&model, batches)?)
     }
 }
