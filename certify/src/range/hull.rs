@@ -30,10 +30,10 @@ use crate::spectral::{Matrix, gamma, max_row_norm, vector_norm};
 use crate::upper::{Upper, abs};
 
 /// The most numbers in the tables of a token.
-const ROOM: usize = 1 << 22;
+const ROOM: usize = 1 << 20;
 
-/// The most multiplications for the quadratic forms of one map.
-const WORK: usize = 1 << 36;
+/// The most multiplications for one map: for its image, and for its quadratic forms.
+const WORK: usize = 1 << 33;
 
 /// See the module.
 #[derive(Clone)]
@@ -71,6 +71,16 @@ struct Inner {
     exact: bool,
     /// Bound on ‖φ(y)‖.
     size: Upper,
+}
+
+/// One row of a map behind a function.
+struct Row {
+    /// l_j and b_j.
+    l: Vec<f64>,
+    b: Vec<f64>,
+    /// `Σ (|l_j| + |b_j|) m_j`, and the same of what is added to y.
+    size: f64,
+    added: f64,
 }
 
 /// The larger; NaN if one of them is, so that nothing is proven by it.
@@ -318,10 +328,7 @@ impl Term {
                 });
                 most.collect()
             }
-            Self::Behind(Some(a), inner) => {
-                let rows = a.data.par_chunks(a.columns.max(1));
-                rows.map(|row| inner.largest(row, sign, a.rows)).collect()
-            }
+            Self::Behind(Some(a), inner) => inner.largest(a, sign),
         }
     }
 }
@@ -366,35 +373,65 @@ impl Inner {
         Some(Self { points, sums, most, usual, added, rest, slope, bend, exact, size })
     }
 
-    /// The largest `sign · a·φ(y)` that can be, where it is one of `rows` rows.
-    fn largest(&self, a: &[f64], sign: f64, rows: usize) -> f64 {
+    /// The largest `sign · a·φ(y)` that can be, for each row a.
+    fn largest(&self, a: &Matrix, sign: f64) -> Vec<f64> {
+        let (n, points) = (a.columns, self.points.rows);
+        let rows: Vec<Row> = a.data.chunks(n.max(1)).map(|a| self.row(a, sign)).collect();
+        // Σ l_j y_j + b_j⁺|y_j| of each row and point.
+        let mut sums = vec![0.0; a.rows * points];
+        let sizes = self.points.data.iter().map(|y| y.abs()).collect();
+        let sizes = Matrix { data: sizes, ..self.points };
+        let parts: [(Vec<f64>, &Matrix); 2] = [
+            (rows.iter().flat_map(|row| row.l.iter().copied()).collect(), &self.points),
+            (rows.iter().flat_map(|row| row.b.iter().map(|b| b.max(0.0))).collect(), &sizes),
+        ];
+        for (left, right) in parts {
+            let (left, right) = (Strided::dense(&left, n), Strided::dense(&right.data, n));
+            matmul(&mut sums, points, left, right.t(), true, 1.0, true);
+        }
+        let work = points.saturating_mul(points).saturating_mul(4 * n);
+        let few = work.saturating_mul(a.rows) <= WORK;
+        let bound = |(row, sums): (&Row, &[f64])| {
+            let most = |sum: &Range<usize>| {
+                sums[sum.clone()].iter().copied().fold(f64::NEG_INFINITY, larger)
+            };
+            let simple = self.sums.iter().map(most).sum::<f64>() + self.room(row, row.size);
+            let simple = simple.next_up();
+            match few.then(|| self.by_form(row)).flatten() {
+                Some(form) if form < simple => form,
+                _ => simple,
+            }
+        };
+        rows.par_iter().zip(sums.par_chunks(points.max(1))).map(bound).collect()
+    }
+
+    fn row(&self, a: &[f64], sign: f64) -> Row {
         let l: Vec<f64> = a.iter().map(|a| sign * a * self.slope).collect();
-        let b: Vec<f64> = a
-            .iter()
-            .map(|a| sign * a * self.bend)
-            .map(|b| if self.exact { b } else { b.abs() })
-            .collect();
-        let n = a.len();
+        let b = a.iter().map(|a| sign * a * self.bend);
+        let b: Vec<f64> = b.map(|b| if self.exact { b } else { b.abs() }).collect();
+        let weight = |j: usize| l[j].abs() + b[j].abs();
+        let added = (0..a.len()).map(|j| weight(j) * (self.added[j] + self.rest)).sum();
+        let size = (0..a.len()).map(|j| weight(j) * self.most[j]).sum();
+        Row { l, b, size, added }
+    }
+
+    /// What is added to y, and what rounding can take from sums of terms of this size.
+    fn room(&self, row: &Row, size: f64) -> f64 {
+        let n = self.points.columns;
+        let sums = gamma(2 * n + 8 * self.sums.len() + 32);
+        let lost = sums * abs(size) + tiny(2 * n);
+        (lost + abs(row.added) * (Upper::ONE + sums)).to_f64()
+    }
+
+    /// The bound by a quadratic form.
+    fn by_form(&self, row: &Row) -> Option<f64> {
+        let Row { l, b, .. } = row;
+        let n = l.len();
         let sum = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
         let positive = |j: usize| b[j].max(0.0);
-        // What is added to y, and what rounding can take from all sums below.
-        let weight = |j: usize| l[j].abs() + b[j].abs();
-        let sums = gamma(2 * n + 8 * self.sums.len() + 32);
-        let added = sum(&|j| weight(j) * (self.added[j] + self.rest));
-        let room = |size: f64| {
-            let lost = sums * abs(size) + tiny(2 * n);
-            (lost + abs(added) * (Upper::ONE + sums)).to_f64()
-        };
-        let size = sum(&|j| weight(j) * self.most[j]);
-        let simple = self.each(|y| sum(&|j| l[j] * y[j] + positive(j) * y[j].abs()));
-        let mut best = (simple + room(size)).next_up();
-        let work = self.points.rows.saturating_mul(self.points.rows).saturating_mul(4 * n);
-        if work.saturating_mul(rows) > WORK {
-            return best;
-        }
         let constant = sum(&|j| 0.5 * positive(j) * self.usual[j]);
         if !(constant > 0.0 && constant.is_finite()) {
-            return best;
+            return None;
         }
         // λ is `usual` times the factor that is best without l and negative b.
         let d: Vec<f64> = (0..n).map(|j| 0.5 * positive(j) / self.usual[j]).collect();
@@ -404,24 +441,11 @@ impl Inner {
             most => b[j].min(0.0) / most,
         };
         let d: Vec<f64> = (0..n).map(|j| d[j] / factor + negative(j)).collect();
-        let size = size
+        let size = row.size
             + factor * constant
             + sum(&|j| d[j].abs() * self.most[j] * self.most[j])
             + sum(&|j| positive(j) * self.most[j]);
-        let value = (factor * constant + self.form(&l, &d) + room(size)).next_up();
-        if value < best {
-            best = value;
-        }
-        best
-    }
-
-    /// The sum over terms of the largest of `f` over the term's points.
-    fn each(&self, f: impl Fn(&[f64]) -> f64) -> f64 {
-        let n = self.points.columns;
-        let row = |t: usize| &self.points.data[t * n..(t + 1) * n];
-        let most =
-            |sum: &Range<usize>| sum.clone().map(|t| f(row(t))).fold(f64::NEG_INFINITY, larger);
-        self.sums.iter().map(most).sum()
+        Some((factor * constant + self.form(l, &d) + self.room(row, size)).next_up())
     }
 
     /// No less than `l·y + Σ_j d_j y_j²`, but for rounding.
