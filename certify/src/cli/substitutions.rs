@@ -97,8 +97,9 @@ pub(super) fn print(found: &Substitutions, word: &dyn Fn(u32) -> String) {
         let of = |f: &dyn Fn(&Substituted) -> bool| found.inputs.iter().filter(|r| f(r)).count();
         let all =
             |row: &Substituted| row.allowed.iter().filter(|ids| !ids.is_empty()).count().min(count);
+        let tokens = if count == 1 { "token" } else { "tokens" };
         outln!(
-            "any {count} tokens: {} of {n} decisions proven to stay, {} changed",
+            "any {count} {tokens}: {} of {n} decisions proven to stay, {} changed",
             of(&|row| row.proven >= all(row)),
             of(&|row| row.broken.as_ref().is_some_and(|broken| broken.len() <= count))
         );
