@@ -20,7 +20,7 @@ pub const F32: f64 = f32::EPSILON as f64 / 2.0;
 pub struct Executed {
     /// The ℓ2 norm of a token of `f32(f(x)) − f(x)`, with what f64 may have rounded taken off.
     pub found: f64,
-    /// It is never above this, in any order of sums.
+    /// It is never above this, in any order of sums, where nothing overflows.
     pub proven: Upper,
     /// Passes that were compared.
     pub passes: usize,
@@ -82,6 +82,10 @@ pub fn search(
         passes += off.len();
         let allowance = exact.allowance(radius)?;
         for (i, off) in off.into_iter().enumerate() {
+            if !off.is_finite() {
+                let what = "f32 overflows: an output is not finite at an input of the domain";
+                return Err(Error::Violated(what.into()));
+            }
             let off = (off - allowance).max(0.0);
             if Upper::from_f64(off) > proven {
                 return Err(Error::Violated(format!(

@@ -326,6 +326,15 @@ fn texts_are_surveyed_whatever_the_network_gives_for_them() {
         refused(&|claim| claim.inputs[0].class += 1, "input 0: output");
         refused(&|claim| claim.inputs[1].input = 2, "input 2: the data holds 2");
         refused(&|claim| claim.weights_sha256.clear(), "the weights");
+        refused(&|claim| claim.inputs[1].radius = -1.0, "input 1: a radius");
+        refused(&|claim| claim.inputs[0].global *= 1.1, "input 0: is described");
+        refused(&|claim| claim.inputs[0].margin *= 1.1, "input 0: is described");
+        refused(&|claim| claim.inputs[0].correct = Some(true), "input 0: is described");
+        refused(&|claim| claim.inputs.clear(), "in ascending order");
+        refused(&|claim| claim.inputs.swap(0, 1), "in ascending order");
+        refused(&|claim| claim.search = usize::MAX, "in ascending order");
+        refused(&|claim| claim.inputs[1].outputs[0].upper[2] = Some(-9.0), "outputs at 0.1");
+        refused(&|claim| claim.inputs[1].outputs[0].radius *= 1.01, "outputs at 0.101");
         assert_eq!((found.inputs.len(), found.tokens), (2, 4), "{whole}");
         for input in found.inputs {
             assert!(input.radius >= input.global && input.global > 0.0, "{whole}: {input:?}");

@@ -177,7 +177,7 @@ impl OnImage {
                     out.push(k, Term::Kinks(Kinks { slot, factor, units, bends }));
                 }
                 // A pixel may be the largest of several windows.
-                let share = gamma(from.len().min(1 << 12)) * *along;
+                let share = gamma(from.len()) * *along;
                 out.linear(self.slot, lambda, |norm| share * norm + tiny());
                 Ok(to)
             }

@@ -284,9 +284,11 @@ impl Point {
         self.survives(claims, Change::Within(radius, distance))
     }
 
-    /// Whether every claim's value stays above 0 whatever tokens are replaced.
+    /// Whether every claim's value stays above 0 whatever tokens are replaced; not if the replacements are
+    /// of another input.
     pub fn withstands(&self, claims: &Claims, replacements: &Replacements) -> bool {
-        self.survives(claims, Change::Replaced(replacements))
+        replacements.are_of(&self.trace.input, self.trace.width)
+            && self.survives(claims, Change::Replaced(replacements))
     }
 
     fn survives(&self, claims: &Claims, change: Change<'_>) -> bool {

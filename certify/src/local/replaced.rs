@@ -6,6 +6,7 @@
 //! changes.
 
 use super::functional::Functionals;
+use super::maps::tiny;
 use super::spread::{Spread, root_of_squares};
 use crate::Error;
 use crate::spectral::{gamma, vector_norm};
@@ -13,6 +14,8 @@ use crate::upper::{Upper, abs};
 
 /// What the tokens of an input may become.
 pub struct Replacements {
+    /// The input.
+    x: Vec<f64>,
     /// Changes of the embedding vector of each token, `[changes, dim]`.
     changes: Vec<Vec<f64>>,
     dim: usize,
@@ -52,13 +55,18 @@ impl Replacements {
             changes.push(all);
             lengths.push(length);
         }
-        Ok(Self { changes, dim, lengths, largest, most })
+        Ok(Self { x: x.to_vec(), changes, dim, lengths, largest, most })
     }
 
     /// The same, with as many tokens replaced.
     pub fn up_to(&self, most: usize) -> Self {
         let (changes, lengths) = (self.changes.clone(), self.lengths.clone());
-        Self { changes, lengths, most, ..*self }
+        Self { x: self.x.clone(), changes, lengths, most, ..*self }
+    }
+
+    /// Whether they are of this input.
+    pub(super) fn are_of(&self, x: &[f64], dim: usize) -> bool {
+        self.dim == dim && self.x == x
     }
 
     /// The longest embedding vector of a replacement.
@@ -74,8 +82,7 @@ impl Replacements {
 
     /// As many as are replaced, those that are largest.
     fn longest(&self, mut all: Vec<Upper>) -> Vec<Upper> {
-        all.sort_by(|a, b| b.to_f64().total_cmp(&a.to_f64()));
-        // Bounds beyond the numbers of f64 compare alike, and nothing is proven by them.
+        all.sort_by(|a, b| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
         all.truncate(self.most);
         all
     }
@@ -94,7 +101,7 @@ impl Replacements {
                 if dot.is_nan() { f64::INFINITY } else { (-dot).max(0.0) }
             };
             let most = self.changes[*t].chunks(self.dim).map(lost).fold(0.0, f64::max);
-            abs(most) + g * vector_norm(row) * length
+            abs(most) + g * vector_norm(row) * length + tiny()
         });
         self.sum(losses.collect())
     }

@@ -311,6 +311,10 @@ pub fn substitutions<E: Into<robust::BoxError>>(
     let words = Vocabulary::new(&model)?;
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let windows = robust::windows(&model, batches, trials.limit)?;
+    let known = |id: &&u32| (**id as usize) < words.size();
+    if let Some(id) = windows.iter().flatten().find(|id| !known(id)) {
+        return Err(Error::Data(format!("token {id}: the model has {}", words.size())));
+    }
     let cases: robust::Cases = Vec::new();
     let settings = Settings {
         distance: Distance::Token,
@@ -345,8 +349,9 @@ pub fn substitutions<E: Into<robust::BoxError>>(
             }
         }
         let mut broken = None;
+        let decided = proven > 0 || global.decides(point.outputs(), class);
         for count in proven + 1..=most {
-            if window.ways(count) > trials.trials {
+            if !decided || window.ways(count) > trials.trials {
                 break;
             }
             let all = window.all(count);

@@ -137,18 +137,18 @@ pub fn survey<E: Into<robust::BoxError>>(
                     Lost { node, share }
                 })
                 .collect();
-            let radius = found.min(left).max(known) * (1.0 - SLACK);
-            let outputs = match settings.radii.is_empty() {
+            let known = known * (1.0 - SLACK);
+            let radius = (found.min(left) * (1.0 - SLACK)).max(known);
+            let bounds = match settings.radii.is_empty() {
                 true => Vec::new(),
                 false => {
                     let claims = point.values()?;
                     let at = |radius: &f64| {
-                        let reach = point.reach(&claims, *radius, settings.distance);
-                        let bound = |sign: f64| {
-                            let pairs = claims.at_input().iter().zip(&reach);
-                            pairs.map(|(z, r)| end(*z, *r, sign)).collect()
+                        let wider = |(z, r): (&f64, &Upper)| {
+                            let slack = Upper::from_f64(SLACK);
+                            *r + slack * (*r + Upper::from_f64(z.abs()))
                         };
-                        Outputs { radius: *radius, lower: bound(-1.0), upper: bound(1.0) }
+                        outputs(&point, &claims, *radius, settings.distance, &wider)
                     };
                     settings.radii.iter().map(at).collect()
                 }
@@ -182,7 +182,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 global: known,
                 tangent,
                 broken,
-                outputs,
+                outputs: bounds,
                 lost,
                 seconds,
             });
@@ -222,10 +222,11 @@ pub(super) fn decision(point: &Point, global: &Global, input: usize) -> Result<D
     Ok(Decision { class, margin, claims, left, known: global.radius(z, class) })
 }
 
-/// Proves the radii of a survey again, around the same inputs.
+/// Proves a survey again, around the same inputs: radii, bounds of outputs, classes and whether they are
+/// right. What an attack found, tangents, losses and times are not proven.
 ///
 /// # Errors
-/// [`Error::Violated`] if the network or an input is another one, or a radius is not proven; others as
+/// [`Error::Violated`] if the network or an input is another one, or something is not proven; others as
 /// [`survey`].
 pub fn verify<E: Into<robust::BoxError>>(
     model: &Model,
@@ -233,14 +234,20 @@ pub fn verify<E: Into<robust::BoxError>>(
     claim: &Survey,
     watch: &dyn Fn(usize),
 ) -> Result<(), Error> {
+    /// No search for multipliers takes more steps.
+    const SEARCH: usize = 100_000;
     let violated = |what: String| Err(Error::Violated(what));
+    let ascending = claim.inputs.windows(2).all(|pair| pair[0].input < pair[1].input);
+    if claim.inputs.is_empty() || !ascending || claim.search > SEARCH {
+        return violated("no radii of inputs in ascending order".into());
+    }
     let model = exact(model)?;
     if crate::pinned::Pinned::new(&model)?.digest() != claim.weights_sha256 {
         return violated("the weights are not those that the radii are about".into());
     }
     let settings = Settings {
         distance: claim.distance,
-        limit: claim.inputs.iter().map(|row| row.input + 1).max().unwrap_or(0),
+        limit: claim.inputs.last().map_or(0, |row| row.input.saturating_add(1)),
         radii: Vec::new(),
         attack: None,
         search: claim.search,
@@ -249,11 +256,14 @@ pub fn verify<E: Into<robust::BoxError>>(
     let cases = robust::cases(&model, batches, settings.limit)?;
     let global = Global::new(&model, &norms, &cases, &settings)?;
     let local = Local::new(&model, &norms, global.ellipsoids())?;
-    let all = cases.iter().flat_map(|(x, classes)| (0..classes.len()).map(move |i| (x, i)));
+    let embedded = matches!(model.graph().input(), Input::Tokens { .. });
+    let all = cases
+        .iter()
+        .flat_map(|(x, classes)| classes.iter().enumerate().map(move |(i, label)| (x, i, *label)));
     let all: Vec<_> = all.collect();
     for row in &claim.inputs {
         watch(row.input);
-        let Some((x, i)) = all.get(row.input) else {
+        let Some((x, i, label)) = all.get(row.input) else {
             return violated(format!("input {}: the data holds {} inputs", row.input, all.len()));
         };
         let one = x.narrow(0, *i, 1)?;
@@ -262,15 +272,31 @@ pub fn verify<E: Into<robust::BoxError>>(
         }
         let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
         let point = local.at(&x)?;
-        let Decision { class, claims, left, known, .. } = decision(&point, &global, row.input)?;
+        let Decision { class, margin, claims, left, known } = decision(&point, &global, row.input)?;
         if class != row.class {
             return violated(format!("input {}: output {class} is the largest", row.input));
         }
+        let correct = (!embedded).then_some(*label == class);
+        // Another machine rounds otherwise.
+        let near = (margin - row.margin).abs() <= 1e-6 * (1.0 + margin.abs());
+        if correct != row.correct || !near || !(0.0..=known).contains(&row.global) {
+            return violated(format!("input {}: is described wrongly", row.input));
+        }
         let radius = row.radius;
-        let proven = radius <= known
-            || (radius <= left && radius >= 0.0 && point.holds(&claims, radius, claim.distance));
+        let proven = (0.0..=known).contains(&radius)
+            || ((0.0..=left).contains(&radius) && point.holds(&claims, radius, claim.distance));
         if !(proven || radius == 0.0) {
             return violated(format!("input {}: a radius of {radius} is not proven", row.input));
+        }
+        if row.outputs.is_empty() {
+            continue;
+        }
+        let values = point.values()?;
+        for stated in &row.outputs {
+            let at = stated.radius;
+            if !contains(stated, &outputs(&point, &values, at, claim.distance, &|(_, r)| *r)) {
+                return violated(format!("input {}: outputs at {at} are not proven", row.input));
+            }
         }
     }
     Ok(())
@@ -281,6 +307,42 @@ fn digest(x: &Tensor) -> Result<String, Error> {
     let mut hash = Sha256::new();
     x.flatten_all()?.to_vec1::<f64>()?.iter().for_each(|x| hash.update(x.to_le_bytes()));
     Ok(hex::encode(hash.finalize()))
+}
+
+/// Bounds of every output, a little wider than what is proven by `wider`, from the value and its reach.
+fn outputs(
+    point: &Point,
+    claims: &Claims,
+    radius: f64,
+    distance: Distance,
+    wider: &dyn Fn((&f64, &Upper)) -> Upper,
+) -> Outputs {
+    let reach = point.reach(claims, radius, distance);
+    let bound = |sign: f64| {
+        let pairs = claims.at_input().iter().zip(&reach);
+        pairs.map(|(z, r)| end(*z, wider((z, r)), sign)).collect()
+    };
+    Outputs { radius, lower: bound(-1.0), upper: bound(1.0) }
+}
+
+/// Whether stated bounds of outputs hold all that is proven of them.
+fn contains(stated: &Outputs, proven: &Outputs) -> bool {
+    let below = |stated: &Option<f64>, proven: &Option<f64>| match (stated, proven) {
+        (None, _) => true,
+        (Some(stated), Some(proven)) => stated <= proven,
+        (Some(_), None) => false,
+    };
+    let above = |stated: &Option<f64>, proven: &Option<f64>| match (stated, proven) {
+        (None, _) => true,
+        (Some(stated), Some(proven)) => stated >= proven,
+        (Some(_), None) => false,
+    };
+    let all = |a: &[Option<f64>],
+               b: &[Option<f64>],
+               holds: &dyn Fn(&Option<f64>, &Option<f64>) -> bool| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| holds(a, b))
+    };
+    all(&stated.lower, &proven.lower, &below) && all(&stated.upper, &proven.upper, &above)
 }
 
 /// `z ± reach`, rounded outward.

@@ -141,6 +141,8 @@ pub(super) struct Trace {
     /// Tokens and width of the input, the prefix aside.
     pub(super) tokens: usize,
     pub(super) width: usize,
+    /// The input itself.
+    pub(super) input: Vec<f64>,
     /// The largest norm of a token of the input.
     pub(super) largest: Upper,
     /// The output as it was computed.
@@ -201,7 +203,9 @@ impl Trace {
         let output = rows(&y)?;
         let names = tracer.names;
         let still = Arc::new(Deviations::new(names.len(), Upper::ZERO, None));
-        let mut trace = Self { pieces, still, names, prefix, tokens, width, largest, output };
+        let input = input.data;
+        let mut trace =
+            Self { pieces, still, names, prefix, tokens, width, input, largest, output };
         let none = Spread::of(vec![Upper::ZERO; tokens]);
         trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None, &|_, _| None));
         Ok(trace)

@@ -32,6 +32,9 @@ use crate::upper::{Upper, abs};
 /// The most numbers in the tables of a token.
 const ROOM: usize = 1 << 20;
 
+/// The most numbers that are held at once for one map.
+const HELD: usize = 1 << 24;
+
 /// The most multiplications for one map: for its image, and for its quadratic forms.
 const WORK: usize = 1 << 33;
 
@@ -255,7 +258,7 @@ impl Hull {
     pub(super) fn product(&self, other: &Self) -> Option<Upper> {
         let (x, y) = (self.stacked()?, other.stacked()?);
         let n = self.width();
-        let work = x.0.rows.checked_mul(y.0.rows)?;
+        let work = x.0.rows.checked_mul(y.0.rows).filter(|work| *work <= HELD)?;
         work.checked_mul(n).filter(|work| *work <= WORK)?;
         let mut products = vec![0.0; work];
         let (a, b) = (Strided::dense(&x.0.data, n.max(1)), Strided::dense(&y.0.data, n.max(1)));
@@ -324,11 +327,21 @@ impl Term {
             Self::Behind(None, inner) => {
                 let most = inner.most.iter().zip(&inner.added).map(|(y, added)| {
                     let y = abs(*y) + abs(*added) + abs(inner.rest);
-                    (y * (abs(inner.slope) + abs(inner.bend))).to_f64()
+                    let slope = abs(inner.slope) + abs(inner.bend);
+                    (y * slope * (Upper::ONE + gamma(4))).to_f64()
                 });
                 most.collect()
             }
-            Self::Behind(Some(a), inner) => inner.largest(a, sign),
+            Self::Behind(Some(a), inner) => {
+                let few = (HELD / inner.points.rows.max(1)).max(1);
+                let parts = a.data.chunks((few * a.columns).max(1));
+                let of = |part: &[f64]| {
+                    let rows = part.len() / a.columns.max(1);
+                    let part = Matrix { rows, columns: a.columns, data: part.to_vec() };
+                    inner.largest(&part, sign, a.rows)
+                };
+                parts.flat_map(of).collect()
+            }
         }
     }
 }
@@ -373,8 +386,8 @@ impl Inner {
         Some(Self { points, sums, most, usual, added, rest, slope, bend, exact, size })
     }
 
-    /// The largest `sign · a·φ(y)` that can be, for each row a.
-    fn largest(&self, a: &Matrix, sign: f64) -> Vec<f64> {
+    /// The largest `sign · a·φ(y)` that can be, for each row a, some of `all` rows.
+    fn largest(&self, a: &Matrix, sign: f64, all: usize) -> Vec<f64> {
         let (n, points) = (a.columns, self.points.rows);
         let rows: Vec<Row> = a.data.chunks(n.max(1)).map(|a| self.row(a, sign)).collect();
         // Σ l_j y_j + b_j⁺|y_j| of each row and point.
@@ -390,7 +403,7 @@ impl Inner {
             matmul(&mut sums, points, left, right.t(), true, 1.0, true);
         }
         let work = points.saturating_mul(points).saturating_mul(4 * n);
-        let few = work.saturating_mul(a.rows) <= WORK;
+        let few = work.saturating_mul(all) <= WORK;
         let bound = |(row, sums): (&Row, &[f64])| {
             let most = |sum: &Range<usize>| {
                 sums[sum.clone()].iter().copied().fold(f64::NEG_INFINITY, larger)

@@ -211,6 +211,8 @@ pub(crate) fn windows<E: Into<BoxError>>(
 /// first token.
 fn one_document(ids: &Tensor, separator: Option<u32>) -> Result<Vec<u32>, Error> {
     let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
-    let whole = |row: &Vec<u32>| separator.is_none_or(|separator| !row[1..].contains(&separator));
+    let whole = |row: &Vec<u32>| {
+        separator.is_none_or(|separator| !row.iter().skip(1).any(|id| *id == separator))
+    };
     Ok((0..).zip(&rows).filter(|(_, row)| whole(row)).map(|(i, _)| i).collect())
 }
