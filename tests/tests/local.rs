@@ -261,6 +261,51 @@ fn a_linear_piece_is_exact() {
     assert!(point.holds(&claims, radius, Distance::L2));
 }
 
+/// `1 ∓ 5 max(x, 0)` at x = −0.1, where the slope is 0: the first ends at 0.2, so that a change of 0.3 is met;
+/// the second only grows, and what is convex takes nothing from it.
+#[test]
+fn what_is_convex_takes_from_one_side() {
+    let relu = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
+    for (middle, factor) in [(relu, 1.0), (Node::new("", Op::MaxMin), 2f64.sqrt())] {
+        let pair = matches!(middle.op, Op::MaxMin);
+        let width = if pair { 2 } else { 1 };
+        for sign in [-1.0, 1.0] {
+            let nodes = vec![
+                Node::new("up", Op::Linear { inputs: 1, outputs: width, bias: false }),
+                middle.clone(),
+                Node::new("down", Op::Linear { inputs: width, outputs: 2, bias: true }),
+            ];
+            let graph = Graph::new(Input::Vector { dim: 1 }, nodes).unwrap();
+            let (up, down) = match pair {
+                // The larger of x and 0 comes first.
+                true => (vec![1.0, 0.0], vec![5.0 * sign, 0.0, 0.0, 0.0]),
+                false => (vec![1.0], vec![5.0 * sign, 0.0]),
+            };
+            let weights = [
+                ("up.weight", Tensor::from_vec(up, (width, 1), &Device::Cpu)),
+                ("down.weight", Tensor::from_vec(down, (2, width), &Device::Cpu)),
+                ("down.bias", Tensor::new(&[1.0, 0.0], &Device::Cpu)),
+            ];
+            let weights = weights.map(|(name, x)| (name.to_string(), x.unwrap()));
+            let model = Model::new(graph, weights.into_iter().collect()).unwrap();
+            let model = exact(&model).unwrap();
+            let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+            let local = Local::new(&model, &norms, None).unwrap();
+            let point = local.at(&Tensor::new(&[-0.1], &Device::Cpu).unwrap()).unwrap();
+            let claims = point.margins(0, &[1]).unwrap();
+            let holds = |radius| point.holds(&claims, radius, Distance::L2);
+            if sign > 0.0 {
+                assert!(holds(1e3), "{pair}");
+            } else {
+                assert!(!holds(0.3001) && holds(0.299 / factor), "{pair}");
+            }
+            // Outputs are bounded on both sides.
+            let reach = point.reach(&claims, 0.3, Distance::L2)[0].to_f64();
+            assert!((1.0 - 1e-9..=factor * 1.3).contains(&reach), "{pair} {sign}: {reach}");
+        }
+    }
+}
+
 /// What is no number, no finite number, or outside of the domain proves nothing.
 #[test]
 fn nothing_is_proven_outside() {
