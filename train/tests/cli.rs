@@ -213,9 +213,9 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
 #[test]
 fn an_interrupted_run_ends_as_if_it_had_not_been() {
     let optimizers: [&[&str]; 3] = [
-        &["train.steps=1000", "train.log_every=1", "train.eval_every=20"],
+        &["train.steps=600", "train.log_every=1", "train.eval_every=20"],
         &[
-            "train.steps=1000",
+            "train.steps=600",
             "train.log_every=1",
             "train.eval_every=20",
             "optimizer={ kind = \"adamw\", weight_decay = 0.1 }",
@@ -225,7 +225,7 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
         // Everything that is kept from step to step: vectors of power iteration, a momentum that
         // grows, two optimizers.
         &[
-            "train.steps=1000",
+            "train.steps=600",
             "train.log_every=1",
             "train.eval_every=20",
             "optimizer={ kind = \"muon\", warmup = { from = 0.5, steps = 40 }, newton_schulz = \"polar_express\" }",
