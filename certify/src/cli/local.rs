@@ -46,18 +46,18 @@ pub(super) struct LocalCommand {
     #[arg(long, default_value_t = 20, value_parser = ranges::count(0, 1_000_000))]
     steps: usize,
     /// In place of radii: each token may become any of its so many nearest ones.
-    #[arg(long, value_name = "COUNT", value_parser = ranges::count(1, 1 << 20),
+    #[arg(long, value_name = "COUNT", value_parser = ranges::count(1, 1 << 20), group = "replaced",
         conflicts_with_all = ["norm", "radius"])]
     nearest: Option<usize>,
     /// In place of radii: each token may become any of those that this JSON object lists for it, such
     /// as {" good": [" great", " fine"]}.
-    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["norm", "radius", "nearest"])]
+    #[arg(long, value_name = "FILE.json", group = "replaced", conflicts_with_all = ["norm", "radius", "nearest"])]
     synonyms: Option<PathBuf>,
     /// The most tokens that are replaced in one input.
-    #[arg(long, default_value_t = 4, value_parser = ranges::count(1, 1 << 20))]
+    #[arg(long, default_value_t = 4, value_parser = ranges::count(1, 1 << 20), requires = "replaced")]
     positions: usize,
     /// Sequences of replaced tokens that are run for each input and number of tokens.
-    #[arg(long, default_value_t = 2000, value_parser = ranges::count(0, 1 << 40))]
+    #[arg(long, default_value_t = 2000, value_parser = ranges::count(0, 1 << 40), requires = "replaced")]
     trials: usize,
     /// Write a line for each input to this file.
     #[arg(long, value_name = "FILE.csv")]

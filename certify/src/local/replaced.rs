@@ -82,6 +82,7 @@ impl Replacements {
 
     /// As many as are replaced, those that are largest.
     fn longest(&self, mut all: Vec<Upper>) -> Vec<Upper> {
+        // No bound is NaN, so that any two compare.
         all.sort_by(|a, b| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
         all.truncate(self.most);
         all
