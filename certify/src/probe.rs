@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use lipschitz_nn::Model;
 use lipschitz_nn::graph::{Graph, Input, Node, Op, join};
 use lipschitz_nn::random::{self, Stream};
+use lipschitz_nn::{Model, Seen};
 use rand::Rng;
 
 use crate::Error;
@@ -222,7 +222,7 @@ impl Allowance<'_> {
 /// the norms are of `outputs` and `inputs` elements. A norm of d elements is off by a factor of at
 /// most 1 + γ, with γ that of d + 8 operations.
 fn at_least(change: f64, off: f64, apart: f64, (outputs, inputs): (usize, usize)) -> f64 {
-    let rounded = |d: usize| 1.0 + 1.1 * (d as f64 + 8.0) * F64;
+    let rounded = |d: usize| 1.0 + 1.1 * (d as f64 + 8.0) * (f64::EPSILON / 2.0);
     let change = change / rounded(outputs) - 2.0 * off * (1.0 + f64::EPSILON);
     // A few more operations above.
     let ratio = change / (apart * rounded(inputs)) * (1.0 - 8.0 * f64::EPSILON);
@@ -266,13 +266,35 @@ impl<'a> Network<'a> {
     /// The same by a copy of the network in another type.
     pub(crate) fn run_in(&self, model: &Model, x: &Tensor) -> Result<Tensor, Error> {
         let x = x.to_dtype(model.dtype())?;
-        let y = if self.tokens {
-            model.forward_embeddings(&x)?
-        } else {
-            let mut dims = self.natural.clone();
-            dims[0] = x.dim(0)?;
-            model.forward(&x.reshape(dims)?)?
-        };
+        Self::rows_of(match self.tokens {
+            true => model.forward_embeddings(&x)?,
+            false => model.forward(&self.batch(&x)?)?,
+        })
+    }
+
+    /// The same with `through` in front of every operation.
+    pub(crate) fn run_tapped(
+        &self,
+        model: &Model,
+        x: &Tensor,
+        through: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor, Error> {
+        let x = x.to_dtype(model.dtype())?;
+        let mut tap = |_: Seen<'_>, x: Tensor| Ok(through(&x)?);
+        Self::rows_of(match self.tokens {
+            true => model.forward_embeddings_tapped(&x, &mut tap)?,
+            false => model.forward_tapped(&self.batch(&x)?, &mut tap)?,
+        })
+    }
+
+    /// Rows as a batch of what the network reads.
+    fn batch(&self, x: &Tensor) -> Result<Tensor, Error> {
+        let mut dims = self.natural.clone();
+        dims[0] = x.dim(0)?;
+        Ok(x.reshape(dims)?)
+    }
+
+    fn rows_of(y: Tensor) -> Result<Tensor, Error> {
         // One output for a whole input is that of one token; of several tokens the largest counts.
         Ok(if y.rank() == 3 { y } else { y.reshape((y.dim(0)?, 1, ()))? })
     }

@@ -1,18 +1,15 @@
 //! What a forward pass rounds away stays within what is allowed for it, for random networks of
-//! every kind of node: in f32, whose rounding a pass in f64 shows.
+//! every kind of node: in f32, and in f32 with every tensor rounded to f16 or bf16, beside a pass in f64.
 
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_certify::bound::{WeightNorms, rounding};
+use lipschitz_certify::bound::{BF16, F16, F32, Format, WeightNorms, rounding};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::Model;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{Model, Seen};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
 };
-
-/// u of f32.
-const UNIT: f64 = f32::EPSILON as f64 / 2.0;
 
 fn largest(x: &Tensor) -> f64 {
     let x = x.to_dtype(DType::F64).unwrap();
@@ -20,11 +17,12 @@ fn largest(x: &Tensor) -> f64 {
     norms.flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap()
 }
 
-/// The largest distance of outputs in f32 from those in f64, and what is allowed for it.
-fn measured(model: &Model, x: &Tensor) -> (f64, f64) {
-    // Weights and inputs are exact in both.
+/// The largest distance of outputs in a format from those in f64, and what is allowed for it.
+fn measured(model: &Model, x: &Tensor, format: Format) -> (f64, f64) {
+    // Weights and inputs of f32 are exact in f64.
     let single = model.to(&Device::Cpu, DType::F32).unwrap();
     let double = single.to(&Device::Cpu, DType::F64).unwrap();
+    let rounded = |x: &Tensor| x.to_dtype(format.dtype).unwrap().to_dtype(DType::F32).unwrap();
     let x = x.to_dtype(DType::F32).unwrap();
     let tokens = matches!(model.graph().input(), Input::Tokens { .. });
     let run = |model: &Model| {
@@ -32,15 +30,35 @@ fn measured(model: &Model, x: &Tensor) -> (f64, f64) {
         let y = if tokens { model.forward_embeddings(&x) } else { model.forward(&x) };
         y.unwrap().to_dtype(DType::F64).unwrap()
     };
-    let off = largest(&(run(&single) - run(&double)).unwrap());
+    let computed = match format.mixed() {
+        true => {
+            let kept = single.to(&Device::Cpu, format.dtype).unwrap();
+            let kept = kept.to(&Device::Cpu, DType::F32).unwrap();
+            let mut tap = |_: Seen<'_>, x: Tensor| Ok(rounded(&x));
+            let y = match tokens {
+                true => kept.forward_embeddings_tapped(&x, &mut tap),
+                false => kept.forward_tapped(&x, &mut tap),
+            };
+            y.unwrap().to_dtype(DType::F64).unwrap()
+        }
+        false => run(&single),
+    };
+    let off = largest(&(computed - run(&double)).unwrap());
     let flat = if tokens { x.clone() } else { x.flatten_from(1).unwrap() };
     let radius = Upper::from_f64(largest(&flat) * (1.0 + 1e-6));
     let norms = WeightNorms::new(&single, Method::Proven, &|_| {});
-    (off, rounding(model.graph(), &norms, radius, UNIT).unwrap().to_f64())
+    (off, rounding(model.graph(), &norms, radius, format).unwrap().to_f64())
 }
 
 #[test]
 fn computed_outputs_are_within_the_allowance() {
+    for (format, least) in [(F32, 1e-3), (BF16, 1e-2), (F16, 1e-2)] {
+        within(format, least);
+    }
+}
+
+/// Whether all are, and the nearest at least this share of what is allowed.
+fn within(format: Format, least: f64) {
     let (mut finite, mut tried, mut closest) = (0, 0, 0f64);
     for seed in 0..520 {
         let mut dice = Dice::new(seed);
@@ -59,15 +77,16 @@ fn computed_outputs_are_within_the_allowance() {
             vec![3, 2, 4, 4]
         };
         let size = dice.pick(&[0.1, 1.0, 30.0]);
-        let (off, allowed) = measured(&model, &dice.tensor(&shape, size));
+        let (off, allowed) = measured(&model, &dice.tensor(&shape, size), format);
         tried += 1;
         if allowed.is_finite() && off.is_finite() {
             finite += 1;
-            assert!(off <= allowed, "{off} is above {allowed}: seed {seed}, {text}");
+            let name = format.dtype.as_str();
+            assert!(off <= allowed, "{name}: {off} is above {allowed}: seed {seed}, {text}");
             closest = closest.max(off / allowed);
         }
     }
     // An allowance that is always infinite, or absurd, would pass everything.
     assert!(finite > tried / 3, "{finite} of {tried}");
-    assert!(closest > 1e-3, "{closest}");
+    assert!(closest > least, "{closest}");
 }

@@ -1,8 +1,9 @@
 //! Rounding: how far the outputs of a forward pass in floating point may be from those of the
 //! function in real arithmetic, which is what a certificate is about.
 //!
-//! *Notation.* u is half the distance from 1 to the next number, γ_k = ku/(1 − ku), and ‖·‖ the
-//! largest ℓ2 norm of a token. A value x is known as x̂, with ‖x‖ and ‖x̂‖ at most R and
+//! *Notation.* A [`Format`] says in what the program computes: it keeps values in a type of unit
+//! roundoff u and adds up in one of v, γ_k = ku/(1 − ku), `σ(n, k)` is what n sums in v and k results in
+//! u make of a number, and ‖·‖ is the largest ℓ2 norm of a token. A value x is known as x̂, with ‖x‖ and ‖x̂‖ at most R and
 //! `‖x̂ − x‖ ≤ e`. A node f with Lipschitz constant L on the ball of radius R computes f̂, with
 //! `‖f̂(x̂) − f(x̂)‖ ≤ δ`, so
 //!
@@ -14,19 +15,76 @@
 //! [`walk`](super::walk()), with every gain where it stands. δ of each kind of node is in
 //! [`Pass::fresh`], and its proof in `docs/mathematics.md`.
 
+use candle_core::DType;
 use lipschitz_nn::graph::{
     Attention, Convolution, Function, Graph, Input, Node, NormKind, Op, Pool, Pooling, Span, join,
 };
 
-use super::norms::{Block, Norms};
+use super::norms::{Block, Norms, Part};
 use super::pointwise;
 use super::state::{Layout, State, Step};
 use super::walk::alone;
 use crate::Error;
 use crate::upper::{Upper, abs, count};
 
+/// What a program computes in. It rounds its weights and its input to a type; each operation (a product
+/// of matrices, a sum, a norm, a function, a softmax) reads values of that type, computes in another that
+/// is no less precise, and rounds what it writes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Format {
+    /// The type of values that are kept.
+    pub dtype: DType,
+    /// u: what rounding to nearest takes of a value that is kept.
+    unit: f64,
+    /// v: the same within an operation.
+    inner: f64,
+    /// The smallest normal number: more than what all products of a sum lose that underflow.
+    normal: f64,
+    /// Not below half of the distance of two numbers next to 0.
+    smallest: f64,
+    /// The largest finite number.
+    pub largest: f64,
+}
+
 /// Rounding to nearest in f64.
-pub const F64: f64 = f64::EPSILON / 2.0;
+pub const F64: Format = Format {
+    dtype: DType::F64,
+    unit: f64::EPSILON / 2.0,
+    inner: f64::EPSILON / 2.0,
+    normal: f64::MIN_POSITIVE,
+    smallest: NEGLIGIBLE,
+    largest: f64::MAX,
+};
+
+/// Rounding to nearest in f32.
+pub const F32: Format = Format {
+    dtype: DType::F32,
+    unit: f32::EPSILON as f64 / 2.0,
+    inner: f32::EPSILON as f64 / 2.0,
+    normal: f32::MIN_POSITIVE as f64,
+    smallest: NEGLIGIBLE,
+    largest: f32::MAX as f64,
+};
+
+/// Values of 8 bits of precision and the range of f32, which the program computes in.
+pub const BF16: Format = Format { dtype: DType::BF16, unit: 0.003_906_25, largest: 3.38e38, ..F32 };
+
+/// Values of 11 bits of precision from 2⁻¹⁴, and below it in steps of 2⁻²⁴, computed in f32.
+pub const F16: Format = Format {
+    dtype: DType::F16,
+    unit: 0.000_488_281_25,
+    normal: 0.000_061_035_156_25,
+    smallest: 0.000_000_029_802_322_387_695_312_5,
+    largest: 65504.0,
+    ..F32
+};
+
+impl Format {
+    /// Whether values are rounded to a type other than the one that is computed in.
+    pub fn mixed(&self) -> bool {
+        self.unit != self.inner
+    }
+}
 
 /// Elementwise functions are computed to within this many units of the size of what they are made
 /// of: libm's are within one or two, and each is a handful of operations.
@@ -35,9 +93,10 @@ const POINTWISE: f64 = 64.0;
 /// Probabilities below this are taken for 0.
 const NEGLIGIBLE: f64 = 1e-26;
 
-/// A bound on the distance, per token of the output, of what a forward pass with the unit roundoff
-/// `unit` gives to what the network is in real arithmetic, for inputs whose tokens have ℓ2 norm at
-/// most `radius`; infinite where nothing is known. A `unit` above that of f64 is taken for f32's.
+/// A bound on the distance, per token of the output, of what a forward pass in this format gives to what
+/// the network is in real arithmetic, for inputs whose tokens have ℓ2 norm at most `radius`; infinite where
+/// nothing is known. Weights of f32 and inputs are rounded first where the format is a smaller one. Nothing
+/// may overflow.
 ///
 /// # Errors
 /// [`Error`] names the node or weight that nothing is known about.
@@ -45,7 +104,7 @@ pub fn rounding(
     graph: &Graph,
     norms: &dyn Norms,
     radius: Upper,
-    unit: f64,
+    format: Format,
 ) -> Result<Upper, Error> {
     let (nodes, width, tokens, layout) = match (graph.input(), graph.nodes().split_first()) {
         (
@@ -62,9 +121,12 @@ pub fn rounding(
         (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, Layout::Vector),
     };
     // One more for a class token.
-    let tiny = if unit > F64 { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
-    let pass = Pass { norms, tokens: tokens + 1, unit, tiny: Upper::from_f64(tiny) };
-    let start = Computed { radius, error: Upper::ZERO, width, layout };
+    let pass = Pass { norms, tokens: tokens + 1, format, tiny: Upper::from_f64(format.normal) };
+    let error = match format.mixed() {
+        true => pass.kept(1) * radius + pass.tiny,
+        false => Upper::ZERO,
+    };
+    let start = Computed { radius: radius + error, error, width, layout };
     Ok(pass.sequence(nodes, "", start)?.error)
 }
 
@@ -84,17 +146,28 @@ struct Pass<'a> {
     norms: &'a dyn Norms,
     /// The longest sequence.
     tokens: usize,
-    /// u
-    unit: f64,
-    /// The smallest normal number: more than what all products of a sum lose that underflow.
+    format: Format,
+    /// The smallest normal number.
     tiny: Upper,
 }
 
+/// Not below γ_k = ku/(1 − ku) for k u up to ½; more is not known.
+fn gamma(k: usize, unit: f64) -> Upper {
+    let share = count(k) * Upper::from_f64(unit);
+    let left = (1.0 - share.to_f64()).next_down();
+    if left < 0.5 { Upper::INFINITY } else { share.div_up(left) }
+}
+
 impl Pass<'_> {
-    /// Not below γ_k for k u up to 1/100; more is not known.
-    fn gamma(&self, k: usize) -> Upper {
-        let share = k as f64 * self.unit;
-        if share > 0.01 { Upper::INFINITY } else { Upper::from_f64(1.02 * share) }
+    /// γ_k of values that are kept.
+    fn kept(&self, k: usize) -> Upper {
+        gamma(k, self.format.unit)
+    }
+
+    /// σ(n, k)
+    fn sum(&self, n: usize, k: usize) -> Upper {
+        let (inner, kept) = (gamma(n, self.format.inner), self.kept(k));
+        inner + kept + inner * kept
     }
 
     fn sequence(&self, nodes: &[Node], path: &str, start: Computed) -> Result<Computed, Error> {
@@ -115,14 +188,14 @@ impl Pass<'_> {
                         layout: y.layout,
                     };
                 }
-                let error = sum.error + self.gamma(branches.len()) * sum.radius;
+                let error = sum.error + self.kept(branches.len()) * sum.radius;
                 Ok(Computed { radius: sum.radius + error, error, ..sum })
             }
             Op::Residual { skip, branch, body } => {
                 let y = self.sequence(body, path, x)?;
                 let (a, b) = (abs(*skip), abs(*branch));
                 let radius = a * x.radius + b * y.radius;
-                let error = a * x.error + b * y.error + self.gamma(4) * radius;
+                let error = a * x.error + b * y.error + self.kept(4) * radius;
                 Ok(Computed { radius: radius + error, error, ..x })
             }
             _ => {
@@ -144,7 +217,7 @@ impl Pass<'_> {
         Ok(match &node.op {
             Op::Linear { inputs, outputs, bias } => {
                 let bias = self.bias(path, *bias)?;
-                self.product(step.lipschitz, *inputs, *outputs, r) + self.gamma(2) * bias
+                self.product(step.lipschitz, *inputs, *outputs, r) + self.kept(2) * bias
             }
             Op::Conv(c) => {
                 let pixels = match step.out.layout {
@@ -152,19 +225,23 @@ impl Pass<'_> {
                     _ => 1,
                 };
                 let bias = self.bias(path, c.bias)? * count(pixels).sqrt();
-                self.convolution(step.lipschitz, c, r) + self.gamma(2) * bias
+                self.convolution(step.lipschitz, c, r) + self.kept(2) * bias
             }
             // What is only compared is exact, and each mean or norm is off by a share of itself.
             Op::Pool(Pool { pooling: Pooling::Max, .. })
             | Op::GlobalPool { pooling: Pooling::Max } => Upper::ZERO,
-            Op::Pool(pool) => self.gamma(pool.window * pool.window + 8) * out,
-            Op::GlobalPool { .. } => self.gamma(x.width + 8) * out,
-            Op::Positions { .. } => self.gamma(2) * out,
+            Op::Pool(pool) => self.sum(pool.window * pool.window + 4, 4) * out,
+            Op::GlobalPool { .. } => self.sum(x.width + 4, 4) * out,
+            Op::Positions { .. } => self.kept(2) * out,
             Op::Activation { function, scale } => {
-                abs(*scale) * self.pointwise(*function, r, x.width) + self.gamma(2) * out
+                abs(*scale) * self.pointwise(*function, r, x.width) + self.kept(2) * out
             }
-            Op::Scale { .. } => self.gamma(2) * out,
-            Op::SoftCap { cap } => self.units() * (r + abs(*cap) * root),
+            Op::Scale { .. } => self.kept(2) * out,
+            Op::SoftCap { cap } => {
+                (self.units() + self.kept(2)) * (r + abs(*cap) * root) + self.tiny
+            }
+            // The token is a weight.
+            Op::ClassToken { .. } if self.format.mixed() => self.kept(1) * out,
             // What is only moved, cut or compared is exact.
             Op::Clip { .. }
             | Op::Shift { .. }
@@ -175,18 +252,27 @@ impl Pass<'_> {
             | Op::ClassToken { .. }
             | Op::FirstToken
             | Op::LastToken => Upper::ZERO,
-            Op::RmsNorm { .. } | Op::Normalise { .. } => self.gamma(x.width + 16) * out,
+            Op::RmsNorm { .. } | Op::Normalise { .. } => self.sum(x.width + 12, 4) * out,
             Op::LayerNorm { .. } => {
-                self.gamma(x.width + 16) * out + step.lipschitz * self.centring(r, x.width)
+                self.sum(x.width + 12, 4) * out + step.lipschitz * self.centring(r, x.width)
             }
-            Op::MeanPool | Op::FirstAndMean => self.gamma(self.tokens + 4) * out,
+            Op::MeanPool | Op::FirstAndMean => self.sum(self.tokens, 4) * out,
             Op::GatedMlp { dim, hidden, function, bias } => {
                 self.gated(path, r, *dim, *hidden, *function, *bias)?
             }
             Op::Attention(a) => self.attention(a, path, r, out)?,
             // Each head's product, whose error its share scales like the product itself.
-            Op::OffsetAttention { inputs, head_dim, .. } => {
-                self.product(step.lipschitz, *inputs, *head_dim, r) + self.gamma(4) * out
+            Op::OffsetAttention { inputs, head_dim, offsets, .. } => {
+                let off = self.product(step.lipschitz, *inputs, *head_dim, r) + self.kept(4) * out;
+                if !self.format.mixed() {
+                    return Ok(off);
+                }
+                let value = self.norms.matrix(&Block::whole(join(path, "value.weight")))?;
+                let shares = self.norms.row(&Block::whole(join(path, "shares.weight")))?;
+                let heads = offsets.len();
+                let lost = shares * self.weights(*inputs, heads * *head_dim)
+                    + self.weights(heads, 1) * value;
+                off + lost * r
             }
             // An embedding is not computed with, and the others are made of nodes.
             Op::Embedding { .. }
@@ -196,8 +282,9 @@ impl Pass<'_> {
         })
     }
 
+    /// What a function is computed to.
     fn units(&self) -> Upper {
-        Upper::from_f64(POINTWISE * self.unit)
+        Upper::from_f64(POINTWISE * self.format.inner)
     }
 
     fn bias(&self, path: &str, bias: bool) -> Result<Upper, Error> {
@@ -205,28 +292,45 @@ impl Pass<'_> {
     }
 
     /// Wx of `inputs` to `outputs` elements, in any order of its sums, and what is added to it: each
-    /// element is off by at most `γ_n (|W| |x|)_i`, and `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
+    /// element is off by at most `σ(n, 4) (|W| |x|)_i`, and `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
     fn product(&self, norm: Upper, inputs: usize, outputs: usize, r: Upper) -> Upper {
-        self.gamma(inputs + 4) * (count(inputs.min(outputs)).sqrt() * norm * r) + self.tiny
+        self.sum(inputs, 4) * (count(inputs.min(outputs)).sqrt() * norm * r)
+            + self.weights(inputs, outputs) * r
+            + self.tiny
+    }
+
+    /// What the weights of a map lose next to 0, in the Frobenius norm, where they are rounded to a type
+    /// of another range: elsewhere it is a share of themselves.
+    fn weights(&self, inputs: usize, outputs: usize) -> Upper {
+        match self.format.mixed() {
+            true => Upper::from_f64(self.format.smallest) * (count(inputs) * count(outputs)).sqrt(),
+            false => Upper::ZERO,
+        }
     }
 
     /// As [`Pass::product`], for a convolution of norm at most `norm`: each element is off by at most
-    /// `γ_n` times that of the absolute values, and for N frequencies of the torus
+    /// σ times that of the absolute values, and for N frequencies of the torus
     /// `‖|K|‖ ≤ Σ_t ‖W_t‖_F ≤ k ‖W‖_F`, with `‖W‖_F² = Σ_ω ‖A(ω)‖_F²/N ≤ min ‖K‖²`.
     fn convolution(&self, norm: Upper, c: &Convolution, r: Upper) -> Upper {
         let terms = c.inputs / c.groups * c.kernel * c.kernel;
-        self.gamma(terms + 4) * (absolute(norm, c) * r) + self.tiny
+        let taps = count(c.kernel * c.kernel);
+        self.sum(terms, 4) * (absolute(norm, c) * r)
+            + taps * self.weights(c.inputs, c.outputs) * r
+            + self.tiny
     }
 
-    /// φ of elements whose norm is at most r.
+    /// φ of elements whose norm is at most r; what compares, or changes a sign, is exact.
     fn pointwise(&self, function: Function, r: Upper, width: usize) -> Upper {
+        if matches!(function, Function::Identity | Function::Relu | Function::Abs) {
+            return Upper::ZERO;
+        }
         let slope = pointwise::slope(function, r).max(Upper::ONE);
         self.units() * slope * (r + count(width).sqrt()) + self.tiny
     }
 
     /// x − mean x: the mean is off by at most `γ_d` times that of |x|.
     fn centring(&self, r: Upper, width: usize) -> Upper {
-        self.gamma(width + 8) * (r + r) + self.tiny
+        gamma(width + 8, self.format.inner) * (r + r) + self.tiny
     }
 
     fn gated(
@@ -245,7 +349,7 @@ impl Pass<'_> {
         };
         // The size and the rounding of each projection.
         let project = |(norm, bias): (Upper, Upper)| {
-            let off = self.product(norm, dim, hidden, r) + self.gamma(2) * bias;
+            let off = self.product(norm, dim, hidden, r) + self.kept(2) * bias;
             (norm * r + bias + off, off)
         };
         let (gate, gate_off) = project(map("gate")?);
@@ -253,95 +357,125 @@ impl Pass<'_> {
         let passed = pointwise::norm(function, gate, gate, hidden);
         let passed_off = pointwise::slope(function, gate) * gate_off
             + self.pointwise(function, gate, hidden)
-            + self.gamma(2) * passed;
+            + self.kept(2) * passed
+            + self.tiny;
         let (product, product_off) = (
             (passed + passed_off) * up,
-            passed_off * up + passed * up_off + self.gamma(2) * passed * up,
+            passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny,
         );
         let (down, bias) = map("down")?;
-        Ok(down * product_off + self.product(down, hidden, dim, product) + self.gamma(2) * bias)
+        Ok(down * product_off + self.product(down, hidden, dim, product) + self.kept(2) * bias)
     }
 
-    /// A head's logits are off by Δ/2, so its probabilities by a factor of at most e^(2Δ).
+    /// Head by head, since each reads tokens of its own: where the values of heads are off by e_h, those
+    /// of all of them are by √Σ e_h², and their size is √Σ v_h².
     fn attention(&self, a: &Attention, path: &str, r: Upper, out: Upper) -> Result<Upper, Error> {
-        let (query, query_off) = self.projection(a, path, "query", a.heads, r)?;
-        let (key, key_off) = self.projection(a, path, "key", a.key_value_heads, r)?;
-        let (value, value_off) = self.projection(a, path, "value", a.key_value_heads, r)?;
+        let shared = a.key_value_heads.max(1);
+        let repeats = (a.heads / shared).max(1);
+        let one = |name: &str, index: usize, heads: usize| {
+            self.projection(a, path, name, Part { index, count: heads }, r)
+        };
+        let (mut squares, mut off_squares) = (Upper::ZERO, Upper::ZERO);
+        for group in 0..shared {
+            let key = one("key", group, shared)?;
+            let (value, value_off) = one("value", group, shared)?;
+            for head in group * repeats..(group + 1) * repeats {
+                let share = self.probabilities(a, path, one("query", head, a.heads)?, key)?;
+                let off = value_off + share * value + self.tiny;
+                (squares, off_squares) = (squares + value * value, off_squares + off * off);
+            }
+        }
+        let (mixed, mixed_off) = (squares.sqrt(), off_squares.sqrt());
+        let width = a.heads * a.head_dim;
+        let norm = self.norms.matrix(&Block::whole(join(path, "output.weight")))?;
+        let bias = self.bias(&join(path, "output"), a.output_bias)?;
+        let off = norm * mixed_off
+            + self.product(norm, width, a.dim, mixed + mixed_off)
+            + self.kept(2) * bias;
+        Ok(abs(a.output_scale) * off + self.kept(4) * out)
+    }
+
+    /// How far the probabilities of a head are off, in ℓ1, and what else a mean by them is off by, as a
+    /// share of the size of what it is of. Logits that are off by ε move a softmax by at most ε in ℓ1:
+    /// its derivative along η is `p_i (η_i − Σ p η)`, and the mean of `|η_i − Σ p η|` is at most the largest
+    /// `|η_j|`.
+    fn probabilities(
+        &self,
+        a: &Attention,
+        path: &str,
+        (query, query_off): (Upper, Upper),
+        (key, key_off): (Upper, Upper),
+    ) -> Result<Upper, Error> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
-        let mut logit_off = scale * (query_off * key + query * key_off)
-            + self.gamma(a.head_dim + 4) * scale * query * key;
+        let mut off = scale * (query_off * key + query * key_off)
+            + self.sum(a.head_dim, 4) * scale * query * key
+            + self.tiny;
         if let Some(cap) = a.logit_cap {
-            logit_off = logit_off + self.units() * (logit + abs(cap));
+            off = off + (self.units() + self.kept(2)) * (logit + abs(cap)) + self.tiny;
             logit = logit.min(abs(cap));
         }
         if a.position_bias.is_some() {
-            // No element is above the norm.
-            logit = logit + self.norms.matrix(&Block::whole(join(path, "position_bias.weight")))?;
+            logit = logit + self.norms.largest(&join(path, "position_bias.weight"))?;
         }
         if let Some(alibi) = &a.alibi {
             let steepest = alibi.slopes.iter().fold(Upper::ZERO, |max, s| max.max(abs(*s)));
             logit = logit + steepest * count(self.tokens);
         }
-        let two = count(2);
-        let delta = two * logit_off + self.gamma(8) * logit;
-        if delta > Upper::from_f64(0.25) {
-            return Ok(Upper::INFINITY);
-        }
-        // e^(2Δ) − 1 ≤ 4Δ for Δ ≤ 1/4; the rest is the exponential, the sum, the quotient and the
-        // mean of the values.
-        let share = count(4) * delta
-            + count(8) * self.gamma(self.tokens + 16)
-            + count(self.tokens) * Upper::from_f64(NEGLIGIBLE);
-        // The values of a group are those of each of its heads.
-        let repeats = count(a.heads / a.key_value_heads.max(1)).sqrt();
-        let mixed_off = repeats * (value_off + share * value);
-        let width = a.heads * a.head_dim;
-        let norm = self.norms.matrix(&Block::whole(join(path, "output.weight")))?;
-        let bias = self.bias(&join(path, "output"), a.output_bias)?;
-        let off = norm * mixed_off
-            + self.product(norm, width, a.dim, repeats * value + mixed_off)
-            + self.gamma(2) * bias;
-        Ok(abs(a.output_scale) * off + self.gamma(4) * out)
+        // What is added to logits, and that the largest is taken off; then the exponential.
+        let off = off + self.kept(8) * (logit + off) + self.units() + self.tiny;
+        // The sum of the exponentials, what a part of it is multiplied by when a larger logit is met, the
+        // quotient, the mean.
+        let mean = count(4) * self.sum(self.tokens + 16, 4);
+        let lost = count(self.tokens) * Upper::from_f64(self.format.smallest);
+        let moved = off.min(count(2));
+        Ok(moved + (Upper::ONE + moved) * mean + lost)
     }
 
-    /// Size and rounding of the queries, keys or values of all heads, of exact inputs up to r.
+    /// Size and rounding of the queries, keys or values of a head, of exact inputs up to r. A norm over
+    /// all heads together says of each what it says of all.
     fn projection(
         &self,
         a: &Attention,
         path: &str,
         name: &str,
-        heads: usize,
+        head: Part,
         r: Upper,
     ) -> Result<(Upper, Upper), Error> {
-        let width = heads * a.head_dim;
-        let norm = self.norms.matrix(&Block::whole(join(path, &format!("{name}.weight"))))?;
+        let values = name == "value";
+        let normed = if values { None } else { a.query_key_norm };
+        let together = normed.is_some() && a.query_key_span == Span::Heads;
+        let (head, width) = match together {
+            true => (Part::ALL, head.count * a.head_dim),
+            false => (head, a.head_dim),
+        };
+        let norm =
+            self.norms.matrix(&Block::whole(join(path, &format!("{name}.weight"))).rows(head))?;
         let bias = self.bias(&join(path, name), a.bias)?;
-        let mut off = self.product(norm, a.dim, width, r) + self.gamma(2) * bias;
+        let mut off = self.product(norm, a.dim, width, r) + self.kept(2) * bias;
         let mut size = norm * r + bias + off;
-        if name == "value" {
-            return Ok((size, off));
-        }
-        if let Some(eps) = a.query_key_norm {
+        if let Some(eps) = normed {
             let weight = |what: &str| join(path, &format!("{name}_norm.{what}"));
             let gain = self.norms.largest(&weight("weight"))?;
             let slope = gain * Upper::ONE.div_up(crate::upper::root_down(eps));
             let shift = match a.query_key_shift {
-                true => self.norms.vector(&weight("bias"))? * count(heads).sqrt(),
+                true => {
+                    self.norms.vector(&weight("bias"))? * count(width / a.head_dim.max(1)).sqrt()
+                }
                 false => Upper::ZERO,
             };
-            let over = if a.query_key_span == Span::Heads { width } else { a.head_dim };
             off = slope * off;
             if a.query_key_kind == NormKind::Layer {
-                off = off + slope * self.centring(size, over);
+                off = off + slope * self.centring(size, width);
             }
             size = (gain * count(width).sqrt()).min(slope * size) + shift;
-            off = off + self.gamma(over + 16) * size;
+            off = off + self.sum(width + 12, 4) * size + self.tiny;
             size = size + off;
         }
-        if a.rotary.is_some() {
+        if a.rotary.is_some() && !values {
             // The angles are off by a few units of the position times the logarithm of the base.
-            off = off + self.units() * count(self.tokens) * size;
+            let turned = self.units() * count(self.tokens) + self.kept(4);
+            off = off + turned * size + self.tiny;
             size = size + off;
         }
         Ok((size, off))

@@ -4,9 +4,8 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{F64, NodeBound, WeightNorms, WeightRow, rounding, walk};
+use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, rounding, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
-use lipschitz_certify::executed::F32;
 use lipschitz_certify::outln;
 use lipschitz_certify::range::{self, Inputs};
 use lipschitz_certify::source::{Rounded, Rounding, Source};
@@ -17,6 +16,7 @@ use lipschitz_certify::upper::Upper;
 use lipschitz_nn::checkpoint::{Dialect, Origin};
 
 use super::effort::{Effort, spinner};
+use super::executed::Executed;
 
 /// Prove a Lipschitz bound.
 #[derive(Args)]
@@ -80,15 +80,6 @@ impl From<Weights> for Rounding {
             Weights::Int8 => Self::Int8,
         }
     }
-}
-
-/// A type that a program computes in.
-#[derive(Clone, Copy, ValueEnum)]
-enum Executed {
-    /// 24 bits of precision.
-    F32,
-    /// 53 bits of precision.
-    F64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -181,20 +172,18 @@ impl BoundCommand {
         model: &dyn Source,
         certificate: &Certificate,
     ) -> Result<String> {
-        let (name, unit, end) = match in_type {
-            Executed::F32 => ("f32", F32, f64::from(f32::MAX)),
-            Executed::F64 => ("f64", F64, f64::MAX),
-        };
+        let format = in_type.format();
+        let name = format.dtype.as_str();
         let norms = WeightNorms::new(model, Method::Proven, &|_| {});
         let domain = certificate.domain.radius;
-        let off = rounding(model.graph(), &norms, domain, unit)?;
+        let off = rounding(model.graph(), &norms, domain, format)?;
         if !off.is_finite() {
             let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };
             return Ok(format!("executed in {name}: nothing is bounded{remedy}"));
         }
         let inputs = Inputs { radius: self.radius, limit: None };
         let largest = range::prove(model, inputs, 0, &|_| {})?.largest();
-        if largest + largest >= Upper::from_f64(end) {
+        if largest + largest >= Upper::from_f64(format.largest) {
             return Ok(format!(
                 "executed in {name}: values can reach {largest}, which overflows; nothing is bounded"
             ));

@@ -2,6 +2,7 @@
 
 mod bound;
 mod effort;
+mod executed;
 pub mod export;
 mod graph;
 mod import;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 use clap::Args;
 use lipschitz_certify::Error;
-use lipschitz_certify::bound::WeightNorms;
+use lipschitz_certify::bound::{Format, WeightNorms};
 use lipschitz_certify::certificate::{self, Formula};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges};
@@ -21,6 +21,7 @@ use lipschitz_nn::{Model, random};
 use serde::Serialize;
 
 use super::effort::{Effort, spinner};
+use super::executed::Executed;
 
 /// Search for the steepest pair of inputs, and compare it with the certified constant.
 #[derive(Args)]
@@ -42,10 +43,11 @@ pub(super) struct ProbeCommand {
     /// renamed to the kind of input.
     #[arg(short, long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
-    /// In place of a pair, search for the input at which the program that computes in f32 is farthest
+    /// In place of a pair, search for the input at which the program that computes in this type is farthest
     /// from the function of the certificate, beside what is proven of it.
-    #[arg(long, conflicts_with_all = ["effort"])]
-    executed: bool,
+    #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "f32",
+        conflicts_with_all = ["effort"])]
+    executed: Option<Executed>,
     #[command(flatten)]
     effort: Effort,
     #[command(flatten)]
@@ -105,8 +107,9 @@ impl ProbeCommand {
         };
         let certificate =
             certificate::certify(&model, Method::Proven, Formula::Sound, self.radius)?;
-        if self.executed {
-            return self.execution(&model, &inputs, certificate.domain.radius.to_f64());
+        if let Some(executed) = self.executed {
+            let radius = certificate.domain.radius.to_f64();
+            return self.execution(&model, &inputs, radius, executed.format());
         }
         let bar = spinner();
         let certificate = self.effort.tighten(certificate, &model, &bar)?;
@@ -174,10 +177,10 @@ impl ProbeCommand {
 }
 
 impl ProbeCommand {
-    fn execution(&self, model: &Model, inputs: &Tensor, radius: f64) -> Result<()> {
+    fn execution(&self, model: &Model, inputs: &Tensor, radius: f64, format: Format) -> Result<()> {
         let norms = WeightNorms::new(model, Method::Proven, &|_| {});
         let budget = Duration::from_secs_f64(self.seconds);
-        let worst = executed::search(model, &norms, inputs, radius, budget)?;
+        let worst = executed::search(model, &norms, inputs, radius, format, budget)?;
         if let Some(path) = &self.output {
             save_tensors(terminal::target(path), [("a", worst.input)].into_iter(), None)?;
         }
@@ -187,7 +190,8 @@ impl ProbeCommand {
         if self.json.write(|| serde_json::to_string_pretty(&report))? {
             return Ok(());
         }
-        outln!("f32: found {} ≤ worst error ≤ proven {proven}  ℓ2 of an output", down(found));
+        let name = format.dtype.as_str();
+        outln!("{name}: found {} ≤ worst error ≤ proven {proven}  ℓ2 of an output", down(found));
         outln!("{passes} passes compared with f64");
         if let Some(ratio) = ratio {
             outln!("proven / found: {}", Upper::from_f64(ratio));
