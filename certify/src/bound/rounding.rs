@@ -292,11 +292,17 @@ impl Pass<'_> {
     }
 
     /// Wx of `inputs` to `outputs` elements, in any order of its sums, and what is added to it: each
-    /// element is off by at most `σ(n, 4) (|W| |x|)_i`, and `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
+    /// element is off by at most `σ(n, 1) (|W| |x|)_i` before it is kept, of which the weights are the 1, and
+    /// `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
     fn product(&self, norm: Upper, inputs: usize, outputs: usize, r: Upper) -> Upper {
-        self.sum(inputs, 4) * (count(inputs.min(outputs)).sqrt() * norm * r)
-            + self.weights(inputs, outputs) * r
-            + self.tiny
+        let all = count(inputs.min(outputs)).sqrt() * norm;
+        self.written(norm, self.sum(inputs, 1) * all + self.weights(inputs, outputs), r)
+    }
+
+    /// What is off in a map of this norm that is computed to within `off`, once it is kept and a bias is
+    /// added to it.
+    fn written(&self, norm: Upper, off: Upper, r: Upper) -> Upper {
+        (off + self.kept(3) * (norm + off)) * r + self.tiny
     }
 
     /// What the weights of a map lose next to 0, in the Frobenius norm, where they are rounded to a type
@@ -313,10 +319,8 @@ impl Pass<'_> {
     /// `‖|K|‖ ≤ Σ_t ‖W_t‖_F ≤ k ‖W‖_F`, with `‖W‖_F² = Σ_ω ‖A(ω)‖_F²/N ≤ min ‖K‖²`.
     fn convolution(&self, norm: Upper, c: &Convolution, r: Upper) -> Upper {
         let terms = c.inputs / c.groups * c.kernel * c.kernel;
-        let taps = count(c.kernel * c.kernel);
-        self.sum(terms, 4) * (absolute(norm, c) * r)
-            + taps * self.weights(c.inputs, c.outputs) * r
-            + self.tiny
+        let lost = count(c.kernel * c.kernel) * self.weights(c.inputs, c.outputs);
+        self.written(norm, self.sum(terms, 1) * absolute(norm, c) + lost, r)
     }
 
     /// φ of elements whose norm is at most r; what compares, or changes a sign, is exact.
@@ -423,10 +427,11 @@ impl Pass<'_> {
             logit = logit + steepest * count(self.tokens);
         }
         // What is added to logits, and that the largest is taken off; then the exponential.
-        let off = off + self.kept(8) * (logit + off) + self.units() + self.tiny;
+        let off = off + self.sum(8, 2) * (logit + off) + self.units() + self.tiny;
         // The sum of the exponentials, what a part of it is multiplied by when a larger logit is met, the
-        // quotient, the mean.
-        let mean = count(4) * self.sum(self.tokens + 16, 4);
+        // quotient, the mean; probabilities and means are kept.
+        let mean = count(4) * self.sum(self.tokens + 16, 0);
+        let mean = mean + self.kept(2) * (Upper::ONE + mean);
         let lost = count(self.tokens) * Upper::from_f64(self.format.smallest);
         let moved = off.min(count(2));
         Ok(moved + (Upper::ONE + moved) * mean + lost)
