@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::ROWS;
 use super::activation::{gradients, values};
 use super::kernel::{Array, Kernel, apply};
 use super::residual::scaled;
+use super::{ROWS, Split};
 use crate::graph::Function;
 use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul};
 
@@ -62,14 +62,18 @@ impl MlpBlock {
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
         let mut out = scaled(x, self.skip);
         let mut before = Buffer::take(x.len() / dim * hidden);
-        let chunks = out.par_chunks_mut(ROWS * dim).zip(before.par_chunks_mut(ROWS * hidden));
-        chunks.zip(x.par_chunks(ROWS * dim)).for_each_init(
-            || vec![T::of(0.0); ROWS * hidden],
+        let split @ Split { rows, together } = Split::of(dim * hidden);
+        let chunks = out.par_chunks_mut(rows * dim).zip(before.par_chunks_mut(rows * hidden));
+        split.blocks(chunks.zip(x.par_chunks(rows * dim))).for_each_init(
+            || vec![T::of(0.0); rows.min(x.len() / dim) * hidden],
             |after, ((out, before), x)| {
                 let after = &mut after[..before.len()];
-                matmul(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, false);
-                values(self.function, self.scale, before, after);
-                matmul(out, dim, Strided::dense(after, hidden), down.t(), true, self.branch, false);
+                matmul(before, hidden, Strided::dense(x, dim), up.t(), false, 1.0, together);
+                let some =
+                    before.par_chunks(ROWS * hidden).zip(after.par_chunks_mut(ROWS * hidden));
+                some.for_each(|(before, after)| values(self.function, self.scale, before, after));
+                let after = Strided::dense(after, hidden);
+                matmul(out, dim, after, down.t(), true, self.branch, together);
             },
         );
         (out, before)
@@ -90,15 +94,18 @@ impl MlpBlock {
         let (up, down) = (Strided::dense(up, dim), Strided::dense(down, hidden));
         let mut dx = wanted.then(|| scaled(grad, self.skip));
         let mut dh = Buffer::take(h.len());
-        let chunks = dh.par_chunks_mut(ROWS * hidden).zip(h.par_chunks_mut(ROWS * hidden));
-        chunks.zip(grad.par_chunks(ROWS * dim)).for_each(|((dh, h), grad)| {
-            matmul(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, false);
+        let split @ Split { rows, together } = Split::of(dim * hidden);
+        let chunks = dh.par_chunks_mut(rows * hidden).zip(h.par_chunks_mut(rows * hidden));
+        split.blocks(chunks.zip(grad.par_chunks(rows * dim))).for_each(|((dh, h), grad)| {
+            matmul(dh, hidden, Strided::dense(grad, dim), down, false, self.branch, together);
             // From here on, `h` holds a.
-            gradients(self.function, self.scale, h, dh);
+            let some = h.par_chunks_mut(ROWS * hidden).zip(dh.par_chunks_mut(ROWS * hidden));
+            some.for_each(|(h, dh)| gradients(self.function, self.scale, h, dh));
         });
         if let Some(dx) = &mut dx {
-            dx.par_chunks_mut(ROWS * dim).zip(dh.par_chunks(ROWS * hidden)).for_each(|(dx, dh)| {
-                matmul(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, false);
+            let chunks = dx.par_chunks_mut(rows * dim).zip(dh.par_chunks(rows * hidden));
+            split.blocks(chunks).for_each(|(dx, dh)| {
+                matmul(dx, dim, Strided::dense(dh, hidden), up, true, 1.0, together);
             });
         }
         if let Some([dup, ddown]) = weights {

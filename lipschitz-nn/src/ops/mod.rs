@@ -46,6 +46,8 @@ pub use residual::residual;
 pub use rotary::rotary;
 pub use shift::{shift, space_to_depth};
 
+use rayon::iter::{IndexedParallelIterator, MinLen};
+
 /// The forms composed of candle's operations, for comparison.
 pub mod composed {
     pub use super::activation::{
@@ -72,3 +74,29 @@ pub mod composed {
 /// Rows per task: few enough that its output stays in cache, and the same on every machine, so that
 /// results do not depend on the number of threads.
 const ROWS: usize = 128;
+
+/// How the rows that two matrices read are split. A product packs its matrices each time, so that blocks
+/// of [`ROWS`] rows side by side are best while packing is little beside the product. Wide matrices have
+/// more rows in a block and all cores at each of its products, one block after the other. Both depend on
+/// sizes alone.
+#[derive(Clone, Copy)]
+struct Split {
+    rows: usize,
+    /// Whether all cores work at one block.
+    together: bool,
+}
+
+impl Split {
+    /// For matrices of so many elements.
+    fn of(elements: usize) -> Self {
+        match elements <= 1 << 20 {
+            true => Self { rows: ROWS, together: false },
+            false => Self { rows: 8 * ROWS, together: true },
+        }
+    }
+
+    /// The blocks at once, or one after the other.
+    fn blocks<I: IndexedParallelIterator>(self, chunks: I) -> MinLen<I> {
+        chunks.with_min_len(if self.together { usize::MAX } else { 1 })
+    }
+}
