@@ -27,7 +27,7 @@ use super::spread::{Spread, root_of_squares};
 use super::trace::{Tracer, add_error};
 use crate::Error;
 use crate::bound::Part;
-use crate::spectral::{Matrix, gamma, largest, vector_norm};
+use crate::spectral::{Matrix, gamma, largest, quick_norm, vector_norm};
 use crate::upper::{Upper, abs, count};
 
 /// Exponentials, divisions and positions are computed to within this many units.
@@ -96,7 +96,8 @@ pub(super) struct Reach {
     value: Vec<Upper>,
 }
 
-/// The rest of one head, one query, one functional.
+/// The rest of one head, one query, one functional; or of all functionals together, where they are the
+/// elements of a vector.
 pub(super) struct Rest {
     at: usize,
     /// √Var(a)
@@ -127,6 +128,41 @@ impl Rest {
         let cap = self.capped * reach.beta * reach.logit[i] * reach.logit[i];
         let rounding = self.off * reach.logit[i] + self.query * reach.query[i];
         softmax + values + products + cap + rounding
+    }
+
+    /// Of the vector of all these: the most that a functional of norm 1 of it has. `λ` are the functionals of
+    /// the head's output, `[count, head_dim]`, and `gaps` their a_j − ā, `[count, keys]`, with the
+    /// probabilities of the keys. The standard deviation of such a combination is at most the norm of
+    /// `√p_j (a_j − ā)` as a matrix, and it bounds the mean of what is apart as well.
+    fn together(each: &[&Self], at: usize, lambda: &Matrix, gaps: Matrix, p: &[f64]) -> Self {
+        let of = |f: &dyn Fn(&Self) -> Upper| {
+            root_of_squares(&each.iter().map(|rest| f(rest)).collect::<Vec<_>>())
+        };
+        let off = of(&|rest| rest.off);
+        let column = |j: usize| -> Upper {
+            let all: Vec<f64> =
+                gaps.data.iter().skip(j).step_by(gaps.columns.max(1)).copied().collect();
+            vector_norm(&all)
+        };
+        let apart = (0..gaps.columns).fold(Upper::ZERO, |m, j| m.max(column(j))) + off;
+        let mut weighted = gaps;
+        for row in weighted.data.chunks_mut(weighted.columns.max(1)) {
+            row.iter_mut().zip(p).for_each(|(gap, p)| *gap *= p.sqrt());
+        }
+        let sigma = quick_norm(&weighted) + gamma(4) * vector_norm(&weighted.data);
+        let all = gamma(p.len() + 64) + Upper::from_f64(4.0 * SOFTMAX);
+        let tail = count(p.len()) * Upper::from_f64(NEGLIGIBLE) * apart * apart;
+        let sigma = (sigma * sigma * (Upper::ONE + all) + tail).sqrt() + off;
+        Self {
+            at,
+            sigma,
+            norm: quick_norm(lambda),
+            apart,
+            capped: sigma,
+            pull: sigma + off,
+            off,
+            query: of(&|rest| rest.query),
+        }
     }
 }
 
@@ -540,6 +576,8 @@ impl Heads {
         let mut value_sizes = key_sizes.clone();
         let mut rests: Vec<Vec<Rest>> = (0..total).map(|_| Vec::new()).collect();
         let mut constants = vec![Upper::ZERO; total];
+        let jointly = out.together().is_some();
+        let mut joint: Vec<Rest> = Vec::new();
         for h in 0..a.heads {
             let g = self.group(h);
             let values: Vec<f64> =
@@ -557,6 +595,7 @@ impl Heads {
             let rows = total * active.len();
             let along = product(&own, rows, d, &transposed, seen.len())?;
             let mut pulls = vec![0.0; rows * seen.len()];
+            let mut gaps = vec![0.0; if jointly { pulls.len() } else { 0 }];
             for i in 0..rows {
                 let (k, t) = (i / active.len(), active[i % active.len()]);
                 let l = &own[i * d..(i + 1) * d];
@@ -575,6 +614,9 @@ impl Heads {
                         continue;
                     }
                     let gap = along[at] - mean;
+                    if jointly {
+                        gaps[i * seen.len() + at] = gap;
+                    }
                     apart = apart.max(gap.abs());
                     variance += p[*j] * gap * gap;
                     pull[at] = p[*j] * gap;
@@ -641,25 +683,54 @@ impl Heads {
                     }
                 }
             }
+            for (at, t) in active.iter().enumerate().filter(|_| jointly) {
+                let of = |x: &[f64], n: usize| Matrix {
+                    rows: total,
+                    columns: n,
+                    data: (0..total)
+                        .flat_map(|k| x[(k * active.len() + at) * n..][..n].to_vec())
+                        .collect(),
+                };
+                let p: Vec<f64> = seen.iter().map(|j| self.probabilities(h, *t)[*j]).collect();
+                let each = rests.iter().flatten().filter(|rest| rest.at == h * n + t);
+                let each: Vec<&Rest> = each.collect();
+                joint.push(Rest::together(&each, h * n + t, &of(&own, d), of(&gaps, p.len()), &p));
+            }
         }
-        for (k, rests) in rests.into_iter().enumerate() {
-            out.push(k, Term::Constant(constants[k]));
-            out.push(k, Term::Attention { slot: self.slot, rests });
-            let terms = active.len() * a.heads + n + 32;
+        let terms = active.len() * a.heads + n + 32;
+        let (scale, least) = (abs(a.logit_scale), count(total) * tiny());
+        let rounding = |g: usize, values: &[f64], keys: &[f64]| {
+            let value = gamma(terms) + Upper::from_f64(4.0 * SOFTMAX);
+            let both = [
+                (self.value_slots[g], values, value),
+                (self.key_slots[1][g], keys, gamma(terms) * scale),
+            ];
+            both.map(|(slot, sizes, share)| {
+                let share = share * (Upper::ONE + gamma(terms));
+                let weights = sizes.iter().map(|x| share * Upper::from_f64(*x) + least);
+                Term::Linear { slot, weights: seen.iter().copied().zip(weights).collect() }
+            })
+        };
+        if let Some(all) = out.together() {
+            for rest in &joint {
+                let (mixed, logit) = (self.mixed_errors[rest.at], self.logit_errors[rest.at]);
+                all.push(Term::Constant(rest.norm * mixed + rest.capped * logit));
+            }
+            all.push(Term::Attention { slot: self.slot, rests: joint });
             for g in 0..shared {
-                let scale = abs(a.logit_scale);
-                for (slot, sizes, share) in [
-                    (
-                        self.value_slots[g],
-                        &value_sizes[k][g],
-                        gamma(terms) + Upper::from_f64(4.0 * SOFTMAX),
-                    ),
-                    (self.key_slots[1][g], &key_sizes[k][g], gamma(terms) * scale),
-                ] {
-                    let share = share * (Upper::ONE + gamma(terms));
-                    let weight = |x: &f64| share * Upper::from_f64(*x) + tiny();
-                    let weights = seen.iter().copied().zip(sizes.iter().map(weight)).collect();
-                    out.push(k, Term::Linear { slot, weights });
+                let [values, keys] = [&value_sizes, &key_sizes].map(|sizes| -> Vec<f64> {
+                    let of = |at: usize| sizes.iter().map(|of| of[g][at]).collect::<Vec<f64>>();
+                    (0..seen.len()).map(|at| vector_norm(&of(at)).to_f64()).collect()
+                });
+                all.extend(rounding(g, &values, &keys));
+            }
+        } else {
+            for (k, rests) in rests.into_iter().enumerate() {
+                out.push(k, Term::Constant(constants[k]));
+                out.push(k, Term::Attention { slot: self.slot, rests });
+                for g in 0..shared {
+                    let both = rounding(g, &value_sizes[k][g], &key_sizes[k][g]);
+                    both.into_iter().for_each(|term| out.push(k, term));
                 }
             }
         }

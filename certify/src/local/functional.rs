@@ -52,6 +52,21 @@ impl Functionals {
         &mut self.data[first..first + self.width]
     }
 
+    /// All functionals of one token, the number of which is its place in [`Self::tokens`], as a matrix.
+    pub(super) fn of_token(&self, at: usize) -> Matrix {
+        let data = (0..self.count).flat_map(|k| self.row(k, at).iter().copied()).collect();
+        Matrix { rows: self.count, columns: self.width, data }
+    }
+
+    /// Each token with the Frobenius norm of all functionals of it.
+    pub(super) fn together(&self) -> impl Iterator<Item = (usize, Upper)> {
+        let of = |at: usize| {
+            let squares = (0..self.count).map(|k| vector_norm(self.row(k, at)));
+            squares.fold(Upper::ZERO, |sum, x| sum + x * x).sqrt()
+        };
+        self.tokens.iter().copied().enumerate().map(move |(at, t)| (t, of(at)))
+    }
+
     /// `‖λ_t‖` of each functional and token, `[count, tokens]`.
     pub(super) fn norms(&self) -> Vec<Upper> {
         self.data.chunks(self.width.max(1)).map(vector_norm).collect()

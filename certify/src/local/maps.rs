@@ -141,6 +141,11 @@ impl<'a> Maps<'a> {
 
 /// A constant for each functional: `Σ_t ‖λ_t‖ e_t`, what rounding the reference costs.
 pub(super) fn rounded(lambda: &Functionals, errors: &[Upper], out: &mut Remainders) {
+    if let Some(together) = out.together() {
+        let sum = lambda.together().fold(Upper::ZERO, |sum, (t, norm)| sum + norm * errors[t]);
+        together.push(Term::Constant(sum));
+        return;
+    }
     let norms = lambda.norms();
     for ((k, t, _), norm) in lambda.rows().zip(norms) {
         if norm != Upper::ZERO {

@@ -176,7 +176,8 @@ impl Point {
                 }
             }
             let lambda = Functionals { count, tokens: vec![token], width, data };
-            let (lambda, mut remainders) = self.trace.back_from(slot, lambda)?;
+            let (lambda, mut remainders) =
+                self.trace.back_from(slot, lambda, Remainders::new(count))?;
             remainders.quick = true;
             let (values, slack) = (vec![0.0; count], vec![Upper::ZERO; count]);
             let slopes = slopes(&lambda);

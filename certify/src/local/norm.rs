@@ -4,8 +4,8 @@ use super::functional::Functionals;
 use super::maps::tiny;
 use super::remainder::{Remainders, Sphere, Term, least, root};
 use super::spread::Spread;
-use crate::spectral::{Matrix, gamma, largest, vector_norm};
-use crate::upper::{Upper, abs};
+use crate::spectral::{Matrix, gamma, largest, quick_norm, vector_norm};
+use crate::upper::{Upper, abs, count};
 
 /// `γ ∘ √n x/√(‖x‖² + n ε) + β` for each of `groups` equal parts of a token, x centred first or not.
 pub(super) struct Normed {
@@ -98,11 +98,11 @@ impl Normed {
 
     /// With `g = γ ∘ λ`: `√n/s (g − x (x·g)/s²)`, centred where x is; the rest by curvature.
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
-        let (n, groups) = (self.part(), self.groups);
-        let count = lambda.count;
+        let (n, groups, count) = (self.part(), self.groups, lambda.count);
         let mut spheres: Vec<Vec<Vec<(usize, Upper, f64)>>> = vec![vec![Vec::new(); groups]; count];
         let mut rounding: Vec<Vec<Vec<(usize, Upper)>>> = vec![vec![Vec::new(); groups]; count];
         let mut constants = vec![Upper::ZERO; count];
+        self.together(&lambda, out);
         let tokens = lambda.tokens.clone();
         let active = tokens.len().max(1);
         for (at, row) in lambda.data.chunks_mut(lambda.width.max(1)).enumerate() {
@@ -120,7 +120,6 @@ impl Normed {
                 let x = &self.x.data[i * n..(i + 1) * n];
                 let size = vector_norm(g);
                 let weight = size * root(n);
-                let s = least(self.sizes[i], Upper::ZERO, floor(n, self.eps));
                 let square = x.iter().map(|x| x * x).sum::<f64>() + n as f64 * self.eps;
                 let inner: f64 = x.iter().zip(&*g).map(|(x, g)| x * g).sum();
                 let (first, second) = ((n as f64 / square).sqrt(), inner / square);
@@ -129,13 +128,13 @@ impl Normed {
                     let mean = g.iter().sum::<f64>() / n as f64;
                     g.iter_mut().for_each(|g| *g -= mean);
                 }
-                // Rounding; and x may be off, which its curvature turns into an error of slopes.
-                let bent = Upper::from_f64(1.4) * self.off[i].div_up(s);
-                let share = (gamma(16 * n + 256) + bent).div_up(s);
-                rounding[k][group].push((t, share * weight + tiny()));
+                rounding[k][group].push((t, self.slope_error(i) * weight + tiny()));
                 let low = (self.sizes[i] - self.off[i].to_f64()).next_down().max(0.0);
                 spheres[k][group].push((t, weight * (Upper::ONE + gamma(8)), low));
             }
+        }
+        if out.together().is_some() {
+            return lambda;
         }
         for k in 0..count {
             out.push(k, Term::Constant(constants[k]));
@@ -148,6 +147,46 @@ impl Normed {
             }
         }
         lambda
+    }
+}
+
+impl Normed {
+    /// What all functionals together leave out, where they are the elements of a vector: the norm of
+    /// `γ ∘ λ` as a matrix takes the place of each one's, and for rounding the Frobenius norm does.
+    fn together(&self, lambda: &Functionals, out: &mut Remainders) {
+        let Some(together) = out.together() else { return };
+        let n = self.part();
+        for group in 0..self.groups {
+            let (slot, floor) = (self.slots[group], floor(n, self.eps));
+            let (mut rows, mut rounding) = (Vec::new(), Vec::new());
+            for (at, t) in lambda.tokens.iter().enumerate() {
+                let i = t * self.groups + group;
+                let part = |k: usize| &lambda.row(k, at)[group * n..(group + 1) * n];
+                let mut g: Vec<f64> = (0..lambda.count).flat_map(|k| part(k).to_vec()).collect();
+                together.push(Term::Constant(vector_norm(&g) * self.errors[i]));
+                if let Some(gain) = self.gain_of(group) {
+                    let each = g.chunks_mut(n.max(1));
+                    each.for_each(|g| g.iter_mut().zip(gain).for_each(|(l, g)| *l *= g));
+                }
+                let frobenius = vector_norm(&g) * root(n);
+                let joint = quick_norm(&Matrix { rows: lambda.count, columns: n, data: g });
+                let weight = joint * root(n) + gamma(8) * frobenius;
+                rounding.push((*t, self.slope_error(i) * frobenius + count(lambda.count) * tiny()));
+                let low = (self.sizes[i] - self.off[i].to_f64()).next_down().max(0.0);
+                rows.push((*t, weight, low));
+            }
+            together.push(Term::Linear { slot, weights: rounding });
+            together.push(Term::Sphere(Sphere { slot, floor, rows }));
+        }
+    }
+
+    /// What rounding does to the slope of a part, as a share of `√n ‖γ ∘ λ‖`; and x may be off, which its
+    /// curvature turns into an error of slopes.
+    fn slope_error(&self, i: usize) -> Upper {
+        let n = self.part();
+        let s = least(self.sizes[i], Upper::ZERO, floor(n, self.eps));
+        let bent = Upper::from_f64(1.4) * self.off[i].div_up(s);
+        (gamma(16 * n + 256) + bent).div_up(s)
     }
 }
 

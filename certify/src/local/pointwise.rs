@@ -7,7 +7,7 @@ use lipschitz_nn::graph::{Function, Op};
 use super::curvature::{Curvature, derivative};
 use super::functional::Functionals;
 use super::maps::tiny;
-use super::remainder::{Bends, Kinks, Remainders, Term, Units, root};
+use super::remainder::{Bends, Bent, BentRow, Kinks, Remainders, Term, Units, root};
 use super::spread::Spread;
 use crate::bound::pointwise;
 use crate::spectral::{Matrix, gamma, vector_norm};
@@ -135,20 +135,17 @@ impl Pointwise {
         let most = Upper::from_f64(crate::spectral::largest(&self.slopes));
         let share = scale * off + gamma(4) * most;
         out.linear(self.slot, &lambda, |norm| share * norm + tiny());
-        if curvature.most() > 0.0 {
-            let half = curvature.beta.map(|beta| 0.5 * beta * self.scale);
-            for (k, units) in weighted(&lambda, half).into_iter().enumerate() {
-                let bends = self.bends.clone();
-                out.push(k, Term::Curved { slot: self.slot, units, bends });
-            }
-        }
-        if curvature.jumps() {
-            let jump = curvature.jump.map(|jump| jump * self.scale);
-            for (k, units) in weighted(&lambda, jump).into_iter().enumerate() {
-                let bends = self.bends.clone();
-                let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units, bends };
-                out.push(k, Term::Kinks(kinks));
-            }
+        if let Some(together) = out.together() {
+            together.push(Term::Bent(Bent {
+                slot: self.slot,
+                factor: Upper::ONE,
+                beta: scale * Upper::from_f64(0.5 * curvature.most()),
+                jump: scale * Upper::from_f64(curvature.jump[0].max(curvature.jump[1])),
+                rows: bent_rows(&lambda),
+                bends: self.bends.clone(),
+            }));
+        } else {
+            self.bend(&curvature, &lambda, out);
         }
         for (t, row) in lambda.rows_mut() {
             let slopes = &self.slopes[t * self.u.columns..(t + 1) * self.u.columns];
@@ -156,6 +153,31 @@ impl Pointwise {
         }
         lambda
     }
+
+    /// What tangents miss, for each functional.
+    fn bend(&self, curvature: &Curvature, lambda: &Functionals, out: &mut Remainders) {
+        if curvature.most() > 0.0 {
+            let half = curvature.beta.map(|beta| 0.5 * beta * self.scale);
+            for (k, units) in weighted(lambda, half).into_iter().enumerate() {
+                let bends = self.bends.clone();
+                out.push(k, Term::Curved { slot: self.slot, units, bends });
+            }
+        }
+        if curvature.jumps() {
+            let jump = curvature.jump.map(|jump| jump * self.scale);
+            for (k, units) in weighted(lambda, jump).into_iter().enumerate() {
+                let bends = self.bends.clone();
+                let kinks = Kinks { slot: self.slot, factor: Upper::ONE, units, bends };
+                out.push(k, Term::Kinks(kinks));
+            }
+        }
+    }
+}
+
+/// What all functionals together make of the elements of each token.
+fn bent_rows(lambda: &Functionals) -> Vec<BentRow> {
+    let row = |(at, t): (usize, &usize)| BentRow::new(*t, &lambda.of_token(at));
+    lambda.tokens.iter().enumerate().map(row).collect()
 }
 
 /// What a function may be below and above its tangent times λ, rounded up, of each token where λ is not
@@ -208,16 +230,27 @@ impl Sorted {
     /// `‖Δu − Δv‖ ≤ √2 ‖Δ‖`.
     pub(super) fn back(&self, mut lambda: Functionals, out: &mut Remainders) -> Functionals {
         let half = self.x.columns / 2;
-        let mut units: Vec<Units> = vec![Vec::new(); lambda.count];
-        for (k, t, row) in lambda.rows() {
-            let apart: Vec<f64> = (0..half).map(|i| row[i] - row[half + i]).collect();
-            if apart.iter().any(|w| *w != 0.0) {
-                units[k].push((t, sides(&apart, 0.0, 1.0)));
+        let apart = |row: &[f64]| (0..half).map(|i| row[i] - row[half + i]).collect::<Vec<f64>>();
+        let (slot, factor, bends) = (self.slot, root(2), self.bends.clone());
+        if let Some(together) = out.together() {
+            let data = lambda.data.chunks(lambda.width.max(1)).flat_map(apart).collect();
+            let tokens = lambda.tokens.clone();
+            let apart = Functionals { count: lambda.count, tokens, width: half, data };
+            // Differences are rounded.
+            let jump = Upper::ONE + gamma(4);
+            let rows = bent_rows(&apart);
+            together.push(Term::Bent(Bent { slot, factor, beta: Upper::ZERO, jump, rows, bends }));
+        } else {
+            let mut units: Vec<Units> = vec![Vec::new(); lambda.count];
+            for (k, t, row) in lambda.rows() {
+                let apart = apart(row);
+                if apart.iter().any(|w| *w != 0.0) {
+                    units[k].push((t, sides(&apart, 0.0, 1.0)));
+                }
             }
-        }
-        for (k, units) in units.into_iter().enumerate() {
-            let bends = self.bends.clone();
-            out.push(k, Term::Kinks(Kinks { slot: self.slot, factor: root(2), units, bends }));
+            for (k, units) in units.into_iter().enumerate() {
+                out.push(k, Term::Kinks(Kinks { slot, factor, units, bends: bends.clone() }));
+            }
         }
         let (x, width) = (&self.x, self.x.columns);
         for (t, row) in lambda.rows_mut() {

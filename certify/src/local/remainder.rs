@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::attention::{Reach, Rest};
 use super::functional::Functionals;
 use super::spread::{Spread, root_of_squares};
-use crate::spectral::gamma;
+use crate::spectral::{Matrix, gamma, quick_norm, vector_norm};
 use crate::upper::{Upper, count};
 
 /// A weight for a token.
@@ -43,6 +43,8 @@ pub(super) enum Term {
     Cube { slot: usize, other: usize, weights: Weighted },
     /// Jumps of slopes.
     Kinks(Kinks),
+    /// Curvature and jumps, of all functionals together.
+    Bent(Bent),
     /// Curvature of `x ↦ x/√(‖x‖² + c)`.
     Sphere(Sphere),
     /// The same for `x/max(‖x‖, ε)`, of tokens whose ‖x‖ is above ε: token, weight, ‖x‖.
@@ -59,6 +61,68 @@ pub(super) struct Kinks {
     /// a of each element, by token.
     pub(super) units: Units,
     pub(super) bends: Arc<Bends>,
+}
+
+/// `‖Σ_i g_i ρ_i‖` over the elements of each token, with `|ρ_i| ≤ β Δ_i² + κ (|Δ_i| − d_i)₊` and the Δ of a
+/// token at most `factor` times its deviation; g_i is what all functionals make of element i.
+pub(super) struct Bent {
+    pub(super) slot: usize,
+    pub(super) factor: Upper,
+    pub(super) beta: Upper,
+    pub(super) jump: Upper,
+    pub(super) rows: Vec<BentRow>,
+    pub(super) bends: Arc<Bends>,
+}
+
+/// Of one token.
+pub(super) struct BentRow {
+    pub(super) token: usize,
+    /// The norm of the matrix of all g_i.
+    pub(super) norm: Upper,
+    /// ‖g_i‖, rounded up.
+    pub(super) each: Vec<f64>,
+}
+
+impl BentRow {
+    /// Of the matrix of all functionals of a token.
+    pub(super) fn new(token: usize, m: &Matrix) -> Self {
+        let column = |i: usize| {
+            let all: Vec<f64> = (0..m.rows).map(|k| m.data[k * m.columns + i]).collect();
+            vector_norm(&all).to_f64()
+        };
+        Self { token, norm: quick_norm(m), each: (0..m.columns).map(column).collect() }
+    }
+}
+
+impl Bent {
+    /// `‖Δ∘Δ‖ ≤ max |Δ_i| ‖Δ‖`, and the largest ‖g_i‖ times ‖Δ‖²; `(x − d)₊ ≤ x (1 − d/ρ)₊` for x ≤ ρ, and
+    /// as [`Kinks`] with weights ‖g_i‖.
+    fn at(&self, deviations: &Deviations, spread: &Spread) -> Upper {
+        sum(self.rows.iter().map(|BentRow { token: t, norm, each }| {
+            let ball = self.factor * spread.each[*t];
+            let ends = deviations.ends(self.slot, *t, &self.bends.reach, self.factor, ball);
+            let mut lost = Upper::ZERO;
+            if self.beta > Upper::ZERO {
+                let farthest = Upper::from_f64(crate::spectral::largest(&ends));
+                let most = Upper::from_f64(crate::spectral::largest(each));
+                lost = lost + self.beta * ball * (*norm * farthest).min(most * ball);
+            }
+            if self.jump > Upper::ZERO {
+                let n = each.len();
+                let distances = &self.bends.distances[*t * n..(*t + 1) * n];
+                let own: Vec<Boxed> = (0..n)
+                    .filter(|i| each[*i] != 0.0 && ends[*i] > distances[*i])
+                    .map(|i| Boxed { weight: each[i], distance: distances[i], reach: ends[i] })
+                    .collect();
+                let behind = |u: &Boxed| Upper::from_f64(u.reach - u.distance);
+                let share = own.iter().fold(Upper::ZERO, |m, u| m.max(behind(u).div_up(u.reach)));
+                let boxes: Vec<Upper> = own.iter().map(behind).collect();
+                let whole = *norm * (share * ball).min(root_of_squares(&boxes));
+                lost = lost + self.jump * whole.min(best(&own, ball, true));
+            }
+            lost
+        }))
+    }
 }
 
 /// What is known of the elements of an elementwise node.
@@ -81,6 +145,9 @@ pub(super) struct Sphere {
 /// The remainders of several functionals.
 pub(super) struct Remainders {
     terms: Vec<Vec<Term>>,
+    /// Where the functionals are the elements of one vector: terms that bound the ℓ2 norm of what is left
+    /// out of all of it. A map of what a node leaves out is far smaller in that norm than element by element.
+    together: Option<Vec<Term>>,
     /// Whether bounds are to be quick rather than small: of many functionals, none of which counts much.
     pub(super) quick: bool,
 }
@@ -151,7 +218,25 @@ impl Deviations {
 
 impl Remainders {
     pub(super) fn new(count: usize) -> Self {
-        Self { terms: std::iter::repeat_with(Vec::new).take(count).collect(), quick: false }
+        let terms = std::iter::repeat_with(Vec::new).take(count).collect();
+        Self { terms, together: None, quick: false }
+    }
+
+    /// Of the elements of one vector, quickly.
+    pub(super) fn of_vector(count: usize) -> Self {
+        Self { together: Some(Vec::new()), quick: true, ..Self::new(count) }
+    }
+
+    /// The terms of the whole vector, if they are asked for.
+    pub(super) fn together(&mut self) -> Option<&mut Vec<Term>> {
+        self.together.as_mut()
+    }
+
+    /// A bound on the ℓ2 norm of what is left out of the vector.
+    pub(super) fn of_whole(&self, deviations: &Deviations) -> Upper {
+        let each: Vec<Upper> = (0..self.terms.len()).map(|k| self.either(k, deviations)).collect();
+        let at = |term: &Term| term.at(deviations, Side::Taken, true).unwrap_or(Upper::INFINITY);
+        root_of_squares(&each) + sum(self.together.iter().flatten().map(at))
     }
 
     pub(super) fn push(&mut self, k: usize, term: Term) {
@@ -162,7 +247,14 @@ impl Remainders {
     }
 
     /// `Σ_t f(‖λ_t‖) D_t` for each functional.
+    /// f is affine.
     pub(super) fn linear(&mut self, slot: usize, lambda: &Functionals, f: impl Fn(Upper) -> Upper) {
+        if let Some(together) = &mut self.together {
+            let constant = count(lambda.count) * f(Upper::ZERO);
+            let weights = lambda.together().map(|(t, norm)| (t, f(norm) + constant)).collect();
+            together.push(Term::Linear { slot, weights });
+            return;
+        }
         for (k, weights) in by_token(lambda, f).into_iter().enumerate() {
             self.push(k, Term::Linear { slot, weights });
         }
@@ -227,6 +319,7 @@ impl Term {
             | Self::Projection { slot, .. }
             | Self::Attention { slot, .. } => Some(*slot),
             Self::Kinks(kinks) => Some(kinks.slot),
+            Self::Bent(bent) => Some(bent.slot),
             Self::Sphere(sphere) => Some(sphere.slot),
         }
     }
@@ -268,6 +361,7 @@ impl Term {
                 sum(weights.iter().map(cube))
             }
             Self::Kinks(kinks) => kinks.at(deviations, deviations.at(kinks.slot)?, side, quick),
+            Self::Bent(bent) => bent.at(deviations, deviations.at(bent.slot)?),
             Self::Sphere(sphere) => sphere.at(deviations.at(sphere.slot)?),
             Self::Projection { slot, eps, rows } => {
                 let d = deviations.at(*slot)?;

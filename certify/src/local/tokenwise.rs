@@ -2,7 +2,8 @@
 //!
 //! Products of constants from layer to layer say that tokens move far more than they do, and what a norm
 //! leaves out grows with the square of it. The elements of a token are functionals of the input: with J
-//! its derivative at the reference and R_i the remainder of element i, `‖Δ‖ ≤ ‖J δ‖ + √Σ R_i²`.
+//! its derivative at the reference, `‖Δ‖ ≤ ‖J δ‖` and the ℓ2 norm of what all elements leave out: a node
+//! that leaves out a vector ρ, of which later ones make `A ρ`, adds at most `‖A‖ ‖ρ‖` to it.
 
 use rayon::prelude::*;
 
@@ -27,9 +28,7 @@ pub(super) struct Tokenwise {
 struct One {
     /// Norms of the derivative.
     slopes: Slopes,
-    /// Of each element.
     remainders: Remainders,
-    elements: usize,
 }
 
 impl Tokenwise {
@@ -45,9 +44,9 @@ impl Tokenwise {
                 let mut data = vec![0.0; width * width];
                 (0..width).for_each(|i| data[i * width + i] = 1.0);
                 let lambda = Functionals { count: width, tokens: vec![token], width, data };
-                let (lambda, mut remainders) = trace.back_from(slot, lambda)?;
-                remainders.quick = true;
-                Ok(One { slopes: derivative(&lambda), remainders, elements: width })
+                let (lambda, remainders) =
+                    trace.back_from(slot, lambda, Remainders::of_vector(width))?;
+                Ok(One { slopes: derivative(&lambda), remainders })
             };
             let tokens = (0..tokens).map(one).collect::<Result<_, Error>>()?;
             Ok(Self { slot, tokens })
@@ -57,11 +56,7 @@ impl Tokenwise {
 
     /// Bounds on the deviations of the tokens, from those in front of them.
     pub(super) fn at(&self, change: Change<'_>, deviations: &Deviations) -> Vec<Upper> {
-        let of = |one: &One| {
-            let rest = |k| one.remainders.either(k, deviations);
-            let rests: Vec<Upper> = (0..one.elements).map(rest).collect();
-            one.slopes.along(change) + root_of_squares(&rests)
-        };
+        let of = |one: &One| one.slopes.along(change) + one.remainders.of_whole(deviations);
         self.tokens.par_iter().map(of).collect()
     }
 }

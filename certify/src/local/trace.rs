@@ -257,7 +257,8 @@ impl Trace {
         Ok(self.back(lambda)?.1.kinks_of_one_token())
     }
 
-    /// As [`Self::back`], for functionals of what the elementwise node or the norm of this place reads.
+    /// As [`Self::back`], for functionals of what the elementwise node or the norm of this place reads,
+    /// with `out` for what they leave out.
     ///
     /// # Errors
     /// Those of products.
@@ -265,8 +266,8 @@ impl Trace {
         &self,
         slot: usize,
         lambda: Functionals,
+        mut out: Remainders,
     ) -> Result<(Functionals, Remainders), Error> {
-        let mut out = Remainders::new(lambda.count);
         let lambda = back_from(&self.pieces, slot, lambda, &mut out)?;
         Ok((self.without_prefix(lambda), out))
     }

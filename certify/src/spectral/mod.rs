@@ -14,7 +14,7 @@ pub use matrix::{
     Matrix, affine_norm, max_row_difference, max_row_norm, row_differences, vector_norm,
 };
 pub(crate) use matrix::{all_scaled, exponent, largest, scaled, shift, vector_norm_of};
-pub(crate) use proof::{UNDERFLOW, cholesky};
+pub(crate) use proof::{UNDERFLOW, cholesky, quick_norm};
 pub use proof::{product_norm, spectral_norm, top_right_singular_vector};
 
 use std::fmt;

@@ -78,8 +78,23 @@ fn unit_norm(m: &Matrix, method: Method) -> Interval {
             None => Interval { lower, upper: frobenius, method: Method::Frobenius },
         },
         Method::Power => Interval { lower, upper: Upper::from_f64(lower), method },
-        Method::Gram => Interval { lower, upper: root(gram_iteration(g, short)), method },
+        Method::Gram => {
+            Interval { lower, upper: root(gram_iteration(g, short, SQUARINGS)), method }
+        }
     }
+}
+
+/// A bound on σ_max that is quick rather than tight: at most `n^(1/16)` above it for a short side n.
+pub(crate) fn quick_norm(m: &Matrix) -> Upper {
+    let frobenius = vector_norm(&m.data);
+    let largest = m.largest();
+    if largest == 0.0 || !largest.is_finite() || exponent(largest).abs() > SAFE {
+        return frobenius;
+    }
+    let (short, long) = (m.rows.min(m.columns), m.rows.max(m.columns));
+    let eigenvalue = gram_iteration(gram(m), short, 2);
+    let rounding = gamma(long + 2) * frobenius * frobenius + Upper::from_f64(UNDERFLOW);
+    (eigenvalue + rounding).sqrt().min(frobenius)
 }
 
 /// WWᵀ or WᵀW, whichever is smaller. The result is symmetric.
@@ -184,13 +199,15 @@ pub(crate) fn cholesky(m: &mut [f64], n: usize, trace: Upper) -> Option<Upper> {
     Some((g * trace).div_up(shrink) + Upper::from_f64(UNDERFLOW))
 }
 
+/// Squarings of a Gram matrix by [`Method::Gram`].
+const SQUARINGS: usize = 12;
+
 /// An upper bound on the largest eigenvalue: `λ(H)² = λ(H²)`, and the Frobenius norm of a high
 /// power is close to its largest eigenvalue. With `H' = fl(H²)`, `λ(H)² ≤ λ(H') + γ‖H‖_F²`.
-fn gram_iteration(g: Vec<f64>, n: usize) -> Upper {
-    const SQUARINGS: usize = 12;
+fn gram_iteration(g: Vec<f64>, n: usize, squarings: usize) -> Upper {
     let mut h = g;
-    let mut trail = Vec::with_capacity(SQUARINGS);
-    for _ in 0..SQUARINGS {
+    let mut trail = Vec::with_capacity(squarings);
+    for _ in 0..squarings {
         let e = exponent(h.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs())));
         h = all_scaled(&h, -e);
         trail.push((e, vector_norm(&h)));
