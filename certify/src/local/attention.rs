@@ -63,6 +63,8 @@ pub(super) struct Heads {
     logit_errors: Vec<Upper>,
     /// What means of values may be off by, `[heads, tokens]`.
     mixed_errors: Vec<Upper>,
+    /// `√Σ p_j ‖v_j − v̄‖²`, and the same of keys, or about 0 where logits are capped; `[heads, tokens]`.
+    spreads: [Vec<Upper>; 2],
     tokens: usize,
     /// Where deviations are kept.
     slot: usize,
@@ -295,7 +297,7 @@ impl Heads {
         let [q, k, v] = all;
         let reach = [(Stage::Query, heads), (Stage::Key, shared), (Stage::Value, shared)]
             .map(|(stage, count)| tracer.reach_of(id, stage, count));
-        Ok(Self {
+        let mut own = Self {
             config: a.clone(),
             maps: [q, k, v, output],
             errors,
@@ -308,6 +310,7 @@ impl Heads {
             probability,
             logit_errors,
             mixed_errors,
+            spreads: [Vec::new(), Vec::new()],
             tokens,
             slot,
             mixed_slot,
@@ -317,7 +320,14 @@ impl Heads {
             value_slots,
             projected,
             reach,
-        })
+        };
+        let all = || (0..heads).flat_map(|h| (0..tokens).map(move |t| (h, t)));
+        let capped = a.logit_cap.is_some();
+        own.spreads = [
+            all().map(|(h, t)| own.spread_of(&own.value, true, h, t)).collect(),
+            all().map(|(h, t)| own.spread_of(&own.key, !capped, h, t)).collect(),
+        ];
+        Ok(own)
     }
 
     fn group(&self, head: usize) -> usize {
@@ -459,11 +469,19 @@ impl Heads {
                 let squared = exp(w + w);
                 let off = (rest * squared).div_up(kept).min(quarter);
                 let two = Upper::from_f64(2.0);
-                let deviation = (two * w * off.sqrt()).min(w);
-                let moved = (two * two * w * off).min(w).min(two);
                 let factor = exp(w);
+                // The variance of logits by that of keys, and as all keys together move by no more than
+                // so much: `Σ p_j ‖Δk_j‖² ≤ max p Σ ‖Δk_j‖²`.
+                let likeliest = Upper::from_f64(largest(p))
+                    * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
+                    + Upper::from_f64(NEGLIGIBLE);
+                let joint = dk.min(likeliest.sqrt() * key[g].total);
+                let apart = self.spreads[1][h * n + t];
+                let varied = factor * (scale * (dq * apart + (q + dq) * joint) + error);
+                let deviation = (two * w * off.sqrt()).min(w).min(varied);
+                let moved = (two * two * w * off).min(deviation).min(two);
                 // The variance of values under the probabilities, and all of it on the way.
-                let sigma = self.spread_of_values(h, t);
+                let sigma = self.spreads[0][h * n + t];
                 let covariance = (factor * sigma * deviation).min(moved * self.widest(g, t));
                 let mean = seen().fold(Upper::ZERO, |sum, j| {
                     let p = Upper::from_f64(p[j]) * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
@@ -516,25 +534,25 @@ impl Heads {
         &self.probability[first..first + self.tokens]
     }
 
-    /// `√Σ p_j ‖v_j − v̄‖²`
-    fn spread_of_values(&self, h: usize, t: usize) -> Upper {
+    /// `√Σ p_j ‖v_j − v̄‖²` of keys or values, or about 0.
+    fn spread_of(&self, m: &Matrix, centred: bool, h: usize, t: usize) -> Upper {
         let (g, d, p) = (self.group(h), self.config.head_dim, self.probabilities(h, t));
         let mut mean = vec![0.0; d];
-        for (j, p) in p.iter().enumerate().filter(|(_, p)| **p > 0.0) {
-            let v = part_of(&self.value, j, g, d);
+        for (j, p) in p.iter().enumerate().filter(|(_, p)| centred && **p > 0.0) {
+            let v = part_of(m, j, g, d);
             mean.iter_mut().zip(v).for_each(|(m, v)| *m += p * v);
         }
         // The variance about any point is no less than that about the mean.
         let mut sum = 0.0;
         let mut most: f64 = 0.0;
         for j in (0..self.tokens).filter(|j| self.sees(t, *j)) {
-            let v = part_of(&self.value, j, g, d);
+            let v = part_of(m, j, g, d);
             let gap: f64 = v.iter().zip(&mean).map(|(v, m)| (v - m) * (v - m)).sum();
             sum += p[j] * gap;
             most = most.max(gap);
         }
         let off = gamma(self.tokens + d + 16) + Upper::from_f64(2.0 * SOFTMAX);
-        let values = longest(&self.value, g, d);
+        let values = longest(m, g, d);
         let small = gamma(8) * values;
         let tail = count(self.tokens) * Upper::from_f64(NEGLIGIBLE) * Upper::from_f64(most);
         ((Upper::from_f64(sum) * (Upper::ONE + off)) + tail).sqrt() + small

@@ -114,9 +114,9 @@ impl Pointwise {
         self.kind.curvature().jumps()
     }
 
-    /// Elements per token.
-    pub(super) fn width(&self) -> usize {
-        self.u.columns
+    /// Tokens, and elements of each.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.u.rows, self.u.columns)
     }
 
     pub(super) fn grow(&self, x: &Spread) -> Spread {
@@ -221,9 +221,9 @@ impl Sorted {
         Self { x: x.clone(), bends: Arc::new(Bends { distances, reach }), slot }
     }
 
-    /// Elements per token.
-    pub(super) fn width(&self) -> usize {
-        self.x.columns
+    /// Tokens, and elements of each.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.x.rows, self.x.columns)
     }
 
     /// u and v go where the larger and the smaller go; `|u − v|` has a jump of slopes of 2 at 0, and

@@ -37,7 +37,7 @@ impl Tokenwise {
     /// # Errors
     /// Those of products.
     pub(super) fn all(trace: &Trace) -> Result<Vec<Self>, Error> {
-        let norms = trace.normed().into_iter();
+        let norms = trace.curved().into_iter();
         let few = norms.filter(|(_, tokens, width)| tokens.saturating_mul(*width) <= MOST);
         few.map(|(slot, tokens, width)| {
             let one = |token: usize| {

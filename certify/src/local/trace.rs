@@ -239,10 +239,10 @@ impl Trace {
         out
     }
 
-    /// Norms in the order of the forward pass: place, tokens, elements of each.
-    pub(super) fn normed(&self) -> Vec<(usize, usize, usize)> {
+    /// Norms and elementwise nodes in the order of the forward pass: place, tokens, elements of each.
+    pub(super) fn curved(&self) -> Vec<(usize, usize, usize)> {
         let mut out = Vec::new();
-        self.pieces.iter().for_each(|piece| piece.normed(&mut out));
+        self.pieces.iter().for_each(|piece| piece.curved(&mut out));
         out
     }
 
@@ -628,23 +628,33 @@ impl Piece {
                 body.iter().for_each(|piece| piece.bent(out));
             }
             Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.bent(out)),
-            Self::Pointwise(piece) if piece.jumps() => out.push((piece.slot, piece.width(), false)),
-            Self::Sorted(piece) => out.push((piece.slot, piece.width(), true)),
+            Self::Pointwise(piece) if piece.jumps() => {
+                out.push((piece.slot, piece.size().1, false))
+            }
+            Self::Sorted(piece) => out.push((piece.slot, piece.size().1, true)),
             _ => {}
         }
     }
 
-    /// The norms in it.
-    fn normed(&self, out: &mut Vec<(usize, usize, usize)>) {
+    /// The norms and elementwise nodes in it.
+    fn curved(&self, out: &mut Vec<(usize, usize, usize)>) {
         match self {
-            Self::Known { piece, .. } => piece.normed(out),
+            Self::Known { piece, .. } => piece.curved(out),
             Self::Sequence(body) | Self::Residual { body, .. } => {
-                body.iter().for_each(|piece| piece.normed(out));
+                body.iter().for_each(|piece| piece.curved(out));
             }
-            Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.normed(out)),
+            Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.curved(out)),
             Self::Normed(piece) => {
                 let (tokens, width) = piece.size();
                 out.push((piece.slots[0], tokens, width));
+            }
+            Self::Pointwise(piece) => {
+                let (tokens, width) = piece.size();
+                out.push((piece.slot, tokens, width));
+            }
+            Self::Sorted(piece) => {
+                let (tokens, width) = piece.size();
+                out.push((piece.slot, tokens, width));
             }
             _ => {}
         }
@@ -662,10 +672,9 @@ impl Piece {
 
     /// Whether the elementwise node or the norm of this place is it or in it.
     fn holds(&self, slot: usize) -> bool {
-        let (mut bent, mut normed) = (Vec::new(), Vec::new());
-        self.bent(&mut bent);
-        self.normed(&mut normed);
-        bent.iter().any(|(own, _, _)| *own == slot) || normed.iter().any(|(own, _, _)| *own == slot)
+        let mut curved = Vec::new();
+        self.curved(&mut curved);
+        curved.iter().any(|(own, _, _)| *own == slot)
     }
 
     /// From the deviations of its input to those of its output.
@@ -719,10 +728,12 @@ impl Piece {
                 map.grow(&x, errors)
             }
             Self::Pointwise(piece) => {
+                let x = limited(piece.slot, x, deviations, limit);
                 deviations.spreads[piece.slot] = Some(x.clone());
                 piece.grow(&x)
             }
             Self::Sorted(piece) => {
+                let x = limited(piece.slot, x, deviations, limit);
                 deviations.spreads[piece.slot] = Some(x.clone());
                 x
             }
