@@ -24,7 +24,7 @@ use super::maps::{Map, Maps, rounded, tiny};
 use super::norm::Normed;
 use super::remainder::{Deviations, Remainders, Term};
 use super::spread::{Spread, root_of_squares};
-use super::trace::{Tracer, add_error};
+use super::trace::{Known, Tracer, add_error};
 use crate::Error;
 use crate::bound::Part;
 use crate::spectral::{Matrix, gamma, largest, quick_norm, vector_norm};
@@ -67,7 +67,7 @@ pub(super) struct Heads {
     spreads: [Vec<Upper>; 2],
     tokens: usize,
     /// Where deviations are kept.
-    slot: usize,
+    pub(super) slot: usize,
     mixed_slot: usize,
     /// Behind the output map, before the factor.
     projected_slot: usize,
@@ -321,11 +321,9 @@ impl Heads {
             projected,
             reach,
         };
-        let all = || (0..heads).flat_map(|h| (0..tokens).map(move |t| (h, t)));
-        let capped = a.logit_cap.is_some();
         own.spreads = [
-            all().map(|(h, t)| own.spread_of(&own.value, true, h, t)).collect(),
-            all().map(|(h, t)| own.spread_of(&own.key, !capped, h, t)).collect(),
+            own.queries().map(|(h, t)| own.spread_of(&own.value, true, h, t)).collect(),
+            own.queries().map(|(h, t)| own.spread_of(&own.key, own.plain(), h, t)).collect(),
         ];
         Ok(own)
     }
@@ -334,8 +332,24 @@ impl Heads {
         head / (self.config.heads / self.config.key_value_heads.max(1)).max(1)
     }
 
+    /// How many logits it has.
+    pub(super) fn logits(&self) -> usize {
+        self.config.heads.saturating_mul(self.tokens).saturating_mul(self.tokens)
+    }
+
+    /// Whether logits have no cap.
+    pub(super) fn plain(&self) -> bool {
+        self.slopes.is_none()
+    }
+
+    /// Head and query.
+    pub(super) fn queries(&self) -> impl Iterator<Item = (usize, usize)> {
+        let tokens = self.tokens;
+        (0..self.config.heads).flat_map(move |h| (0..tokens).map(move |t| (h, t)))
+    }
+
     /// Whether a query sees a key.
-    fn sees(&self, t: usize, j: usize) -> bool {
+    pub(super) fn sees(&self, t: usize, j: usize) -> bool {
         let a = &self.config;
         (!a.causal || j <= t) && a.window.is_none_or(|window| t.abs_diff(j) < window)
     }
@@ -399,7 +413,12 @@ impl Heads {
         all
     }
 
-    pub(super) fn grow(&self, x: &Spread, deviations: &mut Deviations) -> Spread {
+    pub(super) fn grow(
+        &self,
+        x: &Spread,
+        deviations: &mut Deviations,
+        known: &dyn Known,
+    ) -> Spread {
         let (a, n) = (&self.config, self.tokens);
         let d = a.head_dim;
         deviations.spreads[self.slot] = Some(x.clone());
@@ -409,6 +428,7 @@ impl Heads {
         for (slot, spread) in self.value_slots.iter().zip(&value) {
             deviations.spreads[*slot] = Some(spread.clone());
         }
+        let logits = known.logits(self.slot, deviations);
         let scale = abs(a.logit_scale);
         let beta = match a.logit_cap {
             Some(cap) => Upper::from_f64(0.5 * Curvature::soft_cap(cap).most()),
@@ -451,9 +471,15 @@ impl Heads {
                     (query.each[t], most(&|j| key[g].each[j]), most(&|j| value[g].each[j]));
                 let error = self.logit_errors[h * n + t];
                 let both = (q + dq) * dk;
-                let w = scale * (dq * most(&|j| apart[j]) + both) + error;
+                let mut w = scale * (dq * most(&|j| apart[j]) + both) + error;
                 let far = most(&|j| vector_norm(part_of(&self.key, j, g, d)));
                 let logit = scale * (dq * far + both) + error;
+                // What logits are apart, to first order; products of changes and rounding come to it.
+                let own = logits.as_ref().map(|all| all[h * n + t]);
+                let beside = scale * dq * dk + error + gamma(4) * logit;
+                if let Some([most, _]) = own {
+                    w = w.min(most + beside + beside);
+                }
                 let p = self.probabilities(h, t);
                 let (favourite, _) = p
                     .iter()
@@ -472,12 +498,16 @@ impl Heads {
                 let factor = exp(w);
                 // The variance of logits by that of keys, and as all keys together move by no more than
                 // so much: `Σ p_j ‖Δk_j‖² ≤ max p Σ ‖Δk_j‖²`.
-                let likeliest = Upper::from_f64(largest(p))
-                    * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
-                    + Upper::from_f64(NEGLIGIBLE);
+                let likeliest = self.likeliest(h, t);
                 let joint = dk.min(likeliest.sqrt() * key[g].total);
                 let apart = self.spreads[1][h * n + t];
-                let varied = factor * (scale * (dq * apart + (q + dq) * joint) + error);
+                let mut varied = scale * (dq * apart + (q + dq) * joint) + error;
+                if let Some([most, root]) = own {
+                    let computed = root * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX));
+                    let tail = (count(n) * Upper::from_f64(NEGLIGIBLE)).sqrt() * most;
+                    varied = varied.min(computed + tail + beside);
+                }
+                let varied = factor * varied;
                 let deviation = (two * w * off.sqrt()).min(w).min(varied);
                 let moved = (two * two * w * off).min(deviation).min(two);
                 // The variance of values under the probabilities, and all of it on the way.
@@ -529,9 +559,16 @@ impl Heads {
         out.through(abs(a.output_scale), &self.projected)
     }
 
-    fn probabilities(&self, h: usize, t: usize) -> &[f64] {
+    pub(super) fn probabilities(&self, h: usize, t: usize) -> &[f64] {
         let first = (h * self.tokens + t) * self.tokens;
         &self.probability[first..first + self.tokens]
+    }
+
+    /// The largest probability.
+    pub(super) fn likeliest(&self, h: usize, t: usize) -> Upper {
+        Upper::from_f64(largest(self.probabilities(h, t)))
+            * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
+            + Upper::from_f64(NEGLIGIBLE)
     }
 
     /// `√Σ p_j ‖v_j − v̄‖²` of keys or values, or about 0.
@@ -752,10 +789,23 @@ impl Heads {
                 }
             }
         }
-        let to_query = self.unturned(0, to_query, out)?;
-        let to_key = self.unturned(1, to_key, out)?;
+        let sum = self.to_input(to_query, to_key, Some(to_value), out)?;
+        Ok(pruned(sum, self.slot, out))
+    }
+
+    /// Functionals of the node's input, of such of queries, keys and values.
+    fn to_input(
+        &self,
+        query: Functionals,
+        key: Functionals,
+        value: Option<Functionals>,
+        out: &mut Remainders,
+    ) -> Result<Functionals, Error> {
+        let total = query.count;
+        let query = self.unturned(0, query, out)?;
+        let key = self.unturned(1, key, out)?;
         let mut sum: Option<Functionals> = None;
-        for (which, lambda) in [to_query, to_key, to_value].into_iter().enumerate() {
+        for (which, lambda) in [query, key].into_iter().chain(value).enumerate() {
             rounded(&lambda, &self.errors[which], out);
             let x = self.maps[which].back(&lambda, self.slot, out)?;
             sum = Some(match sum {
@@ -767,8 +817,46 @@ impl Heads {
                 None => x,
             });
         }
-        let sum = sum.unwrap_or_else(|| Functionals::zeros(total, Vec::new(), a.dim));
-        Ok(pruned(sum, self.slot, out))
+        Ok(sum.unwrap_or_else(|| Functionals::zeros(total, Vec::new(), self.config.dim)))
+    }
+
+    /// The functionals of the node's input that such of the logits of a head and a query are to first order,
+    /// `[count, tokens]`, the absolute values of each of which add up to at most 2: `Δℓ_j = s (Δq·k_j + q·Δk_j)`.
+    ///
+    /// # Errors
+    /// Those of products.
+    pub(super) fn back_logits(
+        &self,
+        h: usize,
+        t: usize,
+        (rows, total): (&[f64], usize),
+        out: &mut Remainders,
+    ) -> Result<Functionals, Error> {
+        let (a, n, d, g) = (&self.config, self.tokens, self.config.head_dim, self.group(h));
+        let seen: Vec<usize> = (0..n).filter(|j| self.sees(t, *j)).collect();
+        let mut to_query = Functionals::zeros(total, vec![t], a.heads * d);
+        let mut to_key = Functionals::zeros(total, seen.clone(), a.key_value_heads.max(1) * d);
+        let query = part_of(&self.query, t, h, d);
+        for (k, row) in rows.chunks(n.max(1)).enumerate() {
+            for (at, j) in seen.iter().enumerate() {
+                let w = a.logit_scale * row[*j];
+                let to = &mut to_query.row_mut(k, 0)[h * d..(h + 1) * d];
+                to.iter_mut().zip(part_of(&self.key, *j, g, d)).for_each(|(to, x)| *to += w * x);
+                let to = &mut to_key.row_mut(k, at)[g * d..(g + 1) * d];
+                to.iter_mut().zip(query).for_each(|(to, x)| *to += w * x);
+            }
+        }
+        // Each element is off by γ of the absolute values that it is made of.
+        let share = gamma(n + 16) * abs(a.logit_scale) * count(4 * total).sqrt();
+        let (least, far) = (count(total) * tiny(), longest(&self.key, g, d));
+        let keys = share * vector_norm(query) + least;
+        if let Some(all) = out.together() {
+            let weights = vec![(t, share * far + least)];
+            all.push(Term::Linear { slot: self.query_slots[1][h], weights });
+            let weights = seen.into_iter().map(|j| (j, keys)).collect();
+            all.push(Term::Linear { slot: self.key_slots[1][g], weights });
+        }
+        self.to_input(to_query, to_key, None, out)
     }
 
     /// From queries or keys behind positions and norm to those of the maps.

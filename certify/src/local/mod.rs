@@ -20,6 +20,7 @@ mod attention;
 mod curvature;
 mod functional;
 mod image;
+mod logits;
 mod maps;
 mod norm;
 mod pointwise;
@@ -49,11 +50,12 @@ use crate::robust::largest;
 use crate::spectral::{gamma, vector_norm};
 use crate::upper::{Upper, count};
 use functional::Functionals;
+use logits::Logits;
 use maps::Maps;
 use remainder::{Deviations, Remainders, Side};
 use spread::Spread;
 use tokenwise::Tokenwise;
-use trace::Trace;
+use trace::{Known, Trace};
 
 /// How the size of a change of the input is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +118,8 @@ impl<'a> Local<'a> {
     /// [`Error`] if the input does not fit, or names a node that nothing is known about.
     pub fn at(&self, x: &Tensor) -> Result<Point, Error> {
         let trace = Trace::new(self.model, &self.maps, &self.changes, x)?;
-        let tokens = Tokenwise::all(&trace)?;
-        let mut point = Point { trace, domain: self.domain, tokens, elements: Vec::new() };
+        let (tokens, logits) = (Tokenwise::all(&trace)?, Logits::all(&trace)?);
+        let mut point = Point { trace, domain: self.domain, tokens, logits, elements: Vec::new() };
         point.refine()?;
         Ok(point)
     }
@@ -127,8 +129,9 @@ impl<'a> Local<'a> {
 pub struct Point {
     trace: Trace,
     domain: Upper,
-    /// What norms read, token by token.
+    /// What norms and elementwise nodes read, token by token.
     tokens: Vec<Tokenwise>,
+    logits: Vec<Logits>,
     /// What elementwise nodes read, element by element, as claims of their own: place, token, claims.
     elements: Vec<(usize, usize, Claims)>,
 }
@@ -246,11 +249,7 @@ impl Point {
             Change::Replaced(replacements) => self.trace.largest.max(replacements.largest()),
         };
         (farthest <= self.domain).then(|| {
-            let known = |slot: usize, deviations: &Deviations| {
-                let norm = self.tokens.iter().find(|norm| norm.slot == slot)?;
-                Some(norm.at(change, deviations))
-            };
-            let mut deviations = self.trace.grow(input, largest, &known);
+            let mut deviations = self.trace.grow(input, largest, &Under { point: self, change });
             if quick {
                 return deviations;
             }
@@ -373,6 +372,24 @@ impl Point {
         }
         narrow(&mut low, &mut high, 3, false);
         low
+    }
+}
+
+/// What is known at a point under a change.
+struct Under<'a> {
+    point: &'a Point,
+    change: Change<'a>,
+}
+
+impl Known for Under<'_> {
+    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Upper>> {
+        let node = self.point.tokens.iter().find(|node| node.slot == slot)?;
+        Some(node.at(self.change, deviations))
+    }
+
+    fn logits(&self, slot: usize, deviations: &Deviations) -> Option<Vec<[Upper; 2]>> {
+        let node = self.point.logits.iter().find(|node| node.slot == slot)?;
+        Some(node.at(self.change, deviations))
     }
 }
 

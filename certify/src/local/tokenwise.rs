@@ -62,7 +62,7 @@ impl Tokenwise {
 }
 
 /// The norms of a derivative, the rows of which are functionals.
-fn derivative(lambda: &Functionals) -> Slopes {
+pub(super) fn derivative(lambda: &Functionals) -> Slopes {
     let (n, width) = (lambda.tokens.len(), lambda.width);
     let norm = |m: Matrix| {
         let frobenius = vector_norm(&m.data);

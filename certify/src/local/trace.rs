@@ -207,14 +207,14 @@ impl Trace {
         let mut trace =
             Self { pieces, still, names, prefix, tokens, width, input, largest, output };
         let none = Spread::of(vec![Upper::ZERO; tokens]);
-        trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None, &|_, _| None));
+        trace.still = Arc::new(trace.deviations(none, Upper::ZERO, None, &Unknown));
         Ok(trace)
     }
 
-    /// Deviations at every place for those of the input, which are at most `radius` per token; `limit` says
-    /// what is known of those of the tokens that a norm reads, from what was found in front of it.
-    pub(super) fn grow(&self, input: Spread, radius: Upper, limit: Limit<'_>) -> Deviations {
-        self.deviations(input, radius, Some(self.still.clone()), limit)
+    /// Deviations at every place for those of the input, which are at most `radius` per token; `known`
+    /// says what is known of some of them, from what was found in front of them.
+    pub(super) fn grow(&self, input: Spread, radius: Upper, known: &dyn Known) -> Deviations {
+        self.deviations(input, radius, Some(self.still.clone()), known)
     }
 
     fn deviations(
@@ -222,12 +222,12 @@ impl Trace {
         input: Spread,
         radius: Upper,
         still: Option<Arc<Deviations>>,
-        limit: Limit<'_>,
+        known: &dyn Known,
     ) -> Deviations {
         let mut deviations = Deviations::new(self.names.len(), radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
         each.extend(input.each);
-        grow(&self.pieces, Spread::new(each, input.total), &mut deviations, limit);
+        grow(&self.pieces, Spread::new(each, input.total), &mut deviations, known);
         deviations
     }
 
@@ -236,6 +236,13 @@ impl Trace {
     pub(super) fn bent(&self) -> Vec<(usize, usize, bool)> {
         let mut out = Vec::new();
         self.pieces.iter().for_each(|piece| piece.bent(&mut out));
+        out
+    }
+
+    /// Attention in the order of the forward pass.
+    pub(super) fn attentions(&self) -> Vec<&Heads> {
+        let mut out = Vec::new();
+        self.pieces.iter().for_each(|piece| piece.attentions(&mut out));
         out
     }
 
@@ -257,7 +264,7 @@ impl Trace {
         Ok(self.back(lambda)?.1.kinks_of_one_token())
     }
 
-    /// As [`Self::back`], for functionals of what the elementwise node or the norm of this place reads,
+    /// As [`Self::back`], for functionals of what the elementwise node, the norm or the attention of this place reads,
     /// with `out` for what they leave out.
     ///
     /// # Errors
@@ -579,16 +586,35 @@ pub(super) fn add_error(lambda: &Functionals, slot: usize, out: &mut Remainders)
     out.linear(slot, lambda, |norm| gamma(4) * norm + tiny());
 }
 
-/// What is known of the deviations of the tokens at a place, from those in front of it.
-pub(super) type Limit<'a> = &'a dyn Fn(usize, &Deviations) -> Option<Vec<Upper>>;
+/// What is known of the deviations at a place, from those in front of it.
+pub(super) trait Known {
+    /// Of the tokens that a norm or an elementwise node reads.
+    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Upper>>;
 
-fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations, limit: Limit<'_>) -> Spread {
-    pieces.iter().fold(x, |x, piece| piece.grow(x, deviations, limit))
+    /// Of the logits of attention, as [`super::logits`] has them.
+    fn logits(&self, slot: usize, deviations: &Deviations) -> Option<Vec<[Upper; 2]>>;
+}
+
+/// Nothing.
+struct Unknown;
+
+impl Known for Unknown {
+    fn tokens(&self, _: usize, _: &Deviations) -> Option<Vec<Upper>> {
+        None
+    }
+
+    fn logits(&self, _: usize, _: &Deviations) -> Option<Vec<[Upper; 2]>> {
+        None
+    }
+}
+
+fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations, known: &dyn Known) -> Spread {
+    pieces.iter().fold(x, |x, piece| piece.grow(x, deviations, known))
 }
 
 /// The deviations of what the norm of this place reads, with what is known of them.
-fn limited(slot: usize, x: Spread, deviations: &Deviations, limit: Limit<'_>) -> Spread {
-    let Some(known) = limit(slot, deviations) else { return x };
+fn limited(slot: usize, x: Spread, deviations: &Deviations, known: &dyn Known) -> Spread {
+    let Some(known) = known.tokens(slot, deviations) else { return x };
     let each = x.each.iter().zip(known).map(|(x, y)| x.min(y)).collect();
     Spread::new(each, x.total)
 }
@@ -597,7 +623,7 @@ fn back(pieces: &[Piece], lambda: Functionals, out: &mut Remainders) -> Result<F
     pieces.iter().rev().try_fold(lambda, |lambda, piece| piece.back(lambda, out))
 }
 
-/// Backward from what the elementwise node or the norm of this place reads.
+/// Backward from what the elementwise node, the norm or the attention of this place reads.
 fn back_from(
     pieces: &[Piece],
     slot: usize,
@@ -636,6 +662,19 @@ impl Piece {
         }
     }
 
+    /// The attention in it.
+    fn attentions<'a>(&'a self, out: &mut Vec<&'a Heads>) {
+        match self {
+            Self::Known { piece, .. } => piece.attentions(out),
+            Self::Sequence(body) | Self::Residual { body, .. } => {
+                body.iter().for_each(|piece| piece.attentions(out));
+            }
+            Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.attentions(out)),
+            Self::Attention(heads) => out.push(heads),
+            _ => {}
+        }
+    }
+
     /// The norms and elementwise nodes in it.
     fn curved(&self, out: &mut Vec<(usize, usize, usize)>) {
         match self {
@@ -670,30 +709,32 @@ impl Piece {
         }
     }
 
-    /// Whether the elementwise node or the norm of this place is it or in it.
+    /// Whether the elementwise node, the norm or the attention of this place is it or in it.
     fn holds(&self, slot: usize) -> bool {
-        let mut curved = Vec::new();
+        let (mut curved, mut attentions) = (Vec::new(), Vec::new());
         self.curved(&mut curved);
+        self.attentions(&mut attentions);
         curved.iter().any(|(own, _, _)| *own == slot)
+            || attentions.iter().any(|heads| heads.slot == slot)
     }
 
     /// From the deviations of its input to those of its output.
-    fn grow(&self, x: Spread, deviations: &mut Deviations, limit: Limit<'_>) -> Spread {
+    fn grow(&self, x: Spread, deviations: &mut Deviations, known: &dyn Known) -> Spread {
         match self {
             Self::Known { piece, reach, end } => {
-                let y = piece.grow(x, deviations, limit);
+                let y = piece.grow(x, deviations, known);
                 let still = deviations.still.clone();
                 let still = still.as_ref().and_then(|still| still.ends[*end].as_ref());
                 let y = deviations.limited(y, *reach, still);
                 deviations.ends[*end] = Some(y.clone());
                 y
             }
-            Self::Sequence(body) => grow(body, x, deviations, limit),
+            Self::Sequence(body) => grow(body, x, deviations, known),
             Self::Sum { branches, slot, outs, errors } => {
                 deviations.spreads[*slot] = Some(x.clone());
                 let mut sum: Option<Spread> = None;
                 for (branch, out) in branches.iter().zip(outs) {
-                    let y = branch.grow(x.clone(), deviations, limit);
+                    let y = branch.grow(x.clone(), deviations, known);
                     deviations.spreads[*out] = Some(y.clone());
                     let none = vec![Upper::ZERO; y.each.len()];
                     sum = Some(match sum {
@@ -707,14 +748,14 @@ impl Piece {
                 // A norm in front of the body reads what is passed by as well.
                 let x = match body.first().and_then(Self::starts_with_norm) {
                     Some(norm) => {
-                        let x = limited(norm, x, deviations, limit);
+                        let x = limited(norm, x, deviations, known);
                         deviations.spreads[norm] = Some(x.clone());
                         x
                     }
                     None => x,
                 };
                 deviations.spreads[*slot] = Some(x.clone());
-                let y = grow(body, x.clone(), deviations, limit);
+                let y = grow(body, x.clone(), deviations, known);
                 deviations.spreads[*out] = Some(y.clone());
                 x.blend(abs(*skip), &y, abs(*branch), errors)
             }
@@ -728,12 +769,12 @@ impl Piece {
                 map.grow(&x, errors)
             }
             Self::Pointwise(piece) => {
-                let x = limited(piece.slot, x, deviations, limit);
+                let x = limited(piece.slot, x, deviations, known);
                 deviations.spreads[piece.slot] = Some(x.clone());
                 piece.grow(&x)
             }
             Self::Sorted(piece) => {
-                let x = limited(piece.slot, x, deviations, limit);
+                let x = limited(piece.slot, x, deviations, known);
                 deviations.spreads[piece.slot] = Some(x.clone());
                 x
             }
@@ -742,7 +783,7 @@ impl Piece {
                 let x = match deviations.spreads[slot] {
                     // It is what the residual around it reads.
                     Some(_) => x,
-                    None => limited(slot, x, deviations, limit),
+                    None => limited(slot, x, deviations, known),
                 };
                 deviations.spreads[slot] = Some(x.clone());
                 piece.grow(0, &x)
@@ -763,7 +804,7 @@ impl Piece {
                 }
                 out
             }
-            Self::Attention(heads) => heads.grow(&x, deviations),
+            Self::Attention(heads) => heads.grow(&x, deviations, known),
             Self::Image(piece) => {
                 deviations.spreads[piece.slot] = Some(x.clone());
                 piece.grow(&x)
