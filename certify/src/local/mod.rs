@@ -54,7 +54,7 @@ use logits::Logits;
 use maps::Maps;
 use remainder::{Deviations, Remainders, Side};
 use spread::Spread;
-use tokenwise::Tokenwise;
+use tokenwise::{Apart, Tokenwise};
 use trace::{Known, Trace};
 
 /// How the size of a change of the input is measured.
@@ -259,7 +259,7 @@ impl Point {
                     (first + claims.remainders.either(k, &deviations)).to_f64()
                 };
                 let all = (0..claims.values.len()).into_par_iter().map(end).collect();
-                deviations.boxes.insert(*slot, (*token, all));
+                deviations.bound(*slot, *token, all);
             }
             deviations
         })
@@ -382,7 +382,7 @@ struct Under<'a> {
 }
 
 impl Known for Under<'_> {
-    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Upper>> {
+    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Apart>> {
         let node = self.point.tokens.iter().find(|node| node.slot == slot)?;
         Some(node.at(self.change, deviations))
     }

@@ -161,8 +161,9 @@ pub(super) struct Deviations {
     /// Of the output of each node.
     pub(super) ends: Vec<Option<Spread>>,
     pub(super) spreads: Vec<Option<Spread>>,
-    /// |Δ| of each element of one token that an elementwise node reads, where it was bounded on its own.
-    pub(super) boxes: BTreeMap<usize, (usize, Vec<f64>)>,
+    /// |Δ| of each element of a token that an elementwise node reads, or of each difference of a pair, where
+    /// it was bounded on its own; by place and token.
+    boxes: BTreeMap<(usize, usize), Vec<f64>>,
     pub(super) reaches: Vec<Option<Reach>>,
 }
 
@@ -183,6 +184,14 @@ impl Deviations {
         self.spreads.get(slot)?.as_ref()
     }
 
+    /// Bounds on |Δ| of the elements of a token, beside those that there are.
+    pub(super) fn bound(&mut self, slot: usize, t: usize, all: Vec<f64>) {
+        match self.boxes.get_mut(&(slot, t)) {
+            Some(own) => own.iter_mut().zip(all).for_each(|(own, x)| *own = own.min(x)),
+            None => drop(self.boxes.insert((slot, t), all)),
+        }
+    }
+
     /// What rounding alone makes of the deviation of a token; nothing known without [`Self::still`].
     fn rounding(&self, slot: usize, t: usize) -> Upper {
         let still = self.still.as_ref().and_then(|still| still.at(slot));
@@ -193,7 +202,7 @@ impl Deviations {
     fn ends(&self, slot: usize, t: usize, reach: &[f64], factor: Upper, ball: Upper) -> Vec<f64> {
         let (radius, ball) = (self.radius.to_f64(), ball.to_f64());
         let rounding = (self.rounding(slot, t) * factor).to_f64();
-        let own = self.boxes.get(&slot).filter(|(token, _)| *token == t).map(|(_, all)| all);
+        let own = self.boxes.get(&(slot, t));
         let end = |(i, reach): (usize, &f64)| {
             // Two roundings up.
             let known = match reach.is_finite() {

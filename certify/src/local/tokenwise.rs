@@ -19,7 +19,25 @@ use crate::upper::Upper;
 /// The most elements of all tokens that a norm reads: the work grows with them.
 const MOST: usize = 2048;
 
-/// The tokens that a norm reads.
+/// How a node reads a token.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Reads {
+    Whole,
+    /// Each element on its own.
+    Elements,
+    /// The difference of each element of one half and that of the other.
+    Pairs,
+}
+
+/// What is known of a token.
+pub(super) struct Apart {
+    /// A bound on ‖Δ‖.
+    pub(super) whole: Upper,
+    /// Of each |Δ_i|, where elements are read or their differences.
+    pub(super) each: Vec<f64>,
+}
+
+/// The tokens that a norm or an elementwise node reads.
 pub(super) struct Tokenwise {
     pub(super) slot: usize,
     tokens: Vec<One>,
@@ -28,25 +46,37 @@ pub(super) struct Tokenwise {
 struct One {
     /// Norms of the derivative.
     slopes: Slopes,
+    /// Of that of each element or difference.
+    each: Vec<Slopes>,
+    /// What these leave out, as a share of what all leave out.
+    share: Upper,
     remainders: Remainders,
 }
 
 impl Tokenwise {
-    /// Of each norm that does not read too much.
+    /// Of each node that does not read too much.
     ///
     /// # Errors
     /// Those of products.
     pub(super) fn all(trace: &Trace) -> Result<Vec<Self>, Error> {
-        let norms = trace.curved().into_iter();
-        let few = norms.filter(|(_, tokens, width)| tokens.saturating_mul(*width) <= MOST);
-        few.map(|(slot, tokens, width)| {
+        let nodes = trace.curved().into_iter();
+        let few = nodes.filter(|(_, _, tokens, width)| tokens.saturating_mul(*width) <= MOST);
+        few.map(|(slot, reads, tokens, width)| {
             let one = |token: usize| {
                 let mut data = vec![0.0; width * width];
                 (0..width).for_each(|i| data[i * width + i] = 1.0);
                 let lambda = Functionals { count: width, tokens: vec![token], width, data };
                 let (lambda, remainders) =
                     trace.back_from(slot, lambda, Remainders::of_vector(width))?;
-                Ok(One { slopes: derivative(&lambda), remainders })
+                let (each, share) = match reads {
+                    Reads::Whole => (Vec::new(), Upper::ONE),
+                    Reads::Elements => (super::slopes(&lambda), Upper::ONE),
+                    // The difference of two elements of a vector is at most √2 times its norm.
+                    Reads::Pairs => {
+                        (super::slopes(&differences(&lambda)), super::remainder::root(2))
+                    }
+                };
+                Ok(One { slopes: derivative(&lambda), each, share, remainders })
             };
             let tokens = (0..tokens).map(one).collect::<Result<_, Error>>()?;
             Ok(Self { slot, tokens })
@@ -55,10 +85,33 @@ impl Tokenwise {
     }
 
     /// Bounds on the deviations of the tokens, from those in front of them.
-    pub(super) fn at(&self, change: Change<'_>, deviations: &Deviations) -> Vec<Upper> {
-        let of = |one: &One| one.slopes.along(change) + one.remainders.of_whole(deviations);
+    pub(super) fn at(&self, change: Change<'_>, deviations: &Deviations) -> Vec<Apart> {
+        let of = |one: &One| {
+            let rest = one.remainders.of_whole(deviations);
+            let own = |x: &Slopes| {
+                (x.along(change) * (Upper::ONE + gamma(4)) + one.share * rest).to_f64()
+            };
+            Apart {
+                whole: one.slopes.along(change) + rest,
+                each: one.each.iter().map(own).collect(),
+            }
+        };
         self.tokens.par_iter().map(of).collect()
     }
+}
+
+/// Of each functional of the first half and that of the other: what both are apart.
+fn differences(lambda: &Functionals) -> Functionals {
+    let half = lambda.count / 2;
+    let mut out = Functionals::zeros(half, lambda.tokens.clone(), lambda.width);
+    for k in 0..half {
+        for at in 0..lambda.tokens.len() {
+            let other = lambda.row(half + k, at);
+            let own = lambda.row(k, at).iter().zip(other);
+            out.row_mut(k, at).iter_mut().zip(own).for_each(|(to, (a, b))| *to = a - b);
+        }
+    }
+    out
 }
 
 /// The norms of a derivative, the rows of which are functionals.

@@ -17,6 +17,7 @@ use super::norm::{Normed, Unit};
 use super::pointwise::{Pointwise, Product, Sorted};
 use super::remainder::{Deviations, Remainders, mean};
 use super::spread::Spread;
+use super::tokenwise::{Apart, Reads};
 use crate::Error;
 use crate::bound::Part;
 use crate::ellipsoid::Changes;
@@ -246,8 +247,9 @@ impl Trace {
         out
     }
 
-    /// Norms and elementwise nodes in the order of the forward pass: place, tokens, elements of each.
-    pub(super) fn curved(&self) -> Vec<(usize, usize, usize)> {
+    /// Norms and elementwise nodes in the order of the forward pass: place, how they read, tokens, elements
+    /// of each.
+    pub(super) fn curved(&self) -> Vec<(usize, Reads, usize, usize)> {
         let mut out = Vec::new();
         self.pieces.iter().for_each(|piece| piece.curved(&mut out));
         out
@@ -589,7 +591,7 @@ pub(super) fn add_error(lambda: &Functionals, slot: usize, out: &mut Remainders)
 /// What is known of the deviations at a place, from those in front of it.
 pub(super) trait Known {
     /// Of the tokens that a norm or an elementwise node reads.
-    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Upper>>;
+    fn tokens(&self, slot: usize, deviations: &Deviations) -> Option<Vec<Apart>>;
 
     /// Of the logits of attention, as [`super::logits`] has them.
     fn logits(&self, slot: usize, deviations: &Deviations) -> Option<Vec<[Upper; 2]>>;
@@ -599,7 +601,7 @@ pub(super) trait Known {
 struct Unknown;
 
 impl Known for Unknown {
-    fn tokens(&self, _: usize, _: &Deviations) -> Option<Vec<Upper>> {
+    fn tokens(&self, _: usize, _: &Deviations) -> Option<Vec<Apart>> {
         None
     }
 
@@ -613,9 +615,12 @@ fn grow(pieces: &[Piece], x: Spread, deviations: &mut Deviations, known: &dyn Kn
 }
 
 /// The deviations of what the norm of this place reads, with what is known of them.
-fn limited(slot: usize, x: Spread, deviations: &Deviations, known: &dyn Known) -> Spread {
+fn limited(slot: usize, x: Spread, deviations: &mut Deviations, known: &dyn Known) -> Spread {
     let Some(known) = known.tokens(slot, deviations) else { return x };
-    let each = x.each.iter().zip(known).map(|(x, y)| x.min(y)).collect();
+    let each = x.each.iter().zip(&known).map(|(x, known)| x.min(known.whole)).collect();
+    for (t, known) in known.into_iter().enumerate().filter(|(_, known)| !known.each.is_empty()) {
+        deviations.bound(slot, t, known.each);
+    }
     Spread::new(each, x.total)
 }
 
@@ -676,7 +681,7 @@ impl Piece {
     }
 
     /// The norms and elementwise nodes in it.
-    fn curved(&self, out: &mut Vec<(usize, usize, usize)>) {
+    fn curved(&self, out: &mut Vec<(usize, Reads, usize, usize)>) {
         match self {
             Self::Known { piece, .. } => piece.curved(out),
             Self::Sequence(body) | Self::Residual { body, .. } => {
@@ -685,15 +690,15 @@ impl Piece {
             Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.curved(out)),
             Self::Normed(piece) => {
                 let (tokens, width) = piece.size();
-                out.push((piece.slots[0], tokens, width));
+                out.push((piece.slots[0], Reads::Whole, tokens, width));
             }
             Self::Pointwise(piece) => {
                 let (tokens, width) = piece.size();
-                out.push((piece.slot, tokens, width));
+                out.push((piece.slot, Reads::Elements, tokens, width));
             }
             Self::Sorted(piece) => {
                 let (tokens, width) = piece.size();
-                out.push((piece.slot, tokens, width));
+                out.push((piece.slot, Reads::Pairs, tokens, width));
             }
             _ => {}
         }
@@ -714,7 +719,7 @@ impl Piece {
         let (mut curved, mut attentions) = (Vec::new(), Vec::new());
         self.curved(&mut curved);
         self.attentions(&mut attentions);
-        curved.iter().any(|(own, _, _)| *own == slot)
+        curved.iter().any(|(own, ..)| *own == slot)
             || attentions.iter().any(|heads| heads.slot == slot)
     }
 
