@@ -84,12 +84,15 @@ pub(super) struct Heads {
 pub(super) struct Reach {
     scale: Upper,
     beta: Upper,
-    /// w, and e^w.
+    /// w
     off: Vec<Upper>,
-    factor: Vec<Upper>,
-    /// Bounds on √Var(Δℓ) and on ‖Δp‖₁.
-    deviation: Vec<Upper>,
+    /// A bound on half of the third moment, over √Var(a); on ‖Δp‖₁.
+    curved: Vec<Upper>,
     moved: Vec<Upper>,
+    /// What the deviation of all keys together counts for a query where it meets √Var(a), and that of all
+    /// values where it meets ‖λ‖.
+    keys: Vec<Upper>,
+    values: Vec<Upper>,
     /// The largest |Δℓ| before the cap.
     logit: Vec<Upper>,
     query: Vec<Upper>,
@@ -119,14 +122,14 @@ pub(super) struct Rest {
 impl Rest {
     pub(super) fn at(&self, reach: &Reach) -> Upper {
         let i = self.at;
-        let (w, spread) = (reach.off[i], reach.deviation[i]);
         // Softmax: half the third moment, or both parts on their own.
-        let curved = w * reach.factor[i] * self.sigma * spread;
-        let straight = reach.moved[i] * self.apart + self.sigma * w;
-        let softmax = curved.min(straight);
+        let straight = reach.moved[i] * self.apart + self.sigma * reach.off[i];
+        let softmax = (self.sigma * reach.curved[i]).min(straight);
         // Probabilities and values move together; queries and keys; and the cap bends.
-        let values = self.norm * reach.value[i] * reach.moved[i];
-        let products = reach.scale * reach.query[i] * self.pull * reach.key[i];
+        let values = self.norm * (reach.value[i] * reach.moved[i]).min(reach.values[i]);
+        let products = reach.scale
+            * reach.query[i]
+            * (self.pull * reach.key[i]).min(self.sigma * reach.keys[i]);
         let cap = self.capped * reach.beta * reach.logit[i] * reach.logit[i];
         let rounding = self.off * reach.logit[i] + self.query * reach.query[i];
         softmax + values + products + cap + rounding
@@ -439,9 +442,10 @@ impl Heads {
             scale,
             beta,
             off: empty(),
-            factor: empty(),
-            deviation: empty(),
+            curved: empty(),
             moved: empty(),
+            keys: empty(),
+            values: empty(),
             logit: empty(),
             query: empty(),
             key: empty(),
@@ -495,24 +499,37 @@ impl Heads {
                 let squared = exp(w + w);
                 let off = (rest * squared).div_up(kept).min(quarter);
                 let two = Upper::from_f64(2.0);
-                let factor = exp(w);
                 // The variance of logits by that of keys, and as all keys together move by no more than
                 // so much: `Σ p_j ‖Δk_j‖² ≤ max p Σ ‖Δk_j‖²`.
-                let likeliest = self.likeliest(h, t);
-                let joint = dk.min(likeliest.sqrt() * key[g].total);
-                let apart = self.spreads[1][h * n + t];
-                let mut varied = scale * (dq * apart + (q + dq) * joint) + error;
-                if let Some([most, root]) = own {
-                    let computed = root * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX));
+                let root = self.likeliest(h, t).sqrt();
+                let keys = dk.min(root * key[g].total);
+                let mut varied =
+                    scale * (dq * self.spreads[1][h * n + t] + (q + dq) * keys) + error;
+                // What logits are apart from their mean on the way.
+                let mut far = w + w;
+                if let Some([most, own]) = own {
+                    let computed = own * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX));
                     let tail = (count(n) * Upper::from_f64(NEGLIGIBLE)).sqrt() * most;
                     varied = varied.min(computed + tail + beside);
+                    // The mean of the reference moves by the variance on the way.
+                    let off = Upper::from_f64(4.0 * SOFTMAX) + gamma(n + 8);
+                    let most = most + beside + beside + off * (most + logit);
+                    far = far.min(most + squared * varied * varied);
                 }
-                let varied = factor * varied;
-                let deviation = (two * w * off.sqrt()).min(w).min(varied);
-                let moved = (two * two * w * off).min(deviation).min(two);
+                // Of the way, ∫ e^(wτ), ∫ e^(2wτ) and 2 ∫ (1 − τ) e^(2wτ).
+                let factor = exp(w);
+                let half = Upper::from_f64(0.5);
+                let once = Upper::ONE + half * w * factor;
+                let twice = Upper::ONE + w * squared;
+                let curve = Upper::ONE + (two * w * squared).div_up(3.0);
+                let deviation = (two * w * off.sqrt()).min(w);
+                let moved = (two * two * w * off).min(deviation).min(varied * once).min(two);
+                let curved = half * far * (factor * deviation).min(varied * curve);
                 // The variance of values under the probabilities, and all of it on the way.
                 let sigma = self.spreads[0][h * n + t];
-                let covariance = (factor * sigma * deviation).min(moved * self.widest(g, t));
+                let covariance = (sigma * (factor * deviation).min(varied * twice))
+                    .min(moved * self.widest(g, t));
+                let values = root * value[g].total * (varied * twice);
                 let mean = seen().fold(Upper::ZERO, |sum, j| {
                     let p = Upper::from_f64(p[j]) * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
                         + Upper::from_f64(NEGLIGIBLE);
@@ -520,7 +537,6 @@ impl Heads {
                     sum + p * x.each[j]
                 });
                 let nearest = most(&|j| x.each[j]);
-                let half = Upper::from_f64(0.5);
                 let mean = (mean + half * moved * nearest).min(nearest);
                 let moves = self.blocks[2][g] * mean + most(&|j| self.errors[2][j]);
                 let rounding = self.mixed_errors[h * n + t];
@@ -529,9 +545,10 @@ impl Heads {
                 direct[t] = direct[t] + self.blocks[4][h] * mean + self.blocks[3][h] * beside;
                 covariances.push(beside);
                 reach.off.push(w);
-                reach.factor.push(factor);
-                reach.deviation.push(deviation);
+                reach.curved.push(curved);
                 reach.moved.push(moved);
+                reach.keys.push(keys);
+                reach.values.push(values);
                 reach.logit.push(logit);
                 reach.query.push(dq);
                 reach.key.push(dk);
