@@ -138,7 +138,7 @@ impl Case {
 #[test]
 fn no_output_moves_further_than_is_proven() {
     let (mut kinds, mut near, mut tried) = (std::collections::BTreeSet::new(), Vec::new(), 0);
-    let mut margins_left: Vec<f64> = Vec::new();
+    let (mut margins_left, mut inside): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
     for seed in 0..networks() {
         let mut dice = Dice::new(77_000 + seed);
         let tokens = seed % 5 > 1;
@@ -195,6 +195,14 @@ fn no_output_moves_further_than_is_proven() {
         for radius in [1e-5, 0.01, 0.1, 0.6] {
             let distance = dice.pick(&[Distance::Token, Distance::L2, Distance::Linf]);
             let reach = point.reach(&claims, radius, distance);
+            for _ in 0..4 {
+                let drawn = dice.tensor(case.x.dims(), 1.0).to_dtype(DType::F64).unwrap();
+                let moved = (&case.x + sized(&drawn, distance, radius)).unwrap();
+                let other = local.at(&moved.reshape(&case.shape[..]).unwrap()).unwrap();
+                let (share, what) = point.share(&other, radius, distance);
+                assert!(share <= 1.0, "seed {seed}, {distance:?} {radius}: {what}: {json}");
+                inside.push(share);
+            }
             let found = case.attack(&mut dice, distance, radius, &first);
             tried += CHANGES + 7;
             for (i, (found, reach)) in found.iter().zip(&reach).enumerate() {
@@ -215,6 +223,10 @@ fn no_output_moves_further_than_is_proven() {
     println!(
         "{tried} changes; found / proven for small ones: median {median:.3}, largest {most:.6}"
     );
+    inside.sort_by(f64::total_cmp);
+    let (middle, end) = (inside[inside.len() / 2], inside[inside.len() - 1]);
+    println!("inside, the largest share of a bound: median {middle:.3}, largest {end:.6}");
+    assert!(middle > 0.3 && end > 0.95, "{middle} {end}");
     margins_left.sort_by(f64::total_cmp);
     let half = margins_left[margins_left.len() / 2];
     println!(

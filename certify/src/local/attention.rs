@@ -119,6 +119,13 @@ pub(super) struct Rest {
     query: Upper,
 }
 
+impl Reach {
+    /// What logits are apart from a number, at most, and how far probabilities move in ℓ1.
+    pub(super) fn of(&self, place: usize) -> (f64, f64) {
+        (self.off[place].to_f64(), self.moved[place].to_f64())
+    }
+}
+
 impl Rest {
     pub(super) fn at(&self, reach: &Reach) -> Upper {
         let i = self.at;
@@ -349,6 +356,18 @@ impl Heads {
     pub(super) fn queries(&self) -> impl Iterator<Item = (usize, usize)> {
         let tokens = self.tokens;
         (0..self.config.heads).flat_map(move |h| (0..tokens).map(move |t| (h, t)))
+    }
+
+    /// Where what is known of a head and a query is kept.
+    pub(super) fn place(&self, h: usize, t: usize) -> usize {
+        h * self.tokens + t
+    }
+
+    /// The product of a query and a key, scaled.
+    pub(super) fn logit(&self, h: usize, t: usize, j: usize) -> f64 {
+        let d = self.config.head_dim;
+        let (q, k) = (part_of(&self.query, t, h, d), part_of(&self.key, j, self.group(h), d));
+        self.config.logit_scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
     }
 
     /// Whether a query sees a key.

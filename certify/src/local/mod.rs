@@ -20,6 +20,7 @@ mod attention;
 mod curvature;
 mod functional;
 mod image;
+mod inside;
 mod logits;
 mod maps;
 mod norm;

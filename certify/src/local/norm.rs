@@ -66,6 +66,11 @@ impl Normed {
         (self.x.rows, self.x.columns)
     }
 
+    /// What it reads.
+    pub(super) fn input(&self) -> &Matrix {
+        &self.x
+    }
+
     fn part(&self) -> usize {
         self.x.columns / self.groups.max(1)
     }

@@ -119,6 +119,11 @@ impl Pointwise {
         (self.u.rows, self.u.columns)
     }
 
+    /// What it reads.
+    pub(super) fn input(&self) -> &Matrix {
+        &self.u
+    }
+
     pub(super) fn grow(&self, x: &Spread) -> Spread {
         let largest = Upper::from_f64(self.u.largest()) + x.largest();
         x.through(abs(self.scale) * self.kind.slope(largest), &self.errors)
@@ -224,6 +229,11 @@ impl Sorted {
     /// Tokens, and elements of each.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.x.rows, self.x.columns)
+    }
+
+    /// What it reads.
+    pub(super) fn input(&self) -> &Matrix {
+        &self.x
     }
 
     /// u and v go where the larger and the smaller go; `|u − v|` has a jump of slopes of 2 at 0, and

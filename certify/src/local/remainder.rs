@@ -184,6 +184,16 @@ impl Deviations {
         self.spreads.get(slot)?.as_ref()
     }
 
+    /// What is known of |Δ| of the elements of a token on their own.
+    pub(super) fn boxes(&self, slot: usize, t: usize) -> Option<&[f64]> {
+        self.boxes.get(&(slot, t)).map(Vec::as_slice)
+    }
+
+    /// Of a head and a query, as [`Reach::of`].
+    pub(super) fn attention(&self, slot: usize, place: usize) -> Option<(f64, f64)> {
+        Some(self.reaches.get(slot)?.as_ref()?.of(place))
+    }
+
     /// Bounds on |Δ| of the elements of a token, beside those that there are.
     pub(super) fn bound(&mut self, slot: usize, t: usize, all: Vec<f64>) {
         match self.boxes.get_mut(&(slot, t)) {

@@ -54,13 +54,18 @@ struct One {
 }
 
 impl Tokenwise {
-    /// Of each node that does not read too much.
+    /// Of each norm that does not read too much, and of each such elementwise node with a norm or attention
+    /// in front of it: maps and rectifiers alone leave out little.
     ///
     /// # Errors
     /// Those of products.
     pub(super) fn all(trace: &Trace) -> Result<Vec<Self>, Error> {
-        let nodes = trace.curved().into_iter();
-        let few = nodes.filter(|(_, _, tokens, width)| tokens.saturating_mul(*width) <= MOST);
+        let nodes = trace.curved();
+        let norms = nodes.iter().filter(|(_, reads, ..)| *reads == Reads::Whole).map(|node| node.0);
+        let first = norms.chain(trace.attentions().iter().map(|heads| heads.slot)).min();
+        let few = nodes.into_iter().filter(|(slot, _, tokens, width)| {
+            tokens.saturating_mul(*width) <= MOST && first.is_some_and(|first| first <= *slot)
+        });
         few.map(|(slot, reads, tokens, width)| {
             let one = |token: usize| {
                 let mut data = vec![0.0; width * width];

@@ -240,6 +240,11 @@ impl Trace {
         out
     }
 
+    /// What the norm or elementwise node of this place reads; a layer norm's without its mean.
+    pub(super) fn read(&self, slot: usize) -> Option<&Matrix> {
+        self.pieces.iter().find_map(|piece| piece.read(slot))
+    }
+
     /// Attention in the order of the forward pass.
     pub(super) fn attentions(&self) -> Vec<&Heads> {
         let mut out = Vec::new();
@@ -664,6 +669,20 @@ impl Piece {
             }
             Self::Sorted(piece) => out.push((piece.slot, piece.size().1, true)),
             _ => {}
+        }
+    }
+
+    /// What its norm or elementwise node of this place reads.
+    fn read(&self, slot: usize) -> Option<&Matrix> {
+        match self {
+            Self::Known { piece, .. } => piece.read(slot),
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Sum { branches: body, .. } => body.iter().find_map(|piece| piece.read(slot)),
+            Self::Pointwise(piece) if piece.slot == slot => Some(piece.input()),
+            Self::Sorted(piece) if piece.slot == slot => Some(piece.input()),
+            Self::Normed(piece) if piece.slots[0] == slot => Some(piece.input()),
+            _ => None,
         }
     }
 
