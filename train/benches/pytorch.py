@@ -1,8 +1,8 @@
 """This project beside eager PyTorch, on one machine in one run: `python train/benches/pytorch.py` (needs torch and cargo).
 
 Each program runs in a process of its own, one after the other, in turns. Prints a table: medians of the steps, and the
-largest resident memory of each process. `--convnet` adds the network of the preset `convnet-cifar10`, `--cifar10 DIR` an epoch
-of the MLP, on decoded images in memory.
+largest resident memory of each process. `--sizes 256x16` are the widths and batches of the transformer, with heads of 64; `--compile` adds
+`torch.compile`, `--convnet` the network of the preset `convnet-cifar10`, `--cifar10 DIR` an epoch of the MLP, on decoded images in memory.
 """
 
 import argparse
@@ -17,6 +17,9 @@ STEPS = [  # The six quintics of the default Muon, in 1/1024 (Cesista, You and J
     (3955, -8306, 5008), (3735, -6681, 3463), (3799, -6499, 3211),
     (4019, -6385, 2906), (2677, -3029, 1162), (2172, -1833, 682),
 ]
+
+
+STAGES = (64, 256, 512)  # Channels of the convolutional network: each halves the sides, and has one more layer.
 
 
 def peak():
@@ -74,7 +77,7 @@ class Update:
                 t.div_(t.square().mean(-1, keepdim=True).sqrt().clamp(min=1))
 
 
-def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, vocabulary=65):
+def transformer(torch, dim, batch, steps, compiled, layers=3, tokens=256, vocabulary=65):
     from torch.nn import functional as F
 
     alpha = 1 / (2 * layers)
@@ -82,7 +85,7 @@ def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, voc
     blocks = [[matrix(dim, dim) for _ in range(4)] + [matrix(4 * dim, dim), matrix(dim, 4 * dim)] for _ in range(layers)]
     head = matrix(vocabulary, dim)
     table = torch.nn.Parameter(torch.randn(vocabulary, dim))
-    width = dim // heads
+    width, heads = 64, dim // 64
     angles = torch.outer(torch.arange(tokens).float(), 10000 ** (-torch.arange(0, width, 2) / width))
     cos, sin = angles.cos(), angles.sin()
 
@@ -102,6 +105,7 @@ def transformer(torch, batch, steps, dim=256, layers=3, heads=4, tokens=256, voc
             x = (1 - alpha) * x + alpha * y
         return F.linear(x, head)
 
+    forward = torch.compile(forward) if compiled else forward
     weights = [w for block in blocks for w in block] + [head]
     update = Update(torch, weights, [table])
     ids = torch.arange(batch * tokens).mul(2654435761).remainder(65).view(batch, tokens)
@@ -126,10 +130,10 @@ def convnet(torch, steps, batch=256):
     matrix = lambda o, i: torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(o, i)))
     bias = lambda o: torch.nn.Parameter(torch.zeros(o))
     layers, channels = [], 3
-    for width in (64, 128, 256):
-        layers += [(matrix(width, 4 * channels), bias(width), 2)] + [(matrix(width, width), bias(width), 1) for _ in range(3)]
+    for width in STAGES:
+        layers += [(matrix(width, 4 * channels), bias(width), 2), (matrix(width, width), bias(width), 1)]
         channels = width
-    head, head_bias = matrix(10, 256 * 16), bias(10)
+    head, head_bias = matrix(10, channels * 16), bias(10)
     moves = [(0, 0), (0, 1), (0, 0), (1, 0), (0, 0), (0, -1), (0, 0), (-1, 0)]
 
     def forward(x):
@@ -196,7 +200,11 @@ def child(kind, steps):
 
     torch.manual_seed(0)
     kinds = {"mlp": mlp, "convnet": convnet}
-    times, loss = kinds[kind](torch, steps) if kind in kinds else transformer(torch, int(kind), steps)
+    if kind in kinds:
+        times, loss = kinds[kind](torch, steps)
+    else:
+        dim, batch = map(int, kind.removesuffix("compiled").split("x"))
+        times, loss = transformer(torch, dim, batch, steps, kind.endswith("compiled"))
     middle = lambda values: sorted(values)[len(values) // 2]
     gradient, update = (middle([t[i] for t in times]) for i in (0, 1))
     print(json.dumps({"gradient": gradient, "update": update, "peak": peak(), "loss": loss, "torch": torch.__version__}))
@@ -210,7 +218,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=15, help="steps measured, after three that are not")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each program; the median is shown")
-    parser.add_argument("--batches", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--sizes", nargs="*", default=["256x16", "256x64"], help="width x batch")
+    parser.add_argument("--compile", action="store_true", help="beside torch.compile as well")
     parser.add_argument("--convnet", action="store_true", help="adds the convolutional network")
     parser.add_argument("--cifar10", help="the directory of the images: adds the MLP")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -222,21 +231,27 @@ def main():
     built = [m for m in map(json.loads, lines) if m.get("executable") and m["target"]["name"] == "step"]
     bench = [built[-1]["executable"], "--bench"]
     print("| | forward + backward | update + constraint | peak memory |\n|---|---|---|---|")
-    kinds = [str(b) for b in args.batches] + ["convnet"] * args.convnet + ["mlp"] * bool(args.cifar10)
+    kinds = args.sizes + ["convnet"] * args.convnet + ["mlp"] * bool(args.cifar10)
     for kind in kinds:
         steps = str(5 if kind == "mlp" else args.steps)
-        ours, theirs = [], []
+        rivals = ["", "compiled"] if args.compile and kind in args.sizes else [""]
+        ours, theirs = [], [[] for _ in rivals]
         for _ in range(args.rounds):
-            theirs.append(run([sys.executable, __file__, "--steps", steps, "--child", kind]))
+            for rival, runs in zip(rivals, theirs):
+                runs.append(run([sys.executable, __file__, "--steps", steps, "--child", kind + rival]))
             data = [args.cifar10] if kind == "mlp" else []
             ours.append(run(bench + ["json", kind, steps] + data))
         middle = lambda runs, key: sorted(r[key] for r in runs)[len(runs) // 2]
-        name = {"mlp": "MLP, an epoch", "convnet": "convnet, 256 images"}.get(kind, f"transformer, batch {kind}")
-        for who, runs in ((f"PyTorch {theirs[0]['torch']}", theirs), ("this project", ours)):
+        named = {"mlp": "MLP, an epoch", "convnet": "convnet, 256 images"}
+        name = named.get(kind, "transformer, width {}, batch {}".format(*(kind.split("x") * 2)[:2]))
+        version = f"PyTorch {theirs[0][0]['torch']}"
+        for who, runs in [*zip([version, f"{version}, compiled"], theirs), ("this project", ours)]:
             g, u, p = (middle(runs, key) for key in ("gradient", "update", "peak"))
             print(f"| {name}: {who} | {g:.3f} s | {u:.3f} s | {p:.0f} MiB |")
-        ratio = lambda key: middle(ours, key) / (middle(theirs, key) or math.nan)
-        print(f"| ratio | {ratio('gradient'):.2f} | {ratio('update'):.2f} | {ratio('peak'):.2f} |", flush=True)
+        for rival, runs in zip(rivals, theirs):
+            ratio = lambda key: middle(ours, key) / (middle(runs, key) or math.nan)
+            what = "ratio to compiled" if rival else "ratio"
+            print(f"| {what} | {ratio('gradient'):.2f} | {ratio('update'):.2f} | {ratio('peak'):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

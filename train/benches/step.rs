@@ -154,8 +154,8 @@ fn peak() -> f64 {
     2.0 * (m * n * k) as f64 / median((0..15).map(|_| once()).collect())
 }
 
-/// One line for `pytorch.py`: a step of the transformer at a batch size, or an epoch of the MLP
-/// on the images in a directory; seconds, and the largest resident memory in MiB.
+/// One line for `pytorch.py`: a step of the transformer of a width and a batch (`256x16`) or of the
+/// convolutional network, or an epoch of the MLP on the images in a directory; seconds, and the largest resident memory in MiB.
 fn json(kind: &str, steps: usize, data: Option<&str>) {
     let (gradient, update, parts) = match data {
         None if kind == "convnet" => {
@@ -167,8 +167,10 @@ fn json(kind: &str, steps: usize, data: Option<&str>) {
             (t.forward + t.backward, t.update + t.constraint, t)
         }
         None => {
-            let x = tokens(kind.parse().expect("a batch size"), 256);
-            let t = measure(&mut training(&graph(256, 3, 256), &recipe()), &x, &x, steps);
+            let (dim, batch) = kind.split_once('x').expect("a width and a batch");
+            let [dim, batch] = [dim, batch].map(|n| n.parse().expect("a number"));
+            let x = tokens(batch, 256);
+            let t = measure(&mut training(&graph(dim, 3, 256), &recipe()), &x, &x, steps);
             (t.forward + t.backward, t.update + t.constraint, t)
         }
         Some(path) => {
