@@ -25,7 +25,7 @@ pub(crate) use attention::{at_offsets, plain};
 pub use norms::{Block, Kernel, Norm, Norms, Part, kernel_of};
 pub use reads::Reads;
 pub(crate) use rounding::absolute;
-pub use rounding::{BF16, F16, F32, F64, Format, rounding};
+pub use rounding::{BF16, F16, F32, F64, Format, Rounding, rounding, roundings};
 pub use rows::{NodeBound, WeightRow};
 pub(crate) use state::Layout;
 pub(crate) use walk::pooling;

@@ -15,6 +15,8 @@
 //! [`walk`](super::walk()), with every gain where it stands. δ of each kind of node is in
 //! [`Pass::fresh`], and its proof in `docs/mathematics.md`.
 
+use std::cell::Cell;
+
 use candle_core::DType;
 use lipschitz_nn::graph::{
     Attention, Convolution, Function, Graph, Input, Node, NormKind, Op, Pool, Pooling, Span, join,
@@ -40,10 +42,12 @@ pub struct Format {
     inner: f64,
     /// The smallest normal number: more than what all products of a sum lose that underflow.
     normal: f64,
-    /// Not below half of the distance of two numbers next to 0.
-    smallest: f64,
+    /// Half of the distance of two numbers next to 0, or more.
+    step: f64,
     /// The largest finite number.
     pub largest: f64,
+    /// The largest that an operation computes with.
+    pub most: f64,
 }
 
 /// Rounding to nearest in f64.
@@ -52,8 +56,9 @@ pub const F64: Format = Format {
     unit: f64::EPSILON / 2.0,
     inner: f64::EPSILON / 2.0,
     normal: f64::MIN_POSITIVE,
-    smallest: NEGLIGIBLE,
+    step: f64::MIN_POSITIVE * f64::EPSILON,
     largest: f64::MAX,
+    most: f64::MAX,
 };
 
 /// Rounding to nearest in f32.
@@ -62,19 +67,21 @@ pub const F32: Format = Format {
     unit: f32::EPSILON as f64 / 2.0,
     inner: f32::EPSILON as f64 / 2.0,
     normal: f32::MIN_POSITIVE as f64,
-    smallest: NEGLIGIBLE,
+    step: f32::MIN_POSITIVE as f64 * f32::EPSILON as f64,
     largest: f32::MAX as f64,
+    most: f32::MAX as f64,
 };
 
 /// Values of 8 bits of precision and the range of f32, which the program computes in.
-pub const BF16: Format = Format { dtype: DType::BF16, unit: 0.003_906_25, largest: 3.38e38, ..F32 };
+pub const BF16: Format =
+    Format { dtype: DType::BF16, unit: 0.003_906_25, step: 5e-41, largest: 3.38e38, ..F32 };
 
 /// Values of 11 bits of precision from 2⁻¹⁴, and below it in steps of 2⁻²⁴, computed in f32.
 pub const F16: Format = Format {
     dtype: DType::F16,
     unit: 0.000_488_281_25,
     normal: 0.000_061_035_156_25,
-    smallest: 0.000_000_029_802_322_387_695_312_5,
+    step: 0.000_000_029_802_322_387_695_312_5,
     largest: 65504.0,
     ..F32
 };
@@ -93,6 +100,16 @@ const POINTWISE: f64 = 64.0;
 /// Probabilities below this are taken for 0.
 const NEGLIGIBLE: f64 = 1e-26;
 
+/// Bounds on what a forward pass rounds away.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounding {
+    /// The ℓ2 distance, per token of the output, of what the program gives to what the network is in real
+    /// arithmetic.
+    pub outputs: Upper,
+    /// The largest of such distances of all values on the way.
+    pub anywhere: Upper,
+}
+
 /// A bound on the distance, per token of the output, of what a forward pass in this format gives to what
 /// the network is in real arithmetic, for inputs whose tokens have ℓ2 norm at most `radius`; infinite where
 /// nothing is known. Weights of f32 and inputs are rounded first where the format is a smaller one. Nothing
@@ -106,6 +123,19 @@ pub fn rounding(
     radius: Upper,
     format: Format,
 ) -> Result<Upper, Error> {
+    Ok(roundings(graph, norms, radius, format)?.outputs)
+}
+
+/// As [`rounding`], with what is known on the way.
+///
+/// # Errors
+/// As [`rounding`].
+pub fn roundings(
+    graph: &Graph,
+    norms: &dyn Norms,
+    radius: Upper,
+    format: Format,
+) -> Result<Rounding, Error> {
     let (nodes, width, tokens, layout) = match (graph.input(), graph.nodes().split_first()) {
         (
             Input::Tokens { context, zero_prefix, .. },
@@ -120,14 +150,26 @@ pub fn rounding(
         }
         (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, Layout::Vector),
     };
-    // One more for a class token.
-    let pass = Pass { norms, tokens: tokens + 1, format, tiny: Upper::from_f64(format.normal) };
+    let tokens = tokens.saturating_add(class_tokens(graph.nodes()));
+    let pass = Pass { norms, tokens, format, anywhere: Cell::new(Upper::ZERO) };
     let error = match format.mixed() {
-        true => pass.kept(1) * radius + pass.tiny,
+        true => pass.noted(pass.kept(1) * radius + pass.tiny(width)),
         false => Upper::ZERO,
     };
     let start = Computed { radius: radius + error, error, width, layout };
-    Ok(pass.sequence(nodes, "", start)?.error)
+    let outputs = pass.sequence(nodes, "", start)?.error;
+    Ok(Rounding { outputs, anywhere: pass.anywhere.get().max(outputs) })
+}
+
+/// How many tokens nodes add.
+fn class_tokens(nodes: &[Node]) -> usize {
+    let of = |node: &Node| match &node.op {
+        Op::ClassToken { .. } => 1,
+        Op::Sequential { body } | Op::Residual { body, .. } => class_tokens(body),
+        Op::Parallel { branches } => class_tokens(branches),
+        _ => 0,
+    };
+    nodes.iter().map(of).sum()
 }
 
 /// What is known about a computed value.
@@ -144,11 +186,10 @@ struct Computed {
 
 struct Pass<'a> {
     norms: &'a dyn Norms,
-    /// The longest sequence.
+    /// The longest sequence, where a layout does not say more.
     tokens: usize,
     format: Format,
-    /// The smallest normal number.
-    tiny: Upper,
+    anywhere: Cell<Upper>,
 }
 
 /// Not below γ_k = ku/(1 − ku) for k u up to ½; more is not known.
@@ -159,6 +200,27 @@ fn gamma(k: usize, unit: f64) -> Upper {
 }
 
 impl Pass<'_> {
+    /// More than what so many values lose next to 0: what underflows in sums of products, and what is lost
+    /// when a number is kept, up to four times.
+    fn tiny(&self, elements: usize) -> Upper {
+        let kept = Upper::from_f64(4.0 * self.format.step) * count(elements).sqrt();
+        Upper::from_f64(self.format.normal).max(kept)
+    }
+
+    /// The same error, which values on the way may have.
+    fn noted(&self, error: Upper) -> Upper {
+        self.anywhere.set(self.anywhere.get().max(error));
+        error
+    }
+
+    /// How many tokens there may be.
+    fn tokens(&self, layout: Layout) -> usize {
+        match layout {
+            Layout::Tokens(Some(tokens)) => tokens.max(self.tokens),
+            _ => self.tokens,
+        }
+    }
+
     /// γ_k of values that are kept.
     fn kept(&self, k: usize) -> Upper {
         gamma(k, self.format.unit)
@@ -188,21 +250,23 @@ impl Pass<'_> {
                         layout: y.layout,
                     };
                 }
-                let error = sum.error + self.kept(branches.len()) * sum.radius;
+                let kept = self.kept(branches.len()) * sum.radius + self.tiny(sum.width);
+                let error = self.noted(sum.error + kept);
                 Ok(Computed { radius: sum.radius + error, error, ..sum })
             }
             Op::Residual { skip, branch, body } => {
                 let y = self.sequence(body, path, x)?;
                 let (a, b) = (abs(*skip), abs(*branch));
                 let radius = a * x.radius + b * y.radius;
-                let error = a * x.error + b * y.error + self.kept(4) * radius;
+                let kept = self.kept(4) * radius + self.tiny(x.width);
+                let error = self.noted(a * x.error + b * y.error + kept);
                 Ok(Computed { radius: radius + error, error, ..x })
             }
             _ => {
                 let state = State::new(x.radius, x.width).laid_out(x.layout);
                 let step = alone(node, path, self.norms, &state)?;
-                let fresh = self.fresh(node, path, x, &step)? + self.tiny;
-                let error = step.lipschitz * x.error + fresh;
+                let fresh = self.fresh(node, path, x, &step)? + self.tiny(step.out.width);
+                let error = self.noted(step.lipschitz * x.error + fresh);
                 let radius = step.out.radius + error;
                 let (width, layout) = (step.out.width, step.out.layout);
                 Ok(Computed { radius, error, width, layout })
@@ -227,7 +291,7 @@ impl Pass<'_> {
                 let bias = self.bias(path, c.bias)? * count(pixels).sqrt();
                 self.convolution(step.lipschitz, c, r) + self.kept(2) * bias
             }
-            // What is only compared is exact, and each mean or norm is off by a share of itself.
+            // What is only compared is exact, and each mean or norm is off by a share of what it is of.
             Op::Pool(Pool { pooling: Pooling::Max, .. })
             | Op::GlobalPool { pooling: Pooling::Max } => Upper::ZERO,
             Op::Pool(pool) => self.sum(pool.window * pool.window + 4, 4) * out,
@@ -237,14 +301,13 @@ impl Pass<'_> {
                 abs(*scale) * self.pointwise(*function, r, x.width) + self.kept(2) * out
             }
             Op::Scale { .. } => self.kept(2) * out,
-            Op::SoftCap { cap } => {
-                (self.units() + self.kept(2)) * (r + abs(*cap) * root) + self.tiny
-            }
+            Op::SoftCap { cap } => (self.units() + self.kept(2)) * (r + abs(*cap) * root),
             // The token is a weight.
             Op::ClassToken { .. } if self.format.mixed() => self.kept(1) * out,
-            // What is only moved, cut or compared is exact.
-            Op::Clip { .. }
-            | Op::Shift { .. }
+            // Its limit is rounded, which those elements are that are cut.
+            Op::Clip { .. } => self.kept(1) * out,
+            // What is only moved or compared is exact.
+            Op::Shift { .. }
             | Op::SpaceToDepth { .. }
             | Op::MaxMin
             | Op::Flatten
@@ -256,11 +319,11 @@ impl Pass<'_> {
             Op::LayerNorm { .. } => {
                 self.sum(x.width + 12, 4) * out + step.lipschitz * self.centring(r, x.width)
             }
-            Op::MeanPool | Op::FirstAndMean => self.sum(self.tokens, 4) * out,
+            Op::MeanPool | Op::FirstAndMean => self.sum(self.tokens(x.layout), 4) * out,
             Op::GatedMlp { dim, hidden, function, bias } => {
                 self.gated(path, r, *dim, *hidden, *function, *bias)?
             }
-            Op::Attention(a) => self.attention(a, path, r, out)?,
+            Op::Attention(a) => self.attention(a, path, (r, self.tokens(x.layout)), out)?,
             // Each head's product, whose error its share scales like the product itself.
             Op::OffsetAttention { inputs, head_dim, offsets, .. } => {
                 let off = self.product(step.lipschitz, *inputs, *head_dim, r) + self.kept(4) * out;
@@ -296,20 +359,21 @@ impl Pass<'_> {
     /// `‖|W|‖ ≤ ‖W‖_F ≤ √min ‖W‖`.
     fn product(&self, norm: Upper, inputs: usize, outputs: usize, r: Upper) -> Upper {
         let all = count(inputs.min(outputs)).sqrt() * norm;
-        self.written(norm, self.sum(inputs, 1) * all + self.weights(inputs, outputs), r)
+        let off = self.sum(inputs, 1) * all + self.weights(inputs, outputs);
+        self.written(norm, off, r) + self.tiny(outputs)
     }
 
     /// What is off in a map of this norm that is computed to within `off`, once it is kept and a bias is
     /// added to it.
     fn written(&self, norm: Upper, off: Upper, r: Upper) -> Upper {
-        (off + self.kept(3) * (norm + off)) * r + self.tiny
+        (off + self.kept(3) * (norm + off)) * r
     }
 
     /// What the weights of a map lose next to 0, in the Frobenius norm, where they are rounded to a type
     /// of another range: elsewhere it is a share of themselves.
     fn weights(&self, inputs: usize, outputs: usize) -> Upper {
         match self.format.mixed() {
-            true => Upper::from_f64(self.format.smallest) * (count(inputs) * count(outputs)).sqrt(),
+            true => Upper::from_f64(self.format.step) * (count(inputs) * count(outputs)).sqrt(),
             false => Upper::ZERO,
         }
     }
@@ -329,12 +393,12 @@ impl Pass<'_> {
             return Upper::ZERO;
         }
         let slope = pointwise::slope(function, r).max(Upper::ONE);
-        self.units() * slope * (r + count(width).sqrt()) + self.tiny
+        self.units() * slope * (r + count(width).sqrt()) + self.tiny(width)
     }
 
     /// x − mean x: the mean is off by at most `γ_d` times that of |x|.
     fn centring(&self, r: Upper, width: usize) -> Upper {
-        gamma(width + 8, self.format.inner) * (r + r) + self.tiny
+        gamma(width + 8, self.format.inner) * (r + r) + self.tiny(width)
     }
 
     fn gated(
@@ -362,34 +426,44 @@ impl Pass<'_> {
         let passed_off = pointwise::slope(function, gate) * gate_off
             + self.pointwise(function, gate, hidden)
             + self.kept(2) * passed
-            + self.tiny;
+            + self.tiny(hidden);
         let (product, product_off) = (
             (passed + passed_off) * up,
-            passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny,
+            passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny(hidden),
         );
+        for off in [gate_off, up_off, passed_off, product_off] {
+            self.noted(off);
+        }
         let (down, bias) = map("down")?;
         Ok(down * product_off + self.product(down, hidden, dim, product) + self.kept(2) * bias)
     }
 
     /// Head by head, since each reads tokens of its own: where the values of heads are off by e_h, those
     /// of all of them are by √Σ e_h², and their size is √Σ v_h².
-    fn attention(&self, a: &Attention, path: &str, r: Upper, out: Upper) -> Result<Upper, Error> {
+    fn attention(
+        &self,
+        a: &Attention,
+        path: &str,
+        (r, tokens): (Upper, usize),
+        out: Upper,
+    ) -> Result<Upper, Error> {
         let shared = a.key_value_heads.max(1);
         let repeats = (a.heads / shared).max(1);
         let one = |name: &str, index: usize, heads: usize| {
-            self.projection(a, path, name, Part { index, count: heads }, r)
+            self.projection(a, path, name, Part { index, count: heads }, (r, tokens))
         };
         let (mut squares, mut off_squares) = (Upper::ZERO, Upper::ZERO);
         for group in 0..shared {
             let key = one("key", group, shared)?;
             let (value, value_off) = one("value", group, shared)?;
             for head in group * repeats..(group + 1) * repeats {
-                let share = self.probabilities(a, path, one("query", head, a.heads)?, key)?;
-                let off = value_off + share * value + self.tiny;
+                let query = one("query", head, a.heads)?;
+                let share = self.probabilities(a, path, (query, key), tokens)?;
+                let off = value_off + share * value + self.tiny(a.head_dim);
                 (squares, off_squares) = (squares + value * value, off_squares + off * off);
             }
         }
-        let (mixed, mixed_off) = (squares.sqrt(), off_squares.sqrt());
+        let (mixed, mixed_off) = (squares.sqrt(), self.noted(off_squares.sqrt()));
         let width = a.heads * a.head_dim;
         let norm = self.norms.matrix(&Block::whole(join(path, "output.weight")))?;
         let bias = self.bias(&join(path, "output"), a.output_bias)?;
@@ -407,16 +481,16 @@ impl Pass<'_> {
         &self,
         a: &Attention,
         path: &str,
-        (query, query_off): (Upper, Upper),
-        (key, key_off): (Upper, Upper),
+        ((query, query_off), (key, key_off)): ((Upper, Upper), (Upper, Upper)),
+        tokens: usize,
     ) -> Result<Upper, Error> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
         let mut off = scale * (query_off * key + query * key_off)
             + self.sum(a.head_dim, 4) * scale * query * key
-            + self.tiny;
+            + self.tiny(1);
         if let Some(cap) = a.logit_cap {
-            off = off + (self.units() + self.kept(2)) * (logit + abs(cap)) + self.tiny;
+            off = off + (self.units() + self.kept(2)) * (logit + abs(cap)) + self.tiny(1);
             logit = logit.min(abs(cap));
         }
         if a.position_bias.is_some() {
@@ -424,15 +498,16 @@ impl Pass<'_> {
         }
         if let Some(alibi) = &a.alibi {
             let steepest = alibi.slopes.iter().fold(Upper::ZERO, |max, s| max.max(abs(*s)));
-            logit = logit + steepest * count(self.tokens);
+            logit = logit + steepest * count(tokens);
         }
         // What is added to logits, and that the largest is taken off; then the exponential.
-        let off = off + self.sum(8, 2) * (logit + off) + self.units() + self.tiny;
+        let off = off + self.sum(8, 4) * (logit + off) + self.units() + self.tiny(1);
+        self.noted(off);
         // The sum of the exponentials, what a part of it is multiplied by when a larger logit is met, the
         // quotient, the mean; probabilities and means are kept.
-        let mean = count(4) * self.sum(self.tokens + 16, 0);
+        let mean = count(4) * self.sum(tokens + 16, 0);
         let mean = mean + self.kept(2) * (Upper::ONE + mean);
-        let lost = count(self.tokens) * Upper::from_f64(self.format.smallest);
+        let lost = count(tokens) * Upper::from_f64(self.format.step.max(NEGLIGIBLE));
         let moved = off.min(count(2));
         Ok(moved + (Upper::ONE + moved) * mean + lost)
     }
@@ -445,7 +520,7 @@ impl Pass<'_> {
         path: &str,
         name: &str,
         head: Part,
-        r: Upper,
+        (r, tokens): (Upper, usize),
     ) -> Result<(Upper, Upper), Error> {
         let values = name == "value";
         let normed = if values { None } else { a.query_key_norm };
@@ -474,16 +549,16 @@ impl Pass<'_> {
                 off = off + slope * self.centring(size, width);
             }
             size = (gain * count(width).sqrt()).min(slope * size) + shift;
-            off = off + self.sum(width + 12, 4) * size + self.tiny;
+            off = self.noted(off) + self.sum(width + 12, 4) * size + self.tiny(width);
             size = size + off;
         }
         if a.rotary.is_some() && !values {
             // The angles are off by a few units of the position times the logarithm of the base.
-            let turned = self.units() * count(self.tokens) + self.kept(4);
-            off = off + turned * size + self.tiny;
+            let turned = self.units() * count(tokens) + self.kept(4);
+            off = off + turned * size + self.tiny(width);
             size = size + off;
         }
-        Ok((size, off))
+        Ok((size, self.noted(off)))
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, rounding, walk};
+use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, roundings, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
 use lipschitz_certify::outln;
 use lipschitz_certify::range::{self, Inputs};
@@ -176,21 +176,31 @@ impl BoundCommand {
         let name = format.dtype.as_str();
         let norms = WeightNorms::new(model, Method::Proven, &|_| {});
         let domain = certificate.domain.radius;
-        let off = rounding(model.graph(), &norms, domain, format)?;
-        if !off.is_finite() {
+        let off = roundings(model.graph(), &norms, domain, format)?;
+        if !off.outputs.is_finite() {
             let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };
             return Ok(format!("executed in {name}: nothing is bounded{remedy}"));
         }
+        // No token has more elements: what norms add up are the squares of all of one.
+        const ELEMENTS: f64 = 1e12;
         let inputs = Inputs { radius: self.radius, limit: None };
-        let largest = range::prove(model, inputs, 0, &|_| {})?.largest();
-        if largest + largest >= Upper::from_f64(format.largest) {
+        let ranges = range::prove(model, inputs, 0, &|_| {})?;
+        let (values, weights) = (ranges.largest() + off.anywhere, ranges.largest_weight());
+        let squares = values * values * Upper::from_f64(ELEMENTS);
+        // A weight is rounded by less than its half.
+        if values >= Upper::from_f64(format.largest)
+            || weights + weights >= Upper::from_f64(format.largest)
+            || squares >= Upper::from_f64(format.most)
+        {
             return Ok(format!(
-                "executed in {name}: values can reach {largest}, which overflows; nothing is bounded"
+                "executed in {name}: values can reach {values} and weights {weights}, which may overflow, or \
+                 their squares may; nothing is bounded"
             ));
         }
+        let off = off.outputs;
         Ok(format!(
             "executed in {name}: each token of the output is within {off} of it in ℓ2 on the domain, for any \
-             order of sums, and two outputs differ by at most L‖x − y‖ + 2 · {off}; no value exceeds {largest}"
+             order of sums, and two outputs differ by at most L‖x − y‖ + 2 · {off}; no value exceeds {values}"
         ))
     }
 }

@@ -527,7 +527,8 @@ impl Heads {
                 // What logits are apart from their mean on the way.
                 let mut far = w + w;
                 if let Some([most, own]) = own {
-                    let computed = own * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX));
+                    let computed =
+                        own * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX) + gamma(2 * n + 32));
                     let tail = (count(n) * Upper::from_f64(NEGLIGIBLE)).sqrt() * most;
                     varied = varied.min(computed + tail + beside);
                     // The mean of the reference moves by the variance on the way.
@@ -550,8 +551,9 @@ impl Heads {
                     .min(moved * self.widest(g, t));
                 let values = root * value[g].total * (varied * twice);
                 let mean = seen().fold(Upper::ZERO, |sum, j| {
-                    let p = Upper::from_f64(p[j]) * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
-                        + Upper::from_f64(NEGLIGIBLE);
+                    let off = Upper::from_f64(2.0 * SOFTMAX) + gamma(2 * n + 32);
+                    let p =
+                        Upper::from_f64(p[j]) * (Upper::ONE + off) + Upper::from_f64(NEGLIGIBLE);
                     column[j] = column[j] + p * squared;
                     sum + p * x.each[j]
                 });
@@ -603,7 +605,7 @@ impl Heads {
     /// The largest probability.
     pub(super) fn likeliest(&self, h: usize, t: usize) -> Upper {
         Upper::from_f64(largest(self.probabilities(h, t)))
-            * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX))
+            * (Upper::ONE + Upper::from_f64(2.0 * SOFTMAX) + gamma(2 * self.tokens + 32))
             + Upper::from_f64(NEGLIGIBLE)
     }
 
@@ -886,12 +888,9 @@ impl Heads {
         let share = gamma(n + 16) * abs(a.logit_scale) * count(4 * total).sqrt();
         let (least, far) = (count(total) * tiny(), longest(&self.key, g, d));
         let keys = share * vector_norm(query) + least;
-        if let Some(all) = out.together() {
-            let weights = vec![(t, share * far + least)];
-            all.push(Term::Linear { slot: self.query_slots[1][h], weights });
-            let weights = seen.into_iter().map(|j| (j, keys)).collect();
-            all.push(Term::Linear { slot: self.key_slots[1][g], weights });
-        }
+        out.linear_of_all(self.query_slots[1][h], &vec![(t, share * far + least)]);
+        let weights = seen.into_iter().map(|j| (j, keys)).collect();
+        out.linear_of_all(self.key_slots[1][g], &weights);
         self.to_input(to_query, to_key, None, out)
     }
 

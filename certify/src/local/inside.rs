@@ -25,7 +25,7 @@ impl Point {
             let (Some(a), Some(b)) = (self.trace.read(slot), other.trace.read(slot)) else {
                 continue;
             };
-            for t in 0..tokens {
+            for t in 0..tokens.min(b.rows) {
                 let row = t * width..(t + 1) * width;
                 let moved: Vec<f64> =
                     b.data[row.clone()].iter().zip(&a.data[row]).map(|(b, a)| b - a).collect();

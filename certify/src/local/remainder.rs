@@ -114,7 +114,7 @@ impl Bent {
                     .filter(|i| each[*i] != 0.0 && ends[*i] > distances[*i])
                     .map(|i| Boxed { weight: each[i], distance: distances[i], reach: ends[i] })
                     .collect();
-                let behind = |u: &Boxed| Upper::from_f64(u.reach - u.distance);
+                let behind = |u: &Boxed| Upper::from_f64((u.reach - u.distance).next_up());
                 let share = own.iter().fold(Upper::ZERO, |m, u| m.max(behind(u).div_up(u.reach)));
                 let boxes: Vec<Upper> = own.iter().map(behind).collect();
                 let whole = *norm * (share * ball).min(root_of_squares(&boxes));
@@ -244,6 +244,15 @@ impl Remainders {
     /// Of the elements of one vector, quickly.
     pub(super) fn of_vector(count: usize) -> Self {
         Self { together: Some(Vec::new()), quick: true, ..Self::new(count) }
+    }
+
+    /// `Σ w_t D_t`, which bounds what is left out of all functionals together.
+    pub(super) fn linear_of_all(&mut self, slot: usize, weights: &Weighted) {
+        let term = || Term::Linear { slot, weights: weights.clone() };
+        match &mut self.together {
+            Some(together) => together.push(term()),
+            None => self.terms.iter_mut().for_each(|own| own.push(term())),
+        }
     }
 
     /// The terms of the whole vector, if they are asked for.

@@ -107,6 +107,11 @@ impl Ranges {
     pub fn largest(&self) -> Upper {
         self.tensors.iter().fold(Upper::ZERO, |max, t| max.max(t.largest))
     }
+
+    /// The largest element of a weight, in absolute value.
+    pub fn largest_weight(&self) -> Upper {
+        self.weights.iter().fold(Upper::ZERO, |max, w| max.max(Upper::from_f64(w.largest)))
+    }
 }
 
 /// Bounds the elements of every tensor, for all of these inputs; by ellipsoids too where `steps`, of
