@@ -431,9 +431,7 @@ impl Pass<'_> {
             (passed + passed_off) * up,
             passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny(hidden),
         );
-        for off in [gate_off, up_off, passed_off, product_off] {
-            self.noted(off);
-        }
+        let product_off = [gate_off, up_off, passed_off, product_off].map(|x| self.noted(x))[3];
         let (down, bias) = map("down")?;
         Ok(down * product_off + self.product(down, hidden, dim, product) + self.kept(2) * bias)
     }
@@ -502,13 +500,12 @@ impl Pass<'_> {
         }
         // What is added to logits, and that the largest is taken off; then the exponential.
         let off = off + self.sum(8, 4) * (logit + off) + self.units() + self.tiny(1);
-        self.noted(off);
         // The sum of the exponentials, what a part of it is multiplied by when a larger logit is met, the
         // quotient, the mean; probabilities and means are kept.
         let mean = count(4) * self.sum(tokens + 16, 0);
         let mean = mean + self.kept(2) * (Upper::ONE + mean);
         let lost = count(tokens) * Upper::from_f64(self.format.step.max(NEGLIGIBLE));
-        let moved = off.min(count(2));
+        let moved = self.noted(off).min(count(2));
         Ok(moved + (Upper::ONE + moved) * mean + lost)
     }
 
