@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use lipschitz_certify::bound::{BF16, F16, F32, Format, WeightNorms, rounding};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::Input;
+use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
 use lipschitz_nn::{Model, Seen};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
@@ -89,4 +89,33 @@ fn within(format: Format, least: f64) {
     // An allowance that is always infinite, or absurd, would pass everything.
     assert!(finite > tried / 3, "{finite} of {tried}");
     assert!(closest > least, "{closest}");
+}
+
+/// What is allowed for a network without weights, on the ball of radius 1.
+fn allowed(dim: usize, op: Op, format: Format) -> f64 {
+    let graph = Graph::new(Input::Vector { dim }, vec![Node::new("", op)]).unwrap();
+    let model = Model::new(graph, std::collections::BTreeMap::new()).unwrap();
+    let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+    rounding(model.graph(), &norms, Upper::ONE, format).unwrap().to_f64()
+}
+
+/// What a sum of branches loses between the smallest numbers of f16, and what a limit loses that is none
+/// of the type.
+#[test]
+fn sums_next_to_zero_and_limits_are_rounded() {
+    let kept = |x: f64, format: Format| {
+        let x = Tensor::new(&[x as f32], &Device::Cpu).unwrap().to_dtype(format.dtype).unwrap();
+        x.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()[0]
+    };
+    // x + ReLU(x) times 1e-5, of 1024 elements whose norm is below 1.
+    let relu = Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 });
+    let sum = Op::Residual { skip: 1e-5, branch: 1e-5, body: vec![relu] };
+    let x = kept(0.028_31, F16);
+    let off = 32.0 * (kept(2e-5 * x, F16) - 2e-5 * 0.028_31).abs();
+    assert!(off > 5e-7 && off <= allowed(1024, sum, F16), "{off}");
+    for format in [F32, BF16, F16] {
+        let off = (kept(0.1, format) - 0.1).abs();
+        let allowed = allowed(1, Op::Clip { limit: 0.1 }, format);
+        assert!(off > 1e-9 && off <= allowed, "{off} {allowed}");
+    }
 }
