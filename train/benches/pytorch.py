@@ -19,7 +19,7 @@ STEPS = [  # The six quintics of the default Muon, in 1/1024 (Cesista, You and J
 ]
 
 
-STAGES = (64, 256, 512)  # Channels of the convolutional network: each halves the sides, and has one more layer.
+STAGES = (64, 128, 256, 256, 256)  # Channels of the convolutional network: each halves the sides, and has one more layer.
 
 
 def peak():
@@ -133,7 +133,7 @@ def convnet(torch, steps, batch=256):
     for width in STAGES:
         layers += [(matrix(width, 4 * channels), bias(width), 2), (matrix(width, width), bias(width), 1)]
         channels = width
-    head, head_bias = matrix(10, channels * 16), bias(10)
+    head, head_bias = matrix(10, channels), bias(10)
     moves = [(0, 0), (0, 1), (0, 0), (1, 0), (0, 0), (0, -1), (0, 0), (-1, 0)]
 
     def forward(x):
