@@ -82,9 +82,8 @@ pub fn search(
         let x = (exact.project(&x)? * (1.0 - 1e-6))?;
         let x = x.to_dtype(DType::F32)?.to_dtype(DType::F64)?;
         let computed = match format.mixed() {
-            true => exact.run_tapped(&single, &x, &|x| {
-                Ok(x.to_dtype(format.dtype)?.to_dtype(DType::F32)?)
-            })?,
+            true => exact
+                .run_tapped(&single, &x, &|x| x.to_dtype(format.dtype)?.to_dtype(DType::F32))?,
             false => exact.run_in(&single, &x)?,
         };
         let outputs = (exact.run(&x)? - computed.to_dtype(DType::F64)?)?;
