@@ -3,7 +3,8 @@
 //!
 //! *Notation.* A [`Format`] says in what the program computes: it keeps values in a type of unit
 //! roundoff u and adds up in one of v, γ_k = ku/(1 − ku), `σ(n, k)` is what n sums in v and k results in
-//! u make of a number, and ‖·‖ is the largest ℓ2 norm of a token. A value x is known as x̂, with ‖x‖ and ‖x̂‖ at most R and
+//! u make of a number, and ‖·‖ is the largest ℓ2 norm of a token. A value x is known as x̂, with ‖x‖
+//! and ‖x̂‖ at most R and
 //! `‖x̂ − x‖ ≤ e`. A node f with Lipschitz constant L on the ball of radius R computes f̂, with
 //! `‖f̂(x̂) − f(x̂)‖ ≤ δ`, so
 //!
