@@ -58,6 +58,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             for stage in stages {
                 add("model.stages.channels", stage.channels, MAX_WIDTH);
                 add("model.stages.kernel", stage.kernel, 32);
+                add("model.stages.patch", stage.patch, 32);
                 if stage.layers > 0 {
                     add("model.stages.layers", stage.layers, MAX_LAYERS);
                 }

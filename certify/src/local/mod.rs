@@ -156,7 +156,7 @@ impl Point {
         let lambda = Functionals { count: values.len(), tokens, width: output.columns, data };
         let (lambda, remainders) = self.trace.back(lambda)?;
         let slopes = slopes(&lambda);
-        Ok(Claims { values, slack, slopes, lambda: Some(lambda), remainders })
+        Ok(Claims { values, slack, slopes, lambda: Some(lambda), remainders, rest: None })
     }
 
     /// The elements of one token that an elementwise node with jumps reads are claims themselves: their
@@ -185,7 +185,7 @@ impl Point {
             remainders.quick = true;
             let (values, slack) = (vec![0.0; count], vec![Upper::ZERO; count]);
             let slopes = slopes(&lambda);
-            let claims = Claims { values, slack, slopes, lambda: None, remainders };
+            let claims = Claims { values, slack, slopes, lambda: None, remainders, rest: None };
             self.elements.push((slot, token, claims));
         }
         Ok(())
@@ -299,6 +299,9 @@ impl Point {
 
     fn proves(&self, claims: &Claims, change: Change<'_>, quick: bool) -> bool {
         let Some(deviations) = self.deviations(change, quick) else { return false };
+        if claims.rest.as_ref().is_some_and(|rest| !rest.stays(change, &deviations)) {
+            return false;
+        }
         claims.by_hardness(change).into_iter().all(|k| {
             let first = claims.first(k, change) + claims.slack[k];
             let value = claims.values[k];
@@ -443,9 +446,39 @@ pub struct Claims {
     /// What they are of the input to first order; none for those that are many.
     lambda: Option<Functionals>,
     remainders: Remainders,
+    /// The outputs that are not compared one by one, which must stay below as well.
+    rest: Option<Rest>,
+}
+
+/// Outputs that all are below another one.
+struct Rest {
+    /// By how much at least, as computed.
+    margin: f64,
+    /// They stay below within this distance, by the global bound.
+    global: f64,
+}
+
+impl Rest {
+    /// The difference of two outputs moves by at most √2 times what all of them together do.
+    fn stays(&self, change: Change<'_>, deviations: &Deviations) -> bool {
+        let globally = matches!(change, Change::Within(radius, _) if radius <= self.global);
+        let farthest = Upper::from_f64(2.0).sqrt() * deviations.last;
+        globally || farthest.to_f64() < self.margin
+    }
 }
 
 impl Claims {
+    /// With all outputs beside `class` and these others, which the global bound keeps below `class` within a
+    /// distance of `global`.
+    fn and_the_rest(mut self, z: &[f64], class: usize, others: &[usize], global: f64) -> Self {
+        let mut rest = vec![true; z.len()];
+        others.iter().chain([&class]).for_each(|j| rest[*j] = false);
+        let below = z.iter().zip(rest).filter(|(_, rest)| *rest).map(|(x, _)| z[class] - x);
+        let margin = below.reduce(f64::min);
+        self.rest = margin.map(|margin| Rest { margin: margin.next_down(), global });
+        self
+    }
+
     /// The values at the input itself.
     pub fn at_input(&self) -> &[f64] {
         &self.values

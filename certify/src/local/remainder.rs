@@ -165,6 +165,8 @@ pub(super) struct Deviations {
     /// it was bounded on its own; by place and token.
     boxes: BTreeMap<(usize, usize), Vec<f64>>,
     pub(super) reaches: Vec<Option<Reach>>,
+    /// That of the outputs of the last token.
+    pub(super) last: Upper,
 }
 
 impl Deviations {
@@ -177,6 +179,7 @@ impl Deviations {
             spreads: none(),
             boxes: BTreeMap::new(),
             reaches: std::iter::repeat_with(|| None).take(slots).collect(),
+            last: Upper::INFINITY,
         }
     }
 

@@ -331,7 +331,7 @@ pub fn substitutions<E: Into<robust::BoxError>>(
         let start = std::time::Instant::now();
         let x: Vec<f64> = ids.iter().flat_map(|id| words.row(*id)).copied().collect();
         let point = local.at(&Tensor::from_slice(&x, (ids.len(), words.dim), &Device::Cpu)?)?;
-        let Decision { class, margin, claims, left, .. } = decision(&point, &global, input)?;
+        let Decision { class, margin, claims, .. } = decision(&point, &global, input)?;
         let allowed: Vec<Vec<u32>> =
             ids.iter().map(|id| words.allowed(allowed, *id)).collect::<Result<_, _>>()?;
         let vectors: Vec<Vec<f64>> = allowed
@@ -341,12 +341,9 @@ pub fn substitutions<E: Into<robust::BoxError>>(
         let most = trials.most.min(allowed.iter().filter(|ids| !ids.is_empty()).count());
         let window = Window { model: &model, words: &words, global: &global, ids, allowed, class };
         let (mut proven, mut by) = (0, None);
-        // Outputs that are not compared one by one are not proven to stay behind.
-        if left.is_infinite() {
-            let all = Replacements::new(&x, words.dim, &vectors, most)?;
-            while proven < most && point.withstands(&claims, &all.up_to(proven + 1)) {
-                (proven, by) = (proven + 1, Some(Proof::Bound));
-            }
+        let all = Replacements::new(&x, words.dim, &vectors, most)?;
+        while proven < most && point.withstands(&claims, &all.up_to(proven + 1)) {
+            (proven, by) = (proven + 1, Some(Proof::Bound));
         }
         let mut broken = None;
         let decided = proven > 0 || global.decides(point.outputs(), class);

@@ -127,7 +127,7 @@ pub fn survey<E: Into<robust::BoxError>>(
             let one = x.narrow(0, i, 1)?;
             let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
             let point = local.at(&x)?;
-            let Decision { class, margin, claims, left, known } = decision(&point, &global, input)?;
+            let Decision { class, margin, claims, known } = decision(&point, &global, input)?;
             let found = point.radius(&claims, settings.distance);
             let tangent = claims.tangent(settings.distance);
             let losses = point.losses(&claims, found, settings.distance).into_iter();
@@ -138,7 +138,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 })
                 .collect();
             let known = known * (1.0 - SLACK);
-            let radius = (found.min(left) * (1.0 - SLACK)).max(known);
+            let radius = (found * (1.0 - SLACK)).max(known);
             let bounds = match settings.radii.is_empty() {
                 true => Vec::new(),
                 false => {
@@ -199,10 +199,8 @@ pub fn survey<E: Into<robust::BoxError>>(
 pub(super) struct Decision {
     pub(super) class: usize,
     pub(super) margin: f64,
-    /// The margins over the largest of the others.
+    /// The margins over the others.
     pub(super) claims: Claims,
-    /// The radius by the global bound over those that are left out.
-    pub(super) left: f64,
     /// The radius by the global bound over all.
     known: f64,
 }
@@ -213,13 +211,11 @@ pub(super) fn decision(point: &Point, global: &Global, input: usize) -> Result<D
         return Err(Error::Data(format!("input {input}: an output is not finite")));
     };
     let others = rivals(z, class);
-    let claims = point.margins(class, &others)?;
-    // Those that are not compared one by one are left to the global bound.
-    let left = match others.len() + 1 < z.len() {
-        true => global.others(z, class, &others),
-        false => f64::INFINITY,
-    };
-    Ok(Decision { class, margin, claims, left, known: global.radius(z, class) })
+    let mut claims = point.margins(class, &others)?;
+    if others.len() + 1 < z.len() {
+        claims = claims.and_the_rest(z, class, &others, global.others(z, class, &others));
+    }
+    Ok(Decision { class, margin, claims, known: global.radius(z, class) })
 }
 
 /// Proves a survey again, around the same inputs: radii, bounds of outputs, classes and whether they are
@@ -272,7 +268,7 @@ pub fn verify<E: Into<robust::BoxError>>(
         }
         let x = robust::as_input(model.graph(), &one)?.squeeze(0)?;
         let point = local.at(&x)?;
-        let Decision { class, margin, claims, left, known } = decision(&point, &global, row.input)?;
+        let Decision { class, margin, claims, known } = decision(&point, &global, row.input)?;
         if class != row.class {
             return violated(format!("input {}: output {class} is the largest", row.input));
         }
@@ -284,7 +280,7 @@ pub fn verify<E: Into<robust::BoxError>>(
         }
         let radius = row.radius;
         let proven = (0.0..=known).contains(&radius)
-            || ((0.0..=left).contains(&radius) && point.holds(&claims, radius, claim.distance));
+            || (radius >= 0.0 && point.holds(&claims, radius, claim.distance));
         if !(proven || radius == 0.0) {
             return violated(format!("input {}: a radius of {radius} is not proven", row.input));
         }

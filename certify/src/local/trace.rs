@@ -228,7 +228,8 @@ impl Trace {
         let mut deviations = Deviations::new(self.names.len(), radius, still);
         let mut each = vec![Upper::ZERO; self.prefix];
         each.extend(input.each);
-        grow(&self.pieces, Spread::new(each, input.total), &mut deviations, known);
+        let out = grow(&self.pieces, Spread::new(each, input.total), &mut deviations, known);
+        deviations.last = out.each.last().copied().unwrap_or(Upper::INFINITY);
         deviations
     }
 

@@ -16,7 +16,11 @@ const MAX_DEPTH: usize = 1024;
 pub struct ConvolutionStage {
     /// Channels; even.
     pub channels: usize,
-    /// Layers behind the one that halves the sides.
+    /// Side of the squares of pixels that the convolution in front reads, each on its own: what the
+    /// sides are divided by, rounded up.
+    #[serde(default = "two")]
+    pub patch: usize,
+    /// Layers behind that convolution.
     pub layers: usize,
     /// Side of the kernels of these layers, which is odd. With 1, groups of channels are shifted by a
     /// pixel before each, so that pixels see each other all the same: where the kernels are
@@ -92,17 +96,21 @@ impl PixelAttention {
 /// The most numbers of a position bias.
 const MAX_BUCKETS: usize = 1 << 16;
 
+fn two() -> usize {
+    2
+}
+
 fn three() -> usize {
     3
 }
 
-/// Stages, each of which begins with a convolution of stride 2 on squares of 2 × 2 pixels, all
+/// Stages, each of which begins with a convolution on squares of pixels that do not overlap, all
 /// followed by MaxMin; then attention between pixels, if there is any, and all of them with a
 /// linear head. Every part but attention keeps the norm of what passes
 /// or makes it smaller where its kernel does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Convnet {
-    /// Colour channels, height and width of an image; the sides are divided by 2 for each stage.
+    /// Colour channels, height and width of an image; each stage divides the sides by its patch.
     pub image: [usize; 3],
     /// First to last.
     pub stages: Vec<ConvolutionStage>,
@@ -118,7 +126,7 @@ impl Convnet {
     /// The graph.
     ///
     /// # Errors
-    /// [`Error::Graph`] if a size is zero, too large or odd where it may not be.
+    /// [`Error::Graph`] if a size is zero, too large, odd or even where it may not be.
     pub fn graph(&self) -> Result<Graph, Error> {
         let [channels, height, width] = self.image;
         let deep = |stage: &ConvolutionStage| stage.layers > MAX_DEPTH;
@@ -128,16 +136,15 @@ impl Convnet {
         let mut made = [channels, height, width];
         let mut stages = Vec::new();
         for (i, stage) in self.stages.iter().enumerate() {
-            let &ConvolutionStage { channels, layers, kernel } = stage;
+            let &ConvolutionStage { channels, patch, layers, kernel } = stage;
             if kernel % 2 == 0 {
                 return Err(Error::graph(
                     "",
                     format!("has a kernel of {kernel}, which is not odd"),
                 ));
             }
-            let halve =
-                Convolution { kernel: 2, stride: 2, ..Convolution::same(made[0], channels, 1) };
-            let mut body = vec![Node::new("down", Op::Conv(halve)), Node::new("", Op::MaxMin)];
+            let (down, [height, width]) = squares(made[0], [made[1], made[2]], channels, patch)?;
+            let mut body = vec![Node::new("down", Op::Conv(down)), Node::new("", Op::MaxMin)];
             for layer in 0..layers {
                 if kernel == 1 {
                     body.push(Node::new("", shift(channels)));
@@ -147,7 +154,7 @@ impl Convnet {
                 body.push(Node::new("", Op::MaxMin));
             }
             stages.push(Node::new(i.to_string(), Op::Sequential { body }));
-            made = [channels, made[1] / 2, made[2] / 2];
+            made = [channels, height, width];
         }
         let mut nodes = vec![Node::new("stages", Op::Sequential { body: stages })];
         nodes.push(match self.attention {
@@ -161,6 +168,29 @@ impl Convnet {
         }
         Graph::new(Input::Pixels { channels, height, width }, nodes)
     }
+}
+
+/// A convolution on squares of `patch` × `patch` pixels side by side, and the sides that it makes. Where
+/// squares do not cover the image, zeros around it are read as well, so that no pixel is left out.
+fn squares(
+    inputs: usize,
+    sides: [usize; 2],
+    outputs: usize,
+    patch: usize,
+) -> Result<(Convolution, [usize; 2]), Error> {
+    let largest = sides[0].max(sides[1]);
+    if patch == 0 || patch > largest {
+        let said = format!("has a patch of {patch} for {} × {} pixels", sides[0], sides[1]);
+        return Err(Error::graph("", said));
+    }
+    let made = |padding: usize| sides.map(|side| (side + 2 * padding) / patch);
+    let covers = |padding: &usize| {
+        sides.iter().zip(made(*padding)).all(|(side, n)| n * patch >= side + padding)
+    };
+    // Of patch - 1 and more nothing is left out: less than a square is, which lies in the zeros.
+    let padding = (0..patch).find(covers).unwrap_or(patch - 1);
+    let same = Convolution::same(inputs, outputs, 1);
+    Ok((Convolution { kernel: patch, stride: patch, padding, ..same }, made(padding)))
 }
 
 /// Half of the channels stay where they are, and an eighth goes in each of four directions, round
@@ -185,7 +215,7 @@ mod tests {
 
     #[test]
     fn attention_that_does_not_fit_is_refused() {
-        let stage = ConvolutionStage { channels: 16, layers: 0, kernel: 1 };
+        let stage = ConvolutionStage { channels: 16, patch: 2, layers: 0, kernel: 1 };
         let of = |attention| {
             let (image, stages) = ([3, 8, 8], vec![stage.clone()]);
             let attention = Some(attention);
@@ -206,9 +236,27 @@ mod tests {
         }
     }
 
+    /// Every pixel is in exactly one square, whatever the sides and the patch.
+    #[test]
+    fn squares_cover_the_image() {
+        for patch in 1..=7 {
+            for (height, width) in (patch..20).flat_map(|h| (1..20).map(move |w| (h, w))) {
+                let (down, sides) = squares(1, [height, width], 1, patch).unwrap();
+                let padding = down.padding;
+                for (side, n) in [height, width].into_iter().zip(sides) {
+                    assert!(padding < patch && n * patch >= side + padding, "{side} by {patch}");
+                    assert!(n <= side.div_ceil(patch) + 1);
+                }
+                if height.is_multiple_of(patch) && width.is_multiple_of(patch) {
+                    assert_eq!((padding, sides), (0, [height / patch, width / patch]));
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_refused() {
-        let stage = ConvolutionStage { channels: 16, layers: 2, kernel: 3 };
+        let stage = ConvolutionStage { channels: 16, patch: 2, layers: 2, kernel: 3 };
         let graph = of([3, 32, 32], vec![stage.clone(); 3]).unwrap();
         assert_eq!(graph.outputs(), 10);
         let head = graph.parameters().into_iter().find(|p| p.name == "head.weight").unwrap();
@@ -221,6 +269,9 @@ mod tests {
             ([3, 32, 32], ConvolutionStage { channels: usize::MAX - 1, ..stage.clone() }),
             ([3, 32, 32], ConvolutionStage { kernel: 2, ..stage.clone() }),
             ([3, 32, 32], ConvolutionStage { layers: 1 << 40, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { patch: 0, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { patch: 33, ..stage.clone() }),
+            ([3, 32, 32], ConvolutionStage { patch: usize::MAX, ..stage.clone() }),
             ([3, 1, 1], stage),
         ] {
             assert!(of(image, vec![stage.clone()]).is_err(), "{image:?} {stage:?}");
