@@ -347,13 +347,8 @@ fn outputs_that_are_not_compared_stay_below_too() {
     let model = Model::new(graph, weights.into_iter().collect()).unwrap();
     let x = Tensor::zeros((1, 1, 2), DType::F64, &Device::Cpu).unwrap();
     let y = Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
-    let settings = Settings {
-        distance: Distance::L2,
-        limit: 1,
-        radii: Vec::new(),
-        attack: None,
-        search: 0,
-    };
+    let settings =
+        Settings { distance: Distance::L2, limit: 1, radii: Vec::new(), attack: None, search: 0 };
     let data = || [Ok::<_, lipschitz_certify::Error>((x.clone(), y.clone()))];
     let survey = survey(&model, data(), &settings, &|_| {}).unwrap();
     let radius = survey.inputs[0].radius;

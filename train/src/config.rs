@@ -475,7 +475,10 @@ mod tests {
         }
         assert!(said("mlp-cifar10", "model.hidden=[256, 0]").contains("model.hidden is 0"));
         assert!(said("mlp-cifar10", "data.limit_train=0").contains("data.limit_train is 0"));
-        assert!(said("vit-cifar10", "model.patch=64").contains("from 1 to 32"));
+        let patch = "model={ preset = \"vit\", dim = 8, layers = 1, heads = 2, patch = 64 }";
+        assert!(said("mlp-cifar10", patch).contains("from 1 to 32"));
+        let patch = "model.stages=[{ channels = 8, patch = 33, layers = 1 }]";
+        assert!(said("convnet-cifar10", patch).contains("from 1 to 32"));
         assert!(said("nanogpt-145m", "data.vocabulary=0").contains("data.vocabulary is 0"));
         assert!(said("nanogpt-145m", "data.limit_val=1").contains("data.limit_val is 1"));
     }

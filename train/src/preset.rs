@@ -3,8 +3,9 @@
 use crate::Error;
 
 /// Their names.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 11] = [
     "convnet-cifar10",
+    "convnet-mnist",
     "demo",
     "gpt-shakespeare",
     "gpt-tight",
@@ -12,6 +13,7 @@ pub const NAMES: [&str; 9] = [
     "mlp-cifar10",
     "mlp-images",
     "nanogpt-145m",
+    "shift-cifar10",
     "vit-cifar10",
 ];
 
@@ -19,6 +21,7 @@ pub const NAMES: [&str; 9] = [
 pub fn text(name: &str) -> Option<&'static str> {
     match name {
         "convnet-cifar10" => Some(include_str!("../presets/convnet-cifar10.toml")),
+        "convnet-mnist" => Some(include_str!("../presets/convnet-mnist.toml")),
         "demo" => Some(include_str!("../presets/demo.toml")),
         "gpt-shakespeare" => Some(include_str!("../presets/gpt-shakespeare.toml")),
         "gpt-tight" => Some(include_str!("../presets/gpt-tight.toml")),
@@ -26,6 +29,7 @@ pub fn text(name: &str) -> Option<&'static str> {
         "mlp-cifar10" => Some(include_str!("../presets/mlp-cifar10.toml")),
         "mlp-images" => Some(include_str!("../presets/mlp-images.toml")),
         "nanogpt-145m" => Some(include_str!("../presets/nanogpt-145m.toml")),
+        "shift-cifar10" => Some(include_str!("../presets/shift-cifar10.toml")),
         "vit-cifar10" => Some(include_str!("../presets/vit-cifar10.toml")),
         _ => None,
     }

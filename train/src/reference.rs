@@ -288,6 +288,9 @@ fn ranges(full: &str, given: &BTreeMap<String, String>, kind: &str) -> String {
     String::new()
 }
 
+/// A vision transformer, which no preset is.
+const VIT: &str = "model={ preset = \"vit\", dim = 8, layers = 1, heads = 2, patch = 4 }";
+
 /// What is said of this value of a key, where it is refused for its size.
 fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<String> {
     let (section, key) = full.rsplit_once('.').unwrap_or(("", full));
@@ -296,8 +299,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
     let base = match (section, &kinds[..]) {
         ("model.stages", ["isometric"]) => "isometric-shakespeare",
         ("model" | "model.stages", ["convnet"]) | ("model.attention", _) => "convnet-cifar10",
-        ("model", ["vit"]) => "vit-cifar10",
-        ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
+        ("model", ["vit"]) | ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
         ("data", ["images"]) | ("augment", _) => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",
         ("data", ["text"]) => "gpt-shakespeare",
@@ -308,6 +310,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("data", [kind @ ("cifar100" | "idx" | "tensors")]) => {
             settings.push(format!("data={{ kind = \"{kind}\", path = \"x\" }}"));
         }
+        ("model", ["vit"]) => settings.push(VIT.into()),
         ("averaging", [kind]) => {
             let averaging = format!("averaging={{ kind = \"{kind}\", {key} = {value} }}");
             return said(base, &[averaging], full);

@@ -297,7 +297,14 @@ mod tests {
         );
 
         // Patches of 8 × 8 pixels: one token each.
-        let vit = of("vit-cifar10", &["model.patch=8", "train.batch_size=1"], 10);
+        let vit = of(
+            "mlp-cifar10",
+            &[
+                "model={ preset = \"vit\", dim = 16, layers = 1, heads = 2, patch = 8 }",
+                "train.batch_size=1",
+            ],
+            10,
+        );
         assert!(vit.gradient.f32 > 0.0 && vit.tokens == 1);
     }
 
