@@ -347,6 +347,18 @@ impl Heads {
         self.config.heads.saturating_mul(self.tokens).saturating_mul(self.tokens)
     }
 
+    /// The multiplications of all of them that go back to its input.
+    pub(super) fn work_of_logits(&self) -> f64 {
+        let all = self.maps[0].w.data.len() + self.maps[1].w.data.len() * self.tokens;
+        self.logits() as f64 * all as f64
+    }
+
+    /// The multiplications of a functional of a token that goes back through it.
+    pub(super) fn work(&self) -> usize {
+        let [q, k, v, o] = [0, 1, 2, 3].map(|i| self.maps[i].w.data.len());
+        (k + v).saturating_mul(self.tokens).saturating_add(q + o)
+    }
+
     /// Whether logits have no cap.
     pub(super) fn plain(&self) -> bool {
         self.slopes.is_none()

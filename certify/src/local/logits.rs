@@ -4,14 +4,16 @@
 //! reference, the rows of `C = I − 1 pᵀ` are functionals of the logits of a query, those of what they are
 //! apart; with J their derivative by the input, `|C_j Δℓ| ≤ ‖C_j J δ‖ + ‖ρ‖` for what they leave out, ρ, and
 //! `√Σ p_j (C_j Δℓ)² ≤ ‖diag(√p) C J δ‖ + √max p ‖ρ‖`. What products of changes of queries and of keys add
-//! is left to attention.
+//! is left to attention. Where that is too much work for a long input, J is the derivative by what attention
+//! reads, and δ the deviations of that.
 
 use rayon::prelude::*;
 
+use super::attention::Heads;
 use super::remainder::{Deviations, Remainders};
 use super::tokenwise::derivative;
 use super::trace::Trace;
-use super::{Change, Slopes, slopes};
+use super::{Change, Slopes, slopes, stretch};
 use crate::Error;
 use crate::upper::Upper;
 
@@ -21,6 +23,8 @@ const MOST: usize = 2048;
 /// The logits of a node.
 pub(super) struct Logits {
     pub(super) slot: usize,
+    /// Whether derivatives are those by the input, or by what attention reads.
+    by_input: bool,
     /// `[heads, tokens]`
     queries: Vec<Query>,
 }
@@ -35,14 +39,18 @@ struct Query {
 }
 
 impl Logits {
-    /// Of each attention that has no more of them, and no cap on them.
+    /// Of each attention without a cap on them, where that is not too much work.
     ///
     /// # Errors
     /// Those of products.
     pub(super) fn all(trace: &Trace) -> Result<Vec<Self>, Error> {
-        let few = trace.attentions().into_iter().filter(|heads| heads.logits() <= MOST);
-        few.filter(|heads| heads.plain())
+        let few =
+            |heads: &&Heads| heads.logits() <= MOST || heads.work_of_logits() <= stretch::MOST;
+        let plain = trace.attentions().into_iter().filter(|heads| heads.plain());
+        plain
+            .filter(few)
             .map(|heads| {
+                let by_input = heads.logits() <= MOST;
                 let query = |(h, t): (usize, usize)| {
                     let p = heads.probabilities(h, t);
                     let n = p.len();
@@ -51,7 +59,10 @@ impl Logits {
                     let rows: Vec<f64> = seen.iter().flat_map(|j| row(*j)).collect();
                     let mut out = Remainders::of_vector(seen.len());
                     let lambda = heads.back_logits(h, t, (&rows, seen.len()), &mut out)?;
-                    let (lambda, remainders) = trace.back_from(heads.slot, lambda, out)?;
+                    let (lambda, remainders) = match by_input {
+                        true => trace.back_from(heads.slot, lambda, out)?,
+                        false => (lambda, out),
+                    };
                     let each = slopes(&lambda);
                     let mut weighted = lambda;
                     for (k, j) in seen.iter().enumerate() {
@@ -63,7 +74,7 @@ impl Logits {
                     Ok(Query { each, spread: derivative(&weighted), likeliest, remainders })
                 };
                 let queries = heads.queries().map(query).collect::<Result<_, Error>>()?;
-                Ok(Self { slot: heads.slot, queries })
+                Ok(Self { slot: heads.slot, by_input, queries })
             })
             .collect()
     }
@@ -71,10 +82,15 @@ impl Logits {
     /// Of each head and query, from the deviations in front of them: the largest of what logits are apart,
     /// and the root of its mean square.
     pub(super) fn at(&self, change: Change<'_>, deviations: &Deviations) -> Vec<[Upper; 2]> {
+        let read = deviations.spreads[self.slot].as_ref();
+        let along = |x: &Slopes| match self.by_input {
+            true => x.along(change),
+            false => read.map_or(Upper::INFINITY, |read| x.over(read)),
+        };
         let of = |query: &Query| {
             let rest = query.remainders.of_whole(deviations);
-            let most = query.each.iter().fold(Upper::ZERO, |m, x| m.max(x.along(change)));
-            [most + rest, query.spread.along(change) + query.likeliest * rest]
+            let most = query.each.iter().fold(Upper::ZERO, |m, x| m.max(along(x)));
+            [most + rest, along(&query.spread) + query.likeliest * rest]
         };
         self.queries.par_iter().map(of).collect()
     }

@@ -28,6 +28,7 @@ mod pointwise;
 mod remainder;
 mod replaced;
 mod spread;
+mod stretch;
 mod substitutions;
 mod survey;
 mod tokenwise;
@@ -434,6 +435,12 @@ impl Slopes {
             Change::Replaced(replacements) => return replacements.at_most(&self.each),
         };
         slope * Upper::from_f64(radius)
+    }
+
+    /// The same for deviations of the tokens that they are read of.
+    fn over(&self, read: &Spread) -> Upper {
+        let each = self.each.iter().fold(Upper::ZERO, |sum, (t, x)| sum + *x * read.each[*t]);
+        each.min(self.l2 * read.total)
     }
 }
 

@@ -17,6 +17,7 @@ use super::norm::{Normed, Unit};
 use super::pointwise::{Pointwise, Product, Sorted};
 use super::remainder::{Deviations, Remainders, mean};
 use super::spread::Spread;
+use super::stretch::{Step, Stretch};
 use super::tokenwise::{Apart, Reads};
 use crate::Error;
 use crate::bound::Part;
@@ -25,7 +26,7 @@ use crate::spectral::{Matrix, gamma, vector_norm};
 use crate::upper::{Upper, abs};
 
 /// A node at one input.
-enum Piece {
+pub(super) enum Piece {
     /// A node of whose changes something is known in general.
     Known {
         piece: Box<Piece>,
@@ -34,6 +35,7 @@ enum Piece {
     },
     /// Nodes in turn.
     Sequence(Vec<Piece>),
+    Stretch(Stretch),
     /// The sum of branches.
     Sum {
         branches: Vec<Piece>,
@@ -83,7 +85,7 @@ enum Piece {
     },
 }
 
-struct Gated {
+pub(super) struct Gated {
     gate: Rc<Map>,
     up: Rc<Map>,
     down: Rc<Map>,
@@ -94,7 +96,7 @@ struct Gated {
 }
 
 /// Heads at fixed offsets.
-struct Offsets {
+pub(super) struct Offsets {
     value: Rc<Map>,
     /// The norm of each head's block.
     blocks: Vec<Upper>,
@@ -109,7 +111,7 @@ struct Offsets {
 }
 
 /// A selection or permutation of elements.
-enum Moved {
+pub(super) enum Moved {
     /// Tokens that are dropped or added around: output token i is input token `from[i]`, or new.
     Tokens { from: Vec<Option<usize>>, inputs: usize },
     /// All tokens as one.
@@ -191,12 +193,17 @@ impl Trace {
         let mut tracer =
             Tracer { maps, changes, taps, names: Vec::new(), path: String::new(), image };
         let first = usize::from(embedded);
-        let mut pieces = Vec::new();
+        let mut steps = Vec::new();
         let mut x = start;
         for (i, node) in graph.nodes().iter().enumerate().skip(first) {
             let id = NodeId::default().child(i);
-            pieces.push(tracer.node(node, "", &id, &mut x)?);
+            tracer.steps(node, "", &id, &mut x, &mut steps)?;
         }
+        // Maps and rectifiers alone leave out little.
+        let mut pieces = match steps.iter().any(|step| step.piece.has_norm_or_attention()) {
+            true => Stretch::all(steps, &mut || tracer.slot())?,
+            false => steps.into_iter().map(|step| step.piece).collect(),
+        };
         if prefix > 0 && matches!(graph.output(), Shape::Tokens(_)) {
             let from = (prefix..x.rows).map(Some).collect();
             pieces.push(Piece::Moved(Moved::Tokens { from, inputs: x.rows }));
@@ -375,6 +382,27 @@ impl Tracer<'_> {
     ) -> Result<Vec<Piece>, Error> {
         let numbered = nodes.iter().enumerate();
         numbered.map(|(i, node)| self.node(node, path, &id.child(i), x)).collect()
+    }
+
+    /// The pieces of a node with input x, which becomes its output; of nodes in turn, those of each.
+    fn steps(
+        &mut self,
+        node: &Node,
+        prefix: &str,
+        id: &NodeId,
+        x: &mut Matrix,
+        out: &mut Vec<Step>,
+    ) -> Result<(), Error> {
+        if let Op::Sequential { body } = &node.op {
+            let path = node.path(prefix);
+            return body
+                .iter()
+                .enumerate()
+                .try_for_each(|(i, node)| self.steps(node, &path, &id.child(i), x, out));
+        }
+        let piece = self.node(node, prefix, id, x)?;
+        out.push(Step { piece, tokens: x.rows, width: x.columns });
+        Ok(())
     }
 
     /// The piece of a node with input x, which becomes its output.
@@ -630,7 +658,11 @@ fn limited(slot: usize, x: Spread, deviations: &mut Deviations, known: &dyn Know
     Spread::new(each, x.total)
 }
 
-fn back(pieces: &[Piece], lambda: Functionals, out: &mut Remainders) -> Result<Functionals, Error> {
+pub(super) fn back(
+    pieces: &[Piece],
+    lambda: Functionals,
+    out: &mut Remainders,
+) -> Result<Functionals, Error> {
     pieces.iter().rev().try_fold(lambda, |lambda, piece| piece.back(lambda, out))
 }
 
@@ -646,7 +678,9 @@ fn back_from(
         Piece::Known { piece, .. } => {
             back_from(std::slice::from_ref(piece.as_ref()), slot, lambda, out)?
         }
-        Piece::Sequence(body) | Piece::Residual { body, .. } => back_from(body, slot, lambda, out)?,
+        Piece::Sequence(body)
+        | Piece::Residual { body, .. }
+        | Piece::Stretch(Stretch { body, .. }) => back_from(body, slot, lambda, out)?,
         Piece::Sum { branches, .. } => {
             let of = branches.iter().find(|branch| branch.holds(slot));
             back_from(of.map(std::slice::from_ref).unwrap_or_default(), slot, lambda, out)?
@@ -661,7 +695,9 @@ impl Piece {
     fn bent(&self, out: &mut Vec<(usize, usize, bool)>) {
         match self {
             Self::Known { piece, .. } => piece.bent(out),
-            Self::Sequence(body) | Self::Residual { body, .. } => {
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. }) => {
                 body.iter().for_each(|piece| piece.bent(out));
             }
             Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.bent(out)),
@@ -679,6 +715,7 @@ impl Piece {
             Self::Known { piece, .. } => piece.read(slot),
             Self::Sequence(body)
             | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. })
             | Self::Sum { branches: body, .. } => body.iter().find_map(|piece| piece.read(slot)),
             Self::Pointwise(piece) if piece.slot == slot => Some(piece.input()),
             Self::Sorted(piece) if piece.slot == slot => Some(piece.input()),
@@ -691,7 +728,9 @@ impl Piece {
     fn attentions<'a>(&'a self, out: &mut Vec<&'a Heads>) {
         match self {
             Self::Known { piece, .. } => piece.attentions(out),
-            Self::Sequence(body) | Self::Residual { body, .. } => {
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. }) => {
                 body.iter().for_each(|piece| piece.attentions(out));
             }
             Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.attentions(out)),
@@ -704,7 +743,9 @@ impl Piece {
     fn curved(&self, out: &mut Vec<(usize, Reads, usize, usize)>) {
         match self {
             Self::Known { piece, .. } => piece.curved(out),
-            Self::Sequence(body) | Self::Residual { body, .. } => {
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. }) => {
                 body.iter().for_each(|piece| piece.curved(out));
             }
             Self::Sum { branches, .. } => branches.iter().for_each(|piece| piece.curved(out)),
@@ -724,11 +765,104 @@ impl Piece {
         }
     }
 
+    /// Whether each token behind it is of one token in front of it alone.
+    pub(super) fn by_token(&self) -> bool {
+        match self {
+            Self::Known { piece, .. } => piece.by_token(),
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. })
+            | Self::Sum { branches: body, .. } => body.iter().all(Self::by_token),
+            Self::Shifted { .. }
+            | Self::Scale { .. }
+            | Self::Linear { .. }
+            | Self::Pointwise(_)
+            | Self::Sorted(_)
+            | Self::Normed(_)
+            | Self::Unit(_)
+            | Self::Gated(_) => true,
+            Self::Attention(_)
+            | Self::Image(_)
+            | Self::Offsets(_)
+            | Self::Moved(_)
+            | Self::Mean { .. } => false,
+        }
+    }
+
+    /// Whether it is a norm.
+    pub(super) fn is_norm(&self) -> bool {
+        match self {
+            Self::Known { piece, .. } => piece.is_norm(),
+            Self::Normed(_) | Self::Unit(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the product of the constants of its parts is far above its own, or those of a piece behind it
+    /// with it.
+    pub(super) fn bends(&self) -> bool {
+        match self {
+            Self::Known { piece, .. } => piece.bends(),
+            Self::Residual { .. } | Self::Sum { .. } | Self::Gated(_) | Self::Attention(_) => true,
+            _ => self.is_norm(),
+        }
+    }
+
+    fn has_norm_or_attention(&self) -> bool {
+        let (mut curved, mut attentions) = (Vec::new(), Vec::new());
+        self.curved(&mut curved);
+        self.attentions(&mut attentions);
+        !attentions.is_empty() || curved.iter().any(|(_, reads, ..)| *reads == Reads::Whole)
+    }
+
+    /// Whether it is attention, or has some in it, and no more than residuals around it.
+    pub(super) fn attends(&self) -> bool {
+        match self {
+            Self::Known { piece, .. } => piece.attends(),
+            Self::Sequence(body) | Self::Residual { body, .. } => {
+                body.iter().any(Self::attends)
+                    && body.iter().all(|piece| piece.attends() || piece.by_token())
+            }
+            Self::Attention(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The multiplications of a functional of a token that goes back through it, where it may read so many.
+    pub(super) fn work(&self, tokens: usize) -> usize {
+        match self {
+            Self::Known { piece, .. } => piece.work(tokens),
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. })
+            | Self::Sum { branches: body, .. } => {
+                // In front of attention, all tokens are read.
+                let mut read = 1;
+                let mut all = 0_usize;
+                for piece in body.iter().rev() {
+                    all = all.saturating_add(piece.work(tokens).saturating_mul(read));
+                    if piece.attends() {
+                        read = tokens;
+                    }
+                }
+                all
+            }
+            Self::Linear { map, .. } => map.w.data.len(),
+            Self::Gated(piece) => {
+                [&piece.gate, &piece.up, &piece.down].iter().map(|map| map.w.data.len()).sum()
+            }
+            Self::Attention(heads) => heads.work(),
+            _ => 0,
+        }
+    }
+
     /// The place of a norm that reads its input as it is.
     fn starts_with_norm(&self) -> Option<usize> {
         match self {
             Self::Known { piece, .. } => piece.starts_with_norm(),
-            Self::Sequence(body) => body.first()?.starts_with_norm(),
+            Self::Sequence(body) | Self::Stretch(Stretch { body, .. }) => {
+                body.first()?.starts_with_norm()
+            }
             Self::Normed(piece) => Some(piece.slots[0]),
             _ => None,
         }
@@ -755,6 +889,8 @@ impl Piece {
                 y
             }
             Self::Sequence(body) => grow(body, x, deviations, known),
+            Self::Stretch(stretch) => stretch
+                .grow(x, deviations, &mut |piece, x, deviations| piece.grow(x, deviations, known)),
             Self::Sum { branches, slot, outs, errors } => {
                 deviations.spreads[*slot] = Some(x.clone());
                 let mut sum: Option<Spread> = None;
@@ -856,7 +992,7 @@ impl Piece {
     fn back(&self, lambda: Functionals, out: &mut Remainders) -> Result<Functionals, Error> {
         Ok(match self {
             Self::Known { piece, .. } => piece.back(lambda, out)?,
-            Self::Sequence(body) => back(body, lambda, out)?,
+            Self::Sequence(body) | Self::Stretch(Stretch { body, .. }) => back(body, lambda, out)?,
             Self::Sum { branches, slot, outs, errors } => {
                 rounded(&lambda, errors, out);
                 let mut sum: Option<Functionals> = None;
