@@ -1,5 +1,5 @@
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::Device;
@@ -10,26 +10,27 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges, shown};
+use lipschitz_data::Batches;
 use lipschitz_data::codec::Codec;
-use lipschitz_data::tensors::predicts;
-use lipschitz_data::{Batches, DataSet, Predicts, Protocol, for_model};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::Input;
 
+use super::decisions::Decisions;
 use super::substitutions;
 
 /// For each input: how far it may move before the decision can change, proven around that input.
 ///
 /// The global constant holds everywhere; around one input the network's own slopes are known, so that
 /// radii can be larger. The proof is of the function in real arithmetic, with all rounding of the program
-/// that computes it here accounted for. A decision is the class of an image, or the next token after a
-/// window of text, whose embedding vectors move.
+/// that computes it here accounted for. A decision is the class of an image or of a text, or the next
+/// token after a window of text; the embedding vectors of a text move.
 #[derive(Args)]
 pub(super) struct LocalCommand {
     /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
-    /// The inputs: a text file, a directory of token shards, or a data set of images.
+    /// The inputs: a text file, of which an encoder or a classifier reads each line on its own, a directory of
+    /// token shards, or a data set of images.
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// How a change is measured [default: token for text, l2 for others].
@@ -94,11 +95,10 @@ impl LocalCommand {
         self.json.ready()?;
         self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let (data, size, context) = decisions(&model, &meta, &self.model, &self.data)?;
+        let decisions = Decisions::of(&model, &meta, &self.model, &self.data)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
         if let Some(allowed) = self.allowed(&meta)? {
-            let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
-            return self.substitutions(&model, &meta, batches, &allowed);
+            return self.substitutions(&model, &meta, decisions.batches()?, &allowed);
         }
         let usual = if tokens { By::Token } else { By::L2 };
         let attack = (self.steps > 0).then_some(robust::Effort { steps: self.steps, restarts: 2 });
@@ -110,8 +110,7 @@ impl LocalCommand {
             search: self.search.steps(model.graph()),
         };
         let watch = |input: usize| self.tell(input);
-        let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
-        let mut survey = local::survey(&model, batches, &settings, &watch)
+        let mut survey = local::survey(&model, decisions.batches()?, &settings, &watch)
             .map_err(|error| super::about(&self.model, error))?;
         told();
         survey.label = super::robust::label(&self.model);
@@ -183,22 +182,6 @@ fn told() {
     }
 }
 
-/// The data of a network's decisions, with the size of a batch and the length of a window.
-pub(super) fn decisions(
-    model: &Model,
-    meta: &Meta,
-    path: &Path,
-    data: &Path,
-) -> Result<(Box<dyn DataSet>, usize, Option<usize>)> {
-    let data = for_model(data, meta)?;
-    if matches!(model.graph().input(), Input::Tokens { .. }) {
-        return Ok((data, robust::WINDOWS, Some(robust::window(model)?)));
-    }
-    super::robust::reads_pixels(path, meta)?;
-    predicts(&*data, Predicts::Classes)?;
-    Ok((data, robust::BATCH, None))
-}
-
 /// A line for each input.
 fn csv(survey: &Survey) -> String {
     let mut out =
@@ -218,6 +201,10 @@ fn csv(survey: &Survey) -> String {
 
 /// Rounded down to a few digits.
 pub(super) fn down(x: f64) -> String {
+    if x > 0.0 && x < 1e-6 {
+        // Four digits round by at most 5e-4 of it.
+        return format!("{:.3e}", x * (1.0 - 5.1e-4));
+    }
     let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
     let places = places.clamp(0, 12) as usize;
     let scale = 10f64.powi(places as i32);

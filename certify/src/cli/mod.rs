@@ -1,6 +1,7 @@
 //! The program `certify`: one file per subcommand.
 
 mod bound;
+mod decisions;
 mod effort;
 mod executed;
 pub mod export;

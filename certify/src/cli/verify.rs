@@ -7,8 +7,9 @@ use lipschitz_certify::certificate::Certificate;
 use lipschitz_certify::local::{self, Survey};
 use lipschitz_certify::terminal::{self, shown};
 use lipschitz_certify::{Error, outln, verify};
-use lipschitz_data::Protocol;
 use lipschitz_nn::strict;
+
+use super::decisions::Decisions;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold or is an estimate.
 ///
@@ -84,9 +85,8 @@ impl VerifyCommand {
             bail!("{path}: holds radii around inputs; name their data with --data PATH")
         };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let (data, size, context) = super::local::decisions(&model, &meta, &self.model, data)?;
-        let batches = data.held_out(Protocol::Full, size, context, &Device::Cpu)?;
-        local::verify(&model, batches, &claim, &|_| {}).map_err(|e| match e {
+        let decisions = Decisions::of(&model, &meta, &self.model, data)?;
+        local::verify(&model, decisions.batches()?, &claim, &|_| {}).map_err(|e| match e {
             Error::Violated(_) => anyhow::Error::from(e).context(path.to_string()),
             e => super::about(&self.model, e),
         })?;

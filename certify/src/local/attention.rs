@@ -12,7 +12,7 @@
 //! `ε' = ε e^(2w)/(1 − ε)` bounds it on the way, and there `√Var(Δℓ) ≤ 2w √min(ε', ¼)` and
 //! `E|Δℓ − EΔℓ| ≤ 4w min(ε', ¼)`. The proofs are in `docs/mathematics.md`.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lipschitz_nn::graph::{Attention, NodeId, NormKind, Rotary, Span, Stage, join};
@@ -46,7 +46,7 @@ const SMALL: f64 = 1e-280;
 /// One attention node.
 pub(super) struct Heads {
     config: Attention,
-    maps: [Rc<Map>; 4],
+    maps: [Arc<Map>; 4],
     /// Rounding of queries, keys, values and of the output map, by token.
     errors: [Vec<Upper>; 4],
     /// The norms of the blocks of heads: queries, keys, values, output, output times value.
@@ -698,7 +698,7 @@ impl Heads {
             let transposed = transpose(&values, seen.len(), d);
             // a_j = λ·v_j of every functional and query.
             let rows = total * active.len();
-            let along = product(&own, rows, d, &transposed, seen.len())?;
+            let along = product(&own, rows, d, &transposed, seen.len());
             let mut pulls = vec![0.0; rows * seen.len()];
             let mut gaps = vec![0.0; if jointly { pulls.len() } else { 0 }];
             for i in 0..rows {

@@ -1,8 +1,7 @@
 //! Linear functionals of a value: what the change of an output is, to first order.
 
-use candle_core::{Device, Tensor};
+use lipschitz_nn::linalg::{Strided, matmul};
 
-use crate::Error;
 use crate::spectral::{Matrix, vector_norm};
 use crate::upper::Upper;
 
@@ -73,13 +72,10 @@ impl Functionals {
     }
 
     /// `λ W` for each token.
-    ///
-    /// # Errors
-    /// Those of the product.
-    pub(super) fn times(&self, w: &Matrix) -> Result<Self, Error> {
+    pub(super) fn times(&self, w: &Matrix) -> Self {
         let rows = self.count * self.tokens.len();
-        let data = product(&self.data, rows, self.width, &w.data, w.columns)?;
-        Ok(Self { count: self.count, tokens: self.tokens.clone(), width: w.columns, data })
+        let data = product(&self.data, rows, self.width, &w.data, w.columns);
+        Self { count: self.count, tokens: self.tokens.clone(), width: w.columns, data }
     }
 
     /// `factor · λ`
@@ -123,14 +119,11 @@ impl Functionals {
 }
 
 /// `A B` with A `[m, n]` and B `[n, p]`, in any order of its sums.
-pub(super) fn product(
-    a: &[f64],
-    m: usize,
-    n: usize,
-    b: &[f64],
-    p: usize,
-) -> Result<Vec<f64>, Error> {
-    let a = Tensor::from_slice(a, (m, n), &Device::Cpu)?;
-    let b = Tensor::from_slice(b, (n, p), &Device::Cpu)?;
-    Ok(a.matmul(&b)?.flatten_all()?.to_vec1()?)
+pub(super) fn product(a: &[f64], m: usize, n: usize, b: &[f64], p: usize) -> Vec<f64> {
+    let mut out = vec![0.0; m * p];
+    if n > 0 && !out.is_empty() {
+        let (a, b) = (Strided::dense(&a[..m * n], n), Strided::dense(&b[..n * p], p));
+        matmul(&mut out, p, a, b, false, 1.0, true);
+    }
+    out
 }

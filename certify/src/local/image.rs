@@ -28,7 +28,7 @@ pub(super) struct OnImage {
 }
 
 /// What a linear node does to a batch of images.
-type Operation = Box<dyn Fn(&Tensor) -> Result<Tensor, Error>>;
+type Operation = Box<dyn Fn(&Tensor) -> Result<Tensor, Error> + Send + Sync>;
 
 enum What {
     /// What candle's gradient of the operation turns around exactly but for rounding: sums of so many

@@ -73,7 +73,8 @@ impl Logits {
                     let likeliest = heads.likeliest(h, t).sqrt();
                     Ok(Query { each, spread: derivative(&weighted), likeliest, remainders })
                 };
-                let queries = heads.queries().map(query).collect::<Result<_, Error>>()?;
+                let all: Vec<_> = heads.queries().collect();
+                let queries = all.into_par_iter().map(query).collect::<Result<_, Error>>()?;
                 Ok(Self { slot: heads.slot, by_input, queries })
             })
             .collect()

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use lipschitz_nn::graph::{Convolution, join};
@@ -53,7 +53,7 @@ impl Map {
     ) -> Result<Functionals, Error> {
         let share = gamma(self.w.rows + 4) * self.frobenius;
         out.linear(slot, lambda, |norm| share * norm + tiny());
-        lambda.times(&self.w)
+        Ok(lambda.times(&self.w))
     }
 }
 
@@ -61,7 +61,7 @@ impl Map {
 pub(super) struct Maps<'a> {
     source: &'a dyn Source,
     norms: &'a WeightNorms<'a>,
-    known: RefCell<BTreeMap<String, Rc<Map>>>,
+    known: RefCell<BTreeMap<String, Arc<Map>>>,
 }
 
 impl<'a> Maps<'a> {
@@ -70,7 +70,7 @@ impl<'a> Maps<'a> {
     }
 
     /// The map of the weights below this path.
-    pub(super) fn get(&self, path: &str, bias: bool) -> Result<Rc<Map>, Error> {
+    pub(super) fn get(&self, path: &str, bias: bool) -> Result<Arc<Map>, Error> {
         if let Some(map) = self.known.borrow().get(path) {
             return Ok(map.clone());
         }
@@ -82,7 +82,7 @@ impl<'a> Maps<'a> {
         };
         let norm = self.norms.norm(&Norm::Matrix(Block::whole(name)))?;
         let frobenius = vector_norm(&w.data);
-        let map = Rc::new(Map { w, norm, frobenius, bias });
+        let map = Arc::new(Map { w, norm, frobenius, bias });
         self.known.borrow_mut().insert(path.to_string(), map.clone());
         Ok(map)
     }

@@ -122,7 +122,7 @@ impl Stretch {
                 let lambda = back(body, lambda, &mut remainders)?;
                 Ok(One::new(t, &lambda, remainders))
             };
-            known.push((end, (0..tokens).map(one).collect::<Result<_, Error>>()?));
+            known.push((end, (0..tokens).into_par_iter().map(one).collect::<Result<_, Error>>()?));
         }
         if known.is_empty() {
             return Ok(body);

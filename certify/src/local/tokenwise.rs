@@ -83,7 +83,7 @@ impl Tokenwise {
                 };
                 Ok(One { slopes: derivative(&lambda), each, share, remainders })
             };
-            let tokens = (0..tokens).map(one).collect::<Result<_, Error>>()?;
+            let tokens = (0..tokens).into_par_iter().map(one).collect::<Result<_, Error>>()?;
             Ok(Self { slot, tokens })
         })
         .collect()

@@ -2,7 +2,6 @@
 //! carries deviations forward and linear functionals backward.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -62,7 +61,7 @@ pub(super) enum Piece {
         errors: Vec<Upper>,
     },
     Linear {
-        map: Rc<Map>,
+        map: Arc<Map>,
         slot: usize,
         errors: Vec<Upper>,
     },
@@ -86,9 +85,9 @@ pub(super) enum Piece {
 }
 
 pub(super) struct Gated {
-    gate: Rc<Map>,
-    up: Rc<Map>,
-    down: Rc<Map>,
+    gate: Arc<Map>,
+    up: Arc<Map>,
+    down: Arc<Map>,
     product: Product,
     slot: usize,
     hidden: usize,
@@ -97,7 +96,7 @@ pub(super) struct Gated {
 
 /// Heads at fixed offsets.
 pub(super) struct Offsets {
-    value: Rc<Map>,
+    value: Arc<Map>,
     /// The norm of each head's block.
     blocks: Vec<Upper>,
     shares: Vec<f64>,

@@ -104,6 +104,16 @@ impl Codec {
         Ok(ids)
     }
 
+    /// The ids of a text that is an input of its own, with the special tokens that its tokenizer puts around it.
+    ///
+    /// # Errors
+    /// As [`Codec::each`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let Kind::Json(tokenizer, _) = &self.0 else { return self.encode(text) };
+        check_length(tokenizer, text)?;
+        Ok(tokenizer.encode_fast(text, true).map_err(Error::Encode)?.get_ids().to_vec())
+    }
+
     /// Hears the ids of a text one by one, without special tokens around it.
     ///
     /// A long text is encoded in pieces, in memory that does not grow with it, where the tokenizer
