@@ -347,6 +347,11 @@ impl Heads {
         self.config.heads.saturating_mul(self.tokens).saturating_mul(self.tokens)
     }
 
+    /// Elements of a token that it reads.
+    pub(super) fn width(&self) -> usize {
+        self.maps[0].w.columns
+    }
+
     /// The multiplications of all of them that go back to its input.
     pub(super) fn work_of_logits(&self) -> f64 {
         let all = self.maps[0].w.data.len() + self.maps[1].w.data.len() * self.tokens;

@@ -17,8 +17,9 @@ use super::{Change, Slopes, slopes, stretch};
 use crate::Error;
 use crate::upper::Upper;
 
-/// The most logits of a node: the work grows with them.
-const MOST: usize = 2048;
+/// The most logits of a node whose derivative by the input is computed, and the most of them times the square of
+/// the width: the work grows with both.
+const MOST: [usize; 2] = [2048, 1 << 25];
 
 /// The logits of a node.
 pub(super) struct Logits {
@@ -44,13 +45,16 @@ impl Logits {
     /// # Errors
     /// Those of products.
     pub(super) fn all(trace: &Trace) -> Result<Vec<Self>, Error> {
-        let few =
-            |heads: &&Heads| heads.logits() <= MOST || heads.work_of_logits() <= stretch::MOST;
+        let few = |heads: &Heads| {
+            let width = heads.width();
+            let work = heads.logits().saturating_mul(width.saturating_mul(width));
+            heads.logits() <= MOST[0] && work <= MOST[1]
+        };
         let plain = trace.attentions().into_iter().filter(|heads| heads.plain());
         plain
-            .filter(few)
+            .filter(|heads| few(heads) || heads.work_of_logits() <= stretch::MOST)
             .map(|heads| {
-                let by_input = heads.logits() <= MOST;
+                let by_input = few(heads);
                 let query = |(h, t): (usize, usize)| {
                     let p = heads.probabilities(h, t);
                     let n = p.len();
