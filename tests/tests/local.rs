@@ -345,7 +345,7 @@ fn outputs_that_are_not_compared_stay_below_too() {
     ];
     let weights = weights.map(|(name, x)| (name.to_string(), x.unwrap()));
     let model = Model::new(graph, weights.into_iter().collect()).unwrap();
-    let x = Tensor::zeros((1, 1, 2), DType::F64, &Device::Cpu).unwrap();
+    let x = Tensor::zeros((1, 2), DType::F64, &Device::Cpu).unwrap();
     let y = Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
     let settings =
         Settings { distance: Distance::L2, limit: 1, radii: Vec::new(), attack: None, search: 0 };
