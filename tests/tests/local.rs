@@ -331,11 +331,11 @@ fn outputs_that_are_not_compared_stay_below_too() {
     // (x₀ + 10)₊ and (x₁ + 10)₊ are the input; the others are 0 until it is 1 away.
     let up = [1.0, 0.0, 0.0, 1.0, 3.0, 0.0, 0.0, 3.0];
     let mut down = vec![0.0; OUTPUTS * 4];
-    let mut bias = vec![9.0; OUTPUTS];
+    let mut bias = vec![-5.0; OUTPUTS];
+    bias[1..101].fill(9.0);
     (bias[0], bias[120]) = (10.0, 8.0 + 10.0 * (3.0 - 4.0));
-    bias[121..].fill(-5.0);
     down[120 * 4..120 * 4 + 4].copy_from_slice(&[-3.0, 4.0, 3.0, 3.0]);
-    (1..100).for_each(|j| down[j * 4] = 1e-3);
+    (1..101).for_each(|j| down[j * 4] = 1e-3);
     let weights = [
         ("up.weight", Tensor::from_slice(&up, (4, 2), &Device::Cpu)),
         ("up.bias", Tensor::new(&[10.0, 10.0, -3.0, -3.0], &Device::Cpu)),
