@@ -358,10 +358,9 @@ impl Heads {
         self.logits() as f64 * all as f64
     }
 
-    /// The multiplications of a functional of a token that goes back through it.
-    pub(super) fn work(&self) -> usize {
-        let [q, k, v, o] = [0, 1, 2, 3].map(|i| self.maps[i].w.data.len());
-        (k + v).saturating_mul(self.tokens).saturating_add(q + o)
+    /// Those of queries, keys, values and the output.
+    pub(super) fn maps(&self) -> [&Arc<Map>; 4] {
+        self.maps.each_ref()
     }
 
     /// Whether logits have no cap.

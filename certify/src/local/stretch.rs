@@ -19,6 +19,9 @@ use crate::upper::Upper;
 /// The most multiplications for one place: more than that takes seconds.
 pub(super) const MOST: f64 = 1e11;
 
+/// The most for more nodes than that: as many stretches in front as this allows are taken with it.
+const MORE: f64 = 1.2e10;
+
 /// A piece, and the tokens and elements of each behind it.
 pub(super) struct Step {
     pub(super) piece: Piece,
@@ -31,8 +34,16 @@ pub(super) struct Stretch {
     pub(super) body: Vec<Piece>,
     /// Where the deviations in front of them are kept.
     slot: usize,
-    /// What is known behind some of them: behind which, and of each token.
-    known: Vec<(usize, Vec<One>)>,
+    known: Vec<Known>,
+}
+
+/// What is known behind some nodes of a stretch.
+struct Known {
+    /// How many.
+    end: usize,
+    /// Where the deviations are kept that it is known by: those in front of this stretch or of an earlier one.
+    slot: usize,
+    tokens: Vec<One>,
 }
 
 /// Of a token.
@@ -75,7 +86,7 @@ impl One {
 }
 
 impl Stretch {
-    /// From a piece to the next that mixes tokens: all such pieces in turn become one.
+    /// From a piece to the next that mixes tokens: all such pieces in turn become one, and so does attention.
     ///
     /// # Errors
     /// Those of products.
@@ -89,15 +100,19 @@ impl Stretch {
                 own.push(step);
                 continue;
             }
-            out.extend(Self::of(std::mem::take(&mut own), slot)?);
-            out.extend(Self::of(vec![step], slot)?);
+            Self::add(&mut out, std::mem::take(&mut own), slot)?;
+            Self::add(&mut out, vec![step], slot)?;
         }
-        out.extend(Self::of(own, slot)?);
+        Self::add(&mut out, own, slot)?;
         Ok(out)
     }
 
-    /// One, where that is worth it and not too much work.
-    fn of(steps: Vec<Step>, slot: &mut dyn FnMut() -> usize) -> Result<Vec<Piece>, Error> {
+    /// Adds these: as a stretch, where that is worth it and not too much work.
+    fn add(
+        out: &mut Vec<Piece>,
+        steps: Vec<Step>,
+        slot: &mut dyn FnMut() -> usize,
+    ) -> Result<(), Error> {
         let sizes: Vec<[usize; 2]> = steps.iter().map(|s| [s.tokens, s.width]).collect();
         let body: Vec<Piece> = steps.into_iter().map(|step| step.piece).collect();
         // In front of each norm but a first one, and at the end.
@@ -106,28 +121,31 @@ impl Stretch {
             let bends = body[..*end].iter().any(Piece::bends);
             body.get(*end).is_none_or(Piece::is_norm) && joint && bends
         };
+        let ends: Vec<usize> = (1..=body.len()).filter(worth).collect();
+        if ends.is_empty() {
+            out.extend(body);
+            return Ok(());
+        }
+        let own = slot();
         let mut known = Vec::new();
-        for end in (1..=body.len()).filter(worth) {
+        for end in ends {
             let [tokens, width] = sizes[end - 1];
-            let body = &body[..end];
-            let work: usize = body.iter().map(|piece| piece.work(tokens)).sum();
-            if tokens as f64 * width as f64 * work as f64 > MOST {
-                continue;
+            if let Some((slot, first)) = reach(out, &body[..end], own, [tokens, width]) {
+                let one = |t: usize| {
+                    let mut data = vec![0.0; width * width];
+                    (0..width).for_each(|i| data[i * width + i] = 1.0);
+                    let lambda = Functionals { count: width, tokens: vec![t], width, data };
+                    let mut remainders = Remainders::of_vector(width);
+                    let lambda = back(&body[..end], lambda, &mut remainders)?;
+                    let lambda = back(&out[first..], lambda, &mut remainders)?;
+                    Ok(One::new(t, &lambda, remainders))
+                };
+                let tokens = (0..tokens).into_par_iter().map(one).collect::<Result<_, Error>>()?;
+                known.push(Known { end, slot, tokens });
             }
-            let one = |t: usize| {
-                let mut data = vec![0.0; width * width];
-                (0..width).for_each(|i| data[i * width + i] = 1.0);
-                let lambda = Functionals { count: width, tokens: vec![t], width, data };
-                let mut remainders = Remainders::of_vector(width);
-                let lambda = back(body, lambda, &mut remainders)?;
-                Ok(One::new(t, &lambda, remainders))
-            };
-            known.push((end, (0..tokens).into_par_iter().map(one).collect::<Result<_, Error>>()?));
         }
-        if known.is_empty() {
-            return Ok(body);
-        }
-        Ok(vec![Piece::Stretch(Self { body, slot: slot(), known })])
+        out.push(Piece::Stretch(Self { body, slot: own, known }));
+        Ok(())
     }
 
     /// From the deviations of its input to those of its output; `grow` is that of a piece.
@@ -138,27 +156,63 @@ impl Stretch {
         grow: &mut dyn FnMut(&Piece, Spread, &mut Deviations) -> Spread,
     ) -> Spread {
         deviations.spreads[self.slot] = Some(x.clone());
-        let mut y = x.clone();
+        let mut y = x;
         for (i, piece) in self.body.iter().enumerate() {
             y = grow(piece, y, deviations);
-            if let Some((_, known)) = self.known.iter().find(|(end, _)| *end == i + 1) {
-                y = limited(&x, y, known, deviations);
+            if let Some(known) = self.known.iter().find(|known| known.end == i + 1) {
+                y = known.limited(y, deviations);
             }
         }
         y
     }
 }
 
-/// The deviations y behind those x, with what is known of them.
-fn limited(x: &Spread, y: Spread, known: &[One], deviations: &Deviations) -> Spread {
-    let at = |(t, one): (usize, &One)| one.at(t, x, deviations);
-    let own: Vec<Upper> = known.par_iter().enumerate().map(at).collect();
-    let each = y.each.iter().zip(own).map(|(y, own)| y.min(own)).collect();
-    // Where each reads itself alone, all together are no worse than the worst.
-    if !known.iter().all(|one| one.others.is_empty()) {
-        return Spread::new(each, y.total);
+impl Known {
+    /// The deviations y, with what is known of them.
+    fn limited(&self, y: Spread, deviations: &Deviations) -> Spread {
+        let Some(x) = &deviations.spreads[self.slot] else { return y };
+        let at = |(t, one): (usize, &One)| one.at(t, x, deviations);
+        let own: Vec<Upper> = self.tokens.par_iter().enumerate().map(at).collect();
+        let each = y.each.iter().zip(own).map(|(y, own)| y.min(own)).collect();
+        // Where each reads itself alone, all together are no worse than the worst.
+        if !self.tokens.iter().all(|one| one.others.is_empty()) {
+            return Spread::new(each, y.total);
+        }
+        let largest = self.tokens.iter().fold(Upper::ZERO, |m, one| m.max(one.own));
+        let rest = |one: &One| one.remainders.of_whole(deviations);
+        let rests: Vec<Upper> = self.tokens.iter().map(rest).collect();
+        Spread::new(each, y.total.min(largest * x.total + root_of_squares(&rests)))
     }
-    let largest = known.iter().fold(Upper::ZERO, |m, one| m.max(one.own));
-    let rests: Vec<Upper> = known.iter().map(|one| one.remainders.of_whole(deviations)).collect();
-    Spread::new(each, y.total.min(largest * x.total + root_of_squares(&rests)))
+}
+
+/// How far back derivatives go that begin behind `body`: the slot of the stretch in front of which they end, and
+/// its place in `out`; none if `body` alone, whose slot is `own`, is too much work.
+fn reach(
+    out: &[Piece],
+    body: &[Piece],
+    own: usize,
+    [tokens, width]: [usize; 2],
+) -> Option<(usize, usize)> {
+    let each = tokens as f64 * width as f64;
+    let mut read = 1;
+    let mut work = 0.0;
+    let mut through = |piece: &Piece| {
+        work += each * piece.work(tokens, &mut read) as f64;
+        work
+    };
+    let alone = body.iter().rev().map(&mut through).last().unwrap_or(0.0);
+    if alone > MOST {
+        return None;
+    }
+    let mut found = (own, out.len());
+    for (i, piece) in out.iter().enumerate().rev() {
+        let same = piece.by_token() || piece.attends();
+        if !same || through(piece) > MORE {
+            break;
+        }
+        if let Piece::Stretch(stretch) = piece {
+            found = (stretch.slot, i);
+        }
+    }
+    Some(found)
 }

@@ -818,7 +818,9 @@ impl Piece {
     pub(super) fn attends(&self) -> bool {
         match self {
             Self::Known { piece, .. } => piece.attends(),
-            Self::Sequence(body) | Self::Residual { body, .. } => {
+            Self::Sequence(body)
+            | Self::Residual { body, .. }
+            | Self::Stretch(Stretch { body, .. }) => {
                 body.iter().any(Self::attends)
                     && body.iter().all(|piece| piece.attends() || piece.by_token())
             }
@@ -827,30 +829,35 @@ impl Piece {
         }
     }
 
-    /// The multiplications of a functional of a token that goes back through it, where it may read so many.
-    pub(super) fn work(&self, tokens: usize) -> usize {
+    /// The multiplications of a functional of `read` tokens behind it that goes back through it, where there are so
+    /// many `tokens`; `read` becomes how many it reads in front.
+    pub(super) fn work(&self, tokens: usize, read: &mut usize) -> usize {
+        let maps = |maps: &[&Arc<Map>]| maps.iter().map(|map| map.w.data.len()).sum::<usize>();
         match self {
-            Self::Known { piece, .. } => piece.work(tokens),
+            Self::Known { piece, .. } => piece.work(tokens, read),
             Self::Sequence(body)
             | Self::Residual { body, .. }
-            | Self::Stretch(Stretch { body, .. })
-            | Self::Sum { branches: body, .. } => {
-                // In front of attention, all tokens are read.
-                let mut read = 1;
-                let mut all = 0_usize;
-                for piece in body.iter().rev() {
-                    all = all.saturating_add(piece.work(tokens).saturating_mul(read));
-                    if piece.attends() {
-                        read = tokens;
-                    }
+            | Self::Stretch(Stretch { body, .. }) => {
+                let through = |sum: usize, piece: &Self| sum + piece.work(tokens, read);
+                body.iter().rev().fold(0, through)
+            }
+            Self::Sum { branches, .. } => {
+                let (mut all, before) = (0, *read);
+                for branch in branches {
+                    let mut own = before;
+                    all += branch.work(tokens, &mut own);
+                    *read = own.max(*read);
                 }
                 all
             }
-            Self::Linear { map, .. } => map.w.data.len(),
-            Self::Gated(piece) => {
-                [&piece.gate, &piece.up, &piece.down].iter().map(|map| map.w.data.len()).sum()
+            Self::Linear { map, .. } => *read * maps(&[map]),
+            Self::Gated(piece) => *read * maps(&[&piece.gate, &piece.up, &piece.down]),
+            Self::Attention(heads) => {
+                let [q, k, v, o] = heads.maps();
+                let own = *read * maps(&[q, o]);
+                *read = tokens;
+                own + tokens * maps(&[k, v])
             }
-            Self::Attention(heads) => heads.work(),
             _ => 0,
         }
     }
