@@ -119,3 +119,21 @@ fn sums_next_to_zero_and_limits_are_rounded() {
         assert!(off > 1e-9 && off <= allowed, "{off} {allowed}");
     }
 }
+
+/// A network that has no weights has no float type of theirs: it runs in the one that is asked for.
+#[test]
+fn a_network_without_weights_runs_in_f64() {
+    let graph = Graph::builder(Input::Vector { dim: 3 }).activation(Function::Tanh).build().unwrap();
+    let model = Model::new(graph, Default::default()).unwrap();
+    let x = Tensor::new(&[[0.1_f64, -0.7, 2.3]], &Device::Cpu).unwrap();
+    let run = |dtype| {
+        let model = model.to(&Device::Cpu, dtype).unwrap();
+        assert_eq!(model.dtype(), dtype);
+        let y = model.forward(&x.to_dtype(dtype).unwrap()).unwrap();
+        y.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap().remove(0)
+    };
+    let (wide, narrow) = (run(DType::F64), run(DType::F32));
+    for ((wide, narrow), x) in wide.iter().zip(&narrow).zip([0.1_f64, -0.7, 2.3]) {
+        assert!((wide - x.tanh()).abs() < 1e-15 && wide != narrow, "{wide} {narrow}");
+    }
+}

@@ -26,6 +26,8 @@ pub struct Model {
     program: Program,
     recompute: bool,
     precision: Precision,
+    /// Of a network without weights, which has none of their own.
+    dtype: DType,
 }
 
 impl Model {
@@ -39,7 +41,8 @@ impl Model {
             weights.iter().map(|(name, w)| (name.as_str(), (w.dims(), w.dtype()))).collect();
         fits(&graph, &found)?;
         let program = program::lower(&graph, &weights);
-        Ok(Self { graph, weights, program, recompute: false, precision: Precision::F32 })
+        let (precision, dtype) = (Precision::F32, DType::F32);
+        Ok(Self { graph, weights, program, recompute: false, precision, dtype })
     }
 
     /// The same network on other weights of the same names and shapes.
@@ -96,9 +99,9 @@ impl Model {
         self.weights.values().next().map_or(Device::Cpu, |w| w.device().clone())
     }
 
-    /// The float type of the weights.
+    /// The float type of the weights; of a network without any, that of [`Model::to`], f32 before.
     pub fn dtype(&self) -> DType {
-        self.weights.values().next().map_or(DType::F32, Tensor::dtype)
+        self.weights.values().next().map_or(self.dtype, Tensor::dtype)
     }
 
     /// The same network elsewhere, or in another float type, products too.
@@ -110,7 +113,7 @@ impl Model {
             Ok((name.clone(), w.detach().to_device(device)?.to_dtype(dtype)?))
         };
         let weights = self.weights.iter().map(to).collect::<Result<_, Error>>()?;
-        Ok(self.on(weights).with_precision(Precision::F32))
+        Ok(Self { dtype, ..self.on(weights).with_precision(Precision::F32) })
     }
 
     /// The same network on weights that record no gradient, for evaluation; shares their storage.
