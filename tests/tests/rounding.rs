@@ -123,7 +123,8 @@ fn sums_next_to_zero_and_limits_are_rounded() {
 /// A network that has no weights has no float type of theirs: it runs in the one that is asked for.
 #[test]
 fn a_network_without_weights_runs_in_f64() {
-    let graph = Graph::builder(Input::Vector { dim: 3 }).activation(Function::Tanh).build().unwrap();
+    let graph =
+        Graph::builder(Input::Vector { dim: 3 }).activation(Function::Tanh).build().unwrap();
     let model = Model::new(graph, Default::default()).unwrap();
     let x = Tensor::new(&[[0.1_f64, -0.7, 2.3]], &Device::Cpu).unwrap();
     let run = |dtype| {

@@ -25,6 +25,13 @@ impl Functionals {
         Self { count, tokens, width, data }
     }
 
+    /// The elements of one token.
+    pub(super) fn elements(token: usize, width: usize) -> Self {
+        let mut own = Self::zeros(width, vec![token], width);
+        (0..width).for_each(|i| own.data[i * width + i] = 1.0);
+        own
+    }
+
     /// λ_t of each functional and token, with the number of the functional and the token.
     pub(super) fn rows(&self) -> impl Iterator<Item = (usize, usize, &[f64])> {
         let n = self.tokens.len().max(1);

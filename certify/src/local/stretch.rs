@@ -132,9 +132,7 @@ impl Stretch {
             let [tokens, width] = sizes[end - 1];
             if let Some((slot, first)) = reach(out, &body[..end], own, [tokens, width]) {
                 let one = |t: usize| {
-                    let mut data = vec![0.0; width * width];
-                    (0..width).for_each(|i| data[i * width + i] = 1.0);
-                    let lambda = Functionals { count: width, tokens: vec![t], width, data };
+                    let lambda = Functionals::elements(t, width);
                     let mut remainders = Remainders::of_vector(width);
                     let lambda = back(&body[..end], lambda, &mut remainders)?;
                     let lambda = back(&out[first..], lambda, &mut remainders)?;

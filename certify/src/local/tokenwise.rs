@@ -68,9 +68,7 @@ impl Tokenwise {
         });
         few.map(|(slot, reads, tokens, width)| {
             let one = |token: usize| {
-                let mut data = vec![0.0; width * width];
-                (0..width).for_each(|i| data[i * width + i] = 1.0);
-                let lambda = Functionals { count: width, tokens: vec![token], width, data };
+                let lambda = Functionals::elements(token, width);
                 let (lambda, remainders) =
                     trace.back_from(slot, lambda, Remainders::of_vector(width))?;
                 let (each, share) = match reads {
