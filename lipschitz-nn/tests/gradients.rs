@@ -714,9 +714,24 @@ fn fused_blocks_equal_their_twins() {
                     ops::FusedBlock::Attention(block.clone(), weights, bias),
                     mlp_block(),
                 ];
-                let fused = ops::chain(&x, &blocks, keep).unwrap();
+                let fused = ops::chain(&x, &blocks, keep, None).unwrap();
                 let composed = ops::composed::chain(&x, &blocks).unwrap();
                 same(&format!("chain around {block:?}"), &all, &fused, &composed, tolerance);
+                // Gathered beside candle's store: matrices are there, and all else is where it was.
+                let gathered = ops::Gradients::default();
+                let apart = ops::chain(&x, &blocks, keep, Some(&gathered)).unwrap();
+                let back = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let (own, usual) = (back(&apart), back(&fused));
+                for (i, var) in all.iter().enumerate() {
+                    let usual = usual.get(var.as_tensor()).unwrap();
+                    let (own, put) = (own.get(var.as_tensor()), gathered.take(var).unwrap());
+                    assert!(put.is_some() == (1..7).contains(&i) && own.is_some() != put.is_some());
+                    let values = |x: &Tensor| {
+                        let x = x.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+                        x.to_vec1::<f64>().unwrap()
+                    };
+                    assert_eq!(values(put.as_ref().or(own).unwrap()), values(usual), "{i}");
+                }
             }
         }
     }

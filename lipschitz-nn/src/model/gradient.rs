@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 use super::Model;
 use super::program::{Operation, Step};
 use super::run::{Pass, run};
+use crate::ops::Gradients;
 use crate::{Error, linalg};
 
 impl Model {
@@ -23,7 +24,8 @@ impl Model {
         total: &mut GradStore,
         loss: impl FnOnce(&Tensor) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
-        let mut pass = self.pass(x)?;
+        let gathered = Gradients::default();
+        let mut pass = Pass { gathered: Some(gathered.clone()), ..self.pass(x)? };
         let input = self.input(x)?;
         match self.segments(&pass).split_last() {
             Some((last, before)) => {
@@ -32,7 +34,7 @@ impl Model {
             None => {
                 let y = run(&self.program, input, &mut pass)?;
                 let value = loss(&y)?;
-                self.add(total, value.backward().map_err(Error::from)?)?;
+                self.add(total, value.backward().map_err(Error::from)?, &gathered)?;
                 Ok(value.detach())
             }
         }
@@ -77,6 +79,7 @@ impl Model {
             let next = step.run(inputs[inputs.len() - 1].clone(), pass)?.detach();
             inputs.push(next);
         }
+        let gathered = pass.gathered.clone().unwrap_or_default();
         let (y, mut start) = run_from(last, &inputs[before.len()], pass)?;
         let value = loss(&y)?;
         let mut gradients = value.backward().map_err(Error::from)?;
@@ -85,20 +88,25 @@ impl Model {
         for (step, input) in before.iter().zip(&inputs).rev() {
             let Some(grad) = start.and_then(|var| gradients.remove(var.as_tensor())) else { break };
             let grad = grad.detach();
-            self.add(total, std::mem::take(&mut gradients))?;
+            self.add(total, std::mem::take(&mut gradients), &gathered)?;
             let (y, var) = run_from(step, input, pass)?;
             gradients = (y * grad).and_then(|y| y.sum_all()?.backward()).map_err(Error::from)?;
             start = var;
         }
-        self.add(total, gradients)?;
+        self.add(total, gradients, &gathered)?;
         Ok(value)
     }
 
     /// Adds the gradients of the weights, and lets go of the rest: in candle's store each gradient
     /// holds on to the activations that it was made of, and constants have one, too.
-    fn add(&self, total: &mut GradStore, mut more: GradStore) -> Result<(), Error> {
+    fn add(
+        &self,
+        total: &mut GradStore,
+        mut more: GradStore,
+        gathered: &Gradients,
+    ) -> Result<(), Error> {
         for w in self.weights.values() {
-            if let Some(more) = more.remove(w) {
+            for more in [more.remove(w), gathered.take(w)?].into_iter().flatten() {
                 let sum = match total.remove(w) {
                     Some(mut sum) => {
                         linalg::axpby(&mut sum, 1.0, &more.detach(), 1.0)?;

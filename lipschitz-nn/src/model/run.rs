@@ -6,7 +6,7 @@ use super::program::{AttentionLayer, Fused, Linear, Norm, Operation, Step};
 use crate::Error;
 use crate::graph::{NodeId, NormKind, Span, Stage};
 use crate::linalg::Precision;
-use crate::ops::{self, Documents, FusedBlock, Mask, Scores};
+use crate::ops::{self, Documents, FusedBlock, Gradients, Mask, Scores};
 
 /// A tensor on its way through a forward pass.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub(super) struct Pass<'a> {
     pub precision: Precision,
     /// Whether blocks keep their input alone for the gradient.
     pub recompute: bool,
+    /// Where gradients of weights go that candle need not know.
+    pub gathered: Option<Gradients>,
 }
 
 /// The output of steps in turn.
@@ -125,7 +127,7 @@ impl Pass<'_> {
         let keep = !self.recompute;
         Ok(match chain {
             None => x,
-            Some(Fused::Blocks(blocks)) => ops::chain(&x, &blocks, keep)?,
+            Some(Fused::Blocks(blocks)) => ops::chain(&x, &blocks, keep, self.gathered.as_ref())?,
             Some(Fused::Layers(layers)) => ops::image_chain(&x, &layers, self.precision, keep)?,
         })
     }
