@@ -510,7 +510,8 @@ fn no_replacement_of_tokens_breaks_a_proof() {
             ),
         };
         let trials = dice.pick(&[0, 0, 30]);
-        let effort = Trials { limit: 9, most: 3, trials, search: 2 * dice.below(2) };
+        let (search, fixed) = (2 * dice.below(2), Vec::new());
+        let effort = Trials { limit: 9, most: 3, trials, search, fixed };
         let batches = [Ok::<_, lipschitz_certify::Error>((ids.clone(), ids))];
         let found = match substitutions(&model, batches, &allowed, &effort, &|_| {}) {
             Ok(found) => found,

@@ -20,9 +20,16 @@ pub(super) enum Decisions {
 }
 
 impl Decisions {
-    /// The decisions of a model that was read from `path`. A model of texts as wholes, an encoder or a classifier,
-    /// reads a text file line by line, as its tokenizer says that it reads texts.
-    pub(super) fn of(model: &Model, meta: &Meta, path: &Path, data: &Path) -> Result<Self> {
+    /// The first `limit` decisions, or all that are read at once, of a model that was read from `path`. One with a
+    /// single answer to a text, as encoders and classifiers have, reads a file line by line, as its tokenizer says that it
+    /// reads texts.
+    pub(super) fn of(
+        model: &Model,
+        meta: &Meta,
+        path: &Path,
+        data: &Path,
+        limit: usize,
+    ) -> Result<Self> {
         let graph = model.graph();
         if !matches!(graph.input(), Input::Tokens { .. }) {
             let set = for_model(data, meta)?;
@@ -32,9 +39,10 @@ impl Decisions {
         }
         match &meta.tokenizer {
             Some(tokenizer @ Tokenizer::Json { .. })
-                if data.is_file() && matches!(graph.output(), Shape::Vector(_)) =>
+                if !data.is_dir() && matches!(graph.output(), Shape::Vector(_)) =>
             {
-                lines(tokenizer, graph.context().unwrap_or(usize::MAX), data).map(Self::Lines)
+                let context = graph.context().unwrap_or(usize::MAX);
+                lines(tokenizer, context, data, limit).map(Self::Lines)
             }
             _ => {
                 let window = robust::window(model)?;
@@ -57,11 +65,19 @@ impl Decisions {
     }
 }
 
-/// The ids of each line of a text, those without any left out.
-fn lines(tokenizer: &Tokenizer, context: usize, path: &Path) -> Result<Vec<Vec<u32>>> {
+/// The ids of the first lines of a text, those without any left out.
+fn lines(
+    tokenizer: &Tokenizer,
+    context: usize,
+    path: &Path,
+    limit: usize,
+) -> Result<Vec<Vec<u32>>> {
     let (text, codec) = (text::read(path)?, Codec::new(tokenizer)?);
     let mut out = Vec::new();
     for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
+        if out.len() == limit {
+            break;
+        }
         let ids = codec.encode_whole(line)?;
         if ids.len() > context {
             let path = path.display();

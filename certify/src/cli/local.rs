@@ -95,7 +95,7 @@ impl LocalCommand {
         self.json.ready()?;
         self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let decisions = Decisions::of(&model, &meta, &self.model, &self.data)?;
+        let decisions = Decisions::of(&model, &meta, &self.model, &self.data, self.limit)?;
         let tokens = matches!(model.graph().input(), Input::Tokens { .. });
         if let Some(allowed) = self.allowed(&meta)? {
             return self.substitutions(&model, &meta, decisions.batches()?, &allowed);
@@ -149,18 +149,19 @@ impl LocalCommand {
         batches: Batches<'_>,
         allowed: &Allowed,
     ) -> Result<()> {
+        let codec = meta.tokenizer.as_ref().map(Codec::new).transpose()?;
         let trials = Trials {
             limit: self.limit,
             most: self.positions,
             trials: self.trials,
             search: self.search.steps(model.graph()),
+            fixed: codec.as_ref().map_or_else(Vec::new, Codec::special),
         };
         let watch = |input: usize| self.tell(input);
         let mut found = local::substitutions(model, batches, allowed, &trials, &watch)
             .map_err(|error| super::about(&self.model, error))?;
         told();
         found.label = super::robust::label(&self.model);
-        let codec = meta.tokenizer.as_ref().map(Codec::new).transpose()?;
         let word = |id: u32| {
             let text = codec.as_ref().and_then(|codec| codec.decode(&[id]).ok());
             text.map_or_else(|| id.to_string(), |text| format!("{text:?}"))
@@ -201,7 +202,10 @@ fn csv(survey: &Survey) -> String {
 
 /// Rounded down to a few digits.
 pub(super) fn down(x: f64) -> String {
-    if x > 0.0 && x < 1e-6 {
+    if x > 0.0 && x < f64::MIN_POSITIVE {
+        return "0".into();
+    }
+    if (x > 0.0 && x < 1e-6) || (x > 1e9 && x.is_finite()) {
         // Four digits round by at most 5e-4 of it.
         return format!("{:.3e}", x * (1.0 - 5.1e-4));
     }
@@ -211,6 +215,14 @@ pub(super) fn down(x: f64) -> String {
     let x =
         if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
     format!("{x:.places$}")
+}
+
+/// Rounded up to a few digits.
+fn up(x: f64) -> String {
+    match x < 1e-6 {
+        true => format!("{:.3e}", x * (1.0 + 5.1e-4)),
+        false => format!("{:.6}", (x * 1e6 * (1.0 + 4.0 * f64::EPSILON)).ceil() / 1e6),
+    }
 }
 
 fn print(survey: &Survey, classes: &[String]) {
@@ -263,7 +275,7 @@ fn table(survey: &Survey, classes: &[String]) -> Table {
             down(row.radius),
             down(row.global),
             down(row.tangent),
-            row.broken.map_or("–".into(), down),
+            row.broken.map_or("–".into(), up),
         ]);
     }
     table

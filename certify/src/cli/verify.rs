@@ -85,7 +85,7 @@ impl VerifyCommand {
             bail!("{path}: holds radii around inputs; name their data with --data PATH")
         };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
-        let decisions = Decisions::of(&model, &meta, &self.model, data)?;
+        let decisions = Decisions::of(&model, &meta, &self.model, data, usize::MAX)?;
         local::verify(&model, decisions.batches()?, &claim, &|_| {}).map_err(|e| match e {
             Error::Violated(_) => anyhow::Error::from(e).context(path.to_string()),
             e => super::about(&self.model, e),

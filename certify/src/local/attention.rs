@@ -347,6 +347,11 @@ impl Heads {
         self.config.heads.saturating_mul(self.tokens).saturating_mul(self.tokens)
     }
 
+    /// How many it reads.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Elements of a token that it reads.
     pub(super) fn width(&self) -> usize {
         self.maps[0].w.columns

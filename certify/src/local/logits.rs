@@ -21,6 +21,9 @@ use crate::upper::Upper;
 /// the width: the work grows with both.
 const MOST: [usize; 2] = [2048, 1 << 25];
 
+/// The most norms that are kept of those of a node.
+const KEPT: usize = 1 << 23;
+
 /// The logits of a node.
 pub(super) struct Logits {
     pub(super) slot: usize,
@@ -51,8 +54,12 @@ impl Logits {
             heads.logits() <= MOST[0] && work <= MOST[1]
         };
         let plain = trace.attentions().into_iter().filter(|heads| heads.plain());
+        let near = |heads: &Heads| {
+            let kept = heads.logits().saturating_mul(heads.tokens());
+            kept <= KEPT && heads.work_of_logits() <= stretch::MOST
+        };
         plain
-            .filter(|heads| few(heads) || heads.work_of_logits() <= stretch::MOST)
+            .filter(|heads| few(heads) || near(heads))
             .map(|heads| {
                 let by_input = few(heads);
                 let query = |(h, t): (usize, usize)| {

@@ -338,10 +338,13 @@ impl Point {
     pub fn radius(&self, claims: &Claims, distance: Distance) -> f64 {
         const HALVINGS: usize = 40;
         const STEPS: usize = 6;
+        /// Where no claim changes to first order, the search begins here.
+        const FAR: f64 = 1e9;
         let Some(most) = claims.most(distance) else { return f64::INFINITY };
-        if !(most.is_finite() && most > 0.0) {
+        if most.is_nan() || most <= 0.0 {
             return 0.0;
         }
+        let most = most.min(FAR);
         let proves =
             |at: f64, quick: bool| self.proves(claims, Change::Within(at, distance), quick);
         // Quickly, then from there upwards.
@@ -362,6 +365,11 @@ impl Point {
             }
         };
         narrow(&mut low, &mut high, STEPS, true);
+        // What keeps the outputs that are not compared below may end the search.
+        let known = claims.rest.as_ref().map_or(0.0, |rest| rest.global.min(most));
+        if known > low && proves(known, false) {
+            low = known;
+        }
         if self.elements.is_empty() || low == 0.0 {
             return low;
         }

@@ -193,13 +193,14 @@ fn reach(
 ) -> Option<(usize, usize)> {
     let each = tokens as f64 * width as f64;
     let mut read = 1;
-    let mut work = 0.0;
+    // The norms of derivatives.
+    let mut work = each * 3.0 * (width as f64).powi(2);
     let mut through = |piece: &Piece| {
         work += each * piece.work(tokens, &mut read) as f64;
         work
     };
-    let alone = body.iter().rev().map(&mut through).last().unwrap_or(0.0);
-    if alone > MOST {
+    let alone = body.iter().rev().map(&mut through).last();
+    if alone.is_none_or(|alone| alone > MOST) {
         return None;
     }
     let mut found = (own, out.len());

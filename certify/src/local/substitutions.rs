@@ -24,7 +24,7 @@ pub enum Allowed {
 }
 
 /// How much is tried.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Trials {
     /// Windows, from the first.
     pub limit: usize,
@@ -34,6 +34,8 @@ pub struct Trials {
     pub trials: usize,
     /// Steps of the search for a proof by ellipsoids; 0: by norms alone.
     pub search: usize,
+    /// Special tokens, which neither replace others nor are replaced.
+    pub fixed: Vec<u32>,
 }
 
 /// How many tokens can be exchanged.
@@ -100,10 +102,12 @@ struct Vocabulary {
     dim: usize,
     /// Begins another document, so that it replaces nothing.
     separator: Option<u32>,
+    /// Special tokens, which neither replace others nor are replaced.
+    fixed: Vec<u32>,
 }
 
 impl Vocabulary {
-    fn new(model: &Model) -> Result<Self, Error> {
+    fn new(model: &Model, fixed: &[u32]) -> Result<Self, Error> {
         let graph: &Graph = model.graph();
         let (Input::Tokens { separator, .. }, Some(node)) = (graph.input(), graph.nodes().first())
         else {
@@ -117,7 +121,7 @@ impl Vocabulary {
         let ids: Vec<u32> = (0..vocabulary as u32).collect();
         let ids = Tensor::from_vec(ids, (vocabulary, 1), &Device::Cpu)?;
         let rows = model.embed(&ids)?.flatten_all()?.to_vec1()?;
-        Ok(Self { rows, dim, separator })
+        Ok(Self { rows, dim, separator, fixed: fixed.to_vec() })
     }
 
     fn row(&self, id: u32) -> &[f64] {
@@ -134,6 +138,10 @@ impl Vocabulary {
     /// [`Error::Data`] for a token that the model does not have.
     fn allowed(&self, allowed: &Allowed, id: u32) -> Result<Vec<u32>, Error> {
         let known = |other: &u32| (*other as usize) < self.size();
+        let stays = |other: &u32| Some(*other) == self.separator || self.fixed.contains(other);
+        if self.fixed.contains(&id) {
+            return Ok(Vec::new());
+        }
         let mut others: Vec<u32> = match allowed {
             Allowed::Listed(lists) => lists.get(&id).cloned().unwrap_or_default(),
             Allowed::Nearest(count) => {
@@ -141,8 +149,7 @@ impl Vocabulary {
                 let away = |other: u32| -> f64 {
                     self.row(other).iter().zip(own).map(|(a, b)| (a - b) * (a - b)).sum()
                 };
-                let others = (0..self.size() as u32)
-                    .filter(|other| *other != id && Some(*other) != self.separator);
+                let others = (0..self.size() as u32).filter(|other| *other != id && !stays(other));
                 let mut all: Vec<(f64, u32)> = others.map(|other| (away(other), other)).collect();
                 all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
                 all.into_iter().take(*count).map(|(_, other)| other).collect()
@@ -154,7 +161,7 @@ impl Vocabulary {
         }
         others.sort_unstable();
         others.dedup();
-        others.retain(|other| *other != id && Some(*other) != self.separator);
+        others.retain(|other| *other != id && !stays(other));
         Ok(others)
     }
 }
@@ -308,7 +315,7 @@ pub fn substitutions<E: Into<robust::BoxError>>(
     watch: &dyn Fn(usize),
 ) -> Result<Substitutions, Error> {
     let model = exact(model)?;
-    let words = Vocabulary::new(&model)?;
+    let words = Vocabulary::new(&model, &trials.fixed)?;
     let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
     let windows = robust::windows(&model, batches, trials.limit)?;
     let known = |id: &&u32| (**id as usize) < words.size();

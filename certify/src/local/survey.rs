@@ -36,7 +36,7 @@ pub struct Survey {
     pub label: String,
     /// How changes are measured.
     pub distance: Distance,
-    /// What an input is: images, vectors, or windows of this many tokens.
+    /// Tokens of an input, of the longest where they differ; 1 for images and vectors.
     pub tokens: usize,
     /// SHA-256 of the weights, in f64.
     pub weights_sha256: String,
@@ -129,7 +129,8 @@ pub fn survey<E: Into<robust::BoxError>>(
             let point = local.at(&x)?;
             let Decision { class, margin, claims, known } = decision(&point, &global, input)?;
             let found = point.radius(&claims, settings.distance);
-            let tangent = claims.tangent(settings.distance);
+            // JSON has no infinite number.
+            let tangent = claims.tangent(settings.distance).min(f64::MAX);
             let losses = point.losses(&claims, found, settings.distance).into_iter();
             let lost = losses
                 .map(|(node, share)| {
@@ -188,7 +189,8 @@ pub fn survey<E: Into<robust::BoxError>>(
             });
         }
     }
-    let tokens = cases.first().map_or(Ok(0), |(x, _)| x.dim(1))?;
+    let lengths = cases.iter().map(|(x, _)| x.dim(1)).collect::<Result<Vec<_>, _>>()?;
+    let tokens = lengths.into_iter().max().unwrap_or(0);
     let weights_sha256 = crate::pinned::Pinned::new(&model)?.digest().to_string();
     let (label, distance) = (String::new(), settings.distance);
     let search = settings.search;

@@ -17,7 +17,7 @@ pub struct ConvolutionStage {
     /// Channels; even.
     pub channels: usize,
     /// Side of the squares of pixels that the convolution in front reads, each on its own: what the
-    /// sides are divided by, rounded up.
+    /// sides are divided by. Where squares do not cover the image, zeros around it are read as well.
     #[serde(default = "two")]
     pub patch: usize,
     /// Layers behind that convolution.

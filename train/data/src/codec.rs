@@ -114,6 +114,13 @@ impl Codec {
         Ok(tokenizer.encode_fast(text, true).map_err(Error::Encode)?.get_ids().to_vec())
     }
 
+    /// The special tokens of a `tokenizer.json`.
+    pub fn special(&self) -> Vec<u32> {
+        let Kind::Json(tokenizer, _) = &self.0 else { return Vec::new() };
+        let all = tokenizer.get_added_tokens_decoder().into_iter();
+        all.filter(|(_, token)| token.special).map(|(id, _)| id).collect()
+    }
+
     /// Hears the ids of a text one by one, without special tokens around it.
     ///
     /// A long text is encoded in pieces, in memory that does not grow with it, where the tokenizer
