@@ -618,6 +618,79 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
     }
 }
 
+/// A network with one answer to a text reads a file line by line, as its tokenizer reads texts; special tokens are
+/// exchanged for nothing.
+#[test]
+fn an_encoder_reads_texts_line_by_line() {
+    use lipschitz_nn::checkpoint::{Meta, Provenance, Tokenizer};
+    use lipschitz_nn::graph::{Graph, Input, Node, Op};
+    use serde_json::{Value, json};
+
+    let w = Workshop::new();
+    let nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary: 7, dim: 4 }),
+        Node::new("", Op::MeanPool),
+        Node::new("head", Op::Linear { inputs: 4, outputs: 3, bias: false }),
+    ];
+    let graph = Graph::new(Input::tokens(6), nodes).unwrap();
+    let noise = |n: usize, k: f32| -> Vec<f32> { (0..n).map(|i| (k * i as f32).sin()).collect() };
+    let table = Tensor::from_vec(noise(28, 1.7), (7, 4), &Device::Cpu).unwrap();
+    let head = Tensor::from_vec(noise(12, 2.3), (3, 4), &Device::Cpu).unwrap();
+    let weights = [("embedding.weight".into(), table), ("head.weight".into(), head)].into();
+    let model = lipschitz_nn::Model::new(graph.clone(), weights).unwrap();
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true})
+    };
+    let part = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let ids = |id: &str, n: u32| json!({"id": id, "ids": [n], "tokens": [id]});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+        "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [part("<s>"), text, part("</s>")], "pair": [text, text],
+            "special_tokens": {"<s>": ids("<s>", 0), "</s>": ids("</s>", 1)}},
+        "model": {"type": "WordLevel", "unk_token": "e",
+            "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "d": 5, "e": 6}},
+    });
+    let meta = Meta {
+        format: checkpoint::FORMAT,
+        graph,
+        config: Value::Null,
+        tokenizer: Some(Tokenizer::Json { json: tokenizer }),
+        classes: Vec::new(),
+        provenance: Provenance::default(),
+    };
+    checkpoint::save(&w.path("encoder.safetensors"), &model, &meta).unwrap();
+    let [model, data, out] = ["encoder.safetensors", "lines.txt", "l.json"].map(|n| w.string(n));
+    std::fs::write(&data, "a b\n\n  \nc\nd c b a\n").unwrap();
+    let read = |path: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    ok(&["local", &model, "--data", &data, "--json", &out]);
+    let found = read(&out);
+    assert_eq!(found["tokens"], 6);
+    assert_eq!(found["inputs"].as_array().unwrap().len(), 3);
+    assert!(ok(&["verify", &out, &model, "--data", &data]).contains("holds: 3 radii"));
+    ok(&["local", &model, "--data", &data, "--nearest", "9", "--json", &out]);
+    let first = &read(&out)["inputs"][0];
+    assert_eq!(first["ids"], json!([0, 2, 3, 1]));
+    assert_eq!(first["allowed"], json!([[], [3, 4, 5, 6], [2, 4, 5, 6], []]));
+    // Another text is another input.
+    ok(&["local", &model, "--data", &data, "--json", &out]);
+    std::fs::write(&data, "a b\nd\nd c b a\n").unwrap();
+    let wrong = certify(&["verify", &out, &model, "--data", &data]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    std::fs::write(&data, "a\na b c d e\n").unwrap();
+    let said = refused(&["local", &model, "--data", &data]);
+    assert!(said.contains("line 2 has 7 tokens, and the model reads 6"), "{said}");
+    ok(&["local", &model, "--data", &data, "--limit", "1"]);
+    std::fs::write(&data, "\n \n").unwrap();
+    assert!(refused(&["local", &model, "--data", &data]).contains("holds no line of text"));
+}
+
 /// `--json` alone, and with `-`, is the document on stdout and nothing else; with a name it is the
 /// same document in that file. No command writes a file called `-`.
 #[test]
