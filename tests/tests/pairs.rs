@@ -105,7 +105,7 @@ fn plays(steps: u64) {
         "train.batch_size=8",
     ];
     all_pairs(
-        lipschitz_train::preset::text("demo").unwrap(),
+        lipschitz_train::preset::text("gpt-play").unwrap(),
         true,
         steps,
         0.3,

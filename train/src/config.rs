@@ -314,9 +314,17 @@ impl Config {
         if !self.data.kind().reads(graph.input()) {
             return Err(lipschitz_data::Error::misfit(graph.input()).into());
         }
-        if !self.augment.is_none() && !matches!(graph.input(), Input::Pixels { .. }) {
-            let what = "the section [augment] changes images, and the model reads none";
-            return Err(Error::Config(format!("{what}; leave it out")));
+        let unread = match graph.input() {
+            Input::Pixels { .. } => (self.augment.misread > 0.0).then_some(("misread", "tokens")),
+            Input::Tokens { .. } => {
+                self.augment.of_images().then_some(("flip, crop or cutout", "images"))
+            }
+            _ => (!self.augment.is_none()).then_some(("a key", "images or tokens")),
+        };
+        if let Some((keys, what)) = unread {
+            return Err(Error::Config(format!(
+                "the section [augment] has {keys}, which changes {what}, and the model reads none; leave it out"
+            )));
         }
         Ok(graph)
     }
@@ -369,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_names_the_nearest() {
-        let text = crate::preset::text("demo").unwrap();
+        let text = crate::preset::text("gpt-play").unwrap();
         let message = |from: &str, to: &str| {
             Config::parse(&text.replace(from, to), &[]).unwrap_err().to_string()
         };
@@ -381,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_key_that_a_setting_leaves_behind_is_told_with_the_way_out() {
-        let text = crate::preset::text("demo").unwrap();
+        let text = crate::preset::text("gpt-play").unwrap();
         let said = |settings: &[&str]| {
             let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
             Config::parse(text, &settings).unwrap_err().to_string()
@@ -396,7 +404,7 @@ mod tests {
 
     #[test]
     fn settings_change_keys() {
-        let text = crate::preset::text("demo").unwrap();
+        let text = crate::preset::text("gpt-play").unwrap();
         let settings =
             ["train.steps=7", "train.device=cuda:1", "lipschitz_target=2.5"].map(String::from);
         let config = Config::parse(text, &settings).unwrap();
@@ -410,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_key_without_a_value_is_taken_out() {
-        let text = crate::preset::text("demo").unwrap();
+        let text = crate::preset::text("gpt-play").unwrap();
         let of = |settings: &[&str]| {
             let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
             Config::parse(text, &settings)
@@ -431,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_seed_is_any_64_bit_number_in_every_file() {
-        let text = crate::preset::text("demo").unwrap();
+        let text = crate::preset::text("gpt-play").unwrap();
         for seed in [0, 1, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX] {
             for setting in [format!("train.seed={seed}"), format!("train.seed=\"{seed}\"")] {
                 let config = Config::parse(text, &[setting]).unwrap();
@@ -470,7 +478,7 @@ mod tests {
             ("data.characters=9223372036854775807", "it must be from 1 to 10000000000"),
         ];
         for (setting, wanted) in demo {
-            let said = said("demo", setting);
+            let said = said("gpt-play", setting);
             assert!(said.contains(wanted), "{setting}: {said}");
         }
         assert!(said("mlp-cifar10", "model.hidden=[256, 0]").contains("model.hidden is 0"));

@@ -3,10 +3,11 @@
 use crate::Error;
 
 /// Their names.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "convnet-cifar10",
     "convnet-mnist",
     "demo",
+    "gpt-play",
     "gpt-shakespeare",
     "gpt-tight",
     "isometric-shakespeare",
@@ -23,6 +24,7 @@ pub fn text(name: &str) -> Option<&'static str> {
         "convnet-cifar10" => Some(include_str!("../presets/convnet-cifar10.toml")),
         "convnet-mnist" => Some(include_str!("../presets/convnet-mnist.toml")),
         "demo" => Some(include_str!("../presets/demo.toml")),
+        "gpt-play" => Some(include_str!("../presets/gpt-play.toml")),
         "gpt-shakespeare" => Some(include_str!("../presets/gpt-shakespeare.toml")),
         "gpt-tight" => Some(include_str!("../presets/gpt-tight.toml")),
         "isometric-shakespeare" => Some(include_str!("../presets/isometric-shakespeare.toml")),

@@ -47,6 +47,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             for stage in stages {
                 add("model.stages.heads", stage.heads, MAX_WIDTH);
                 add("model.stages.head_dim", stage.head_dim, MAX_WIDTH);
+                add("model.stages.stride", stage.stride, MAX_CONTEXT);
                 if stage.layers > 0 {
                     add("model.stages.layers", stage.layers, MAX_LAYERS);
                 }
@@ -82,6 +83,12 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         let most = augment::MOST;
         return Err(Error::Config(format!(
             "augment.{key} is {value}; it must be from 0 to {most}"
+        )));
+    }
+    let misread = config.augment.misread;
+    if !(0.0..1.0).contains(&misread) {
+        return Err(Error::Config(format!(
+            "augment.misread is {misread}; it must be from 0 to below 1"
         )));
     }
     match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {

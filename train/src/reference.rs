@@ -300,10 +300,11 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("model.stages", ["isometric"]) => "isometric-shakespeare",
         ("model" | "model.stages", ["convnet"]) | ("model.attention", _) => "convnet-cifar10",
         ("model", ["vit"]) | ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
-        ("data", ["images"]) | ("augment", _) => "mlp-images",
+        ("data", ["images"]) => "mlp-images",
+        ("augment", _) if key != "misread" => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",
         ("data", ["text"]) => "gpt-shakespeare",
-        _ => "demo",
+        _ => "gpt-play",
     };
     let mut settings = Vec::new();
     match (section, &kinds[..]) {

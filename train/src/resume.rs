@@ -149,7 +149,7 @@ mod tests {
 
     fn demo(settings: &[&str]) -> Config {
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
-        Config::parse(crate::preset::text("demo").unwrap(), &settings).unwrap()
+        Config::parse(crate::preset::text("gpt-play").unwrap(), &settings).unwrap()
     }
 
     #[test]

@@ -34,7 +34,7 @@ struct Workshop(TempDir);
 impl Workshop {
     fn new() -> Self {
         let workshop = Self(tempfile::tempdir().unwrap());
-        std::fs::write(workshop.path("tiny.toml"), ok(&["config", "demo"])).unwrap();
+        std::fs::write(workshop.path("tiny.toml"), ok(&["config", "gpt-play"])).unwrap();
         workshop
     }
 
@@ -383,7 +383,7 @@ fn bad_input_gets_one_line() {
     let nothing = w.string("nothing.toml");
     let method = "constraint={method=\"spectral_soft_cap\"}";
     let uncapped = w.string("demo.toml");
-    let config = ok(&["config", "demo"]);
+    let config = ok(&["config", "gpt-play"]);
     let open = config
         .lines()
         .filter(|line| !line.starts_with("lipschitz_target"))
@@ -553,7 +553,7 @@ fn usage_errors_keep_their_lines() {
 #[test]
 fn mistakes_in_a_config_have_their_place() {
     let w = Workshop::new();
-    let demo = ok(&["config", "demo"]);
+    let demo = ok(&["config", "gpt-play"]);
     let path = w.string("c.toml");
     let said = |from: &str, to: &str, more: &[&str]| {
         assert!(demo.contains(from), "{from}");

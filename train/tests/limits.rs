@@ -38,7 +38,7 @@ struct Workshop(TempDir);
 impl Workshop {
     fn new() -> Self {
         let workshop = Self(tempfile::tempdir().unwrap());
-        let config = ok(&["config", "demo"]);
+        let config = ok(&["config", "gpt-play"]);
         std::fs::write(workshop.path("demo.toml"), config).unwrap();
         workshop
     }
@@ -381,8 +381,6 @@ fn every_number_of_a_config_at_its_extremes_is_a_line_or_a_run() {
     ];
     let small = [
         "model.dim=16",
-        "model.layers=1",
-        "model.heads=2",
         "model.context=16",
         "train.batch_size=4",
         "train.steps=2",
@@ -394,7 +392,12 @@ fn every_number_of_a_config_at_its_extremes_is_a_line_or_a_run() {
     for name in preset::NAMES {
         let text = preset::text(name).unwrap();
         let table: toml::Table = toml::from_str(text).unwrap();
-        let trains = name.starts_with("demo") || name == "gpt-tight";
+        let shape: &[&str] = match name {
+            "demo" => &["model.stages=[{ heads = 2, head_dim = 4, layers = 1 }]"],
+            "gpt-play" | "gpt-tight" => &["model.layers=1", "model.heads=2"],
+            _ => &[],
+        };
+        let trains = !shape.is_empty();
         let mut keys = Vec::new();
         numbers(&table, "", &mut keys);
         keys.extend(more.map(String::from));
@@ -402,7 +405,7 @@ fn every_number_of_a_config_at_its_extremes_is_a_line_or_a_run() {
             for value in EXTREMES {
                 let mut settings: Vec<String> = Vec::new();
                 if trains {
-                    settings.extend(small.map(String::from));
+                    settings.extend(small.iter().chain(shape).map(ToString::to_string));
                 }
                 settings.push(format!("{key}={value}"));
                 let clock = Instant::now();

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 /// Networks that train in a fraction of a second.
 const TINY: &str = r#"
-preset = "demo"
+preset = "gpt-play"
 [set]
 model.dim = 8
 model.heads = 2

@@ -188,9 +188,17 @@ fn read_certificate(_: &Path, bytes: &[u8]) {
 }
 
 fn presets() -> impl Iterator<Item = &'static str> {
-    ["mlp-cifar10", "mlp-images", "gpt-shakespeare", "nanogpt-145m", "vit-cifar10", "demo"]
-        .map(|name| preset::find(name).unwrap())
-        .into_iter()
+    [
+        "mlp-cifar10",
+        "mlp-images",
+        "gpt-shakespeare",
+        "nanogpt-145m",
+        "vit-cifar10",
+        "demo",
+        "gpt-play",
+    ]
+    .map(|name| preset::find(name).unwrap())
+    .into_iter()
 }
 
 fn configs(_: &Path) -> Vec<Seed> {
@@ -237,7 +245,7 @@ fn settings(_: &Path) -> Vec<Seed> {
 
 fn read_setting(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    for preset in ["demo", "mlp-cifar10"] {
+    for preset in ["demo", "gpt-play", "mlp-cifar10"] {
         if let Ok(config) = Config::parse(preset::find(preset).unwrap(), &[text.to_string()]) {
             same_config(&config);
         }
