@@ -39,7 +39,7 @@ class Certificate:
 
     >>> certificate = lipschitz.certify("runs/first")              # doctest: +SKIP
     >>> certificate                                                # doctest: +SKIP
-    <Certificate: L <= 6.7982 RMS -> RMS, 6.9036 l2 -> l2, proven>
+    <Certificate: L <= 7.1035 RMS -> RMS, 7.2136 l2 -> l2, proven>
     >>> certificate.verify()                                       # doctest: +SKIP
     """
 
