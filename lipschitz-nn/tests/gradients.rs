@@ -940,9 +940,9 @@ fn behind_zeros() {
         let (trained, variables) = behind.trainable().unwrap();
         let loss = |y: &Tensor| -> Result<Tensor, lipschitz_nn::Error> { Ok(y.sqr()?.sum_all()?) };
         let mut kept = GradStore::default();
-        trained.gradient(&ids, &mut kept, loss).unwrap();
+        trained.gradient(&ids, None, &mut kept, loss).unwrap();
         let mut again = GradStore::default();
-        trained.clone().recomputing(true).gradient(&ids, &mut again, loss).unwrap();
+        trained.clone().recomputing(true).gradient(&ids, None, &mut again, loss).unwrap();
         // As candle differentiates the other.
         let y = trained.forward_watched(&ids, &mut |_, _| Ok(())).unwrap();
         let want = loss(&y).unwrap().backward().unwrap();
@@ -1003,7 +1003,7 @@ fn recomputing_changes_no_bit_of_a_gradient() {
                 )
             };
             let mut gradients = GradStore::default();
-            let value = model.gradient(&ids, &mut gradients, loss).unwrap();
+            let value = model.gradient(&ids, None, &mut gradients, loss).unwrap();
             let of = |v: &Var| {
                 gradients
                     .get(v.as_tensor())

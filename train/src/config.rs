@@ -112,6 +112,11 @@ pub struct TrainConfig {
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(extend("default" = Precision::default()))]
     pub precision: Precision,
+    /// The share of the elements behind each activation that a training step leaves out; the others
+    /// are larger by as much. The trained network leaves none out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = f64::default()))]
+    pub dropout: f64,
     /// Seeds initialisation and data order: any 64-bit number, as a string above 2⁶³ − 1.
     #[serde(default, with = "seed")]
     #[schemars(with = "u64")]

@@ -40,6 +40,11 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// The place in the batch of this process's first example.
+    pub(crate) fn first(&self) -> usize {
+        self.first
+    }
+
     /// The batch of `step`: the one prepared, if there is one.
     pub(crate) fn take(&mut self, step: u64) -> Result<Batch, Error> {
         match self.next.take() {

@@ -85,11 +85,9 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             "augment.{key} is {value}; it must be from 0 to {most}"
         )));
     }
-    let misread = config.augment.misread;
-    if !(0.0..1.0).contains(&misread) {
-        return Err(Error::Config(format!(
-            "augment.misread is {misread}; it must be from 0 to below 1"
-        )));
+    let shares = [("augment.misread", config.augment.misread), ("train.dropout", t.dropout)];
+    if let Some((key, value)) = shares.into_iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
+        return Err(Error::Config(format!("{key} is {value}; it must be from 0 to below 1")));
     }
     match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
         Some((key, value, most)) => {

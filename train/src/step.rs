@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use lipschitz_nn::graph::{Geometry, Parameter};
+use lipschitz_nn::ops::Dropout;
 use lipschitz_nn::{Model, linalg};
 use lipschitz_opt::constraint::Constraint;
 use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
@@ -31,6 +32,8 @@ pub struct Training {
     pub loss: Loss,
     /// The mean of the weights: none, unless another is set.
     pub average: Average,
+    /// What the next step leaves out: nothing, unless another is set.
+    pub dropout: Option<Dropout>,
     own: Variables,
     /// The rank that owns each variable.
     owners: Vec<usize>,
@@ -121,6 +124,7 @@ impl Training {
             constraint: Constraint::new(recipe)?,
             loss: Loss::default(),
             average: Average::default(),
+            dropout: None,
             own,
             owners,
             ranks,
@@ -268,10 +272,12 @@ impl Training {
             let count = rows.min(size - from);
             let share = count as f64 / size as f64;
             let targets = y.narrow(0, from, count)?;
+            let dropout = self.dropout.map(|d| Dropout { first: d.first + from as u64, ..d });
             // Numbers keep their width.
             let targets = if y.dtype().is_float() { targets } else { targets.flatten_all()? };
             self.model.gradient(
                 &x.narrow(0, from, count)?,
+                dropout,
                 &mut gradients,
                 |logits| -> Result<Tensor, Error> {
                     let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;

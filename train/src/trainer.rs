@@ -22,6 +22,7 @@ use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::norm::rms_to_rms;
+use lipschitz_nn::ops::Dropout;
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::{PerHead, Rate, Recipe};
 
@@ -281,8 +282,11 @@ impl<'a> Run<'a> {
         let saves = (evaluates || every) && done != t.steps;
         let old = if logs { copies(&self.training)? } else { Vec::new() };
         let (inputs, targets) = self.loader.take(step)?;
-        let Training { loss, model, .. } = &mut self.training;
+        let Training { loss, model, dropout, .. } = &mut self.training;
         loss.refresh(model, step)?;
+        let first = self.loader.first() as u64;
+        let left_out = Dropout { rate: t.dropout, seed: t.seed, step, first };
+        *dropout = (t.dropout > 0.0).then_some(left_out);
         let metrics = self.update(&inputs, &targets, done, rate)?;
         if !metrics.loss.is_finite() {
             return Err(Error::Diverged {

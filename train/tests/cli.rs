@@ -221,6 +221,8 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             "optimizer={ kind = \"adamw\", weight_decay = 0.1 }",
             "constraint={ method = \"spectral_normalize\", sigma_max = 1 }",
             "train.learning_rate=0.01",
+            "train.dropout=0.1",
+            "augment.misread=0.05",
         ],
         // Everything that is kept from step to step: vectors of power iteration, a momentum that
         // grows, two optimizers.
@@ -272,6 +274,24 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
         assert!(bytes("whole") == bytes("parts"), "the weights differ");
         assert_eq!(metrics(&w.path("whole")), metrics(&w.path("parts")));
     }
+}
+
+/// What a step leaves out is a matter of the example, not of how a batch is split, and of the step alone
+/// whether activations are kept or recomputed.
+#[test]
+fn a_batch_in_parts_leaves_out_the_same() {
+    let w = Workshop::new();
+    let loss = |name: &str, more: &[&str]| {
+        let settings = [&["train.steps=6", "train.eval_every=6"], more].concat();
+        let summary = json(&Path::new(&w.trained(name, &settings)).join("summary.json"));
+        summary["val_loss"].as_f64().unwrap()
+    };
+    let whole = loss("whole", &["train.dropout=0.3"]);
+    for (name, setting) in [("parts", "train.accumulate=2"), ("again", "train.recompute=true")] {
+        let other = loss(name, &["train.dropout=0.3", setting]);
+        assert!((whole - other).abs() < 1e-5, "{setting}: {whole} {other}");
+    }
+    assert!((whole - loss("none", &[])).abs() > 1e-4);
 }
 
 /// In bf16 what is learned is close, and what is told is that of the checkpoint: proven, found and

@@ -196,6 +196,7 @@ fn a_resumed_run_of_images_is_one_that_was_never_stopped() {
         "augment.flip=true",
         "augment.crop=2",
         "augment.cutout=5",
+        "train.dropout=0.2",
         "averaging={ kind = \"exponential\", decay = 0.9 }",
     ];
     ok(place, &training("whole", &all));
@@ -226,9 +227,9 @@ fn a_resumed_run_of_images_is_one_that_was_never_stopped() {
     }
     // A mean over the last part of a run depends on its length.
     let tail =
-        [&all[..7], &["averaging={ kind = \"tail\", share = 0.5 }", "train.steps=10"]].concat();
+        [&all[..8], &["averaging={ kind = \"tail\", share = 0.5 }", "train.steps=10"]].concat();
     ok(place, &training("tail", &tail));
-    let longer = [&tail[..8], &["train.steps=20"]].concat();
+    let longer = [&tail[..9], &["train.steps=20"]].concat();
     let longer = [training("tail", &longer), vec!["--resume"]].concat();
     assert!(refused(place, &longer).contains("averaging.share is a share of them"));
 }
@@ -422,6 +423,9 @@ fn what_cannot_be_trained_on_is_one_line() {
         ("loss.label_smoothing=1", "loss.label_smoothing is 1"),
         ("loss.refresh_every=0", "loss.refresh_every is 0; it must be from 1"),
         ("augment.crop=99999", "augment.crop is 99999; it must be from 0 to 4096"),
+        ("train.dropout=1", "train.dropout is 1; it must be from 0 to below 1"),
+        ("augment.misread=nan", "augment.misread is NaN"),
+        ("augment.misread=0.1", "has misread, which changes tokens"),
         ("averaging={ kind = \"tail\", share = 0 }", "averaging.share is 0"),
         ("averaging={ kind = \"exponential\", decay = 1 }", "averaging.decay is 1"),
     ] {
@@ -439,5 +443,5 @@ fn what_cannot_be_trained_on_is_one_line() {
     }
     assert!(refused(place, &words).contains("loss.offset and loss.epsilon ask for margins"));
     words.extend(["--set", "loss=", "--set", "augment.crop=1"]);
-    assert!(refused(place, &words).contains("[augment] changes images"));
+    assert!(refused(place, &words).contains("flip, crop or cutout, which changes images"));
 }

@@ -6,12 +6,12 @@ use candle_core::{Tensor, Var};
 use super::Model;
 use super::program::{Operation, Step};
 use super::run::{Pass, run};
-use crate::ops::Gradients;
+use crate::ops::{Dropout, Gradients};
 use crate::{Error, linalg};
 
 impl Model {
-    /// `loss` of the network's output for `x`; its gradient with respect to the weights that record
-    /// one is added to `total`.
+    /// `loss` of the network's output for `x`, less what `dropout` leaves out; its gradient with
+    /// respect to the weights that record one is added to `total`.
     ///
     /// A model made by [`Model::recomputing`] keeps only the input of each residual block, on any
     /// device.
@@ -21,11 +21,12 @@ impl Model {
     pub fn gradient<E: From<Error>>(
         &self,
         x: &Tensor,
+        dropout: Option<Dropout>,
         total: &mut GradStore,
         loss: impl FnOnce(&Tensor) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         let gathered = Gradients::default();
-        let mut pass = Pass { gathered: Some(gathered.clone()), ..self.pass(x)? };
+        let mut pass = Pass { gathered: Some(gathered.clone()), dropout, ..self.pass(x)? };
         let input = self.input(x)?;
         match self.segments(&pass).split_last() {
             Some((last, before)) => {

@@ -228,7 +228,7 @@ impl Model {
     /// A pass without documents or a listener.
     fn plain_pass<'a>(&self) -> Pass<'a> {
         let (precision, recompute) = (self.precision, self.recompute);
-        Pass { watch: None, documents: None, precision, recompute, gathered: None }
+        Pass { watch: None, documents: None, precision, recompute, gathered: None, dropout: None }
     }
 
     /// The context of a pass on `x`, which is checked.

@@ -6,7 +6,7 @@ use super::program::{AttentionLayer, Fused, Linear, Norm, Operation, Step};
 use crate::Error;
 use crate::graph::{NodeId, NormKind, Span, Stage};
 use crate::linalg::Precision;
-use crate::ops::{self, Documents, FusedBlock, Gradients, Mask, Scores};
+use crate::ops::{self, Documents, Dropout, FusedBlock, Gradients, Mask, Scores};
 
 /// A tensor on its way through a forward pass.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Pass<'a> {
     pub recompute: bool,
     /// Where gradients of weights go that candle need not know.
     pub gathered: Option<Gradients>,
+    /// What is left out behind activations.
+    pub dropout: Option<Dropout>,
 }
 
 /// The output of steps in turn.
@@ -77,6 +79,14 @@ impl Pass<'_> {
         }
     }
 
+    /// What comes out of an activation, without what is left out.
+    fn thinned(&self, step: &Step, x: Tensor) -> Result<Tensor, Error> {
+        Ok(match self.dropout {
+            Some(dropout) => ops::dropout(&x, dropout, &step.id.to_string())?,
+            None => x,
+        })
+    }
+
     /// Whether someone hears of what is inside of nodes.
     fn is_heard_inside(&self) -> bool {
         matches!(self.watch, Some(Listener::All(_)))
@@ -85,6 +95,8 @@ impl Pass<'_> {
     /// The residual blocks of a step, if they can run as one operation in this pass.
     pub(super) fn blocks(&self, step: &Step) -> Option<Vec<FusedBlock>> {
         match &step.fused {
+            // One operation leaves nothing out.
+            _ if self.dropout.is_some() => None,
             Some(Fused::Blocks(blocks)) if self.precision == Precision::F32 => {
                 blocks.iter().map(|block| block.within(self.documents.as_ref())).collect()
             }
@@ -96,6 +108,7 @@ impl Pass<'_> {
     /// with an image, as all that it makes is one.
     fn fused(&self, step: &Step, x: &Tensor) -> Option<Fused> {
         match &step.fused {
+            _ if self.dropout.is_some() => None,
             Some(Fused::Layers(layers)) if self.precision == Precision::F32 && x.rank() == 4 => {
                 Some(Fused::Layers(layers.clone()))
             }
@@ -152,7 +165,9 @@ impl Step {
             }
             Operation::Embedding(table) => ops::embedding(table, &x)?,
             Operation::Positions(table) => x.broadcast_add(&table.narrow(0, 0, x.dim(1)?)?)?,
-            Operation::Activation { function, scale } => ops::activation(&x, *function, *scale)?,
+            Operation::Activation { function, scale } => {
+                pass.thinned(self, ops::activation(&x, *function, *scale)?)?
+            }
             Operation::Scale(factor) => (x * *factor)?,
             Operation::SoftCap(cap) => ops::soft_cap(&x, *cap)?,
             Operation::Clip(limit) => ops::clip(&x, *limit)?,
@@ -174,9 +189,10 @@ impl Step {
             Operation::Pool(pool) => ops::pool(&x, pool)?,
             Operation::GlobalPool(pooling) => ops::global_pool(&x, *pooling)?,
             Operation::MaxMin if x.rank() == 4 => {
-                ops::image_chain(&x, &[ops::ImageLayer::MaxMin], pass.precision, true)?
+                let y = ops::image_chain(&x, &[ops::ImageLayer::MaxMin], pass.precision, true)?;
+                pass.thinned(self, y)?
             }
-            Operation::MaxMin => ops::max_min(&x)?,
+            Operation::MaxMin => pass.thinned(self, ops::max_min(&x)?)?,
             Operation::RmsNorm(norm) => norm.run(&x, NormKind::Rms)?,
             Operation::LayerNorm(norm) => norm.run(&x, NormKind::Layer)?,
             Operation::Normalise(eps) => ops::normalise(&x, *eps)?,
@@ -188,7 +204,7 @@ impl Step {
                 let up = pass.hear(self, Stage::Up, up)?;
                 let open = ops::activation(&gate, *function, 1.0)?;
                 let open = pass.hear(self, Stage::OpenGate, open)?;
-                let hidden = pass.hear(self, Stage::Hidden, (open * up)?)?;
+                let hidden = pass.hear(self, Stage::Hidden, pass.thinned(self, (open * up)?)?)?;
                 pass.linear(&hidden, down)?
             }
             Operation::ClassToken(token) => class_token(token, x)?,
