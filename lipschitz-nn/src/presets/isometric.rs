@@ -59,11 +59,15 @@ impl Isometric {
             let what = format!("has {depth} stages or layers, more than {MAX_DEPTH}");
             return Err(Error::graph("", what));
         }
+        if stages.iter().any(|stage| stage.stride == 0) {
+            return Err(Error::graph("", "has a stride of 0, so that all heads read one token"));
+        }
         let back = |stage: &Stage| stage.heads.saturating_sub(1).saturating_mul(stage.stride);
         if let Some(stage) = stages.iter().find(|stage| back(stage) >= context) {
+            let Stage { heads, stride, .. } = stage;
+            let apart = if *stride > 1 { format!(" {stride} tokens apart") } else { String::new() };
             let what = format!(
-                "has {} heads, which read tokens beyond a context of {context}",
-                stage.heads
+                "has {heads} heads{apart}, which read tokens beyond a context of {context}"
             );
             return Err(Error::graph("", what));
         }
@@ -110,7 +114,7 @@ mod tests {
             (2, stage.clone(), "beyond a context of 2"),
             (4, Stage { stride: 2, ..stage.clone() }, "beyond a context of 4"),
             (4, Stage { stride: usize::MAX, ..stage.clone() }, "beyond a context of 4"),
-            (4, Stage { stride: 0, ..stage.clone() }, "twice"),
+            (4, Stage { stride: 0, ..stage.clone() }, "stride of 0"),
             (4, Stage { head_dim: 1, ..stage.clone() }, "even width"),
             (4, Stage { heads: 0, ..stage.clone() }, "heads = 0"),
             (4, Stage { layers: 1 << 40, ..stage.clone() }, "more than 1024"),
