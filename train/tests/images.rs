@@ -424,7 +424,7 @@ fn what_cannot_be_trained_on_is_one_line() {
         ("loss.refresh_every=0", "loss.refresh_every is 0; it must be from 1"),
         ("augment.crop=99999", "augment.crop is 99999; it must be from 0 to 4096"),
         ("train.dropout=1", "train.dropout is 1; it must be from 0 to below 1"),
-        ("augment.misread=nan", "augment.misread is NaN"),
+        ("augment.misread=nan", "augment.misread: nan is no number"),
         ("augment.misread=0.1", "has misread, which changes tokens"),
         ("averaging={ kind = \"tail\", share = 0 }", "averaging.share is 0"),
         ("averaging={ kind = \"exponential\", decay = 1 }", "averaging.decay is 1"),
