@@ -388,6 +388,27 @@ fn nothing_is_proven_outside() {
     assert!(Local::new(&half, &norms, None).is_err());
 }
 
+/// One output is the largest wherever the input moves: its radius is a number that JSON holds, and it is
+/// proven again.
+#[test]
+fn a_single_output_never_changes() {
+    let graph = Graph::builder(Input::Vector { dim: 2 }).linear("head", 1).build().unwrap();
+    let model = random_model(graph, &mut Dice::new(4));
+    let x = Tensor::new(&[[1.0, 2.0]], &Device::Cpu).unwrap();
+    let y = Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
+    let attack = Some(Effort { steps: 2, restarts: 1 });
+    let settings =
+        Settings { distance: Distance::L2, limit: 1, radii: Vec::new(), attack, search: 0 };
+    let data = || [Ok::<_, lipschitz_certify::Error>((x.clone(), y.clone()))];
+    let found = survey(&model, data(), &settings, &|_| {}).unwrap();
+    assert_eq!(found.inputs[0].radius, f64::MAX);
+    assert_eq!(found.inputs[0].broken, None);
+    let text = serde_json::to_string(&found).unwrap();
+    let read: lipschitz_certify::local::Survey = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, found);
+    verify(&model, data(), &read, &|_| {}).unwrap();
+}
+
 /// A text is classified as a whole, and its embedding vectors move: the survey names radii that hold.
 #[test]
 fn texts_are_surveyed_whatever_the_network_gives_for_them() {

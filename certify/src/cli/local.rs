@@ -192,6 +192,8 @@ fn csv(survey: &Survey) -> String {
             input, class, correct, margin, radius, global, tangent, broken, seconds, ..
         } = row;
         let correct = correct.map_or(String::new(), |c| c.to_string());
+        let [margin, radius, global, tangent] = [margin, radius, global, tangent]
+            .map(|x| if *x < f64::MAX { x.to_string() } else { "inf".into() });
         let broken = broken.map_or(String::new(), |b| b.to_string());
         out += &format!(
             "{input},{class},{correct},{margin},{radius},{global},{tangent},{broken},{seconds:.4}\n"
@@ -204,6 +206,9 @@ fn csv(survey: &Survey) -> String {
 pub(super) fn down(x: f64) -> String {
     if x > 0.0 && x < f64::MIN_POSITIVE {
         return "0".into();
+    }
+    if x >= f64::MAX {
+        return "any".into();
     }
     if (x > 0.0 && x < 1e-6) || (x > 1e9 && x.is_finite()) {
         // Four digits round by at most 5e-4 of it.

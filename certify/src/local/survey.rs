@@ -57,9 +57,10 @@ pub struct Radius {
     pub class: usize,
     /// Whether that is the label, where there is one.
     pub correct: Option<bool>,
-    /// By how much it exceeds the second.
+    /// By how much it exceeds the second; where there is no second, the largest number.
     pub margin: f64,
-    /// The decision is proven not to change within this distance: by this proof or the global bound.
+    /// The decision is proven not to change within this distance: by this proof or the global bound. That
+    /// of a network with one output never does, for which the largest number stands.
     pub radius: f64,
     /// What the global bound gives.
     pub global: f64,
@@ -129,8 +130,7 @@ pub fn survey<E: Into<robust::BoxError>>(
             let point = local.at(&x)?;
             let Decision { class, margin, claims, known } = decision(&point, &global, input)?;
             let found = point.radius(&claims, settings.distance);
-            // JSON has no infinite number.
-            let tangent = claims.tangent(settings.distance).min(f64::MAX);
+            let tangent = finite(claims.tangent(settings.distance));
             let losses = point.losses(&claims, found, settings.distance).into_iter();
             let lost = losses
                 .map(|(node, share)| {
@@ -139,7 +139,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 })
                 .collect();
             let known = known * (1.0 - SLACK);
-            let radius = (found * (1.0 - SLACK)).max(known);
+            let radius = finite((found * (1.0 - SLACK)).max(known));
             let bounds = match settings.radii.is_empty() {
                 true => Vec::new(),
                 false => {
@@ -180,7 +180,7 @@ pub fn survey<E: Into<robust::BoxError>>(
                 correct,
                 margin,
                 radius,
-                global: known,
+                global: finite(known),
                 tangent,
                 broken,
                 outputs: bounds,
@@ -195,6 +195,11 @@ pub fn survey<E: Into<robust::BoxError>>(
     let (label, distance) = (String::new(), settings.distance);
     let search = settings.search;
     Ok(Survey { label, distance, tokens, weights_sha256, search, inputs })
+}
+
+/// JSON has no infinite number.
+fn finite(x: f64) -> f64 {
+    x.min(f64::MAX)
 }
 
 /// What a network decides at an input, and what is known of it beside the proof around the input.
@@ -217,7 +222,7 @@ pub(super) fn decision(point: &Point, global: &Global, input: usize) -> Result<D
     if others.len() + 1 < z.len() {
         claims = claims.and_the_rest(z, class, &others, global.others(z, class, &others));
     }
-    Ok(Decision { class, margin, claims, known: global.radius(z, class) })
+    Ok(Decision { class, margin: finite(margin), claims, known: global.radius(z, class) })
 }
 
 /// Proves a survey again, around the same inputs: radii, bounds of outputs, classes and whether they are
@@ -371,7 +376,7 @@ fn attack(
     distance: Distance,
     effort: Effort,
 ) -> Result<Option<f64>, Error> {
-    if radius == 0.0 || !radius.is_finite() {
+    if radius == 0.0 || radius >= f64::MAX {
         return Ok(None);
     }
     let (b, tokens, width) = x.dims3()?;

@@ -53,7 +53,7 @@ fn shares(rows: &[Radius], radius: impl Fn(&Radius) -> Option<f64>, end: f64) ->
 fn draw(surveys: &[Survey]) -> Chart {
     let rows = || surveys.iter().flat_map(|survey| &survey.inputs);
     let finite = rows().flat_map(|row| [Some(row.radius), row.broken]).flatten();
-    let end = finite.filter(|x| x.is_finite()).fold(0.0, f64::max);
+    let end = finite.filter(|x| *x < f64::MAX).fold(0.0, f64::max);
     let end = if end > 0.0 { 1.05 * end } else { 1.0 };
     let mut series = Vec::new();
     for (color, survey) in surveys.iter().enumerate() {
