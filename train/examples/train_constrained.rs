@@ -1,4 +1,4 @@
-//! Trains a small transformer whose Lipschitz constant is chosen in advance, then reads the proof.
+//! Trains a small language model whose Lipschitz constant is chosen in advance, then reads the proof.
 //!
 //!     cargo run --release --example train_constrained -- DIRECTORY
 //!

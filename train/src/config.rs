@@ -52,7 +52,7 @@ pub struct Config {
     /// What a step lowers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub loss: LossConfig,
-    /// How training images are changed at random.
+    /// How training examples are changed at random.
     #[serde(default, skip_serializing_if = "is_default")]
     pub augment: Augmentation,
     /// The weights that a run gives at its end are a mean over steps; the last ones without it.

@@ -176,7 +176,11 @@ impl<'a> Run<'a> {
         let mut batches = data.training(t.seed, graph.context())?;
         if !config.augment.is_none() {
             let (augmentation, seed) = (config.augment, t.seed);
-            batches = Box::new(Augmented { batches, augmentation, seed });
+            let separator = match graph.input() {
+                Input::Tokens { separator, .. } => separator,
+                _ => None,
+            };
+            batches = Box::new(Augmented { batches, augmentation, seed, separator });
         }
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;

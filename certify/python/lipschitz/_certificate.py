@@ -16,7 +16,7 @@ class Norms(NamedTuple):
     """The norms of weights that a proof uses: `lower[i] <= names[i] <= upper[i]`.
 
     >>> lipschitz.certify("runs/first").norms.upper.max()          # doctest: +SKIP
-    14.36179...
+    14.19938...
     """
 
     names: list[str]

@@ -37,7 +37,8 @@ class Robustness(NamedTuple):
 
 class Radii(NamedTuple):
     """Per input: the decision, its margin, the distance within which it provably stays, that by the
-    global constant, and the smallest distance at which an attack changed it, or NaN.
+    global constant, and the smallest distance at which an attack changed it, or NaN. The decision of a
+    network with one output never changes: its margin and radii are the largest float.
 
     >>> lipschitz.local(model, images).radius                      # doctest: +SKIP
     array([0.31, 0.07])

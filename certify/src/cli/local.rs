@@ -183,6 +183,11 @@ fn told() {
     }
 }
 
+/// A number for a table that a program reads: the largest stands for none that is larger.
+pub(super) fn number(x: f64) -> String {
+    if x < f64::MAX { x.to_string() } else { "inf".into() }
+}
+
 /// A line for each input.
 fn csv(survey: &Survey) -> String {
     let mut out =
@@ -192,8 +197,8 @@ fn csv(survey: &Survey) -> String {
             input, class, correct, margin, radius, global, tangent, broken, seconds, ..
         } = row;
         let correct = correct.map_or(String::new(), |c| c.to_string());
-        let [margin, radius, global, tangent] = [margin, radius, global, tangent]
-            .map(|x| if *x < f64::MAX { x.to_string() } else { "inf".into() });
+        let [margin, radius, global, tangent] =
+            [margin, radius, global, tangent].map(|x| number(*x));
         let broken = broken.map_or(String::new(), |b| b.to_string());
         out += &format!(
             "{input},{class},{correct},{margin},{radius},{global},{tangent},{broken},{seconds:.4}\n"
@@ -208,7 +213,7 @@ pub(super) fn down(x: f64) -> String {
         return "0".into();
     }
     if x >= f64::MAX {
-        return "any".into();
+        return "∞".into();
     }
     if (x > 0.0 && x < 1e-6) || (x > 1e9 && x.is_finite()) {
         // Four digits round by at most 5e-4 of it.

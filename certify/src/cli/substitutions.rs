@@ -53,7 +53,7 @@ pub(super) fn csv(found: &Substitutions) -> String {
             "{},{},{},{replaceable},{},{},{changed},{:.4}\n",
             row.input,
             row.class,
-            row.margin,
+            super::local::number(row.margin),
             row.proven,
             by(row),
             row.seconds

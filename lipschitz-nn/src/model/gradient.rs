@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use super::Model;
-use super::program::{Operation, Step};
+use super::program::{Fused, Operation, Step};
 use super::run::{Pass, run};
 use crate::ops::{Dropout, Gradients};
 use crate::{Error, linalg};
@@ -58,9 +58,10 @@ impl Model {
             collect(&self.program, &mut segments);
         }
         let kernels = self.weights.values().next().is_some_and(|w| linalg::fused(&[w]));
-        let one_operation = |step: &&Step| {
-            !matches!(step.operation, Operation::Residual { .. })
-                || kernels && pass.blocks(step).is_some()
+        let one_operation = |step: &&Step| match step.operation {
+            Operation::Residual { .. } => kernels && pass.blocks(step).is_some(),
+            // A chain of layers recomputes itself, unless it runs node by node.
+            _ => pass.dropout.is_none() || !matches!(step.fused, Some(Fused::Layers(_))),
         };
         if segments.iter().all(one_operation) { Vec::new() } else { segments }
     }

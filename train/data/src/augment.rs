@@ -42,13 +42,22 @@ impl Augmentation {
         Self { misread: 0.0, ..*self } != Self::default()
     }
 
-    /// Tokens `[count, context]` of the batch of a step, some of them misread.
-    fn misread(self, seed: u64, step: u64, x: &Tensor) -> Result<Tensor, Error> {
+    /// Tokens `[count, context]` of the batch of a step, some of them misread: none as a `separator`, and
+    /// no separator as another, so that documents begin where they do.
+    fn misread(
+        self,
+        seed: u64,
+        step: u64,
+        x: &Tensor,
+        separator: Option<u32>,
+    ) -> Result<Tensor, Error> {
         let tokens = x.flatten_all()?.to_vec1::<u32>()?;
         let mut rng = keyed(seed, "misread", step);
         let one = |token: &u32| {
             let (misread, place) = (unit(&mut rng) < self.misread, below(&mut rng, tokens.len()));
-            if misread { tokens[place] } else { *token }
+            let read = tokens[place];
+            let parts = [*token, read].map(Some).contains(&separator);
+            if misread && !parts { read } else { *token }
         };
         let read: Vec<u32> = tokens.iter().map(one).collect();
         Ok(Tensor::from_vec(read, x.dims(), x.device())?)
@@ -120,13 +129,15 @@ pub struct Augmented<'a> {
     pub augmentation: Augmentation,
     /// Decides it, with the step.
     pub seed: u64,
+    /// The token that documents begin with, if one does.
+    pub separator: Option<u32>,
 }
 
 impl TrainingBatches for Augmented<'_> {
     fn batch(&mut self, step: u64, batch_size: usize, device: &Device) -> Result<Batch, Error> {
         let (x, y) = self.batches.batch(step, batch_size, device)?;
         if !x.dtype().is_float() {
-            return Ok((self.augmentation.misread(self.seed, step, &x)?, y));
+            return Ok((self.augmentation.misread(self.seed, step, &x, self.separator)?, y));
         }
         let (count, _, height, width) = x.dims4()?;
         let sizes = [height, width];
@@ -162,7 +173,8 @@ mod tests {
     }
 
     fn batch(augmentation: Augmentation, seed: u64, step: u64) -> Vec<Vec<f32>> {
-        let mut all = Augmented { batches: Box::new(Numbered), augmentation, seed };
+        let mut all =
+            Augmented { batches: Box::new(Numbered), augmentation, seed, separator: None };
         let (x, _) = all.batch(step, 64, &Device::Cpu).unwrap();
         x.reshape((64, 60)).unwrap().to_vec2().unwrap()
     }
@@ -235,9 +247,10 @@ mod tests {
 
     #[test]
     fn a_share_of_the_tokens_is_misread_and_what_follows_stays() {
+        let separator = Some(7);
         let read = |misread: f64, seed: u64, step: u64| {
             let augmentation = Augmentation { misread, ..Augmentation::default() };
-            let mut all = Augmented { batches: Box::new(Tokens), augmentation, seed };
+            let mut all = Augmented { batches: Box::new(Tokens), augmentation, seed, separator };
             let (x, y) = all.batch(step, 4, &Device::Cpu).unwrap();
             assert_eq!(x.dims(), y.dims());
             let [x, y] = [x, y].map(|t| t.flatten_all().unwrap().to_vec1::<u32>().unwrap());
@@ -252,5 +265,11 @@ mod tests {
         assert_ne!(x, read(0.2, 1, 3), "another step");
         assert_ne!(x, read(0.2, 2, 2), "another seed");
         assert_eq!(read(0.0, 1, 2), (0..1000).collect::<Vec<_>>());
+        // Documents begin where they do.
+        for step in 0..20 {
+            let x = read(0.9, 1, step);
+            assert_eq!(x.iter().filter(|token| **token == 7).count(), 1);
+            assert_eq!(x[7], 7);
+        }
     }
 }

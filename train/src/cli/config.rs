@@ -6,8 +6,8 @@ use lipschitz_train::preset;
 /// Print a commented config to start from.
 #[derive(Args)]
 pub(super) struct ConfigCommand {
-    /// convnet-cifar10, convnet-mnist, demo, gpt-shakespeare, gpt-tight, isometric-shakespeare, mlp-cifar10,
-    /// mlp-images, nanogpt-145m, shift-cifar10 or vit-cifar10.
+    /// convnet-cifar10, convnet-mnist, demo, gpt-play, gpt-shakespeare, gpt-tight, isometric-shakespeare,
+    /// mlp-cifar10, mlp-images, nanogpt-145m, shift-cifar10 or vit-cifar10.
     preset: String,
 }
 

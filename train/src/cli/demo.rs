@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -7,6 +7,7 @@ use lipschitz_certify::outln;
 use lipschitz_certify::plots::{self, tradeoff::Tradeoff, training};
 use lipschitz_certify::terminal::{self, tables::fitted};
 use lipschitz_data::play;
+use lipschitz_train::Error;
 use lipschitz_train::config::Config;
 use lipschitz_train::preset;
 use lipschitz_train::run_dir;
@@ -42,6 +43,24 @@ const MEMBERS: [(&str, &[&str]); 6] = [
     ),
 ];
 
+/// The directory of a network.
+fn member(out: &Path, label: &str) -> PathBuf {
+    out.join(label.replace("L ≤ ", "L").replace(' ', "-"))
+}
+
+/// A directory that another version of this program filled.
+fn earlier(error: Error, out: &Path) -> anyhow::Error {
+    let other = matches!(error, Error::OtherArchitecture(_) | Error::OtherConfig { .. });
+    let error = anyhow::Error::from(error);
+    match other {
+        true => error.context(format!(
+            "{}: holds the demo of another version; remove it, or name another directory with --out",
+            out.display()
+        )),
+        false => error,
+    }
+}
+
 impl Demo {
     pub(super) fn run(self, quiet: bool) -> Result<()> {
         let stop = on_signal(quiet);
@@ -50,7 +69,7 @@ impl Demo {
         for (i, (label, settings)) in MEMBERS.iter().enumerate() {
             let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
             let config = Config::parse(preset::find("demo")?, &settings)?;
-            let out = self.out.join(label.replace("L ≤ ", "L").replace(' ', "-"));
+            let out = member(&self.out, label);
             if !quiet {
                 terminal::note(format_args!("{}/{}: {label}", i + 1, MEMBERS.len()));
             }
@@ -62,7 +81,7 @@ impl Demo {
                 label: label.to_string(),
                 ..RunOptions::new(&out)
             };
-            match trainer::run(&config, &options)? {
+            match trainer::run(&config, &options).map_err(|e| earlier(e, &self.out))? {
                 End::Done(summary) => summaries.extend(summary.map(|summary| *summary)),
                 End::Stopped(step) => {
                     let command = shell(&["train", "demo", "--out", &self.out.to_string_lossy()]);
@@ -71,7 +90,7 @@ impl Demo {
                 }
             }
         }
-        let runs = [self.out.clone()];
+        let runs = MEMBERS.map(|(label, _)| member(&self.out, label));
         for extension in ["svg", "png"] {
             let tradeoff = Tradeoff::read(&runs, "lipschitz_log10", "val_loss", None)?;
             plots::write(&self.out.join(format!("tradeoff.{extension}")), &[tradeoff.chart()])?;

@@ -38,6 +38,8 @@ pub(super) struct Segment {
 /// Follows the shape of one example through a graph and counts.
 struct Counter {
     precision: Precision,
+    /// Whether elements behind activations are left out.
+    dropout: bool,
     /// Whether attention stays within documents.
     separator: bool,
     /// Channels and sides of an image.
@@ -47,7 +49,7 @@ struct Counter {
     out: Segment,
 }
 
-pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
+pub(super) fn segments(graph: &Graph, precision: Precision, dropout: bool) -> Vec<Segment> {
     let (width, image, separator) = match graph.input() {
         Input::Tokens { separator, .. } => (0.0, [0; 3], separator.is_some()),
         Input::Pixels { channels, height, width } => {
@@ -58,7 +60,7 @@ pub(super) fn segments(graph: &Graph, precision: Precision) -> Vec<Segment> {
     let zeros = if let Input::Tokens { zero_prefix, .. } = graph.input() { zero_prefix } else { 0 };
     let tokens = (graph.input().positions() + zeros) as f64;
     let mut counter =
-        Counter { precision, separator, image, tokens, width, out: Segment::default() };
+        Counter { precision, dropout, separator, image, tokens, width, out: Segment::default() };
     let mut out = Vec::new();
     let mut first = true;
     counter.top(graph.nodes(), &mut |node, segment| {
@@ -121,6 +123,13 @@ impl Counter {
         self.out.at_work = self.out.at_work.max(AT_WORK * F32 * numbers);
     }
 
+    /// What is left out of this many numbers, and the others.
+    fn thin(&mut self, numbers: f64) {
+        if self.dropout {
+            self.keep(2.0, numbers);
+        }
+    }
+
     /// Numbers that the CPU's kernels keep.
     fn hold(&mut self, numbers: f64) {
         self.out.least += F32 * numbers;
@@ -179,6 +188,7 @@ impl Counter {
             }
             Op::Activation { function, scale } => {
                 self.keep(tensors(*function) + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
+                self.thin(here);
             }
             Op::Positions { .. } | Op::Scale { .. } | Op::Clip { .. } => self.keep(1.0, here),
             Op::SoftCap { .. } | Op::RmsNorm { .. } => self.keep(3.0, here),
@@ -189,6 +199,7 @@ impl Counter {
                 self.linear(dim, hidden, *bias);
                 self.linear(dim, hidden, *bias);
                 self.keep(tensors(*function) + 1.0, self.tokens * hidden);
+                self.thin(self.tokens * hidden);
                 self.linear(hidden, dim, *bias);
             }
             Op::Attention(attention) => self.attention(attention),
@@ -228,7 +239,10 @@ impl Counter {
                 self.keep(3.0, here);
             }
             // Both halves, which is larger, and the larger and the smaller.
-            Op::MaxMin => self.keep(3.0, here),
+            Op::MaxMin => {
+                self.keep(3.0, here);
+                self.thin(here);
+            }
             Op::ClassToken { .. } => {
                 self.tokens += 1.0;
                 self.keep(1.0, self.tokens * self.width);

@@ -131,7 +131,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
     let parameters = graph.parameters();
     let weights = parameters.iter().map(numbers).sum::<f64>();
     let examples = step::share(train.batch_size, processes)? as f64;
-    let gradient = GradientCost::new(train, &segments(graph, train.precision));
+    let gradient = GradientCost::new(train, &segments(graph, train.precision, train.dropout > 0.0));
     let update = UpdateCost::new(&config.recipe(), &parameters, processes);
     let others = (processes - 1) as f64 / processes as f64;
     // With several parts, the sum so far and the gradient of a part, which is added block by block
