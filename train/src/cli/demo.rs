@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use lipschitz_certify::outln;
 use lipschitz_certify::plots::{self, tradeoff::Tradeoff, training};
@@ -51,13 +51,12 @@ fn member(out: &Path, label: &str) -> PathBuf {
 /// A directory that another version of this program filled.
 fn earlier(error: Error, out: &Path) -> anyhow::Error {
     let other = matches!(error, Error::OtherArchitecture(_) | Error::OtherConfig { .. });
-    let error = anyhow::Error::from(error);
     match other {
-        true => error.context(format!(
+        true => anyhow!(
             "{}: holds the demo of another version; remove it, or name another directory with --out",
             out.display()
-        )),
-        false => error,
+        ),
+        false => error.into(),
     }
 }
 
