@@ -52,7 +52,7 @@ pub struct Config {
     /// What a step lowers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub loss: LossConfig,
-    /// How training examples are changed at random.
+    /// How training images are changed at random.
     #[serde(default, skip_serializing_if = "is_default")]
     pub augment: Augmentation,
     /// The weights that a run gives at its end are a mean over steps; the last ones without it.
@@ -319,17 +319,9 @@ impl Config {
         if !self.data.kind().reads(graph.input()) {
             return Err(lipschitz_data::Error::misfit(graph.input()).into());
         }
-        let unread = match graph.input() {
-            Input::Pixels { .. } => (self.augment.misread > 0.0).then_some(("misread", "tokens")),
-            Input::Tokens { .. } => {
-                self.augment.of_images().then_some(("flip, crop or cutout", "images"))
-            }
-            _ => (!self.augment.is_none()).then_some(("a key", "images or tokens")),
-        };
-        if let Some((keys, what)) = unread {
-            return Err(Error::Config(format!(
-                "the section [augment] has {keys}, which changes {what}, and the model reads none; leave it out"
-            )));
+        if !self.augment.is_none() && !matches!(graph.input(), Input::Pixels { .. }) {
+            let what = "the section [augment] changes images, and the model reads none";
+            return Err(Error::Config(format!("{what}; leave it out")));
         }
         Ok(graph)
     }

@@ -47,7 +47,6 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             for stage in stages {
                 add("model.stages.heads", stage.heads, MAX_WIDTH);
                 add("model.stages.head_dim", stage.head_dim, MAX_WIDTH);
-                add("model.stages.stride", stage.stride, MAX_CONTEXT);
                 if stage.layers > 0 {
                     add("model.stages.layers", stage.layers, MAX_LAYERS);
                 }
@@ -85,9 +84,11 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             "augment.{key} is {value}; it must be from 0 to {most}"
         )));
     }
-    let shares = [("augment.misread", config.augment.misread), ("train.dropout", t.dropout)];
-    if let Some((key, value)) = shares.into_iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
-        return Err(Error::Config(format!("{key} is {value}; it must be from 0 to below 1")));
+    if !(0.0..1.0).contains(&t.dropout) {
+        return Err(Error::Config(format!(
+            "train.dropout is {}; it must be from 0 to below 1",
+            t.dropout
+        )));
     }
     match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
         Some((key, value, most)) => {

@@ -300,8 +300,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("model.stages", ["isometric"]) => "isometric-shakespeare",
         ("model" | "model.stages", ["convnet"]) | ("model.attention", _) => "convnet-cifar10",
         ("model", ["vit"]) | ("model", ["mlp"]) | ("data", ["cifar10"]) => "mlp-cifar10",
-        ("data", ["images"]) => "mlp-images",
-        ("augment", _) if key != "misread" => "mlp-images",
+        ("data", ["images"]) | ("augment", _) => "mlp-images",
         ("data", ["shards"]) => "nanogpt-145m",
         ("data", ["text"]) => "gpt-shakespeare",
         _ => "gpt-play",
@@ -326,7 +325,7 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("model.stages", [preset]) => {
             let sizes: &[(&str, &str)] = match *preset {
                 "convnet" => &[("channels", "8"), ("patch", "2"), ("layers", "1"), ("kernel", "3")],
-                _ => &[("heads", "2"), ("head_dim", "8"), ("stride", "1"), ("layers", "1")],
+                _ => &[("heads", "2"), ("head_dim", "8"), ("layers", "1")],
             };
             let of = |(name, size): &(&str, &str)| {
                 format!("{name} = {}", if *name == key { value } else { size })

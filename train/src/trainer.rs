@@ -176,11 +176,7 @@ impl<'a> Run<'a> {
         let mut batches = data.training(t.seed, graph.context())?;
         if !config.augment.is_none() {
             let (augmentation, seed) = (config.augment, t.seed);
-            let separator = match graph.input() {
-                Input::Tokens { separator, .. } => separator,
-                _ => None,
-            };
-            batches = Box::new(Augmented { batches, augmentation, seed, separator });
+            batches = Box::new(Augmented { batches, augmentation, seed });
         }
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;

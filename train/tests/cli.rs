@@ -222,7 +222,6 @@ fn an_interrupted_run_ends_as_if_it_had_not_been() {
             "constraint={ method = \"spectral_normalize\", sigma_max = 1 }",
             "train.learning_rate=0.01",
             "train.dropout=0.1",
-            "augment.misread=0.05",
         ],
         // Everything that is kept from step to step: vectors of power iteration, a momentum that
         // grows, two optimizers.

@@ -14,19 +14,12 @@ const MAX_DEPTH: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// Head h reads the token `h·stride` places back.
+    /// Head h reads the token h places back.
     pub heads: usize,
-    /// Tokens between what neighbouring heads read.
-    #[serde(default = "one")]
-    pub stride: usize,
     /// Width of each head; that of the stage is `heads·head_dim`.
     pub head_dim: usize,
     /// Layers `MaxMin(W x)` with square W.
     pub layers: usize,
-}
-
-fn one() -> usize {
-    1
 }
 
 /// An embedding, stages, and a head with biases. Where layers are orthogonal and the shares of heads
@@ -59,24 +52,17 @@ impl Isometric {
             let what = format!("has {depth} stages or layers, more than {MAX_DEPTH}");
             return Err(Error::graph("", what));
         }
-        if stages.iter().any(|stage| stage.stride == 0) {
-            return Err(Error::graph("", "has a stride of 0, so that all heads read one token"));
-        }
-        let back = |stage: &Stage| stage.heads.saturating_sub(1).saturating_mul(stage.stride);
-        if let Some(stage) = stages.iter().find(|stage| back(stage) >= context) {
-            let Stage { heads, stride, .. } = stage;
-            let apart = if *stride > 1 { format!(" {stride} tokens apart") } else { String::new() };
-            let what = format!(
-                "has {heads} heads{apart}, which read tokens beyond a context of {context}"
-            );
+        if let Some(heads) = stages.iter().map(|s| s.heads).find(|heads| *heads > context) {
+            let what =
+                format!("has {heads} heads, which read tokens beyond a context of {context}");
             return Err(Error::graph("", what));
         }
         let mut width = dim;
         let mut nodes = vec![Node::new("embedding", Op::Embedding { vocabulary, dim })];
         let body = stages.iter().enumerate().map(|(i, stage)| {
-            let &Stage { heads, stride, head_dim, layers } = stage;
+            let &Stage { heads, head_dim, layers } = stage;
             let inputs = std::mem::replace(&mut width, heads.saturating_mul(head_dim));
-            let offsets = (0..heads).map(|h| h * stride).collect();
+            let offsets = (0..heads).collect();
             let mut body =
                 vec![Node::new("attention", Op::OffsetAttention { inputs, head_dim, offsets })];
             for layer in 0..layers {
@@ -107,14 +93,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let stage = Stage { heads: 3, stride: 1, head_dim: 2, layers: 2 };
+        let stage = Stage { heads: 3, head_dim: 2, layers: 2 };
         assert_eq!(of(4, vec![stage.clone(); 2]).unwrap().outputs(), 5);
         assert!(of(4, Vec::new()).is_ok());
         for (context, odd, said) in [
             (2, stage.clone(), "beyond a context of 2"),
-            (4, Stage { stride: 2, ..stage.clone() }, "beyond a context of 4"),
-            (4, Stage { stride: usize::MAX, ..stage.clone() }, "beyond a context of 4"),
-            (4, Stage { stride: 0, ..stage.clone() }, "stride of 0"),
             (4, Stage { head_dim: 1, ..stage.clone() }, "even width"),
             (4, Stage { heads: 0, ..stage.clone() }, "heads = 0"),
             (4, Stage { layers: 1 << 40, ..stage.clone() }, "more than 1024"),

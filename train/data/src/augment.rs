@@ -1,18 +1,17 @@
-//! Training examples changed at random, images that are moved, mirrored and covered and tokens that are
-//! misread: a function of seed, step and place in the batch alone, so that a resumed run sees what an
-//! uninterrupted one would have seen.
+//! Training images that are moved, mirrored and covered at random: a function of seed, step and
+//! place in the batch alone, so that a resumed run sees what an uninterrupted one would have seen.
 
 use candle_core::{DType, Device, Tensor};
-use lipschitz_nn::random::{below, keyed, unit};
+use lipschitz_nn::random::{below, keyed};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Batch, Error, TrainingBatches};
 
-/// How training examples are changed at random. Each keeps its class, or the tokens that follow, so
-/// choose what does not change it: a mirrored digit is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// How training images are changed at random. Each keeps its class, so choose what does not change
+/// it: a mirrored digit is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
     /// Mirror one in two, left to right.
@@ -21,9 +20,6 @@ pub struct Augmentation {
     pub crop: usize,
     /// Side of a square that is black, wherever its middle lies.
     pub cutout: usize,
-    /// The share of the tokens read that are replaced, each by one from anywhere in the batch, so that
-    /// the network does not learn its text by heart. The tokens to predict stay.
-    pub misread: f64,
 }
 
 /// The most pixels of a move or a square.
@@ -34,33 +30,6 @@ impl Augmentation {
     #[must_use]
     pub fn is_none(&self) -> bool {
         *self == Self::default()
-    }
-
-    /// Whether images are changed.
-    #[must_use]
-    pub fn of_images(&self) -> bool {
-        Self { misread: 0.0, ..*self } != Self::default()
-    }
-
-    /// Tokens `[count, context]` of the batch of a step, some of them misread: none as a `separator`, and
-    /// no separator as another, so that documents begin where they do.
-    fn misread(
-        self,
-        seed: u64,
-        step: u64,
-        x: &Tensor,
-        separator: Option<u32>,
-    ) -> Result<Tensor, Error> {
-        let tokens = x.flatten_all()?.to_vec1::<u32>()?;
-        let mut rng = keyed(seed, "misread", step);
-        let one = |token: &u32| {
-            let (misread, place) = (unit(&mut rng) < self.misread, below(&mut rng, tokens.len()));
-            let read = tokens[place];
-            let parts = [*token, read].map(Some).contains(&separator);
-            if misread && !parts { read } else { *token }
-        };
-        let read: Vec<u32> = tokens.iter().map(one).collect();
-        Ok(Tensor::from_vec(read, x.dims(), x.device())?)
     }
 
     /// The changes of the batch of a step.
@@ -121,7 +90,7 @@ impl Change {
     }
 }
 
-/// Training batches of images or tokens, each changed at random.
+/// Training batches of images, each changed at random.
 pub struct Augmented<'a> {
     /// The batches.
     pub batches: Box<dyn TrainingBatches + 'a>,
@@ -129,16 +98,11 @@ pub struct Augmented<'a> {
     pub augmentation: Augmentation,
     /// Decides it, with the step.
     pub seed: u64,
-    /// The token that documents begin with, if one does.
-    pub separator: Option<u32>,
 }
 
 impl TrainingBatches for Augmented<'_> {
     fn batch(&mut self, step: u64, batch_size: usize, device: &Device) -> Result<Batch, Error> {
         let (x, y) = self.batches.batch(step, batch_size, device)?;
-        if !x.dtype().is_float() {
-            return Ok((self.augmentation.misread(self.seed, step, &x, self.separator)?, y));
-        }
         let (count, _, height, width) = x.dims4()?;
         let sizes = [height, width];
         let changes = self.augmentation.draw(self.seed, step, count, sizes);
@@ -173,8 +137,7 @@ mod tests {
     }
 
     fn batch(augmentation: Augmentation, seed: u64, step: u64) -> Vec<Vec<f32>> {
-        let mut all =
-            Augmented { batches: Box::new(Numbered), augmentation, seed, separator: None };
+        let mut all = Augmented { batches: Box::new(Numbered), augmentation, seed };
         let (x, _) = all.batch(step, 64, &Device::Cpu).unwrap();
         x.reshape((64, 60)).unwrap().to_vec2().unwrap()
     }
@@ -233,43 +196,5 @@ mod tests {
             }
         }
         assert!(batch(Augmentation::default(), 4, 9).iter().all(|image| *image == plain()));
-    }
-
-    /// Four sequences of 250 tokens, numbered from 0.
-    struct Tokens;
-
-    impl TrainingBatches for Tokens {
-        fn batch(&mut self, _: u64, _: usize, device: &Device) -> Result<Batch, Error> {
-            let all = |from: u32| Tensor::arange(from, from + 1000, device)?.reshape((4, 250));
-            Ok((all(0)?, all(1)?))
-        }
-    }
-
-    #[test]
-    fn a_share_of_the_tokens_is_misread_and_what_follows_stays() {
-        let separator = Some(7);
-        let read = |misread: f64, seed: u64, step: u64| {
-            let augmentation = Augmentation { misread, ..Augmentation::default() };
-            let mut all = Augmented { batches: Box::new(Tokens), augmentation, seed, separator };
-            let (x, y) = all.batch(step, 4, &Device::Cpu).unwrap();
-            assert_eq!(x.dims(), y.dims());
-            let [x, y] = [x, y].map(|t| t.flatten_all().unwrap().to_vec1::<u32>().unwrap());
-            assert!(y.iter().enumerate().all(|(i, y)| *y == i as u32 + 1));
-            x
-        };
-        let x = read(0.2, 1, 2);
-        let changed = x.iter().enumerate().filter(|(i, x)| **x != *i as u32).count();
-        assert!((150..=250).contains(&changed), "{changed}");
-        assert!(x.iter().all(|token| *token < 1000));
-        assert_eq!(x, read(0.2, 1, 2), "the same step");
-        assert_ne!(x, read(0.2, 1, 3), "another step");
-        assert_ne!(x, read(0.2, 2, 2), "another seed");
-        assert_eq!(read(0.0, 1, 2), (0..1000).collect::<Vec<_>>());
-        // Documents begin where they do.
-        for step in 0..20 {
-            let x = read(0.9, 1, step);
-            assert_eq!(x.iter().filter(|token| **token == 7).count(), 1);
-            assert_eq!(x[7], 7);
-        }
     }
 }
