@@ -197,9 +197,9 @@ pub fn survey<E: Into<robust::BoxError>>(
     Ok(Survey { label, distance, tokens, weights_sha256, search, inputs })
 }
 
-/// JSON has no infinite number.
+/// JSON has no infinite number. What is no number proves nothing: 0, where `min` would give the largest.
 fn finite(x: f64) -> f64 {
-    x.min(f64::MAX)
+    if x.is_nan() { 0.0 } else { x.min(f64::MAX) }
 }
 
 /// What a network decides at an input, and what is known of it beside the proof around the input.
@@ -490,5 +490,15 @@ impl Global {
         let mut own = z.to_vec();
         rivals.iter().for_each(|j| own[*j] = f64::NEG_INFINITY);
         self.best(|margins| margins.radius(&own, class))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::finite;
+
+    #[test]
+    fn what_is_no_number_is_no_radius() {
+        assert_eq!([f64::NAN, f64::INFINITY, 0.5].map(finite), [0.0, f64::MAX, 0.5]);
     }
 }

@@ -1,6 +1,6 @@
 //! Elements that training leaves out at random.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -32,7 +32,7 @@ const PLACES: u64 = 1 << 28;
 /// `x`, of `[batch, …]`, without the elements that are left out at `place`, the name of a node.
 ///
 /// # Errors
-/// Candle's own.
+/// A single number, which has no batch, and candle's own.
 pub fn dropout(x: &Tensor, dropout: Dropout, place: &str) -> Result<Tensor> {
     if fused(&[x]) {
         apply(LeaveOut::new(dropout, place), &[x], true)
@@ -44,7 +44,7 @@ pub fn dropout(x: &Tensor, dropout: Dropout, place: &str) -> Result<Tensor> {
 /// [`dropout`] out of candle's operations.
 ///
 /// # Errors
-/// Candle's own.
+/// As [`dropout`].
 pub fn composed(x: &Tensor, dropout: Dropout, place: &str) -> Result<Tensor> {
     let ones = Tensor::ones(x.shape(), DType::F32, &Device::Cpu)?;
     let kept = apply(LeaveOut::new(dropout, place), &[&ones], false)?;
@@ -63,10 +63,11 @@ impl LeaveOut {
     }
 
     /// The elements that stay, larger by as much as is left out.
-    fn of<T: Real>(&self, x: &[T], examples: usize) -> Vec<T> {
+    fn of<T: Real>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
         let Dropout { rate, seed, step, first } = self.dropout;
         let mut out = vec![T::of(0.0); x.len()];
-        let size = (x.len() / examples.max(1)).max(1);
+        // Of one example.
+        let size = dims[1..].iter().product::<usize>().max(1);
         let (limit, factor) = ((rate * 2f64.powi(32)) as u64, T::of(1.0 / (1.0 - rate)));
         out.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(i, (out, x))| {
             let position = step.wrapping_mul(PLACES).wrapping_add(first + i as u64);
@@ -86,12 +87,14 @@ impl Kernel for LeaveOut {
     type Saved<T: Real> = ();
 
     fn dims(&self, inputs: &[&[usize]]) -> Result<Vec<usize>> {
+        if inputs[0].is_empty() {
+            bail!("dropout of a number, which has no examples");
+        }
         Ok(inputs[0].to_vec())
     }
 
     fn forward<T: Real>(&self, inputs: &[Array<T>]) -> (Vec<T>, ()) {
-        let examples = inputs[0].dims.first().copied().unwrap_or(1);
-        (self.of(inputs[0].data, examples), ())
+        (self.of(inputs[0].data, inputs[0].dims), ())
     }
 
     fn backward<T: Real>(
@@ -101,8 +104,7 @@ impl Kernel for LeaveOut {
         grad: &[T],
         _: &[bool],
     ) -> Vec<Vec<T>> {
-        let examples = inputs[0].dims.first().copied().unwrap_or(1);
-        vec![self.of(grad, examples)]
+        vec![self.of(grad, inputs[0].dims)]
     }
 }
 
@@ -158,6 +160,7 @@ mod tests {
                 assert!((g[i] - 2.0 * x * kept * kept).abs() < 1e-5 * x, "{i}");
             }
         }
+        assert!(dropout(&Tensor::new(1f32, &Device::Cpu).unwrap(), QUARTER, "1").is_err());
         let elsewhere = crate::linalg::without_kernels(|| dropout(&x, QUARTER, "1")).unwrap();
         assert_eq!(numbers(&elsewhere), numbers(&composed(&x, QUARTER, "1").unwrap()));
     }
