@@ -124,3 +124,36 @@ fn a_spike_is_marked_and_does_not_set_the_axis() {
     assert!(numbers.filter(|x| *x > 100.0).count() == 0, "{texts:?}");
     assert!(texts[..first].contains(&"2") && texts[..first].contains(&"3"), "{texts:?}");
 }
+
+#[test]
+fn constraints_are_drawn_from_configs() {
+    let w = Workshop::new();
+    let config = |name: &str, method: &str, rest: &str, rate: &str| {
+        let text = format!(
+            "[optimizer]\nkind = \"muon\"\n[constraint]\nmethod = \"{method}\"\n{rest}\n[train]\n\
+             learning_rate = {rate}\n"
+        );
+        std::fs::write(w.path(name), text).unwrap();
+        w.string(name)
+    };
+    let soft = config("soft.toml", "spectral_soft_cap", "sigma_max = 2.0", "0.4");
+    let clip = config("clip.toml", "svd_clip", "sigma_max = 2.0", "0.4");
+    let decay = config("decay.toml", "weight_decay", "decay = 0.5", "0.4");
+    let file = w.string("caps.svg");
+    ok(&["plot", "caps", &soft, &clip, &decay, "-o", &file]);
+    let svg = std::fs::read_to_string(&file).unwrap();
+    for name in ["spectral soft cap, σ_max 2", "SVD clip, σ_max 2", "weight decay"] {
+        assert!(texts(&svg).join(" ").contains(name), "{name}: {:?}", texts(&svg));
+    }
+    for (bad, said) in [
+        (config("none.toml", "svd_clip", "", "0.4"), "sigma_max is missing"),
+        (config("rate.toml", "svd_clip", "sigma_max = 2.0", "nan"), "learning rate is NaN"),
+        (config("far.toml", "svd_clip", "sigma_max = 2.0", "1e300"), "learning rate is 1"),
+        (config("cap.toml", "svd_clip", "sigma_max = -2.0", "0.4"), "sigma_max"),
+        (w.string("model.safetensors"), "model.safetensors"),
+    ] {
+        let line = refused(&["plot", "caps", &bad, "-o", &file]);
+        let name = std::path::Path::new(&bad).file_name().unwrap().to_string_lossy();
+        assert!(line.contains(said) && line.contains(&*name), "{line}");
+    }
+}

@@ -1,13 +1,17 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::plots::caps::Curve;
 use lipschitz_certify::plots::tradeoff::Tradeoff;
-use lipschitz_certify::plots::{self, layers, local, ranges, robust, training, watch};
+use lipschitz_certify::plots::{self, caps, layers, local, ranges, robust, training, watch};
 use lipschitz_certify::spectral::Method;
-use lipschitz_certify::terminal::{self, Kind};
+use lipschitz_certify::terminal::{self, Kind, places};
+use lipschitz_opt::OptimizerConfig;
+use lipschitz_opt::constraint::ConstraintConfig;
 use lipschitz_plot::{Chart, Format, Page, render};
+use serde::Deserialize;
 
 use super::effort::{Effort, spinner};
 
@@ -53,6 +57,17 @@ enum Plot {
         radius: Option<f64>,
         #[command(flatten)]
         effort: Effort,
+    },
+    /// What the constraints of configs make of singular values, each in one step: before and after.
+    Caps {
+        /// Configs, of which only [optimizer], [constraint] and train.learning_rate are used; - is
+        /// stdin.
+        #[arg(required = true)]
+        configs: Vec<PathBuf>,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// Certified, attacked and clean accuracy over the radius.
     Robust {
@@ -158,10 +173,37 @@ fn size(text: &str) -> Result<(f32, f32), String> {
     }
 }
 
+/// The part of a config that a picture of its constraint depends on.
+#[derive(Deserialize)]
+struct Constrained {
+    optimizer: OptimizerConfig,
+    constraint: ConstraintConfig,
+    train: Rate,
+}
+
+#[derive(Deserialize)]
+struct Rate {
+    learning_rate: f64,
+}
+
+fn curve(path: &Path) -> Result<Curve> {
+    let text = terminal::read(path, "a config")?;
+    let config: Constrained = toml::from_str(&text)
+        .map_err(|e| anyhow::anyhow!(places::syntax(&text, &e)))
+        .with_context(|| path.display().to_string())?;
+    let Constrained { optimizer, constraint, train: Rate { learning_rate: rate } } = config;
+    let cap = constraint.sigma_max.map_or(String::new(), |cap| format!(", sigma_max={cap}"));
+    let name = format!("{}{cap}, learning_rate={rate}", constraint.name());
+    let curve = Curve { name, optimizer, constraint, rate };
+    caps::chart(std::slice::from_ref(&curve)).with_context(|| path.display().to_string())?;
+    Ok(curve)
+}
+
 impl PlotCommand {
     pub(super) fn run(self) -> Result<()> {
         let (Plot::Tradeoff { figure, .. }
         | Plot::Layers { figure, .. }
+        | Plot::Caps { figure, .. }
         | Plot::Robust { figure, .. }
         | Plot::Local { figure, .. }
         | Plot::Range { figure, .. }
@@ -198,6 +240,17 @@ impl PlotCommand {
                 let certificate = effort.tighten(certificate, &source, &bar)?;
                 bar.finish_and_clear();
                 figure.write(&[layers::chart(&certificate)])?;
+            }
+            Plot::Caps { configs, figure, labels } => {
+                let mut curves =
+                    configs.iter().map(|path| curve(path)).collect::<Result<Vec<_>>>()?;
+                let own = curves.iter().map(|curve| curve.name.clone()).collect();
+                for (curve, name) in
+                    curves.iter_mut().zip(plots::names(&configs, own, &labels.labels)?)
+                {
+                    curve.name = name;
+                }
+                figure.write(&[caps::chart(&curves)?])?;
             }
             Plot::Robust { results, figure, labels } => {
                 figure.write(&[robust::named_chart(&results, &labels.labels)?])?;

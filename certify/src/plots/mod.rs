@@ -1,5 +1,6 @@
 //! Plots of runs, from the files in their directories.
 
+pub mod caps;
 pub mod graph;
 pub mod layers;
 pub mod local;
