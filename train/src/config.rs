@@ -28,7 +28,7 @@ pub struct Config {
     /// from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lipschitz_target: Option<f64>,
-    /// The same, and what meets it.
+    /// The constant of `lipschitz_target`, and what meets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lipschitz: Option<Goal>,
     /// The most that a logit of attention may be for any input, in front of a soft cap and a position
@@ -71,7 +71,14 @@ pub struct Goal {
     /// What meets it.
     #[serde(default)]
     pub by: By,
+    /// Steps of the search for a second proof, by ellipsoids, each time that the certificate is to
+    /// meet the target: the smaller constant counts. 0 leaves it to the end of the run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub effort: usize,
 }
+
+/// The most steps of such a search, as of `certify bound --effort`.
+pub(crate) const MAX_EFFORT: usize = 100_000;
 
 /// What meets a target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -250,6 +257,19 @@ impl Config {
                 return no(format!("{key} is {target}; it must be a number above 0"));
             }
         }
+        if let Some(Goal { by, effort, .. }) = self.lipschitz {
+            if effort > MAX_EFFORT {
+                return no(format!(
+                    "lipschitz.effort is {effort}; it must be from 0 to {MAX_EFFORT}"
+                ));
+            }
+            if effort > 0 && by == By::Caps {
+                return no(format!(
+                    "lipschitz.effort is {effort}, and caps are solved by norms alone; set \
+                     lipschitz.by = \"certificate\""
+                ));
+            }
+        }
         if let Some(most) = self.max_logit.filter(|x| !(x.is_finite() && *x > 0.0)) {
             return no(format!("max_logit is {most}; it must be a number above 0"));
         }
@@ -269,7 +289,7 @@ impl Config {
 
     /// The constant to end below.
     pub fn goal(&self) -> Option<Goal> {
-        let target = self.lipschitz_target.map(|target| Goal { target, by: By::Caps });
+        let target = self.lipschitz_target.map(|target| Goal { target, by: By::Caps, effort: 0 });
         target.or(self.lipschitz)
     }
 

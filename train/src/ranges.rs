@@ -47,9 +47,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             for stage in stages {
                 add("model.stages.heads", stage.heads, MAX_WIDTH);
                 add("model.stages.head_dim", stage.head_dim, MAX_WIDTH);
-                if stage.layers > 0 {
-                    add("model.stages.layers", stage.layers, MAX_LAYERS);
-                }
+                add("model.stages.layers", stage.layers, MAX_LAYERS);
             }
         }
         ModelConfig::Convnet { stages, attention, .. } => {
@@ -59,9 +57,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
                 add("model.stages.channels", stage.channels, MAX_WIDTH);
                 add("model.stages.kernel", stage.kernel, 32);
                 add("model.stages.patch", stage.patch, 32);
-                if stage.layers > 0 {
-                    add("model.stages.layers", stage.layers, MAX_LAYERS);
-                }
+                add("model.stages.layers", stage.layers, MAX_LAYERS);
             }
         }
         ModelConfig::Vit { dim, layers, heads, patch, .. } => {
@@ -90,9 +86,12 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             t.dropout
         )));
     }
-    match all.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+    // A stage may have no layers; all else there is at least one of.
+    let least = |key: &str| u64::from(key != "model.stages.layers");
+    match all.into_iter().find(|(key, value, most)| !(least(key)..=*most).contains(value)) {
         Some((key, value, most)) => {
-            Err(Error::Config(format!("{key} is {value}; it must be from 1 to {most}")))
+            let least = least(key);
+            Err(Error::Config(format!("{key} is {value}; it must be from {least} to {most}")))
         }
         None => Ok(config.data.kind().check()?),
     }

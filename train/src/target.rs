@@ -2,21 +2,30 @@
 //!
 //! A network that ends in a linear map W has the constant `‖W‖` times that of all else. So once its
 //! constant c is proven, W is scaled down where c is above the target, and may grow to `target/c`
-//! times its own norm.
+//! times its own norm. That holds of every proof: by norms, and of the smaller one by ellipsoids as
+//! well, where a search for it is asked for.
 
-use lipschitz_certify::certificate::{Certificate, Formula, certify};
+use lipschitz_certify::certificate::{Formula, certify};
+use lipschitz_certify::ellipsoid::usual_steps;
 use lipschitz_certify::spectral::{Matrix, Method, spectral_norm};
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Op, join};
+use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::scale;
 
 use crate::config::{By, Config};
 use crate::step::Training;
 use crate::{Error, logits};
 
-/// Steps between proofs.
+/// Steps between proofs by norms.
 const EVERY: u64 = 25;
+
+/// Steps between proofs by ellipsoids as well, which take seconds.
+const SEARCH_EVERY: u64 = 100;
+
+/// How often a head is scaled after the last step until what is proven of it is under the target: a
+/// search after it may end a little elsewhere.
+const ROUNDS: usize = 5;
 
 /// What rounding the weights in f32 may add to the constant.
 const ROUNDING: f64 = 2e-7;
@@ -33,15 +42,21 @@ pub(crate) fn head(graph: &Graph) -> Option<String> {
 /// Whether the head, or queries and keys, are to be fitted after this many steps; not a question of what is logged, so that
 /// logging changes nothing.
 pub(crate) fn is_due(config: &Config, done: u64) -> bool {
-    let by = config.goal().is_some_and(|goal| goal.by == By::Certificate);
-    (by || config.max_logit.is_some())
-        && (done == 1 || done.is_multiple_of(EVERY) || done == config.train.steps)
+    let goal = config.goal().filter(|goal| goal.by == By::Certificate);
+    let every = goal.map_or(EVERY, |goal| if goal.effort > 0 { SEARCH_EVERY } else { EVERY });
+    (goal.is_some() || config.max_logit.is_some())
+        && (done == 1 || done.is_multiple_of(every) || done == config.train.steps)
 }
 
-/// Whether the target is known to hold after this many steps: between proofs the rest of a network
-/// may have grown.
+/// Whether the target is known to hold by norms after this many steps: between proofs the rest of a
+/// network may have grown, and where ellipsoids count norms may say more.
 pub(crate) fn holds(config: &Config, done: u64) -> bool {
-    config.goal().is_none_or(|goal| goal.by == By::Caps) || is_due(config, done)
+    config.goal().is_none_or(|goal| goal.by == By::Caps || goal.effort == 0 && is_due(config, done))
+}
+
+/// Steps of the search for a proof by ellipsoids at the end of a run.
+pub(crate) fn last_search(config: &Config, graph: &Graph) -> usize {
+    usual_steps(graph).max(config.goal().map_or(0, |goal| goal.effort))
 }
 
 /// Brings everything under what is proven for it. Smaller logits may leave more to the head.
@@ -62,23 +77,34 @@ fn fit_head(config: &Config, training: &mut Training, done: u64) -> Result<(), E
     let Some(goal) = config.goal().filter(|goal| goal.by == By::Certificate) else {
         return Ok(());
     };
-    let model = training.model.detached();
-    let proven = |model| -> Result<Certificate, Error> {
-        Ok(certify(model, Method::Proven, Formula::Sound, None)?)
+    let graph = training.model.graph();
+    let last = done == config.train.steps;
+    let search = match (goal.effort, last) {
+        (0, _) => 0,
+        (effort, false) => effort,
+        (_, true) => last_search(config, graph),
     };
-    let Some(name) = head(model.graph()) else { return Ok(()) };
+    let proven = |model: &Model| -> Result<Upper, Error> {
+        let by_norms = certify(model, Method::Proven, Formula::Sound, None)?;
+        Ok(by_norms.tighten(model, search, &mut |_, _| {})?.rms)
+    };
+    let Some(name) = head(graph) else { return Ok(()) };
     let Some(at) = training.variables.iter().position(|v| v.parameter.name == name) else {
         return Ok(());
     };
     let head = training.variables[at].clone();
-    let constant = proven(&model)?.rms;
-    // The head is zero, or something else is wrong, which the log's own checks tell.
-    if constant == Upper::ZERO || !constant.is_finite() {
-        return Ok(());
-    }
-    let mut leaves = goal.target / constant.to_f64();
-    let last = done == config.train.steps;
-    if leaves < 1.0 || last && leaves <= 1.0 / NEARLY {
+    let mut leaves = 1.0;
+    for round in 0..if last && search > 0 { ROUNDS } else { 1 } {
+        let constant = proven(&training.model.detached())?;
+        // The head is zero, or something else is wrong, which the log's own checks tell.
+        if constant == Upper::ZERO || !constant.is_finite() {
+            return Ok(());
+        }
+        leaves = goal.target / constant.to_f64();
+        let uses_it = !last || round > 0 || leaves > 1.0 / NEARLY;
+        if leaves >= 1.0 && uses_it {
+            break;
+        }
         let factor = leaves * (1.0 - ROUNDING);
         head.var.set(&(head.var.as_tensor().detach() * factor)?)?;
         leaves /= factor;

@@ -106,7 +106,7 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     estimate::check(config, &graph)?;
     recipe.rates.shares(&graph)?;
     match config.goal() {
-        Some(Goal { target, by: By::Caps }) => recipe = plan::solve(&graph, &recipe, target)?,
+        Some(Goal { target, by: By::Caps, .. }) => recipe = plan::solve(&graph, &recipe, target)?,
         Some(Goal { by: By::Certificate, .. }) if target::head(&graph).is_none() => {
             return Err(Error::Config(
                 "lipschitz.by is \"certificate\", which needs a network that ends in a linear map; \
@@ -461,8 +461,8 @@ impl<'a> Run<'a> {
         let model = model.with_precision(Precision::F32);
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
-        let steps_of_search = usual_steps(model.graph());
-        let certificate = certificate.tighten(&model, steps_of_search, &mut |_, _| {})?;
+        let search = target::last_search(self.config, model.graph());
+        let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
         self.write_results(&model, &certificate)?;
         let summary = self.summary(&model, &certificate, seconds)?;
         self.restore_files()?;

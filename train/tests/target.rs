@@ -88,6 +88,29 @@ fn other_networks_meet_it_as_well() {
     }
 }
 
+/// With a search, the smaller of both proofs meets the target: the head has what ellipsoids leave of it,
+/// which is more than norms do.
+#[test]
+fn ellipsoids_leave_more_to_the_head() {
+    let w =
+        Workshop::new(&TINY.replace("layers = 1", "layers = 3").replace("every = 7", "every = 99"));
+    let target = 0.7;
+    let ended = |effort: usize| {
+        let out = format!("effort-{effort}");
+        let goal =
+            format!("lipschitz={{ target = {target}, by = \"certificate\", effort = {effort} }}");
+        w.done(&out, &[&goal, "train.steps=200"], &[]);
+        constant(&w.path(&out))
+    };
+    let (norms, both) = (ended(0), ended(4));
+    assert!(both <= target && both > 0.98 * target, "{both} of {target}");
+    assert!(norms < 0.95 * both, "{norms} by norms, {both} by both");
+    let said = |settings: &[&str]| refused(&mut w.run("none", settings, &[]));
+    assert!(said(&["lipschitz={ target = 2.0, effort = 3 }"]).contains("lipschitz.by"));
+    let many = "lipschitz={ target = 2.0, by = \"certificate\", effort = 1000000 }";
+    assert!(said(&[many]).contains("lipschitz.effort is 1000000"));
+}
+
 /// What the head may have is part of a checkpoint.
 #[test]
 fn a_resumed_run_is_the_run() {

@@ -27,8 +27,8 @@ use lipschitz_certify::terminal;
 /// Proves a Lipschitz bound of a trained checkpoint, and plots the results.
 ///
 /// MODEL is a run directory, a .safetensors checkpoint, or a third-party model: a directory
-/// with a config.json, an ONNX file, a .bin of llama2.c, or a .pt or .npz of one matrix. Exit code 0:
-/// fine; 1: a check failed; 2: bad input.
+/// with a config.json, an ONNX or GGUF file, a .bin of llama2.c, a .pt of nanoGPT, an archive of Newhouse
+/// et al. (2025), or a .pt or .npz of one matrix. Exit code 0: fine; 1: a check failed; 2: bad input.
 #[derive(Parser)]
 #[command(name = "certify", version)]
 struct Cli {

@@ -24,7 +24,7 @@ use serde_json::Value;
 /// the embedding vectors of one token or of all tokens move; a radius is an ℓ2 distance per vector.
 #[derive(Args)]
 pub(super) struct RobustCommand {
-    /// A run directory or a checkpoint.
+    /// A run directory, a checkpoint, or a third-party model.
     model: PathBuf,
     /// A folder of images by class, the directory of MNIST or CIFAR, or a file of tensors; a text file,
     /// or a directory of token shards.

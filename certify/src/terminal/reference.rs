@@ -72,7 +72,7 @@ fn table(arguments: &[&Arg], out: &mut String) {
         let default = if default.is_empty() || !arg.get_action().takes_values() {
             String::new()
         } else {
-            format!("`{default}`")
+            format!("`{}`", default.escape_debug())
         };
         let _ = writeln!(out, "| {} | {default} | {help} |", written(arg));
     }
@@ -103,5 +103,11 @@ fn written(arg: &Arg) -> String {
 /// A text as one cell of a table.
 pub fn cell(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[")
+    // Inside of code nothing but the end of a cell has a meaning.
+    let part = |(i, part): (usize, &str)| match i % 2 {
+        0 => part.replace('<', "&lt;").replace('[', "\\["),
+        _ => part.to_string(),
+    };
+    let parts: Vec<String> = text.split('`').enumerate().map(part).collect();
+    parts.join("`").replace('|', "\\|")
 }

@@ -89,7 +89,7 @@ pub enum ModelConfig {
     },
     /// A convolutional network with MaxMin, for images of the data's size.
     Convnet {
-        /// First to last; each halves the sides of the image.
+        /// First to last; each divides the sides of the image by its `patch`.
         stages: Vec<ConvolutionStage>,
         /// Attention between the pixels of the last stage.
         #[serde(default, skip_serializing_if = "Option::is_none")]
