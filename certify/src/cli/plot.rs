@@ -5,7 +5,9 @@ use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::caps::Curve;
 use lipschitz_certify::plots::tradeoff::Tradeoff;
-use lipschitz_certify::plots::{self, caps, layers, local, ranges, robust, training, watch};
+use lipschitz_certify::plots::{
+    self, caps, layers, local, matrices, ranges, robust, training, watch,
+};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::{self, Kind, places};
 use lipschitz_opt::OptimizerConfig;
@@ -111,6 +113,16 @@ enum Plot {
         #[command(flatten)]
         labels: Labels,
     },
+    /// Norms of matrices over their cap, their stable ranks, and the largest activation, over the steps.
+    Matrices {
+        /// Run directories, or directories of runs.
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        #[command(flatten)]
+        figure: Figure,
+        #[command(flatten)]
+        labels: Labels,
+    },
     /// Losses, the certified constant and norms over the steps.
     Training {
         /// Run directories, or directories of runs.
@@ -208,6 +220,7 @@ impl PlotCommand {
         | Plot::Local { figure, .. }
         | Plot::Range { figure, .. }
         | Plot::Watch { figure, .. }
+        | Plot::Matrices { figure, .. }
         | Plot::Training { figure, .. }) = &self.plot;
         terminal::ready(&figure.output, Kind::Picture)?;
         match self.plot {
@@ -263,6 +276,9 @@ impl PlotCommand {
             }
             Plot::Watch { logs, figure, labels } => {
                 figure.write(&watch::charts(&logs, &labels.labels)?)?;
+            }
+            Plot::Matrices { runs, figure, labels } => {
+                figure.write(&matrices::charts(&runs, &labels.labels)?)?;
             }
             Plot::Training { runs, figure, labels } => {
                 figure.write(&training::named_charts(&runs, &labels.labels)?)?;

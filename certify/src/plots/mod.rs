@@ -4,6 +4,7 @@ pub mod caps;
 pub mod graph;
 pub mod layers;
 pub mod local;
+pub mod matrices;
 pub mod ranges;
 pub mod robust;
 pub mod tradeoff;

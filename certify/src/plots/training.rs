@@ -36,22 +36,10 @@ pub fn charts(paths: &[PathBuf]) -> Result<Vec<Chart>, Error> {
 /// As [`charts`], and for another number of names than of runs.
 pub fn named_charts(paths: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, Error> {
     let [mut losses, mut bounds, mut norms, mut gradients] = [const { Vec::new() }; 4];
-    let runs = super::runs(paths, "metrics.jsonl")?;
-    let names = super::names(&runs, runs.iter().map(|run| name(run)).collect(), names)?;
-    for (color, (run, text)) in runs.iter().zip(&names).enumerate() {
-        let lines = metrics(run)?;
-        let points = |value: &dyn Fn(&Map<String, Value>) -> Option<f64>| -> Vec<(f64, f64)> {
-            lines
-                .iter()
-                .filter_map(|line| Some((line.get("step")?.as_f64()?, value(line)?)))
-                .collect()
-        };
-        let number = |key: &'static str| points(&move |line| line.get(key).and_then(Value::as_f64));
-        let named = |mark: Mark, points: Vec<(f64, f64)>| {
-            // One point is no line.
-            let mark = if points.len() > 1 { mark } else { Mark::Filled(Marker::number(color)) };
-            Series { label: text.clone(), color, mark, points, ..Series::default() }
-        };
+    for (color, run) in curves(paths, names)?.iter().enumerate() {
+        let text = &run.name;
+        let number = |key: &str| run.number(key);
+        let named = |mark: Mark, points: Vec<(f64, f64)>| run.series(color, mark, points);
         let plain = |mark: Mark, points: Vec<(f64, f64)>| Series {
             color,
             mark,
@@ -75,20 +63,12 @@ pub fn named_charts(paths: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, E
             let logs = ["lipschitz_log10", "lipschitz"].map(|key| line.get(key)?.as_f64());
             logs.into_iter().flatten().next()
         };
-        bounds.push(named(Mark::Dashed, points(&bound)));
-        norms.push(named(Mark::Dashed, points(&largest_norm)));
+        bounds.push(named(Mark::Dashed, run.points(&bound)));
+        norms.push(named(Mark::Dashed, run.points(&largest_norm)));
         let log = |(step, norm): (f64, f64)| Some((step, norm.log10())).filter(|p| p.1.is_finite());
         gradients
             .push(named(Mark::Dashed, number("grad_norm").into_iter().filter_map(log).collect()));
     }
-    let chart = |title: &str, label: &str, log10: bool, series: Vec<Series>| Chart {
-        title: title.into(),
-        x: Axis { label: "Step".into(), ..Axis::default() },
-        y: Axis { label: label.into(), log10, robust: true, ..Axis::default() },
-        series,
-        ends: true,
-        ..Chart::default()
-    };
     let seen = |mark: fn(Mark) -> bool| losses.iter().any(|s| mark(s.mark) && !s.points.is_empty());
     let batches = seen(|mark| mark == Mark::Thin).then_some("pale: batches of training");
     let split = seen(|mark| mark != Mark::Thin).then_some("strong: the whole held-out split");
@@ -104,14 +84,70 @@ pub fn named_charts(paths: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, E
     Ok(all.into_iter().filter(|chart| !chart.is_empty()).collect())
 }
 
+/// A run over its steps.
+pub(super) struct Curve {
+    /// Its directory.
+    pub(super) run: PathBuf,
+    /// Its name in a chart.
+    pub(super) name: String,
+    lines: Vec<Map<String, Value>>,
+}
+
+impl Curve {
+    /// A number of every line that has it, over the steps.
+    pub(super) fn points(
+        &self,
+        value: &dyn Fn(&Map<String, Value>) -> Option<f64>,
+    ) -> Vec<(f64, f64)> {
+        let point = |line| Some((Map::get(line, "step")?.as_f64()?, value(line)?));
+        self.lines.iter().filter_map(point).collect()
+    }
+
+    /// The number under a key.
+    pub(super) fn number(&self, key: &str) -> Vec<(f64, f64)> {
+        self.points(&|line| line.get(key).and_then(Value::as_f64))
+    }
+
+    /// A line with its name; one point is a marker.
+    pub(super) fn series(&self, color: usize, mark: Mark, points: Vec<(f64, f64)>) -> Series {
+        let mark = if points.len() > 1 { mark } else { Mark::Filled(Marker::number(color)) };
+        Series { label: self.name.clone(), color, mark, points, ..Series::default() }
+    }
+}
+
+/// Runs over their steps, with the given names or their own.
+///
+/// # Errors
+/// As [`charts`].
+pub(super) fn curves(paths: &[PathBuf], names: &[String]) -> Result<Vec<Curve>, Error> {
+    let runs = super::runs(paths, "metrics.jsonl")?;
+    let names = super::names(&runs, runs.iter().map(|run| name(run)).collect(), names)?;
+    let curve = |(run, name): (PathBuf, String)| Ok(Curve { lines: metrics(&run)?, name, run });
+    runs.into_iter().zip(names).map(curve).collect()
+}
+
+/// A chart over the steps.
+pub(super) fn chart(title: &str, label: &str, log10: bool, series: Vec<Series>) -> Chart {
+    Chart {
+        title: title.into(),
+        x: Axis { label: "Step".into(), ..Axis::default() },
+        y: Axis { label: label.into(), log10, robust: true, ..Axis::default() },
+        series,
+        ends: true,
+        ..Chart::default()
+    }
+}
+
+/// A number of every matrix in a line.
+pub(super) fn of_matrices(line: &Map<String, Value>, key: &str) -> Vec<f64> {
+    let matrices = line.get("matrices").and_then(Value::as_object);
+    let numbers = matrices.into_iter().flat_map(Map::values);
+    numbers.filter_map(|matrix| matrix.get(key)?.as_f64()).collect()
+}
+
 /// The largest norm of a matrix in a line.
-fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
-    let norms = line
-        .get("matrices")?
-        .as_object()?
-        .values()
-        .filter_map(|matrix| matrix.get("norm")?.as_f64());
-    norms.reduce(f64::max)
+pub(super) fn largest_norm(line: &Map<String, Value>) -> Option<f64> {
+    of_matrices(line, "norm").into_iter().reduce(f64::max)
 }
 
 /// The name of a run: that in its summary, or else that of its directory.
