@@ -290,7 +290,7 @@ mod tests {
             );
             count += 1;
         }
-        assert_eq!(count, 17);
+        assert_eq!(count, 18);
     }
 
     #[test]
