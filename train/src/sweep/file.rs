@@ -154,6 +154,7 @@ fn product(block: Table) -> Result<Vec<Changes>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lipschitz_nn::presets::ModelConfig;
 
     fn ok(text: &str) -> Vec<SweepRun> {
         parse(text, Path::new(""), &[]).unwrap()
@@ -271,8 +272,12 @@ mod tests {
             if path.extension().is_none_or(|e| e != "toml") {
                 continue;
             }
-            let members = runs(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
-            for member in &members {
+            let mut members = runs(&path, &[]).unwrap_or_else(|e| panic!("{e:#}"));
+            for member in &mut members {
+                // Relative to where the command is run, the root of the repository.
+                if let ModelConfig::Graph { path } = &mut member.config.model {
+                    *path = directory.join("../..").join(&*path);
+                }
                 let graph = member.config.graph(10).unwrap();
                 member
                     .config
