@@ -130,7 +130,8 @@ mod tests {
                 assert!((y - wanted(*x)).abs() < 2e-3 * cap, "{x}: {y}, not {}", wanted(*x));
             }
         };
-        let end = cap + rate;
+        let end = of(ConstraintKind::SvdClip).last().unwrap().0;
+        assert!(end <= cap + 1.001 * rate && end > cap + 0.99 * rate, "{end}");
         near(&of(ConstraintKind::SvdClip), &|x| x.min(cap));
         near(&of(ConstraintKind::SpectralNormalize), &|x| x * cap / end);
         near(&of(ConstraintKind::Stiefel)[1..], &|_| cap);
