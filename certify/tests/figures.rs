@@ -150,10 +150,24 @@ fn constraints_are_drawn_from_configs() {
         (config("rate.toml", "svd_clip", "sigma_max = 2.0", "nan"), "learning rate is NaN"),
         (config("far.toml", "svd_clip", "sigma_max = 2.0", "1e300"), "learning rate is 1"),
         (config("cap.toml", "svd_clip", "sigma_max = -2.0", "0.4"), "sigma_max"),
+        (config("huge.toml", "svd_clip", "sigma_max = 1e308", "0.4"), "the cap is 1e308"),
         (w.string("model.safetensors"), "model.safetensors"),
     ] {
         let line = refused(&["plot", "caps", &bad, "-o", &file]);
         let name = std::path::Path::new(&bad).file_name().unwrap().to_string_lossy();
         assert!(line.contains(said) && line.contains(&*name), "{line}");
     }
+    std::fs::write(w.path("half.toml"), "[optimizer]\nkind = \"muon\"\n").unwrap();
+    let line = refused(&["plot", "caps", &w.string("half.toml"), "-o", &file]);
+    assert!(
+        line.contains("half.toml") && line.contains("[constraint] or [train] is missing"),
+        "{line}"
+    );
+
+    // A run that is not at its end has no cap; one whose summary is damaged is named.
+    runs(&w.path("runs"));
+    let drawn = w.string("runs");
+    std::fs::write(w.path("runs/run-1/summary.json"), "{broken").unwrap();
+    let line = refused(&["plot", "matrices", &drawn, "-o", &file]);
+    assert!(line.contains("summary.json"), "{line}");
 }

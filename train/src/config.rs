@@ -74,8 +74,12 @@ pub struct Goal {
     /// Steps of the search for a second proof, by ellipsoids, each time that the certificate is to
     /// meet the target: the smaller constant counts. 0 leaves it to the end of the run.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = usize::default()))]
     pub effort: usize,
 }
+
+/// The smallest constant that a network of f32 can be brought under.
+const LEAST_TARGET: f64 = 1e-30;
 
 /// The most steps of such a search, as of `certify bound --effort`.
 pub(crate) const MAX_EFFORT: usize = 100_000;
@@ -255,6 +259,9 @@ impl Config {
         for (key, target) in targets {
             if let Some(target) = target.filter(|x| !(x.is_finite() && *x > 0.0)) {
                 return no(format!("{key} is {target}; it must be a number above 0"));
+            }
+            if let Some(target) = target.filter(|x| *x < LEAST_TARGET) {
+                return no(format!("{key} is {target:e}; the smallest is {LEAST_TARGET:e}"));
             }
         }
         if let Some(Goal { by, effort, .. }) = self.lipschitz {

@@ -318,6 +318,10 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
         ("optimizer" | "rates" | "train.schedule", [kind]) => {
             settings.push(format!("{section}={{ kind = \"{kind}\" }}"));
         }
+        ("lipschitz", _) if key == "effort" => {
+            let goal = "target = 2.0, by = \"certificate\"";
+            return said(base, &[format!("lipschitz={{ {goal}, {key} = {value} }}")], full);
+        }
         ("groups", _) => {
             let group = format!("groups=[{{ pattern = \"*\", {key} = {value} }}]");
             return said(base, &[group], full);

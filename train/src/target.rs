@@ -13,7 +13,7 @@ use lipschitz_nn::graph::{Op, join};
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::scale;
 
-use crate::config::{By, Config};
+use crate::config::{By, Config, Goal};
 use crate::step::Training;
 use crate::{Error, logits};
 
@@ -25,7 +25,7 @@ const SEARCH_EVERY: u64 = 100;
 
 /// How often a head is scaled after the last step until what is proven of it is under the target: a
 /// search after it may end a little elsewhere.
-const ROUNDS: usize = 5;
+const ROUNDS: i32 = 5;
 
 /// What rounding the weights in f32 may add to the constant.
 const ROUNDING: f64 = 2e-7;
@@ -33,25 +33,42 @@ const ROUNDING: f64 = 2e-7;
 /// The constant, as a share of the target, from which a head is scaled up to it at the end.
 const NEARLY: f64 = 0.99;
 
+/// The least factor on a head: f32 holds nothing much below it.
+const LEAST: f64 = 1e-30;
+
 /// The weight of the linear map that a network ends in, but for scales.
 pub(crate) fn head(graph: &Graph) -> Option<String> {
     let last = graph.nodes().iter().rfind(|node| !matches!(node.op, Op::Scale { .. }))?;
     matches!(last.op, Op::Linear { .. }).then(|| join(&last.name, "weight"))
 }
 
-/// Whether the head, or queries and keys, are to be fitted after this many steps; not a question of what is logged, so that
-/// logging changes nothing.
+/// Whether the head, or queries and keys, are to be fitted after this many steps; not a question of what
+/// is logged, so that logging changes nothing.
 pub(crate) fn is_due(config: &Config, done: u64) -> bool {
+    fits_head(config, done) || caps_logits(config, done)
+}
+
+fn fits_head(config: &Config, done: u64) -> bool {
     let goal = config.goal().filter(|goal| goal.by == By::Certificate);
-    let every = goal.map_or(EVERY, |goal| if goal.effort > 0 { SEARCH_EVERY } else { EVERY });
-    (goal.is_some() || config.max_logit.is_some())
-        && (done == 1 || done.is_multiple_of(every) || done == config.train.steps)
+    let every = |goal: Goal| if goal.effort > 0 { SEARCH_EVERY } else { EVERY };
+    goal.is_some_and(|goal| is_one_of(every(goal), config, done))
+}
+
+/// Whether logits are under their cap after this many steps.
+pub(crate) fn caps_logits(config: &Config, done: u64) -> bool {
+    config.max_logit.is_some() && is_one_of(EVERY, config, done)
+}
+
+/// The first step, the last one, and every so many.
+fn is_one_of(every: u64, config: &Config, done: u64) -> bool {
+    done == 1 || done.is_multiple_of(every) || done == config.train.steps
 }
 
 /// Whether the target is known to hold by norms after this many steps: between proofs the rest of a
 /// network may have grown, and where ellipsoids count norms may say more.
 pub(crate) fn holds(config: &Config, done: u64) -> bool {
-    config.goal().is_none_or(|goal| goal.by == By::Caps || goal.effort == 0 && is_due(config, done))
+    let holds = |goal: Goal| goal.by == By::Caps || goal.effort == 0 && fits_head(config, done);
+    config.goal().is_none_or(holds)
 }
 
 /// Steps of the search for a proof by ellipsoids at the end of a run.
@@ -64,8 +81,13 @@ pub(crate) fn last_search(config: &Config, graph: &Graph) -> usize {
 /// # Errors
 /// A network whose constant is not known; candle's own.
 pub(crate) fn fit(config: &Config, training: &mut Training, done: u64) -> Result<(), Error> {
-    logits::fit(config, training)?;
-    fit_head(config, training, done)
+    if caps_logits(config, done) {
+        logits::fit(config, training)?;
+    }
+    if fits_head(config, done) {
+        fit_head(config, training, done)?;
+    }
+    Ok(())
 }
 
 /// Proves the constant, brings the head under what it leaves of the target, and sets its cap to
@@ -105,7 +127,14 @@ fn fit_head(config: &Config, training: &mut Training, done: u64) -> Result<(), E
         if leaves >= 1.0 && uses_it {
             break;
         }
-        let factor = leaves * (1.0 - ROUNDING);
+        let factor = leaves * (1.0 - ROUNDING * 10f64.powi(round));
+        if factor < LEAST {
+            return Err(Error::Config(format!(
+                "lipschitz.target is {}, and the proven constant is {constant} after {done} steps: a head \
+                 so small would be zero; take fewer or no norms, a larger ε in them, or smaller caps",
+                goal.target
+            )));
+        }
         head.var.set(&(head.var.as_tensor().detach() * factor)?)?;
         leaves /= factor;
     }

@@ -375,7 +375,7 @@ impl<'a> Run<'a> {
                 self.certified(&model, 0)?;
             let ranges = range::beside(&certificate, &model, range::Inputs::default())?;
             let finite = |x: Upper| Some(x.to_f64()).filter(|x| x.is_finite());
-            if target::is_due(self.config, done) {
+            if target::caps_logits(self.config, done) {
                 logits::check(self.config, &ranges)?;
             }
             line.logit_bound = ranges.largest_logit().and_then(finite);
@@ -447,20 +447,27 @@ impl<'a> Run<'a> {
         let (steps, seconds) = (self.config.train.steps, self.seconds());
         self.save(steps, seconds)?;
         // All processes project their own weights of the mean.
-        let averaged =
-            self.training.averaged(|training| match target::is_due(self.config, steps) {
-                true => target::fit(self.config, training, steps),
-                false => Ok(()),
-            })?;
+        let averaged = self.training.averaged(|training| {
+            if target::is_due(self.config, steps) {
+                target::fit(self.config, training, steps)?;
+            }
+            // The mean has caps of its own, which are gone behind this.
+            let model = training.model.detached();
+            let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
+            check_caps(&certificate, &training.variables, &training.constraint)
+        })?;
         if self.files.is_none() {
             return Ok(End::Done(None));
         }
         // The results are those of the checkpoint, or of the mean of its run, whatever precision the
         // training used.
+        let is_last = averaged.is_none();
         let model = averaged.unwrap_or_else(|| self.training.model.detached());
         let model = model.with_precision(Precision::F32);
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
-        check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
+        if is_last {
+            check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
+        }
         let search = target::last_search(self.config, model.graph());
         let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
         self.write_results(&model, &certificate)?;

@@ -111,6 +111,51 @@ fn ellipsoids_leave_more_to_the_head() {
     assert!(said(&[many]).contains("lipschitz.effort is 1000000"));
 }
 
+/// The mean of a run is fitted by itself, and its head may have more than that of the last step: its caps
+/// are its own.
+#[test]
+fn a_mean_meets_it_under_caps_of_its_own() {
+    let w = Workshop::new(&TINY.replace("every = 7", "every = 10"));
+    for seed in 0..12 {
+        let out = format!("mean-{seed}");
+        let settings = [
+            "lipschitz={ target = 1e-3, by = \"certificate\" }",
+            "averaging={ kind = \"tail\", share = 0.5 }",
+            "optimizer={ kind = \"adamw\" }",
+            "constraint={ method = \"svd_clip\", sigma_max = 8.0 }",
+            "train.learning_rate=0.001",
+            "train.schedule.kind=\"constant\"",
+            "train.steps=3",
+            &format!("train.seed={seed}"),
+        ];
+        w.done(&out, &settings, &[]);
+        let found = constant(&w.path(&out));
+        assert!(found <= 1e-3 && found > 0.0, "{found}");
+    }
+}
+
+/// A head that f32 cannot make small enough would be zero for good.
+#[test]
+fn a_constant_that_no_head_makes_up_for_is_said() {
+    let w = Workshop::new(&TINY.replace("every = 7", "every = 10"));
+    w.done("any", &["train.steps=2"], &[]);
+    let outputs = largest_logit(&w.path("any")).1;
+    let norm = r#"{"name":"NAME","op":"layer_norm","dim":8,"eps":1e-5,"bias":false}"#;
+    let norms: Vec<String> = (0..30).map(|i| norm.replace("NAME", &format!("n{i}"))).collect();
+    let graph = format!(
+        r#"{{"format":1,"input":{{"kind":"tokens","context":8}},"nodes":[
+        {{"name":"e","op":"embedding","vocabulary":{outputs},"dim":8}},{},
+        {{"name":"head","op":"linear","inputs":8,"outputs":{outputs},"bias":false}}]}}"#,
+        norms.join(",")
+    );
+    std::fs::write(w.path("norms.json"), graph).unwrap();
+    let model = format!("model={{ preset = \"graph\", path = {:?} }}", w.path("norms.json"));
+    let goal = "lipschitz={ target = 2.0, by = \"certificate\" }";
+    let settings = [&model, goal, "constraint={ method = \"none\" }"];
+    let said = refused(&mut w.run("none", &settings, &[]));
+    assert!(said.contains("lipschitz.target is 2") && said.contains("would be zero"), "{said}");
+}
+
 /// What the head may have is part of a checkpoint.
 #[test]
 fn a_resumed_run_is_the_run() {
@@ -132,6 +177,7 @@ fn what_cannot_be_met_is_refused() {
     let said = |settings: &[&str]| refused(&mut w.run("none", settings, &[]));
     assert!(said(&["lipschitz_target=2"]).contains("keep one"));
     assert!(said(&["lipschitz.target=0"]).contains("lipschitz.target is 0"));
+    assert!(said(&["lipschitz.target=1e-42"]).contains("the smallest is 1e-30"));
     assert!(said(&["lipschitz.by=\"magic\""]).contains("magic"));
     assert!(said(&["constraint.clip=[\"haed\"]"]).contains("haed"));
     assert!(said(&["constraint.method=\"svd_clip\""]).contains("constraint.clip"));

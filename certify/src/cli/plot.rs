@@ -188,9 +188,9 @@ fn size(text: &str) -> Result<(f32, f32), String> {
 /// The part of a config that a picture of its constraint depends on.
 #[derive(Deserialize)]
 struct Constrained {
-    optimizer: OptimizerConfig,
-    constraint: ConstraintConfig,
-    train: Rate,
+    optimizer: Option<OptimizerConfig>,
+    constraint: Option<ConstraintConfig>,
+    train: Option<Rate>,
 }
 
 #[derive(Deserialize)]
@@ -203,7 +203,17 @@ fn curve(path: &Path) -> Result<Curve> {
     let config: Constrained = toml::from_str(&text)
         .map_err(|e| anyhow::anyhow!(places::syntax(&text, &e)))
         .with_context(|| path.display().to_string())?;
-    let Constrained { optimizer, constraint, train: Rate { learning_rate: rate } } = config;
+    let Constrained {
+        optimizer: Some(optimizer),
+        constraint: Some(constraint),
+        train: Some(Rate { learning_rate: rate }),
+    } = config
+    else {
+        let path = path.display();
+        bail!(
+            "{path}: a section [optimizer], [constraint] or [train] is missing; give the config of a run"
+        )
+    };
     let cap = constraint.sigma_max.map_or(String::new(), |cap| format!(", sigma_max={cap}"));
     let name = format!("{}{cap}, learning_rate={rate}", constraint.name());
     let curve = Curve { name, optimizer, constraint, rate };
@@ -278,7 +288,9 @@ impl PlotCommand {
                 figure.write(&watch::charts(&logs, &labels.labels)?)?;
             }
             Plot::Matrices { runs, figure, labels } => {
-                figure.write(&matrices::charts(&runs, &labels.labels)?)?;
+                let charts = matrices::charts(&runs, &labels.labels)?;
+                super::tell_unfinished(&runs);
+                figure.write(&charts)?;
             }
             Plot::Training { runs, figure, labels } => {
                 figure.write(&training::named_charts(&runs, &labels.labels)?)?;

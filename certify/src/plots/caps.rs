@@ -15,8 +15,8 @@ const POINTS: usize = 65;
 /// vectors step by step.
 const ROUNDS: usize = 400;
 
-/// The largest learning rate that is drawn.
-const MAX_RATE: f64 = 1e3;
+/// The largest cap and learning rate that are drawn.
+const LARGEST: f64 = 1e6;
 
 /// A constraint beside an optimizer, at a learning rate.
 #[derive(Clone, Debug)]
@@ -38,8 +38,8 @@ pub struct Curve {
 /// other does.
 ///
 /// # Errors
-/// Those of [`Constraint::new`] and of applying it; [`Error::Data`] for a learning rate outside of 0 to
-/// 1000.
+/// Those of [`Constraint::new`] and of applying it; [`Error::Data`] for a cap or learning rate
+/// above a million.
 pub fn chart(curves: &[Curve]) -> Result<Chart, Error> {
     let mut series = Vec::new();
     let mut end = 0.0f64;
@@ -80,18 +80,18 @@ pub fn chart(curves: &[Curve]) -> Result<Chart, Error> {
 fn points(curve: &Curve) -> Result<Vec<(f64, f64)>, Error> {
     let recipe = Recipe::new(curve.optimizer.clone(), curve.constraint.clone());
     let mut constraint = Constraint::new(&recipe)?;
-    if !(0.0..=MAX_RATE).contains(&curve.rate) {
-        let rate = curve.rate;
-        return Err(Error::Data(format!(
-            "the learning rate is {rate}; give one from 0 to {MAX_RATE}"
-        )));
+    let cap = curve.constraint.sigma_max.unwrap_or(1.0);
+    for (what, value) in [("learning rate", curve.rate), ("cap", cap)] {
+        if !(0.0..=LARGEST).contains(&value) {
+            let what = format!("the {what} is {value:?}; give one from 0 to {LARGEST}");
+            return Err(Error::Data(what));
+        }
     }
     let square = Op::Linear { inputs: POINTS, outputs: POINTS, bias: false };
     let graph = Graph::new(Input::Vector { dim: POINTS }, vec![Node::new("w", square)])?;
-    let from = curve.constraint.sigma_max.unwrap_or(1.0);
     let parameters = graph.parameters();
     let update = parameters.first().and_then(|p| curve.optimizer.update_bound(p));
-    let end = from + curve.rate * update.map_or(1.0, |bound| bound.whole);
+    let end = cap + curve.rate * update.map_or(1.0, |bound| bound.whole);
     let before: Vec<f64> = (0..POINTS).map(|i| end * i as f64 / (POINTS - 1) as f64).collect();
     let diagonal = |i: usize| if i.is_multiple_of(POINTS + 1) { before[i / POINTS] } else { 0.0 };
     let w: Vec<f64> = (0..POINTS * POINTS).map(diagonal).collect();

@@ -10,16 +10,18 @@ use super::training::{chart, curves, largest_norm, of_matrices};
 
 /// Charts from the `metrics.jsonl` of runs, or of the runs inside a directory: the largest norm of a
 /// matrix over the cap σ_max of its run, the mean stable rank `‖W‖_F²/σ²` of all matrices, and the
-/// largest activation. Runs without a cap are not in the first, and empty charts are left out.
+/// largest activation. Runs without a cap, or without an end, are not in the first, and empty
+/// charts are left out.
 ///
 /// # Errors
-/// [`Error::File`] names a directory without runs, or a line that is not JSON; and for another number
-/// of names than of runs.
+/// [`Error::File`] names a directory without runs, or a line or a summary that is not JSON; and for
+/// another number of names than of runs.
 pub fn charts(paths: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, Error> {
     let [mut norms, mut ranks, mut activations]: [Vec<Series>; 3] = [const { Vec::new() }; 3];
     for (color, run) in curves(paths, names)?.iter().enumerate() {
         let line = |points| run.series(color, Mark::Dashed, points);
-        let summary = super::summary(&run.run).ok();
+        let ended = run.run.join("summary.json").is_file();
+        let summary = ended.then(|| super::summary(&run.run)).transpose()?;
         let cap = summary.and_then(|summary| summary.get("sigma_max")?.as_f64());
         if let Some(cap) = cap.filter(|cap| *cap > 0.0) {
             norms.push(line(run.points(&|line| Some(largest_norm(line)? / cap))));
