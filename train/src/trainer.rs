@@ -16,7 +16,9 @@ use lipschitz_certify::robust;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
 use lipschitz_data::augment::Augmented;
-use lipschitz_data::{DataSet, Predicts, Protocol, check_outputs, evaluate, starts};
+use lipschitz_data::{
+    DataSet, Evaluation, Predicts, Protocol, check_outputs, evaluate, evaluation_size, starts,
+};
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
 use lipschitz_nn::graph::{Input, Op};
 use lipschitz_nn::init::{self, Blocks};
@@ -340,13 +342,8 @@ impl<'a> Run<'a> {
     ) -> Result<(), Error> {
         self.restore_files()?;
         let t = &self.config.train;
+        self.check_finite(done)?;
         let model = self.training.model.detached();
-        if let Err(lipschitz_nn::Error::Weight { name, .. }) = model.check_finite() {
-            return Err(Error::Diverged {
-                what: format!("`{name}` is no longer finite"),
-                step: done,
-            });
-        }
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
         if target::holds(self.config, done) {
@@ -367,7 +364,7 @@ impl<'a> Run<'a> {
             ..Metrics::default()
         };
         if evaluates {
-            let result = evaluate(&model, self.data, Protocol::Full, t.batch_size, &self.device)?;
+            let result = self.evaluated(&model, &self.device, done)?;
             line.val_loss = Some(result.loss);
             line.val_accuracy = result.accuracy;
             // Without the search for ellipsoids, which takes longer than the steps between.
@@ -395,8 +392,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Whether every weight is finite.
+    fn check_finite(&self, step: u64) -> Result<(), Error> {
+        match self.training.model.detached().check_finite() {
+            Err(lipschitz_nn::Error::Weight { name, .. }) => {
+                Err(Error::Diverged { what: format!("`{name}` is no longer finite"), step })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A checkpoint after this many steps.
     fn save(&mut self, step: u64, seconds: f64) -> Result<(), Error> {
+        // The checkpoint before it stays where there is nothing to go on from.
+        self.check_finite(step)?;
         self.restore_files()?;
         let ranks = &self.options.ranks;
         if ranks.count() > 1 {
@@ -470,6 +479,15 @@ impl<'a> Run<'a> {
         }
         let search = target::last_search(self.config, model.graph());
         let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
+        if let Some((dir, _)) = &self.files {
+            // That of fewer steps is not that of these weights.
+            match std::fs::remove_file(dir.path().join("summary.json")) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(lipschitz_nn::Error::file(dir.path(), e).into());
+                }
+                _ => {}
+            }
+        }
         self.write_results(&model, &certificate)?;
         let summary = self.summary(&model, &certificate, seconds)?;
         self.restore_files()?;
@@ -492,6 +510,17 @@ impl<'a> Run<'a> {
         dir.write("certificate.json", &serde_json::to_string_pretty(certificate)?)
     }
 
+    /// Loss and accuracy on the whole held-out split.
+    fn evaluated(&self, model: &Model, device: &Device, done: u64) -> Result<Evaluation, Error> {
+        let size = evaluation_size(&self.graph, self.config.train.batch_size);
+        let result = evaluate(model, self.data, Protocol::Full, size, device)?;
+        if !result.loss.is_finite() {
+            let what = format!("the validation loss is {}", result.loss);
+            return Err(Error::Diverged { what, step: done });
+        }
+        Ok(result)
+    }
+
     /// The results of a certified model.
     fn summary(
         &self,
@@ -500,7 +529,7 @@ impl<'a> Run<'a> {
         seconds: f64,
     ) -> Result<Summary, Error> {
         let (t, recipe) = (&self.config.train, &self.recipe);
-        let result = evaluate(model, self.data, Protocol::Full, t.batch_size, &model.device())?;
+        let result = self.evaluated(model, &model.device(), t.steps)?;
         let found = self.search(model, certificate)?;
         check_target(self.config, certificate.rms)?;
         if self.config.max_logit.is_some() {

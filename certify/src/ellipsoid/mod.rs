@@ -27,7 +27,7 @@ pub use weights::Weights;
 use std::collections::BTreeMap;
 
 use lipschitz_nn::Graph;
-use lipschitz_nn::graph::{Node, NodeId, Op};
+use lipschitz_nn::graph::{Input, Node, NodeId, Op};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -77,10 +77,22 @@ pub struct Reached {
 }
 
 /// Steps of a search that takes a minute or two, and nothing where a single one would take
-/// long: 30 for the networks that this project trains on a processor, 0 for large ones.
+/// long or large memory: 30 for the networks that this project trains on a processor, 0 for large ones.
 pub fn usual_steps(graph: &Graph) -> usize {
     const STEPS: usize = 30;
     const WORK: f64 = 2e10;
+    // A change of an image or vector is a square matrix of its elements: half a GiB each.
+    const ELEMENTS: usize = 8192;
+    let elements = match graph.input() {
+        Input::Tokens { .. } => 0,
+        Input::Pixels { channels, height, width } => {
+            channels.saturating_mul(height).saturating_mul(width)
+        }
+        Input::Vector { dim } => dim,
+    };
+    if elements > ELEMENTS {
+        return 0;
+    }
     fn matrices(nodes: &[Node]) -> f64 {
         let cube = |m: usize, n: usize| m as f64 * n as f64 * m.max(n) as f64;
         let of = |node: &Node| match &node.op {

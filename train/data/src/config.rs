@@ -100,6 +100,7 @@ fn is_text(path: &Path) -> bool {
 fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     std::fs::metadata(path).at(path)?;
     let (trained, outputs) = (of_run(meta), meta.graph.outputs());
+    let digest = meta.provenance.data_digest.as_deref();
     let (kept, held_out) = (Some(1), None);
     if tensors::is_here(path) {
         if is_text(path) {
@@ -110,7 +111,7 @@ fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
             // Nothing lies at this path.
             _ => TensorsConfig::new(""),
         };
-        return Ok(Box::new(config.held_out(path, outputs)?));
+        return Ok(Box::new(config.held_out(path, outputs, digest)?));
     }
     if cifar::is_here(path) {
         let limits = Limits { train: kept, test: held_out };
@@ -137,7 +138,7 @@ fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
             _ => ImagesConfig::new(""),
         };
         let shape = [channels, height, width];
-        return Ok(Box::new(config.held_out(path, &meta.classes, shape)?));
+        return Ok(Box::new(config.held_out(path, (&meta.classes, shape), digest)?));
     }
     Err(Error::UnknownKind(path.to_path_buf()))
 }

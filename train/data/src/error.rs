@@ -21,6 +21,12 @@ pub enum Error {
     /// A directory that is not there.
     #[error("{}: no such directory", .0.display())]
     NoDirectory(PathBuf),
+    /// Examples that are no longer what a model was trained on.
+    #[error(
+        "{0}: is not what the model was trained on any more, so it cannot be told which examples it has \
+         not seen; give the data as they were, or a copy under another name to use all of them"
+    )]
+    Changed(String),
     /// A file that is not text.
     #[error("{}: is not UTF-8: byte {offset} is 0x{byte:02x}; convert the file", path.display())]
     NotUtf8 {

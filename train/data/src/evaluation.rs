@@ -54,8 +54,14 @@ pub fn evaluate_as(
         return Err(Error::PredictsNoTokens);
     }
     check_outputs(graph, data)?;
-    let batch_size = if context.is_some() { batch_size } else { batch_size.max(IMAGES) };
     total(forward, data.predicts(), data.held_out(protocol, batch_size, context, device)?)
+}
+
+/// Sequences or images at a time where training takes `batch_size`: images are small, and many at once
+/// take less time.
+#[must_use]
+pub fn evaluation_size(graph: &Graph, batch_size: usize) -> usize {
+    if graph.context().is_some() { batch_size } else { batch_size.max(IMAGES) }
 }
 
 /// Whether a network has an output for each token or class of the data, or as many as it has numbers.

@@ -210,11 +210,16 @@ impl Examples {
         outputs: usize,
         classes: Vec<String>,
     ) -> Self {
-        let mut hash = Sha256::new();
-        [&train, &test].into_iter().for_each(|part| part.hash(&mut hash));
-        let digest = hex::encode(hash.finalize());
+        let digest = digest([&train, &test]);
         Self { name, train, test, outputs, classes, digest }
     }
+}
+
+/// SHA-256, in hexadecimal, of the values and targets of both parts.
+pub(crate) fn digest(parts: [&Split; 2]) -> String {
+    let mut hash = Sha256::new();
+    parts.into_iter().for_each(|part| part.hash(&mut hash));
+    hex::encode(hash.finalize())
 }
 
 /// The input of a network for examples of this shape: an image for three sizes, else a vector.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::examples::{Split, Targets};
+use crate::examples::{Split, Targets, digest};
 use crate::order::permutation;
 
 /// The share that is held out unless a config says another.
@@ -18,13 +18,14 @@ pub(crate) fn check(path: Option<&Path>, share: Option<f64>) -> Result<(), Error
     }
 }
 
-/// What is loaded where a trained model is given data at `path`: all of it, or, at the path that it
-/// was trained on, the part that its run held out.
+/// What lies at a path, to a trained model.
 pub(crate) enum Part {
-    /// Everything at this path.
-    All(PathBuf),
-    /// The share that the run held out.
+    /// What it was trained on, beside which its run held out all of this path.
+    File(PathBuf),
+    /// What it was trained on, of which its run held out a share.
     Share,
+    /// Anything, such as a copy of what it was trained on.
+    Other,
 }
 
 /// See [`Part`]; `trained` and `held_out` are the paths of the run's config.
@@ -34,9 +35,41 @@ pub(crate) fn part(path: &Path, trained: &Path, held_out: Option<&Path>) -> Part
         _ => path == trained,
     };
     match (same, held_out) {
-        (true, Some(held_out)) => Part::All(held_out.to_path_buf()),
+        (true, Some(held_out)) => Part::File(held_out.to_path_buf()),
         (true, None) => Part::Share,
-        (false, _) => Part::All(path.to_path_buf()),
+        (false, _) => Part::Other,
+    }
+}
+
+/// What a trained model has not seen of examples, behind what it has: all of them, unless their digest,
+/// or their path where none is known, says that it was trained on them. Then it is what its run held
+/// out: `held_out`, or this share.
+///
+/// # Errors
+/// [`Error::Changed`] if something else lies where that was which it was trained on, and those of
+/// [`split`].
+pub(crate) fn unseen(
+    name: &str,
+    all: Split,
+    part: &Part,
+    (held_out, share): (Option<Split>, f64),
+    trained: Option<&str>,
+) -> Result<[Split; 2], Error> {
+    let nothing = all.choose(&[]);
+    match (part, trained) {
+        (Part::File(_), _) | (Part::Other, None) => Ok([nothing, all]),
+        (Part::Share, None) => split(name, &all, share),
+        (Part::Share | Part::Other, Some(trained)) => {
+            let parts = match held_out {
+                Some(held_out) => Ok([all.choose(&(0..all.len()).collect::<Vec<_>>()), held_out]),
+                None => split(name, &all, share),
+            };
+            match parts {
+                Ok(parts) if digest([&parts[0], &parts[1]]) == trained => Ok(parts),
+                _ if matches!(part, Part::Share) => Err(Error::Changed(name.to_string())),
+                _ => Ok([nothing, all]),
+            }
+        }
     }
 }
 

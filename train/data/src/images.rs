@@ -41,30 +41,31 @@ impl ImagesConfig {
         Self { path: path.into(), val_path: None, val_fraction: None, shape: None, classes: None }
     }
 
-    /// The held-out part for a model that was trained on these classes; all of `path` if that is not
-    /// the folder that it was trained on.
+    /// The held-out part for a model that was trained on these classes and on data of this digest; all
+    /// of `path` if that is not what it was trained on.
     pub(crate) fn held_out(
         &self,
         path: &Path,
-        classes: &[String],
-        shape: [usize; 3],
+        (classes, shape): (&[String], [usize; 3]),
+        trained: Option<&str>,
     ) -> Result<Examples, Error> {
-        let share = self.val_fraction.unwrap_or(TENTH);
-        let (from, share) = match held_out::part(path, &self.path, self.val_path.as_deref()) {
-            Part::All(path) => (path, None),
-            Part::Share => (path.to_path_buf(), Some(share)),
+        let part = held_out::part(path, &self.path, self.val_path.as_deref());
+        let (from, beside) = match &part {
+            Part::File(held_out) => (held_out.clone(), None),
+            Part::Share => (path.to_path_buf(), None),
+            Part::Other => (path.to_path_buf(), self.val_path.as_deref()),
         };
-        let mut folder = Folder::list(&from)?;
-        if !classes.is_empty() {
-            folder = folder.renumbered(classes)?;
-        }
+        let list = |path: &Path| {
+            let folder = Folder::list(path)?;
+            if classes.is_empty() { Ok(folder) } else { folder.renumbered(classes) }
+        };
+        let beside = beside.and_then(|path| list(path).ok()?.read(Some(shape)).ok());
+        let held_out = (beside, self.val_fraction.unwrap_or(TENTH));
+        let folder = list(&from)?;
         let all = folder.read(Some(shape))?;
         let name = from.display().to_string();
-        let [train, test] = match share {
-            Some(share) => held_out::split(&name, &all, share)?,
-            None => [all.choose(&[]), all],
-        };
-        Ok(Examples::new(name, [train, test], folder.classes.len(), folder.classes))
+        let parts = held_out::unseen(&name, all, &part, held_out, trained)?;
+        Ok(Examples::new(name, parts, folder.classes.len(), folder.classes))
     }
 }
 
@@ -323,13 +324,16 @@ mod tests {
         assert!(load(&both).unwrap_err().to_string().contains("one of data.val_path"));
         // For a trained model: what its run held out, and everything elsewhere.
         let shape = [1, 2, 3];
-        let held = config.held_out(place.path(), &data.classes, shape).unwrap();
+        let held = config.held_out(place.path(), (&data.classes, shape), None).unwrap();
         assert_eq!(held.test, data.test);
         let plain = ImagesConfig::new(place.path());
-        let held = plain.held_out(place.path(), &data.classes, shape).unwrap();
+        let held = plain.held_out(place.path(), (&data.classes, shape), None).unwrap();
         assert_eq!(held.test, of(place.path()).unwrap().test);
+        let digest = Some(of(place.path()).unwrap().digest);
+        let copied = plain.held_out(folder(20).path(), (&data.classes, shape), digest.as_deref());
+        assert_eq!(copied.unwrap().test, held.test);
         let elsewhere = folder(6);
-        let held = plain.held_out(elsewhere.path(), &data.classes, shape).unwrap();
+        let held = plain.held_out(elsewhere.path(), (&data.classes, shape), None).unwrap();
         assert_eq!(
             (
                 held.test.len(),
@@ -338,7 +342,8 @@ mod tests {
             (6, 2)
         );
         std::fs::rename(elsewhere.path().join("cats"), elsewhere.path().join("birds")).unwrap();
-        let said = plain.held_out(elsewhere.path(), &data.classes, shape).unwrap_err().to_string();
+        let said =
+            plain.held_out(elsewhere.path(), (&data.classes, shape), None).unwrap_err().to_string();
         assert!(
             said.contains("birds: is no class of the training data, which has cats, dogs"),
             "{said}"

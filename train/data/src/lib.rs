@@ -51,7 +51,9 @@ pub use config::{DataConfig, for_model, of_run};
 pub use corpus::Corpus;
 pub use data_set::{Batch, Batches, DataKind, DataSet, Predicts, Protocol, TrainingBatches};
 pub use error::Error;
-pub use evaluation::{Evaluation, check_outputs, evaluate, evaluate_as, evaluate_batches, starts};
+pub use evaluation::{
+    Evaluation, check_outputs, evaluate, evaluate_as, evaluate_batches, evaluation_size, starts,
+};
 
 use sha2::{Digest, Sha256};
 

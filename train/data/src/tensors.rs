@@ -43,14 +43,22 @@ impl TensorsConfig {
         Self { path: path.into(), val_path: None, val_fraction: None, classes: None }
     }
 
-    /// The held-out part for a trained model; all of `path` if that is not the file that it was
-    /// trained on.
-    pub(crate) fn held_out(&self, path: &Path, outputs: usize) -> Result<Examples, Error> {
-        let share = self.val_fraction.unwrap_or(TENTH);
-        let (from, share) = match held_out::part(path, &self.path, self.val_path.as_deref()) {
-            Part::All(path) => (path, None),
-            Part::Share => (path.to_path_buf(), Some(share)),
+    /// The held-out part for a model that was trained on data of this digest; all of `path` if that is
+    /// not what it was trained on.
+    pub(crate) fn held_out(
+        &self,
+        path: &Path,
+        outputs: usize,
+        trained: Option<&str>,
+    ) -> Result<Examples, Error> {
+        let part = held_out::part(path, &self.path, self.val_path.as_deref());
+        let (from, beside) = match &part {
+            Part::File(held_out) => (held_out.clone(), None),
+            Part::Share => (path.to_path_buf(), None),
+            Part::Other => (path.to_path_buf(), self.val_path.as_deref()),
         };
+        let held_out =
+            (beside.and_then(|path| read(path).ok()), self.val_fraction.unwrap_or(TENTH));
         let all = read(&from)?;
         let name = from.display().to_string();
         let outputs = match &all.targets {
@@ -61,10 +69,7 @@ impl TensorsConfig {
             }
             Targets::Numbers { width, .. } => *width,
         };
-        let parts = match share {
-            Some(share) => held_out::split(&name, &all, share)?,
-            None => [all.choose(&[]), all],
-        };
+        let parts = held_out::unseen(&name, all, &part, held_out, trained)?;
         Ok(Examples::new(name, parts, outputs, Vec::new()))
     }
 }
@@ -368,11 +373,28 @@ mod tests {
         assert!(said(&one, &classes(&[2])).contains("class 2, which is not in 0..2"));
         assert!(said(&one, &cpu(&[0.5f32], &[1])).contains("not like that of the training data"));
         let held = TensorsConfig::new(train.path());
-        assert_eq!(held.held_out(train.path(), 2).unwrap().test.len(), 2);
+        assert_eq!(held.held_out(train.path(), 2, None).unwrap().test.len(), 2);
         let other = file(&one, &classes(&[3]));
-        let said = held.held_out(other.path(), 3).unwrap_err().to_string();
+        let said = held.held_out(other.path(), 3, None).unwrap_err().to_string();
         assert!(said.contains("class 3, which is not in 0..3"), "{said}");
-        assert_eq!(held.held_out(other.path(), 4).unwrap().test.len(), 1);
+        assert_eq!(held.held_out(other.path(), 4, None).unwrap().test.len(), 1);
+
+        // What a model was trained on is known by what it is, under any name and with its file beside it.
+        let trained = load(&held).unwrap();
+        let copy = file(&x, &y);
+        let of = |config: &TensorsConfig, path: &Path, digest: &str| {
+            config.held_out(path, 2, Some(digest)).map(|data| data.test)
+        };
+        assert_eq!(of(&held, train.path(), &trained.digest).unwrap(), trained.test);
+        assert_eq!(of(&held, copy.path(), &trained.digest).unwrap(), trained.test);
+        assert_eq!(of(&held, copy.path(), "another").unwrap().len(), 4);
+        let said = of(&held, train.path(), "another").unwrap_err().to_string();
+        assert!(said.contains("trained on any more"), "{said}");
+        let beside = file(&one, &classes(&[1]));
+        let val_path = Some(beside.path().to_path_buf());
+        let two = TensorsConfig { val_path, ..TensorsConfig::new(train.path()) };
+        let trained = load(&two).unwrap();
+        assert_eq!(of(&two, copy.path(), &trained.digest).unwrap(), trained.test);
     }
 
     #[test]

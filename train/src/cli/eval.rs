@@ -6,9 +6,11 @@ use clap::{Args, ValueEnum};
 use lipschitz_certify::range::{Extent, Inputs, Number, Simulated};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
 use lipschitz_certify::{ellipsoid, outln, robust};
+use lipschitz_data::shards::ShardsConfig;
 use lipschitz_data::text::TextConfig;
 use lipschitz_data::{
-    DataConfig, DataSet, Predicts, Protocol, evaluate, evaluate_as, for_model, memory, of_run,
+    DataConfig, DataSet, Predicts, Protocol, evaluate, evaluate_as, evaluation_size, for_model,
+    memory, of_run,
 };
 use lipschitz_nn::checkpoint::{self, Meta};
 use lipschitz_nn::graph::Input;
@@ -32,9 +34,9 @@ pub(super) struct Eval {
     /// Which part of the held-out split.
     #[arg(long, value_enum, default_value_t = ProtocolName::Full)]
     protocol: ProtocolName,
-    /// Sequences or images at a time.
-    #[arg(long, default_value_t = 32, value_parser = ranges::count(1, 1 << 28))]
-    batch_size: usize,
+    /// Sequences or images at a time [default: 32 sequences, 256 images].
+    #[arg(long, value_parser = ranges::count(1, 1 << 28))]
+    batch_size: Option<usize>,
     /// Write the figures of `--protocol paper` into the run's `summary.json`, as `paper_loss` and
     /// `paper_accuracy`, for plots.
     #[arg(long)]
@@ -70,6 +72,28 @@ fn certified_shares(model: &Model, data: &dyn DataSet) -> Result<Option<[f64; 3]
     Ok(found.try_into().ok())
 }
 
+/// Whether the text or the shards at `path` are what the run was trained on, wherever they lie.
+fn check_own(path: &Path, meta: &Meta) -> Result<()> {
+    let there = match of_run(meta) {
+        Some(DataConfig::Text(config)) => {
+            DataConfig::Text(TextConfig { path: path.to_path_buf(), ..config })
+        }
+        Some(DataConfig::Shards(config)) => {
+            DataConfig::Shards(ShardsConfig { path: path.to_path_buf(), ..config })
+        }
+        _ => return Ok(()),
+    };
+    let trained = meta.provenance.data_digest.as_deref();
+    if trained.is_some_and(|trained| there.kind().load().map_or(true, |d| d.digest() != trained)) {
+        bail!(
+            "{}: is not what the run was trained on, and --record keeps the figures of that; leave \
+             --record out",
+            path.display()
+        )
+    }
+    Ok(())
+}
+
 /// What a simulation gives.
 #[derive(Serialize)]
 struct SimulatedFigures {
@@ -90,16 +114,20 @@ impl Eval {
         let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = self.data(&meta)?;
+        if let (true, Some(path)) = (self.record, &self.data) {
+            check_own(path, &meta)?;
+        }
         let protocol = match self.protocol {
             ProtocolName::Full => Protocol::Full,
             ProtocolName::Paper => Protocol::Paper,
         };
         let inputs = data.held_out_len().div_ceil(model.graph().input().positions().max(1));
-        let batch = self.batch_size.min(inputs);
+        let size = self.batch_size.unwrap_or_else(|| evaluation_size(model.graph(), 32));
+        let batch = size.min(inputs);
         let need = estimate::forward(model.graph(), batch);
         memory::check(need, || format!("an evaluation of {batch} inputs at a time"))
             .map_err(|error| anyhow!("{error}; lower --batch-size"))?;
-        let result = evaluate(&model, &*data, protocol, self.batch_size, &Device::Cpu)?;
+        let result = evaluate(&model, &*data, protocol, size, &Device::Cpu)?;
         let (loss, accuracy, count) = (result.loss, result.accuracy, result.count);
         if !loss.is_finite() {
             let error = lipschitz_train::Error::NotFinite;
@@ -166,7 +194,7 @@ impl Eval {
             })?;
         let forward = |x: &Tensor| simulated.forward(x);
         // All logits of attention are held at once.
-        let batch = self.batch_size.min(8);
+        let batch = self.batch_size.map_or(8, |size| size.min(8));
         let result = evaluate_as(model.graph(), &forward, data, protocol, batch, &Device::Cpu)?;
         let (clipped, rounded) = simulated.clipped();
         Ok(SimulatedFigures {

@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -35,12 +36,14 @@ impl Run {
         if let Some(device) = self.device {
             config.train.device = device;
         }
-        let name = |path: &Path| {
-            let path = if terminal::is_stream(path) { Path::new("stdin") } else { path };
-            path.file_stem().map_or("run".into(), |name| name.to_string_lossy().into_owned())
+        let words = |name: Option<&OsStr>| {
+            name.map_or("run".into(), |name| name.to_string_lossy().into_owned())
         };
-        let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(name(&self.config)));
-        let label = name(&out);
+        let from =
+            if terminal::is_stream(&self.config) { Path::new("stdin") } else { &self.config };
+        let out = self.out.unwrap_or_else(|| PathBuf::from("runs").join(words(from.file_stem())));
+        // A directory has no extension: `lr0.01` is its name.
+        let label = words(out.file_name());
         let ranks = Rc::new(Ranks::join()?);
         let options = RunOptions {
             resume: self.resume,

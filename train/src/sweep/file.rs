@@ -95,6 +95,19 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>
     if points.is_empty() {
         return Err(Error::Sweep("asks for no runs".into()));
     }
+    // Otherwise the names of runs would say what they are not.
+    let inside = |a: &str, b: &str| {
+        a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    for (key, _) in settings.iter().filter_map(|setting| setting.split_once('=')) {
+        let key = key.trim();
+        let varied = points.iter().flatten().map(|(varied, _)| varied);
+        if let Some(varied) = varied.into_iter().find(|v| inside(key, v) || inside(v, key)) {
+            return Err(Error::Sweep(format!(
+                "--set {key}: the sweep varies `{varied}`; change its list of values"
+            )));
+        }
+    }
     let mut configs = Vec::new();
     for point in &points {
         let mut table = base.clone();

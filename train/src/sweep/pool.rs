@@ -185,8 +185,13 @@ impl Pool<'_> {
                 return Ok(());
             }
             (Some(130), _) => Outcome::Stopped,
-            (Some(_), _) => {
-                let message = message(&said, status);
+            (Some(code), _) => {
+                // A run that was made with fewer steps, under other learning rates, and went on.
+                let message = match code {
+                    0 => "was made with another number of steps and went on; remove its directory"
+                        .into(),
+                    _ => message(&said, status),
+                };
                 fs::create_dir_all(directory).at(directory)?;
                 checkpoint::write(&directory.join(FAILED), format!("{message}\n").as_bytes())?;
                 Outcome::Failed(message)
