@@ -294,3 +294,25 @@ pub(crate) fn changes(
         Err(Stop::Failed(error)) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A search on an image holds squares of its elements: not for every user's memory.
+    #[test]
+    fn large_images_are_not_searched_unasked() {
+        let of = |side: usize| {
+            let nodes =
+                vec![Node::new("", Op::Patches { size: side / 4 }), Node::new("", Op::MeanPool)];
+            usual_steps(
+                &Graph::new(Input::Pixels { channels: 3, height: side, width: side }, nodes)
+                    .unwrap(),
+            )
+        };
+        assert_eq!([of(32), of(64), of(224), of(4096)], [30, 0, 0, 0]);
+        let deep =
+            |dim| Graph::new(Input::Vector { dim }, vec![Node::new("", Op::MaxMin)]).unwrap();
+        assert_eq!([usual_steps(&deep(4096)), usual_steps(&deep(1 << 20))], [30, 0]);
+    }
+}

@@ -341,4 +341,19 @@ mod tests {
             assert!(error.contains(expected) && !error.contains('\n'), "{text}: {error}");
         }
     }
+
+    /// A setting of what the sweep varies would make its runs other than their names.
+    #[test]
+    fn a_setting_of_what_varies_is_refused() {
+        let text = "preset = 'gpt-play'\n[grid]\ntrain.steps = [1, 2]\n\
+                    constraint = [{ method = 'none' }, { method = 'svd_clip', sigma_max = 1 }]";
+        let with = |setting: &str| parse(text, Path::new(""), &[setting.to_string()]);
+        assert_eq!(with("train.seed=3").unwrap().len(), 4);
+        let other = with("train.steps_more=3").unwrap_err().to_string();
+        assert!(!other.contains("the sweep varies"), "{other}");
+        for setting in ["train.steps=5", "constraint.sigma_max=2", "train={}", "train.steps="] {
+            let said = with(setting).unwrap_err().to_string();
+            assert!(said.contains("the sweep varies"), "{setting}: {said}");
+        }
+    }
 }
