@@ -95,19 +95,6 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>
     if points.is_empty() {
         return Err(Error::Sweep("asks for no runs".into()));
     }
-    // Otherwise the names of runs would say what they are not.
-    let inside = |a: &str, b: &str| {
-        a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    for (key, _) in settings.iter().filter_map(|setting| setting.split_once('=')) {
-        let key = key.trim();
-        let varied = points.iter().flatten().map(|(varied, _)| varied);
-        if let Some(varied) = varied.into_iter().find(|v| inside(key, v) || inside(v, key)) {
-            return Err(Error::Sweep(format!(
-                "--set {key}: the sweep varies `{varied}`; change its list of values"
-            )));
-        }
-    }
     let mut configs = Vec::new();
     for point in &points {
         let mut table = base.clone();
@@ -120,7 +107,27 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>
         }
         configs.push(Config::from_table(table).within(name::describe(point))?);
     }
+    for point in &mut points {
+        *point = std::mem::take(point).into_iter().filter_map(|c| kept(c, settings)).collect();
+    }
     name::runs(&points, configs)
+}
+
+/// What is left of a change under settings that hold for all runs, so that names say what runs are:
+/// nothing of a key that is set, and of a section what is set in it.
+fn kept((key, mut value): (String, Value), settings: &[String]) -> Option<(String, Value)> {
+    for (set, new) in settings.iter().filter_map(|setting| setting.split_once('=')) {
+        let set = set.trim();
+        let below = |a: &str, b: &str| Some(a.strip_prefix(b)?.strip_prefix('.')?.to_string());
+        if key == set || below(&key, set).is_some() {
+            return None;
+        }
+        if let (Some(rest), Value::Table(section)) = (below(set, &key), &mut value) {
+            // What cannot be set was said when the config was made.
+            let _ = config::set(section, &format!("{rest}={new}"));
+        }
+    }
+    Some((key, value))
 }
 
 /// The table that everything else changes.
@@ -342,18 +349,23 @@ mod tests {
         }
     }
 
-    /// A setting of what the sweep varies would make its runs other than their names.
+    /// Names say what runs are, also where a setting holds for all of them.
     #[test]
-    fn a_setting_of_what_varies_is_refused() {
+    fn a_setting_of_what_varies_is_not_in_the_names() {
         let text = "preset = 'gpt-play'\n[grid]\ntrain.steps = [1, 2]\n\
                     constraint = [{ method = 'none' }, { method = 'svd_clip', sigma_max = 1 }]";
-        let with = |setting: &str| parse(text, Path::new(""), &[setting.to_string()]);
-        assert_eq!(with("train.seed=3").unwrap().len(), 4);
-        let other = with("train.steps_more=3").unwrap_err().to_string();
-        assert!(!other.contains("the sweep varies"), "{other}");
-        for setting in ["train.steps=5", "constraint.sigma_max=2", "train={}", "train.steps="] {
-            let said = with(setting).unwrap_err().to_string();
-            assert!(said.contains("the sweep varies"), "{setting}: {said}");
-        }
+        let with = |setting: &str| names(&parse(text, Path::new(""), &[setting.into()]).unwrap());
+        assert_eq!(with("train.seed=3")[3], "svd_clip, sigma_max=1, steps=2");
+        assert_eq!(with("train.steps=5"), ["none", "svd_clip, sigma_max=1"]);
+        let decay = with("constraint={ method = 'weight_decay', decay = 0.1 }");
+        assert_eq!(decay, ["steps=1", "steps=2"]);
+        let text = text.replace("'none'", "'stiefel', sigma_max = 3");
+        let both = parse(&text, Path::new(""), &["constraint.sigma_max=2".into()]).unwrap();
+        assert!(both.iter().all(|m| m.config.constraint.sigma_max() == Some(2.0)));
+        let mut names = names(&both);
+        names.sort();
+        let expected =
+            ["stiefel, steps=1", "stiefel, steps=2", "svd_clip, steps=1", "svd_clip, steps=2"];
+        assert_eq!(names, expected);
     }
 }
