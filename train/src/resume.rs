@@ -12,6 +12,7 @@ use crate::Error;
 use crate::averaging::AveragingConfig;
 use crate::config::Config;
 use crate::saved::{Position, SavedRun, StepChange};
+use crate::target;
 
 /// Keys that say nothing about the steps that were made, or whose meaning is checked: the step
 /// count by [`step_change`], the paths by what was read from them.
@@ -89,7 +90,8 @@ pub(crate) fn check(
     if let Some(StepChange { step, from, to }) = resumed.change {
         resumed.notes.push(format!(
             "train.steps was {from} for the steps up to {step} and is {to} from here on: their \
-             learning rates were those of {from} steps, so this is no run of {to} steps"
+             learning rates, or what the last of them was fitted to, were those of {from} steps, so this \
+             is no run of {to} steps"
         ));
     }
     Ok(resumed)
@@ -131,11 +133,12 @@ fn tail(there: &Config, here: &Config) -> Result<(), String> {
 }
 
 /// The change of `train.steps`, if it would have changed the learning rate of a step that was made
-/// since the last change.
+/// since the last change, or whether weights were fitted to a target behind the last one.
 fn step_change(position: &Position, there: &Config, here: &Config) -> Option<StepChange> {
     let (from, to, step) = (there.train.steps, here.train.steps, position.step);
     let since = position.step_changes.last().map_or(0, |change| change.step);
-    let changes = from != to && differs(here.train.schedule, since..step, from, to);
+    let fitted = target::is_due(there, step) != target::is_due(here, step);
+    let changes = from != to && (fitted || differs(here.train.schedule, since..step, from, to));
     changes.then_some(StepChange { step, from, to })
 }
 
@@ -192,5 +195,15 @@ mod tests {
         // The part before the decay is the same however long the run is.
         assert!(!differs(stable, 0..8, 10, 20));
         assert!(differs(stable, 0..10, 10, 20));
+        // The last step alone fits the head, or logits, whatever its number.
+        let change = |step: u64, target: &str| {
+            let of = |steps: &str| demo(&[steps, target, "train.schedule.kind=\"constant\""]);
+            let position = Position { step, ..Position::default() };
+            step_change(&position, &of("train.steps=30"), &of("train.steps=40"))
+        };
+        let goal = "lipschitz={ target = 2.0, by = \"certificate\" }";
+        assert_eq!(change(30, goal), Some(StepChange { step: 30, from: 30, to: 40 }));
+        assert_eq!([change(25, goal), change(26, goal), change(30, "train.seed=0")], [None; 3]);
+        assert!(change(30, "max_logit=3.0").is_some());
     }
 }
