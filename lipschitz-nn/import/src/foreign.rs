@@ -85,6 +85,13 @@ impl Found {
         let config = match (&sentence, family.as_str()) {
             (None, _) => config,
             // Of this family the base model has a decoder, and the encoder alone is loaded.
+            (Some(_), "bart" | "m2m_100" | "marian" | "mbart" | "pegasus") => {
+                let what = format!(
+                    "is `{family}` beside a modules.json: behind it the library pools the vectors of a \
+                     decoder, or of an encoder without its weights, which is not supported"
+                );
+                return Err(config.wrong("model_type", what));
+            }
             (Some(_), "t5") => config.with("architectures", vec!["T5EncoderModel"].into()),
             (Some(_), _) => config.without("architectures"),
         };
@@ -102,6 +109,9 @@ impl Found {
             pixels: pixels.as_ref(),
         };
         let mut mapping = families::mapping(&model, &options.ignore)?;
+        if let Some(note) = rounded(&config, &files, &mapping)? {
+            mapping = mapping.note(note);
+        }
         if let Some(class) = &options.class {
             mapping = mapping.note(format!("read as the class `{class}`, as was said at import"));
         }
@@ -373,4 +383,32 @@ fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
     let json =
         serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
     Ok(Some(Tokenizer::Json { json }))
+}
+/// What is to be said where the library takes weights in a narrower type than they are stored in: that
+/// of the config, or the type of one of them for all.
+fn rounded(
+    config: &ConfigReader,
+    files: &Files,
+    mapping: &Mapping,
+) -> Result<Option<String>, Error> {
+    let bytes = |dtype: DType| dtype.size_in_bytes();
+    let sources = mapping.weights.iter().flat_map(|(_, expression)| expression.sources());
+    let types: Vec<DType> =
+        sources.filter_map(|(name, _)| files.get(name)?.dtype).filter(|t| t.is_float()).collect();
+    let widest = types.iter().copied().map(bytes).max().unwrap_or(0);
+    let mut said = None;
+    for key in ["torch_dtype", "dtype"] {
+        said = config.text_if(key)?.or(said);
+    }
+    let exactly = "here they are exactly what is stored; `--weights` certifies rounded ones";
+    Ok(match said.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
+        Some(name @ ("float16" | "bfloat16")) if widest > 2 => Some(format!(
+            "the config says `{name}`, to which the library rounds wider weights when it loads them; {exactly}"
+        )),
+        None if types.iter().any(|t| bytes(*t) < widest) => Some(format!(
+            "the weights are of several types and the config names none: the library may round all of them \
+             to one; {exactly}"
+        )),
+        _ => None,
+    })
 }

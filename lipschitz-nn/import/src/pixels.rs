@@ -19,6 +19,22 @@ const NOT_OURS: &[&str] = &[
     "do_thumbnail",
 ];
 
+/// Processors of images that do what their options say and nothing else by default: they rescale and
+/// normalise. Others turn channels round, for example.
+const PROCESSORS: &[&str] = &[
+    "BitImageProcessor",
+    "CLIPFeatureExtractor",
+    "CLIPImageProcessor",
+    "ChineseCLIPFeatureExtractor",
+    "ChineseCLIPImageProcessor",
+    "ConvNextImageProcessor",
+    "DeiTFeatureExtractor",
+    "DeiTImageProcessor",
+    "SiglipImageProcessor",
+    "ViTFeatureExtractor",
+    "ViTImageProcessor",
+];
+
 /// `(255·rescale·u − mean)/std` of a pixel u in \[0, 1\], for each channel.
 pub(crate) struct Normalisation {
     /// Factor on a pixel in \[0, 1\].
@@ -35,18 +51,34 @@ impl Normalisation {
     /// # Errors
     /// [`Error::File`] if a step is unknown, or a number is missing.
     pub(crate) fn beside(directory: &Path) -> Result<Option<Self>, Error> {
-        let path = directory.join("preprocessor_config.json");
-        if path.exists() {
-            return Self::read(ConfigReader::open(&path)?).map(Some);
+        let open = |name: &str| {
+            let path = directory.join(name);
+            path.exists().then(|| ConfigReader::open(&path)).transpose()
+        };
+        // The library looks into the second first.
+        let alone = open("preprocessor_config.json")?.map(Self::read).transpose()?;
+        let joint = open("processor_config.json")?;
+        let joint = joint.map(|config| config.inside("image_processor")).transpose()?.flatten();
+        match (joint.map(Self::read).transpose()?, alone) {
+            (Some(joint), Some(alone))
+                if joint.scale != alone.scale || joint.channels != alone.channels =>
+            {
+                let what =
+                    "does to pixels what preprocessor_config.json beside it does not; keep one";
+                Err(joint.config.wrong("image_mean", what))
+            }
+            (joint, alone) => Ok(joint.or(alone)),
         }
-        let path = directory.join("processor_config.json");
-        if !path.exists() {
-            return Ok(None);
-        }
-        ConfigReader::open(&path)?.inside("image_processor")?.map(Self::read).transpose()
     }
 
     fn read(config: ConfigReader) -> Result<Self, Error> {
+        for key in ["image_processor_type", "feature_extractor_type"] {
+            let Some(class) = config.text_if(key)? else { continue };
+            let plain = ["Fast", "Pil"].iter().find_map(|end| class.strip_suffix(end));
+            if !PROCESSORS.contains(&plain.unwrap_or(class)) {
+                return Err(config.unsupported(key, format!("`{class}`")));
+            }
+        }
         for key in config.keys().filter(|key| key.starts_with("do_")) {
             let known = NOT_OURS.contains(&key) || ["do_rescale", "do_normalize"].contains(&key);
             if !known && config.flag(key)? {

@@ -39,6 +39,9 @@ struct Module {
     path: String,
     /// Class.
     r#type: String,
+    /// What the library keeps it under.
+    #[serde(default)]
+    name: Option<String>,
 }
 
 impl Module {
@@ -80,6 +83,14 @@ impl<'a> Sentence<'a> {
             if name.file_name() != Some(name.as_os_str()) {
                 let what = format!("names `{}`, which is no directory beside it", module.path);
                 return Err(Error::file(&path, what));
+            }
+        }
+        in_order(&modules).map_err(|what| Error::file(&path, what))?;
+        let options = directory.join("config_sentence_transformers.json");
+        if options.exists() {
+            let config = ConfigReader::open(&options)?;
+            if let Some(length) = config.size_if("truncate_dim")? {
+                return Err(config.unsupported("truncate_dim", length));
             }
         }
         Ok(Some(Self { directory, modules: modules.into_iter().skip(1).collect() }))
@@ -188,6 +199,28 @@ impl<'a> Sentence<'a> {
         }
         Ok(())
     }
+}
+
+/// What is wrong with modules that are not each under a name of its own, or whose vectors of tokens do
+/// not become one before anything else reads them.
+fn in_order(modules: &[Module]) -> Result<(), String> {
+    let mut names: Vec<&str> = modules.iter().filter_map(|m| m.name.as_deref()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("has two modules of the name `{}`, of which one is left out", pair[0]));
+    }
+    let behind = modules.iter().skip(1).filter_map(Module::class).filter(|c| *c != "Dropout");
+    for (i, class) in behind.enumerate() {
+        match (i, class) {
+            (0, "Pooling") => {}
+            (0, _) => {
+                return Err(format!("has `{class}` in front of a `Pooling`, which reads nothing"));
+            }
+            (_, "Pooling") => return Err("has a second `Pooling`".into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless a module reads and writes the vectors of sentences, and every option is read.

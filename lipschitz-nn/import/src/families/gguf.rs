@@ -505,21 +505,23 @@ impl Decoder<'_> {
         // What a model was trained with says nothing of what it computes.
         let told = ["rope.scaling.original_context_length", "rope.scaling.finetuned"];
         told.iter().for_each(|key| config.ignore(&[&self.key(key)]));
-        let kind = self.key("rope.scaling.type");
-        let factor = match config.text_if(&kind)? {
-            None | Some("none") => 1.0,
-            Some("linear") => {
-                let key = self.key("rope.scaling.factor");
-                config.number_if(&key)?.ok_or_else(|| config.wrong(&key, "is missing"))?
-            }
+        let (kind, factor) = (self.key("rope.scaling.type"), self.key("rope.scaling.factor"));
+        // The older key counts where the newer is not given.
+        let given = config.number_if(&factor)?;
+        let older = config.number_if(&self.key("rope.scale_linear"))?;
+        if let (Some(given), Some(older)) = (given, older)
+            && given != older
+        {
+            return Err(self.wrong("rope.scale_linear", "contradicts `rope.scaling.factor`"));
+        }
+        let scale = match config.text_if(&kind)? {
+            Some("none") => 1.0,
+            None => given.or(older).unwrap_or(1.0),
+            Some("linear") => given.or(older).ok_or_else(|| config.wrong(&factor, "is missing"))?,
             Some(other) => {
                 return Err(config.wrong(&kind, format!("is `{other}`, which is not supported")));
             }
         };
-        let older = config.number_or(&self.key("rope.scale_linear"), factor)?;
-        if older != factor && factor != 1.0 {
-            return Err(self.wrong("rope.scale_linear", "contradicts `rope.scaling.factor`"));
-        }
         let half = self.size_or("rope.dimension_count", head_dim)? / 2;
         let factors = match files.get(FACTORS) {
             None => vec![1.0; half.min(head_dim)],
@@ -531,7 +533,7 @@ impl Decoder<'_> {
                 return Err(Error::weight(FACTORS, what));
             }
         };
-        self.turned(head_dim, pairing, base, older, &factors)
+        self.turned(head_dim, pairing, base, scale, &factors)
     }
 
     /// Rotary positions of these frequencies: `base^(−2i/d)` of the d coordinates that are turned,

@@ -37,6 +37,13 @@ fn of_training(key: &str) -> bool {
             .any(|part| key.contains(part))
 }
 
+/// Whether a number of this name says how far a training is, and nothing about what a model computes.
+fn is_progress(name: &str) -> bool {
+    let parts = ["epoch", "step", "iter", "loss", "lr", "version", "seed", "accuracy", "best"];
+    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+    of_training(name) || words.any(|word| parts.iter().any(|part| word.eq_ignore_ascii_case(part)))
+}
+
 /// Whether a value can be a weight: a tensor with axes, of floats or of what is not read.
 fn is_weight(machine: &Machine, id: Id) -> bool {
     match torch::tensor(machine, id) {
@@ -159,7 +166,8 @@ fn tensors(machine: &Machine, id: Id) -> Result<Vec<(String, Tensor)>, Wrong> {
         match torch::tensor(machine, *value) {
             Ok(Some(tensor)) => out.push((name.clone(), tensor)),
             Ok(None) => match &machine.memory[*value] {
-                Object::None | Object::Number(_) | Object::Float(_) | Object::Flag(_) => {}
+                Object::None => {}
+                Object::Number(_) | Object::Float(_) | Object::Flag(_) if is_progress(name) => {}
                 _ => {
                     let what = machine.describe(*value);
                     return Err(format!(

@@ -248,6 +248,7 @@ impl Reader<'_> {
         let (k, v) =
             (split(k, key_value_heads, [0, 1, 3, 2])?, split(v, key_value_heads, [0, 1, 2, 3])?);
         let (heads, own) = (q.shape(), v.shape());
+        let keys = own.get(2).copied();
         let (&[_, heads, tokens, head_dim], &[_, own, ..]) = (&heads[..], &own[..]) else {
             return here.refuse("reads heads in another order");
         };
@@ -283,6 +284,10 @@ impl Reader<'_> {
                 };
                 if causal {
                     return here.refuse("has a mask, and is causal as well");
+                }
+                // A shorter one is filled up with what hides a key, or read as broadcast, by version.
+                if mask.shape.last().copied() != keys {
+                    return here.refuse("has a mask of another number of keys");
                 }
                 logits = self.masked(here, &logits, &mask)?;
             }
