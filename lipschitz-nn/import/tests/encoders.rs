@@ -249,6 +249,23 @@ const BAD: &[[&str; 5]] = &[
         "mine.Normalize",
         "mine.Normalize",
     ],
+    // The library keeps one module of a name, and a `Normalize` finds nothing in front of a `Pooling`.
+    ["sentence", "modules.json", r#""name": "3""#, r#""name": "2""#, "two modules of the name `2`"],
+    [
+        "sentence",
+        "modules.json",
+        "modules.pooling.Pooling",
+        "x.Normalize",
+        "in front of a `Pooling`",
+    ],
+    ["sentence", "modules.json", "modules.dense.Dense", "x.Pooling", "a second `Pooling`"],
+    [
+        "deit",
+        "preprocessor_config.json",
+        "ViTImageProcessor",
+        "MobileViTImageProcessor",
+        "`MobileViTImageProcessor`",
+    ],
     ["sentence", "modules.json", "2_Dense", "../2_Dense", "no directory beside it"],
     ["sentence", "modules.json", r#""path": "2_Dense""#, r#""path": """#, "no directory beside it"],
     [
@@ -285,6 +302,29 @@ fn files_beside_a_model_count() {
     assert!(notes(&golden("vit")).contains("not pixels"));
     let text = notes(&golden("sentence"));
     assert!(text.contains("Pooling, Dense, Normalize"), "{text}");
+    // The library looks into the second file first: both have to say the same.
+    let dir = changed("deit", "config.json", "{", "{");
+    let own = std::fs::read_to_string(golden("deit/preprocessor_config.json")).unwrap();
+    let joint = |options: &str| {
+        let text = format!(r#"{{"image_processor": {options}}}"#);
+        std::fs::write(dir.path().join("processor_config.json"), text).unwrap();
+    };
+    joint(&own);
+    assert_eq!(notes(dir.path()), notes(&golden("deit")));
+    joint(&own.replace("0.25", "0.26"));
+    let said = import(dir.path(), &ImportOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(said.contains("processor_config.json") && said.contains("keep one"), "{said}");
+    // Encoders of sentences whose vectors the library cuts.
+    let dir = changed("sentence", "config.json", "{", "{");
+    let cut = dir.path().join("config_sentence_transformers.json");
+    std::fs::write(&cut, r#"{"truncate_dim": null}"#).unwrap();
+    assert_eq!(notes(dir.path()), text);
+    std::fs::write(&cut, r#"{"truncate_dim": 3}"#).unwrap();
+    let said = import(dir.path(), &ImportOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(said.contains("`truncate_dim` is 3"), "{said}");
+    // A type in which the library takes the weights.
+    let dir = changed("bert", "config.json", "{", r#"{"torch_dtype": "bfloat16","#);
+    assert!(notes(dir.path()).contains("the config says `bfloat16`"), "{}", notes(dir.path()));
     let dir = changed("sentence", "sentence_bert_config.json", "{", r#"{"max_seq_length": 6,"#);
     let tokens = Tensor::zeros((1, 7), DType::U32, &Device::Cpu).unwrap();
     let long = import(dir.path(), &ImportOptions::default()).unwrap().model;
