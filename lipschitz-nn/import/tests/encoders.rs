@@ -323,7 +323,7 @@ fn files_beside_a_model_count() {
     let said = import(dir.path(), &ImportOptions::default()).map(drop).unwrap_err().to_string();
     assert!(said.contains("`truncate_dim` is 3"), "{said}");
     // A type in which the library takes the weights.
-    let dir = changed("bert", "config.json", "{", r#"{"torch_dtype": "bfloat16","#);
+    let dir = changed("bert", "config.json", r#""dtype": "float32""#, r#""dtype": "bfloat16""#);
     assert!(notes(dir.path()).contains("the config says `bfloat16`"), "{}", notes(dir.path()));
     let dir = changed("sentence", "sentence_bert_config.json", "{", r#"{"max_seq_length": 6,"#);
     let tokens = Tensor::zeros((1, 7), DType::U32, &Device::Cpu).unwrap();
