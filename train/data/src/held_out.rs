@@ -61,7 +61,7 @@ pub(crate) fn unseen(
         (Part::Share, None) => split(name, &all, share),
         (Part::Share | Part::Other, Some(trained)) => {
             let parts = match held_out {
-                Some(held_out) => Ok([all.choose(&(0..all.len()).collect::<Vec<_>>()), held_out]),
+                Some(held_out) => Ok([all.clone(), held_out]),
                 None => split(name, &all, share),
             };
             match parts {
