@@ -103,6 +103,8 @@ refused = {
 }
 for key, value in refused.items():
     torch.save({"0.weight": value}, out / f"refused_{key}.pt")
+# A number that may be a part of what a model computes, beside one that says how far it was trained.
+torch.save({"0.weight": torch.ones(2, 2), "epoch": 3, "logit_scaler": 2.0}, out / "refused_number.pt")
 torch.save(net, out / "refused_module.pt")
 torch.jit.script(torch.nn.Linear(2, 2)).save(out / "refused_script.pt")
 torch.save({"0.weight": torch.ones(1).expand(1 << 30)[None].expand(1 << 20, 1 << 30)}, out / "refused_expanded.pt")

@@ -198,7 +198,8 @@ struct Rate {
     learning_rate: f64,
 }
 
-fn curve(path: &Path) -> Result<Curve> {
+/// The name of a config's constraint, and what it makes of singular values.
+fn curve(path: &Path) -> Result<(String, Curve)> {
     let text = terminal::read(path, "a config")?;
     let config: Constrained = toml::from_str(&text)
         .map_err(|e| anyhow::anyhow!(places::syntax(&text, &e)))
@@ -216,9 +217,8 @@ fn curve(path: &Path) -> Result<Curve> {
     };
     let cap = constraint.sigma_max.map_or(String::new(), |cap| format!(", sigma_max={cap}"));
     let name = format!("{}{cap}, learning_rate={rate}", constraint.name());
-    let curve = Curve { name, optimizer, constraint, rate };
-    caps::chart(std::slice::from_ref(&curve)).with_context(|| path.display().to_string())?;
-    Ok(curve)
+    let curve = caps::curve(&optimizer, &constraint, rate);
+    Ok((name, curve.with_context(|| path.display().to_string())?))
 }
 
 impl PlotCommand {
@@ -265,15 +265,11 @@ impl PlotCommand {
                 figure.write(&[layers::chart(&certificate)])?;
             }
             Plot::Caps { configs, figure, labels } => {
-                let mut curves =
-                    configs.iter().map(|path| curve(path)).collect::<Result<Vec<_>>>()?;
-                let own = curves.iter().map(|curve| curve.name.clone()).collect();
-                for (curve, name) in
-                    curves.iter_mut().zip(plots::names(&configs, own, &labels.labels)?)
-                {
-                    curve.name = name;
-                }
-                figure.write(&[caps::chart(&curves)?])?;
+                let curves: Vec<_> =
+                    configs.iter().map(|path| curve(path)).collect::<Result<_>>()?;
+                let (own, curves): (Vec<_>, Vec<_>) = curves.into_iter().unzip();
+                let names = plots::names(&configs, own, &labels.labels)?;
+                figure.write(&[caps::chart(names.into_iter().zip(curves).collect())])?;
             }
             Plot::Robust { results, figure, labels } => {
                 figure.write(&[robust::named_chart(&results, &labels.labels)?])?;

@@ -384,28 +384,35 @@ fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>, Error> {
         serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
     Ok(Some(Tokenizer::Json { json }))
 }
-/// What is to be said where the library takes weights in a narrower type than they are stored in: that
-/// of the config, or the type of one of them for all.
+/// What is to be said where the library rounds weights to another type than they are stored in: that of
+/// the config, or the type of one of them for all.
 fn rounded(
     config: &ConfigReader,
     files: &Files,
     mapping: &Mapping,
 ) -> Result<Option<String>, Error> {
-    let bytes = |dtype: DType| dtype.size_in_bytes();
     let sources = mapping.weights.iter().flat_map(|(_, expression)| expression.sources());
     let types: Vec<DType> =
         sources.filter_map(|(name, _)| files.get(name)?.dtype).filter(|t| t.is_float()).collect();
-    let widest = types.iter().copied().map(bytes).max().unwrap_or(0);
     let mut said = None;
     for key in ["torch_dtype", "dtype"] {
         said = config.text_if(key)?.or(said);
     }
     let exactly = "here they are exactly what is stored; `--weights` certifies rounded ones";
-    Ok(match said.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
-        Some(name @ ("float16" | "bfloat16")) if widest > 2 => Some(format!(
-            "the config says `{name}`, to which the library rounds wider weights when it loads them; {exactly}"
+    let to = |name: &str| match name.strip_prefix("torch.").unwrap_or(name) {
+        "float16" => Some(DType::F16),
+        "bfloat16" => Some(DType::BF16),
+        "float32" => Some(DType::F32),
+        _ => None,
+    };
+    // Only a wider type holds every number of another.
+    let rounds =
+        |from: &DType, to: DType| *from != to && from.size_in_bytes() >= to.size_in_bytes();
+    Ok(match (said, said.and_then(to)) {
+        (Some(name), Some(to)) if types.iter().any(|from| rounds(from, to)) => Some(format!(
+            "the config says `{name}`, to which the library rounds other weights when it loads them; {exactly}"
         )),
-        None if types.iter().any(|t| bytes(*t) < widest) => Some(format!(
+        (None, _) if types.iter().any(|t| *t != types[0]) => Some(format!(
             "the weights are of several types and the config names none: the library may round all of them \
              to one; {exactly}"
         )),

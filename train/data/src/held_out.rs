@@ -41,6 +41,22 @@ pub(crate) fn part(path: &Path, trained: &Path, held_out: Option<&Path>) -> Part
     }
 }
 
+impl Part {
+    /// What is read for a model that is given `path`, and what may have been held out beside it where
+    /// that is a copy of what it was trained on.
+    pub(crate) fn paths<'a>(
+        &'a self,
+        path: &'a Path,
+        held_out: Option<&'a Path>,
+    ) -> (&'a Path, Option<&'a Path>) {
+        match self {
+            Self::File(own) => (own, None),
+            Self::Share => (path, None),
+            Self::Other => (path, held_out),
+        }
+    }
+}
+
 /// What a trained model has not seen of examples, behind what it has: all of them, unless their digest,
 /// or their path where none is known, says that it was trained on them. Then it is what its run held
 /// out: `held_out`, or this share.

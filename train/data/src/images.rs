@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Planes, decode, size};
 use crate::error::unusable;
 use crate::examples::{Examples, Split, input};
-use crate::held_out::{self, Part, TENTH};
+use crate::held_out::{self, TENTH};
 use crate::{DataKind, DataSet, Error, memory};
 
 /// `kind = "images"`: a folder with a folder of each class, of PNG and JPEG files.
@@ -50,18 +50,14 @@ impl ImagesConfig {
         trained: Option<&str>,
     ) -> Result<Examples, Error> {
         let part = held_out::part(path, &self.path, self.val_path.as_deref());
-        let (from, beside) = match &part {
-            Part::File(held_out) => (held_out.clone(), None),
-            Part::Share => (path.to_path_buf(), None),
-            Part::Other => (path.to_path_buf(), self.val_path.as_deref()),
-        };
+        let (from, beside) = part.paths(path, self.val_path.as_deref());
         let list = |path: &Path| {
             let folder = Folder::list(path)?;
             if classes.is_empty() { Ok(folder) } else { folder.renumbered(classes) }
         };
         let beside = beside.and_then(|path| list(path).ok()?.read(Some(shape)).ok());
         let held_out = (beside, self.val_fraction.unwrap_or(TENTH));
-        let folder = list(&from)?;
+        let folder = list(from)?;
         let all = folder.read(Some(shape))?;
         let name = from.display().to_string();
         let parts = held_out::unseen(&name, all, &part, held_out, trained)?;

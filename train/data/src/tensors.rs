@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::unusable;
 use crate::examples::{Examples, Split, Targets, Values};
-use crate::held_out::{self, Part, TENTH};
+use crate::held_out::{self, TENTH};
 use crate::{DataKind, DataSet, Error, Predicts, memory};
 
 /// `kind = "tensors"`: a `.safetensors` or `.npz` file with `x` and `y`.
@@ -52,19 +52,15 @@ impl TensorsConfig {
         trained: Option<&str>,
     ) -> Result<Examples, Error> {
         let part = held_out::part(path, &self.path, self.val_path.as_deref());
-        let (from, beside) = match &part {
-            Part::File(held_out) => (held_out.clone(), None),
-            Part::Share => (path.to_path_buf(), None),
-            Part::Other => (path.to_path_buf(), self.val_path.as_deref()),
-        };
+        let (from, beside) = part.paths(path, self.val_path.as_deref());
         let held_out =
             (beside.and_then(|path| read(path).ok()), self.val_fraction.unwrap_or(TENTH));
-        let all = read(&from)?;
+        let all = read(from)?;
         let name = from.display().to_string();
         let outputs = match &all.targets {
             Targets::Classes(classes) => {
                 // A model may have more outputs than there are classes.
-                check_classes(&from, classes, outputs)?;
+                check_classes(from, classes, outputs)?;
                 outputs
             }
             Targets::Numbers { width, .. } => *width,

@@ -83,8 +83,8 @@ fn check_own(path: &Path, meta: &Meta) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    let trained = meta.provenance.data_digest.as_deref();
-    if trained.is_some_and(|trained| there.kind().load().map_or(true, |d| d.digest() != trained)) {
+    let Some(trained) = meta.provenance.data_digest.as_deref() else { return Ok(()) };
+    if there.kind().load()?.digest() != trained {
         bail!(
             "{}: is not what the run was trained on, and --record keeps the figures of that; leave \
              --record out",

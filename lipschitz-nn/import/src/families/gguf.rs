@@ -516,6 +516,7 @@ impl Decoder<'_> {
         }
         let scale = match config.text_if(&kind)? {
             Some("none") => 1.0,
+            // A file that names no scaling scales nothing: angles as they are.
             None => given.or(older).unwrap_or(1.0),
             Some("linear") => given.or(older).ok_or_else(|| config.wrong(&factor, "is missing"))?,
             Some(other) => {

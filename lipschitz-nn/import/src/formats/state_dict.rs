@@ -37,11 +37,10 @@ fn of_training(key: &str) -> bool {
             .any(|part| key.contains(part))
 }
 
-/// Whether a number of this name says how far a training is, and nothing about what a model computes.
+/// Whether a number of this name says how far a training is. The whole name, since part of one may be
+/// anything: a `step_size` or a `logit_scaler` is a part of what a model computes.
 fn is_progress(name: &str) -> bool {
-    let parts = ["epoch", "step", "iter", "loss", "lr", "version", "seed", "accuracy", "best"];
-    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
-    of_training(name) || words.any(|word| parts.iter().any(|part| word.eq_ignore_ascii_case(part)))
+    matches!(name, "epoch" | "epochs" | "global_step" | "iter_num" | "best_val_loss")
 }
 
 /// Whether a value can be a weight: a tensor with axes, of floats or of what is not read.

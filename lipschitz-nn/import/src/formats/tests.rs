@@ -108,6 +108,7 @@ fn tensors_that_are_not_read_are_refused_by_kind() {
         ("meta", "`0.weight` is a tensor on the device `meta`"),
         ("negative", "`0.weight` is a lazy view (`neg`)"),
         ("conjugate", "`0.weight` is a lazy view (`conj`)"),
+        ("number", "`logit_scaler` is "),
         ("module", "an object of `torch.nn.modules.container.Sequential`"),
         ("script", "TorchScript"),
         ("expanded", "tensors of 4503599627370496 bytes"),
