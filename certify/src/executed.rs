@@ -1,5 +1,5 @@
-//! The program that runs, beside the function that a certificate is about: the largest error of floating
-//! point that a search finds. [`rounding`] bounds it.
+//! The program that runs, beside the function that a certificate is about: a bound on what floating point
+//! takes, and the largest that a search finds.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,81 @@ use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::{Model, random};
 
 use crate::Error;
-use crate::bound::{Format, Norms, rounding};
+use crate::bound::{Format, Norms, WeightNorms, rounding, roundings};
+use crate::pinned::Pinned;
 use crate::probe::{Network, noise, row_norms, unit};
+use crate::range::{self, Inputs};
+use crate::source::Source;
+use crate::spectral::Method;
 use crate::upper::Upper;
+
+/// What is proven of the program.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Proof {
+    /// Nothing bounds its error: of the inputs, or of a part.
+    Unbounded,
+    /// Values and weights can reach these sizes, which may overflow, or the squares of values may.
+    Overflow {
+        /// The largest absolute value of any tensor of the pass.
+        values: Upper,
+        /// The largest absolute value of a weight.
+        weights: Upper,
+    },
+    /// It does not overflow.
+    Within {
+        /// The ℓ2 distance of a token of its output from the function's.
+        outputs: Upper,
+        /// The largest absolute value of any tensor of the pass.
+        values: Upper,
+    },
+}
+
+/// Bounds the program in this format, in any order of its sums, for all inputs whose tokens, or which as a
+/// whole image or vector, have ℓ2 norm at most `radius` and are numbers of the format or are rounded to it.
+///
+/// # Errors
+/// [`Error::Data`] for weights that are no numbers of f32 and a format of no more bits; others name the
+/// weight or node about which nothing is known.
+pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof, Error> {
+    /// No token has more elements: what norms add up are the squares of all of one.
+    const ELEMENTS: f64 = 1e12;
+    if format.dtype != DType::F64 {
+        of_f32(source)?;
+    }
+    let source = &Pinned::new(source)?;
+    let norms = WeightNorms::new(source, Method::Proven, &|_| {});
+    let off = roundings(source.graph(), &norms, radius, format)?;
+    if !off.outputs.is_finite() {
+        return Ok(Proof::Unbounded);
+    }
+    let inputs = Inputs { radius: Some(radius.to_f64()), limit: None };
+    let ranges = range::given(source, &norms, inputs, 0, &|_| {})?;
+    let (values, weights) = (ranges.largest() + off.anywhere, ranges.largest_weight());
+    // A weight is rounded by less than its half.
+    let overflows = values >= Upper::from_f64(format.largest)
+        || weights + weights >= Upper::from_f64(format.largest)
+        || values * values * Upper::from_f64(ELEMENTS) >= Upper::from_f64(format.most);
+    Ok(match overflows {
+        true => Proof::Overflow { values, weights },
+        false => Proof::Within { outputs: off.outputs, values },
+    })
+}
+
+/// Weights in f64 can be more than f32 holds, and a program of fewer bits is then one of other weights.
+fn of_f32(source: &dyn Source) -> Result<(), Error> {
+    for name in source.names() {
+        let weight = source.tensor(&name)?;
+        if weight.dtype() == DType::F64 {
+            let held = |x: &f64| f64::from(*x as f32) == *x || x.is_nan();
+            if !weight.flatten_all()?.to_vec1::<f64>()?.iter().all(held) {
+                return Err(Error::Data(format!(
+                    "the weight `{name}` is of f64, which f32 rounds: the program is of other weights"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The largest error found.
 #[derive(Clone, Debug)]
@@ -42,15 +114,12 @@ pub fn search(
 ) -> Result<Executed, Error> {
     const BATCH: usize = 8;
     let start = Instant::now();
-    if model.dtype() == DType::F64 {
-        let what = "the weights are f64, which f32 rounds: the program in f32 is of other weights";
-        return Err(Error::Data(what.into()));
-    }
     if format.dtype == DType::F64 {
         return Err(Error::Data(
             "there is nothing to compare f64 with: search f32, bf16 or f16".into(),
         ));
     }
+    of_f32(model)?;
     let name = format.dtype.as_str();
     let exact = Network::new(model, inputs.dims(), radius)?;
     let single = model.to(&Device::Cpu, format.dtype)?.to(&Device::Cpu, DType::F32)?;

@@ -59,7 +59,7 @@ fn unknown(raw: &Value, known: &Value, path: &str) -> Option<String> {
 ///
 /// # Errors
 /// Names the key; or if this is no JSON.
-pub(crate) fn no_key_twice(json: &[u8]) -> serde_json::Result<()> {
+pub fn no_key_twice(json: &[u8]) -> serde_json::Result<()> {
     serde_json::from_slice(json).map(|Unique| ())
 }
 

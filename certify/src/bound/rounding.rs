@@ -208,9 +208,14 @@ impl Pass<'_> {
         Upper::from_f64(self.format.normal).max(kept)
     }
 
-    /// The same error, which values on the way may have.
-    fn noted(&self, error: Upper) -> Upper {
+    /// Values on the way may have this error.
+    fn note(&self, error: Upper) {
         self.anywhere.set(self.anywhere.get().max(error));
+    }
+
+    /// The same error, noted.
+    fn noted(&self, error: Upper) -> Upper {
+        self.note(error);
         error
     }
 
@@ -321,19 +326,21 @@ impl Pass<'_> {
                 self.sum(x.width + 12, 4) * out + step.lipschitz * self.centring(r, x.width)
             }
             Op::MeanPool | Op::FirstAndMean => self.sum(self.tokens(x.layout), 4) * out,
-            Op::GatedMlp { dim, hidden, function, bias } => {
-                self.gated(path, r, *dim, *hidden, *function, *bias)?
+            Op::GatedMlp { .. } => inside(x, |error| self.gated(node, path, (r, error)))?,
+            Op::Attention(a) => {
+                let tokens = self.tokens(x.layout);
+                inside(x, |error| self.attention(a, path, (r, error, tokens), out))?
             }
-            Op::Attention(a) => self.attention(a, path, (r, self.tokens(x.layout)), out)?,
             // Each head's product, whose error its share scales like the product itself.
             Op::OffsetAttention { inputs, head_dim, offsets, .. } => {
                 let off = self.product(step.lipschitz, *inputs, *head_dim, r) + self.kept(4) * out;
+                let heads = offsets.len();
+                let value = self.norms.matrix(&Block::whole(join(path, "value.weight")))?;
+                self.note(value * x.error + self.product(value, *inputs, heads * *head_dim, r));
                 if !self.format.mixed() {
                     return Ok(off);
                 }
-                let value = self.norms.matrix(&Block::whole(join(path, "value.weight")))?;
                 let shares = self.norms.row(&Block::whole(join(path, "shares.weight")))?;
-                let heads = offsets.len();
                 let lost = shares * self.weights(*inputs, heads * *head_dim)
                     + self.weights(heads, 1) * value;
                 off + lost * r
@@ -402,15 +409,11 @@ impl Pass<'_> {
         gamma(width + 8, self.format.inner) * (r + r) + self.tiny(width)
     }
 
-    fn gated(
-        &self,
-        path: &str,
-        r: Upper,
-        dim: usize,
-        hidden: usize,
-        function: Function,
-        bias: bool,
-    ) -> Result<Upper, Error> {
+    /// Of an input up to r that is off by `error`.
+    fn gated(&self, node: &Node, path: &str, (r, error): (Upper, Upper)) -> Result<Upper, Error> {
+        let Op::GatedMlp { dim, hidden, function, bias } = node.op else {
+            return Ok(Upper::INFINITY);
+        };
         let map = |name: &str| -> Result<(Upper, Upper), Error> {
             let path = join(path, name);
             let norm = self.norms.matrix(&Block::whole(join(&path, "weight")))?;
@@ -418,7 +421,7 @@ impl Pass<'_> {
         };
         // The size and the rounding of each projection.
         let project = |(norm, bias): (Upper, Upper)| {
-            let off = self.product(norm, dim, hidden, r) + self.kept(2) * bias;
+            let off = norm * error + self.product(norm, dim, hidden, r) + self.kept(2) * bias;
             (norm * r + bias + off, off)
         };
         let (gate, gate_off) = project(map("gate")?);
@@ -438,18 +441,18 @@ impl Pass<'_> {
     }
 
     /// Head by head, since each reads tokens of its own: where the values of heads are off by e_h, those
-    /// of all of them are by √Σ e_h², and their size is √Σ v_h².
+    /// of all of them are by √Σ e_h², and their size is √Σ v_h². Of an input up to r that is off by `error`.
     fn attention(
         &self,
         a: &Attention,
         path: &str,
-        (r, tokens): (Upper, usize),
+        (r, error, tokens): (Upper, Upper, usize),
         out: Upper,
     ) -> Result<Upper, Error> {
         let shared = a.key_value_heads.max(1);
         let repeats = (a.heads / shared).max(1);
         let one = |name: &str, index: usize, heads: usize| {
-            self.projection(a, path, name, Part { index, count: heads }, (r, tokens))
+            self.projection(a, path, name, Part { index, count: heads }, (r, error, tokens))
         };
         let (mut squares, mut off_squares) = (Upper::ZERO, Upper::ZERO);
         for group in 0..shared {
@@ -469,7 +472,7 @@ impl Pass<'_> {
         let off = norm * mixed_off
             + self.product(norm, width, a.dim, mixed + mixed_off)
             + self.kept(2) * bias;
-        Ok(abs(a.output_scale) * off + self.kept(4) * out)
+        Ok(abs(a.output_scale) * self.noted(off) + self.kept(4) * out)
     }
 
     /// How far the probabilities of a head are off, in ℓ1, and what else a mean by them is off by, as a
@@ -485,9 +488,9 @@ impl Pass<'_> {
     ) -> Result<Upper, Error> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
-        let mut off = scale * (query_off * key + query * key_off)
-            + self.sum(a.head_dim, 4) * scale * query * key
-            + self.tiny(1);
+        let product =
+            query_off * key + query * key_off + self.sum(a.head_dim, 4) * query * key + self.tiny(1);
+        let mut off = scale * self.noted(product) + self.tiny(1);
         if let Some(cap) = a.logit_cap {
             off = off + (self.units() + self.kept(2)) * (logit + abs(cap)) + self.tiny(1);
             logit = logit.min(abs(cap));
@@ -510,15 +513,15 @@ impl Pass<'_> {
         Ok(moved + (Upper::ONE + moved) * mean + lost)
     }
 
-    /// Size and rounding of the queries, keys or values of a head, of exact inputs up to r. A norm over
-    /// all heads together says of each what it says of all.
+    /// Size and rounding of the queries, keys or values of a head, of inputs up to r that are off by
+    /// `error`. A norm over all heads together says of each what it says of all.
     fn projection(
         &self,
         a: &Attention,
         path: &str,
         name: &str,
         head: Part,
-        (r, tokens): (Upper, usize),
+        (r, error, tokens): (Upper, Upper, usize),
     ) -> Result<(Upper, Upper), Error> {
         let values = name == "value";
         let normed = if values { None } else { a.query_key_norm };
@@ -530,7 +533,8 @@ impl Pass<'_> {
         let norm =
             self.norms.matrix(&Block::whole(join(path, &format!("{name}.weight"))).rows(head))?;
         let bias = self.bias(&join(path, name), a.bias)?;
-        let mut off = self.product(norm, a.dim, width, r) + self.kept(2) * bias;
+        let mut off =
+            self.noted(norm * error + self.product(norm, a.dim, width, r) + self.kept(2) * bias);
         let mut size = norm * r + bias + off;
         if let Some(eps) = normed {
             let weight = |what: &str| join(path, &format!("{name}_norm.{what}"));
@@ -558,6 +562,12 @@ impl Pass<'_> {
         }
         Ok((size, self.noted(off)))
     }
+}
+
+/// δ of a node with tensors of its own, by the error of its input, which is 0 for δ. The tensors are noted as
+/// they are, of an input that is off itself.
+fn inside(x: Computed, off: impl Fn(Upper) -> Result<Upper, Error>) -> Result<Upper, Error> {
+    off(x.error).and_then(|_| off(Upper::ZERO))
 }
 
 /// `‖|K|‖` of a convolution of norm at most `norm`.

@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use lipschitz_certify::bound::savings::{self, Tightening};
-use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, roundings, walk};
+use lipschitz_certify::bound::{NodeBound, WeightNorms, WeightRow, walk};
 use lipschitz_certify::certificate::{self, Certificate, Formula};
+use lipschitz_certify::executed::{self, Proof};
 use lipschitz_certify::outln;
-use lipschitz_certify::range::{self, Inputs};
 use lipschitz_certify::source::{Rounded, Rounding, Source};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::terminal::tables::{fitted, is_shown, table};
@@ -174,34 +174,22 @@ impl BoundCommand {
     ) -> Result<String> {
         let format = in_type.format();
         let name = format.dtype.as_str();
-        let norms = WeightNorms::new(model, Method::Proven, &|_| {});
         let domain = certificate.domain.radius;
-        let off = roundings(model.graph(), &norms, domain, format)?;
-        if !off.outputs.is_finite() {
-            let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };
-            return Ok(format!("executed in {name}: nothing is bounded{remedy}"));
-        }
-        // No token has more elements: what norms add up are the squares of all of one.
-        const ELEMENTS: f64 = 1e12;
-        let inputs = Inputs { radius: self.radius, limit: None };
-        let ranges = range::prove(model, inputs, 0, &|_| {})?;
-        let (values, weights) = (ranges.largest() + off.anywhere, ranges.largest_weight());
-        let squares = values * values * Upper::from_f64(ELEMENTS);
-        // A weight is rounded by less than its half.
-        if values >= Upper::from_f64(format.largest)
-            || weights + weights >= Upper::from_f64(format.largest)
-            || squares >= Upper::from_f64(format.most)
-        {
-            return Ok(format!(
+        let proof = executed::prove(model, domain, format).map_err(|e| super::about(&self.model, e))?;
+        Ok(match proof {
+            Proof::Unbounded => {
+                let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };
+                format!("executed in {name}: nothing is bounded{remedy}")
+            }
+            Proof::Overflow { values, weights } => format!(
                 "executed in {name}: values can reach {values} and weights {weights}, which may overflow, or \
                  their squares may; nothing is bounded"
-            ));
-        }
-        let off = off.outputs;
-        Ok(format!(
-            "executed in {name}: each token of the output is within {off} of it in ℓ2 on the domain, for any \
-             order of sums, and two outputs differ by at most L‖x − y‖ + 2 · {off}; no value exceeds {values}"
-        ))
+            ),
+            Proof::Within { outputs: off, values } => format!(
+                "executed in {name}: each token of the output is within {off} of it in ℓ2 on the domain, for any \
+                 order of sums, and two outputs differ by at most L‖x − y‖ + 2 · {off}; no value exceeds {values}"
+            ),
+        })
     }
 }
 

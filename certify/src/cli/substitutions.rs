@@ -10,13 +10,15 @@ use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, shown};
 use lipschitz_data::codec::Codec;
 use lipschitz_nn::checkpoint::Meta;
+use lipschitz_nn::strict;
 
 use super::local::down;
 
 /// The replacements that a file lists, as token ids.
 pub(super) fn listed(path: &Path, model: &Path, meta: &Meta) -> Result<Allowed> {
     let text = terminal::read(path, "a list of replacements")?;
-    let lists: BTreeMap<String, Vec<String>> = serde_json::from_str(&text).map_err(|e| {
+    let lists = strict::no_key_twice(text.as_bytes()).and_then(|()| serde_json::from_str(&text));
+    let lists: BTreeMap<String, Vec<String>> = lists.map_err(|e| {
         let what = "is no JSON object of a list of replacements for each token";
         lipschitz_nn::Error::file(path, format!("{what}: {e}"))
     })?;
@@ -37,10 +39,13 @@ pub(super) fn listed(path: &Path, model: &Path, meta: &Meta) -> Result<Allowed> 
             }
         }
     };
-    let list = |(word, others): (&String, &Vec<String>)| {
-        Ok((token(word)?, others.iter().map(|other| token(other)).collect::<Result<_>>()?))
-    };
-    Ok(Allowed::Listed(lists.iter().map(list).collect::<Result<_>>()?))
+    // Two words can be one token: it may become what either may.
+    let mut all: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (word, others) in &lists {
+        let others = others.iter().map(|other| token(other)).collect::<Result<Vec<_>>>()?;
+        all.entry(token(word)?).or_default().extend(others);
+    }
+    Ok(Allowed::Listed(all))
 }
 
 /// A line for each input.

@@ -189,12 +189,17 @@ pub fn survey<E: Into<robust::BoxError>>(
             });
         }
     }
-    let lengths = cases.iter().map(|(x, _)| x.dim(1)).collect::<Result<Vec<_>, _>>()?;
-    let tokens = lengths.into_iter().max().unwrap_or(0);
+    let tokens = longest(&cases)?;
     let weights_sha256 = crate::pinned::Pinned::new(&model)?.digest().to_string();
     let (label, distance) = (String::new(), settings.distance);
     let search = settings.search;
     Ok(Survey { label, distance, tokens, weights_sha256, search, inputs })
+}
+
+/// How long the longest case is.
+fn longest(cases: &[(Tensor, Vec<usize>)]) -> Result<usize, Error> {
+    let lengths = cases.iter().map(|(x, _)| x.dim(1)).collect::<Result<Vec<_>, _>>()?;
+    Ok(lengths.into_iter().max().unwrap_or(0))
 }
 
 /// JSON has no infinite number. What is no number proves nothing: 0, where `min` would give the largest.
@@ -259,6 +264,9 @@ pub fn verify<E: Into<robust::BoxError>>(
     let cases = robust::cases(&model, batches, settings.limit)?;
     let global = Global::new(&model, &norms, &cases, &settings)?;
     let local = Local::new(&model, &norms, global.ellipsoids())?;
+    if longest(&cases)? != claim.tokens {
+        return violated(format!("its longest input is not one of {} tokens", claim.tokens));
+    }
     let embedded = matches!(model.graph().input(), Input::Tokens { .. });
     let all = cases
         .iter()
@@ -281,11 +289,15 @@ pub fn verify<E: Into<robust::BoxError>>(
         }
         let correct = (!embedded).then_some(*label == class);
         // Another machine rounds otherwise.
-        let near = (margin - row.margin).abs() <= 1e-6 * (1.0 + margin.abs());
+        let size = point.outputs().iter().fold(0.0_f64, |max, z| max.max(z.abs()));
+        let near = margin == row.margin || (margin - row.margin).abs() <= 1e-9 * size;
         if correct != row.correct || !near || !(0.0..=known).contains(&row.global) {
             return violated(format!("input {}: is described wrongly", row.input));
         }
         let radius = row.radius;
+        if row.broken.is_some_and(|at| at <= radius) {
+            return violated(format!("input {}: is changed within its radius", row.input));
+        }
         let proven = (0.0..=known).contains(&radius)
             || (radius >= 0.0 && point.holds(&claims, radius, claim.distance));
         if !(proven || radius == 0.0) {

@@ -247,15 +247,12 @@ fn step(
         },
         Op::RmsNorm { dim, eps, .. } | Op::LayerNorm { dim, eps, .. } => {
             size(path, "dim", *dim)?;
-            positive(path, "eps", *eps)?;
+            at_least(path, "eps", *eps, NORM_EPS)?;
             widths(*dim)?;
             Ok(shape)
         }
         Op::Normalise { eps } => {
-            // Its square is a normal number in f32.
-            if !(eps.is_finite() && *eps >= 1e-18) {
-                return Err(Error::graph(path, format!("needs eps of at least 1e-18, not {eps}")));
-            }
+            at_least(path, "eps", *eps, NORM_EPS.sqrt())?;
             match shape {
                 Shape::Tokens(_) | Shape::Vector(_) => Ok(shape),
                 _ => Err(wrong("tokens or a vector".into())),
@@ -490,10 +487,11 @@ fn attention(path: &str, a: &Attention) -> Result<(), Error> {
     if a.query_key_norm.is_none() && a.query_key_shift {
         return Err(Error::graph(path, "has query_key_shift without query_key_norm"));
     }
-    for (what, value) in [("query_key_norm", a.query_key_norm), ("logit_cap", a.logit_cap)] {
-        if let Some(value) = value {
-            positive(path, what, value)?;
-        }
+    if let Some(eps) = a.query_key_norm {
+        at_least(path, "query_key_norm", eps, NORM_EPS)?;
+    }
+    if let Some(cap) = a.logit_cap {
+        positive(path, "logit_cap", cap)?;
     }
     Ok(())
 }
@@ -514,6 +512,18 @@ fn finite(path: &str, what: &str, x: f64) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::graph(path, format!("has {what} = {x}, which is not finite")))
+    }
+}
+
+/// The smallest ε beside a mean of squares: in f32, what underflows in the squares is less than a unit of
+/// rounding of it.
+const NORM_EPS: f64 = 1e-30;
+
+fn at_least(path: &str, what: &str, x: f64, least: f64) -> Result<(), Error> {
+    if x.is_finite() && x >= least {
+        Ok(())
+    } else {
+        Err(Error::graph(path, format!("needs {what} of at least {least:e}, not {x:e}")))
     }
 }
 

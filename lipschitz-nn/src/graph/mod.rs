@@ -680,7 +680,12 @@ mod tests {
             (parallel(vec![linear("a", 4), linear("a", 4)]), "two weights"),
             (parallel(vec![linear("a", 4), linear("b.c", 4)]), "dot"),
             (vectors(Op::Normalise { eps: 0.0 }), "eps"),
-            (vectors(Op::Normalise { eps: 1e-30 }), "eps"),
+            (vectors(Op::Normalise { eps: 1e-16 }), "eps"),
+            (vectors(Op::RmsNorm { dim: 4, eps: 1e-60, gain: false }), "eps of at least 1e-30"),
+            (
+                vectors(Op::LayerNorm { dim: 4, eps: 1e-320, bias: false, gain: false }),
+                "eps of at least 1e-30",
+            ),
             (vectors(Op::Normalise { eps: nan }), "eps"),
             (vectors(Op::LastToken), "wants tokens"),
             (activation(Function::LeakyRelu { slope: f64::INFINITY }), "slope"),
@@ -697,6 +702,10 @@ mod tests {
             (slopes(vec![0.5]), "1 slopes for 2 heads"),
             (slopes(vec![0.5, nan]), "slope"),
             (attention(Attention { query_key_shift: true, ..two.clone() }), "query_key_shift"),
+            (
+                attention(Attention { query_key_norm: Some(1e-31), ..two.clone() }),
+                "query_key_norm of at least",
+            ),
         ] {
             let said = found.unwrap_err();
             assert!(said.contains("node") && said.contains(what), "{said}, not {what}");
