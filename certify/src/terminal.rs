@@ -20,7 +20,7 @@ use lipschitz_plot::svg::invisible;
 
 use crate::Error;
 
-pub use output::{JsonOutput, Kind, is_stream, print, read, ready, target, write};
+pub use output::{JsonOutput, Kind, distinct, is_stream, print, read, ready, target, write};
 pub use usage::parse;
 
 /// Makes a program end with exit code 2 where its memory does not suffice: an allocation that fails

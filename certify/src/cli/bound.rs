@@ -104,7 +104,7 @@ enum FormulaName {
 
 impl BoundCommand {
     pub(super) fn run(self) -> Result<()> {
-        self.json.ready()?;
+        self.json.ready(&["weights_sha256", "graph", "formula"])?;
         super::check_radius(self.radius)?;
         if self.savings && self.json.takes_stdout() {
             bail!(

@@ -20,7 +20,6 @@ pub(super) struct GraphCommand {
 
 impl GraphCommand {
     pub(super) fn run(self) -> Result<()> {
-        terminal::ready(&self.output, Kind::Picture)?;
         let extension = match terminal::is_stream(&self.output) {
             true => "svg",
             false => self.output.extension().and_then(|e| e.to_str()).unwrap_or_default(),
@@ -33,6 +32,11 @@ impl GraphCommand {
         if format.is_none() && !["dot", "json"].contains(&extension.as_str()) {
             bail!("{}: name the output .pdf, .png, .svg, .dot or .json", self.output.display())
         }
+        let kind = match &*extension {
+            "json" => Kind::Json(&["format", "input", "nodes"]),
+            _ => Kind::Picture,
+        };
+        terminal::ready(&self.output, kind)?;
         let model = lipschitz_certify::open(&self.model)?;
         let network = &model.meta().graph;
         let bytes = if extension == "json" {

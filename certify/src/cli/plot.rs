@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::plots::caps::Curve;
-use lipschitz_certify::plots::tradeoff::Tradeoff;
+use lipschitz_certify::plots::tradeoff::{self, Tradeoff};
 use lipschitz_certify::plots::{
     self, caps, layers, local, matrices, ranges, robust, training, watch,
 };
@@ -235,11 +235,8 @@ impl PlotCommand {
         terminal::ready(&figure.output, Kind::Picture)?;
         match self.plot {
             Plot::Tradeoff { runs, figure, labels, x, y, color, csv } => {
-                let output = &figure.output;
-                if csv.as_ref() == Some(output) {
-                    bail!("{}: --output and --csv are the same file; name two", output.display())
-                }
-                csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv))?;
+                terminal::distinct(&[("--output", Some(&figure.output)), ("--csv", csv.as_deref())])?;
+                csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv(tradeoff::COLUMNS)))?;
                 let names = &labels.labels;
                 let tradeoff = Tradeoff::read_named(&runs, &x, &y, color.as_deref(), names)?;
                 super::tell_unfinished(&runs);

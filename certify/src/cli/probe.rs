@@ -94,8 +94,12 @@ fn down(x: f64) -> String {
 
 impl ProbeCommand {
     pub(super) fn run(self) -> Result<()> {
-        self.json.ready()?;
-        self.output.iter().try_for_each(|path| terminal::ready(path, Kind::Tensors))?;
+        self.json.ready(match self.executed {
+            Some(_) => &["found", "proven", "passes"],
+            None => &["found_l2", "certified_l2"],
+        })?;
+        self.output.iter().try_for_each(|path| terminal::ready(path, Kind::Tensors(&["a", "b"])))?;
+        terminal::distinct(&[("--output", self.output.as_deref()), ("--json", self.json.path())])?;
         if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)
         }

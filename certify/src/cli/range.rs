@@ -60,7 +60,7 @@ pub(super) struct RangeCommand {
 
 impl RangeCommand {
     pub(super) fn run(self) -> Result<()> {
-        self.json.ready()?;
+        self.json.ready(&["weights_sha256", "number", "tensors"])?;
         super::check_radius(self.radius)?;
         let stored = lipschitz_certify::open(&self.model)?;
         let rounded = self.weights.map(|to| Rounded { source: &stored, to: to.into() });

@@ -70,7 +70,7 @@ const SHARES: [f64; 8] = [0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 
 impl RobustCommand {
     pub(super) fn run(self) -> Result<()> {
-        self.json.ready()?;
+        self.json.ready(&["label", "unit", "available"])?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(&self.data, &meta)?;
         let effort = Effort { steps: self.steps, restarts: self.restarts };

@@ -25,7 +25,9 @@ pub(super) struct RunCommand {
 
 impl RunCommand {
     pub(super) fn run(self) -> Result<()> {
-        terminal::ready(&self.output, Kind::Tensors)?;
+        terminal::ready(&self.output, Kind::Tensors(&["output"]))?;
+        let (input, output) = (Some(&*self.input), Some(&*self.output));
+        terminal::distinct(&[("--input", input), ("--output", output)])?;
         let (model, _) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let dtype = match (self.double, model.dtype()) {
             (true, _) => DType::F64,

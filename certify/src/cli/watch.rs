@@ -276,11 +276,16 @@ struct Log {
 }
 
 impl Log {
-    /// Opens a log, or begins one. A line that another program did not finish is ended.
+    /// Opens a log, or begins one. A line that another program did not finish is ended. Nothing is added to
+    /// a file without a line of a log.
     fn open(path: &Path) -> Result<Self> {
         let mut file = File::options().read(true).append(true).create(true).open(path).at(path)?;
         let mut text = String::new();
         file.read_to_string(&mut text).at(path)?;
+        let whole = |line: &str| serde_json::from_str::<Line>(line).is_ok();
+        if !(text.is_empty() || text.lines().any(whole) || text.starts_with("{\"format\":")) {
+            bail!("{}: is there already and is no log of checkpoints; name another", path.display())
+        }
         if !text.is_empty() && !text.ends_with('\n') {
             file.seek(SeekFrom::End(0)).at(path)?;
             file.write_all(b"\n").at(path)?;

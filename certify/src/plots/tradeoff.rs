@@ -11,6 +11,9 @@ use lipschitz_plot::{Axis, Chart, Mark, Marker, Series, Spread};
 
 use crate::terminal::places;
 
+/// The first columns of [`Tradeoff::csv`].
+pub const COLUMNS: &str = "label,optimizer,constraint,seeds";
+
 /// Runs with two metrics of their `summary.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tradeoff {
@@ -292,12 +295,12 @@ impl Tradeoff {
         )
     }
 
-    /// The points as CSV (RFC 4180), one line per point: means, lowest and highest values over
+    /// The points as CSV (RFC 4180), of [`COLUMNS`] and others, one line per point: means, lowest and highest values over
     /// seeds.
     pub fn csv(&self) -> String {
         let [x, y] = [&self.x, &self.y].map(|key| field(key));
         let mut text = format!(
-            "label,optimizer,constraint,seeds,{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n"
+            "{COLUMNS},{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n"
         );
         for p in &self.points {
             let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");

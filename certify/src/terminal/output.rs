@@ -1,5 +1,6 @@
 //! Where results go: stdout or files, and `-` as the name of either.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use lipschitz_nn::checkpoint::{self, Header, KEY};
 use lipschitz_nn::text;
 use lipschitz_plot::svg::invisible;
+use serde::de::IgnoredAny;
 
 use super::{escaped, note};
 
@@ -24,18 +26,18 @@ pub fn target(path: &Path) -> &Path {
 /// What a program writes to a file that the user names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A result as JSON.
-    Json,
-    /// A table, columns with commas between them.
-    Csv,
+    /// A result as JSON: an object that has these keys, or a list of such.
+    Json(&'static [&'static str]),
+    /// A table with commas between its columns, of which these are the first.
+    Csv(&'static str),
     /// A picture, or a graph as text.
     Picture,
     /// An HTML page.
     Page,
     /// A network of this project.
     Checkpoint,
-    /// Tensors that are no network: a pair of inputs, outputs.
-    Tensors,
+    /// Tensors of these names and no others: a pair of inputs, outputs.
+    Tensors(&'static [&'static str]),
     /// A network in ONNX that this project wrote.
     Onnx,
     /// A program that this project wrote.
@@ -46,37 +48,79 @@ impl Kind {
     /// Whether a file, of which these are the first bytes, is of the kind.
     fn is(self, path: &Path, start: &[u8]) -> bool {
         let text = String::from_utf8_lossy(start);
-        let text = text.trim_start().to_lowercase();
-        let begins = |marks: &[&str]| marks.iter().any(|mark| text.starts_with(mark));
+        let lower = text.trim_start().to_lowercase();
+        let begins = |marks: &[&str]| marks.iter().any(|mark| lower.starts_with(mark));
         match self {
-            Self::Json => begins(&["{", "["]),
-            Self::Csv => text.lines().next().is_some_and(|line| line.contains(',')),
-            Self::Picture => begins(&["<svg", "<?xml", "%pdf", "\u{fffd}png", "digraph", "{"]),
+            Self::Json(keys) => has_keys(path, keys),
+            Self::Csv(columns) => {
+                text.strip_prefix(columns).is_some_and(|rest| rest.starts_with([',', '\n']))
+            }
+            Self::Picture => {
+                begins(&["<svg", "%pdf", "\u{fffd}png", "digraph"])
+                    || begins(&["<?xml"]) && lower.contains("<svg")
+            }
             Self::Page => begins(&["<!doctype html"]),
-            Self::Checkpoint => own(path) == Some(true),
-            Self::Tensors => own(path) == Some(false),
-            Self::Onnx => text.contains("lipschitz-import"),
-            Self::Program => text.starts_with("\"\"\"runs a network in pytorch"),
+            Self::Checkpoint => header(path).is_some_and(|h| h.metadata().contains_key(KEY)),
+            Self::Tensors(names) => header(path).is_some_and(|h| {
+                let own: BTreeSet<_> = h.entries().into_iter().map(|entry| entry.name).collect();
+                let names = names.iter().map(|name| name.to_string()).collect();
+                !h.metadata().contains_key(KEY) && own == names
+            }),
+            Self::Onnx => lower.contains("lipschitz-import"),
+            Self::Program => lower.starts_with("\"\"\"runs a network in pytorch"),
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Self::Json => "JSON",
-            Self::Csv => "a table of this kind",
+            Self::Json(_) => "a result of this command as JSON",
+            Self::Csv(_) => "a table of this command",
             Self::Picture => "a picture",
             Self::Page => "an HTML page",
             Self::Checkpoint => "a checkpoint of this project",
-            Self::Tensors => "a file of tensors alone",
+            Self::Tensors(_) => "a file of such tensors alone",
             Self::Onnx | Self::Program => "a file that this program wrote",
         }
     }
 }
 
-/// Whether a file of safetensors is a network of this project; none if it is no such file.
-fn own(path: &Path) -> Option<bool> {
-    let header = Header::read(&mut File::open(path).ok()?).ok()?;
-    Some(header.metadata().contains_key(KEY))
+/// The header of a file of safetensors, if it is one.
+fn header(path: &Path) -> Option<Header> {
+    Header::read(&mut File::open(path).ok()?).ok()
+}
+
+/// Whether a file is one value of JSON, an object with these keys or a list of them.
+fn has_keys(path: &Path, keys: &[&str]) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Result {
+        One(BTreeMap<String, IgnoredAny>),
+        Many(Vec<BTreeMap<String, IgnoredAny>>),
+    }
+    let Ok(file) = File::open(path) else { return false };
+    let has = |one: &BTreeMap<String, IgnoredAny>| keys.iter().all(|key| one.contains_key(*key));
+    match serde_json::from_reader(io::BufReader::new(file)) {
+        Ok(Result::One(one)) => has(&one),
+        Ok(Result::Many(many)) => many.iter().all(has),
+        Err(_) => false,
+    }
+}
+
+/// Refuses one file under two of these names, such as `--csv`: of what is read and written, one would be
+/// lost.
+///
+/// # Errors
+/// Names the file and both.
+pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let named = files.iter().filter_map(|(name, path)| path.map(|path| (name, path)));
+    let named: Vec<_> = named.filter(|(_, path)| !is_stream(path)).collect();
+    for (i, (second, path)) in named.iter().enumerate() {
+        if let Some((first, _)) = named[..i].iter().find(|(_, other)| real(other) == real(path)) {
+            bail!("{}: {first} and {second} are the same file; name two", path.display())
+        }
+    }
+    Ok(())
 }
 
 /// Whether a result of this kind can be written there, found out before it is computed. It replaces a result of its own kind alone, so
@@ -150,12 +194,12 @@ impl JsonOutput {
         self.path().is_some_and(is_stream)
     }
 
-    /// Whether the JSON can be written where it is wanted; see [`ready`].
+    /// Whether JSON with these keys can be written where it is wanted; see [`ready`].
     ///
     /// # Errors
     /// As those of [`ready`].
-    pub fn ready(&self) -> Result<()> {
-        self.path().map_or(Ok(()), |path| ready(path, Kind::Json))
+    pub fn ready(&self, keys: &'static [&'static str]) -> Result<()> {
+        self.path().map_or(Ok(()), |path| ready(path, Kind::Json(keys)))
     }
 
     /// Writes the JSON that `text` gives where it is wanted; whether stdout has it now.
@@ -209,26 +253,42 @@ fn print_bytes(bytes: &[u8]) {
 mod tests {
     #[test]
     fn a_result_replaces_its_own_kind_alone() {
-        use super::Kind::{Checkpoint, Csv, Json, Onnx, Page, Picture, Program, Tensors};
+        use super::Kind::{self, Checkpoint, Onnx, Page, Picture, Program};
+        const JSON: Kind = Kind::Json(&["a", "b"]);
+        const CSV: Kind = Kind::Csv("a,b");
+        const TENSORS: Kind = Kind::Tensors(&["a", "b"]);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
-        let tensors = |key: &str| {
-            let header = format!(r#"{{"__metadata__":{{"{key}":"x"}}}}"#);
+        let tensors = |key: &str, names: &[&str]| {
+            let tensor = |name: &&str| {
+                format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#)
+            };
+            let all: Vec<String> = names.iter().map(tensor).collect();
+            let header = format!(r#"{{"__metadata__":{{"{key}":"x"}},{}}}"#, all.join(","));
             [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
         };
-        let files: [(Vec<u8>, &[super::Kind]); 10] = [
-            (b"{\"a\": 1}".into(), &[Json, Picture]),
-            (b"a,b\n1,2\n".into(), &[Csv]),
+        let files: [(Vec<u8>, &[Kind]); 19] = [
+            (b"{\"a\": 1, \"b\": {}, \"c\": 2}\n".into(), &[JSON]),
+            (b"[{\"a\": 1, \"b\": []}]".into(), &[JSON]),
+            (b"{\"a\": 1}".into(), &[]),
+            (b"{\"a\": 1, \"b\": 2}\n{\"a\": 1, \"b\": 2}\n".into(), &[]),
+            (b"[a]\nb = 1\n".into(), &[]),
+            (b"a,b\n1,2\n".into(), &[CSV]),
+            (b"a,b,c\n1,2,3\n".into(), &[CSV]),
+            (b"a,bc\n1,2\n".into(), &[]),
+            (b"name,age\n1,2\n".into(), &[]),
             (b"<svg xmlns=''>".into(), &[Picture]),
+            (b"<?xml version='1.0'?>\n<page/>".into(), &[]),
             (b"\x89PNG\r\n".into(), &[Picture]),
             (b"<!doctype html>".into(), &[Page]),
-            (tensors("lipschitz"), &[Checkpoint]),
-            (tensors("format"), &[Tensors]),
+            (tensors("lipschitz", &["a", "b"]), &[Checkpoint]),
+            (tensors("format", &["a", "b"]), &[TENSORS]),
+            (tensors("format", &["a", "b", "c"]), &[]),
             (b"\x08\x08\x12\x10lipschitz-import".into(), &[Onnx]),
             (b"\"\"\"Runs a network in PyTorch.".into(), &[Program]),
-            (b"my own words".into(), &[]),
+            (b"my own words, in a file".into(), &[]),
         ];
-        let kinds = [Json, Csv, Picture, Page, Checkpoint, Tensors, Onnx, Program];
+        let kinds = [JSON, CSV, Picture, Page, Checkpoint, TENSORS, Onnx, Program];
         for (bytes, own) in files {
             std::fs::write(&path, &bytes).unwrap();
             for kind in kinds {
@@ -245,6 +305,10 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+        let other = directory.path().join(".").join("file");
+        let said = super::distinct(&[("--csv", Some(&path)), ("-o", None), ("--json", Some(&other))]);
+        assert!(said.unwrap_err().to_string().ends_with("--csv and --json are the same file; name two"));
+        super::distinct(&[("--csv", Some("-".as_ref())), ("--json", Some("-".as_ref()))]).unwrap();
     }
 
     #[test]

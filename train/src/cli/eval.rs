@@ -110,7 +110,7 @@ struct SimulatedFigures {
 
 impl Eval {
     pub(super) fn run(self) -> Result<()> {
-        self.json.ready()?;
+        self.json.ready(&["loss", "accuracy", "predictions"])?;
         let kept = if self.record { Some(self.summary()?) } else { None };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = self.data(&meta)?;

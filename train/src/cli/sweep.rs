@@ -48,7 +48,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
 
 impl Sweep {
     pub(super) fn run(self, quiet: bool, threads: Option<usize>) -> Result<()> {
-        self.json.ready()?;
+        self.json.ready(&["label", "directory", "state"])?;
         let stop = on_signal(quiet);
         let mut runs = sweep::file::runs(&self.file, &self.settings)?;
         if let Some((i, n)) = self.shard {
