@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from typing import Any, Mapping, Optional, Sequence
@@ -187,14 +188,25 @@ def local(
     )
 
 
-def network_of(
+def network_of(model: Any, graph: Any = None, **options: Any) -> tuple[Network, Any]:
+    """The network that a model is, and what has to live as long as it."""
+    try:
+        return _network_of(model, graph, **options)
+    except Error:
+        raise
+    # What torch, numpy or a model says of itself, on one line.
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise Error(f"a {type(model).__name__} cannot be read: {said}") from error
+
+
+def _network_of(
     model: Any,
-    graph: Any = None,
+    graph: Any,
     *,
     input_shape: Optional[Sequence[int]] = None,
     context: Optional[int] = None,
 ) -> tuple[Network, Any]:
-    """The network that a model is, and what has to live as long as it."""
     if isinstance(model, (str, os.PathLike)):
         if graph is not None:
             raise Error("a path has its own graph; give a dict of arrays with one")
@@ -226,19 +238,21 @@ def network_of(
     # Whoever has a torch module has imported torch.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
-        if graph is None and model.training:
-            raise Error("the module is in training mode; call .eval() first, so that it is one function")
         if graph is not None:
             return network_of(model.state_dict(), graph)
+        from ._modules import as_configured, translate, unchanged
+
+        unchanged(model)
         if hasattr(model, "save_pretrained") and hasattr(model, "config"):
             import tempfile
 
+            as_configured(model)
             directory = tempfile.TemporaryDirectory()
             model.save_pretrained(directory.name)
             return Network.open(directory.name), directory
-        from ._modules import translate
-
-        text, weights = translate(model, input_shape, context)
+        if context is not None:
+            context = _whole("context", context)
+        text, weights = translate(model, _shape(input_shape), context)
         return Network.of(text, weights, "translated from a torch module"), None
     raise Error(
         f"a {type(model).__name__} is no model: give a path, a dict of arrays with a graph, or a torch.nn.Module"
@@ -246,9 +260,24 @@ def network_of(
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or not 0 <= value < 1 << 53:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 1 << 53:
         raise Error(f"{name}: wants a whole number of 0 or above, and is {value!r}")
-    return value
+    return number
+
+
+def _shape(value: Any) -> Optional[tuple[int, ...]]:
+    """Axes of an input; a number is one axis."""
+    if value is None:
+        return None
+    axes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    axes = tuple(_whole("input_shape", axis) for axis in axes)
+    if 0 in axes:
+        raise Error("input_shape: an axis of 0 has no elements")
+    return axes
 
 
 def _number(name: str, value: Any) -> float:
@@ -283,9 +312,13 @@ def _array(value: Any, name: str) -> Any:
 
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        # Every number of bf16 is one of f32.
-        return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        try:
+            value = value.detach().cpu()
+            # Every number of bf16 is one of f32.
+            return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        # Of the kinds that numpy has not, and without numbers, on the device "meta".
+        except (RuntimeError, TypeError) as error:
+            raise Error(f"{name}: is no array: {error}") from None
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         value = numpy.from_dlpack(value)
     try:

@@ -27,16 +27,12 @@ def translate(
     module: nn.Module, input_shape: Optional[Sequence[int]], context: Optional[int]
 ) -> tuple[str, list[tuple[str, Any]]]:
     """The graph as JSON and the weights by name."""
-    if any(layer.training for layer in module.modules()):
-        raise Error("the module is in training mode; call .eval() first, so that it is one function")
     layers = list(_flat(module, ""))
     if not layers:
         raise Error("the module has no layers")
     for path, layer in layers:
         if type(layer) not in _KINDS:
             raise _unknown(path, layer)
-    if isinstance(input_shape, int):
-        input_shape = (input_shape,)
     walk = _Walk(layers[0], input_shape, context)
     with torch.no_grad():
         for path, layer in layers:
@@ -53,11 +49,54 @@ def translate(
     return json.dumps(graph), arrays
 
 
+def unchanged(model: nn.Module) -> None:
+    """Refuses a module that may compute something else than its classes do of its weights."""
+    everywhere = nn.modules.module
+    if any(getattr(everywhere, name, None) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")):
+        raise Error("torch has forward hooks for all modules, which may change what they compute; remove them")
+    for path, module in model.named_modules():
+        path = path or "the module"
+        if module.training:
+            raise Error(f"{path} is in training mode; call .eval() first, so that it is one function")
+        # Those of the class that are hidden by one of the object, such as a `forward`.
+        own = [name for name in vars(module) if callable(getattr(type(module), name, None))]
+        if module._forward_hooks or module._forward_pre_hooks or own:
+            raise Error(f"{path}, a {_kind(module)}: has hooks or a forward of its own, which may change what it computes")
+
+
+def as_configured(model: nn.Module) -> None:
+    """Refuses a model, as of Hugging Face, whose modules are not those of its config, which is what is read."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                fresh = type(model)(copy.deepcopy(model.config))
+        # Some read numbers while they are made, which are nowhere there.
+        except (NotImplementedError, RuntimeError):
+            fresh = type(model)(copy.deepcopy(model.config))
+    theirs = dict(fresh.named_modules())
+    for path, module in model.named_modules():
+        if type(theirs.pop(path, None)) is not type(module):
+            raise Error(f"{path}, a {_kind(module)}, is not what the model's config says")
+        constants = _constants(module), _constants(fresh.get_submodule(path))
+        for name in sorted(constants[0].keys() | constants[1].keys()):
+            if constants[0].get(name) != constants[1].get(name):
+                raise Error(f"{path or 'the model'}.{name} is not what the model's config says")
+    for path in theirs:
+        raise Error(f"the model has no {path}, which its config says")
+
+
+def _constants(module: nn.Module) -> dict[str, Any]:
+    """What a module computes with beside weights. Checkpointing changes gradients alone, and whole numbers
+    are sizes, which weights have too, or caches."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, float, str)) and not name.startswith("_") and name not in ("training", "gradient_checkpointing")
+    }
+
+
 def _flat(module: nn.Module, path: str) -> Any:
     """The layers in their order, with their paths."""
-    own = module.__dict__.keys() & {"forward", "__call__"}
-    if module._forward_hooks or module._forward_pre_hooks or own:
-        raise Error(f"{path or 'the module'}, a {_kind(module)}: has hooks or a forward of its own, which may change what it computes")
     if type(module) is nn.Sequential:
         # Not `named_children`, which has a layer that comes twice once.
         for name, layer in module._modules.items():

@@ -18,6 +18,7 @@ import torch
 
 from ._lipschitz import Constraint, Error
 from ._lipschitz import spectral_norm_upper as _upper
+from ._models import _number
 
 __all__ = ["Constrained", "constrain", "rms_norm_upper", "spectral_norm_upper"]
 
@@ -53,7 +54,10 @@ class Constrained:
         self._hook: Any = None
 
     def promise(self, weight: torch.Tensor) -> Optional[float]:
-        """The largest RMS -> RMS norm that a matrix can have after any step, if one is promised."""
+        """The largest RMS -> RMS norm that a matrix can have after any step, if one is promised; none for
+        weights of 16 bits, whose rounding can take them above the cap."""
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            return None
         outputs, inputs = _matrix(weight).shape
         return self._constraint.promise(outputs, inputs)
 
@@ -88,7 +92,7 @@ def constrain(
     `sigma_max` caps the RMS -> RMS norm of every matrix `[outputs, inputs]`, which is sqrt(inputs /
     outputs) times its spectral norm. `method` and `options` are those of the section `[constraint]`
     of a config: `spectral_normalize`, `spectral_hard_cap`, `spectral_soft_cap`, `svd_clip`, `stiefel`
-    promise the cap under any optimizer. `parameters` are the weights to constrain, by default all of
+    promise the cap under any optimizer, for weights of 32 or 64 bits. `parameters` are the weights to constrain, by default all of
     two axes, and of four, the kernels of convolutions, as matrices `[outputs, inputs * k * k]`; `tables` those whose rows are vectors, as of an embedding, which are kept at RMS norm 1.
 
     >>> layer = torch.nn.Linear(8, 8)
@@ -103,8 +107,11 @@ def constrain(
         raise Error(f"a {type(optimizer).__name__} is no optimizer; constrain the optimizer that trains the weights")
     section = {"method": method, **options}
     if sigma_max is not None:
-        section["sigma_max"] = float(sigma_max)
-    constraint = Constraint(json.dumps(section))
+        section["sigma_max"] = _number("sigma_max", sigma_max)
+    try:
+        constraint = Constraint(json.dumps(section))
+    except TypeError as error:
+        raise Error(f"the options of {method}: {error}") from None
     all_weights = [w for group in optimizer.param_groups for w in group["params"]]
     rows = {id(w) for w in tables}
     chosen = [w for w in all_weights if w.ndim in (2, 4)] if parameters is None else list(parameters)
@@ -115,6 +122,8 @@ def constrain(
             raise Error(f"a weight of shape {tuple(weight.shape)} is not one of the optimizer's")
     if not chosen:
         raise Error("the optimizer has no matrices to constrain")
+    if not rows <= {id(weight) for weight in chosen}:
+        raise Error("tables: wants a list of weights that are constrained, and one of it is none of them")
     weights = [(str(i), weight, id(weight) in rows) for i, weight in enumerate(chosen)]
     held = Constrained(constraint, weights)
     held._change(constraint.project)

@@ -116,10 +116,32 @@ def hooked():
     return layer
 
 
-def patched():
-    layer = nn.Linear(2, 2)
-    layer.forward = lambda x: 3 * x
+def patched(name, layer=None):
+    layer = layer or nn.Linear(2, 2)
+    setattr(layer, name, lambda *x: 3 * x[0])
     return layer
+
+
+class Config:
+    function = "tanh"
+
+
+class Configured(nn.Module):
+    """What looks like a model of Hugging Face."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.scale, self.linear = config, 1.0, nn.Linear(2, 2)
+        self.act = nn.Tanh() if config.function == "tanh" else nn.ReLU()
+
+    def save_pretrained(self, directory):
+        raise AssertionError("it is not read")
+
+
+def configured(change):
+    model = Configured(Config()).eval()
+    change(model)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -128,7 +150,23 @@ def patched():
         (nn.Sequential(nn.Linear(2, 2)).train(), {}, "training mode"),
         (nn.Sequential(Own(2, 2)).eval(), {}, "Own, is not known"),
         (nn.Sequential(hooked()).eval(), {}, "hooks"),
-        (nn.Sequential(patched()).eval(), {}, "forward of its own"),
+        (nn.Sequential(patched("forward")).eval(), {}, "forward of its own"),
+        (nn.Sequential(patched("_call_impl")).eval(), {}, "forward of its own"),
+        (nn.Sequential(patched("_conv_forward", nn.Conv2d(1, 1, 1))).eval(), {"input_shape": (1, 2, 2)}, "forward of its own"),
+        (configured(lambda m: m.linear.register_forward_hook(lambda *_: None)), {}, "linear, a Linear: has hooks"),
+        (configured(lambda m: setattr(m, "forward", lambda x: x)), {}, "forward of its own"),
+        (configured(lambda m: m.linear.train()), {}, "linear is in training mode"),
+        (configured(lambda m: setattr(m, "act", nn.ReLU())), {}, "act, a ReLU, is not what"),
+        (configured(lambda m: setattr(m, "scale", 2.0)), {}, "scale is not what"),
+        (configured(lambda m: setattr(m, "more", nn.Tanh())), {}, "more, a Tanh, is not what"),
+        (configured(lambda m: delattr(m, "act")), {}, "has no act"),
+        (nn.Sequential(nn.Conv2d(1, 1, 5)).eval(), {"input_shape": (1, 3, 3)}, "cannot be read|kernel"),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(0)).eval(), {"input_shape": (1, 3, 3)}, ""),
+        (nn.Sequential(nn.Linear(2, 2, device="meta")).eval(), {}, "cannot be read|no array|meta"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval(), {"input_shape": 5.5}, "input_shape: wants a whole number"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval(), {"input_shape": ("a", 3, 3)}, "input_shape: wants a whole number"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval(), {"input_shape": (1, -3, 3)}, "input_shape: wants a whole number"),
+        (nn.Sequential(nn.Embedding(3, 2)).eval(), {"context": "a"}, "context: wants a whole number"),
         (nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), {}, "input_shape"),
         (nn.Sequential(nn.Embedding(3, 2)).eval(), {}, "context"),
         (nn.Sequential(nn.MaxPool2d(2)).eval(), {"input_shape": (4,)}, "wants an image"),
@@ -187,6 +225,18 @@ def test_what_is_wrong_with_images_and_classes_is_said():
             of(*arguments, **options)
     with pytest.raises(lipschitz.Error, match="no/such"):
         lipschitz.load("no/such.json")
+    assert of(x, y, steps=numpy.int64(2)).clean.shape == (1,)
+    with pytest.raises(lipschitz.Error, match="steps"):
+        of(x, y, steps=True)
+
+
+def test_hooks_for_all_modules_are_refused():
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(lipschitz.Error, match="hooks for all modules"):
+            lipschitz.certify(nn.Sequential(nn.Linear(2, 2)).eval())
+    finally:
+        hook.remove()
 
 
 def test_a_model_of_hugging_face():
@@ -235,7 +285,7 @@ def test_weights_of_other_types_and_layouts_are_held_too():
     weights.append(nn.Parameter(torch.randn(8, 6).T))
     table = nn.Parameter(torch.randn(9, 4))
     optimizer = torch.optim.SGD([*weights, table], lr=5.0)
-    lipschitz.torch.constrain(optimizer, sigma_max=1.0, tables=[table])
+    held = lipschitz.torch.constrain(optimizer, sigma_max=1.0, tables=[table])
     for _ in range(2):
         for w in weights:
             # bf16 rounds what it stores.
@@ -245,6 +295,7 @@ def test_weights_of_other_types_and_layouts_are_held_too():
         for w in (*weights, table):
             w.grad = torch.randn_like(w)
         optimizer.step()
+    assert held.promise(weights[0]) == 1.0 and held.promise(weights[2]) is None
 
 
 def test_kernels_of_convolutions_are_held():
@@ -271,6 +322,10 @@ def test_wrong_constraints_are_refused():
         ({"sigma_max": 1.0, "odd": 3}, "odd"),
         ({"sigma_max": 1.0, "parameters": [model.bias]}, "no matrix"),
         ({"sigma_max": 1.0, "parameters": [torch.zeros(2, 2)]}, "not one of the optimizer's"),
+        ({"sigma_max": 1.0, "tables": model.weight}, "tables: wants a list"),
+        ({"sigma_max": 1.0, "tables": [torch.zeros(3, 3)]}, "tables: wants a list"),
+        ({"sigma_max": "large"}, "sigma_max: wants a number"),
+        ({"sigma_max": 1.0, "decay": object()}, "options of spectral_normalize"),
     ]:
         with pytest.raises(lipschitz.Error, match=said):
             lipschitz.torch.constrain(optimizer, **options)

@@ -188,12 +188,16 @@ impl Watch {
         if let Some(seen) = self.seen.get_mut(&candidate.path) {
             seen.left = 0;
         }
-        self.log.append(&line)?;
-        self.tell(&line)?;
+        if !self.log.has(&line) {
+            self.log.append(&line)?;
+            self.tell(&line)?;
+        } else if once && !line.breaches.is_empty() {
+            self.tell(&line)?;
+        }
         Ok(Some(Ok(())))
     }
 
-    /// The line of a checkpoint; none if it is in the log, or a signal came.
+    /// The line of a checkpoint; none if a signal came.
     fn measured(&mut self, candidate: &Candidate) -> Result<Option<Line>> {
         let start = Instant::now();
         let path = candidate.path.display().to_string();
@@ -206,12 +210,6 @@ impl Watch {
         let measured = measure(&opened, inputs, &mut self.memory, &goes_on)
             .map_err(|e| super::about(&candidate.path, e))?;
         let Some(measured) = measured else { return Ok(None) };
-        if self.log.has(&path, &measured.weights_sha256) {
-            if let Some(seen) = self.seen.get_mut(&candidate.path) {
-                seen.left = 0;
-            }
-            return Ok(None);
-        }
         let step = opened.meta().provenance.step.or_else(|| candidate.number());
         let breaches = self.limits.breaches(&measured);
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -269,10 +267,10 @@ fn settled(stamp: &Stamp) -> bool {
         .all(|(_, _, time)| time.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > AGE))
 }
 
-/// The log, and which checkpoints are in it.
+/// The log, and which checkpoints are in it, with what they breached.
 struct Log {
     path: PathBuf,
-    known: BTreeSet<(String, String)>,
+    known: BTreeMap<(String, String), BTreeSet<String>>,
 }
 
 impl Log {
@@ -290,16 +288,21 @@ impl Log {
             file.seek(SeekFrom::End(0)).at(path)?;
             file.write_all(b"\n").at(path)?;
         }
-        let of = |line: &str| {
-            let line: Line = serde_json::from_str(line).ok()?;
-            Some((line.path, line.measured.weights_sha256))
-        };
-        let known = text.lines().filter_map(of).collect();
-        Ok(Self { path: path.to_path_buf(), known })
+        let mut log = Self { path: path.to_path_buf(), known: BTreeMap::new() };
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).for_each(|l| log.know(&l));
+        Ok(log)
     }
 
-    fn has(&self, path: &str, digest: &str) -> bool {
-        self.known.contains(&(path.to_string(), digest.to_string()))
+    fn know(&mut self, line: &Line) {
+        let key = (line.path.clone(), line.measured.weights_sha256.clone());
+        self.known.entry(key).or_default().extend(line.breaches.iter().cloned());
+    }
+
+    /// Whether it has these weights there, and all that they breach.
+    fn has(&self, line: &Line) -> bool {
+        let key = (line.path.clone(), line.measured.weights_sha256.clone());
+        let known = self.known.get(&key);
+        known.is_some_and(|known| line.breaches.iter().all(|breach| known.contains(breach)))
     }
 
     /// Adds a line, all of it at once.
@@ -307,7 +310,7 @@ impl Log {
         let text = serde_json::to_string(line)? + "\n";
         let mut file = File::options().append(true).create(true).open(&self.path).at(&self.path)?;
         file.write_all(text.as_bytes()).at(&self.path)?;
-        self.known.insert((line.path.clone(), line.measured.weights_sha256.clone()));
+        self.know(line);
         Ok(())
     }
 }

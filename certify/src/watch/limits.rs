@@ -65,7 +65,7 @@ impl Limits {
         Ok(limits)
     }
 
-    /// The limits that do not hold, in words.
+    /// The limits that do not hold, and those that are of no matrix, in words.
     pub fn breaches(&self, measured: &Measured) -> Vec<String> {
         let mut out = Vec::new();
         let mut check = |what: String, found: Upper, limit: Option<f64>| {
@@ -91,6 +91,13 @@ impl Limits {
                 }
             }
         }
+        // A slip in a pattern would switch its limit off.
+        let of_none = |pattern: &&String| {
+            let pattern = WildMatch::new(pattern);
+            !measured.norms.keys().any(|name| pattern.matches(name))
+        };
+        let unused = self.norms.keys().filter(of_none);
+        out.extend(unused.map(|pattern| format!("the limit of `{pattern}` is of no matrix here")));
         out
     }
 }
@@ -132,6 +139,7 @@ mod tests {
             ("range = 49", "`head`"),
             ("norm = 1.4", "`a.query.weight`"),
             ("[norms]\n\"*.key.*\" = 0.4", "`a.key.weight`"),
+            ("[norms]\n\"*.kay.*\" = 0.4", "`*.kay.*` is of no matrix"),
         ] {
             let found = breaches(text);
             assert!(found.len() == 1 && found[0].contains(what), "{text}: {found:?}");
