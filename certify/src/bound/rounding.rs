@@ -488,8 +488,10 @@ impl Pass<'_> {
     ) -> Result<Upper, Error> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
-        let product =
-            query_off * key + query * key_off + self.sum(a.head_dim, 4) * query * key + self.tiny(1);
+        let product = query_off * key
+            + query * key_off
+            + self.sum(a.head_dim, 4) * query * key
+            + self.tiny(1);
         let mut off = scale * self.noted(product) + self.tiny(1);
         if let Some(cap) = a.logit_cap {
             off = off + (self.units() + self.kept(2)) * (logit + abs(cap)) + self.tiny(1);

@@ -35,7 +35,7 @@ pub(super) struct BoundCommand {
     #[arg(long, value_enum, value_name = "TYPE")]
     weights: Option<Weights>,
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     radius: Option<f64>,
     #[command(flatten)]
     effort: Effort,
@@ -175,7 +175,8 @@ impl BoundCommand {
         let format = in_type.format();
         let name = format.dtype.as_str();
         let domain = certificate.domain.radius;
-        let proof = executed::prove(model, domain, format).map_err(|e| super::about(&self.model, e))?;
+        let proof =
+            executed::prove(model, domain, format).map_err(|e| super::about(&self.model, e))?;
         Ok(match proof {
             Proof::Unbounded => {
                 let remedy = if domain.is_finite() { "" } else { "; give a domain by --radius" };

@@ -37,8 +37,7 @@ pub(super) struct LocalCommand {
     #[arg(long, value_enum)]
     norm: Option<By>,
     /// Bound every output at these radii too, such as 0.01,36/255; into --json.
-    #[arg(long, visible_alias = "eps", value_delimiter = ',', value_parser = super::robust::radius,
-        allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "eps", value_delimiter = ',', value_parser = super::robust::radius)]
     radius: Vec<f64>,
     /// Number of inputs, from the first of the held-out split.
     #[arg(long, default_value_t = 20, value_parser = ranges::count(1, 1 << 40))]
@@ -92,7 +91,8 @@ impl From<By> for Distance {
 
 impl LocalCommand {
     pub(super) fn run(self) -> Result<()> {
-        let (keys, columns): (&[&str], _) = match self.nearest.is_some() || self.synonyms.is_some() {
+        let (keys, columns): (&[&str], _) = match self.nearest.is_some() || self.synonyms.is_some()
+        {
             true => (&["weights_sha256", "most", "inputs"], substitutions::COLUMNS),
             false => (&["weights_sha256", "distance", "inputs"], COLUMNS),
         };

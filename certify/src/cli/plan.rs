@@ -24,10 +24,10 @@ pub(super) struct PlanCommand {
     /// [constraint] are used.
     config: PathBuf,
     /// The target, a constant RMS → RMS that is not to be exceeded: prints caps.
-    #[arg(long, value_name = "L", group = "wanted", allow_negative_numbers = true)]
+    #[arg(long, value_name = "L", group = "wanted")]
     target: Option<f64>,
     /// The cap of every matrix, times its factor in the config: prints the bound.
-    #[arg(long, value_name = "S", group = "wanted", allow_negative_numbers = true)]
+    #[arg(long, value_name = "S", group = "wanted")]
     sigma_max: Option<f64>,
     /// Vocabulary or number of classes: also prints the constants of single nodes and outputs,
     /// which depend on it. The constant from RMS to RMS norm does not.

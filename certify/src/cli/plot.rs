@@ -55,7 +55,7 @@ enum Plot {
         #[command(flatten)]
         figure: Figure,
         /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
-        #[arg(long, allow_negative_numbers = true)]
+        #[arg(long)]
         radius: Option<f64>,
         #[command(flatten)]
         effort: Effort,
@@ -235,8 +235,12 @@ impl PlotCommand {
         terminal::ready(&figure.output, Kind::Picture)?;
         match self.plot {
             Plot::Tradeoff { runs, figure, labels, x, y, color, csv } => {
-                terminal::distinct(&[("--output", Some(&figure.output)), ("--csv", csv.as_deref())])?;
-                csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv(tradeoff::COLUMNS)))?;
+                terminal::distinct(&[
+                    ("--output", Some(&figure.output)),
+                    ("--csv", csv.as_deref()),
+                ])?;
+                csv.iter()
+                    .try_for_each(|path| terminal::ready(path, Kind::Csv(tradeoff::COLUMNS)))?;
                 let names = &labels.labels;
                 let tradeoff = Tradeoff::read_named(&runs, &x, &y, color.as_deref(), names)?;
                 super::tell_unfinished(&runs);

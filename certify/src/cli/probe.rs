@@ -33,11 +33,11 @@ pub(super) struct ProbeCommand {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Seconds to search.
-    #[arg(long, default_value_t = 30.0, value_name = "S", allow_negative_numbers = true,
+    #[arg(long, default_value_t = 30.0, value_name = "S",
         value_parser = ranges::number(0.0, 1e7))]
     seconds: f64,
     /// The domain: ℓ2 radius per token (or of the whole input) [default: the natural domain].
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     radius: Option<f64>,
     /// Write the pair to this file, as tensors `a` and `b`. `certify run` reads either of them,
     /// renamed to the kind of input.
@@ -98,7 +98,9 @@ impl ProbeCommand {
             Some(_) => &["found", "proven", "passes"],
             None => &["found_l2", "certified_l2"],
         })?;
-        self.output.iter().try_for_each(|path| terminal::ready(path, Kind::Tensors(&["a", "b"])))?;
+        self.output
+            .iter()
+            .try_for_each(|path| terminal::ready(path, Kind::Tensors(&["a", "b"])))?;
         terminal::distinct(&[("--output", self.output.as_deref()), ("--json", self.json.path())])?;
         if !(self.seconds.is_finite() && (0.0..=1e9).contains(&self.seconds)) {
             bail!("--seconds {}: must be a number of 0 or above", self.seconds)

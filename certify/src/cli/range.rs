@@ -43,10 +43,10 @@ pub(super) struct RangeCommand {
     weights: Option<Weights>,
     /// The domain: ℓ2 radius per token's embedding vector, or of the whole input [default: all
     /// sequences of tokens; no bound on images and vectors].
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     radius: Option<f64>,
     /// The domain of images and vectors: the largest absolute value of an element.
-    #[arg(long, value_name = "X", allow_negative_numbers = true,
+    #[arg(long, value_name = "X",
         value_parser = ranges::positive(1e300))]
     limit: Option<f64>,
     /// Steps of the search for bounds by ellipsoids; 0 leaves them out [default: 30 where that takes a

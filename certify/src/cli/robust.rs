@@ -31,7 +31,7 @@ pub(super) struct RobustCommand {
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
     /// Radii, such as 0,36/255,0.5 [default: chosen for the model].
-    #[arg(long, value_delimiter = ',', value_parser = radius, allow_negative_numbers = true)]
+    #[arg(long, value_delimiter = ',', value_parser = radius)]
     eps: Vec<f64>,
     #[command(flatten)]
     json: JsonOutput,

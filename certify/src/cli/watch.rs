@@ -44,15 +44,15 @@ pub(super) struct WatchCommand {
     #[arg(long)]
     once: bool,
     /// Seconds between two looks.
-    #[arg(long, default_value_t = 5.0, value_name = "S", allow_negative_numbers = true,
+    #[arg(long, default_value_t = 5.0, value_name = "S",
         value_parser = ranges::number(0.1, 86_400.0))]
     every: f64,
     /// The domain: ℓ2 radius per token's embedding vector, or of the whole input [default: the
     /// natural domain].
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     radius: Option<f64>,
     /// The domain of images and vectors: the largest absolute value of an element.
-    #[arg(long, value_name = "X", allow_negative_numbers = true,
+    #[arg(long, value_name = "X",
         value_parser = ranges::positive(1e300))]
     limit: Option<f64>,
     /// Print nothing on stdout.

@@ -299,9 +299,7 @@ impl Tradeoff {
     /// seeds.
     pub fn csv(&self) -> String {
         let [x, y] = [&self.x, &self.y].map(|key| field(key));
-        let mut text = format!(
-            "{COLUMNS},{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n"
-        );
+        let mut text = format!("{COLUMNS},{x},{x}_low,{x}_high,{y},{y}_low,{y}_high,pareto\n");
         for p in &self.points {
             let names = [&p.label, &p.optimizer, &p.constraint].map(|name| field(name)).join(",");
             let (a, b) = (p.spread.x, p.spread.y);

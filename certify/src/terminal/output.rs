@@ -306,8 +306,11 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
         let other = directory.path().join(".").join("file");
-        let said = super::distinct(&[("--csv", Some(&path)), ("-o", None), ("--json", Some(&other))]);
-        assert!(said.unwrap_err().to_string().ends_with("--csv and --json are the same file; name two"));
+        let said =
+            super::distinct(&[("--csv", Some(&path)), ("-o", None), ("--json", Some(&other))]);
+        assert!(
+            said.unwrap_err().to_string().ends_with("--csv and --json are the same file; name two")
+        );
         super::distinct(&[("--csv", Some("-".as_ref())), ("--json", Some("-".as_ref()))]).unwrap();
     }
 

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
 use clap::error::{ContextValue, ErrorKind};
+use clap::{Command, Parser};
 
 use super::{escaped, note};
 
@@ -19,12 +19,28 @@ pub fn parse<T: Parser>() -> Result<T, u8> {
 /// As clap reads it; but where what follows `--json` is missed elsewhere, as the model in
 /// `eval --json MODEL`, it was no file to write to.
 fn read<T: Parser>(args: &[OsString]) -> Result<T, clap::Error> {
-    T::try_parse_from(args).or_else(|error| {
+    parsed(args).or_else(|error| {
         let missing = error.kind() == ErrorKind::MissingRequiredArgument;
         let alone = |arg: &OsString| if arg == "--json" { "--json=-".into() } else { arg.clone() };
-        let again = || T::try_parse_from(args.iter().map(alone)).ok();
+        let again = || parsed(&args.iter().map(alone).collect::<Vec<_>>()).ok();
         missing.then(again).flatten().ok_or(error)
     })
+}
+
+fn parsed<T: Parser>(args: &[OsString]) -> Result<T, clap::Error> {
+    let mut command = negative(T::command());
+    let matches = command.try_get_matches_from_mut(args)?;
+    T::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Options take what begins with a minus and is a number, so that the option says what it wants.
+fn negative(command: Command) -> Command {
+    let options =
+        command.mut_args(|arg| match arg.is_positional() || !arg.get_action().takes_values() {
+            true => arg,
+            false => arg.allow_negative_numbers(true),
+        });
+    options.mut_subcommands(negative)
 }
 
 /// Prints an error as clap lays it out. What it quotes from the command line cannot move the cursor
@@ -71,6 +87,8 @@ mod tests {
         json: JsonOutput,
         #[arg(long)]
         quiet: bool,
+        #[arg(long, value_parser = crate::terminal::ranges::count(1, 9))]
+        count: Option<usize>,
     }
 
     #[test]
@@ -94,5 +112,12 @@ mod tests {
         }
         let args = ["p", "--json"].map(OsString::from);
         assert!(read::<Program>(&args).is_err());
+        let args = ["p", "model", "--count", "-1"].map(OsString::from);
+        let said = read::<Program>(&args).err().unwrap().to_string();
+        assert!(said.contains("'-1'") && said.contains("--count"), "{said}");
+        assert_eq!(
+            read::<Program>(&["p", "model", "--count", "2"].map(OsString::from)).unwrap().count,
+            Some(2)
+        );
     }
 }

@@ -27,19 +27,19 @@ pub(super) struct EstimateCommand {
     #[arg(long, value_name = "N", value_parser = ranges::count(1, 1 << 28))]
     outputs: Option<usize>,
     /// Sustained Tflop/s of matmuls in bf16.
-    #[arg(long, value_name = "TFLOPS", default_value_t = 396.0, allow_negative_numbers = true,
+    #[arg(long, value_name = "TFLOPS", default_value_t = 396.0,
         value_parser = ranges::positive(1e9))]
     bf16: f64,
     /// Sustained Tflop/s of matmuls in f32.
-    #[arg(long, value_name = "TFLOPS", default_value_t = 27.0, allow_negative_numbers = true,
+    #[arg(long, value_name = "TFLOPS", default_value_t = 27.0,
         value_parser = ranges::positive(1e9))]
     f32: f64,
     /// GB/s to and from a device's memory.
-    #[arg(long, value_name = "GB/S", default_value_t = 1340.0, allow_negative_numbers = true,
+    #[arg(long, value_name = "GB/S", default_value_t = 1340.0,
         value_parser = ranges::positive(1e9))]
     bandwidth: f64,
     /// GB/s that each process sends to the others.
-    #[arg(long, value_name = "GB/S", default_value_t = 40.0, allow_negative_numbers = true,
+    #[arg(long, value_name = "GB/S", default_value_t = 40.0,
         value_parser = ranges::positive(1e9))]
     exchange: f64,
 }

@@ -20,7 +20,7 @@ pub(super) struct Sample {
     tokens: usize,
     /// Divides the logits: below 1 the text is more predictable, above 1 more varied; 0 always
     /// takes the likeliest token.
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true,
+    #[arg(long, default_value_t = 0.8,
         value_parser = ranges::number(0.0, 1e6))]
     temperature: f64,
     /// The same seed writes the same text.

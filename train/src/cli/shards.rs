@@ -32,7 +32,7 @@ pub(super) struct Shards {
     #[arg(long, default_value_t = 100_000_000, value_parser = ranges::count(1, i32::MAX as u64))]
     shard_size: usize,
     /// Share of the tokens to hold out, above 0 and below 1; the last part of a single text.
-    #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.1)]
     val: f64,
 }
 
