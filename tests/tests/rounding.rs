@@ -2,10 +2,11 @@
 //! every kind of node: in f32, and in f32 with every tensor rounded to f16 or bf16, beside a pass in f64.
 
 use candle_core::{D, DType, Device, Tensor};
-use lipschitz_certify::bound::{BF16, F16, F32, Format, WeightNorms, rounding};
+use lipschitz_certify::bound::{BF16, F16, F32, F64, Format, WeightNorms, rounding};
+use lipschitz_certify::executed::{self, Proof};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Function, Graph, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
 use lipschitz_nn::{Model, Seen};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
@@ -17,8 +18,18 @@ fn largest(x: &Tensor) -> f64 {
     norms.flatten_all().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap()
 }
 
-/// The largest distance of outputs in a format from those in f64, and what is allowed for it.
-fn measured(model: &Model, x: &Tensor, format: Format) -> (f64, f64) {
+/// What a pass in a format does, and what is proven of it.
+struct Measured {
+    /// The largest distance of outputs from those in f64.
+    off: f64,
+    /// The largest absolute value of any tensor.
+    largest: f64,
+    /// What is allowed for the distance.
+    allowed: f64,
+    proof: Proof,
+}
+
+fn measured(model: &Model, x: &Tensor, format: Format) -> Measured {
     // Weights and inputs of f32 are exact in f64.
     let single = model.to(&Device::Cpu, DType::F32).unwrap();
     let double = single.to(&Device::Cpu, DType::F64).unwrap();
@@ -30,24 +41,27 @@ fn measured(model: &Model, x: &Tensor, format: Format) -> (f64, f64) {
         let y = if tokens { model.forward_embeddings(&x) } else { model.forward(&x) };
         y.unwrap().to_dtype(DType::F64).unwrap()
     };
-    let computed = match format.mixed() {
-        true => {
-            let kept = single.to(&Device::Cpu, format.dtype).unwrap();
-            let kept = kept.to(&Device::Cpu, DType::F32).unwrap();
-            let mut tap = |_: Seen<'_>, x: Tensor| Ok(rounded(&x));
-            let y = match tokens {
-                true => kept.forward_embeddings_tapped(&x, &mut tap),
-                false => kept.forward_tapped(&x, &mut tap),
-            };
-            y.unwrap().to_dtype(DType::F64).unwrap()
-        }
-        false => run(&single),
+    let kept = single.to(&Device::Cpu, format.dtype).unwrap().to(&Device::Cpu, DType::F32).unwrap();
+    let mut most = 0.0_f64;
+    let mut tap = |_: Seen<'_>, x: Tensor| {
+        let x = rounded(&x);
+        let all = x.abs()?.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from);
+        most = all.filter(|x| x.is_finite()).fold(most, f64::max);
+        Ok(x)
     };
+    let tapped = match tokens {
+        true => kept.forward_embeddings_tapped(&x, &mut tap),
+        false => kept.forward_tapped(&x, &mut tap),
+    };
+    let tapped = tapped.unwrap().to_dtype(DType::F64).unwrap();
+    let computed = if format.mixed() { tapped } else { run(&single) };
     let off = largest(&(computed - run(&double)).unwrap());
     let flat = if tokens { x.clone() } else { x.flatten_from(1).unwrap() };
     let radius = Upper::from_f64(largest(&flat) * (1.0 + 1e-6));
     let norms = WeightNorms::new(&single, Method::Proven, &|_| {});
-    (off, rounding(model.graph(), &norms, radius, format).unwrap().to_f64())
+    let allowed = rounding(model.graph(), &norms, radius, format).unwrap().to_f64();
+    let proof = executed::prove(&single, radius, format).unwrap_or(Proof::Unbounded);
+    Measured { off, largest: most, allowed, proof }
 }
 
 #[test]
@@ -59,7 +73,7 @@ fn computed_outputs_are_within_the_allowance() {
 
 /// Whether all are, and the nearest at least this share of what is allowed.
 fn within(format: Format, least: f64) {
-    let (mut finite, mut tried, mut closest) = (0, 0, 0f64);
+    let (mut finite, mut tried, mut closest, mut bounded) = (0, 0, 0f64, 0);
     for seed in 0..520 {
         let mut dice = Dice::new(seed);
         // The last ones are of convolutions.
@@ -77,8 +91,15 @@ fn within(format: Format, least: f64) {
             vec![3, 2, 4, 4]
         };
         let size = dice.pick(&[0.1, 1.0, 30.0]);
-        let (off, allowed) = measured(&model, &dice.tensor(&shape, size), format);
+        let found = measured(&model, &dice.tensor(&shape, size), format);
+        let Measured { off, allowed, largest, proof } = found;
         tried += 1;
+        if let Proof::Within { outputs, values } = proof {
+            bounded += 1;
+            let name = format.dtype.as_str();
+            assert!(largest <= values.to_f64(), "{name}: {largest} {values}: seed {seed}, {text}");
+            assert!(off <= outputs.to_f64(), "{name}: {off} {outputs}: seed {seed}, {text}");
+        }
         if allowed.is_finite() && off.is_finite() {
             finite += 1;
             let name = format.dtype.as_str();
@@ -88,6 +109,7 @@ fn within(format: Format, least: f64) {
     }
     // An allowance that is always infinite, or absurd, would pass everything.
     assert!(finite > tried / 3, "{finite} of {tried}");
+    assert!(bounded > tried / 10, "{bounded} of {tried}");
     assert!(closest > least, "{closest}");
 }
 
@@ -117,6 +139,66 @@ fn sums_next_to_zero_and_limits_are_rounded() {
         let off = (kept(0.1, format) - 0.1).abs();
         let allowed = allowed(1, Op::Clip { limit: 0.1 }, format);
         assert!(off > 1e-9 && off <= allowed, "{off} {allowed}");
+    }
+}
+
+/// A model of f32, on tokens whose embedding has these rows.
+fn of_tokens(rows: &[&[f32]], nodes: Vec<Node>, weights: &[(&str, &[&[f32]])]) -> Model {
+    let dim = rows[0].len();
+    let embedding = Node::new("embedding", Op::Embedding { vocabulary: rows.len(), dim });
+    let nodes = std::iter::once(embedding).chain(nodes).collect();
+    let tensor = |rows: &[&[f32]]| {
+        Tensor::from_vec(rows.concat(), (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
+    };
+    let all = weights.iter().copied().chain([("embedding.weight", rows)]);
+    let weights = all.map(|(name, rows)| (name.to_string(), tensor(rows))).collect();
+    Model::new(Graph::new(Input::tokens(4), nodes).unwrap(), weights).unwrap()
+}
+
+/// What reaches the end of a type is told: where no row of the table does, but the domain; in a tensor that
+/// is scaled down; where the input is off already.
+#[test]
+fn what_overflows_somewhere_is_not_bounded() {
+    let head = |inputs, outputs| Node::new("head", Op::Linear { inputs, outputs, bias: false });
+    let steep: &[&[f32]] = &[&[0.0, 2e4, 0.0, 0.0], &[0.0, 0.0, 1.0, 0.0]];
+    let row: &[f32] = &[8.0, 0.0, 0.0, 0.0];
+    let direction = of_tokens(&[row, row], vec![head(4, 2)], &[("head.weight", steep)]);
+    let attention = Attention { logit_scale: 1e-6, ..Attention::new(1, 1, 1) };
+    // 255.69 is 256 in f16, and the square of that is above 65504.
+    let scaled_down = of_tokens(
+        &[&[1.00049]],
+        vec![Node::new("a", Op::Attention(attention)), head(1, 2)],
+        &[
+            ("a.query.weight", &[&[255.69]]),
+            ("a.key.weight", &[&[255.69]]),
+            ("a.value.weight", &[&[1.0]]),
+            ("a.output.weight", &[&[1.0]]),
+            ("head.weight", &[&[1.0], &[-1.0]]),
+        ],
+    );
+    for (model, radius) in [(direction, 8.0), (scaled_down, 1.00049)] {
+        for (format, fits) in [(F16, false), (BF16, true), (F32, true)] {
+            let proof = executed::prove(&model, Upper::from_f64(radius), format).unwrap();
+            let within = matches!(proof, Proof::Within { .. });
+            assert_eq!(within, fits, "{}: {proof:?}", format.dtype.as_str());
+        }
+    }
+}
+
+/// What f32 holds is one network in f32 and in f64; what it does not is another.
+#[test]
+fn weights_of_f64_are_not_those_of_f32() {
+    for (weight, same) in [(0.25, true), (0.1, false)] {
+        let weight = Tensor::new(&[[weight, 2.0_f64]], &Device::Cpu).unwrap();
+        let graph = Graph::builder(Input::Vector { dim: 2 }).linear("head", 1).build().unwrap();
+        let model = Model::new(graph, [("head.weight".to_string(), weight)].into()).unwrap();
+        for (format, held) in [(F64, true), (F32, same), (BF16, same), (F16, same)] {
+            let proof = executed::prove(&model, Upper::ONE, format);
+            assert_eq!(proof.is_ok(), held, "{proof:?}");
+            if let Err(error) = proof {
+                assert!(error.to_string().contains("other weights"), "{error}");
+            }
+        }
     }
 }
 

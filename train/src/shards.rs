@@ -93,6 +93,16 @@ pub enum Error {
          is cut"
     )]
     OneDocument,
+    /// Hardly any text.
+    #[error(
+        "{train} tokens to train on and {val} held out are too few, each part needs two; give more text"
+    )]
+    TooFew {
+        /// Tokens to train on.
+        train: usize,
+        /// Tokens that are held out.
+        val: usize,
+    },
 }
 
 /// A tokenizer as GPT-2's from its two files: byte-level pairs, `vocab.json` and `merges.txt`.
@@ -284,11 +294,15 @@ impl<'a> Writer<'a> {
     }
 
     fn finish(mut self) -> Result<ShardCounts, Error> {
-        self.train.flush()?;
-        self.val.flush()?;
-        if self.val.tokens == 0 {
+        let (train, val) = (self.train.tokens, self.val.tokens);
+        if self.documents == 1 && val == 0 {
             return Err(Error::OneDocument);
         }
+        if train < 2 || val < 2 {
+            return Err(Error::TooFew { train, val });
+        }
+        self.train.flush()?;
+        self.val.flush()?;
         if let Tokenizer::Json { json } = self.options.tokenizer {
             let bytes = serde_json::to_vec(json).map_err(|e| Error::Tokenizer(e.into()))?;
             checkpoint::write(&self.options.out.join("tokenizer.json"), &bytes)?;

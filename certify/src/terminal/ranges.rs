@@ -19,7 +19,7 @@ pub fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
 pub fn number(least: f64, most: f64) -> impl TypedValueParser<Value = f64> {
     move |text: &str| match text.parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
-        _ => Err(format!("must be a number from {least} to {most}")),
+        _ => Err(format!("must be a number from {} to {}", brief(least), brief(most))),
     }
 }
 
@@ -27,8 +27,13 @@ pub fn number(least: f64, most: f64) -> impl TypedValueParser<Value = f64> {
 pub fn positive(most: f64) -> impl TypedValueParser<Value = f64> {
     move |text: &str| match text.parse() {
         Ok(number) if number > 0.0 && number <= most => Ok(number),
-        _ => Err(format!("must be a number above 0, up to {most}")),
+        _ => Err(format!("must be a number above 0, up to {}", brief(most))),
     }
+}
+
+/// A number without a row of zeros.
+fn brief(x: f64) -> String {
+    if x.abs() < 1e9 { x.to_string() } else { format!("{x:e}") }
 }
 
 #[cfg(test)]

@@ -218,7 +218,9 @@ impl Eval {
         }
         match of_run(meta) {
             Some(DataConfig::Text(TextConfig { path, .. })) => Ok(for_model(&path, meta)?),
-            Some(config) => Ok(config.kind().load()?),
+            Some(config) => {
+                config.kind().load().map_err(|e| anyhow!("{e}; or name the data with --data"))
+            }
             None => bail!(
                 "{}: does not say what it was trained on; name the data with --data",
                 self.model.display()

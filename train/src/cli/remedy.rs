@@ -12,6 +12,7 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
         error.downcast_ref().or_else(|| Some(&**error.downcast_ref::<Box<Error>>()?))?;
     match error {
         Error::RunExists(_) => Some("continue it with --resume or choose another --out"),
+        Error::Diverged { .. } => Some("the run stays as it is: choose another --out"),
         Error::NoRun(_) => Some("leave --resume out to start one"),
         Error::RunLocked(_) => Some("wait for its end, or choose another --out"),
         Error::OtherConfig { .. } => {

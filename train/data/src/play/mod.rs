@@ -47,7 +47,7 @@ impl Default for PlayConfig {
 }
 
 /// More characters than anybody waits for.
-const MAX_CHARACTERS: usize = 10_000_000_000;
+const MAX_CHARACTERS: usize = 1_000_000_000;
 
 impl DataKind for PlayConfig {
     fn check(&self) -> Result<(), Error> {
