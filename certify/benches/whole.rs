@@ -2,7 +2,8 @@
 //! shape with random weights, read from disk. For `gpt2` also singular value decompositions of the
 //! same matrices in the same run. Prints time and peak memory of each. `-- ellipsoids FILE STEPS`
 //! tightens the certificate of a checkpoint so, and verifies it; `-- ellipsoids` does it for the
-//! shape of GPT-2.
+//! shape of GPT-2. `-- convolutions`: norms of convolutions by channels and sides. `-- local`: proofs around
+//! one input of transformers by width, depth and tokens, and of a perceptron.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,12 +14,18 @@ use faer::Mat;
 use lipschitz_certify::bound::{WeightNorms, walk};
 use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::ellipsoid::{self, Aim};
+use lipschitz_certify::local::{Distance, Local};
 use lipschitz_certify::robust::Margins;
-use lipschitz_certify::spectral::{Matrix, Method};
+use lipschitz_certify::spectral::{Matrix, Method, convolution_norm};
 use lipschitz_certify::upper::Upper;
 use lipschitz_certify::verify::verify;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
-use lipschitz_nn::graph::{Attention, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{
+    Attention, Convolution, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary,
+};
+use lipschitz_nn::init::{self, Blocks};
+use lipschitz_nn::linalg::{Strided, matmul};
+use lipschitz_nn::presets::{BlockConfig, Gpt};
 use lipschitz_nn::{Model, Weights};
 
 /// The allocator of the program.
@@ -33,11 +40,13 @@ fn main() {
         ["svd", file] => svd(Path::new(file)),
         ["ellipsoids", file, steps] => ellipsoids(Path::new(file), steps.parse().expect("steps")),
         ["ellipsoids"] => of_shape("gpt2", &["ellipsoids"], &["3"]),
+        ["convolutions"] => convolutions(),
+        ["local"] => around_inputs(),
         ["gpt2"] => all("gpt2", true),
         ["llama"] => all("llama", false),
         [] => println!(
             "name a shape: cargo bench -p lipschitz-certify -- gpt2, or llama (no SVD, 2.2 GB on \
-             disk), or ellipsoids"
+             disk), or ellipsoids, convolutions or local"
         ),
         ref other => panic!("unknown: {other:?}"),
     }
@@ -95,6 +104,114 @@ fn mean_pairs(reader: &Reader, radius: Upper, steps: usize) -> Option<(f64, f64)
         sum / (n * (n - 1) / 2) as f64
     };
     (n > 1).then(|| (mean(None), mean(Some(&found))))
+}
+
+/// Rate of a matmul of f64 of this side, in operations per second.
+fn rate(n: usize) -> f64 {
+    let (a, mut out) = (vec![0.5_f64; n * n], vec![0.0; n * n]);
+    let mut once = || {
+        let start = Instant::now();
+        let a = Strided::dense(&a, n);
+        matmul(&mut out, n, a, a, false, 1.0, true);
+        start.elapsed().as_secs_f64()
+    };
+    let fastest = (0..9).map(|_| once()).fold(f64::INFINITY, f64::min);
+    2.0 * (n as f64).powi(3) / fastest
+}
+
+/// Numbers around 0 that are the same in every run.
+fn noise(n: usize) -> Vec<f64> {
+    (0..n).map(|i| (i * 7919 % 2003) as f64 / 1001.5 - 1.0).collect()
+}
+
+/// What is counted: at each of the frequencies, of which those come in pairs, the sum of the coefficients
+/// of AᴴA, `4·(2k − 1)²` operations of n² numbers, and the factorisation of a complex matrix, `4n³/3`.
+fn convolutions() {
+    let peak = rate(512);
+    println!("one matmul of f64, 512 × 512: {:.0} GFLOP/s", peak / 1e9);
+    println!("channels  side  kernel   edges   seconds   GFLOP/s   share   interval");
+    for (n, side, k, circular) in [
+        (32, 32, 3, true),
+        (64, 16, 3, true),
+        (64, 16, 3, false),
+        (64, 32, 3, false),
+        (128, 8, 3, false),
+        (128, 16, 3, false),
+        (256, 8, 3, false),
+        (64, 16, 5, false),
+        (256, 8, 1, false),
+    ] {
+        let convolution = Convolution { circular, ..Convolution::same(n, n, k) };
+        let [rows, columns] = convolution.weight();
+        let w = Matrix { rows, columns, data: noise(rows * columns) };
+        let start = Instant::now();
+        let found = convolution_norm(&w, &convolution, [side; 2], Method::Proven);
+        let seconds = start.elapsed().as_secs_f64();
+        let torus = if circular { side } else { side + k / 2 };
+        let frequencies = if k == 1 { 1.0 } else { (torus * torus / 2 + 1) as f64 };
+        let (n3, n2, terms) = ((n as f64).powi(3), (n * n) as f64, (2 * k - 1) as f64);
+        let done = frequencies * (4.0 / 3.0 * n3 + 2.0 * terms * terms * n2);
+        println!(
+            "{n:>8} {side:>5} {k:>7}   {:>5} {seconds:>9.3} {:>9.1} {:>5.0} %   {:.1e}",
+            if circular { "round" } else { "zeros" },
+            done / seconds / 1e9,
+            100.0 * done / seconds / peak,
+            found.upper.to_f64() / found.lower - 1.0
+        );
+    }
+}
+
+/// Seconds of each part of a proof around an input, the second of two, when norms of weights are known.
+fn around_inputs() {
+    println!(
+        "{:>22} {:>8} {:>9} {:>9} {:>9}   radius",
+        "", "values", "margins", "radius", "all, s"
+    );
+    let gpt = |dim, layers, tokens| {
+        let graph = Gpt::new(65, tokens, layers, BlockConfig::new(dim, 4)).graph();
+        (format!("{layers} × {dim}, {tokens} tokens"), graph.expect("it fits"), vec![tokens, dim])
+    };
+    let perceptron = Graph::builder(Input::Vector { dim: 784 })
+        .linear("a", 256)
+        .activation(Function::Relu)
+        .linear("b", 256)
+        .activation(Function::Relu)
+        .linear("c", 10)
+        .build();
+    let perceptron = ("784-256-256-10".to_string(), perceptron.expect("it fits"), vec![784]);
+    for (name, graph, shape) in [
+        perceptron,
+        gpt(64, 1, 16),
+        gpt(64, 3, 16),
+        gpt(64, 3, 64),
+        gpt(128, 3, 64),
+        gpt(128, 6, 64),
+        gpt(256, 3, 64),
+    ] {
+        let device = Device::Cpu;
+        let weights =
+            init::weights(&graph, 0, Blocks::Whole, &device, DType::F64).expect("weights");
+        let model = Model::new(graph, weights).expect("a model");
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        let local = Local::new(&model, &norms, None).expect("in f64");
+        let x = Tensor::from_vec(noise(shape.iter().product()), shape, &device).expect("an input");
+        let mut times = [0.0; 3];
+        let mut radius = 0.0;
+        for _ in 0..2 {
+            let start = Instant::now();
+            let point = local.at(&x).expect("a point");
+            let values = start.elapsed().as_secs_f64();
+            let class = point.class().expect("a decision");
+            let others: Vec<usize> = (0..point.outputs().len()).filter(|i| *i != class).collect();
+            let claims = point.margins(class, &others).expect("margins");
+            let margins = start.elapsed().as_secs_f64();
+            radius = point.radius(&claims, Distance::L2);
+            times = [values, margins - values, start.elapsed().as_secs_f64() - margins];
+        }
+        let [values, margins, radii] = times;
+        let all: f64 = times.iter().sum();
+        println!("{name:>22} {values:>8.3} {margins:>9.3} {radii:>9.3} {all:>9.3}   {radius:.2e}");
+    }
 }
 
 fn attention(dim: usize, heads: usize, key_value_heads: usize, rotary: bool) -> Attention {

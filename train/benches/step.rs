@@ -96,8 +96,10 @@ fn recipe() -> Recipe {
 fn scaling() {
     let default = (256, 3, 256, 16);
     let sizes = [
-        [128, 256, 512, 1024].map(|dim| (dim, 3, 256, 4)).to_vec(),
+        [64, 128, 256, 512, 1024].map(|dim| (dim, 3, 256, 4)).to_vec(),
         [64, 128, 256, 512, 1024].map(|tokens| (256, 3, tokens, 4096 / tokens)).to_vec(),
+        [2048, 4096, 8192].map(|tokens| (256, 3, tokens, 1)).to_vec(),
+        vec![(2048, 1, 256, 4), (256, 3, 64, 1)],
         [4, 16, 64].map(|batch| (256, 3, 256, batch)).to_vec(),
         [1, 3, 6, 12].map(|layers| (256, layers, 256, 4)).to_vec(),
     ];
