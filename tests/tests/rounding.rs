@@ -190,7 +190,8 @@ fn what_overflows_somewhere_is_not_bounded() {
 fn weights_of_f64_are_not_those_of_f32() {
     for (weight, same) in [(0.25, true), (0.1, false)] {
         let weight = Tensor::new(&[[weight, 2.0_f64]], &Device::Cpu).unwrap();
-        let graph = Graph::builder(Input::Vector { dim: 2 }).linear("head", 1).build().unwrap();
+        let head = Node::new("head", Op::Linear { inputs: 2, outputs: 1, bias: false });
+        let graph = Graph::new(Input::Vector { dim: 2 }, vec![head]).unwrap();
         let model = Model::new(graph, [("head.weight".to_string(), weight)].into()).unwrap();
         for (format, held) in [(F64, true), (F32, same), (BF16, same), (F16, same)] {
             let proof = executed::prove(&model, Upper::ONE, format);
