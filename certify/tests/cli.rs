@@ -515,7 +515,7 @@ fn a_run_of_ones_own_stands_behind_zeros() {
 fn links_and_pipes_stay_what_they_are() {
     let w = Workshop::new();
     let (dir, target, link) = (w.string(""), w.path("target.json"), w.path("link.json"));
-    std::fs::write(&target, "{}").unwrap();
+    std::fs::write(&target, "").unwrap();
     std::os::unix::fs::symlink(&target, &link).unwrap();
     ok(&["bound", &dir, "--json", &w.string("link.json")]);
     assert!(link.symlink_metadata().unwrap().is_symlink());
@@ -705,7 +705,7 @@ fn json_and_a_dash_mean_the_same_everywhere() {
     };
     let commands: [&[&str]; 2] = [&["bound", &dir], &["probe", &dir, "--seconds", "0"]];
     for command in commands {
-        let file = w.string("result.json");
+        let file = w.string(&format!("{}.json", command[0]));
         let document = |args: &[&str]| -> serde_json::Value {
             serde_json::from_str(&run(&[command, args].concat())).unwrap()
         };

@@ -173,6 +173,18 @@ fn a_directory_is_watched() {
     let (_, stderr) = ended(1, &args);
     assert!(stderr.contains("step_2") && stderr.contains("`head.weight`"), "{stderr}");
     assert_eq!(lines(Path::new(&fresh)).last().unwrap()["breaches"].as_array().unwrap().len(), 1);
+    // As long as it is there; and known ones by limits that are new.
+    ended(1, &args);
+    assert_eq!(lines(Path::new(&fresh)).len(), 2);
+    std::fs::write(&limits, "[norms]\n\"head*\" = 2.25\n").unwrap();
+    ended(1, &args);
+    assert_eq!(lines(Path::new(&fresh)).len(), 3);
+    std::fs::write(&limits, "[norms]\n\"haed*\" = 9\n").unwrap();
+    assert!(ended(1, &args).1.contains("`haed*` is of no matrix"));
+    std::fs::write(&limits, "[norms]\n\"head*\" = 2.5\n").unwrap();
+    // Nothing is added to what is no log.
+    let said = ended(2, &["watch", &name, "--once", "--log", &limits]).1;
+    assert!(said.contains("is no log of checkpoints"), "{said}");
     let told = w.string("told");
     let hook = format!("echo \"$LIPSCHITZ_CHECKPOINT $LIPSCHITZ_BREACHES\" > {told}");
     let again = w.string("again.jsonl");

@@ -451,6 +451,12 @@ fn texts_are_surveyed_whatever_the_network_gives_for_them() {
         refused(&|claim| claim.inputs[0].global *= 1.1, "input 0: is described");
         refused(&|claim| claim.inputs[0].margin *= 1.1, "input 0: is described");
         refused(&|claim| claim.inputs[0].correct = Some(true), "input 0: is described");
+        refused(&|claim| claim.inputs[0].margin *= 1.0 + 1e-7, "input 0: is described");
+        refused(
+            &|claim| claim.inputs[1].broken = Some(claim.inputs[1].radius),
+            "is changed within",
+        );
+        refused(&|claim| claim.tokens = 3, "is not one of 3 tokens");
         refused(&|claim| claim.inputs.clear(), "in ascending order");
         refused(&|claim| claim.inputs.swap(0, 1), "in ascending order");
         refused(&|claim| claim.search = usize::MAX, "in ascending order");

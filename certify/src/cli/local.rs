@@ -91,13 +91,8 @@ impl From<By> for Distance {
 
 impl LocalCommand {
     pub(super) fn run(self) -> Result<()> {
-        let (keys, columns): (&[&str], _) = match self.nearest.is_some() || self.synonyms.is_some()
-        {
-            true => (&["weights_sha256", "most", "inputs"], substitutions::COLUMNS),
-            false => (&["weights_sha256", "distance", "inputs"], COLUMNS),
-        };
-        self.json.ready(keys)?;
-        self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv(columns)))?;
+        self.json.ready(&["weights_sha256", "inputs"])?;
+        self.csv.iter().try_for_each(|path| terminal::ready(path, Kind::Csv("input,class")))?;
         terminal::distinct(&[("--csv", self.csv.as_deref()), ("--json", self.json.path())])?;
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let decisions = Decisions::of(&model, &meta, &self.model, &self.data, self.limit)?;
@@ -194,11 +189,9 @@ pub(super) fn number(x: f64) -> String {
 }
 
 /// A line for each input.
-/// Those of [`csv`].
-const COLUMNS: &str = "input,class,correct,margin,certified,global,tangent,attacked,seconds";
-
 fn csv(survey: &Survey) -> String {
-    let mut out = format!("{COLUMNS}\n");
+    let mut out =
+        String::from("input,class,correct,margin,certified,global,tangent,attacked,seconds\n");
     for row in &survey.inputs {
         let Radius {
             input, class, correct, margin, radius, global, tangent, broken, seconds, ..

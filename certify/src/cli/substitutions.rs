@@ -48,12 +48,9 @@ pub(super) fn listed(path: &Path, model: &Path, meta: &Meta) -> Result<Allowed> 
     Ok(Allowed::Listed(all))
 }
 
-/// Those of [`csv`].
-pub(super) const COLUMNS: &str = "input,class,margin,replaceable,proven,by,changed,seconds";
-
 /// A line for each input.
 pub(super) fn csv(found: &Substitutions) -> String {
-    let mut out = format!("{COLUMNS}\n");
+    let mut out = String::from("input,class,margin,replaceable,proven,by,changed,seconds\n");
     for row in &found.inputs {
         let replaceable = row.allowed.iter().filter(|ids| !ids.is_empty()).count();
         let changed = row.broken.as_ref().map_or(String::new(), |all| all.len().to_string());

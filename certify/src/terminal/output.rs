@@ -73,8 +73,8 @@ impl Kind {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Json(_) => "a result of this command as JSON",
-            Self::Csv(_) => "a table of this command",
+            Self::Json(_) => "a result of this kind as JSON",
+            Self::Csv(_) => "a table of this kind",
             Self::Picture => "a picture",
             Self::Page => "an HTML page",
             Self::Checkpoint => "a checkpoint of this project",
