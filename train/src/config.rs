@@ -498,8 +498,8 @@ mod tests {
             ("model.dim=9223372036854775807", "from 1 to 1048576"),
             ("model.heads=0", "model.heads is 0"),
             ("model.context=0", "model.context is 0; it must be from 1 to 16777216"),
-            ("data.characters=0", "data.characters is 0; it must be from 1 to 10000000000"),
-            ("data.characters=9223372036854775807", "it must be from 1 to 10000000000"),
+            ("data.characters=0", "data.characters is 0; it must be from 1 to 1000000000"),
+            ("data.characters=9223372036854775807", "it must be from 1 to 1000000000"),
         ];
         for (setting, wanted) in demo {
             let said = said("gpt-play", setting);
