@@ -34,7 +34,7 @@ pub enum Kind {
     Picture,
     /// An HTML page.
     Page,
-    /// A network of this project.
+    /// A network of this project that is not one of a run.
     Checkpoint,
     /// Tensors of these names and no others: a pair of inputs, outputs.
     Tensors(&'static [&'static str]),
@@ -60,7 +60,10 @@ impl Kind {
                     || begins(&["<?xml"]) && lower.contains("<svg")
             }
             Self::Page => begins(&["<!doctype html"]),
-            Self::Checkpoint => header(path).is_some_and(|h| h.metadata().contains_key(KEY)),
+            Self::Checkpoint => {
+                let run = path.parent().is_some_and(|run| run.join("metrics.jsonl").exists());
+                !run && header(path).is_some_and(|h| h.metadata().contains_key(KEY))
+            }
             Self::Tensors(names) => header(path).is_some_and(|h| {
                 let own: BTreeSet<_> = h.entries().into_iter().map(|entry| entry.name).collect();
                 let names = names.iter().map(|name| name.to_string()).collect();
@@ -77,7 +80,7 @@ impl Kind {
             Self::Csv(_) => "a table of this kind",
             Self::Picture => "a picture",
             Self::Page => "an HTML page",
-            Self::Checkpoint => "a checkpoint of this project",
+            Self::Checkpoint => "a network that was imported or exported",
             Self::Tensors(_) => "a file of such tensors alone",
             Self::Onnx | Self::Program => "a file that this program wrote",
         }
@@ -296,6 +299,12 @@ mod tests {
                 assert_eq!(ready.is_ok(), own.contains(&kind), "{kind:?}: {bytes:?}");
             }
         }
+        // That of a run stays.
+        std::fs::write(&path, tensors("lipschitz", &["a"])).unwrap();
+        let metrics = directory.path().join("metrics.jsonl");
+        std::fs::write(&metrics, "").unwrap();
+        super::ready(&path, Checkpoint).unwrap_err();
+        std::fs::remove_file(metrics).unwrap();
         std::fs::write(&path, "").unwrap();
         for kind in kinds {
             super::ready(&path, kind).unwrap();
