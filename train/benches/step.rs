@@ -1,7 +1,7 @@
 //! `cargo bench --bench step -- 256` (or `768`): where the time of a transformer's training step
 //! goes, for every optimizer and every constraint; medians, in one run. Three layers at width 256,
 //! one at 768, batches of 4 × 256 tokens. `-- scaling`: how a step grows with width, tokens, batch
-//! and depth, and how much of it is matrix products.
+//! and depth, and how much of it is matrix products. `-- memory`: how its peak memory grows.
 
 use std::time::Instant;
 
@@ -33,10 +33,18 @@ fn main() {
         ["256"] => table(256, 3),
         ["768"] => table(768, 1),
         ["scaling"] => scaling(),
+        ["memory"] => memory(),
+        ["peak", dim, layers, context, batch] => {
+            let [dim, layers, context, batch] =
+                [dim, layers, context, batch].map(|n| n.parse().expect("a number"));
+            let x = tokens(batch, context);
+            measure(&mut training(&graph(dim, layers, context), &recipe()), &x, &x, 1);
+            println!("{}", peak_memory().expect("the memory of this process"));
+        }
         ["json", kind, steps, ref data @ ..] => {
             json(kind, steps.parse().expect("a count of steps"), data.first().copied())
         }
-        [] => println!("say what: cargo bench --bench step -- 256, 768 or scaling"),
+        [] => println!("say what: cargo bench --bench step -- 256, 768, scaling or memory"),
         ref other => panic!("unknown: {other:?}"),
     }
 }
@@ -127,6 +135,49 @@ fn scaling() {
     }
 }
 
+/// The largest resident memory of three steps, each size in a process of its own, beside what is kept: weights,
+/// gradients and momentum, and for the gradient ten numbers of each token's width in each layer.
+fn memory() {
+    println!("width layers tokens batch   peak, MiB   weights ×3   activations   the rest");
+    for [dim, layers, context, batch] in [
+        [128, 3, 256, 16],
+        [256, 3, 256, 16],
+        [512, 3, 256, 16],
+        [1024, 3, 256, 16],
+        [256, 1, 256, 16],
+        [256, 6, 256, 16],
+        [256, 12, 256, 16],
+        [256, 3, 64, 64],
+        [256, 3, 1024, 4],
+        [256, 3, 4096, 1],
+        [256, 3, 256, 4],
+        [256, 3, 256, 64],
+    ] {
+        let this = std::env::current_exe().expect("this program");
+        let sizes = [dim, layers, context, batch].map(|n| n.to_string());
+        let run =
+            std::process::Command::new(this).arg("peak").args(&sizes).output().expect("a run");
+        let peak: f64 = String::from_utf8_lossy(&run.stdout).trim().parse().expect("a number");
+        let parameters = graph(dim, layers, context).parameters();
+        let count: usize = parameters.iter().map(|p| p.shape.iter().product::<usize>()).sum();
+        let mib = |numbers: usize| 4.0 * numbers as f64 / f64::from(1 << 20);
+        let (held, kept) = (3.0 * mib(count), mib(10 * dim * layers * context * batch));
+        println!(
+            "{dim:>5} {layers:>6} {context:>6} {batch:>5} {peak:>11.0} {held:>12.0} {kept:>13.0} {:>10.0}",
+            peak - held - kept
+        );
+    }
+}
+
+/// The largest resident memory of this process so far, in MiB.
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    Some(kib? / 1024.0)
+}
+
 /// Operations of the matmuls of a forward and a backward pass.
 fn flops(dim: usize, layers: usize, context: usize, batch: usize) -> f64 {
     let rows = (batch * context) as f64;
@@ -184,13 +235,8 @@ fn json(kind: &str, steps: usize, data: Option<&str>) {
             (epoch, 0.0, t)
         }
     };
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| {
-        line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok()
-    });
-    let peak = peak.map(|kib| kib / 1024.0);
     let line = serde_json::json!({
-        "gradient": gradient, "update": update, "peak": peak, "parts": parts,
+        "gradient": gradient, "update": update, "peak": peak_memory(), "parts": parts,
     });
     println!("{line}");
 }
