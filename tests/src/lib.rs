@@ -77,7 +77,7 @@ fn attention(dim: usize, dice: &mut Dice) -> Op {
             1.0 / dim as f64,
             -1.0,
         ]),
-        output_scale: dice.pick(&[1.0, 1.0 / 3.0]),
+        output_scale: dice.pick(&[1.0, 1.0 / 3.0, -0.7]),
         causal,
         rotary,
         bias: dice.below(3) == 0,
@@ -234,7 +234,17 @@ pub fn random_image_graph(dice: &mut Dice) -> Graph {
         nodes.extend(body(6, 0, dice));
         let pool = dice.below(if class { 4 } else { 3 });
         let pools = [Op::MeanPool, Op::FirstToken, Op::LastToken, Op::FirstAndMean];
-        nodes.push(Node::new("", pools[pool].clone()));
+        // Two of them beside each other, perhaps of other tokens, and with other signs.
+        if pool < 3 && dice.below(3) == 0 {
+            let factor = dice.pick(&[-1.0, 0.5]);
+            let body = vec![Node::new("", pools[dice.below(3)].clone())];
+            let scaled = [vec![Node::new("", Op::Scale { factor })], body].concat();
+            let first = Node::new("", pools[pool].clone());
+            let branches = vec![first, Node::new("", Op::Sequential { body: scaled })];
+            nodes.push(Node::new("", Op::Parallel { branches }));
+        } else {
+            nodes.push(Node::new("", pools[pool].clone()));
+        }
         nodes.push(linear("head", if pool == 3 { 12 } else { 6 }, classes, dice));
     }
     Graph::new(pixels, nodes).expect("random graphs fit together")
@@ -349,10 +359,14 @@ fn random_convolution(
 /// Random weights in f64, of a random size.
 pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
     let factor = dice.pick(&[0.3, 1.0, 2.0]);
+    // Biases that leave a head no choice, too.
+    let bias = dice.pick(&[1.0, 40.0]);
+    let of =
+        |name: &str| if name.ends_with("position_bias.weight") { bias * factor } else { factor };
     let weights: Weights = graph
         .parameters()
         .iter()
-        .map(|p| (p.name.clone(), dice.tensor(&p.shape, factor)))
+        .map(|p| (p.name.clone(), dice.tensor(&p.shape, of(&p.name))))
         .collect();
     Model::new(graph, weights).expect("weights come from the graph")
 }

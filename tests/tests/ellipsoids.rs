@@ -124,6 +124,45 @@ fn cancelling(m: f64) -> Model {
     Model::new(graph, weights).unwrap()
 }
 
+/// What a head reads of its own token is added to the token with the sign of the factor behind it, and the
+/// mean of all tokens is another token than the first: whoever lets either cancel proves next to nothing.
+#[test]
+fn what_does_not_cancel_counts() {
+    let head = || linear("head", 1, 2);
+    let attention = Attention { output_scale: -1.0, ..places(1, 1, 1) };
+    let signs = tokens(
+        1,
+        vec![residual("a", 1.0, 1.0, vec![Node::new("", Op::Attention(attention))]), head()],
+    );
+    let plain = |op: Op| Node::new("", op);
+    let other = vec![plain(Op::Scale { factor: -1.0 }), plain(Op::FirstToken)];
+    let branches = vec![plain(Op::MeanPool), plain(Op::Sequential { body: other })];
+    let picked = tokens(1, vec![plain(Op::Parallel { branches }), head()]);
+    // 2x; and the mean of six less the first of them. Both by the two rows of the head.
+    for (graph, truth) in [(signs, 2.0), (picked, 5.0 / 3.0)] {
+        let weight = |name: &str, shape: &[usize]| {
+            let numbers: Vec<f64> = match name {
+                "a.query.weight" | "a.key.weight" => vec![0.0],
+                "a.output.weight" => vec![-1.0],
+                "a.position_bias.weight" => {
+                    (0..8).map(|i| if i == 0 { 60.0 } else { 0.0 }).collect()
+                }
+                "head.weight" => vec![1.0, -1.0],
+                _ => vec![1.0; shape.iter().product()],
+            };
+            Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+        };
+        let all = graph.parameters();
+        let weights = all.iter().map(|p| (p.name.clone(), weight(&p.name, &p.shape))).collect();
+        let model = Model::new(graph, weights).unwrap();
+        let (norms, _, bound) = constants(&model, 40);
+        let truth = truth * 2_f64.sqrt();
+        let reached = found(&model, 1, norms.domain.radius.to_f64(), &mut Dice::new(2));
+        assert!((0.99 * truth..=truth * (1.0 + 1e-9)).contains(&reached), "{reached} of {truth}");
+        assert!(bound >= truth * (1.0 - 1e-9) && bound < 4.1, "{bound} for {truth}");
+    }
+}
+
 /// One head between multiples of the identity, with a bias for each bucket, and a skip.
 fn one_head(dim: usize, scale: f64, output: f64, bias: [f64; 8], input: Input) -> Model {
     let attention = Attention { logit_scale: scale, ..places(dim, 1, dim) };

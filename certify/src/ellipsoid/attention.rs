@@ -227,7 +227,10 @@ impl Parts {
             let all = if change { &self.of_change.value } else { &self.of_value.value };
             let g = head.group;
             let v = tape.rows(all, g * a.head_dim, (g + 1) * a.head_dim);
+            // The size of a factor is all that matters where the unknowns are others; here they are the
+            // token's own.
             let image = tape.times(&head.o, &tape.scale(&v, share));
+            let image = if a.output_scale < 0.0 { tape.blend(-1.0, &image, None) } else { image };
             let sum = match read.get(distance) {
                 Some(sum) => tape.blend(1.0, sum, Some((1.0, &image))),
                 None => image,

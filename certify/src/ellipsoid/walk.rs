@@ -442,7 +442,15 @@ impl Walker<'_> {
                 self.at_most(at, Upper::ONE)
             }
             Op::GatedMlp { function, bias, .. } => self.gated(*function, *bias, at),
-            Op::Flatten | Op::MeanPool | Op::FirstToken | Op::LastToken => Ok(()),
+            Op::Flatten => Ok(()),
+            // Of one token, or of their mean, all is true that is of each. Beside what is saved, which may be
+            // of another token, it has unknowns of its own.
+            Op::MeanPool | Op::FirstToken | Op::LastToken => {
+                if self.state.change.alone() {
+                    return Ok(());
+                }
+                self.restart(at, height(self.state.change.current()), Upper::ONE)
+            }
             // A token is a part of the image.
             Op::Patches { size } => {
                 let width = self.state.channels * size * size;
