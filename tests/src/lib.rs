@@ -360,9 +360,10 @@ fn random_convolution(
 pub fn random_model(graph: Graph, dice: &mut Dice) -> Model {
     let factor = dice.pick(&[0.3, 1.0, 2.0]);
     // Biases that leave a head no choice, too.
-    let bias = dice.pick(&[1.0, 40.0]);
-    let of =
-        |name: &str| if name.ends_with("position_bias.weight") { bias * factor } else { factor };
+    let is_bias = |name: &str| name.ends_with("position_bias.weight");
+    let any = graph.parameters().iter().any(|p| is_bias(&p.name));
+    let bias = factor * if any { dice.pick(&[1.0, 40.0]) } else { 1.0 };
+    let of = |name: &str| if is_bias(name) { bias } else { factor };
     let weights: Weights = graph
         .parameters()
         .iter()

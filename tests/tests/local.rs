@@ -592,5 +592,5 @@ fn no_replacement_of_tokens_breaks_a_proof() {
     println!(
         "{run} sequences; {proven} proven, {several} for several tokens, {by_trials} by trials; {broken} broken"
     );
-    assert!(proven > 20 && several > 10 && by_trials > 5 && broken > 5 && run > 200);
+    assert!(proven > 20 && several > 10 && by_trials > 5 && broken > 3 && run > 200);
 }
