@@ -26,7 +26,10 @@ use crate::upper::{Upper, count};
 /// Exceeds the error of [`turn`].
 const TURN: f64 = 1.0 / (1u64 << 47) as f64;
 
-/// Numbers of the matrices of the frequencies that are looked at together.
+/// Kernels of more places are not taken apart: the pairs of them are what the work grows with.
+const PLACES: usize = 1 << 12;
+
+/// Numbers of the matrices of the frequencies, or of their turns, that are looked at together.
 const TOGETHER: usize = 1 << 21;
 
 /// Images of more elements are not taken apart, so that no small file asks for large memory.
@@ -169,10 +172,13 @@ impl Taps {
     }
 
     /// An upper bound on the largest eigenvalue of any `A(ω)ᴴA(ω)`, and a wave that is stretched
-    /// about as much; none if no proof succeeds.
+    /// about as much; none if no proof succeeds, or the kernel is too large.
     fn largest(&self) -> Option<(Upper, Wave)> {
         let turned = self.outputs < self.inputs;
         let n = self.outputs.min(self.inputs);
+        if self.matrices.len() > PLACES {
+            return None;
+        }
         let distances = self.distances();
         let (even, odd) = self.coefficients(&distances, turned);
         let frequencies = self.frequencies();
@@ -183,7 +189,7 @@ impl Taps {
         let off =
             gamma(inner + 4) + count(2) * gamma(distances.len() + 8) + Upper::from_f64(8.0 * TURN);
         let off = off * squares * Upper::from_f64(1.001) + Upper::from_f64(UNDERFLOW);
-        let together = (TOGETHER / (n * n)).clamp(1, frequencies.len());
+        let together = (TOGETHER / (n * n).max(distances.len())).clamp(1, frequencies.len());
         let mut search = Search { n, a: 0.0, error: Upper::ZERO, best: None };
         for some in frequencies.chunks(together) {
             let (mut re, mut im) = self.squares(some, &distances, &even, &odd, n);
