@@ -38,6 +38,7 @@ pub fn sample(
     if !matches!(model.graph().output(), Shape::Tokens(_)) {
         return Err(lipschitz_data::Error::PredictsNoTokens.into());
     }
+    lipschitz_data::check_causal(model.graph())?;
     let codec = Codec::new(tokenizer)?;
     let mut ids = codec.encode(prompt)?;
     if ids.is_empty() {

@@ -222,9 +222,8 @@ impl<'a> Writer<'a> {
                 return Err(Error::Exists(path));
             }
         }
-        // One id, if the tokenizer knows the separator as such.
-        let separator =
-            codec.encode(SEPARATOR).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0] as u16);
+        // One id, if the tokenizer knows the separator as such: not that of what it does not know.
+        let separator = codec.id(SEPARATOR).map(|id| id as u16);
         let [train, val] = ["train", "val"].map(|name| SplitWriter::new(options, name));
         Ok(Self { options, watch, codec, separator, documents: 0, train, val })
     }

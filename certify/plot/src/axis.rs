@@ -59,7 +59,8 @@ impl Scale {
     /// The scale for these values and those that the axis must include, with a margin `room` at
     /// both ends, as a share of the axis.
     pub(crate) fn new(values: impl Iterator<Item = f64>, axis: &Axis, room: f64) -> Self {
-        let all = values.chain(axis.include.iter().copied());
+        // A range beyond that of f64 has no ticks.
+        let all = values.chain(axis.include.iter().copied()).map(|x| x.clamp(-1e300, 1e300));
         let (low, high) =
             all.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
@@ -252,6 +253,14 @@ mod tests {
     fn log10(values: &[f64]) -> Scale {
         let axis = Axis { log10: true, ..Axis::default() };
         Scale::new(values.iter().copied(), &axis, 0.05)
+    }
+
+    #[test]
+    fn the_largest_numbers_have_ticks_too() {
+        for values in [[-1e308, 1e308], [f64::MAX, f64::MAX], [-f64::MAX, 0.0]] {
+            let scale = Scale::new(values.into_iter(), &Axis::default(), 0.05);
+            assert!(!texts(&scale).is_empty() && scale.at(values[1]).is_finite(), "{values:?}");
+        }
     }
 
     #[test]

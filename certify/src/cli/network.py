@@ -103,10 +103,9 @@ class Network(torch.nn.Module):
             *parts, name = path.split(".")
             at = self
             for part in parts:
-                if part not in at._modules:
-                    at.add_module(part, torch.nn.Module())
-                at = at._modules[part]
-            at.register_parameter(name, torch.nn.Parameter(weight, requires_grad=weight.is_floating_point()))
+                # Not add_module, which refuses names that a module has of its own, such as "float".
+                at = at._modules.setdefault(part, torch.nn.Module())
+            at._parameters[name] = torch.nn.Parameter(weight, requires_grad=weight.is_floating_point())
 
     def forward(self, x):
         weights = dict(self.named_parameters())
@@ -119,7 +118,8 @@ class Network(torch.nn.Module):
                 document = (x == separator).cumsum(1)
                 hidden = (document[:, :, None] != document[:, None, :])[:, None]
         else:
-            x = x.to(next(self.parameters()).dtype)
+            own = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
+            x = x.to(own[0] if own else x.dtype if x.is_floating_point() else torch.float32)
         nodes, zeros = self.graph["nodes"], self.graph["input"].get("zero_prefix") or 0
         if not zeros:
             return sequence(nodes, "", x, weights, hidden)

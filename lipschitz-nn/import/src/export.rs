@@ -203,11 +203,15 @@ impl Export<'_> {
             Op::Sequential { body } => self.sequence(body, path, x, place)?,
             Op::Parallel { branches } => {
                 let (mut all, mut out) = (Vec::new(), place);
+                // A branch may have other numbers of tokens, which the next one has not.
+                let known =
+                    (self.length.clone(), self.distance.clone(), self.hidden.clone(), self.most);
                 for branch in branches {
                     let (y, to) =
                         self.sequence(std::slice::from_ref(branch), path, x.clone(), place)?;
                     all.push(y);
                     out = to;
+                    (self.length, self.distance, self.hidden, self.most) = known.clone();
                 }
                 let all: Vec<&str> = all.iter().map(String::as_str).collect();
                 (self.out.node("Sum", &all, &[]), out)

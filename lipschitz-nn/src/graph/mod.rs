@@ -591,6 +591,20 @@ impl Graph {
         }
     }
 
+    /// The path of the first attention that reads tokens behind a token's own, if there is one.
+    pub fn looks_ahead(&self) -> Option<String> {
+        fn first(nodes: &[Node], prefix: &str) -> Option<String> {
+            nodes.iter().find_map(|node| {
+                let path = node.path(prefix);
+                match &node.op {
+                    Op::Attention(a) => (!a.causal).then_some(path),
+                    op => op.body().and_then(|body| first(body, &path)),
+                }
+            })
+        }
+        first(&self.nodes, "")
+    }
+
     /// The longest sequence the graph reads, for token input.
     pub fn context(&self) -> Option<usize> {
         match self.input {

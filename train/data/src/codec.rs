@@ -94,6 +94,18 @@ impl Codec {
         }
     }
 
+    /// The id of a token that is in the vocabulary as such, special tokens included.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        match &self.0 {
+            Kind::Characters { ids, .. } => {
+                let mut characters = token.chars();
+                let first = characters.next()?;
+                characters.next().is_none().then(|| ids.get(&first).copied()).flatten()
+            }
+            Kind::Json(tokenizer, _) => tokenizer.token_to_id(token),
+        }
+    }
+
     /// The ids of a text, without special tokens around it.
     ///
     /// # Errors

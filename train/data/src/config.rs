@@ -76,7 +76,12 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
                 Some(Op::Embedding { vocabulary, .. }) => Some(*vocabulary),
                 _ => None,
             };
-            Box::new(shards::load(path, vocabulary, None)?)
+            let data = shards::load(path, vocabulary, None)?;
+            let theirs = data.tokenizer().filter(|_| meta.tokenizer.is_some());
+            if theirs.is_some_and(|theirs| Some(theirs) != meta.tokenizer.as_ref()) {
+                return Err(Error::OtherTokenizer(path.to_path_buf()));
+            }
+            Box::new(data)
         }
         Input::Tokens { .. } => {
             let tokenizer = meta.tokenizer.clone().ok_or(Error::NoTokenizer)?;
@@ -84,7 +89,8 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
                 Some(DataConfig::Text(config)) => config,
                 _ => TextConfig::new(path),
             };
-            Box::new(trained.held_out(path, tokenizer)?)
+            let digest = meta.provenance.data_digest.as_deref();
+            Box::new(trained.held_out(path, tokenizer, digest)?)
         }
         Input::Pixels { .. } | Input::Vector { .. } => examples(path, meta)?,
     })

@@ -130,6 +130,12 @@ pub enum Error {
          next tokens"
     )]
     PredictsNoTokens,
+    /// A network that would be told what it is to predict.
+    #[error(
+        "`{0}` attends to tokens that come later, so that the next token is no prediction: set its `causal` \
+         to true"
+    )]
+    LooksAhead(String),
     /// A network with fewer outputs than the data has tokens or classes, or another number of them
     /// than it has numbers.
     #[error(
@@ -295,6 +301,12 @@ pub enum Error {
          data.val_fraction=`): what a path names is held out as a whole"
     )]
     TwoHeldOut,
+    /// What is held out is what is trained on.
+    #[error("{}: is trained on and held out; name another in data.val_path, or take it out", .0.display())]
+    HeldOutIsTrained(PathBuf),
+    /// Tokens of another tokenizer.
+    #[error("{}: holds tokens of another tokenizer than the model's", .0.display())]
+    OtherTokenizer(PathBuf),
     /// More memory than there is.
     #[error(
         "{what} takes at least {} of memory, and {} of {} are free",

@@ -64,17 +64,30 @@ pub fn evaluation_size(graph: &Graph, batch_size: usize) -> usize {
     if graph.context().is_some() { batch_size } else { batch_size.max(IMAGES) }
 }
 
-/// Whether a network has an output for each token or class of the data, or as many as it has numbers.
+/// Whether a network has an output for each token or class of the data, or as many as it has numbers; and
+/// predicts a token from those before it alone.
 ///
 /// # Errors
-/// [`Error::TooFewOutputs`].
+/// [`Error::TooFewOutputs`] or [`Error::LooksAhead`].
 pub fn check_outputs(graph: &Graph, data: &dyn DataSet) -> Result<(), Error> {
+    check_causal(graph)?;
     let (outputs, wanted) = (graph.outputs(), data.outputs());
     let fits = match data.predicts() {
         Predicts::Classes => outputs >= wanted,
         Predicts::Numbers => outputs == wanted,
     };
     if fits { Ok(()) } else { Err(Error::TooFewOutputs { outputs, wanted }) }
+}
+
+/// Whether each output for a token depends on no token behind it, which is what is to be predicted.
+///
+/// # Errors
+/// [`Error::LooksAhead`].
+pub fn check_causal(graph: &Graph) -> Result<(), Error> {
+    match graph.looks_ahead().filter(|_| matches!(graph.output(), Shape::Tokens(_))) {
+        Some(node) if graph.context().is_some() => Err(Error::LooksAhead(node)),
+        _ => Ok(()),
+    }
 }
 
 /// Loss, accuracy and margin of a classifier on batches, each weighed by its number of predictions.
@@ -179,4 +192,33 @@ fn margins(logits: &Tensor) -> Result<Vec<f32>, Error> {
         first - second
     };
     Ok(all.chunks(outputs.max(1)).map(margin).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use lipschitz_nn::graph::{Attention, Input, Node, Op};
+
+    use super::*;
+
+    /// Whoever sees the next token does not predict it; a class of a whole text may depend on all of it.
+    #[test]
+    fn a_next_token_that_is_seen_is_no_prediction() {
+        let said = |causal, last: Option<Op>| {
+            let attention = Attention { causal, ..Attention::new(4, 2, 2) };
+            let body = vec![Node::new("mix", Op::Attention(attention))];
+            let nodes = [
+                Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 }),
+                Node::new("block", Op::Residual { skip: 1.0, branch: 1.0, body }),
+            ];
+            let nodes = nodes.into_iter().chain(last.map(|op| Node::new("", op))).collect();
+            check_causal(&Graph::new(Input::tokens(4), nodes).unwrap()).map_err(|e| e.to_string())
+        };
+        let found = said(false, None).unwrap_err();
+        assert!(found.starts_with("`block.mix` attends to tokens that come later"), "{found}");
+        for (causal, last) in
+            [(true, None), (false, Some(Op::MeanPool)), (true, Some(Op::LastToken))]
+        {
+            said(causal, last).unwrap();
+        }
+    }
 }

@@ -9,10 +9,13 @@ use crate::order::permutation;
 /// The share that is held out unless a config says another.
 pub(crate) const TENTH: f64 = 0.1;
 
-/// Whether a config names one of the two, and a share above 0 and below 1.
-pub(crate) fn check(path: Option<&Path>, share: Option<f64>) -> Result<(), Error> {
+/// Whether a config names one of the two, another path than it trains on, and a share above 0 and below 1.
+pub(crate) fn check(trained: &Path, path: Option<&Path>, share: Option<f64>) -> Result<(), Error> {
     match (path, share) {
         (Some(_), Some(_)) => Err(Error::TwoHeldOut),
+        (Some(path), None) if same(path, trained) => {
+            Err(Error::HeldOutIsTrained(path.to_path_buf()))
+        }
         (None, Some(share)) if !(share > 0.0 && share < 1.0) => Err(Error::HeldOut(share)),
         _ => Ok(()),
     }
@@ -30,14 +33,17 @@ pub(crate) enum Part {
 
 /// See [`Part`]; `trained` and `held_out` are the paths of the run's config.
 pub(crate) fn part(path: &Path, trained: &Path, held_out: Option<&Path>) -> Part {
-    let same = match (path.canonicalize(), trained.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => path == trained,
-    };
-    match (same, held_out) {
+    match (same(path, trained), held_out) {
         (true, Some(held_out)) => Part::File(held_out.to_path_buf()),
         (true, None) => Part::Share,
         (false, _) => Part::Other,
+    }
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
     }
 }
 

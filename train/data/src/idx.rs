@@ -124,11 +124,10 @@ struct Loaded {
 }
 
 fn part(images: &Path, labels: &Path, limit: Option<usize>) -> Result<Loaded, Error> {
-    let (sizes, pixels) = read(images, 3, limit)?;
-    let (counts, classes) = read(labels, 1, limit)?;
-    if sizes[0] != counts[0] {
-        let what =
-            format!("holds {} images, and {} {} labels", sizes[0], labels.display(), counts[0]);
+    let (count, sizes, pixels) = read(images, 3, limit)?;
+    let (classified, _, classes) = read(labels, 1, limit)?;
+    if count != classified {
+        let what = format!("holds {count} images, and {} {classified} labels", labels.display());
         return Err(unusable(images, what));
     }
     let most = classes.iter().max().map_or(0, |most| usize::from(*most) + 1);
@@ -137,8 +136,9 @@ fn part(images: &Path, labels: &Path, limit: Option<usize>) -> Result<Loaded, Er
     Ok(Loaded { split, classes: most })
 }
 
-/// Sizes and bytes of an idx file of so many dimensions, of which the first is cut at `limit`.
-fn read(path: &Path, dims: u8, limit: Option<usize>) -> Result<(Vec<usize>, Vec<u8>), Error> {
+/// How many there are in an idx file of so many dimensions, and its sizes and bytes, of which the first
+/// size is cut at `limit`.
+fn read(path: &Path, dims: u8, limit: Option<usize>) -> Result<(u64, Vec<usize>, Vec<u8>), Error> {
     let mut start = [0; 2];
     let file = || File::open(path).at(path);
     let packed = file()?.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
@@ -195,7 +195,7 @@ fn read(path: &Path, dims: u8, limit: Option<usize>) -> Result<(Vec<usize>, Vec<
     if sizes[0] == all && bytes.read(&mut [0]).map_err(damaged)? > 0 {
         return Err(unusable(path, "holds more than its header says; fetch it again"));
     }
-    Ok((sizes.into_iter().map(|size| size as usize).collect(), out))
+    Ok((all, sizes.into_iter().map(|size| size as usize).collect(), out))
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl ImagesConfig {
 
 impl DataKind for ImagesConfig {
     fn check(&self) -> Result<(), Error> {
-        held_out::check(self.val_path.as_deref(), self.val_fraction)
+        held_out::check(&self.path, self.val_path.as_deref(), self.val_fraction)
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {

@@ -72,7 +72,7 @@ impl TensorsConfig {
 
 impl DataKind for TensorsConfig {
     fn check(&self) -> Result<(), Error> {
-        held_out::check(self.val_path.as_deref(), self.val_fraction)
+        held_out::check(&self.path, self.val_path.as_deref(), self.val_fraction)
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {

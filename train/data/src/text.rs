@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
 use crate::corpus::{self, Corpus, split};
-use crate::{DataKind, DataSet, Error, held_out, memory};
+use crate::held_out::{self, Part};
+use crate::{DataKind, DataSet, Error, memory};
 
 /// `kind = "text"`: any UTF-8 file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -35,31 +36,45 @@ impl TextConfig {
         Self { path: path.into(), tokenizer: None, val_path: None, val_fraction: None }
     }
 
-    /// The held-out part of a text for a model of this config: the same part that its run held out.
-    /// Where that was a file of its own, `path` is taken as a whole, and the file that was trained
-    /// on stands for the one that was held out.
+    /// The held-out part of a text for a model of this config, that was trained on data of this digest: the
+    /// same part that its run held out. Where that was a file of its own, `path` is taken as a whole, and the
+    /// file that was trained on stands for the one that was held out.
     ///
     /// # Errors
-    /// One line that names the file.
-    pub(crate) fn held_out(&self, path: &Path, tokenizer: Tokenizer) -> Result<Corpus, Error> {
+    /// One line that names the file; [`Error::Changed`] if it is not what the model was trained on any more.
+    pub(crate) fn held_out(
+        &self,
+        path: &Path,
+        tokenizer: Tokenizer,
+        trained: Option<&str>,
+    ) -> Result<Corpus, Error> {
         let name = |path: &Path| path.display().to_string();
-        let Some(val_path) = &self.val_path else {
-            let text = read(path)?;
-            let parts = split(&text, self.val_fraction);
-            return Corpus::from_parts([&name(path); 2], parts, Some(tokenizer));
+        let part = held_out::part(path, &self.path, self.val_path.as_deref());
+        let text = read(path)?;
+        let corpus = match &part {
+            Part::File(beside) => {
+                let names = [&*name(path), &*name(beside)];
+                Corpus::from_parts(names, (&text, &read(beside)?), Some(tokenizer))?
+            }
+            Part::Other if self.val_path.is_some() => {
+                return Corpus::held_out(&name(path), &text, tokenizer);
+            }
+            Part::Share | Part::Other => {
+                let parts = split(&text, self.val_fraction);
+                Corpus::from_parts([&name(path); 2], parts, Some(tokenizer))?
+            }
         };
-        let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-            (Ok(a), Ok(b)) => a == b,
-            _ => a == b,
-        };
-        let path = if same(path, &self.path) { val_path } else { path };
-        Corpus::held_out(&name(path), &read(path)?, tokenizer)
+        let own = !matches!(part, Part::Other);
+        match trained.filter(|trained| own && *trained != corpus.digest()) {
+            Some(_) => Err(Error::Changed(name(path))),
+            None => Ok(corpus),
+        }
     }
 }
 
 impl DataKind for TextConfig {
     fn check(&self) -> Result<(), Error> {
-        held_out::check(self.val_path.as_deref(), self.val_fraction)
+        held_out::check(&self.path, self.val_path.as_deref(), self.val_fraction)
     }
 
     fn load(&self) -> Result<Box<dyn DataSet>, Error> {
@@ -238,8 +253,27 @@ mod tests {
         let ids = |data: Corpus| data.val.to_vec().unwrap();
         let wanted = data.val.to_vec().unwrap();
         let part = |config: &TextConfig, path: &Path| {
-            ids(config.held_out(path, tokenizer.clone()).unwrap())
+            ids(config.held_out(path, tokenizer.clone(), None).unwrap())
         };
+        // Of what it was trained on, and of nothing that lies there since.
+        let trained = |config: &TextConfig, digest: &str| {
+            config.held_out(written.path(), tokenizer.clone(), Some(digest)).map(ids)
+        };
+        assert_eq!(trained(&config, data.digest()).unwrap(), wanted);
+        let said = trained(&config, "of another").unwrap_err().to_string();
+        assert!(said.contains("is not what the model was trained on any more"), "{said}");
+        let share = TextConfig::new(written.path());
+        let whole = share.held_out(written.path(), tokenizer.clone(), None).unwrap();
+        assert_eq!(trained(&share, whole.digest()).unwrap().len(), 10);
+        assert!(trained(&share, data.digest()).is_err());
+        // Another text is another text.
+        assert_eq!(
+            ids(share.held_out(held.path(), tokenizer.clone(), Some("x")).unwrap()).len(),
+            2
+        );
+        let same = Some(written.path().to_path_buf());
+        let own = TextConfig { val_path: same, ..TextConfig::new(written.path()) };
+        assert!(load(&own).unwrap_err().to_string().contains("is trained on and held out"));
         assert_eq!(part(&config, held.path()), wanted);
         assert_eq!(part(&config, written.path()), wanted, "the file that was trained on");
         let half = TextConfig { val_fraction: Some(0.5), ..TextConfig::new(written.path()) };

@@ -219,7 +219,14 @@ impl Eval {
         match of_run(meta) {
             Some(DataConfig::Text(TextConfig { path, .. })) => Ok(for_model(&path, meta)?),
             Some(config) => {
-                config.kind().load().map_err(|e| anyhow!("{e}; or name the data with --data"))
+                let data = config.kind().load();
+                let data = data.map_err(|e| anyhow!("{e}; or name the data with --data"))?;
+                match &meta.provenance.data_digest {
+                    Some(trained) if trained != data.digest() => {
+                        Err(lipschitz_data::Error::Changed(data.name().to_string()).into())
+                    }
+                    _ => Ok(data),
+                }
             }
             None => bail!(
                 "{}: does not say what it was trained on; name the data with --data",
