@@ -20,7 +20,7 @@ pub(crate) enum BadImage {
     /// The library panicked.
     #[error("its image is damaged: {0}")]
     Panic(String),
-    #[error("its image is damaged: the JPEG is cut short")]
+    #[error("its image is damaged: the JPEG is cut short, or something stands behind its end")]
     CutShort,
     #[error("its image is neither JPEG nor PNG")]
     Format,
