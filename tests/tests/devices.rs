@@ -121,8 +121,10 @@ fn forward_and_backward_agree_on_networks_of_every_node() {
             for (a, b) in found.1.iter().zip(&exact.1) {
                 match (a, b) {
                     (Some(a), Some(b)) => of("gradient", largest(&(a - b).unwrap()) / scale, 2e-4),
+                    // Where nothing depends on a weight, as behind the first token, there may be none.
                     (a, b) => {
-                        assert!(a.is_none() && b.is_none(), "{}: a gradient is missing", place.name)
+                        let one = a.iter().chain(b).map(largest).fold(0.0, f64::max);
+                        of("a gradient that is missing", one, 1e-12);
                     }
                 }
             }

@@ -72,7 +72,9 @@ impl Scale {
             gap: GAP,
         };
         let (a, b) = (scale.bend(low), scale.bend(high));
-        let room = if b > a { room * (b - a) } else { 0.5 };
+        // Of ends that are next to each other in f64, no tick would lie between.
+        let least = 1e-9 * a.abs().max(b.abs());
+        let room = if b > a { room * (b - a) } else { 0.5 }.max(least);
         // An included value, such as 0, gets no margin.
         let end = |x: f64| axis.include.contains(&x);
         scale.low = if end(low) { low } else { scale.unbend(a - room) };
@@ -257,7 +259,8 @@ mod tests {
 
     #[test]
     fn the_largest_numbers_have_ticks_too() {
-        for values in [[-1e308, 1e308], [f64::MAX, f64::MAX], [-f64::MAX, 0.0]] {
+        for values in [[-1e308, 1e308], [f64::MAX, f64::MAX], [-f64::MAX, 0.0], [1e17, 1e17 + 16.0]]
+        {
             let scale = Scale::new(values.into_iter(), &Axis::default(), 0.05);
             assert!(!texts(&scale).is_empty() && scale.at(values[1]).is_finite(), "{values:?}");
         }

@@ -1,6 +1,7 @@
 //! Where results go: stdout or files, and `-` as the name of either.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -61,7 +62,9 @@ impl Kind {
             }
             Self::Page => begins(&["<!doctype html"]),
             Self::Checkpoint => {
-                let run = path.parent().is_some_and(|run| run.join("metrics.jsonl").exists());
+                let named = ["model.safetensors", "best.safetensors"].map(OsStr::new);
+                let run = path.file_name().is_some_and(|name| named.contains(&name))
+                    && path.parent().is_some_and(|run| run.join("metrics.jsonl").exists());
                 !run && header(path).is_some_and(|h| h.metadata().contains_key(KEY))
             }
             Self::Tensors(names) => header(path).is_some_and(|h| {
@@ -300,11 +303,14 @@ mod tests {
             }
         }
         // That of a run stays.
-        std::fs::write(&path, tensors("lipschitz", &["a"])).unwrap();
-        let metrics = directory.path().join("metrics.jsonl");
-        std::fs::write(&metrics, "").unwrap();
-        super::ready(&path, Checkpoint).unwrap_err();
-        std::fs::remove_file(metrics).unwrap();
+        let run = directory.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        for name in ["best.safetensors", "other.safetensors", "metrics.jsonl"] {
+            std::fs::write(run.join(name), tensors("lipschitz", &["a"])).unwrap();
+        }
+        super::ready(&run.join("best.safetensors"), Checkpoint).unwrap_err();
+        super::ready(&run.join("other.safetensors"), Checkpoint).unwrap();
+        std::fs::remove_dir_all(run).unwrap();
         std::fs::write(&path, "").unwrap();
         for kind in kinds {
             super::ready(&path, kind).unwrap();

@@ -33,7 +33,7 @@ pub fn positive(most: f64) -> impl TypedValueParser<Value = f64> {
 
 /// A number without a row of zeros.
 fn brief(x: f64) -> String {
-    if x.abs() < 1e9 { x.to_string() } else { format!("{x:e}") }
+    if x.abs() < 1e16 { x.to_string() } else { format!("{x:e}") }
 }
 
 #[cfg(test)]
