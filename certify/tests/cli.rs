@@ -412,7 +412,7 @@ fn third_party_models_are_models() {
     assert!(off < 1e-5, "{off}");
     // Every import can be checked against the library's outputs.
     let said = refused(&["import", &dir, "-o", &out]);
-    assert!(said.contains("out.safetensors: is there already and is not a checkpoint"), "{said}");
+    assert!(said.contains("out.safetensors: is there already and is not a network"), "{said}");
     let network = w.string("network.safetensors");
     let checked = ["import", &dir, "-o", &network, "--check", &expected, &expected];
     assert!(ok(&checked).contains("checked: outputs for 2 inputs"));
