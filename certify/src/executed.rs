@@ -75,7 +75,8 @@ fn of_f32(source: &dyn Source) -> Result<(), Error> {
             let held = |x: &f64| f64::from(*x as f32) == *x || x.is_nan();
             if !weight.flatten_all()?.to_vec1::<f64>()?.iter().all(held) {
                 return Err(Error::Data(format!(
-                    "the weight `{name}` is of f64, which f32 rounds: the program is of other weights"
+                    "the weight `{name}` is of f64, which f32 rounds: the program is of other weights; convert \
+                     them to f32 first"
                 )));
             }
         }
