@@ -23,7 +23,6 @@ use lipschitz_nn::checkpoint::{self, Meta, Provenance, Reader};
 use lipschitz_nn::graph::{
     Attention, Convolution, Function, Geometry, Graph, Input, Node, Op, Pairing, Rotary,
 };
-use lipschitz_nn::init::{self, Blocks};
 use lipschitz_nn::linalg::{Strided, matmul};
 use lipschitz_nn::presets::{BlockConfig, Gpt};
 use lipschitz_nn::{Model, Weights};
@@ -189,8 +188,14 @@ fn around_inputs() {
         gpt(256, 3, 64),
     ] {
         let device = Device::Cpu;
-        let weights =
-            init::weights(&graph, 0, Blocks::Whole, &device, DType::F64).expect("weights");
+        // As large as at a start, and none 0.
+        let weight = |shape: &[usize]| {
+            let size = (*shape.last().unwrap_or(&1) as f64).sqrt();
+            let numbers = noise(shape.iter().product()).into_iter().map(|x| x / size).collect();
+            Tensor::from_vec(numbers, shape, &device).expect("a weight")
+        };
+        let all = graph.parameters();
+        let weights: Weights = all.iter().map(|p| (p.name.clone(), weight(&p.shape))).collect();
         let model = Model::new(graph, weights).expect("a model");
         let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
         let local = Local::new(&model, &norms, None).expect("in f64");
