@@ -507,7 +507,7 @@ fn a_direction_is_bent_as_much_as_is_proven() {
 #[test]
 fn no_replacement_of_tokens_breaks_a_proof() {
     let (mut proven, mut several, mut by_trials, mut broken, mut run) = (0, 0, 0, 0, 0);
-    for seed in 0..60 {
+    for seed in 0..150 {
         let mut dice = Dice::new(31_000 + seed);
         let model = random_model(random_graph(&mut dice), &mut dice);
         let mut weights = model.weights().clone();
@@ -592,5 +592,5 @@ fn no_replacement_of_tokens_breaks_a_proof() {
     println!(
         "{run} sequences; {proven} proven, {several} for several tokens, {by_trials} by trials; {broken} broken"
     );
-    assert!(proven > 20 && several > 10 && by_trials > 5 && broken > 3 && run > 200);
+    assert!(proven > 20 && several > 10 && by_trials > 5 && broken > 5 && run > 200);
 }
