@@ -51,9 +51,10 @@ impl AdamWConfig {
         share("beta1", self.beta1)?;
         share("beta2", self.beta2)?;
         share("weight_decay", self.weight_decay)?;
-        if !(self.eps.is_finite() && self.eps > 0.0) {
+        // A smaller one is zero in f32, and a weight without a gradient then 0/0.
+        if !(1e-30..=1e30).contains(&self.eps) {
             return Err(Error::Config(format!(
-                "optimizer.eps is {}; it must be above 0",
+                "optimizer.eps is {}; it must be from 1e-30 to 1e30",
                 self.eps
             )));
         }

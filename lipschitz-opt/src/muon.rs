@@ -258,7 +258,7 @@ impl Optimizer for Muon {
             let learning_rate = rate.now() * v.rate;
             axpby_var(
                 &v.var,
-                1.0 - learning_rate * self.config.weight_decay,
+                (1.0 - learning_rate * self.config.weight_decay).max(0.0),
                 &direction,
                 -learning_rate * factor,
             )?;

@@ -66,7 +66,7 @@ impl Optimizer for Sgd {
             let g = gradient(gradients, v)?;
             axpby(m, momentum, &g, 1.0)?;
             let learning_rate = rate.now() * v.rate;
-            let keep = 1.0 - learning_rate * weight_decay;
+            let keep = (1.0 - learning_rate * weight_decay).max(0.0);
             if nesterov {
                 axpby_var(&v.var, keep, &g, -learning_rate)?;
                 axpby_var(&v.var, 1.0, m, -learning_rate * momentum)?;

@@ -499,6 +499,41 @@ fn a_shift_of_queries_counts() {
     }
 }
 
+/// A layer norm over all heads takes their mean from each: the queries of a head whose own map is zero are
+/// as large as those of the others make them.
+#[test]
+fn the_mean_of_other_heads_counts() {
+    let a = Attention {
+        causal: false,
+        logit_scale: 1.0,
+        query_key_norm: Some(1.0),
+        query_key_span: Span::Heads,
+        query_key_kind: NormKind::Layer,
+        ..Attention::new(1, 2, 1)
+    };
+    let nodes = vec![
+        Node::new("embedding", Op::Embedding { vocabulary: 2, dim: 1 }),
+        Node::new("a", Op::Attention(a)),
+    ];
+    let graph = Graph::new(Input::tokens(2), nodes).unwrap();
+    let weight = |name: &str, shape: &[usize]| {
+        let all: Vec<f64> = match name {
+            "embedding.weight" => vec![1.0, -1.0],
+            "a.query.weight" | "a.key.weight" => vec![0.0, 2.0],
+            "a.value.weight" | "a.output.weight" => vec![1.0, 0.0],
+            _ => vec![10.0; 2],
+        };
+        Tensor::from_vec(all, shape, &Device::Cpu).unwrap()
+    };
+    let weights: Weights =
+        graph.parameters().iter().map(|p| (p.name.clone(), weight(&p.name, &p.shape))).collect();
+    let model = Model::new(graph, weights).unwrap();
+    let bound = certify(&model, Method::Proven, Formula::Sound, None).unwrap().l2.to_f64();
+    let starts = Tensor::new(&[[[1.0], [0.0]]], &Device::Cpu).unwrap();
+    let found = probe::search(&model, &starts, 1.0, 120).unwrap().sensitivity;
+    assert!(found > 10.0 && found <= bound, "{found}, {bound}");
+}
+
 /// The published formula puts whole-matrix norms into the formula of one head: with eight heads a
 /// pair breaks it.
 #[test]

@@ -58,7 +58,7 @@ impl AveragingConfig {
             // So that the first weights, which are still far off, are soon forgotten.
             Self::Exponential { decay } => Some(1.0 - decay.min(done as f64 / (done as f64 + 9.0))),
             Self::Tail { share } => {
-                let first = steps - ((share * steps as f64).ceil() as u64).clamp(1, steps);
+                let first = steps - ((share * steps as f64 - 1e-6).ceil() as u64).clamp(1, steps);
                 (done > first).then(|| 1.0 / (done - first) as f64)
             }
         }

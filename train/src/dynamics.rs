@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use lipschitz_certify::bound::{Block, Norm, Part, kernel_of};
 use lipschitz_certify::certificate::Certificate;
 use lipschitz_certify::spectral::{Matrix, Method, convolution_norm, max_row_norm, spectral_norm};
@@ -51,7 +51,8 @@ pub fn matrices(
             .unwrap_or_else(|| spectral_norm(&w, Method::Proven).upper)
             .to_f64();
         let frobenius = w.data.iter().map(|x| x * x).sum::<f64>();
-        let moved = Matrix::from_tensor(&p.name, &(v.var.as_tensor().detach() - before)?)?;
+        let after = v.var.as_tensor().detach().to_device(&Device::Cpu)?;
+        let moved = Matrix::from_tensor(&p.name, &(after - before)?)?;
         let factor = scale(p, None);
         let update = factor * spectral_norm(&moved, Method::Power).upper.to_f64();
         let stable_rank = if sigma > 0.0 { frobenius / (sigma * sigma) } else { 0.0 };

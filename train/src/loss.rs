@@ -52,6 +52,9 @@ impl Default for LossConfig {
 /// The most classes that margins are asked of: each has an advantage over each.
 pub(crate) const MOST_CLASSES: usize = 1024;
 
+/// The largest margin that is asked for.
+const MOST: f64 = 1e6;
+
 impl LossConfig {
     /// Whether every number is in its range.
     ///
@@ -62,8 +65,8 @@ impl LossConfig {
             Err(Error::Config(format!("loss.{key} is {x}; it must be {what}")))
         };
         for (key, x) in [("offset", self.offset), ("epsilon", self.epsilon)] {
-            if !(x.is_finite() && x >= 0.0) {
-                return no(key, x, "0 or above");
+            if !(0.0..=MOST).contains(&x) {
+                return no(key, x, "from 0 to 1e6");
             }
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
@@ -142,7 +145,9 @@ impl Loss {
         let all: Vec<f32> = (0..classes * classes).map(one).collect();
         if all.iter().any(|x| !x.is_finite()) {
             return Err(Error::Config(
-                "loss.epsilon needs a network whose constant is known; this one's is not".into(),
+                "loss.epsilon needs a network whose constant is known, and no number of f32 is ε times this \
+                 one's; take a smaller one, or caps on the weights"
+                    .into(),
             ));
         }
         self.advantages = Some(Tensor::from_vec(all, (classes, classes), &model.device())?);

@@ -16,7 +16,7 @@ use crate::target;
 
 /// Keys that say nothing about the steps that were made, or whose meaning is checked: the step
 /// count by [`step_change`], the paths by what was read from them.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -25,6 +25,7 @@ const FREE: [&str; 9] = [
     "train.device",
     "model.path",
     "data.path",
+    "data.val_path",
     "data.tokenizer",
 ];
 

@@ -10,7 +10,7 @@ use lipschitz_nn::graph::{Geometry, Parameter};
 use lipschitz_nn::ops::Dropout;
 use lipschitz_nn::{Model, linalg};
 use lipschitz_opt::constraint::Constraint;
-use lipschitz_opt::{Optimizer, Rate, Recipe, Variables};
+use lipschitz_opt::{Optimizer, Rate, Recipe, Variable, Variables};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -137,7 +137,7 @@ impl Training {
     /// Candle's own.
     pub fn project(&mut self) -> Result<(), Error> {
         self.constraint.project(&self.own)?;
-        if self.ranks.count() > 1 { self.share() } else { Ok(()) }
+        self.share()
     }
 
     /// The network of the mean weights, under the same constraint and then as `fit` leaves them; none
@@ -160,10 +160,11 @@ impl Training {
         }
         self.project()?;
         // What a cap does not say, such as orthogonal rows, by a step of no length.
-        self.constraint.apply(&self.own, Rate { peak: 0.0, factor: 0.0 })?;
-        if self.ranks.count() > 1 {
-            self.share()?;
-        }
+        // A method that promises nothing would change the mean for no set to be in.
+        let promised = |v: &&Variable| self.constraint.promise(&v.parameter).is_some();
+        let promised: Vec<Variable> = self.own.iter().filter(promised).cloned().collect();
+        self.constraint.apply(&promised, Rate { peak: 0.0, factor: 0.0 })?;
+        self.share()?;
         fit(self)?;
         let model = self.model.detached();
         let weights = model.weights().iter().map(|(name, w)| Ok((name.clone(), w.copy()?)));
@@ -206,8 +207,11 @@ impl Training {
         Ok(self.constraint.load_state(state, &self.own)?)
     }
 
-    /// Broadcasts each weight from its owner.
-    fn share(&self) -> Result<(), Error> {
+    /// Broadcasts each weight from its owner, where there are several processes.
+    pub(crate) fn share(&self) -> Result<(), Error> {
+        if self.ranks.count() == 1 {
+            return Ok(());
+        }
         for (v, owner) in self.variables.iter().zip(&self.owners) {
             v.var.set(&self.ranks.broadcast(*owner, &v.var.as_tensor().detach())?)?;
         }

@@ -87,7 +87,8 @@ pub(crate) fn fit(config: &Config, training: &mut Training, done: u64) -> Result
     if fits_head(config, done) {
         fit_head(config, training, done)?;
     }
-    Ok(())
+    // Each process has proven the same, up to the rounding of its processor.
+    training.share()
 }
 
 /// Proves the constant, brings the head under what it leaves of the target, and sets its cap to

@@ -707,9 +707,12 @@ fn training(
     Ok(training)
 }
 
-/// The weights as they are, to compare with those after a step.
+/// The weights as they are, to compare with those after a step; in the machine's own memory, since that of
+/// a GPU may be short.
 fn copies(training: &Training) -> Result<Vec<Tensor>, Error> {
-    let copy = |v: &lipschitz_opt::Variable| Ok(v.var.as_tensor().detach().copy()?);
+    let copy = |v: &lipschitz_opt::Variable| {
+        Ok(v.var.as_tensor().detach().copy()?.to_device(&Device::Cpu)?)
+    };
     training.variables.iter().map(copy).collect()
 }
 

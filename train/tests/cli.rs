@@ -355,6 +355,10 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
     let written = ok(&["sample", &w.string("run"), "--prompt", "ab", "--tokens", "20"]);
     assert!(written.starts_with("ab"), "{written}");
     assert!(ok(&["eval", &w.string("run"), "--data", &out]).contains("loss"));
+    // No text is what it was trained on: of any, the last tenth is predicted.
+    std::fs::write(w.path("other.txt"), "abba".repeat(500)).unwrap();
+    let other = ok(&["eval", &w.string("run"), "--data", &w.string("other.txt")]);
+    assert!(other.contains("over 199 predictions"), "{other}");
     let again = refused(&["shards", &input, "--tokenizer", &json_file, "--out", &out]);
     assert!(again.contains("is there already"), "{again}");
     assert!(refused(&["shards", &input, "--out", &w.string("other")]).contains("name a tokenizer"));
@@ -379,8 +383,13 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
         &w.string("other"),
     ]);
     assert!(bad.contains("line 1 has no string under `text`"), "{bad}");
-    // A damaged shard stops a run before it begins.
+    // A shard of both parts stops a run before it begins, and so does a damaged one.
     let shard = w.path("shards/text_train_000000.bin");
+    let both = w.path("shards/text_train_val_000000.bin");
+    std::fs::copy(&shard, &both).unwrap();
+    let said = refused(&run(&w.string("never")).iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said.contains("text_train_val_000000.bin: is a shard of both parts"), "{said}");
+    std::fs::remove_file(&both).unwrap();
     let whole = std::fs::read(&shard).unwrap();
     let damaged = |what: &str, change: fn(&mut Vec<u8>)| {
         let mut bytes = whole.clone();

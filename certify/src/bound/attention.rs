@@ -39,7 +39,7 @@
 //! maps, if it is taken over all heads), and bounds q and k_h ([`Layer::projection`]); a shift of
 //! that norm adds to their size. A soft cap on the logits has slope at most 1.
 
-use lipschitz_nn::graph::{Attention, Span, join};
+use lipschitz_nn::graph::{Attention, NormKind, Span, join};
 
 use super::norms::{Block, Norm, Norms, Part};
 use super::reads::{self, Reads};
@@ -181,6 +181,16 @@ impl Heads {
     }
 }
 
+/// Queries or keys in front of their norm, if they have one.
+struct Normed {
+    /// The constant of what it is taken over.
+    map: Upper,
+    /// How many elements that has.
+    width: usize,
+    /// The largest ℓ2 norm of what a head's own elements can be, less the mean where that is taken.
+    size: Upper,
+}
+
 /// An attention node, the norms of its weights, and what is known about its input.
 struct Layer<'a> {
     a: &'a Attention,
@@ -277,13 +287,10 @@ impl<'a> Layer<'a> {
         let query_offset = self.offset("query", own)?;
         // A key bias adds the same to all logits of a query, if they are plain.
         let key_offset = if plain(self.a) { Upper::ZERO } else { self.offset("key", shared)? };
-        let (mixed, width) = self.normed("query", query_map, heads)?;
-        let shift = self.shift("query", own)?;
-        let query =
-            self.projection(query_map, query_offset, self.query_gain, shift, (mixed, width));
-        let (mixed, width) = self.normed("key", key_map, key_value_heads)?;
-        let shift = self.shift("key", shared)?;
-        let key = self.projection(key_map, key_offset, self.key_gain, shift, (mixed, width));
+        let normed = self.normed("query", (query_map, query_offset), heads)?;
+        let query = self.projection(self.query_gain, self.shift("query", own)?, normed);
+        let normed = self.normed("key", (key_map, key_offset), key_value_heads)?;
+        let key = self.projection(self.key_gain, self.shift("key", shared)?, normed);
 
         let mut logit_slopes = vec![(query.slope * key.size, query.size * key.slope)];
         if plain(self.a) {
@@ -349,7 +356,8 @@ impl<'a> Layer<'a> {
     fn all_keys(&self) -> Result<Upper, Error> {
         let map = self.norms.matrix(&self.block("key", Part::ALL))?;
         let width = self.a.key_value_heads * self.a.head_dim;
-        Ok(self.projection(map, Upper::ZERO, self.key_gain, Upper::ZERO, (map, width)).slope)
+        let normed = Normed { map, width, size: Upper::ZERO };
+        Ok(self.projection(self.key_gain, Upper::ZERO, normed).slope)
     }
 
     /// c: how often head `h` reads one token, at most.
@@ -361,38 +369,39 @@ impl<'a> Layer<'a> {
         Ok(reads::with_contents(alone, logit, tokens))
     }
 
-    /// What a norm on the queries or keys of one of `heads` heads is taken over: the norm of the
-    /// linear map to these elements, and their number. `map` is the norm of the head's own map.
+    /// What a norm on the queries or keys of one of `heads` heads is taken over, from the norms of the
+    /// head's own map and offset.
     ///
-    /// A norm over all heads makes each depend on the others, so the map is then the whole one.
-    fn normed(&self, name: &str, map: Upper, heads: usize) -> Result<(Upper, usize), Error> {
-        match self.a.query_key_span {
-            Span::Heads if self.a.query_key_norm.is_some() => {
-                let whole = self.norms.matrix(&self.block(name, Part::ALL))?;
-                Ok((whole, heads * self.a.head_dim))
-            }
-            _ => Ok((map, self.a.head_dim)),
+    /// A norm over all heads makes each depend on the others, so its slope is that of the whole map. An RMS
+    /// norm divides a head's own elements alone. A layer norm takes the mean of all heads from them, and
+    /// what is left is at most as large as all heads together.
+    fn normed(
+        &self,
+        name: &str,
+        (map, offset): (Upper, Upper),
+        heads: usize,
+    ) -> Result<Normed, Error> {
+        let (width, own) = (self.a.head_dim, map * self.x.radius + offset);
+        if self.a.query_key_norm.is_none() || self.a.query_key_span != Span::Heads {
+            return Ok(Normed { map, width, size: own });
         }
+        let map = self.norms.matrix(&self.block(name, Part::ALL))?;
+        let size = match self.a.query_key_kind {
+            NormKind::Rms => own,
+            NormKind::Layer => map * self.x.radius + self.offset(name, Part::ALL)?,
+        };
+        Ok(Normed { map, width: heads * width, size })
     }
 
-    /// Queries or keys, from the norms of their linear map and of its offset. If there is a norm
-    /// on them, `gain` is its largest gain, `shift` the norm of its shift, and `mixed` and `width`
-    /// are as in [`Self::normed`].
-    fn projection(
-        &self,
-        map: Upper,
-        offset: Upper,
-        gain: Option<Upper>,
-        shift: Upper,
-        (mixed, width): (Upper, usize),
-    ) -> Projection {
-        let size = map * self.x.radius + offset;
+    /// Queries or keys. If there is a norm on them, `gain` is its largest gain and `shift` the norm of its
+    /// shift.
+    fn projection(&self, gain: Option<Upper>, shift: Upper, normed: Normed) -> Projection {
+        let Normed { map, width, size } = normed;
         match (gain, self.a.query_key_norm) {
             (Some(gain), Some(eps)) => {
                 let slope = gain.div_up(root_down(eps));
                 let root = count(width).sqrt();
-                let size = (root * gain).min(slope * size) + shift;
-                Projection { slope: slope * mixed, size }
+                Projection { slope: slope * map, size: (root * gain).min(slope * size) + shift }
             }
             _ => Projection { slope: map, size },
         }
@@ -404,7 +413,8 @@ impl<'a> Layer<'a> {
         let offset = self.offset("query", Part::ALL)?;
         let width = self.a.heads * self.a.head_dim;
         let shift = self.shift("query", Part::ALL)?;
-        let all = self.projection(map, offset, self.query_gain, shift, (map, width));
+        let normed = Normed { map, width, size: map * self.x.radius + offset };
+        let all = self.projection(self.query_gain, shift, normed);
         Ok(Projection { size: all.size.min(heads.root_of_squares(|h| h.query.size)), ..all })
     }
 

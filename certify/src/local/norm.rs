@@ -2,7 +2,7 @@
 
 use super::functional::Functionals;
 use super::maps::tiny;
-use super::remainder::{Remainders, Sphere, Term, least, root};
+use super::remainder::{Remainders, Sphere, Term, half_curvature, least, root};
 use super::spread::Spread;
 use crate::spectral::{Matrix, gamma, largest, quick_norm, vector_norm};
 use crate::upper::{Upper, abs, count};
@@ -190,7 +190,7 @@ impl Normed {
     fn slope_error(&self, i: usize) -> Upper {
         let n = self.part();
         let s = least(self.sizes[i], Upper::ZERO, floor(n, self.eps));
-        let bent = Upper::from_f64(1.4) * self.off[i].div_up(s);
+        let bent = (half_curvature() + half_curvature()) * self.off[i].div_up(s);
         (gamma(16 * n + 256) + bent).div_up(s)
     }
 }

@@ -403,7 +403,7 @@ impl Term {
                     if near <= *eps {
                         return *weight * straight;
                     }
-                    let curved = Upper::from_f64(0.7) * d * d;
+                    let curved = half_curvature() * d * d;
                     *weight * curved.div_up((near * near).next_down()).min(straight)
                 }))
             }
@@ -525,18 +525,23 @@ fn best(units: &[Boxed], radius: Upper, quick: bool) -> Upper {
 }
 
 impl Sphere {
-    /// `‖n''(x)(Δ, Δ)‖ ≤ 7/5 ‖Δ‖²/(‖x‖² + c)`, so a tangent is off by at most `7/10 D²/s²` with s² the
+    /// `‖n''(x)(Δ, Δ)‖ ≤ 2/√3 ‖Δ‖²/(‖x‖² + c)`, so a tangent is off by at most `D²/(√3 s²)` with s² the
     /// least of `‖x‖² + c` on the way; and by at most `2D/s` in any case, as `‖n'‖ ≤ 1/s`.
     fn at(&self, spread: &Spread) -> Upper {
         sum(self.rows.iter().map(|(t, weight, size)| {
             let d = spread.each[*t];
             let s = least(*size, d, self.floor);
-            let curved = Upper::from_f64(0.7) * d * d;
+            let curved = half_curvature() * d * d;
             let curved = curved.div_up((s * s).next_down());
             let straight = (d + d).div_up(s);
             *weight * curved.min(straight)
         }))
     }
+}
+
+/// Half of the largest `‖n''(v, v)‖ s²` of n(x) = x/√(‖x‖² + c) for unit vectors v: 1/√3, rounded up.
+pub(super) fn half_curvature() -> Upper {
+    Upper::from_f64(0.577_350_3)
 }
 
 /// Not above the least of `√(‖x + Δ‖² + c)` for ‖Δ‖ ≤ d, where ‖x‖ is at least `size`.

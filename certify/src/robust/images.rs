@@ -126,7 +126,9 @@ pub fn certified_accuracy<E: Into<BoxError>>(
     let mut radii = Vec::new();
     for batch in batches {
         let (x, y) = batch.map_err(|e| Error::Batch(e.into()))?;
-        let logits = model.forward(&x.to_dtype(DType::F64)?)?.to_vec2::<f64>()?;
+        let x = x.to_dtype(DType::F64)?;
+        pixels(&x)?;
+        let logits = model.forward(&x)?.to_vec2::<f64>()?;
         let classes: Vec<usize> =
             y.to_vec1::<u32>()?.into_iter().map(|class| class as usize).collect();
         known(&classes, &model)?;

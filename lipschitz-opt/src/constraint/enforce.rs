@@ -95,6 +95,10 @@ impl Constraint {
                 for v in variables.iter().filter(|v| v.parameter.geometry != Geometry::Vector) {
                     let factor = factor(&self.recipe.constraint, rate.now() * v.rate);
                     v.var.set(&(v.var.as_tensor().detach() * factor)?)?;
+                    // The factor keeps to the recipe's cap, and knows of no lower one.
+                    if self.limits.contains_key(&v.parameter.name) {
+                        self.project(std::slice::from_ref(v))?;
+                    }
                 }
                 Ok(())
             }
@@ -135,6 +139,7 @@ impl Constraint {
                         heads,
                         x: split(&w, heads)?,
                         cap: self.cap(p) / scale,
+                        rate: rate.now() * v.rate,
                         learning_rate: rate.now() * v.rate / scale,
                         update: bound.map(|b| if heads.is_some() { b.block } else { b.whole }),
                     });

@@ -71,6 +71,8 @@ pub(crate) struct Blocks<'a> {
     pub(crate) x: Tensor,
     /// The cap on singular values: the cap over [`crate::scale`].
     pub(crate) cap: f64,
+    /// The step's learning rate η, in which weight decay is counted.
+    pub(crate) rate: f64,
     /// The step's learning rate for singular values: η over [`crate::scale`].
     pub(crate) learning_rate: f64,
     /// The norm of a block's update at learning rate 1, where it is bounded.

@@ -87,7 +87,8 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
             let tokenizer = meta.tokenizer.clone().ok_or(Error::NoTokenizer)?;
             let trained = match of_run(meta) {
                 Some(DataConfig::Text(config)) => config,
-                _ => TextConfig::new(path),
+                // Nothing lies at this path: no text is what it was trained on.
+                _ => TextConfig::new(""),
             };
             let digest = meta.provenance.data_digest.as_deref();
             Box::new(trained.held_out(path, tokenizer, digest)?)

@@ -259,6 +259,9 @@ pub enum Error {
         /// `train` or `val`.
         part: &'static str,
     },
+    /// A shard that would be trained on and held out.
+    #[error("{}: is a shard of both parts by its name; keep _train_ or _val_ in it", .0.display())]
+    BothParts(PathBuf),
     /// Shards without a tokenizer, of a vocabulary that is not given either.
     #[error(
         "{}: holds no tokenizer.json, so the size of the vocabulary is unknown",

@@ -75,6 +75,9 @@ pub fn load(
         (None, None) => return Err(Error::UnknownVocabulary(directory.to_path_buf())),
     };
     let (train, val) = (open(directory, "train")?, open(directory, "val")?);
+    if let Some((both, _)) = train.iter().find(|(path, _)| val.iter().any(|(val, _)| val == path)) {
+        return Err(Error::BothParts(both.clone()));
+    }
     let check = |shard: &Opened| check(shard, vocabulary);
     let digests = train.par_iter().chain(&val).map(check).collect::<Result<Vec<_>, _>>()?;
     let digest = digest(digests.iter().map(<[u8; 32]>::as_slice));

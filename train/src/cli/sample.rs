@@ -33,7 +33,8 @@ impl Sample {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let tokenizer = meta.tokenizer.ok_or_else(|| {
             anyhow!(
-                "{}: holds no tokenizer; only a language model writes text",
+                "{}: holds no tokenizer, as models of images, and of token shards that had no tokenizer.json \
+                 beside them; only a language model with one writes text",
                 self.model.display()
             )
         })?;

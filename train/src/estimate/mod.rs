@@ -91,7 +91,8 @@ pub struct StepCost {
 /// Bytes of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Memory {
-    /// The weights, in f32.
+    /// The weights, in f32; with their mean, where they are averaged, and on a CPU those before a step
+    /// that is logged.
     pub weights: f64,
     /// Their gradients.
     pub gradients: f64,
@@ -133,6 +134,8 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
     let examples = step::share(train.batch_size, processes)? as f64;
     let gradient = GradientCost::new(train, &segments(graph, train.precision, train.dropout > 0.0));
     let update = UpdateCost::new(&config.recipe(), &parameters, processes);
+    let copies = [true, config.averaging.is_some(), train.device == "cpu"];
+    let copies = copies.into_iter().filter(|there| *there).count() as f64;
     let others = (processes - 1) as f64 / processes as f64;
     // With several parts, the sum so far and the gradient of a part, which is added block by block
     // where blocks are recomputed.
@@ -144,7 +147,7 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
         weights: weights as u64,
         tokens: graph.input().positions() as u64 * train.batch_size as u64,
         memory: Memory {
-            weights: F32 * weights,
+            weights: F32 * weights * copies,
             gradients: F32 * weights * gradients,
             optimizer: F32 * update.state,
             activations: gradient.held * part + gradient.rounded,

@@ -39,7 +39,7 @@ enum Need {
 impl Need {
     fn of(config: &ConstraintConfig, m: &Blocks<'_>) -> Self {
         let cap = m.cap;
-        let keep = (1.0 - config.decay() * m.learning_rate).max(0.0);
+        let keep = (1.0 - config.decay() * m.rate).max(0.0);
         // Without a bound α is chosen as for an update of norm η, and not relied on.
         let k = keep * m.grown().unwrap_or(cap + m.learning_rate);
         match soft_cap_strength(k, cap * (1.0 - MARGIN)) {
