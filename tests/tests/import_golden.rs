@@ -103,3 +103,35 @@ fn dialects_differ_where_candle_does() {
         assert_eq!(meta.provenance.origin.unwrap().dialect, Dialect::Candle);
     }
 }
+
+/// Configs with which the library computes something else than it says elsewhere: the shapes of all weights
+/// agree.
+#[test]
+fn what_the_library_does_only_here_is_refused() {
+    let changed = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let dir = tempfile::tempdir().unwrap();
+        let from = golden().join(name);
+        std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors"))
+            .unwrap();
+        let text = std::fs::read_to_string(from.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        change(&mut config);
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        import(dir.path(), &ImportOptions::default()).map(drop).map_err(|e| e.to_string())
+    };
+    let said =
+        |name: &str, change: &dyn Fn(&mut serde_json::Value)| changed(name, change).unwrap_err();
+    for name in ["dinov2", "dinov2-registers"] {
+        assert_eq!(changed(name, &|_| ()), Ok(()));
+        let said = said(name, &|config| config["image_size"] = serde_json::json!([4, 16]));
+        assert!(said.contains("image_size") && said.contains("is no square"), "{said}");
+    }
+    let truncate = |value: bool| {
+        move |config: &mut serde_json::Value| {
+            config["rope_parameters"]["sliding_attention"]["truncate"] = value.into();
+        }
+    };
+    assert_eq!(changed("gemma3_text", &truncate(true)), Ok(()));
+    let said = said("gemma3_text", &truncate(false));
+    assert!(said.contains("truncate") && said.contains("does not read"), "{said}");
+}

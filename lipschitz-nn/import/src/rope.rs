@@ -92,8 +92,12 @@ pub(crate) fn by_layer_type(
 ) -> Result<[Rope; 2], Error> {
     config.assume("partial_rotary_factor", &1.0.into())?;
     config.assume("original_max_position_embeddings", &serde_json::Value::Null)?;
-    let of = |theta: &str, kind: &str, inner| {
+    let of = |theta: &str, kind: &str, inner: Option<ConfigReader>| {
         let theta = config.number_or(theta, config.theta(kind))?;
+        // The library looks for it outside of the two.
+        if let Some(inner) = &inner {
+            inner.assume("truncate", &true.into())?;
+        }
         let plain = Plain { theta, share: 1.0, read_share: false, head_dim, original: None };
         scaled(config, inner, plain, Pairing::Half, dialect)
     };

@@ -103,6 +103,10 @@ pub(crate) fn dinov2(model: &ModelDir) -> Result<Mapping, Error> {
     }
     let candle = dialect == Dialect::Candle;
     let mut s = Sizes::read(model)?;
+    if s.sides[0] != s.sides[1] {
+        let what = "is no square: for such images the library resamples the table of positions";
+        return Err(config.wrong("image_size", what));
+    }
     if candle {
         // Written into candle's code.
         (s.eps, s.phi) = (1e-5, s.phi.approximate());
