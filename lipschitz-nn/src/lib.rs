@@ -3,6 +3,7 @@
 mod agreement;
 pub mod checkpoint;
 mod error;
+mod gpu;
 pub mod graph;
 pub mod init;
 pub mod kind;

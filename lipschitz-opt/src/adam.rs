@@ -1,7 +1,7 @@
 //! One step of Adam on one weight.
 
 use candle_core::{Result, Tensor, Var};
-use lipschitz_nn::linalg::{Real, Update, axpby, update};
+use lipschitz_nn::linalg::{AdamStep, MeanSquare, axpby, update};
 
 /// A step of Adam: `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, and `w ← keep·w − rate·d` along the
 /// direction `d = (m/c₁) / (√(v/c₂) + ε)`.
@@ -27,39 +27,15 @@ impl Adam {
     pub(crate) fn step(&self, w: &Var, m: &mut Tensor, v: &mut Tensor, g: &Tensor) -> Result<()> {
         let g = g.detach().contiguous()?;
         axpby(m, self.betas.0, &g, 1.0 - self.betas.0)?;
-        if !update(v, [&g], &MeanSquare(self.betas.1))? {
+        if !update(v, [&g], &MeanSquare { beta: self.betas.1 })? {
             *v = ((v.detach() * self.betas.1)? + (g.sqr()? * (1.0 - self.betas.1))?)?;
         }
-        if !update(w, [m, v], self)? {
+        let Self { keep, rate, eps, corrections, .. } = *self;
+        if !update(w, [m, v], &AdamStep { keep, rate, eps, corrections })? {
             let direction =
                 ((&*m / self.corrections.0)? / ((&*v / self.corrections.1)?.sqrt()? + self.eps)?)?;
             w.set(&((w.as_tensor().detach() * self.keep)? - (direction * self.rate)?)?)?;
         }
         Ok(())
-    }
-}
-
-/// `v ← β₂v + (1−β₂)g²`
-struct MeanSquare(f64);
-
-impl Update<1> for MeanSquare {
-    #[inline(always)]
-    fn run<T: Real>(&self, v: &mut [T], [g]: [&[T]; 1]) {
-        let (old, new) = (T::of(self.0), T::of(1.0 - self.0));
-        for (v, g) in v.iter_mut().zip(g) {
-            *v = old * *v + new * (*g * *g);
-        }
-    }
-}
-
-/// `w ← keep·w − rate·d`
-impl Update<2> for Adam {
-    #[inline(always)]
-    fn run<T: Real>(&self, w: &mut [T], [m, v]: [&[T]; 2]) {
-        let [keep, rate, eps] = [self.keep, self.rate, self.eps].map(T::of);
-        let [first, second] = [self.corrections.0, self.corrections.1].map(|c| T::of(1.0 / c));
-        for ((w, m), v) in w.iter_mut().zip(m).zip(v) {
-            *w = keep * *w - rate * (*m * first) / (Real::sqrt(*v * second) + eps);
-        }
     }
 }

@@ -52,7 +52,9 @@ fn places() -> Vec<Place> {
     let mut places = vec![cpu("CPU f32", true), cpu("CPU f32, composed", false)];
     match Device::new_cuda(0) {
         Ok(device) => {
-            places.push(Place { name: "CUDA f32", device, dtype: DType::F32, kernels: true })
+            let of =
+                |name, kernels| Place { name, device: device.clone(), dtype: DType::F32, kernels };
+            places.extend([of("CUDA f32", true), of("CUDA f32, composed", false)]);
         }
         Err(_) => eprintln!("SKIPPED: no CUDA device, or built without the feature `cuda`"),
     }

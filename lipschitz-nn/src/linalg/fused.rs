@@ -18,6 +18,11 @@ pub fn without_kernels<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether this thread is [`without_kernels`], those of a GPU too.
+pub(crate) fn without_any_kernels() -> bool {
+    COMPOSED.get()
+}
+
 /// Whether the fused kernels cover these tensors.
 pub(crate) fn fused(tensors: &[&Tensor]) -> bool {
     let dtype = tensors.first().map(|t| t.dtype());

@@ -17,14 +17,16 @@ mod sums;
 mod update;
 
 pub(crate) use buffer::Buffer;
-pub(crate) use fused::fused;
 pub use fused::without_kernels;
+pub(crate) use fused::{fused, without_any_kernels};
 pub use matmul::{Strided, matmul, syrk, tril};
 pub use matrices::{MatrixMap, each_matrix};
 pub use precision::Precision;
 pub use real::Real;
 pub use sums::{norm, sum_of_squares};
-pub use update::{Update, axpby, axpby_var, update};
+pub use update::{AdamStep, MeanSquare, Update, axpby, axpby_var, update};
+#[cfg(test)]
+pub(crate) use update::{Axpby, work};
 
 /// Elements that one task of an elementwise operation works on.
 pub(crate) const CHUNK: usize = 1 << 14;

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{Array, Kernel, apply};
+use crate::gpu::{self, Launch, OnGpu, Work, arguments};
 use crate::graph::Function;
 use crate::linalg::simd::simd;
 use crate::linalg::{CHUNK, Real, fused};
@@ -15,6 +16,8 @@ use crate::linalg::{CHUNK, Real, fused};
 pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
     if fused(&[x]) {
         apply(Map::Activation(function, scale), &[x], true)
+    } else if gpu::covers(&[x]) {
+        gpu::apply(Map::Activation(function, scale), &[x])
     } else {
         composed(x, function, scale)
     }
@@ -25,7 +28,13 @@ pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> 
 /// # Errors
 /// Candle's own.
 pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
-    if fused(&[x]) { apply(Map::SoftCap(cap), &[x], true) } else { soft_cap_composed(x, cap) }
+    if fused(&[x]) {
+        apply(Map::SoftCap(cap), &[x], true)
+    } else if gpu::covers(&[x]) {
+        gpu::apply(Map::SoftCap(cap), &[x])
+    } else {
+        soft_cap_composed(x, cap)
+    }
 }
 
 /// x between −limit and limit, elementwise; the gradient is 1 there and 0 beyond.
@@ -33,7 +42,13 @@ pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
 /// # Errors
 /// Candle's own.
 pub fn clip(x: &Tensor, limit: f64) -> Result<Tensor> {
-    if fused(&[x]) { apply(Map::Clip(limit), &[x], true) } else { clip_composed(x, limit) }
+    if fused(&[x]) {
+        apply(Map::Clip(limit), &[x], true)
+    } else if gpu::covers(&[x]) {
+        gpu::apply(Map::Clip(limit), &[x])
+    } else {
+        clip_composed(x, limit)
+    }
 }
 
 /// [`activation`] out of candle's operations.
@@ -91,7 +106,7 @@ pub fn clip_composed(x: &Tensor, limit: f64) -> Result<Tensor> {
 }
 
 /// A function of each element.
-enum Map {
+pub(super) enum Map {
     Activation(Function, f64),
     SoftCap(f64),
     Clip(f64),
@@ -408,6 +423,65 @@ impl Map {
                 );
             }
         }
+    }
+}
+
+impl Map {
+    /// The case of `function` in activation.cu, its constant, and the factor on it.
+    fn case(&self) -> (usize, f64, f64) {
+        match *self {
+            Self::Activation(function, scale) => {
+                let (case, constant) = match function {
+                    Function::Relu => (0, 0.0),
+                    Function::Abs => (1, 0.0),
+                    Function::GeluErf => (2, 0.0),
+                    Function::GeluTanh => (3, 0.0),
+                    Function::Silu => (4, 0.0),
+                    Function::Tanh => (5, 0.0),
+                    Function::Sigmoid => (6, 0.0),
+                    Function::Identity => (7, 0.0),
+                    Function::Relu2 => (8, 0.0),
+                    Function::LeakyRelu { slope } => (9, slope),
+                    Function::Elu { alpha } => (10, alpha),
+                    Function::Softplus => (11, 0.0),
+                    Function::Mish => (12, 0.0),
+                    Function::QuickGelu => (13, 0.0),
+                    Function::HardSwish => (14, 0.0),
+                    Function::HardSigmoid => (15, 0.0),
+                };
+                (case, constant, scale)
+            }
+            Self::SoftCap(cap) => (16, cap, 1.0),
+            Self::Clip(limit) => (17, limit, 1.0),
+        }
+    }
+
+    fn work(&self, x: &[usize], launch: Launch) -> Work {
+        Work {
+            name: "activation",
+            source: include_str!("activation.cu"),
+            sizes: Vec::new(),
+            launches: vec![launch],
+            outputs: vec![x.to_vec()],
+        }
+    }
+}
+
+impl OnGpu for Map {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn forward(&self, dims: &[&[usize]]) -> Work {
+        let (n, (case, constant, scale)) = (dims[0].iter().product(), self.case());
+        let arguments = arguments![[0], [1]; n, case, constant, scale];
+        self.work(dims[0], Launch::each("map", n, arguments))
+    }
+
+    fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
+        let (n, (case, constant, scale)) = (dims[0].iter().product(), self.case());
+        let arguments = arguments![[0], [2], [3]; n, case, constant, scale];
+        self.work(dims[0], Launch::each("map_gradient", n, arguments))
     }
 }
 

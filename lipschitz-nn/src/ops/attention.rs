@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::documents::Documents;
 use super::kernel::{Array, Kernel, apply};
+use crate::gpu::{self, Argument, Launch, OnGpu, Work, arguments};
 use crate::graph::Stage;
 use crate::linalg::simd::{max, simd, sum};
 use crate::linalg::{Precision, Real, Strided, fused, matmul};
@@ -90,6 +91,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<
     };
     if fused(&[q, k, v]) && plain && covered {
         apply(AttentionKernel { scale, mask, documents: documents.cloned() }, &[q, k, v], true)
+    } else if let Some(tiles) = Tiles::covering(q, k, v, scores)? {
+        let kv = Tensor::stack(&[k, v], 0)?;
+        let inputs: Vec<&Tensor> = [q, &kv].into_iter().chain(bias).collect();
+        gpu::apply(tiles, &inputs)
     } else {
         composed(q, k, v, scores)
     }
@@ -248,6 +253,150 @@ impl AttentionKernel {
             self.documents.as_ref().map_or(&[][..], |documents| documents.of_sequence(sequence));
         Head { scale: self.scale, causal: self.mask == Mask::Causal, starts, bias }
     }
+}
+
+/// Attention on a GPU, tile by tile: logits and probabilities are never in its memory. Products are in f32
+/// whatever their precision is to be.
+pub(super) struct Tiles {
+    scale: f64,
+    /// 0 for none.
+    cap: f64,
+    mask: Mask,
+    /// The first token that each query may see, `[batch, tokens]`, where there are documents.
+    starts: Option<Tensor>,
+}
+
+impl Tiles {
+    /// For heads of at most this width.
+    const WIDTH: usize = 128;
+
+    /// If a GPU's kernels cover this attention.
+    fn covering(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Option<Self>> {
+        let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(scores.bias).collect();
+        if gpu::covers(&inputs) { Self::of(q, k, v, scores) } else { Ok(None) }
+    }
+
+    /// If its kernels do, wherever these are.
+    pub(super) fn of(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Option<Self>> {
+        let Scores { scale, cap, bias, mask, documents, precision: _ } = *scores;
+        let dims = Dims::of(q.dims(), k.dims(), v.dims())?;
+        let hides_later = matches!(mask, Mask::Causal | Mask::Near { causal: true, .. });
+        let fits = bias.is_none_or(|b| b.dims() == [dims.heads, 2 * dims.tokens - 1]);
+        // The second direction of a grid has 16 bits.
+        let few = q.dims()[0] * dims.heads < 1 << 16;
+        if dims.dim > Self::WIDTH || !few || !fits || documents.is_some() && !hides_later {
+            return Ok(None);
+        }
+        let starts = documents.map(|documents| documents.starts(q.device())).transpose()?;
+        Ok(Some(Self { scale, cap: cap.unwrap_or(0.0), mask, starts }))
+    }
+
+    /// The sizes that the source is compiled with: what is shared of a block fits into 48 KiB.
+    fn sizes(dim: usize) -> [(&'static str, usize); 4] {
+        let [rows, side, width] = match dim {
+            0..=32 => [64, 32, 32],
+            33..=64 => [64, 32, 64],
+            _ => [32, 16, Self::WIDTH],
+        };
+        [("ROWS", rows), ("KEYS", 32), ("SIDE", side), ("WIDTH", width)]
+    }
+
+    /// The parameters `SHAPE`, of queries `[batch, tokens, heads, dim]` and keys and values
+    /// `[2, batch, tokens, groups, dim]`.
+    fn shape(&self, dims: &[&[usize]]) -> Vec<Argument> {
+        let [q, kv] = [dims[0], dims[1]];
+        let tokens = q[1];
+        let (causal, window) = match self.mask {
+            Mask::None => (false, tokens),
+            Mask::Causal => (true, tokens),
+            Mask::Near { window, causal } => (causal, window.min(tokens)),
+        };
+        let (biased, within) = (dims.len() == 3, self.starts.is_some());
+        arguments![; tokens, q[2], kv[3], q[3], causal, window, biased, within, self.scale, self.cap]
+    }
+
+    fn work(dims: &[&[usize]], launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
+        let source = include_str!("attention.cu");
+        let sizes = Self::sizes(dims[0][3]).to_vec();
+        Work { name: "attention", source, sizes, launches, outputs }
+    }
+}
+
+impl OnGpu for Tiles {
+    fn name(&self) -> &'static str {
+        AttentionKernel::NAME
+    }
+
+    fn constants(&self) -> Vec<Tensor> {
+        self.starts.iter().cloned().collect()
+    }
+
+    fn forward(&self, dims: &[&[usize]]) -> Work {
+        let q = dims[0];
+        // Where there is no bias, or there are no starts, nothing is read of what stands in their place.
+        let starts = dims.len();
+        let out = starts + usize::from(self.starts.is_some());
+        let [(_, rows), ..] = Self::sizes(q[3]);
+        let mut arguments =
+            arguments![[0], [1], [dims.len() - 1], [starts.min(out - 1)], [out], [out + 1];];
+        arguments.extend(self.shape(dims));
+        let blocks = [q[1].div_ceil(rows), q[0] * q[2]];
+        let mixed = Launch { kernel: "attention", blocks, arguments };
+        Self::work(dims, vec![mixed], vec![q.to_vec(), vec![q[0], q[2], q[1]]])
+    }
+
+    fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
+        let ([batch, tokens, heads, dim], groups) = (four(dims[0]), dims[1][3]);
+        let bias = dims.len() - 1;
+        let out = dims.len() + usize::from(self.starts.is_some());
+        let starts = dims.len().min(out - 1);
+        let (sums, grad, dq) = (out + 1, out + 2, out + 3);
+        let (dkv, dbias, means) = (dq + 1, dq + 2, dq + dims.len());
+        let parts = means + 1;
+        let [_, _, (_, side), _] = Self::sizes(dim);
+        let (tiles, distances) = (tokens.div_ceil(side), 2 * tokens - 1);
+        let n = batch * heads * tokens;
+        let with = |mut arguments: Vec<Argument>| {
+            arguments.extend(self.shape(dims));
+            arguments
+        };
+        let mut launches = vec![
+            Launch::each(
+                "attention_means",
+                n,
+                arguments![[out], [grad], [means]; n, tokens, heads, dim],
+            ),
+            Launch {
+                kernel: "attention_queries",
+                blocks: [tiles, batch * heads],
+                arguments: with(
+                    arguments![[0], [1], [bias], [starts], [sums], [means], [grad], [dq], [parts];],
+                ),
+            },
+            Launch {
+                kernel: "attention_keys",
+                blocks: [tiles, batch * groups],
+                arguments: with(
+                    arguments![[0], [1], [bias], [starts], [sums], [means], [grad], [dkv];],
+                ),
+            },
+        ];
+        let biased = dims.len() == 3;
+        if biased {
+            launches.push(Launch::each(
+                "attention_bias",
+                heads * distances,
+                arguments![[parts], [dbias]; batch, heads, tiles, distances],
+            ));
+        }
+        let part = if biased { vec![batch, heads, tiles, distances] } else { vec![0] };
+        let gradients = dims.iter().map(|dims| dims.to_vec());
+        Self::work(dims, launches, gradients.chain([vec![batch, heads, tokens], part]).collect())
+    }
+}
+
+fn four(dims: &[usize]) -> [usize; 4] {
+    std::array::from_fn(|i| dims[i])
 }
 
 impl<T: Real> Head<'_, T> {

@@ -12,7 +12,7 @@ use super::residual::scaled;
 use super::rotary::{Turns, fits};
 use crate::graph::Rotary;
 use crate::linalg::simd::simd;
-use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul};
+use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul, without_kernels};
 
 /// The constants of [`attention_block`].
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ pub fn attention_block(
     if fused(&[x, projections, output]) && (block.causal || block.documents.is_none()) {
         apply(block.clone(), &[x, projections, output], keep)
     } else {
-        composed(block, x, projections, output, None)
+        apart(block, x, projections, output, None)
     }
 }
 
@@ -70,10 +70,18 @@ pub fn composed(
     output: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    use super::attention::composed as attention;
-    use super::linear::composed as linear;
-    use super::residual::composed as residual;
-    use super::rotary::composed as rotary;
+    without_kernels(|| apart(block, x, projections, output, bias))
+}
+
+/// The same, an operation at a time.
+pub(super) fn apart(
+    block: &AttentionBlock,
+    x: &Tensor,
+    projections: &Tensor,
+    output: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    use super::{attention, linear, residual, rotary};
     let precision = Precision::F32;
     let (batch, tokens, _) = x.dims3()?;
     let (heads, shared) = (block.heads, block.key_value_heads);

@@ -11,7 +11,7 @@ use super::kernel::{Array, Kernel, apply};
 use super::mlp_block::MlpBlock;
 use crate::graph::PositionBias;
 use crate::linalg::storage::with_slices;
-use crate::linalg::{Buffer, Real, fused};
+use crate::linalg::{Buffer, Real, fused, without_kernels};
 
 /// A residual block with its weights.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub fn chain(
     gathered: Option<&Gradients>,
 ) -> Result<Tensor> {
     if blocks.is_empty() || !blocks.iter().all(|block| block.given().all(|w| fused(&[x, w]))) {
-        return composed(x, blocks);
+        return apart(x, blocks);
     }
     let weights = blocks.iter().map(|block| block.weights(x)).collect::<Result<Vec<_>>>()?;
     let needed = x.track_op() || weights.iter().flatten().any(|w| w.track_op());
@@ -64,11 +64,16 @@ pub fn chain(
 /// # Errors
 /// Candle's own.
 pub fn composed(x: &Tensor, blocks: &[FusedBlock]) -> Result<Tensor> {
+    without_kernels(|| apart(x, blocks))
+}
+
+/// The same, an operation at a time.
+fn apart(x: &Tensor, blocks: &[FusedBlock]) -> Result<Tensor> {
     blocks.iter().try_fold(x.clone(), |x, block| match block {
-        FusedBlock::Mlp(block, [up, down]) => super::mlp_block::composed(*block, &x, up, down),
+        FusedBlock::Mlp(block, [up, down]) => super::mlp_block::apart(*block, &x, up, down),
         FusedBlock::Attention(block, [query, key, value, output], bias) => {
             let bias = by_distance(block, bias.as_ref(), &x)?;
-            super::attention_block::composed(
+            super::attention_block::apart(
                 block,
                 &x,
                 &Tensor::cat(&[query, key, value], 0)?,

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
+use crate::gpu::{self, Launch, OnGpu, Work, arguments};
 use crate::linalg::simd::{max, simd, sum};
 use crate::linalg::{Real, fused};
 
@@ -15,6 +16,10 @@ use crate::linalg::{Real, fused};
 /// # Errors
 /// A target beyond the classes, shapes that do not fit, and candle's own.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    if gpu::covers(&[logits]) && logits.rank() == 2 && logits.dims()[0] == targets.elem_count() {
+        let targets = targets.to_dtype(DType::U32)?.to_device(logits.device())?.contiguous()?;
+        return gpu::apply(OfRows { targets }, &[logits]);
+    }
     if !fused(&[logits]) {
         return composed(logits, targets);
     }
@@ -47,6 +52,51 @@ fn log_sum_exp<T: Real>(row: &[T]) -> T {
             max + Real::ln(sum(row.len(), |i| Real::exp(row[i] - max)))
         },
     )
+}
+
+/// The same on a GPU, where a target beyond the classes makes the loss NaN.
+pub(super) struct OfRows {
+    pub(super) targets: Tensor,
+}
+
+impl OfRows {
+    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
+        let source = include_str!("cross_entropy.cu");
+        Work { name: "cross-entropy", source, sizes: Vec::new(), launches, outputs }
+    }
+}
+
+impl OnGpu for OfRows {
+    fn name(&self) -> &'static str {
+        CrossEntropy::NAME
+    }
+
+    fn constants(&self) -> Vec<Tensor> {
+        vec![self.targets.clone()]
+    }
+
+    fn forward(&self, dims: &[&[usize]]) -> Work {
+        let (n, classes) = (dims[0][0], dims[0][1]);
+        let of_rows = Launch {
+            kernel: "cross_entropy",
+            blocks: [n, 1],
+            arguments: arguments![[0], [1], [3], [4], [5]; classes],
+        };
+        let means = Launch {
+            kernel: "cross_entropy_means",
+            blocks: [1, 1],
+            arguments: arguments![[4], [5], [2]; n],
+        };
+        Self::work(vec![of_rows, means], vec![vec![2], vec![n], vec![n], vec![n]])
+    }
+
+    fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
+        let (n, classes) = (dims[0][0], dims[0][1]);
+        // Behind the result, 2, lie the sums, the losses and the hits; then the gradient.
+        let arguments = arguments![[0], [1], [3], [6], [7]; classes];
+        let kernel = "cross_entropy_gradient";
+        Self::work(vec![Launch { kernel, blocks: [n, 1], arguments }], vec![dims[0].to_vec()])
+    }
 }
 
 impl Kernel for CrossEntropy {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// Where the document of each token begins: attention stays within a document.
 #[derive(Clone, Debug)]
@@ -37,6 +37,12 @@ impl Documents {
     /// The beginnings for one sequence.
     pub(super) fn of_sequence(&self, sequence: usize) -> &[u32] {
         &self.starts[sequence * self.tokens..][..self.tokens]
+    }
+
+    /// All beginnings, `[batch, tokens]`, on a device.
+    pub(super) fn starts(&self, device: &Device) -> Result<Tensor> {
+        let shape = (self.starts.len() / self.tokens.max(1), self.tokens);
+        Tensor::from_slice(&self.starts, shape, device)
     }
 
     /// What is added to logits `[batch, heads, tokens, tokens]`: −∞ between documents, `[batch, 1,

@@ -12,7 +12,7 @@ use super::convolution::{self, Plan};
 use super::kernel::{Array, Kernel, apply};
 use super::{max_min, shift};
 use crate::graph::{Convolution, Function};
-use crate::linalg::{Buffer, Precision, Real, fused};
+use crate::linalg::{Buffer, Precision, Real, fused, without_kernels};
 
 /// Elements of a layer's input that a task works on at once: half of a usual second cache.
 const BLOCK: usize = 1 << 17;
@@ -60,7 +60,7 @@ pub fn image_chain(
     keep: bool,
 ) -> Result<Tensor> {
     if precision != Precision::F32 || !layers.iter().all(|layer| layer.fused(x)) {
-        return composed(x, layers, precision);
+        return apart(x, layers, precision);
     }
     let weights: Vec<&Tensor> = layers.iter().flat_map(ImageLayer::weights).collect();
     let trained = weights.iter().any(|w| w.track_op());
@@ -78,19 +78,22 @@ pub fn image_chain(
 /// # Errors
 /// Shapes that do not fit, and candle's own.
 pub fn composed(x: &Tensor, layers: &[ImageLayer], precision: Precision) -> Result<Tensor> {
+    without_kernels(|| apart(x, layers, precision))
+}
+
+/// The same, an operation at a time.
+fn apart(x: &Tensor, layers: &[ImageLayer], precision: Precision) -> Result<Tensor> {
     layers.iter().try_fold(x.clone(), |x, layer| match layer {
         ImageLayer::Convolution(c, weight, bias) => {
-            convolution::composed(&x, weight, bias.as_ref(), c, precision)
+            super::convolution(&x, weight, bias.as_ref(), c, precision)
         }
-        ImageLayer::Shift { offsets, circular } => shift::composed(&x, offsets, *circular),
+        ImageLayer::Shift { offsets, circular } => super::shift(&x, offsets, *circular),
         // The halves of the channels are those of the whole image.
         ImageLayer::MaxMin => {
             even(x.dims())?;
-            max_min::composed(&x.flatten_from(1)?)?.reshape(x.shape())
+            super::max_min(&x.flatten_from(1)?)?.reshape(x.shape())
         }
-        ImageLayer::Activation { function, scale } => {
-            super::activation::composed(&x, *function, *scale)
-        }
+        ImageLayer::Activation { function, scale } => super::activation(&x, *function, *scale),
     })
 }
 

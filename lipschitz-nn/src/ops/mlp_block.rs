@@ -8,7 +8,7 @@ use super::kernel::{Array, Kernel, apply};
 use super::residual::scaled;
 use super::{ROWS, Split};
 use crate::graph::Function;
-use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul};
+use crate::linalg::{Buffer, Precision, Real, Strided, fused, matmul, without_kernels};
 
 /// The constants of [`mlp_block`].
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +40,15 @@ pub fn mlp_block(
     if fused(&[x, up, down]) {
         apply(block, &[x, up, down], keep)
     } else {
-        composed(block, x, up, down)
+        apart(block, x, up, down)
     }
+}
+
+/// The same, an operation at a time.
+pub(super) fn apart(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
+    let linear = |x: &Tensor, w: &Tensor| super::linear(x, w, None, Precision::F32);
+    let hidden = super::activation(&linear(x, up)?, block.function, block.scale)?;
+    super::residual(x, &linear(&hidden, down)?, block.skip, block.branch)
 }
 
 /// The same out of candle's operations.
@@ -49,9 +56,7 @@ pub fn mlp_block(
 /// # Errors
 /// Candle's own.
 pub fn composed(block: MlpBlock, x: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
-    let linear = |x: &Tensor, w: &Tensor| super::linear::composed(x, w, None, Precision::F32);
-    let hidden = super::activation::composed(&linear(x, up)?, block.function, block.scale)?;
-    super::residual::composed(x, &linear(&hidden, down)?, block.skip, block.branch)
+    without_kernels(|| apart(block, x, up, down))
 }
 
 impl MlpBlock {

@@ -22,6 +22,8 @@ mod look_back;
 mod max_min;
 mod mlp_block;
 mod normalise;
+#[cfg(test)]
+mod parity;
 mod pool;
 mod position;
 mod residual;

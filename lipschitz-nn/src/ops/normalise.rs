@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
+use crate::gpu::{self, Launch, OnGpu, THREADS, Work, arguments};
 use crate::linalg::simd::{simd, sum};
 use crate::linalg::{Real, fused};
 
@@ -15,6 +16,8 @@ use crate::linalg::{Real, fused};
 pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(&[x, gain]) {
         apply(NormKernel { eps, centred: false }, &[x, gain], true)
+    } else if on_gpu(x, gain) {
+        gpu::apply(NormKernel { eps, centred: false }, &[x, gain])
     } else {
         rms_norm_composed(x, gain, eps)
     }
@@ -25,14 +28,20 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not fit, and candle's own.
 pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    if !fused(&[x, gain]) {
-        return layer_norm_composed(x, gain, bias, eps);
-    }
     let norm = NormKernel { eps, centred: true };
-    match bias {
-        Some(bias) => apply(norm, &[x, gain, bias], true),
-        None => apply(norm, &[x, gain], true),
+    let inputs: Vec<&Tensor> = [x, gain].into_iter().chain(bias).collect();
+    if fused(&[x, gain]) {
+        apply(norm, &inputs, true)
+    } else if on_gpu(x, gain) && bias.is_none_or(|bias| on_gpu(x, bias)) {
+        gpu::apply(norm, &inputs)
+    } else {
+        layer_norm_composed(x, gain, bias, eps)
     }
+}
+
+/// Whether the kernels of a GPU cover these: a gain or shift for each element of a row.
+fn on_gpu(x: &Tensor, gain: &Tensor) -> bool {
+    gpu::covers(&[x, gain]) && x.dims().last().is_some_and(|width| gain.dims() == [*width])
 }
 
 /// `x / max(‖x‖₂, ε)` over the last dimension; ε² must be a normal number of x's type.
@@ -74,9 +83,9 @@ pub fn layer_norm_composed(
 
 /// `γ ∘ n + β` with `n = (x − μ)·r`, μ the mean if `centred` and 0 otherwise, `r = 1/√(mean (x−μ)²
 /// + ε)`.
-struct NormKernel {
-    eps: f64,
-    centred: bool,
+pub(super) struct NormKernel {
+    pub(super) eps: f64,
+    pub(super) centred: bool,
 }
 
 impl NormKernel {
@@ -87,6 +96,61 @@ impl NormKernel {
         let mean = if self.centred { sum(x.len(), |i| x[i]) * inverse } else { T::of(0.0) };
         let square = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * inverse;
         (mean, T::of(1.0) / Real::sqrt(square + T::of(self.eps)))
+    }
+}
+
+impl NormKernel {
+    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
+        let source = include_str!("normalise.cu");
+        Work { name: "norm", source, sizes: Vec::new(), launches, outputs }
+    }
+}
+
+/// Rows, and their width.
+fn sizes(x: &[usize]) -> (usize, usize) {
+    let dim = x.last().copied().unwrap_or(1);
+    (x.iter().product::<usize>() / dim.max(1), dim)
+}
+
+impl OnGpu for NormKernel {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn forward(&self, dims: &[&[usize]]) -> Work {
+        let ((rows, dim), inputs) = (sizes(dims[0]), dims.len());
+        let shifted = inputs == 3;
+        let arguments = arguments![[0], [1], [inputs - 1], [inputs], [inputs + 1];
+            dim, self.centred, shifted, self.eps];
+        let norm = Launch { kernel: "norm_rows", blocks: [rows, 1], arguments };
+        Self::work(vec![norm], vec![dims[0].to_vec(), vec![rows, 2]])
+    }
+
+    fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
+        let ((rows, dim), inputs) = (sizes(dims[0]), dims.len());
+        // Sums over rows are made in so many parts.
+        let parts = rows.min(64);
+        let (statistics, grad, dx) = (inputs + 1, inputs + 2, inputs + 3);
+        let [gains, biases] = [dx + inputs, dx + inputs + 1];
+        let of_x = Launch {
+            kernel: "norm_gradient",
+            blocks: [rows, 1],
+            arguments: arguments![[0], [1], [statistics], [grad], [dx]; dim, self.centred],
+        };
+        let of_parts = Launch {
+            kernel: "norm_parts",
+            blocks: [dim.div_ceil(THREADS), parts],
+            arguments: arguments![[0], [statistics], [grad], [gains], [biases]; rows, dim],
+        };
+        let sum = |from: usize, to: usize| {
+            Launch::each("norm_sum", dim, arguments![[from], [to]; parts, dim])
+        };
+        let mut launches = vec![of_x, of_parts, sum(gains, dx + 1)];
+        if inputs == 3 {
+            launches.push(sum(biases, dx + 2));
+        }
+        let gradients = dims.iter().map(|dims| dims.to_vec());
+        Self::work(launches, gradients.chain([vec![parts, dim], vec![parts, dim]]).collect())
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Array, Kernel, apply};
+use crate::gpu::{self, Launch, OnGpu, Work, arguments};
 use crate::linalg::simd::simd;
 use crate::linalg::{Buffer, CHUNK, Real, fused};
 
@@ -14,6 +15,8 @@ use crate::linalg::{Buffer, CHUNK, Real, fused};
 pub fn residual(x: &Tensor, y: &Tensor, skip: f64, branch: f64) -> Result<Tensor> {
     if fused(&[x, y]) {
         apply(Residual { skip, branch }, &[x, y], true)
+    } else if gpu::covers(&[x, y]) && x.dims() == y.dims() {
+        gpu::apply(Residual { skip, branch }, &[x, y])
     } else {
         composed(x, y, skip, branch)
     }
@@ -27,9 +30,9 @@ pub fn composed(x: &Tensor, y: &Tensor, skip: f64, branch: f64) -> Result<Tensor
     (x * skip)? + (y * branch)?
 }
 
-struct Residual {
-    skip: f64,
-    branch: f64,
+pub(super) struct Residual {
+    pub(super) skip: f64,
+    pub(super) branch: f64,
 }
 
 /// `factor·x`
@@ -47,6 +50,34 @@ pub(super) fn scaled<T: Real>(x: &[T], factor: f64) -> Buffer<T> {
         );
     });
     out
+}
+
+impl Residual {
+    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
+        let source = include_str!("residual.cu");
+        Work { name: "residual", source, sizes: Vec::new(), launches, outputs }
+    }
+}
+
+impl OnGpu for Residual {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn forward(&self, dims: &[&[usize]]) -> Work {
+        let n = dims[0].iter().product();
+        let sum = Launch::each("residual", n, arguments![[0], [1], [2]; n, self.skip, self.branch]);
+        Self::work(vec![sum], vec![dims[0].to_vec()])
+    }
+
+    fn backward(&self, dims: &[&[usize]], wanted: &[bool]) -> Work {
+        let n = dims[0].iter().product();
+        let times = |(i, factor)| Launch::each("scaled", n, arguments![[3], [4 + i]; n, factor]);
+        let factors = [self.skip, self.branch].into_iter().enumerate();
+        let launches = factors.filter(|(i, _)| wanted[*i]).map(times).collect();
+        let output = |wanted: &bool| if *wanted { dims[0].to_vec() } else { vec![0] };
+        Self::work(launches, wanted.iter().map(output).collect())
+    }
 }
 
 impl Kernel for Residual {
