@@ -117,7 +117,7 @@ fn number(argument: Argument) -> f32 {
 }
 
 /// The name of a source with its sizes, and its code. It is compiled once.
-fn compiled(work: &Work) -> Result<(String, Arc<str>)> {
+pub(crate) fn compiled(work: &Work) -> Result<(String, Arc<str>)> {
     static COMPILED: Mutex<BTreeMap<String, Arc<str>>> = Mutex::new(BTreeMap::new());
     let sizes = work.sizes.iter().map(|(name, size)| format!("{name}={size}"));
     let options: Vec<String> = sizes.chain([format!("THREADS={THREADS}")]).collect();

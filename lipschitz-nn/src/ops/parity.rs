@@ -208,3 +208,28 @@ fn updates_in_place() {
     let corrections = (0.1, 0.05);
     updated(&AdamStep { keep: 0.99, rate: 0.01, eps: 1e-8, corrections }, "Adam");
 }
+
+/// NVRTC compiles every source, in all its sizes. It needs no GPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn sources_compile() {
+    let targets = Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap();
+    let mut all = vec![
+        Map::Clip(1.0).forward(&[&[2, 3]]),
+        Residual { skip: 1.0, branch: 1.0 }.forward(&[&[2, 3], &[2, 3]]),
+        NormKernel { eps: 1.0, centred: true }.forward(&[&[2, 3], &[3]]),
+        OfRows { targets }.forward(&[&[2, 3]]),
+        work(&Axpby { a: 1.0, b: 1.0 }, 2),
+    ];
+    for dim in [8, 64, 128] {
+        let q = random(&[1, 2, 1, dim], "q");
+        let tiles = Tiles::of(&q, &q, &q, &Scores::new(1.0, Mask::Causal)).unwrap().unwrap();
+        all.push(tiles.forward(&[q.dims(), &[2, 1, 2, 1, dim]]));
+    }
+    for work in all {
+        let (name, code) = crate::gpu::cuda::compiled(&work).unwrap();
+        for launch in &work.launches {
+            assert!(code.contains(&format!(".entry {}(", launch.kernel)), "{name}");
+        }
+    }
+}

@@ -8,6 +8,9 @@ use lipschitz_nn::linalg::Precision;
 pub(super) const F32: f64 = 4.0;
 const BF16: f64 = 2.0;
 
+/// The widest heads that a GPU's attention has kernels for.
+const TILE_WIDTH: usize = 128;
+
 /// Temporaries of the backward pass beside what is kept, in tensors of one size: a gradient, what
 /// is added to it, the sum. Measured for the cross-entropy of logits, and for a softmax.
 const AT_WORK: f64 = 3.0;
@@ -31,6 +34,8 @@ pub(super) struct Segment {
     pub(super) rounded_weights: f64,
     /// Operations of matmuls in the forward pass.
     pub(super) products: f64,
+    /// Operations of a GPU's attention in forward and backward pass, which are in f32, and in a forward pass.
+    pub(super) tiles: [f64; 2],
     /// Operations for the gradient of the data, which nothing needs.
     pub(super) without_gradient: f64,
 }
@@ -40,6 +45,8 @@ struct Counter {
     precision: Precision,
     /// Whether elements behind activations are left out.
     dropout: bool,
+    /// Whether the kernels of a GPU run, and not candle's operations alone.
+    kernels: bool,
     /// Whether attention stays within documents.
     separator: bool,
     /// Channels and sides of an image.
@@ -49,7 +56,12 @@ struct Counter {
     out: Segment,
 }
 
-pub(super) fn segments(graph: &Graph, precision: Precision, dropout: bool) -> Vec<Segment> {
+pub(super) fn segments(
+    graph: &Graph,
+    precision: Precision,
+    dropout: bool,
+    kernels: bool,
+) -> Vec<Segment> {
     let (width, image, separator) = match graph.input() {
         Input::Tokens { separator, .. } => (0.0, [0; 3], separator.is_some()),
         Input::Pixels { channels, height, width } => {
@@ -59,8 +71,16 @@ pub(super) fn segments(graph: &Graph, precision: Precision, dropout: bool) -> Ve
     };
     let zeros = if let Input::Tokens { zero_prefix, .. } = graph.input() { zero_prefix } else { 0 };
     let tokens = (graph.input().positions() + zeros) as f64;
-    let mut counter =
-        Counter { precision, dropout, separator, image, tokens, width, out: Segment::default() };
+    let mut counter = Counter {
+        precision,
+        dropout,
+        kernels,
+        separator,
+        image,
+        tokens,
+        width,
+        out: Segment::default(),
+    };
     let mut out = Vec::new();
     let mut first = true;
     counter.top(graph.nodes(), &mut |node, segment| {
@@ -71,14 +91,15 @@ pub(super) fn segments(graph: &Graph, precision: Precision, dropout: bool) -> Ve
         first &= !matches!(node.op, Op::Linear { .. } | Op::Conv(_) | Op::Embedding { .. });
         out.push(segment);
     });
-    // Cross-entropy: the logits less their maximum, exponentials, logarithms of shares.
+    // Cross-entropy: the logits less their maximum, exponentials, logarithms of shares; a kernel keeps none of
+    // these, and writes the gradient alone.
     let logits = F32 * counter.tokens * counter.width;
     if let Some(last) = out.last_mut() {
-        last.kept += 3.0 * logits;
+        last.kept += if kernels { 0.0 } else { 3.0 * logits };
         // Their gradient.
         last.least += logits;
         last.logits = logits;
-        last.at_work = last.at_work.max(LOGITS_AT_WORK * logits);
+        last.at_work = last.at_work.max(if kernels { 2.0 } else { LOGITS_AT_WORK } * logits);
     }
     out
 }
@@ -115,6 +136,11 @@ impl Counter {
             self.node(node);
             each(node, self.out);
         }
+    }
+
+    /// Tensors that one operation makes: out of candle's, so many, and one by a kernel.
+    fn made_by(&self, composed: f64) -> f64 {
+        if self.kernels { composed.min(1.0) } else { composed }
     }
 
     /// Keeps tensors of this many numbers.
@@ -175,7 +201,7 @@ impl Counter {
             }
             Op::Residual { body, .. } => {
                 body.iter().for_each(|node| self.node(node));
-                self.keep(3.0, here);
+                self.keep(self.made_by(3.0), here);
             }
             Op::Linear { inputs, outputs, bias } => {
                 self.linear(*inputs as f64, *outputs as f64, *bias);
@@ -187,18 +213,21 @@ impl Counter {
                 self.hold(self.tokens * self.width);
             }
             Op::Activation { function, scale } => {
-                self.keep(tensors(*function) + if *scale == 1.0 { 0.0 } else { 1.0 }, here);
+                let composed = tensors(*function) + if *scale == 1.0 { 0.0 } else { 1.0 };
+                self.keep(self.made_by(composed), here);
                 self.thin(here);
             }
             Op::Positions { .. } | Op::Scale { .. } | Op::Clip { .. } => self.keep(1.0, here),
-            Op::SoftCap { .. } | Op::RmsNorm { .. } => self.keep(3.0, here),
+            Op::SoftCap { .. } | Op::RmsNorm { .. } => self.keep(self.made_by(3.0), here),
             Op::Normalise { .. } => self.keep(2.0, here),
-            Op::LayerNorm { bias, .. } => self.keep(if *bias { 5.0 } else { 4.0 }, here),
+            Op::LayerNorm { bias, .. } => {
+                self.keep(self.made_by(if *bias { 5.0 } else { 4.0 }), here);
+            }
             Op::GatedMlp { dim, hidden, bias, function } => {
                 let (dim, hidden) = (*dim as f64, *hidden as f64);
                 self.linear(dim, hidden, *bias);
                 self.linear(dim, hidden, *bias);
-                self.keep(tensors(*function) + 1.0, self.tokens * hidden);
+                self.keep(self.made_by(tensors(*function)) + 1.0, self.tokens * hidden);
                 self.thin(self.tokens * hidden);
                 self.linear(hidden, dim, *bias);
             }
@@ -283,8 +312,8 @@ impl Counter {
             self.linear(a.dim as f64, outputs, a.bias);
             let norm = match a.query_key_kind {
                 _ if a.query_key_norm.is_none() || !turned => 0.0,
-                NormKind::Rms => 3.0,
-                NormKind::Layer => 5.0,
+                NormKind::Rms => self.made_by(3.0),
+                NormKind::Layer => self.made_by(5.0),
             };
             // Four products of halves with sines and cosines, two sums of them, both beside
             // each other; and gradients of the sines and cosines, which nothing asks for
@@ -292,6 +321,29 @@ impl Counter {
             let rotary = if a.rotary.is_some() && turned { 4.0 + 2.0 } else { 0.0 };
             self.keep(norm + rotary, tokens * outputs);
         }
+        if self.kernels && a.head_dim <= TILE_WIDTH {
+            // Keys and values side by side, the mixed values, and a number for each row of logits.
+            self.keep(2.0, tokens * keys);
+            self.keep(1.0, tokens * (queries + heads));
+            // Two products in the forward pass and seven in the backward pass; what a mask hides is left out.
+            let seen = if a.causal { 0.5 } else { 1.0 };
+            let one = 2.0 * seen * heads * tokens * tokens * head;
+            self.out.tiles = [self.out.tiles[0] + 9.0 * one, self.out.tiles[1] + 2.0 * one];
+        } else {
+            self.composed_attention(a);
+        }
+        // The mixed values.
+        self.hold(tokens * queries);
+        self.linear(queries, a.dim as f64, a.output_bias);
+        if a.output_scale != 1.0 {
+            self.keep(1.0, self.tokens * self.width);
+        }
+    }
+
+    /// Logits, probabilities and mixed values as tensors.
+    fn composed_attention(&mut self, a: &Attention) {
+        let (tokens, heads, head) = (self.tokens, a.heads as f64, a.head_dim as f64);
+        let queries = heads * head;
         // Heads before tokens; keys and values as often as there are queries; keys
         // transposed; the scale.
         self.keep(1.0 + 4.0, tokens * queries);
@@ -306,11 +358,5 @@ impl Counter {
         self.out.at_work = self.out.at_work.max(SOFTMAX_AT_WORK * F32 * scores);
         self.matmul(heads, [tokens, tokens, head], false);
         self.keep(1.0, tokens * queries);
-        // The mixed values.
-        self.hold(tokens * queries);
-        self.linear(queries, a.dim as f64, a.output_bias);
-        if a.output_scale != 1.0 {
-            self.keep(1.0, self.tokens * self.width);
-        }
     }
 }

@@ -56,7 +56,7 @@ pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, 
     let state = UpdateCost::new(&config.recipe(), &parameters, processes).least_state;
     let examples = step::share(train.batch_size, processes)? as f64;
     let part = (examples / train.accumulate as f64).ceil();
-    let segments = segments(graph, train.precision, train.dropout > 0.0);
+    let segments = segments(graph, train.precision, train.dropout > 0.0, false);
     let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
     let kept = if train.recompute {
         sum(|s| s.input) + segments.iter().map(|s| s.least).fold(0.0, f64::max)
@@ -73,7 +73,7 @@ pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, 
 /// that is looked at.
 #[must_use]
 pub fn forward(graph: &Graph, examples: usize) -> f64 {
-    let segments = segments(graph, lipschitz_nn::linalg::Precision::F32, false);
+    let segments = segments(graph, lipschitz_nn::linalg::Precision::F32, false, false);
     let logits = segments.last().map_or(0.0, |last| last.logits);
     let input = segments.iter().map(|s| s.input).fold(0.0, f64::max);
     examples as f64 * input.max(2.0 * logits)

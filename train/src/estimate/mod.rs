@@ -63,6 +63,10 @@ impl Flops {
         }
     }
 
+    fn and(self, other: Self) -> Self {
+        Self { f32: self.f32 + other.f32, bf16: self.bf16 + other.bf16 }
+    }
+
     fn seconds(self, speeds: &Speeds) -> f64 {
         self.f32 / speeds.f32 + self.bf16 / speeds.bf16
     }
@@ -132,7 +136,9 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
     let parameters = graph.parameters();
     let weights = parameters.iter().map(numbers).sum::<f64>();
     let examples = step::share(train.batch_size, processes)? as f64;
-    let gradient = GradientCost::new(train, &segments(graph, train.precision, train.dropout > 0.0));
+    let kernels = train.device != "cpu";
+    let segments = segments(graph, train.precision, train.dropout > 0.0, kernels);
+    let gradient = GradientCost::new(train, &segments);
     let update = UpdateCost::new(&config.recipe(), &parameters, processes);
     let copies = [true, config.averaging.is_some(), train.device == "cpu"];
     let copies = copies.into_iter().filter(|there| *there).count() as f64;
@@ -153,7 +159,8 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
             activations: gradient.held * part + gradient.rounded,
             update: F32 * (update.own + STACK * update.stack),
         },
-        gradient: Flops::new(train.precision, examples * gradient.operations),
+        gradient: Flops::new(train.precision, examples * gradient.operations)
+            .and(Flops::new(Precision::F32, examples * gradient.tiles)),
         update: update.flops,
         moved: (passes * gradient.kept * examples, UPDATE_PASSES * F32 * update.own),
         // A sum over a ring, then the weights from their owners.
@@ -171,6 +178,8 @@ struct GradientCost {
     rounded: f64,
     /// Floating-point operations.
     operations: f64,
+    /// Those of a GPU's attention beside them, in f32.
+    tiles: f64,
 }
 
 impl GradientCost {
@@ -186,7 +195,9 @@ impl GradientCost {
             (0.0, kept, sum(|s| s.rounded_weights))
         };
         let held = held + max(|s| s.at_work);
-        Self { kept, held, rounded, operations: 3.0 * forward + again - unneeded }
+        let again_tiles = if train.recompute { sum(|s| s.tiles[1]) } else { 0.0 };
+        let tiles = sum(|s| s.tiles[0]) + again_tiles;
+        Self { kept, held, rounded, operations: 3.0 * forward + again - unneeded, tiles }
     }
 }
 
@@ -309,6 +320,30 @@ mod tests {
             10,
         );
         assert!(vit.gradient.f32 > 0.0 && vit.tokens == 1);
+    }
+
+    /// On a GPU, logits and probabilities are no tensors: what is kept grows with the tokens, not with their
+    /// square, and attention's operations are in f32.
+    #[test]
+    fn a_gpu_keeps_no_logits() {
+        let at = |context: usize, device: &str| {
+            let context = format!("model.context={context}");
+            let device = format!("train.device={device}");
+            let sizes = ["model.dim=256", "model.layers=3", "model.heads=4", "train.batch_size=8"];
+            let settings = [&[&*context, &*device, "train.precision=bf16"], &sizes[..]].concat();
+            of("gpt-shakespeare", &settings, 30)
+        };
+        let [short, long] = [512, 2048].map(|context| at(context, "cuda:0"));
+        let grows = |a: &StepCost, b: &StepCost| b.memory.activations / a.memory.activations;
+        assert!((3.9..4.1).contains(&grows(&short, &long)), "{short:?} {long:?}");
+        let [other, composed] = [512, 2048].map(|context| at(context, "cpu"));
+        assert!(
+            grows(&other, &composed) > 10.0 && short.memory.activations < other.memory.activations
+        );
+        // Nine products of four heads of width 64, of which a causal mask hides half.
+        let one = 512.0 * 512.0 * 4.0 * 64.0;
+        assert_eq!(short.gradient.f32, 8.0 * 3.0 * 9.0 * one);
+        assert_eq!(other.gradient.f32, 0.0);
     }
 
     #[test]
