@@ -47,10 +47,12 @@ impl<'a> Loader<'a> {
 
     /// The batch of `step`: the one prepared, if there is one.
     pub(crate) fn take(&mut self, step: u64) -> Result<Batch, Error> {
-        match self.next.take() {
-            Some(batch) => batch,
-            None => self.load(step),
-        }
+        let (x, y) = match self.next.take() {
+            Some(batch) => batch?,
+            None => self.load(step)?,
+        };
+        // By the thread that uses it, since a GPU keeps to the order of each thread alone.
+        Ok((x.to_device(&self.device)?, y.to_device(&self.device)?))
     }
 
     /// Puts the batch of `step` together for the next [`Loader::take`].
@@ -60,7 +62,7 @@ impl<'a> Loader<'a> {
 
     fn load(&mut self, step: u64) -> Result<Batch, Error> {
         let (x, y) = self.batches.batch(step, self.batch_size, &Device::Cpu)?;
-        let own = |t: Tensor| t.narrow(0, self.first, self.rows)?.to_device(&self.device);
+        let own = |t: Tensor| t.narrow(0, self.first, self.rows);
         Ok((own(x)?, own(y)?))
     }
 }

@@ -16,7 +16,7 @@ use crate::linalg::{CHUNK, Real, fused};
 pub fn activation(x: &Tensor, function: Function, scale: f64) -> Result<Tensor> {
     if fused(&[x]) {
         apply(Map::Activation(function, scale), &[x], true)
-    } else if gpu::covers(&[x]) {
+    } else if gpu::covers(&[x]) && !(function == Function::Identity && scale == 1.0) {
         gpu::apply(Map::Activation(function, scale), &[x])
     } else {
         composed(x, function, scale)

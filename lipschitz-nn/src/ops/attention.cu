@@ -62,20 +62,20 @@ DEVICE void load(float *to, const float *from, u32 first, u32 count, u32 tokens,
     }
 }
 
-// softmax(cap(scale·q kᵀ) + bias) v for ROWS queries of one head, and the logarithm of each row's sum of
-// exponentials. Of `kv`, [2, batch, tokens, groups, dim], the keys are the first half.
-KERNEL attention(const float *q, const float *kv, const float *bias, const u32 *starts, float *out, float *sums,
+// softmax(cap(scale·q kᵀ) + bias) v for ROWS queries of one head; of each row of logits the largest, and 1 over the
+// sum of the exponentials of what the others are below it. Of `kv`, [2, batch, tokens, groups, dim], the keys are the first half.
+KERNEL attention(const float *q, const float *kv, const float *bias, const u32 *starts, float *out, float *rows,
                  SHAPE)
 {
     SHARED float query[ROWS * PITCH], other[KEYS * PITCH], p[ROWS * (KEYS + 1)];
     SHARED float top[ROWS], sum[ROWS], shrink[ROWS];
     Shape s = TAKE_SHAPE;
-    u32 head = blockIdx.y % heads, sequence = blockIdx.y / heads, group = head / (heads / groups);
-    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16, first = blockIdx.x * ROWS;
+    u32 head = blockIdx.x % heads, sequence = blockIdx.x / heads, group = head / (heads / groups);
+    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16, first = blockIdx.y * ROWS;
     u32 row = heads * dim, key_row = groups * dim;
     size_t at = ((size_t)sequence * tokens * heads + head) * dim;
     const float *k = kv + ((size_t)sequence * tokens * groups + group) * dim;
-    const float *v = k + (size_t)(gridDim.y / heads) * tokens * groups * dim;
+    const float *v = k + (size_t)(gridDim.x / heads) * tokens * groups * dim;
     float mixed[ROWS / 16][WIDTH / 16];
     OVER (i, ROWS)
         OVER (j, WIDTH)
@@ -151,8 +151,11 @@ KERNEL attention(const float *q, const float *kv, const float *bias, const u32 *
                 out[at + (size_t)n * row + c] = mixed[i][j] / sum[ty + 16 * i];
         }
     for (u32 i = threadIdx.x; i < ROWS; i += THREADS)
-        if (first + i < tokens)
-            sums[(size_t)blockIdx.y * tokens + first + i] = top[i] + logf(sum[i]);
+        if (first + i < tokens) {
+            float *of = rows + 2 * ((size_t)blockIdx.x * tokens + first + i);
+            of[0] = top[i];
+            of[1] = 1.0f / sum[i];
+        }
 }
 
 // out·grad of each row, [batch, heads, tokens]: what its probabilities' gradients have as mean.
@@ -171,7 +174,7 @@ KERNEL attention_means(const float *out, const float *grad, float *means, u32 n,
 // Of a tile of queries and keys, P and dS = P ∘ (do vᵀ − mean), before the slope of the logits and behind it;
 // one of the last two may be left out.
 DEVICE void tile(const Shape *s, const float *query, const float *key, const float *value, const float *grad,
-                 const float *bias, const u32 *starts, const float *sums, const float *means, u32 first, u32 from,
+                 const float *bias, const u32 *starts, const float *rows, const float *means, u32 first, u32 from,
                  float *p, float *biased, float *ds)
 {
     u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -194,7 +197,7 @@ DEVICE void tile(const Shape *s, const float *query, const float *key, const flo
                 float x = logit(s, product[i][j], &slope);
                 if (s->biased)
                     x += bias[m + s->tokens - 1 - n];
-                of = expf(x - sums[n]);
+                of = expf(x - rows[2 * n]) * rows[2 * n + 1];
                 moved = of * (dp[i][j] - means[n]);
             }
             if (p)
@@ -205,75 +208,80 @@ DEVICE void tile(const Shape *s, const float *query, const float *key, const flo
         }
 }
 
-// dq for SIDE queries of one head, and the sums of dS for each distance over them, a row of `parts`.
-KERNEL attention_queries(const float *q, const float *kv, const float *bias, const u32 *starts, const float *sums,
-                         const float *means, const float *grad, float *dq, float *parts, SHAPE)
+// dq of one head, for the tiles of SIDE queries blockIdx.y, blockIdx.y + gridDim.y, …; and, if they are `summed`,
+// the sums of dS for each distance over them, a row of `parts`.
+KERNEL attention_queries(const float *q, const float *kv, const float *bias, const u32 *starts, const float *rows,
+                         const float *means, const float *grad, float *dq, float *parts, u32 summed, SHAPE)
 {
     SHARED float query[SIDE * PITCH], key[SIDE * PITCH], value[SIDE * PITCH], dout[SIDE * PITCH];
     SHARED float ds[SIDE * (SIDE + 1)], unscaled[SIDE * (SIDE + 1)];
     Shape s = TAKE_SHAPE;
-    u32 head = blockIdx.y % heads, sequence = blockIdx.y / heads, group = head / (heads / groups);
-    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16, first = blockIdx.x * SIDE;
+    u32 head = blockIdx.x % heads, sequence = blockIdx.x / heads, group = head / (heads / groups);
+    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     u32 row = heads * dim, key_row = groups * dim, distances = 2 * tokens - 1;
     size_t at = ((size_t)sequence * tokens * heads + head) * dim;
     const float *k = kv + ((size_t)sequence * tokens * groups + group) * dim;
-    const float *v = k + (size_t)(gridDim.y / heads) * tokens * groups * dim;
-    float *part = parts + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * distances;
-    float of[SIDE / 16][WIDTH / 16];
-    OVER (i, SIDE)
-        OVER (j, WIDTH)
-            of[i][j] = 0.0f;
-    if (biased)
+    const float *v = k + (size_t)(gridDim.x / heads) * tokens * groups * dim;
+    float *part = parts + ((size_t)blockIdx.x * gridDim.y + blockIdx.y) * distances;
+    if (summed)
         for (u32 i = threadIdx.x; i < distances; i += THREADS)
             part[i] = 0.0f;
-    load(query, q + at, first, SIDE, tokens, row, dim);
-    load(dout, grad + at, first, SIDE, tokens, row, dim);
-    u32 last = first + SIDE < tokens ? first + SIDE : tokens;
-    u32 end = causal ? last : reach_ahead(last, window, tokens);
-    for (u32 from = reach_back(first, window) / SIDE * SIDE; from < end; from += SIDE) {
+    for (u32 first = blockIdx.y * SIDE; first < tokens; first += gridDim.y * SIDE) {
+        float of[SIDE / 16][WIDTH / 16];
+        OVER (i, SIDE)
+            OVER (j, WIDTH)
+                of[i][j] = 0.0f;
         __syncthreads();
-        load(key, k, from, SIDE, tokens, key_row, dim);
-        load(value, v, from, SIDE, tokens, key_row, dim);
-        __syncthreads();
-        tile(&s, query, key, value, dout, bias + (size_t)head * distances, starts + (size_t)sequence * tokens,
-             sums + (size_t)blockIdx.y * tokens, means + (size_t)blockIdx.y * tokens, first, from, 0, unscaled, ds);
-        __syncthreads();
-        for (u32 j = 0; j < SIDE; j++)
-            OVER (i, SIDE)
-                OVER (c, WIDTH)
-                    of[i][c] += ds[(ty + 16 * i) * (SIDE + 1) + j] * key[j * PITCH + tx + 16 * c];
-        // A thread a diagonal of the tile: key − query is j − (SIDE − 1) more than that of its corners.
-        for (u32 j = threadIdx.x; biased && j < 2 * SIDE - 1; j += THREADS) {
-            float sum = 0.0f;
-            for (u32 i = 0; i < SIDE; i++)
-                if (i + j >= SIDE - 1 && i + j < 2 * SIDE - 1)
-                    sum += unscaled[i * (SIDE + 1) + i + j - (SIDE - 1)];
-            // In column distance + tokens − 1, where that is one.
-            u32 to = from + j + tokens - 1;
-            if (to >= first + SIDE - 1 && to - (first + SIDE - 1) < distances)
-                part[to - (first + SIDE - 1)] += sum;
+        load(query, q + at, first, SIDE, tokens, row, dim);
+        load(dout, grad + at, first, SIDE, tokens, row, dim);
+        u32 last = first + SIDE < tokens ? first + SIDE : tokens;
+        u32 end = causal ? last : reach_ahead(last, window, tokens);
+        for (u32 from = reach_back(first, window) / SIDE * SIDE; from < end; from += SIDE) {
+            __syncthreads();
+            load(key, k, from, SIDE, tokens, key_row, dim);
+            load(value, v, from, SIDE, tokens, key_row, dim);
+            __syncthreads();
+            tile(&s, query, key, value, dout, bias + (size_t)head * distances, starts + (size_t)sequence * tokens,
+                 rows + 2 * (size_t)blockIdx.x * tokens, means + (size_t)blockIdx.x * tokens, first, from, 0, unscaled,
+                 ds);
+            __syncthreads();
+            for (u32 j = 0; j < SIDE; j++)
+                OVER (i, SIDE)
+                    OVER (c, WIDTH)
+                        of[i][c] += ds[(ty + 16 * i) * (SIDE + 1) + j] * key[j * PITCH + tx + 16 * c];
+            // A thread a diagonal of the tile: key − query is j − (SIDE − 1) more than that of its corners.
+            for (u32 j = threadIdx.x; summed && j < 2 * SIDE - 1; j += THREADS) {
+                float sum = 0.0f;
+                for (u32 i = 0; i < SIDE; i++)
+                    if (i + j >= SIDE - 1 && i + j < 2 * SIDE - 1)
+                        sum += unscaled[i * (SIDE + 1) + i + j - (SIDE - 1)];
+                // In column distance + tokens − 1, where that is one.
+                u32 to = from + j + tokens - 1;
+                if (to >= first + SIDE - 1 && to - (first + SIDE - 1) < distances)
+                    part[to - (first + SIDE - 1)] += sum;
+            }
         }
+        OVER (i, SIDE)
+            OVER (j, WIDTH) {
+                u32 n = first + ty + 16 * i, c = tx + 16 * j;
+                if (n < tokens && c < dim)
+                    dq[at + (size_t)n * row + c] = of[i][j];
+            }
     }
-    OVER (i, SIDE)
-        OVER (j, WIDTH) {
-            u32 n = first + ty + 16 * i, c = tx + 16 * j;
-            if (n < tokens && c < dim)
-                dq[at + (size_t)n * row + c] = of[i][j];
-        }
 }
 
 // dk and dv for SIDE keys of one group, from all heads that it serves.
-KERNEL attention_keys(const float *q, const float *kv, const float *bias, const u32 *starts, const float *sums,
+KERNEL attention_keys(const float *q, const float *kv, const float *bias, const u32 *starts, const float *rows,
                       const float *means, const float *grad, float *dkv, SHAPE)
 {
     SHARED float query[SIDE * PITCH], key[SIDE * PITCH], value[SIDE * PITCH], dout[SIDE * PITCH];
     SHARED float ds[SIDE * (SIDE + 1)], p[SIDE * (SIDE + 1)];
     Shape s = TAKE_SHAPE;
-    u32 group = blockIdx.y % groups, sequence = blockIdx.y / groups, members = heads / groups;
-    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16, from = blockIdx.x * SIDE;
+    u32 group = blockIdx.x % groups, sequence = blockIdx.x / groups, members = heads / groups;
+    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16, from = blockIdx.y * SIDE;
     u32 row = heads * dim, key_row = groups * dim;
     size_t at = ((size_t)sequence * tokens * groups + group) * dim;
-    size_t half = (size_t)(gridDim.y / groups) * tokens * groups * dim;
+    size_t half = (size_t)(gridDim.x / groups) * tokens * groups * dim;
     float dk[SIDE / 16][WIDTH / 16], dv[SIDE / 16][WIDTH / 16];
     OVER (i, SIDE)
         OVER (j, WIDTH)
@@ -290,7 +298,7 @@ KERNEL attention_keys(const float *q, const float *kv, const float *bias, const 
             load(dout, grad + here, first, SIDE, tokens, row, dim);
             __syncthreads();
             tile(&s, query, key, value, dout, bias + (size_t)head * (2 * tokens - 1),
-                 starts + (size_t)sequence * tokens, sums + own * tokens, means + own * tokens, first, from, p, 0,
+                 starts + (size_t)sequence * tokens, rows + 2 * own * tokens, means + own * tokens, first, from, p, 0,
                  ds);
             __syncthreads();
             for (u32 i = 0; i < SIDE; i++)
@@ -312,15 +320,15 @@ KERNEL attention_keys(const float *q, const float *kv, const float *bias, const 
         }
 }
 
-// The gradient of the bias, [heads, distances]: the sum of its parts over sequences and tiles.
-KERNEL attention_bias(const float *parts, float *dbias, u32 batch, u32 heads, u32 tiles, u32 distances)
+// The gradient of the bias, [heads, distances]: the sum of its parts, so many for each sequence and head.
+KERNEL attention_bias(const float *parts, float *dbias, u32 batch, u32 heads, u32 each, u32 distances)
 {
     for EACH (i, heads * distances) {
         u32 head = i / distances, at = i % distances;
         float sum = 0.0f;
         for (u32 sequence = 0; sequence < batch; sequence++)
-            for (u32 j = 0; j < tiles; j++)
-                sum += parts[(((size_t)sequence * heads + head) * tiles + j) * distances + at];
+            for (u32 j = 0; j < each; j++)
+                sum += parts[(((size_t)sequence * heads + head) * each + j) * distances + at];
         dbias[i] = sum;
     }
 }

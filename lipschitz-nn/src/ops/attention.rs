@@ -269,6 +269,8 @@ pub(super) struct Tiles {
 impl Tiles {
     /// For heads of at most this width.
     const WIDTH: usize = 128;
+    /// Of the sums for a bias.
+    const PARTS: usize = 8;
 
     /// If a GPU's kernels cover this attention.
     fn covering(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Option<Self>> {
@@ -283,11 +285,14 @@ impl Tiles {
         let hides_later = matches!(mask, Mask::Causal | Mask::Near { causal: true, .. });
         let fits = bias.is_none_or(|b| b.dims() == [dims.heads, 2 * dims.tokens - 1]);
         // The second direction of a grid has 16 bits.
-        let few = q.dims()[0] * dims.heads < 1 << 16;
+        let few = dims.tokens < 16 << 16;
         if dims.dim > Self::WIDTH || !few || !fits || documents.is_some() && !hides_later {
             return Ok(None);
         }
         let starts = documents.map(|documents| documents.starts(q.device())).transpose()?;
+        if let Some(starts) = starts.as_ref().filter(|starts| starts.dims() != &q.dims()[..2]) {
+            bail!("attention: documents {:?} of queries {:?}", starts.dims(), q.dims())
+        }
         Ok(Some(Self { scale, cap: cap.unwrap_or(0.0), mask, starts }))
     }
 
@@ -340,21 +345,24 @@ impl OnGpu for Tiles {
         let mut arguments =
             arguments![[0], [1], [dims.len() - 1], [starts.min(out - 1)], [out], [out + 1];];
         arguments.extend(self.shape(dims));
-        let blocks = [q[1].div_ceil(rows), q[0] * q[2]];
+        let blocks = [q[0] * q[2], q[1].div_ceil(rows)];
         let mixed = Launch { kernel: "attention", blocks, arguments };
-        Self::work(dims, vec![mixed], vec![q.to_vec(), vec![q[0], q[2], q[1]]])
+        Self::work(dims, vec![mixed], vec![q.to_vec(), vec![q[0], q[2], q[1], 2]])
     }
 
-    fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
+    fn backward(&self, dims: &[&[usize]], wanted: &[bool]) -> Work {
         let ([batch, tokens, heads, dim], groups) = (four(dims[0]), dims[1][3]);
         let bias = dims.len() - 1;
         let out = dims.len() + usize::from(self.starts.is_some());
         let starts = dims.len().min(out - 1);
-        let (sums, grad, dq) = (out + 1, out + 2, out + 3);
+        let (rows, grad, dq) = (out + 1, out + 2, out + 3);
         let (dkv, dbias, means) = (dq + 1, dq + 2, dq + dims.len());
         let parts = means + 1;
         let [_, _, (_, side), _] = Self::sizes(dim);
         let (tiles, distances) = (tokens.div_ceil(side), 2 * tokens - 1);
+        // Sums for a bias are made in so many parts for each sequence and head.
+        let summed = wanted.get(2) == Some(&true);
+        let each = if summed { tiles.min(Self::PARTS) } else { tiles };
         let n = batch * heads * tokens;
         let with = |mut arguments: Vec<Argument>| {
             arguments.extend(self.shape(dims));
@@ -368,28 +376,27 @@ impl OnGpu for Tiles {
             ),
             Launch {
                 kernel: "attention_queries",
-                blocks: [tiles, batch * heads],
+                blocks: [batch * heads, each],
                 arguments: with(
-                    arguments![[0], [1], [bias], [starts], [sums], [means], [grad], [dq], [parts];],
+                    arguments![[0], [1], [bias], [starts], [rows], [means], [grad], [dq], [parts]; summed],
                 ),
             },
             Launch {
                 kernel: "attention_keys",
-                blocks: [tiles, batch * groups],
+                blocks: [batch * groups, tiles],
                 arguments: with(
-                    arguments![[0], [1], [bias], [starts], [sums], [means], [grad], [dkv];],
+                    arguments![[0], [1], [bias], [starts], [rows], [means], [grad], [dkv];],
                 ),
             },
         ];
-        let biased = dims.len() == 3;
-        if biased {
+        if summed {
             launches.push(Launch::each(
                 "attention_bias",
                 heads * distances,
-                arguments![[parts], [dbias]; batch, heads, tiles, distances],
+                arguments![[parts], [dbias]; batch, heads, each, distances],
             ));
         }
-        let part = if biased { vec![batch, heads, tiles, distances] } else { vec![0] };
+        let part = if summed { vec![batch, heads, each, distances] } else { vec![0] };
         let gradients = dims.iter().map(|dims| dims.to_vec());
         Self::work(dims, launches, gradients.chain([vec![batch, heads, tokens], part]).collect())
     }

@@ -81,13 +81,13 @@ pub fn composed(x: &Tensor, layers: &[ImageLayer], precision: Precision) -> Resu
     without_kernels(|| apart(x, layers, precision))
 }
 
-/// The same, an operation at a time.
+/// The same, an operation at a time. Convolutions and shifts are chains of one layer where they have kernels.
 fn apart(x: &Tensor, layers: &[ImageLayer], precision: Precision) -> Result<Tensor> {
     layers.iter().try_fold(x.clone(), |x, layer| match layer {
         ImageLayer::Convolution(c, weight, bias) => {
-            super::convolution(&x, weight, bias.as_ref(), c, precision)
+            convolution::composed(&x, weight, bias.as_ref(), c, precision)
         }
-        ImageLayer::Shift { offsets, circular } => super::shift(&x, offsets, *circular),
+        ImageLayer::Shift { offsets, circular } => shift::composed(&x, offsets, *circular),
         // The halves of the channels are those of the whole image.
         ImageLayer::MaxMin => {
             even(x.dims())?;

@@ -157,6 +157,8 @@ fn attention() {
         ([2, 41, 2, 2, 8], Mask::Causal, None, false, true),
         ([2, 50, 2, 1, 33], Mask::Near { window: 20, causal: true }, None, true, true),
         ([1, 37, 1, 1, 128], Mask::Causal, None, true, false),
+        // More tiles than parts of the sums for a bias.
+        ([1, 300, 1, 1, 3], Mask::Causal, None, true, false),
     ]
     .into_iter()
     .enumerate()
@@ -182,6 +184,22 @@ fn attention() {
         };
         check(&tiles, &inputs, reference, &format!("case {i}"));
     }
+}
+
+/// Two logits of 10⁷ that are equal, and the largest: each has half, in the gradient too, where their sum's
+/// logarithm is nothing beside them.
+#[test]
+fn attention_of_large_logits() {
+    if !is_possible() {
+        return;
+    }
+    let q = Tensor::full(1e4f32, (1, 3, 1, 1), &Device::Cpu).unwrap();
+    let k = Tensor::new(&[1e3f32, 1e3, -1e3], &Device::Cpu).unwrap().reshape((1, 3, 1, 1)).unwrap();
+    let kv = Tensor::stack(&[&k, &random(&[1, 3, 1, 1], "v")], 0).unwrap();
+    let tiles = Tiles::of(&q, &k, &k, &Scores::new(1.0, Mask::None)).unwrap().unwrap();
+    let grad = Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
+    let (_, gradients) = with_gradient(&tiles, &[&q, &kv], &grad);
+    assert_eq!(numbers(&gradients[1].get(1).unwrap()), [1.5, 1.5, 0.0]);
 }
 
 fn updated<const N: usize>(update: &impl Update<N>, what: &str) {

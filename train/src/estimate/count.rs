@@ -99,7 +99,7 @@ pub(super) fn segments(
         // Their gradient.
         last.least += logits;
         last.logits = logits;
-        last.at_work = last.at_work.max(if kernels { 2.0 } else { LOGITS_AT_WORK } * logits);
+        last.at_work = last.at_work.max(if kernels { AT_WORK } else { LOGITS_AT_WORK } * logits);
     }
     out
 }
@@ -321,10 +321,15 @@ impl Counter {
             let rotary = if a.rotary.is_some() && turned { 4.0 + 2.0 } else { 0.0 };
             self.keep(norm + rotary, tokens * outputs);
         }
-        if self.kernels && a.head_dim <= TILE_WIDTH {
-            // Keys and values side by side, the mixed values, and a number for each row of logits.
+        if self.kernels && a.head_dim <= TILE_WIDTH && (a.causal || !self.separator) {
+            // Keys and values side by side, the mixed values, and two numbers for each row of logits.
             self.keep(2.0, tokens * keys);
-            self.keep(1.0, tokens * (queries + heads));
+            self.keep(1.0, tokens * (queries + 2.0 * heads));
+            if a.position_bias.is_some() {
+                // Sums of gradients for each distance.
+                let parts = F32 * heads * 8.0 * 2.0 * tokens;
+                self.out.at_work = self.out.at_work.max(parts);
+            }
             // Two products in the forward pass and seven in the backward pass; what a mask hides is left out.
             let seen = if a.causal { 0.5 } else { 1.0 };
             let one = 2.0 * seen * heads * tokens * tokens * head;
