@@ -55,7 +55,7 @@ pub(crate) fn run(
         device = device.or(Some(storage.device().clone()));
         views.push(View::of(storage, layout)?);
     }
-    let Some(device) = device else { bail!("{}: nothing to run on", work.name) };
+    let Some(device) = device else { bail!("{}: nothing to run on", work.source.0) };
     let made = launch(work, &device, &views)?;
     let wrap = |(data, dims): (CudaSlice<f32>, &Vec<usize>)| {
         (CudaStorage::wrap_cuda_slice(data, device.clone()), dims.clone())
@@ -121,18 +121,18 @@ pub(crate) fn compiled(work: &Work) -> Result<(String, Arc<str>)> {
     static COMPILED: Mutex<BTreeMap<String, Arc<str>>> = Mutex::new(BTreeMap::new());
     let sizes = work.sizes.iter().map(|(name, size)| format!("{name}={size}"));
     let options: Vec<String> = sizes.chain([format!("THREADS={THREADS}")]).collect();
-    let name = format!("lipschitz-{}-{}", work.name, options.join("-"));
+    let name = format!("lipschitz-{}-{}", work.source.0, options.join("-"));
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(ptx) = compiled.get(&name) {
         return Ok((name, ptx.clone()));
     }
-    let text = [PRELUDE, COMMON, work.source].concat();
+    let text = [PRELUDE, COMMON, work.source.1].concat();
     let options = CompileOptions {
         options: options.iter().map(|size| format!("-D{size}")).collect(),
         ..CompileOptions::default()
     };
     let ptx = compile_ptx_with_opts(text, options)
-        .map_err(|e| candle_core::Error::Msg(format!("{}: {e:?}", work.name)))?;
+        .map_err(|e| candle_core::Error::Msg(format!("{}: {e:?}", work.source.0)))?;
     let ptx: Arc<str> = ptx.to_src().into();
     compiled.insert(name.clone(), ptx.clone());
     Ok((name, ptx))

@@ -44,7 +44,7 @@ pub(crate) fn run(work: &Work, tensors: &[Tensor]) -> (Vec<Tensor>, Vec<Tensor>)
     let output = compiler.args(["-lm", "-lpthread"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let status = Command::new(at("kernels")).args([at("in"), at("out")]).status().unwrap();
-    assert!(status.success(), "{}: {status}", work.name);
+    assert!(status.success(), "{}: {status}", work.source.0);
 
     let bytes = std::fs::read(at("out")).unwrap();
     let mut words = bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
@@ -86,7 +86,7 @@ fn program(work: &Work) -> String {
     }
     text += include_str!("emulated.h");
     text += COMMON;
-    text += work.source;
+    text += work.source.1;
     let mut main = String::new();
     for (i, launch) in work.launches.iter().enumerate() {
         let of = |argument: &Argument| match argument {

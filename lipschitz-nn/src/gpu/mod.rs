@@ -24,19 +24,27 @@ pub(crate) const THREADS: usize = 256;
 /// What all sources have in front.
 const COMMON: &str = include_str!("common.cu");
 
+/// A source: its name, and its text.
+pub(crate) type Source = (&'static str, &'static str);
+
 /// Kernels that run one after the other, on arrays of `f32` or `u32`.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
-    /// Names the source.
-    pub name: &'static str,
-    /// Its text.
-    pub source: &'static str,
+    /// The kernels' source.
+    pub source: Source,
     /// Numbers that it is compiled with.
     pub sizes: Vec<(&'static str, usize)>,
     /// In this order.
     pub launches: Vec<Launch>,
     /// Shapes of the arrays of `f32` that are made, behind those that are given. Kernels write all of them.
     pub outputs: Vec<Vec<usize>>,
+}
+
+impl Work {
+    /// Kernels of a source that is compiled with no sizes.
+    pub(crate) fn new(source: Source, launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Self {
+        Self { source, sizes: Vec::new(), launches, outputs }
+    }
 }
 
 /// One kernel.

@@ -7,6 +7,7 @@ use candle_core::{
 };
 
 use super::{OnGpu, cuda};
+use crate::ops::kernel::exactly;
 
 /// Applies it to tensors on a GPU.
 pub(super) fn apply(op: impl OnGpu + Send + Sync + 'static, inputs: &[&Tensor]) -> Result<Tensor> {
@@ -155,11 +156,4 @@ impl<O: OnGpu + Send + Sync> CustomOp3 for Op<O> {
         let [a, b, c] = exactly(Op::bwd(self, &[x, y, z], result, grad)?)?;
         Ok((a, b, c))
     }
-}
-
-/// The first N of a list of gradients.
-fn exactly<const N: usize>(gradients: Vec<Option<Tensor>>) -> Result<[Option<Tensor>; N]> {
-    gradients.try_into().map_err(|g: Vec<_>| {
-        candle_core::Error::Msg(format!("{} gradients of {N} inputs", g.len()))
-    })
 }

@@ -94,13 +94,8 @@ pub(crate) fn work<const N: usize>(update: &impl Update<N>, n: usize) -> Work {
     let mut arguments: Vec<Argument> = (0..=N).map(Argument::Array).collect();
     arguments.push(n.into());
     arguments.extend(numbers.into_iter().map(Argument::from));
-    Work {
-        name: "update",
-        source: include_str!("update.cu"),
-        sizes: Vec::new(),
-        launches: vec![Launch::each(kernel, n, arguments)],
-        outputs: Vec::new(),
-    }
+    let source = ("update", include_str!("update.cu"));
+    Work::new(source, vec![Launch::each(kernel, n, arguments)], Vec::new())
 }
 
 /// `x ← a·x + b·y`.

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::kernel::{Array, Kernel, apply};
-use crate::gpu::{self, Launch, OnGpu, Work, arguments};
+use crate::gpu::{self, Launch, OnGpu, Source, Work, arguments};
 use crate::graph::Function;
 use crate::linalg::simd::simd;
 use crate::linalg::{CHUNK, Real, fused};
@@ -455,17 +455,9 @@ impl Map {
             Self::Clip(limit) => (17, limit, 1.0),
         }
     }
-
-    fn work(&self, x: &[usize], launch: Launch) -> Work {
-        Work {
-            name: "activation",
-            source: include_str!("activation.cu"),
-            sizes: Vec::new(),
-            launches: vec![launch],
-            outputs: vec![x.to_vec()],
-        }
-    }
 }
+
+const SOURCE: Source = ("activation", include_str!("activation.cu"));
 
 impl OnGpu for Map {
     fn name(&self) -> &'static str {
@@ -475,13 +467,13 @@ impl OnGpu for Map {
     fn forward(&self, dims: &[&[usize]]) -> Work {
         let (n, (case, constant, scale)) = (dims[0].iter().product(), self.case());
         let arguments = arguments![[0], [1]; n, case, constant, scale];
-        self.work(dims[0], Launch::each("map", n, arguments))
+        Work::new(SOURCE, vec![Launch::each("map", n, arguments)], vec![dims[0].to_vec()])
     }
 
     fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
         let (n, (case, constant, scale)) = (dims[0].iter().product(), self.case());
         let arguments = arguments![[0], [2], [3]; n, case, constant, scale];
-        self.work(dims[0], Launch::each("map_gradient", n, arguments))
+        Work::new(SOURCE, vec![Launch::each("map_gradient", n, arguments)], vec![dims[0].to_vec()])
     }
 }
 

@@ -321,9 +321,9 @@ impl Tiles {
     }
 
     fn work(dims: &[&[usize]], launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
-        let source = include_str!("attention.cu");
+        let source = ("attention", include_str!("attention.cu"));
         let sizes = Self::sizes(dims[0][3]).to_vec();
-        Work { name: "attention", source, sizes, launches, outputs }
+        Work { source, sizes, launches, outputs }
     }
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
-use crate::gpu::{self, Launch, OnGpu, Work, arguments};
+use crate::gpu::{self, Launch, OnGpu, Source, Work, arguments};
 use crate::linalg::simd::{max, simd, sum};
 use crate::linalg::{Real, fused};
 
@@ -59,12 +59,7 @@ pub(super) struct OfRows {
     pub(super) targets: Tensor,
 }
 
-impl OfRows {
-    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
-        let source = include_str!("cross_entropy.cu");
-        Work { name: "cross-entropy", source, sizes: Vec::new(), launches, outputs }
-    }
-}
+const SOURCE: Source = ("cross-entropy", include_str!("cross_entropy.cu"));
 
 impl OnGpu for OfRows {
     fn name(&self) -> &'static str {
@@ -87,7 +82,7 @@ impl OnGpu for OfRows {
             blocks: [1, 1],
             arguments: arguments![[4], [5], [2]; n],
         };
-        Self::work(vec![of_rows, means], vec![vec![2], vec![n], vec![n], vec![n]])
+        Work::new(SOURCE, vec![of_rows, means], vec![vec![2], vec![n], vec![n], vec![n]])
     }
 
     fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
@@ -95,7 +90,11 @@ impl OnGpu for OfRows {
         // Behind the result, 2, lie the sums, the losses and the hits; then the gradient.
         let arguments = arguments![[0], [1], [3], [6], [7]; classes];
         let kernel = "cross_entropy_gradient";
-        Self::work(vec![Launch { kernel, blocks: [n, 1], arguments }], vec![dims[0].to_vec()])
+        Work::new(
+            SOURCE,
+            vec![Launch { kernel, blocks: [n, 1], arguments }],
+            vec![dims[0].to_vec()],
+        )
     }
 }
 

@@ -126,8 +126,10 @@ impl<K: Kernel> Fused<K> {
     }
 }
 
-/// The first N of a list of gradients.
-fn exactly<const N: usize>(gradients: Vec<Option<Tensor>>) -> Result<[Option<Tensor>; N]> {
+/// All N of a list of gradients.
+pub(crate) fn exactly<const N: usize>(
+    gradients: Vec<Option<Tensor>>,
+) -> Result<[Option<Tensor>; N]> {
     gradients.try_into().map_err(|g: Vec<_>| {
         candle_core::Error::Msg(format!("{} gradients of {N} inputs", g.len()))
     })

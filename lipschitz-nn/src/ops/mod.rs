@@ -16,7 +16,7 @@ mod dropout;
 mod embedding;
 mod gathered;
 mod image_chain;
-mod kernel;
+pub(crate) mod kernel;
 mod linear;
 mod look_back;
 mod max_min;

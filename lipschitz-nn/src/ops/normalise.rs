@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::ROWS;
 use super::kernel::{Array, Kernel, apply};
-use crate::gpu::{self, Launch, OnGpu, THREADS, Work, arguments};
+use crate::gpu::{self, Launch, OnGpu, Source, THREADS, Work, arguments};
 use crate::linalg::simd::{simd, sum};
 use crate::linalg::{Real, fused};
 
@@ -99,12 +99,7 @@ impl NormKernel {
     }
 }
 
-impl NormKernel {
-    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
-        let source = include_str!("normalise.cu");
-        Work { name: "norm", source, sizes: Vec::new(), launches, outputs }
-    }
-}
+const SOURCE: Source = ("norm", include_str!("normalise.cu"));
 
 /// Rows, and their width.
 fn sizes(x: &[usize]) -> (usize, usize) {
@@ -123,7 +118,7 @@ impl OnGpu for NormKernel {
         let arguments = arguments![[0], [1], [inputs - 1], [inputs], [inputs + 1];
             dim, self.centred, shifted, self.eps];
         let norm = Launch { kernel: "norm_rows", blocks: [rows, 1], arguments };
-        Self::work(vec![norm], vec![dims[0].to_vec(), vec![rows, 2]])
+        Work::new(SOURCE, vec![norm], vec![dims[0].to_vec(), vec![rows, 2]])
     }
 
     fn backward(&self, dims: &[&[usize]], _: &[bool]) -> Work {
@@ -150,7 +145,7 @@ impl OnGpu for NormKernel {
             launches.push(sum(biases, dx + 2));
         }
         let gradients = dims.iter().map(|dims| dims.to_vec());
-        Self::work(launches, gradients.chain([vec![parts, dim], vec![parts, dim]]).collect())
+        Work::new(SOURCE, launches, gradients.chain([vec![parts, dim], vec![parts, dim]]).collect())
     }
 }
 

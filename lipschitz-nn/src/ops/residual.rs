@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Array, Kernel, apply};
-use crate::gpu::{self, Launch, OnGpu, Work, arguments};
+use crate::gpu::{self, Launch, OnGpu, Source, Work, arguments};
 use crate::linalg::simd::simd;
 use crate::linalg::{Buffer, CHUNK, Real, fused};
 
@@ -52,12 +52,7 @@ pub(super) fn scaled<T: Real>(x: &[T], factor: f64) -> Buffer<T> {
     out
 }
 
-impl Residual {
-    fn work(launches: Vec<Launch>, outputs: Vec<Vec<usize>>) -> Work {
-        let source = include_str!("residual.cu");
-        Work { name: "residual", source, sizes: Vec::new(), launches, outputs }
-    }
-}
+const SOURCE: Source = ("residual", include_str!("residual.cu"));
 
 impl OnGpu for Residual {
     fn name(&self) -> &'static str {
@@ -67,7 +62,7 @@ impl OnGpu for Residual {
     fn forward(&self, dims: &[&[usize]]) -> Work {
         let n = dims[0].iter().product();
         let sum = Launch::each("residual", n, arguments![[0], [1], [2]; n, self.skip, self.branch]);
-        Self::work(vec![sum], vec![dims[0].to_vec()])
+        Work::new(SOURCE, vec![sum], vec![dims[0].to_vec()])
     }
 
     fn backward(&self, dims: &[&[usize]], wanted: &[bool]) -> Work {
@@ -76,7 +71,7 @@ impl OnGpu for Residual {
         let factors = [self.skip, self.branch].into_iter().enumerate();
         let launches = factors.filter(|(i, _)| wanted[*i]).map(times).collect();
         let output = |wanted: &bool| if *wanted { dims[0].to_vec() } else { vec![0] };
-        Self::work(launches, wanted.iter().map(output).collect())
+        Work::new(SOURCE, launches, wanted.iter().map(output).collect())
     }
 }
 
