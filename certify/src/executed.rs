@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use lipschitz_nn::graph::{Node, Op};
 use lipschitz_nn::{Model, random};
 
 use crate::Error;
@@ -57,6 +58,8 @@ pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof
     let inputs = Inputs { radius: Some(radius.to_f64()), limit: None };
     let ranges = range::given(source, &norms, inputs, 0, &|_| {})?;
     let (values, weights) = (ranges.largest() + off.anywhere, ranges.largest_weight());
+    // Queries may be scaled before their product with keys.
+    let values = values * Upper::from_f64(scale(source.graph().nodes()).max(1.0));
     // A weight is rounded by less than its half.
     let overflows = values >= Upper::from_f64(format.largest)
         || weights + weights >= Upper::from_f64(format.largest)
@@ -65,6 +68,15 @@ pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof
         true => Proof::Overflow { values, weights },
         false => Proof::Within { outputs: off.outputs, values },
     })
+}
+
+/// The largest factor on logits.
+fn scale(nodes: &[Node]) -> f64 {
+    let of = |node: &Node| match &node.op {
+        Op::Attention(a) => a.logit_scale.abs(),
+        op => op.body().map_or(0.0, scale),
+    };
+    nodes.iter().map(of).fold(0.0, f64::max)
 }
 
 /// Weights in f64 can be more than f32 holds, and a program of fewer bits is then one of other weights.

@@ -310,7 +310,7 @@ impl fmt::Display for Upper {
 #[schemars(rename = "Upper")]
 #[serde(deny_unknown_fields)]
 struct Stored {
-    /// As a decimal number, rounded up: read as a number of any precision it is not below the exact
+    /// As a decimal number, rounded up: read as a number of f64 or of more digits it is not below the exact
     /// one. `inf` for infinity. It is checked when the document is read; documents of
     /// version 0.1.0 lack it.
     #[serde(default)]

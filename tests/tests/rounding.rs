@@ -6,7 +6,7 @@ use lipschitz_certify::bound::{BF16, F16, F32, F64, Format, WeightNorms, roundin
 use lipschitz_certify::executed::{self, Proof};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
 use lipschitz_nn::{Model, Seen};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
@@ -183,6 +183,45 @@ fn what_overflows_somewhere_is_not_bounded() {
             assert_eq!(within, fits, "{}: {proof:?}", format.dtype.as_str());
         }
     }
+}
+
+/// Queries that are scaled before their product with keys overflow where no logit does.
+#[test]
+fn scaled_queries_overflow() {
+    let of = |logit_scale: f64, key: f32| {
+        let attention = Attention { logit_scale, window: Some(2), ..Attention::new(1, 1, 1) };
+        let weights: [(&str, &[&[f32]]); 4] = [
+            ("a.query.weight", &[&[1e4]]),
+            ("a.key.weight", &[&[key]]),
+            ("a.value.weight", &[&[1.0]]),
+            ("a.output.weight", &[&[1.0]]),
+        ];
+        let model = of_tokens(&[&[0.4]], vec![Node::new("a", Op::Attention(attention))], &weights);
+        executed::prove(&model, Upper::from_f64(0.5), F32).unwrap()
+    };
+    let (large, usual) = (of(1e35, 2e-38), of(1.0, 2e-3));
+    assert!(matches!(large, Proof::Overflow { .. }), "{large:?}");
+    assert!(matches!(usual, Proof::Within { .. }), "{usual:?}");
+}
+
+/// Angles are off in proportion to the frequency that makes them.
+#[test]
+fn fast_rotations_are_rounded() {
+    let of = |frequency: f64| {
+        let rotary =
+            Rotary { frequencies: Some(vec![frequency]), ..Rotary::new(1e4, Pairing::Half) };
+        let attention = Attention { rotary: Some(rotary), ..Attention::new(2, 1, 2) };
+        let one: &[&[f32]] = &[&[1.0, 0.0], &[0.0, 1.0]];
+        let names = ["a.query.weight", "a.key.weight", "a.value.weight", "a.output.weight"];
+        let weights = names.map(|name| (name, one));
+        let model =
+            of_tokens(&[&[1.0, 0.0]], vec![Node::new("a", Op::Attention(attention))], &weights);
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        rounding(model.graph(), &norms, Upper::ONE, F64).unwrap().to_f64()
+    };
+    // The product of a position and a frequency alone may be off by half a unit.
+    let angle = 3.0 * 1e9 * f64::EPSILON / 2.0;
+    assert!(of(1.0) < angle && of(1e9) > angle, "{} {}", of(1.0), of(1e9));
 }
 
 /// What f32 holds is one network in f32 and in f64; what it does not is another.

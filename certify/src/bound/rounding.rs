@@ -556,9 +556,10 @@ impl Pass<'_> {
             off = self.noted(off) + self.sum(width + 12, 4) * size + self.tiny(width);
             size = size + off;
         }
-        if a.rotary.is_some() && !values {
-            // The angles are off by a few units of the position times the logarithm of the base.
-            let turned = self.units() * count(tokens) + self.kept(4);
+        if let (Some(rotary), false) = (&a.rotary, values) {
+            // The angles are off by a few units of the largest, the position times a frequency, and of 1.
+            let largest = count(tokens) * Upper::from_f64(rotary.fastest().max(1.0));
+            let turned = self.units() * largest + self.kept(4);
             off = off + turned * size + self.tiny(width);
             size = size + off;
         }

@@ -447,7 +447,7 @@ impl Heads {
             let m = if which == 0 { &self.query } else { &self.key };
             for (h, spread) in all.iter_mut().enumerate() {
                 let errors: Vec<Upper> = (0..self.tokens)
-                    .map(|t| turning(self.tokens) * vector_norm(part_of(m, t, h, d)))
+                    .map(|t| self.turning() * vector_norm(part_of(m, t, h, d)))
                     .collect();
                 *spread = spread.through(Upper::ONE, &errors);
                 deviations.spreads[slots[1][h]] = Some(spread.clone());
@@ -915,6 +915,12 @@ impl Heads {
         self.to_input(to_query, to_key, None, out)
     }
 
+    /// What rotary positions are off by, relatively: a few units of the largest angle, and of 1.
+    fn turning(&self) -> Upper {
+        let fastest = self.config.rotary.as_ref().map_or(1.0, |rotary| rotary.fastest().max(1.0));
+        Upper::from_f64(UNITS) * (count(self.tokens) * Upper::from_f64(fastest) + count(4))
+    }
+
     /// From queries or keys behind positions and norm to those of the maps.
     fn unturned(
         &self,
@@ -926,7 +932,7 @@ impl Heads {
         let slots = if which == 0 { &self.query_slots } else { &self.key_slots };
         if let Some(rotary) = &self.config.rotary {
             let m = if which == 0 { &self.query } else { &self.key };
-            let share = turning(self.tokens);
+            let share = self.turning();
             let count = lambda.count;
             for (h, slot) in slots[1].iter().enumerate() {
                 let mut weights: Vec<Vec<(usize, Upper)>> = vec![Vec::new(); count];
@@ -975,11 +981,6 @@ fn pruned(lambda: Functionals, slot: usize, out: &mut Remainders) -> Functionals
         (0..kept.count).for_each(|k| kept.row_mut(k, at).fill(0.0));
     }
     kept.trimmed()
-}
-
-/// What rotary positions are off by, relatively: a few units of the angle.
-fn turning(tokens: usize) -> Upper {
-    Upper::from_f64(UNITS) * count(tokens + 4)
 }
 
 /// The functionals, turned by the opposite angles.

@@ -33,6 +33,16 @@ impl Rotary {
     pub fn new(base: f64, pairing: Pairing) -> Self {
         Self { base, pairing, frequencies: None }
     }
+
+    /// The largest angle per token.
+    #[must_use]
+    pub fn fastest(&self) -> f64 {
+        match &self.frequencies {
+            Some(all) => all.iter().fold(0.0, |most, f| f.abs().max(most)),
+            // Powers of the base from 0 to above −1.
+            None => self.base.recip().max(1.0),
+        }
+    }
 }
 
 /// What a norm of queries and keys takes the mean over.
