@@ -167,6 +167,38 @@ fn all_singular_values_meet_the_cap() {
     }
 }
 
+/// The soft cap's decay is λη whatever the shape of a matrix and however many heads it has: far below the cap
+/// nothing else moves.
+#[test]
+fn the_soft_caps_decay_is_that_of_the_learning_rate() {
+    let variables = variables(&mut ChaCha8Rng::seed_from_u64(3));
+    let config = ConstraintConfig {
+        per_head: PerHead::All(true),
+        decay: Some(0.5),
+        ..ConstraintConfig::capped(ConstraintKind::SpectralSoftCap, 100.0)
+    };
+    let recipe = Recipe::new(
+        OptimizerConfig::Muon(MuonConfig { per_head: PerHead::All(true), ..muon() }),
+        config,
+    );
+    let mut constraint = Constraint::new(&recipe).unwrap();
+    let before: Vec<Tensor> = variables.iter().map(|v| v.var.as_tensor().copy().unwrap()).collect();
+    constraint.apply(&variables, Rate::constant(0.1)).unwrap();
+    let mut matrices = 0;
+    for (v, before) in
+        variables.iter().zip(&before).filter(|(v, _)| v.parameter.geometry == Geometry::Matrix)
+    {
+        let keep = 1.0 - 0.5 * 0.1 * v.rate;
+        let off = (v.var.as_tensor() - (before * keep).unwrap()).unwrap();
+        let largest = |x: &Tensor| {
+            x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!(largest(&off) <= 1e-5 * largest(before), "{}", v.parameter.name);
+        matrices += 1;
+    }
+    assert!(matrices > 3);
+}
+
 /// How much of what was promised is used, at most, over all weights, and over matrices under
 /// singular-value caps.
 fn used(constraint: &Constraint, variables: &Variables) -> (f64, f64) {
