@@ -255,6 +255,12 @@ impl AttentionKernel {
     }
 }
 
+/// The widest heads that a GPU's attention has kernels for.
+pub const TILE_WIDTH: usize = 128;
+
+/// In how many parts at most a GPU sums the gradient of a position bias, for each sequence and head.
+pub const TILE_PARTS: usize = 8;
+
 /// Attention on a GPU, tile by tile: logits and probabilities are never in its memory. Products are in f32
 /// whatever their precision is to be.
 pub(super) struct Tiles {
@@ -267,11 +273,6 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// For heads of at most this width.
-    const WIDTH: usize = 128;
-    /// Of the sums for a bias.
-    const PARTS: usize = 8;
-
     /// If a GPU's kernels cover this attention.
     fn covering(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Option<Self>> {
         let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(scores.bias).collect();
@@ -286,7 +287,7 @@ impl Tiles {
         let fits = bias.is_none_or(|b| b.dims() == [dims.heads, 2 * dims.tokens - 1]);
         // The second direction of a grid has 16 bits.
         let few = dims.tokens < 16 << 16;
-        if dims.dim > Self::WIDTH || !few || !fits || documents.is_some() && !hides_later {
+        if dims.dim > TILE_WIDTH || !few || !fits || documents.is_some() && !hides_later {
             return Ok(None);
         }
         let starts = documents.map(|documents| documents.starts(q.device())).transpose()?;
@@ -301,7 +302,7 @@ impl Tiles {
         let [rows, side, width] = match dim {
             0..=32 => [64, 32, 32],
             33..=64 => [64, 32, 64],
-            _ => [32, 16, Self::WIDTH],
+            _ => [32, 16, TILE_WIDTH],
         };
         [("ROWS", rows), ("KEYS", 32), ("SIDE", side), ("WIDTH", width)]
     }
@@ -362,7 +363,7 @@ impl OnGpu for Tiles {
         let (tiles, distances) = (tokens.div_ceil(side), 2 * tokens - 1);
         // Sums for a bias are made in so many parts for each sequence and head.
         let summed = wanted.get(2) == Some(&true);
-        let each = if summed { tiles.min(Self::PARTS) } else { tiles };
+        let each = if summed { tiles.min(TILE_PARTS) } else { tiles };
         let n = batch * heads * tokens;
         let with = |mut arguments: Vec<Argument>| {
             arguments.extend(self.shape(dims));

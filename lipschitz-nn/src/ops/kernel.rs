@@ -4,10 +4,9 @@
 use std::any::Any;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
-};
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor, bail};
 
+use super::operation::{Operation, run};
 use crate::linalg::Real;
 use crate::linalg::storage::{slice, with_slices};
 
@@ -58,13 +57,7 @@ pub(super) fn apply<K: Kernel>(kernel: K, inputs: &[&Tensor], keep: bool) -> Res
     // Constants get no gradient: for the first layer of a network that is a third of its work.
     let wanted: Vec<bool> = inputs.iter().map(Tensor::track_op).collect();
     let keep = keep && wanted.contains(&true);
-    let op = Fused { kernel, wanted, keep, saved: Mutex::new(None) };
-    match &inputs[..] {
-        [a] => a.apply_op1(op),
-        [a, b] => a.apply_op2(b, op),
-        [a, b, c] => a.apply_op3(b, c, op),
-        _ => bail!("{} has {} inputs", K::NAME, inputs.len()),
-    }
+    run(Fused { kernel, wanted, keep, saved: Mutex::new(None) }, &inputs)
 }
 
 struct Fused<K> {
@@ -74,8 +67,12 @@ struct Fused<K> {
     saved: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-impl<K: Kernel> Fused<K> {
-    fn fwd(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+impl<K: Kernel> Operation for Fused<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn on_cpu(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let Some((first, _)) = inputs.first() else { bail!("{} has no inputs", K::NAME) };
         match first {
             CpuStorage::F32(_) => self.fwd_in::<f32>(inputs),
@@ -84,6 +81,20 @@ impl<K: Kernel> Fused<K> {
         }
     }
 
+    fn gradients(
+        &self,
+        inputs: &[&Tensor],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        match grad.dtype() {
+            DType::F32 => self.bwd_in::<f32>(inputs, grad),
+            _ => self.bwd_in::<f64>(inputs, grad),
+        }
+    }
+}
+
+impl<K: Kernel> Fused<K> {
     fn fwd_in<T: Real>(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let dims = inputs.iter().map(|(_, l)| l.dims()).collect::<Vec<_>>();
         let shape = self.kernel.dims(&dims)?;
@@ -96,13 +107,6 @@ impl<K: Kernel> Fused<K> {
             *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(saved));
         }
         Ok((T::to_cpu_storage_owned(out), Shape::from(shape)))
-    }
-
-    fn bwd(&self, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        match grad.dtype() {
-            DType::F32 => self.bwd_in::<f32>(inputs, grad),
-            _ => self.bwd_in::<f64>(inputs, grad),
-        }
     }
 
     fn bwd_in<T: Real>(&self, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -123,86 +127,5 @@ impl<K: Kernel> Fused<K> {
             false => Ok(None),
         };
         gradients.into_iter().zip(inputs).zip(&self.wanted).map(wrap).collect()
-    }
-}
-
-/// All N of a list of gradients.
-pub(crate) fn exactly<const N: usize>(
-    gradients: Vec<Option<Tensor>>,
-) -> Result<[Option<Tensor>; N]> {
-    gradients.try_into().map_err(|g: Vec<_>| {
-        candle_core::Error::Msg(format!("{} gradients of {N} inputs", g.len()))
-    })
-}
-
-impl<K: Kernel> CustomOp1 for Fused<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.fwd(&[(s, l)])
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let [a] = exactly(Fused::bwd(self, &[x], grad)?)?;
-        Ok(a)
-    }
-}
-
-impl<K: Kernel> CustomOp2 for Fused<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.fwd(&[(s1, l1), (s2, l2)])
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [a, b] = exactly(Fused::bwd(self, &[x, y], grad)?)?;
-        Ok((a, b))
-    }
-}
-
-impl<K: Kernel> CustomOp3 for Fused<K> {
-    fn name(&self) -> &'static str {
-        K::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.fwd(&[(s1, l1), (s2, l2), (s3, l3)])
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        z: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [a, b, c] = exactly(Fused::bwd(self, &[x, y, z], grad)?)?;
-        Ok((a, b, c))
     }
 }

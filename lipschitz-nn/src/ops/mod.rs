@@ -16,12 +16,13 @@ mod dropout;
 mod embedding;
 mod gathered;
 mod image_chain;
-pub(crate) mod kernel;
+mod kernel;
 mod linear;
 mod look_back;
 mod max_min;
 mod mlp_block;
 mod normalise;
+pub(crate) mod operation;
 #[cfg(test)]
 mod parity;
 mod pool;
@@ -31,7 +32,7 @@ mod rotary;
 mod shift;
 
 pub use activation::{activation, clip, soft_cap};
-pub use attention::{Mask, Scores, attention, staged};
+pub use attention::{Mask, Scores, TILE_PARTS, TILE_WIDTH, attention, staged};
 pub use attention_block::{AttentionBlock, attention_block};
 pub use chain::{FusedBlock, chain};
 pub use convolution::convolution;

@@ -3,13 +3,11 @@
 use lipschitz_nn::Graph;
 use lipschitz_nn::graph::{Attention, Function, Input, Node, NormKind, Op};
 use lipschitz_nn::linalg::Precision;
+use lipschitz_nn::ops::{TILE_PARTS, TILE_WIDTH};
 
 /// Bytes of a number in f32, and in bf16.
 pub(super) const F32: f64 = 4.0;
 const BF16: f64 = 2.0;
-
-/// The widest heads that a GPU's attention has kernels for.
-const TILE_WIDTH: usize = 128;
 
 /// Temporaries of the backward pass beside what is kept, in tensors of one size: a gradient, what
 /// is added to it, the sum. Measured for the cross-entropy of logits, and for a softmax.
@@ -327,7 +325,7 @@ impl Counter {
             self.keep(1.0, tokens * (queries + 2.0 * heads));
             if a.position_bias.is_some() {
                 // Sums of gradients for each distance.
-                let parts = F32 * heads * 8.0 * 2.0 * tokens;
+                let parts = F32 * heads * TILE_PARTS as f64 * 2.0 * tokens;
                 self.out.at_work = self.out.at_work.max(parts);
             }
             // Two products in the forward pass and seven in the backward pass; what a mask hides is left out.
