@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::averaging::AveragingConfig;
 use crate::error::Within;
 use crate::loss::LossConfig;
+use crate::teacher::TeacherConfig;
 use crate::{Error, keys, ranges, seed};
 
 /// Everything about a run.
@@ -52,6 +53,9 @@ pub struct Config {
     /// What a step lowers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub loss: LossConfig,
+    /// Trained networks to learn from: knowledge distillation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherConfig>,
     /// How training images are changed at random.
     #[serde(default, skip_serializing_if = "is_default")]
     pub augment: Augmentation,
@@ -244,6 +248,7 @@ impl Config {
         ranges::check(self)?;
         self.loss.check()?;
         self.averaging.iter().try_for_each(AveragingConfig::check)?;
+        self.teacher.iter().try_for_each(TeacherConfig::check)?;
         let no = |what: String| Err(Error::Config(what));
         if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
             return no(format!("train.learning_rate is {}; it must be above 0", t.learning_rate));

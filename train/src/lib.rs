@@ -56,6 +56,7 @@ pub mod shards;
 pub mod step;
 pub mod sweep;
 mod target;
+pub mod teacher;
 pub mod trainer;
 
 pub use candle_core;

@@ -12,6 +12,9 @@
 //! right within an ℓ2 distance of ε, so the loss is that of the worst case within it. For a network of
 //! constant 1, the offset 2√2·ε stands for it (as in Prach and Lampert, *Almost-Orthogonal Layers for
 //! Efficient General-Purpose Lipschitz Networks*, 2022).
+//!
+//! Cross-entropy with probabilities q in place of a class y is that of y and `z_y − Σ q_i·z_i`. So smoothed
+//! labels and what a teacher knows cost one product each.
 
 use std::collections::BTreeMap;
 
@@ -84,6 +87,23 @@ impl LossConfig {
     }
 }
 
+/// What teachers say of a batch.
+pub(crate) struct Taught {
+    /// `[n, classes]`.
+    pub(crate) probabilities: Tensor,
+    /// The share of the loss that is theirs.
+    pub(crate) share: f64,
+    /// What logits are divided by.
+    pub(crate) temperature: f64,
+}
+
+/// The mean of z_y less `expected`, `[n]`: what cross-entropy grows by where the expected logit is in the
+/// place of the right one.
+fn instead(logits: &Tensor, targets: &Tensor, expected: &Tensor) -> Result<Tensor, Error> {
+    let right = logits.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)?;
+    Ok((right - expected)?.mean_all()?)
+}
+
 /// The loss of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Loss {
@@ -154,11 +174,33 @@ impl Loss {
         Ok(())
     }
 
-    /// The mean loss of outputs `[n, outputs]` against classes `[n]` or numbers `[n, outputs]`.
+    /// The mean loss of outputs `[n, outputs]` against classes `[n]` or numbers `[n, outputs]`; with
+    /// what is taught, a share of it.
     ///
     /// # Errors
     /// Candle's own.
-    pub(crate) fn of(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn of(
+        &self,
+        outputs: &Tensor,
+        targets: &Tensor,
+        taught: Option<&Taught>,
+    ) -> Result<Tensor, Error> {
+        let Some(Taught { probabilities, share, temperature: t }) = taught else {
+            return self.of_targets(outputs, targets);
+        };
+        let logits = if *t == 1.0 { outputs.clone() } else { (outputs / *t)? };
+        let expected = (&logits * probabilities)?.sum(D::Minus1)?;
+        let theirs = (ops::cross_entropy(&logits, targets)?.get(0)?
+            + instead(&logits, targets, &expected)?)?;
+        let theirs = (theirs * (share * t * t))?;
+        if *share == 1.0 {
+            return Ok(theirs);
+        }
+        Ok(((self.of_targets(outputs, targets)? * (1.0 - share))? + theirs)?)
+    }
+
+    /// The mean loss against the targets alone.
+    fn of_targets(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor, Error> {
         if self.predicts == Predicts::Numbers {
             let targets = targets.to_dtype(outputs.dtype())?.reshape(outputs.shape())?;
             return Ok((outputs - targets)?.sqr()?.mean_all()?);
@@ -174,10 +216,7 @@ impl Loss {
         }
         let mut loss = ops::cross_entropy(&logits, targets)?.get(0)?;
         if label_smoothing > 0.0 {
-            // −Σ q·log p for targets q = (1−s)·right + s/classes is cross-entropy and the right logit
-            // less the mean one, s times.
-            let right = logits.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)?;
-            let spread = (right - logits.mean(D::Minus1)?)?.mean_all()?;
+            let spread = instead(&logits, targets, &logits.mean(D::Minus1)?)?;
             loss = (loss + (spread * label_smoothing)?)?;
         }
         Ok(if temperature != 1.0 { (loss * temperature)? } else { loss })
@@ -209,7 +248,7 @@ mod tests {
     }
 
     fn number(loss: &Loss, z: &Tensor, y: &Tensor) -> f64 {
-        f64::from(loss.of(z, y).unwrap().to_scalar::<f32>().unwrap())
+        f64::from(loss.of(z, y, None).unwrap().to_scalar::<f32>().unwrap())
     }
 
     const Z: [f32; 6] = [1.0, -0.5, 2.0, 0.25, 3.0, -1.0];
@@ -257,7 +296,7 @@ mod tests {
         loss.advantages = Some(tensor(&[-0.5, 0.2, 0.3, 0.2, -0.5, 0.1, 0.3, 0.1, -0.5], (3, 3)));
         let y = Tensor::new(&[2u32, 0], &Device::Cpu).unwrap();
         let z = candle_core::Var::from_tensor(&tensor(&Z, (2, 3))).unwrap();
-        let gradients = loss.of(&z, &y).unwrap().backward().unwrap();
+        let gradients = loss.of(&z, &y, None).unwrap().backward().unwrap();
         let gradient = gradients.get(&z).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (i, found) in gradient.iter().enumerate() {
             let moved = |by: f32| {

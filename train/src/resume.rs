@@ -16,7 +16,7 @@ use crate::target;
 
 /// Keys that say nothing about the steps that were made, or whose meaning is checked: the step
 /// count by [`step_change`], the paths by what was read from them.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -27,6 +27,7 @@ const FREE: [&str; 10] = [
     "data.path",
     "data.val_path",
     "data.tokenizer",
+    "teacher.models",
 ];
 
 /// What there is to say about a run that may be resumed.
@@ -38,16 +39,24 @@ pub(crate) struct Resumed {
     pub(crate) notes: Vec<String>,
 }
 
-/// Compares a checkpoint with a config, its network and its data.
+/// What decides the steps of a run.
+pub(crate) struct MadeOf<'a> {
+    /// Its config.
+    pub(crate) config: &'a Config,
+    /// What it is trained on.
+    pub(crate) data: &'a dyn DataSet,
+    /// The network.
+    pub(crate) graph: &'a Graph,
+    /// SHA-256 of the weights of each of its teachers.
+    pub(crate) teachers: &'a [String],
+}
+
+/// Compares a checkpoint with what a run is made of.
 ///
 /// # Errors
 /// What differs.
-pub(crate) fn check(
-    saved: &SavedRun,
-    config: &Config,
-    graph: &Graph,
-    data: &dyn DataSet,
-) -> Result<Resumed, Error> {
+pub(crate) fn check(saved: &SavedRun, made_of: &MadeOf) -> Result<Resumed, Error> {
+    let MadeOf { config, data, graph, teachers } = *made_of;
     let SavedRun { directory, model, meta, position, checked, .. } = saved;
     let there = || directory.clone();
     let mut resumed = Resumed::default();
@@ -69,6 +78,10 @@ pub(crate) fn check(
         || meta.tokenizer.as_ref() != data.tokenizer()
     {
         return Err(Error::OtherData { path: there(), name: data.name().to_string() });
+    }
+    if meta.provenance.teachers != teachers {
+        let what = "teacher.models have other weights there, or are others".into();
+        return Err(Error::OtherConfig { path: there(), what });
     }
     if model.graph() != graph {
         return Err(Error::OtherArchitecture(there()));

@@ -17,6 +17,7 @@ use crate::Error;
 use crate::averaging::Average;
 use crate::loss::Loss;
 use crate::ranks::{Ranks, owners};
+use crate::teacher::Teacher;
 
 /// What trains: a model on variables, their optimizer and their constraint.
 pub struct Training {
@@ -30,6 +31,8 @@ pub struct Training {
     pub constraint: Constraint,
     /// What a step lowers: cross-entropy, unless another is set.
     pub loss: Loss,
+    /// What the network learns from beside its targets: nothing, unless another is set.
+    pub teacher: Option<Teacher>,
     /// The mean of the weights: none, unless another is set.
     pub average: Average,
     /// What the next step leaves out: nothing, unless another is set.
@@ -123,6 +126,7 @@ impl Training {
             optimizer,
             constraint: Constraint::new(recipe)?,
             loss: Loss::default(),
+            teacher: None,
             average: Average::default(),
             dropout: None,
             own,
@@ -279,13 +283,15 @@ impl Training {
             let dropout = self.dropout.map(|d| Dropout { first: d.first + from as u64, ..d });
             // Numbers keep their width.
             let targets = if y.dtype().is_float() { targets } else { targets.flatten_all()? };
+            let inputs = x.narrow(0, from, count)?;
+            let taught = self.teacher.as_ref().map(|t| t.taught(&inputs)).transpose()?;
             self.model.gradient(
-                &x.narrow(0, from, count)?,
+                &inputs,
                 dropout,
                 &mut gradients,
                 |logits| -> Result<Tensor, Error> {
                     let flat = logits.reshape(((), logits.dim(D::Minus1)?))?;
-                    let loss = (self.loss.of(&flat, &targets)? * share)?;
+                    let loss = (self.loss.of(&flat, &targets, taught.as_ref())? * share)?;
                     value += loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                     times.forward += clock.lap()?;
                     Ok(loss)

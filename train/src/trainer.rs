@@ -39,9 +39,11 @@ use crate::loader::Loader;
 use crate::loss::Loss;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
+use crate::resume::MadeOf;
 use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
 use crate::step::{StepMetrics, Times, Training};
-use crate::{logits, resume, run_dir, target};
+use crate::teacher::Teacher;
+use crate::{logits, resume, run_dir, target, teacher};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -105,7 +107,8 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     Loss::new(config.loss, data.predicts()).check(&graph)?;
     let mut recipe = config.recipe();
     recipe.check_for(&graph)?;
-    estimate::check(config, &graph)?;
+    let teachers = teacher::check(config, &graph, data)?;
+    estimate::check(config, &graph, &teachers)?;
     recipe.rates.shares(&graph)?;
     match config.goal() {
         Some(Goal { target, by: By::Caps, .. }) => recipe = plan::solve(&graph, &recipe, target)?,
@@ -149,6 +152,8 @@ struct Run<'a> {
     device: Device,
     loader: Loader<'a>,
     training: Training,
+    /// SHA-256 of the weights of each teacher.
+    teachers: Vec<String>,
     /// The directory and its events, at the first process, which alone writes.
     files: Option<(RunDir, EventWriter)>,
     progress: Progress,
@@ -182,9 +187,13 @@ impl<'a> Run<'a> {
         }
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;
-        let Opened { dir, saved, told } = open(config, options, data, &graph, &device)?;
+        let teacher = Teacher::load(config, &device)?;
+        let teachers = teacher.as_ref().map_or(Ok(Vec::new()), Teacher::digests)?;
+        let made_of = MadeOf { config, data, graph: &graph, teachers: &teachers };
+        let Opened { dir, saved, told } = open(&made_of, options, &device)?;
         let loss = Loss::new(config.loss, data.predicts());
-        let training = training(config, &graph, &recipe, loss, saved.as_ref(), &device, ranks)?;
+        let mut training = training(config, &graph, &recipe, loss, saved.as_ref(), &device, ranks)?;
+        training.teacher = teacher;
         let before = saved.map(|saved| saved.position).unwrap_or_default();
         let events = |dir: &RunDir| match options.resume {
             // The steps that are kept are those up to the checkpoint's, none without one.
@@ -213,6 +222,7 @@ impl<'a> Run<'a> {
             device,
             loader,
             training,
+            teachers,
             files,
             progress,
             best: before.best.clone(),
@@ -444,6 +454,7 @@ impl<'a> Run<'a> {
                 version: env!("CARGO_PKG_VERSION").into(),
                 seed: Some(self.config.train.seed),
                 data_digest: Some(self.data.digest().to_string()),
+                teachers: self.teachers.clone(),
                 step: Some(step),
                 origin: None,
             },
@@ -619,19 +630,13 @@ struct Opened {
 
 /// Opens the directory at the first process; the others read what it has put in order. Nothing is
 /// written before all is known to fit.
-fn open(
-    config: &Config,
-    options: &RunOptions,
-    data: &dyn DataSet,
-    graph: &Graph,
-    device: &Device,
-) -> Result<Opened, Error> {
+fn open(made_of: &MadeOf, options: &RunOptions, device: &Device) -> Result<Opened, Error> {
     let ranks = &options.ranks;
     ranks.barrier();
     let first = match (ranks.is_first(), options.resume) {
-        (true, true) => Some(reopen(config, options, data, graph, device)?),
+        (true, true) => Some(reopen(made_of, options, device)?),
         (true, false) => {
-            let dir = RunDir::create(options.out, config, options.lock.as_ref())?;
+            let dir = RunDir::create(options.out, made_of.config, options.lock.as_ref())?;
             Some(Opened { dir: Some(dir), saved: None, told: Vec::new() })
         }
         (false, _) => None,
@@ -648,14 +653,8 @@ fn open(
 
 /// Goes on with the run that is there, if it is this one: its checkpoint decides, and where there
 /// is none, its config.
-fn reopen(
-    config: &Config,
-    options: &RunOptions,
-    data: &dyn DataSet,
-    graph: &Graph,
-    device: &Device,
-) -> Result<Opened, Error> {
-    let out = options.out;
+fn reopen(made_of: &MadeOf, options: &RunOptions, device: &Device) -> Result<Opened, Error> {
+    let (out, config) = (options.out, made_of.config);
     if !run_dir::holds_run(out) {
         return Err(Error::NoRun(out.to_path_buf()));
     }
@@ -664,7 +663,7 @@ fn reopen(
     let file = out.join("config.toml");
     let mut told = Vec::new();
     if let Some(saved) = &mut saved {
-        let resumed = resume::check(saved, config, graph, data)?;
+        let resumed = resume::check(saved, made_of)?;
         saved.position.step_changes.extend(resumed.change);
         told = resumed.notes;
     } else if file.exists() {

@@ -39,7 +39,7 @@ fn measure(settings: &[&str], vocabulary: usize) -> (f64, f64) {
     let config =
         Config::parse(lipschitz_train::preset::text("gpt-shakespeare").unwrap(), &all).unwrap();
     let graph = config.graph(vocabulary).unwrap();
-    let said = estimate(&config, &graph, 1).unwrap().memory;
+    let said = estimate(&config, &graph, &[], 1).unwrap().memory;
     let recipe = config.recipe();
     let weights = init::weights(&graph, 0, Blocks::Whole, &Device::Cpu, DType::F32).unwrap();
     let model = Model::new(graph.clone(), weights).unwrap();

@@ -63,7 +63,7 @@ fn measure(settings: &[&str], characters: u32) -> (f64, f64) {
     let config =
         Config::parse(lipschitz_train::preset::text("gpt-shakespeare").unwrap(), &all).unwrap();
     let graph = config.graph(characters as usize).unwrap();
-    let said = least(&config, &graph, 1).unwrap().total();
+    let said = least(&config, &graph, &[], 1).unwrap().total();
     let before = status("VmRSS");
     trainer::run(&config, &RunOptions::new(&dir.path().join("run"))).unwrap();
     (said, status("VmHWM") - before)

@@ -412,8 +412,8 @@ fn every_number_of_a_config_at_its_extremes_is_a_line_or_a_run() {
                 let made = Config::parse(text, &settings).and_then(|config| {
                     let graph = config.graph(60)?;
                     config.recipe().check_for(&graph)?;
-                    estimate::least(&config, &graph, 1)?;
-                    estimate::estimate(&config, &graph, 1)?;
+                    estimate::least(&config, &graph, &[], 1)?;
+                    estimate::estimate(&config, &graph, &[], 1)?;
                     if trains && config.train.steps <= 2 {
                         let out = dir.path().join("run");
                         let _ = std::fs::remove_dir_all(&out);

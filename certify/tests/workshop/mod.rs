@@ -64,6 +64,7 @@ impl Workshop {
                 version: "0".into(),
                 seed: None,
                 data_digest: None,
+                teachers: Vec::new(),
                 step: None,
                 origin: None,
             },

@@ -7,6 +7,7 @@ use lipschitz_certify::outln;
 use lipschitz_certify::terminal::ranges;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_train::estimate::{self, Speeds, StepCost, estimate};
+use lipschitz_train::teacher;
 
 /// Memory and time of a training step on any number of GPUs, by arithmetic, before anything is run.
 ///
@@ -52,9 +53,11 @@ impl EstimateCommand {
             Some(outputs) => config.graph(outputs)?,
             None => config.graph_for(&*data.load_little()?)?,
         };
+        let teachers = teacher::graphs(&config)?;
         config.recipe().check_for(&graph)?;
-        let here = estimate::check(&config, &graph);
-        let cost = |processes: &usize| Ok((*processes, estimate(&config, &graph, *processes)?));
+        let here = estimate::check(&config, &graph, &teachers);
+        let cost =
+            |processes: &usize| Ok((*processes, estimate(&config, &graph, &teachers, *processes)?));
         let costs = self.processes.iter().map(cost).collect::<Result<Vec<_>>>()?;
         let Some((_, last)) = costs.last() else { bail!("--processes: give at least one number") };
         let examples = if graph.context().is_some() { "tokens" } else { "images" };

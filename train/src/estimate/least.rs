@@ -5,7 +5,7 @@ use lipschitz_data::memory::Memory;
 use lipschitz_nn::Graph;
 
 use super::count::{F32, Segment, segments};
-use super::{UpdateCost, numbers};
+use super::{UpdateCost, all_weights, numbers};
 use crate::config::Config;
 use crate::{Error, ranks, step};
 
@@ -45,11 +45,16 @@ impl Least {
 /// Of the weights there are the old ones, too, in a process alone, which logs its first step. The
 /// optimizer's state is that which Muon and AdamW keep of every weight; of activations, the
 /// results of matmuls with weights, the mixed values of attention, and the logits with their
-/// gradient.
+/// gradient. Teachers have their weights.
 ///
 /// # Errors
 /// [`Error::UnevenBatch`] if they cannot share the batch evenly.
-pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, Error> {
+pub fn least(
+    config: &Config,
+    graph: &Graph,
+    teachers: &[Graph],
+    processes: usize,
+) -> Result<Least, Error> {
     let train = &config.train;
     let parameters = graph.parameters();
     let weights: f64 = parameters.iter().map(numbers).sum();
@@ -66,7 +71,8 @@ pub fn least(config: &Config, graph: &Graph, processes: usize) -> Result<Least, 
     // The weights and their gradients; where a step is logged, the weights before it; and their mean.
     let copies = if processes == 1 { 3.0 } else { 2.0 };
     let copies = if config.averaging.is_some() { copies + 1.0 } else { copies };
-    Ok(Least { weights: F32 * (copies * weights + state), activations: part * kept })
+    let weights = copies * weights + state + all_weights(teachers);
+    Ok(Least { weights: F32 * weights, activations: part * kept })
 }
 
 /// Bytes that a forward pass of this many examples takes at least: the logits, and a copy of them
@@ -84,11 +90,11 @@ pub fn forward(graph: &Graph, examples: usize) -> f64 {
 ///
 /// # Errors
 /// [`Error::TooLarge`] with both figures; [`Error::UnevenBatch`].
-pub fn check(config: &Config, graph: &Graph) -> Result<(), Error> {
+pub fn check(config: &Config, graph: &Graph, teachers: &[Graph]) -> Result<(), Error> {
     if config.train.device != "cpu" {
         return Ok(());
     }
-    let least = least(config, graph, ranks::started()?)?;
+    let least = least(config, graph, teachers, ranks::started()?)?;
     match Memory::now() {
         Some(memory) if least.total() > memory.free as f64 => {
             Err(Error::TooLarge { least: least.total(), mostly: least.mostly(), memory })
@@ -108,7 +114,7 @@ mod tests {
 
     fn of(settings: &[&str]) -> Least {
         let config = config(settings);
-        least(&config, &config.graph(30).unwrap(), 1).unwrap()
+        least(&config, &config.graph(30).unwrap(), &[], 1).unwrap()
     }
 
     #[test]
@@ -146,15 +152,15 @@ mod tests {
         for (settings, wanted) in cases {
             let config = config(settings);
             let graph = config.graph(1 << 28).unwrap();
-            let least = least(&config, &graph, 1).unwrap();
+            let least = least(&config, &graph, &[], 1).unwrap();
             assert!(least.total().is_finite() && least.total() > 1e11, "{least:?}");
             assert_eq!(least.mostly(), wanted, "{settings:?}");
             if Memory::now().is_some_and(|memory| (memory.free as f64) < 1e11) {
-                let said = check(&config, &graph).unwrap_err().to_string();
+                let said = check(&config, &graph, &[]).unwrap_err().to_string();
                 assert!(said.contains("takes at least") && !said.contains('\n'), "{said}");
             }
         }
-        check(&config(&[]), &config(&[]).graph(65).unwrap()).unwrap();
+        check(&config(&[]), &config(&[]).graph(65).unwrap(), &[]).unwrap();
         assert!(clock.elapsed().as_secs() < 20, "{:?}", clock.elapsed());
     }
 }

@@ -127,11 +127,16 @@ impl StepCost {
     }
 }
 
-/// What a step of a run on this many processes takes.
+/// What a step of a run on this many processes takes, with these teachers.
 ///
 /// # Errors
 /// [`Error::UnevenBatch`] if they cannot share the batch evenly.
-pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<StepCost, Error> {
+pub fn estimate(
+    config: &Config,
+    graph: &Graph,
+    teachers: &[Graph],
+    processes: usize,
+) -> Result<StepCost, Error> {
     let train = &config.train;
     let parameters = graph.parameters();
     let weights = parameters.iter().map(numbers).sum::<f64>();
@@ -149,20 +154,25 @@ pub fn estimate(config: &Config, graph: &Graph, processes: usize) -> Result<Step
     let part = (examples / train.accumulate as f64).ceil();
     // A recomputed activation is written and read once more.
     let passes = PASSES + if train.recompute { 2.0 } else { 0.0 };
+    let taught = teachers.iter().map(|t| TaughtCost::new(train, t, kernels));
+    let taught = taught.fold(TaughtCost::default(), TaughtCost::and);
     Ok(StepCost {
         weights: weights as u64,
         tokens: graph.input().positions() as u64 * train.batch_size as u64,
         memory: Memory {
-            weights: F32 * weights * copies,
+            weights: F32 * (weights * copies + all_weights(teachers)),
             gradients: F32 * weights * gradients,
             optimizer: F32 * update.state,
-            activations: gradient.held * part + gradient.rounded,
+            activations: (gradient.held + taught.held) * part + gradient.rounded,
             update: F32 * (update.own + STACK * update.stack),
         },
-        gradient: Flops::new(train.precision, examples * gradient.operations)
-            .and(Flops::new(Precision::F32, examples * gradient.tiles)),
+        gradient: Flops::new(train.precision, examples * (gradient.operations + taught.operations))
+            .and(Flops::new(Precision::F32, examples * (gradient.tiles + taught.tiles))),
         update: update.flops,
-        moved: (passes * gradient.kept * examples, UPDATE_PASSES * F32 * update.own),
+        moved: (
+            (passes * gradient.kept + taught.moved) * examples,
+            UPDATE_PASSES * F32 * update.own,
+        ),
         // A sum over a ring, then the weights from their owners.
         sent: F32 * weights * others * 3.0,
     })
@@ -198,6 +208,42 @@ impl GradientCost {
         let again_tiles = if train.recompute { sum(|s| s.tiles[1]) } else { 0.0 };
         let tiles = sum(|s| s.tiles[0]) + again_tiles;
         Self { kept, held, rounded, operations: 3.0 * forward + again - unneeded, tiles }
+    }
+}
+
+/// A teacher's forward pass of one example.
+#[derive(Default)]
+struct TaughtCost {
+    /// Bytes of its probabilities.
+    held: f64,
+    /// Bytes written and read.
+    moved: f64,
+    /// Floating-point operations.
+    operations: f64,
+    /// Those of a GPU's attention beside them, in f32.
+    tiles: f64,
+}
+
+impl TaughtCost {
+    fn new(train: &TrainConfig, graph: &Graph, kernels: bool) -> Self {
+        let segments = segments(graph, train.precision, false, kernels);
+        let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
+        Self {
+            held: segments.last().map_or(0.0, |last| last.logits),
+            moved: 2.0 * sum(|s| s.kept),
+            operations: sum(|s| s.products),
+            tiles: sum(|s| s.tiles[1]),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            // One after the other.
+            held: self.held.max(other.held),
+            moved: self.moved + other.moved,
+            operations: self.operations + other.operations,
+            tiles: self.tiles + other.tiles,
+        }
     }
 }
 
@@ -267,6 +313,11 @@ fn numbers(parameter: &Parameter) -> f64 {
     parameter.shape.iter().product::<usize>() as f64
 }
 
+/// Numbers in the weights of these networks.
+fn all_weights(graphs: &[Graph]) -> f64 {
+    graphs.iter().flat_map(Graph::parameters).map(|p| numbers(&p)).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,7 +325,7 @@ mod tests {
     fn of(preset: &str, settings: &[&str], outputs: usize) -> StepCost {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
         let config = Config::parse(crate::preset::text(preset).unwrap(), &settings).unwrap();
-        estimate(&config, &config.graph(outputs).unwrap(), 1).unwrap()
+        estimate(&config, &config.graph(outputs).unwrap(), &[], 1).unwrap()
     }
 
     #[test]
