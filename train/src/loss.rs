@@ -309,6 +309,41 @@ mod tests {
         }
     }
 
+    /// A teacher sure of the right class is that class; the gradient is that of a change.
+    #[test]
+    fn what_is_taught_is_a_share_of_the_loss() {
+        let y = Tensor::new(&[2u32, 0], &Device::Cpu).unwrap();
+        let config = LossConfig { offset: 0.3, label_smoothing: 0.1, ..LossConfig::default() };
+        let mut loss = Loss::new(config, Predicts::Classes);
+        loss.advantages = Some(tensor(&[-0.3, 0.0, 0.0, 0.0, -0.3, 0.0, 0.0, 0.0, -0.3], (3, 3)));
+        let of = |loss: &Loss, z: &Tensor, p: &[f32], share: f64, temperature: f64| {
+            let taught = Taught { probabilities: tensor(p, (2, 3)), share, temperature };
+            loss.of(z, &y, Some(&taught)).unwrap()
+        };
+        let number = |x: Tensor| f64::from(x.to_scalar::<f32>().unwrap());
+        let z = tensor(&Z, (2, 3));
+        let sure = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0];
+        let plain = number(Loss::default().of(&z, &y, None).unwrap());
+        assert!((number(of(&loss, &z, &sure, 1.0, 1.0)) - plain).abs() < 1e-6);
+        let own = number(loss.of(&z, &y, None).unwrap());
+        let half = number(of(&loss, &z, &sure, 0.5, 1.0));
+        assert!((half - 0.5 * (own + plain)).abs() < 1e-6 && (own - plain).abs() > 1e-2);
+
+        let p = [0.2, 0.5, 0.3, 0.6, 0.3, 0.1];
+        let z = candle_core::Var::from_tensor(&z).unwrap();
+        let gradients = of(&loss, &z, &p, 0.7, 3.0).backward().unwrap();
+        let gradient = gradients.get(&z).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (i, found) in gradient.iter().enumerate() {
+            let moved = |by: f32| {
+                let mut values = Z;
+                values[i] += by;
+                number(of(&loss, &tensor(&values, (2, 3)), &p, 0.7, 3.0))
+            };
+            let wanted = (moved(0.01) - moved(-0.01)) / 0.02;
+            assert!((f64::from(*found) - wanted).abs() < 1e-3, "{i}: {found} {wanted}");
+        }
+    }
+
     #[test]
     fn numbers_have_squared_errors() {
         let loss = Loss::new(LossConfig::default(), Predicts::Numbers);
