@@ -248,7 +248,16 @@ impl Config {
         ranges::check(self)?;
         self.loss.check()?;
         self.averaging.iter().try_for_each(AveragingConfig::check)?;
-        self.teacher.iter().try_for_each(TeacherConfig::check)?;
+        if let Some(teacher) = &self.teacher {
+            teacher.check()?;
+            if teacher.share == 1.0 && self.loss != LossConfig::default() {
+                return Err(Error::Config(
+                    "the section [loss] is about the right classes, and teacher.share is 1, which leaves \
+                     them no part in the loss; set teacher.share below 1, or leave [loss] out"
+                        .into(),
+                ));
+            }
+        }
         let no = |what: String| Err(Error::Config(what));
         if !(t.learning_rate.is_finite() && t.learning_rate > 0.0) {
             return no(format!("train.learning_rate is {}; it must be above 0", t.learning_rate));

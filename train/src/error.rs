@@ -106,6 +106,7 @@ pub enum Error {
         match mostly {
             Mostly::Weights => "weights, gradients and the optimizer",
             Mostly::Activations => "activations",
+            Mostly::Teachers => "the weights of the teachers",
         },
         size(memory.free as f64),
         size(memory.total as f64)
@@ -172,6 +173,9 @@ pub enum Error {
     /// A directory without a run to resume.
     #[error("{}: holds no run to resume", .0.display())]
     NoRun(PathBuf),
+    /// A teacher in the directory of the run, which would replace it.
+    #[error("teacher.models: {}: lies in the directory of this run", .0.display())]
+    TeacherInside(PathBuf),
     /// A run that another process is writing.
     #[error("{}: another process is training this run", .0.display())]
     RunLocked(PathBuf),

@@ -309,7 +309,8 @@ mod tests {
         }
     }
 
-    /// A teacher sure of the right class is that class; the gradient is that of a change.
+    /// A teacher that is sure of the right class is that class, without the margins that are asked of it; the
+    /// gradient is that of a change.
     #[test]
     fn what_is_taught_is_a_share_of_the_loss() {
         let y = Tensor::new(&[2u32, 0], &Device::Cpu).unwrap();

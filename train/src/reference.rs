@@ -315,6 +315,10 @@ fn refused(full: &str, value: &str, given: &BTreeMap<String, String>) -> Option<
             let averaging = format!("averaging={{ kind = \"{kind}\", {key} = {value} }}");
             return said(base, &[averaging], full);
         }
+        ("teacher", _) => {
+            let teacher = format!("teacher={{ models = [\"x\"], {key} = {value} }}");
+            return said(base, &[teacher], full);
+        }
         ("optimizer" | "rates" | "train.schedule", [kind]) => {
             settings.push(format!("{section}={{ kind = \"{kind}\" }}"));
         }

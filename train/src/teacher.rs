@@ -64,9 +64,9 @@ impl TeacherConfig {
                 self.share
             ));
         }
-        if !(self.temperature > 0.0 && self.temperature <= MOST_TEMPERATURE) {
+        if !(1e-3..=1e3).contains(&self.temperature) {
             let t = self.temperature;
-            return no(format!("teacher.temperature is {t}; it must be above 0 and at most 1e3"));
+            return no(format!("teacher.temperature is {t}; it must be from 1e-3 to 1e3"));
         }
         Ok(())
     }
@@ -74,56 +74,50 @@ impl TeacherConfig {
 
 const NONE: &str = "teacher.models is empty; name a trained model, or leave [teacher] out";
 
-/// Beyond it, probabilities are all alike.
-const MOST_TEMPERATURE: f64 = 1e3;
-
-/// The graphs of the teachers of a config; no weights are read.
+/// The graphs of the teachers of a config, each of which can teach this network on this data; what is not
+/// known of the data is not checked, and no weights are read.
 ///
 /// # Errors
-/// One line that names the model and what is wrong with it.
-pub fn graphs(config: &Config) -> Result<Vec<Graph>, Error> {
-    each(config, |_, _| Ok(()))
-}
-
-/// The graph of each teacher that passes a check.
-fn each(
+/// One line that names the model and what does not fit.
+pub fn check(
     config: &Config,
-    check: impl Fn(&Path, &Meta) -> Result<(), Error>,
+    graph: &Graph,
+    data: Option<&dyn DataSet>,
 ) -> Result<Vec<Graph>, Error> {
+    if config.teacher.is_some() && data.is_some_and(|d| d.predicts() == Predicts::Numbers) {
+        let what = "the section [teacher] is about classes, and the data has numbers to predict";
+        return Err(Error::Config(format!("{what}; leave it out")));
+    }
     let one = |path: &PathBuf| {
         let opened = open(path)?;
-        check(path, opened.meta())?;
-        Ok(opened.meta().graph.clone())
+        let meta = opened.meta();
+        let named = |what| Err(Error::Config(what)).within(path.display());
+        fits(&meta.graph, graph).or_else(named)?;
+        data.map_or(Ok(()), |data| agree(meta, data)).or_else(named)?;
+        check_causal(&meta.graph).within(path.display())?;
+        Ok(meta.graph.clone())
     };
     let models = config.teacher.iter().flat_map(|teacher| &teacher.models);
     let graphs: Result<_, Error> = models.map(one).collect();
     graphs.within("teacher.models")
 }
 
-/// The graphs of the teachers of a config, each of which can teach this network on this data.
+/// Whether no teacher lies in the directory of the run, which would replace it.
 ///
 /// # Errors
-/// One line that names the model and what does not fit.
-pub(crate) fn check(
-    config: &Config,
-    graph: &Graph,
-    data: &dyn DataSet,
-) -> Result<Vec<Graph>, Error> {
-    if config.teacher.is_some() && data.predicts() == Predicts::Numbers {
-        let what = "the section [teacher] is about classes, and the data has numbers to predict";
-        return Err(Error::Config(format!("{what}; leave it out")));
+/// One line that names it.
+pub(crate) fn check_apart(config: &Config, out: &Path) -> Result<(), Error> {
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
+    let within = |path: &&PathBuf| path.canonicalize().is_ok_and(|path| path.starts_with(&out));
+    let mut models = config.teacher.iter().flat_map(|teacher| &teacher.models);
+    match models.find(within) {
+        Some(path) => Err(Error::TeacherInside(path.clone())),
+        None => Ok(()),
     }
-    let fits = |path: &Path, meta: &Meta| {
-        fits(meta, graph, data).map_err(Error::Config).within(path.display())?;
-        check_causal(&meta.graph).within(path.display())
-    };
-    each(config, fits)
 }
 
-/// Whether a model's probabilities are of the classes that a network on this data has, for the same inputs;
-/// what does not fit, in words.
-fn fits(meta: &Meta, graph: &Graph, data: &dyn DataSet) -> Result<(), String> {
-    let (theirs, ours) = (&meta.graph, graph);
+/// Whether a teacher reads what the network reads and has as many outputs; what does not fit, in words.
+fn fits(theirs: &Graph, ours: &Graph) -> Result<(), String> {
     if theirs.outputs() != ours.outputs() {
         let (a, b) = (theirs.outputs(), ours.outputs());
         return Err(format!("has {a} classes, and the network has {b}"));
@@ -142,6 +136,11 @@ fn fits(meta: &Meta, graph: &Graph, data: &dyn DataSet) -> Result<(), String> {
         (a, b) if a == b => {}
         _ => return Err("reads other inputs than the network".into()),
     }
+    Ok(())
+}
+
+/// Whether what is known of a teacher's tokens and classes is that of the data; what is not, in words.
+fn agree(meta: &Meta, data: &dyn DataSet) -> Result<(), String> {
     let known = meta.tokenizer.as_ref().zip(data.tokenizer());
     if known.is_some_and(|(a, b)| a != b) {
         return Err("has another tokenizer than the data".into());
@@ -158,6 +157,7 @@ pub struct Teacher {
     share: f64,
     temperature: f64,
     models: Vec<Model>,
+    digests: Vec<String>,
 }
 
 impl Teacher {
@@ -171,23 +171,25 @@ impl Teacher {
         };
         let one = |path: &PathBuf| {
             let (model, _) = load(path, device)?;
-            // Weights in 16 bits are taken as they are, and computed with in f32.
-            Ok(model.to(device, DType::F32)?.with_precision(config.train.precision))
+            // Of the weights as they are stored. They are computed with in f32.
+            let digest = digest(&model)?;
+            let model = model.to(device, DType::F32)?.with_precision(config.train.precision);
+            Ok((model, digest))
         };
-        let models: Result<_, Error> = models.iter().map(one).collect();
-        let models = models.within("teacher.models")?;
-        Ok(Some(Self { share: *share, temperature: *temperature, models }))
+        let read: Result<Vec<_>, Error> = models.iter().map(one).collect();
+        let (models, digests) = read.within("teacher.models")?.into_iter().unzip();
+        Ok(Some(Self { share: *share, temperature: *temperature, models, digests }))
     }
 
-    /// SHA-256 of the weights of each.
-    pub(crate) fn digests(&self) -> Result<Vec<String>, Error> {
-        self.models.iter().map(|model| Ok(digest(model)?)).collect()
+    /// SHA-256 of the weights of each, as of [`certificate::digest`](digest).
+    pub(crate) fn digests(&self) -> &[String] {
+        &self.digests
     }
 
     /// What the teachers say of a batch.
     ///
     /// # Errors
-    /// Candle's own.
+    /// Probabilities that are not finite, as of weights so large that f32 overflows; candle's own.
     pub(crate) fn taught(&self, x: &Tensor) -> Result<Taught, Error> {
         let one = |model: &Model| {
             let logits = model.forward(x)?;
@@ -199,6 +201,10 @@ impl Teacher {
         };
         let sum = others.iter().try_fold(one(first)?, |sum, m| Ok::<_, Error>((sum + one(m)?)?))?;
         let probabilities = (sum / self.models.len() as f64)?;
+        if !probabilities.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?.is_finite() {
+            let what = "teacher.models: probabilities are not finite; take another teacher";
+            return Err(Error::Config(what.into()));
+        }
         Ok(Taught { probabilities, share: self.share, temperature: self.temperature })
     }
 }

@@ -107,7 +107,7 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     Loss::new(config.loss, data.predicts()).check(&graph)?;
     let mut recipe = config.recipe();
     recipe.check_for(&graph)?;
-    let teachers = teacher::check(config, &graph, data)?;
+    let teachers = teacher::check(config, &graph, Some(data))?;
     estimate::check(config, &graph, &teachers)?;
     recipe.rates.shares(&graph)?;
     match config.goal() {
@@ -139,6 +139,7 @@ pub fn run(config: &Config, options: &RunOptions) -> Result<End, Error> {
     let data = config.data.kind().load()?;
     // What can be wrong with the config is found before anything is written.
     let checked = check(config, &*data)?;
+    teacher::check_apart(config, options.out)?;
     Run::set_up(config, options, &*data, checked, device)?.train()
 }
 
@@ -188,7 +189,8 @@ impl<'a> Run<'a> {
         let share = (ranks.rank(), ranks.count());
         let loader = Loader::new(batches, t.batch_size, share, &device)?;
         let teacher = Teacher::load(config, &device)?;
-        let teachers = teacher.as_ref().map_or(Ok(Vec::new()), Teacher::digests)?;
+        let teachers = teacher.as_ref().map_or(&[][..], Teacher::digests).to_vec();
+        ranks.agree("the teachers", &teachers.join(" "))?;
         let made_of = MadeOf { config, data, graph: &graph, teachers: &teachers };
         let Opened { dir, saved, told } = open(&made_of, options, &device)?;
         let loss = Loss::new(config.loss, data.predicts());

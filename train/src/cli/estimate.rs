@@ -53,7 +53,7 @@ impl EstimateCommand {
             Some(outputs) => config.graph(outputs)?,
             None => config.graph_for(&*data.load_little()?)?,
         };
-        let teachers = teacher::graphs(&config)?;
+        let teachers = teacher::check(&config, &graph, None)?;
         config.recipe().check_for(&graph)?;
         let here = estimate::check(&config, &graph, &teachers);
         let cost =

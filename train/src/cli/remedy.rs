@@ -38,6 +38,10 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
         Error::TooLarge { mostly: Mostly::Weights, .. } => {
             Some("lower model.dim or model.layers (train estimate says what a step takes)")
         }
+        Error::TooLarge { mostly: Mostly::Teachers, .. } => {
+            Some("take smaller teachers, or fewer (train estimate says what a step takes)")
+        }
+        Error::TeacherInside(_) => Some("choose another --out"),
         Error::BuiltForOneProcess => Some("build it with --features mpi"),
         _ => None,
     }

@@ -54,8 +54,10 @@ struct Counter {
     out: Segment,
 }
 
+/// The parts of a graph, for inputs of which there are as many positions as in `input`.
 pub(super) fn segments(
     graph: &Graph,
+    input: Input,
     precision: Precision,
     dropout: bool,
     kernels: bool,
@@ -68,7 +70,7 @@ pub(super) fn segments(
         Input::Vector { dim } => (dim as f64, [0; 3], false),
     };
     let zeros = if let Input::Tokens { zero_prefix, .. } = graph.input() { zero_prefix } else { 0 };
-    let tokens = (graph.input().positions() + zeros) as f64;
+    let tokens = (input.positions() + zeros) as f64;
     let mut counter = Counter {
         precision,
         dropout,

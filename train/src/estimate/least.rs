@@ -17,6 +17,8 @@ pub enum Mostly {
     Weights,
     /// Activations kept for the gradient.
     Activations,
+    /// Weights of teachers.
+    Teachers,
 }
 
 /// Bytes that a training step takes at least.
@@ -26,17 +28,25 @@ pub struct Least {
     pub weights: f64,
     /// Of activations kept for the gradient, of one part of a process's share of the batch.
     pub activations: f64,
+    /// Of the weights of teachers.
+    pub teachers: f64,
 }
 
 impl Least {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.weights + self.activations
+        self.weights + self.activations + self.teachers
     }
 
     fn mostly(&self) -> Mostly {
-        if self.activations > self.weights { Mostly::Activations } else { Mostly::Weights }
+        match self {
+            Self { weights, activations, teachers } if teachers > &weights.max(*activations) => {
+                Mostly::Teachers
+            }
+            Self { weights, activations, .. } if activations > weights => Mostly::Activations,
+            _ => Mostly::Weights,
+        }
     }
 }
 
@@ -61,7 +71,7 @@ pub fn least(
     let state = UpdateCost::new(&config.recipe(), &parameters, processes).least_state;
     let examples = step::share(train.batch_size, processes)? as f64;
     let part = (examples / train.accumulate as f64).ceil();
-    let segments = segments(graph, train.precision, train.dropout > 0.0, false);
+    let segments = segments(graph, graph.input(), train.precision, train.dropout > 0.0, false);
     let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
     let kept = if train.recompute {
         sum(|s| s.input) + segments.iter().map(|s| s.least).fold(0.0, f64::max)
@@ -71,15 +81,16 @@ pub fn least(
     // The weights and their gradients; where a step is logged, the weights before it; and their mean.
     let copies = if processes == 1 { 3.0 } else { 2.0 };
     let copies = if config.averaging.is_some() { copies + 1.0 } else { copies };
-    let weights = copies * weights + state + all_weights(teachers);
-    Ok(Least { weights: F32 * weights, activations: part * kept })
+    let weights = F32 * (copies * weights + state);
+    Ok(Least { weights, activations: part * kept, teachers: F32 * all_weights(teachers) })
 }
 
 /// Bytes that a forward pass of this many examples takes at least: the logits, and a copy of them
 /// that is looked at.
 #[must_use]
 pub fn forward(graph: &Graph, examples: usize) -> f64 {
-    let segments = segments(graph, lipschitz_nn::linalg::Precision::F32, false, false);
+    let segments =
+        segments(graph, graph.input(), lipschitz_nn::linalg::Precision::F32, false, false);
     let logits = segments.last().map_or(0.0, |last| last.logits);
     let input = segments.iter().map(|s| s.input).fold(0.0, f64::max);
     examples as f64 * input.max(2.0 * logits)
@@ -132,11 +143,26 @@ mod tests {
         // what it gives; embedding; logits and their gradient.
         let one = (32 * (2 * (5 + 5) * 64 + 64 + 2 * 30)) as f64;
         let whole = with(&[]);
-        assert_eq!(whole, Least { weights: 16.0 * weights, activations: 4.0 * 6.0 * one });
+        assert_eq!(
+            whole,
+            Least { weights: 16.0 * weights, activations: 4.0 * 6.0 * one, teachers: 0.0 }
+        );
         assert_eq!(with(&["train.accumulate=3"]).activations, whole.activations / 3.0);
         let adam = with(&["optimizer={ kind = \"adamw\" }"]);
         assert_eq!(adam.weights, 20.0 * weights);
         assert!(with(&["train.recompute=true"]).activations < 0.5 * whole.activations);
+    }
+
+    /// A teacher that no machine holds is what is named.
+    #[test]
+    fn teachers_are_held() {
+        let (config, own) = (config(&[]), config(&[]).graph(30).unwrap());
+        let large = super::tests::config(&["model.dim=65536", "model.heads=16"]).graph(30).unwrap();
+        let with = |teachers: &[Graph]| least(&config, &own, teachers, 1).unwrap();
+        let numbers: f64 = large.parameters().iter().map(numbers).sum();
+        let (alone, taught) = (with(&[]), with(&[large]));
+        assert_eq!(taught.total() - alone.total(), 4.0 * numbers);
+        assert_eq!((taught.mostly(), alone.teachers), (Mostly::Teachers, 0.0));
     }
 
     /// In less than a second and without a graph that grows with what is asked for.

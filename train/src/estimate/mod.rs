@@ -12,7 +12,7 @@ pub use least::{Least, Mostly, check, forward, least};
 use std::collections::HashMap;
 
 use lipschitz_nn::Graph;
-use lipschitz_nn::graph::{Geometry, Parameter};
+use lipschitz_nn::graph::{Geometry, Input, Parameter};
 use lipschitz_nn::linalg::Precision;
 use lipschitz_opt::{MAX_BATCHED_ELEMENTS, OptimizerConfig, Recipe};
 
@@ -29,6 +29,10 @@ const PASSES: f64 = 9.0;
 
 /// Temporaries of the update of a stack of matrices, in stacks.
 const STACK: f64 = 8.0;
+
+/// Tensors as large as the logits that a loss against a teacher's probabilities makes: these, logits over the
+/// temperature, their products, the gradients of each, and a second cross-entropy beside the classes.
+const TAUGHT: f64 = 8.0;
 
 /// Passes of optimizer and constraint over weights, gradients and momentum.
 const UPDATE_PASSES: f64 = 12.0;
@@ -142,7 +146,7 @@ pub fn estimate(
     let weights = parameters.iter().map(numbers).sum::<f64>();
     let examples = step::share(train.batch_size, processes)? as f64;
     let kernels = train.device != "cpu";
-    let segments = segments(graph, train.precision, train.dropout > 0.0, kernels);
+    let segments = segments(graph, graph.input(), train.precision, train.dropout > 0.0, kernels);
     let gradient = GradientCost::new(train, &segments);
     let update = UpdateCost::new(&config.recipe(), &parameters, processes);
     let copies = [true, config.averaging.is_some(), train.device == "cpu"];
@@ -154,7 +158,7 @@ pub fn estimate(
     let part = (examples / train.accumulate as f64).ceil();
     // A recomputed activation is written and read once more.
     let passes = PASSES + if train.recompute { 2.0 } else { 0.0 };
-    let taught = teachers.iter().map(|t| TaughtCost::new(train, t, kernels));
+    let taught = teachers.iter().map(|t| TaughtCost::new(train, t, graph.input(), kernels));
     let taught = taught.fold(TaughtCost::default(), TaughtCost::and);
     Ok(StepCost {
         weights: weights as u64,
@@ -214,7 +218,7 @@ impl GradientCost {
 /// A teacher's forward pass of one example.
 #[derive(Default)]
 struct TaughtCost {
-    /// Bytes of its probabilities.
+    /// Bytes of its probabilities and of the loss against them.
     held: f64,
     /// Bytes written and read.
     moved: f64,
@@ -225,11 +229,12 @@ struct TaughtCost {
 }
 
 impl TaughtCost {
-    fn new(train: &TrainConfig, graph: &Graph, kernels: bool) -> Self {
-        let segments = segments(graph, train.precision, false, kernels);
+    /// For what the network reads, which may be less than the teacher could.
+    fn new(train: &TrainConfig, graph: &Graph, input: Input, kernels: bool) -> Self {
+        let segments = segments(graph, input, train.precision, false, kernels);
         let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
         Self {
-            held: segments.last().map_or(0.0, |last| last.logits),
+            held: TAUGHT * segments.last().map_or(0.0, |last| last.logits),
             moved: 2.0 * sum(|s| s.kept),
             operations: sum(|s| s.products),
             tiles: sum(|s| s.tiles[1]),
@@ -371,6 +376,40 @@ mod tests {
             10,
         );
         assert!(vit.gradient.f32 > 0.0 && vit.tokens == 1);
+    }
+
+    /// A teacher is a forward pass of what the network reads, whatever it could read itself, and its weights.
+    #[test]
+    fn teachers_are_counted() {
+        let size = ["model.dim=64", "model.layers=2", "model.heads=2", "train.batch_size=5"];
+        let graph = |context: usize, layers: usize| {
+            let (context, layers) =
+                (format!("model.context={context}"), format!("model.layers={layers}"));
+            let settings = [&size[..], &[&*context, &*layers]].concat();
+            let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+            let text = crate::preset::text("gpt-shakespeare").unwrap();
+            let config = Config::parse(text, &settings).unwrap();
+            (config.graph(30).unwrap(), config)
+        };
+        let (own, config) = graph(32, 2);
+        let cost = |teachers: &[Graph]| estimate(&config, &own, teachers, 1).unwrap();
+        let alone = cost(&[]);
+        for (context, layers) in [(32, 1), (512, 1), (32, 3)] {
+            let teacher = graph(context, layers).0;
+            let taught = cost(std::slice::from_ref(&teacher));
+            let per_layer = 2 * 32 * 12 * 64 * 64 + 2 * 2 * 32 * 32 * 64;
+            let forward = (layers * per_layer + 2 * 32 * 64 * 30) as f64;
+            assert_eq!(taught.gradient.f32 - alone.gradient.f32, 5.0 * forward);
+            let weights = teacher.parameters().iter().map(numbers).sum::<f64>();
+            assert_eq!(taught.memory.weights - alone.memory.weights, 4.0 * weights);
+            assert_eq!(
+                taught.memory.activations - alone.memory.activations,
+                5.0 * 8.0 * 4.0 * 32.0 * 30.0
+            );
+            assert!(taught.moved.0 > alone.moved.0);
+            let both = cost(&[teacher.clone(), teacher]);
+            assert_eq!(both.gradient.f32 - alone.gradient.f32, 10.0 * forward);
+        }
     }
 
     /// On a GPU, logits and probabilities are no tensors: what is kept grows with the tokens, not with their
