@@ -231,15 +231,17 @@ def _network_of(
         for path, name in names.items():
             if name not in arrays:
                 raise Error(f"weights: `{path}` is to be `{name}`, which is not there")
-            arrays[path] = arrays[name]
-        for name in set(names.values()) - names.keys():
-            del arrays[name]
+        # One may have the name of another's path.
+        renamed = {path: arrays[name] for path, name in names.items()}
+        arrays = {name: array for name, array in arrays.items() if name not in names.values()} | renamed
         return Network.of(text, _floats(arrays), "graph and weights as given to lipschitz.certify"), None
     # Whoever has a torch module has imported torch.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         if graph is not None:
-            return network_of(model.state_dict(), graph)
+            # How often a batch norm was trained is no weight.
+            weights = {name: value for name, value in model.state_dict().items() if name.split(".")[-1] != "num_batches_tracked"}
+            return network_of(weights, graph)
         from ._modules import as_configured, translate, unchanged
 
         unchanged(model)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from typing import Any, Optional, Sequence
 
 import numpy
@@ -62,37 +63,115 @@ def unchanged(model: nn.Module) -> None:
         own = [name for name in vars(module) if callable(getattr(type(module), name, None))]
         if module._forward_hooks or module._forward_pre_hooks or own:
             raise Error(f"{path}, a {_kind(module)}: has hooks or a forward of its own, which may change what it computes")
+        # A class that somebody else has changed.
+        for name in ("forward", "__call__"):
+            kind = next(kind for kind in type(module).__mro__ if name in vars(kind))
+            if _library(vars(kind)[name]) != _library(kind):
+                theirs = getattr(vars(kind)[name], "__module__", "elsewhere")
+                raise Error(f"{path}, a {_kind(module)}: its class has a {name} from {theirs}, which may compute something else")
+
+
+def _library(of: Any) -> str:
+    """The library that a class or a function is from; PyTorch's modules are called by PyTorch."""
+    library = str(getattr(of, "__module__", "")).split(".")[0]
+    return "torch" if library == "transformers" else library
 
 
 def as_configured(model: nn.Module) -> None:
-    """Refuses a model, as of Hugging Face, whose modules are not those of its config, which is what is read."""
+    """Refuses a model, as of Hugging Face, whose modules are not those that the library makes of its config,
+    which is what is read."""
+    for path, module in model.named_modules():
+        if type(module).__module__.split(".")[0] not in ("torch", "transformers"):
+            raise Error(f"{path or 'the model'}, a {_kind(module)}, is of {type(module).__module__} and not of the library")
+    _known_attention(model)
     with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                fresh = type(model)(copy.deepcopy(model.config))
-        # Some read numbers while they are made, which are nowhere there.
-        except (NotImplementedError, RuntimeError):
-            fresh = type(model)(copy.deepcopy(model.config))
+        fresh = _without_weights(model)
     theirs = dict(fresh.named_modules())
     for path, module in model.named_modules():
-        if type(theirs.pop(path, None)) is not type(module):
+        other = theirs.pop(path, None)
+        if other is None or type(other) is not type(module):
             raise Error(f"{path}, a {_kind(module)}, is not what the model's config says")
-        constants = _constants(module), _constants(fresh.get_submodule(path))
+        constants = _constants(module), _constants(other)
         for name in sorted(constants[0].keys() | constants[1].keys()):
-            if constants[0].get(name) != constants[1].get(name):
+            if constants[0].get(name, fresh) != constants[1].get(name, fresh):
                 raise Error(f"{path or 'the model'}.{name} is not what the model's config says")
+        for name in module._non_persistent_buffers_set:
+            if not _equal(module._buffers.get(name), other._buffers.get(name)):
+                kept = module._buffers.get(name)
+                rounded = kept is not None and other._buffers.get(name) is not None and kept.dtype != other._buffers[name].dtype
+                remedy = "; .half() and .to() round it: load the model in its type, from_pretrained(..., dtype=...)" if rounded else ""
+                raise Error(f"{path or 'the model'}.{name}, which is not saved with the weights, is not what the model's config says{remedy}")
     for path in theirs:
         raise Error(f"the model has no {path}, which its config says")
 
 
+def _known_attention(model: nn.Module) -> None:
+    """Refuses attention by a function that is registered from outside the library."""
+    known = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
+    for path, module in model.named_modules():
+        name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        function = known.get(name) if name in known else None
+        ours = name in (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+        if not ours or (function is not None and not str(function.__module__).startswith("transformers.")):
+            raise Error(f"{path or 'the model'} computes attention by `{name}`, which is not the library's; set model.set_attn_implementation('eager')")
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A model of the same config, whose weights take no memory and whose other numbers are what they are."""
+    register, usual = nn.Module.register_parameter, torch.get_default_dtype()
+
+    def nowhere(module: nn.Module, name: str, parameter: Any) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = nowhere  # type: ignore[method-assign]
+    # As the library does for a model that is loaded in 16 bits.
+    torch.set_default_dtype(getattr(model, "dtype", usual))
+    try:
+        return type(model)(copy.deepcopy(model.config))
+    # Some read weights while they are made.
+    except (NotImplementedError, RuntimeError):
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        return type(model)(copy.deepcopy(model.config))
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.set_default_dtype(usual)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
+
+
+# What changes gradients, or memory of earlier calls, alone.
+_IDLE = ("training", "gradient_checkpointing", "name_or_path", "warnings_issued", "max_seq_len_cached")
+
+
 def _constants(module: nn.Module) -> dict[str, Any]:
-    """What a module computes with beside weights. Checkpointing changes gradients alone, and whole numbers
-    are sizes, which weights have too, or caches."""
+    """What a module computes with beside weights: numbers, texts, lists of them, functions."""
     return {
-        name: value
+        name: _comparable(value)
         for name, value in vars(module).items()
-        if isinstance(value, (bool, float, str)) and not name.startswith("_") and name not in ("training", "gradient_checkpointing")
+        if not name.startswith("_") and name not in _IDLE and not isinstance(value, (nn.Module, torch.Tensor)) and _is_constant(value)
     }
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_constant(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype)) or callable(value)
+
+
+def _comparable(value: Any) -> Any:
+    """Of functions that are made anew each time, what they are of."""
+    if isinstance(value, (list, tuple)):
+        return [_comparable(item) for item in value]
+    if callable(value) and not isinstance(value, type):
+        function = getattr(value, "func", value)
+        return getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__qualname__)
+    return value
 
 
 def _flat(module: nn.Module, path: str) -> Any:
@@ -225,6 +304,10 @@ def _convolution(walk: _Walk, path: str, layer: nn.Conv2d) -> None:
     elif padding == "same":
         odd = all(size % 2 for size in layer.kernel_size)
         padding = tuple(size // 2 for size in layer.kernel_size) if odd else (0, 1)
+    fresh = nn.Conv2d(1, 1, layer.kernel_size, layer.stride, layer.padding, layer.dilation, padding_mode=layer.padding_mode, device="meta")
+    # What a border that is not of zeros is computed by.
+    if list(fresh._reversed_padding_repeated_twice) != list(layer._reversed_padding_repeated_twice):
+        raise Error(f"{path}, a Conv2d: has another padding than it was made with")
     plain = _one(layer.dilation) == 1 and layer.padding_mode in ("zeros", "circular")
     # With dilation, no window is of one piece.
     size = layer.kernel_size if plain else (0, 1)

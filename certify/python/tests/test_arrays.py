@@ -41,6 +41,22 @@ def test_the_constant_of_a_matrix_is_its_norm():
         assert truth <= lipschitz.spectral_norm_upper(w) <= truth * (1 + 1e-6)
 
 
+def test_names_of_weights_may_be_paths_of_others():
+    eye = numpy.eye(2)
+    nodes = [linear("l1", 2, 2), linear("l2", 2, 2)]
+    chain = {"graph": graph(*nodes), "weights": {"l1.weight": "l0.weight", "l2.weight": "l1.weight"}}
+    weights = {"l0.weight": eye, "l1.weight": 10 * eye}
+    assert 10 <= lipschitz.certify(weights, chain).l2 < 10.1
+    x = numpy.array([[1.0, 2.0]])
+    assert numpy.array_equal(lipschitz.run(weights, x, chain), 10 * x)
+    first, second = numpy.diag([1.0, 2.0]), numpy.array([[0.0, 1.0], [3.0, 0.0]])
+    swap = {"graph": graph(*nodes), "weights": {"l1.weight": "l2.weight", "l2.weight": "l1.weight"}}
+    ours = lipschitz.run({"l1.weight": first, "l2.weight": second}, x, swap)
+    assert numpy.array_equal(ours, x @ second.T @ first.T)
+    twice = {"graph": graph(*nodes), "weights": {"l1.weight": "w", "l2.weight": "w"}}
+    assert numpy.array_equal(lipschitz.run({"w": second}, x, twice), x @ second.T @ second.T)
+
+
 def test_the_numbers_are_those_of_the_array_however_it_lies_in_memory():
     w = numpy.random.default_rng(4).normal(size=(3, 3))
     for other in (w.copy(order="F"), w.T.copy().T, numpy.concatenate([w, w], 1)[:, :3]):

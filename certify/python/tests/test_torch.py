@@ -1,5 +1,6 @@
 """What needs torch; skipped without it."""
 
+import copy
 import time
 
 import lipschitz
@@ -122,6 +123,12 @@ def patched(name, layer=None):
     return layer
 
 
+def padded():
+    layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
+    layer.padding = (0, 0)
+    return layer
+
+
 class Config:
     function = "tanh"
 
@@ -133,13 +140,23 @@ class Configured(nn.Module):
         super().__init__()
         self.config, self.scale, self.linear = config, 1.0, nn.Linear(2, 2)
         self.act = nn.Tanh() if config.function == "tanh" else nn.ReLU()
+        self.heads, self.sizes, self.function, self.nothing = 4, (2, 3), torch.tanh, None
+        self.register_buffer("turns", torch.arange(3.0), persistent=False)
 
     def save_pretrained(self, directory):
         raise AssertionError("it is not read")
 
 
-def configured(change):
-    model = Configured(Config()).eval()
+# As one of the library's own.
+Configured.__module__ = "transformers.models.configured"
+
+
+class Another(Configured):
+    pass
+
+
+def configured(change, kind=Configured):
+    model = kind(Config()).eval()
     change(model)
     return model
 
@@ -160,6 +177,13 @@ def configured(change):
         (configured(lambda m: setattr(m, "scale", 2.0)), {}, "scale is not what"),
         (configured(lambda m: setattr(m, "more", nn.Tanh().eval())), {}, "more, a Tanh, is not what"),
         (configured(lambda m: delattr(m, "act")), {}, "has no act"),
+        (configured(lambda m: setattr(m, "heads", 2)), {}, "heads is not what"),
+        (configured(lambda m: setattr(m, "sizes", (3, 2))), {}, "sizes is not what"),
+        (configured(lambda m: setattr(m, "function", torch.relu)), {}, "function is not what"),
+        (configured(lambda m: setattr(m, "nothing", 1.0)), {}, "nothing is not what"),
+        (configured(lambda m: m.turns.mul_(0.1)), {}, "turns, which is not saved with the weights, is not what"),
+        (configured(lambda m: None, Another), {}, "Another, is of test_torch and not of the library"),
+        (nn.Sequential(padded()).eval(), {"input_shape": (1, 4, 4)}, "another padding than it was made with"),
         (nn.Sequential(nn.Conv2d(1, 1, 5)).eval(), {"input_shape": (1, 3, 3)}, "cannot be read|kernel"),
         (nn.Sequential(nn.AdaptiveAvgPool2d(0)).eval(), {"input_shape": (1, 3, 3)}, ""),
         (nn.Sequential(nn.Linear(2, 2, device="meta")).eval(), {}, "cannot be read|no array|meta"),
@@ -230,6 +254,19 @@ def test_what_is_wrong_with_images_and_classes_is_said():
         of(x, y, steps=True)
 
 
+def test_a_changed_class_is_refused(monkeypatch):
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: 10 * x)
+    with pytest.raises(lipschitz.Error, match="its class has a forward from test_torch"):
+        lipschitz.certify(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval())
+
+
+def test_a_batch_norm_beside_a_graph_has_no_count():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2, affine=False)).eval()
+    graph = {"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes": [{"name": "0", "op": "linear", "inputs": 2, "outputs": 2, "bias": False}]}
+    with pytest.raises(lipschitz.Error, match="running_mean"):
+        lipschitz.certify(model, graph)
+
+
 def test_hooks_for_all_modules_are_refused():
     hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
@@ -253,6 +290,39 @@ def test_a_model_of_hugging_face():
     with torch.no_grad():
         theirs = bert(tokens).last_hidden_state.numpy()
     assert numpy.abs(lipschitz.run(bert, tokens) - theirs).max() < 1e-4
+
+
+def test_what_a_config_does_not_say_is_refused():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 40, "num_hidden_layers": 1, "max_position_embeddings": 12}
+    llama = transformers.LlamaConfig(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24, **sizes)
+    gpt2 = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=4, n_positions=12, bos_token_id=0, eos_token_id=0)
+    make = lambda: (transformers.LlamaForCausalLM(copy.deepcopy(llama)).eval(), transformers.GPT2LMHeadModel(copy.deepcopy(gpt2)).eval())
+    for model in make():
+        tokens = torch.randint(40, (2, 7))
+        with torch.no_grad():
+            theirs = model(tokens).logits.numpy()
+        assert numpy.abs(lipschitz.run(model, tokens) - theirs).max() < 1e-4
+
+    class Louder(transformers.GPT2LMHeadModel):
+        pass
+
+    Louder.__name__ = "GPT2LMHeadModel"
+    changed = [(Louder(gpt2).eval(), "not of the library")]
+    model, other = make()
+    model.model.rotary_emb.inv_freq.mul_(0.1)
+    changed.append((model, "inv_freq, which is not saved"))
+    other.transformer.h[0].attn.num_heads = 2
+    changed.append((other, "num_heads is not what"))
+    model, other = make()
+    model.model.layers[0].mlp.act_fn = nn.Tanh().eval()
+    changed.append((model, "act_fn, a Tanh, is not what"))
+    other.config._attn_implementation = "mine"
+    changed.append((other, "attention by `mine`"))
+    for model, said in changed:
+        with pytest.raises(lipschitz.Error, match=said):
+            lipschitz.certify(model, effort=0)
+
 
 
 METHODS = ["spectral_normalize", "spectral_soft_cap", "spectral_hard_cap", "svd_clip", "stiefel"]

@@ -128,6 +128,10 @@ impl State {
     }
 }
 
+/// A change is a square matrix of this many rows at most: two GiB. Whoever asks for more, in a search or in a
+/// certificate that is to be proven again, gets nothing.
+const WIDEST: usize = 1 << 14;
+
 /// What is known about the input of the ball of radius `domain` per token, and the number of the
 /// first node behind it.
 pub(super) fn start(graph: &Graph, domain: Upper, values: bool) -> Result<(State, usize), Stop> {
@@ -141,6 +145,9 @@ pub(super) fn start(graph: &Graph, domain: Upper, values: bool) -> Result<(State
         (Input::Pixels { channels, height, width }, _) => (0, channels * height * width, channels),
         (Input::Vector { dim }, _) => (0, dim, 0),
     };
+    if width > WIDEST {
+        return Err(Stop::Nothing);
+    }
     let wanted = domain.is_finite() && (values || any_wants_values(graph.nodes()));
     // Of a tape of their own: they depend on nothing.
     let tape = &Tape::new(Multipliers::given(Vec::new()), false);

@@ -125,9 +125,21 @@ impl Taps {
     /// One group of a convolution. `w` is its rows.
     fn new(w: &Matrix, c: &Convolution, sides: [usize; 2]) -> Self {
         let k = c.kernel;
-        // Where a torus is no multiple of the stride, its outputs are among those of stride 1.
+        // Places of the kernel on squares of this side, and the channels that these are.
+        let on = |square: usize| {
+            let (first, end) = (c.place(0, square).0, c.place(k - 1, square).0);
+            let inputs = square.saturating_mul(square).saturating_mul(c.inputs / c.groups);
+            (first, (end - first + 1) as usize, inputs)
+        };
+        // Where a torus is no multiple of the stride, its outputs are among those of stride 1. They are in
+        // any case, which bounds a stride so large that its squares would not fit into memory.
+        let fits = |square: usize| {
+            let (_, n, inputs) = on(square);
+            let numbers = n.saturating_mul(n).saturating_mul(w.rows).saturating_mul(inputs);
+            numbers <= MOST.max(w.data.len().saturating_mul(4))
+        };
         let split = !c.circular || sides.iter().all(|side| side % c.stride == 0);
-        let square = if split { c.stride } else { 1 };
+        let square = if split && fits(c.stride) { c.stride } else { 1 };
         let torus = sides.map(|side| {
             if c.circular {
                 return side / square;
@@ -137,10 +149,8 @@ impl Taps {
             let last = c.side(side).map_or(0, |out| (out - 1) * c.stride + 1);
             (side + c.padding).max(k).max(last).div_ceil(square)
         });
-        let (first, end) = (c.place(0, square).0, c.place(k - 1, square).0);
-        let n = (end - first + 1) as usize;
+        let (first, n, inputs) = on(square);
         let channels = c.inputs / c.groups;
-        let inputs = channels * square * square;
         let mut matrices = vec![vec![0.0; w.rows * inputs]; n * n];
         let mut parts = vec![Vec::with_capacity(w.rows * channels); k * k];
         for (o, row) in w.data.chunks(w.columns.max(1)).enumerate() {

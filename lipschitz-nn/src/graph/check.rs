@@ -41,6 +41,10 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
             for (what, n) in [("channels", channels), ("height", height), ("width", width)] {
                 size("input", what, n)?;
             }
+            if channels.saturating_mul(height).saturating_mul(width) > MAX_SIZE {
+                let what = format!("reads images of more than {MAX_SIZE} numbers");
+                return Err(Error::graph("input", what));
+            }
             Shape::Image(channels, height, width)
         }
         Input::Vector { dim } => {

@@ -1,17 +1,52 @@
 //! Numbers that the file holds or that follow from them: shapes, indices, masks.
 //!
-//! All are kept as f64, in which whole numbers up to 2⁵³ are exact; the few beyond mean "to the end".
+//! All are kept as f64, in which whole numbers up to 2⁵³ are exact; the few beyond mean "to the end". What is
+//! computed of floats is rounded to their type, as whoever runs the file does: a constant is what it is
+//! there, however large the numbers were that it is the difference of.
 
 use std::rc::Rc;
+
+use candle_core::DType;
+use half::{bf16, f16};
 
 use super::view::{Base, View, product};
 
 /// What kind of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Float,
+    /// Of this type.
+    Float(DType),
     Int,
     Bool,
+}
+
+impl Kind {
+    /// What is not rounded: numbers that no operator of the file makes.
+    pub(super) const REAL: Self = Self::Float(DType::F64);
+
+    pub(super) fn is_float(self) -> bool {
+        matches!(self, Self::Float(_))
+    }
+
+    /// The kind of what is computed of both.
+    pub(super) fn with(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Float(a), Self::Float(b)) if a.size_in_bytes() < b.size_in_bytes() => other,
+            (Self::Float(_), _) => self,
+            (_, Self::Float(_)) => other,
+            _ => self,
+        }
+    }
+
+    /// The nearest number of this kind.
+    fn nearest(self, x: f64) -> f64 {
+        match self {
+            Self::Float(DType::F32) => f64::from(x as f32),
+            Self::Float(DType::F16) => f16::from_f64(x).to_f64(),
+            Self::Float(DType::BF16) => bf16::from_f64(x).to_f64(),
+            _ => x,
+        }
+    }
 }
 
 /// An array in memory.
@@ -29,7 +64,11 @@ impl Array {
     /// None if it is too large, or the shape is not that of the data.
     pub(super) fn new(shape: Vec<usize>, kind: Kind, data: Vec<f64>) -> Option<Self> {
         let fits = product(&shape) == data.len() && data.len() <= LARGEST;
-        fits.then(|| Self { shape, kind, data: Rc::new(data) })
+        fits.then(|| Self::of(shape, kind, data.into_iter()))
+    }
+
+    fn of(shape: Vec<usize>, kind: Kind, data: impl Iterator<Item = f64>) -> Self {
+        Self { shape, kind, data: Rc::new(data.map(|x| kind.nearest(x)).collect()) }
     }
 
     pub(super) fn ints(data: &[usize]) -> Self {
@@ -38,7 +77,7 @@ impl Array {
     }
 
     pub(super) fn scalar(kind: Kind, x: f64) -> Self {
-        Self { shape: Vec::new(), kind, data: Rc::new(vec![x]) }
+        Self::of(Vec::new(), kind, std::iter::once(x))
     }
 
     /// Its number, where it has one.
@@ -79,8 +118,7 @@ impl Array {
 
     /// An operator on each element.
     pub(super) fn map(&self, kind: Kind, f: impl Fn(f64) -> f64) -> Self {
-        let data = Rc::new(self.data.iter().map(|x| f(*x)).collect());
-        Self { shape: self.shape.clone(), kind, data }
+        Self::of(self.shape.clone(), kind, self.data.iter().map(|x| f(*x)))
     }
 
     /// An operator on the elements of two, as numpy broadcasts.
@@ -216,8 +254,17 @@ pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|at| *at < rank.max(1))
 }
 
-/// The places of a slice, as the operator defines it.
+/// Where an end of a slice of step 1 lies, as the operator defines it.
+pub(super) fn bound(end: i64, size: usize) -> usize {
+    let end = if end < 0 { end.saturating_add(size as i64) } else { end };
+    usize::try_from(end).unwrap_or(0).min(size)
+}
+
+/// The places of a slice, as the operator defines it; none of step 0, or if there are too many.
 pub(super) fn places(from: i64, to: i64, step: i64, size: usize) -> Option<Vec<usize>> {
+    if size / usize::try_from(step.unsigned_abs()).ok()?.max(1) > LARGEST {
+        return None;
+    }
     let n = size as i64;
     let bound = |x: i64| if x < 0 { x.saturating_add(n) } else { x };
     let (from, to) = (bound(from), bound(to));

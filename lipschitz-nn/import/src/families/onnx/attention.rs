@@ -161,7 +161,7 @@ impl Reader<'_> {
         if mask.data.chunks(size.max(1)).any(|other| other != first) {
             return here.refuse("masks examples or heads differently");
         }
-        let one = Array::new(last.to_vec(), Kind::Float, first.to_vec());
+        let one = Array::new(last.to_vec(), Kind::REAL, first.to_vec());
         let Some(one) = one.and_then(|one| one.expand(&[tokens, tokens])) else {
             return here.refuse("masks too many tokens");
         };
@@ -265,7 +265,7 @@ impl Reader<'_> {
         };
         let mut logits = self.scores(here, q, k)?;
         let scale = scale.unwrap_or((head_dim as f64).sqrt().recip());
-        let factor = Value::Array(Array::scalar(Kind::Float, scale));
+        let factor = Value::Array(Array::scalar(Kind::REAL, scale));
         logits = self.binary(here, "Mul", &logits, &factor)?;
         if cap != 0.0 {
             let capped = Expr::linear(0.0, 1.0 / cap).apply(Phi::Known(Function::Tanh));
@@ -278,7 +278,7 @@ impl Reader<'_> {
                 let mask = match mask.kind {
                     Kind::Bool => {
                         let hide = |x| if x == 0.0 { f64::NEG_INFINITY } else { 0.0 };
-                        mask.map(Kind::Float, hide)
+                        mask.map(Kind::REAL, hide)
                     }
                     _ => mask,
                 };
@@ -294,7 +294,7 @@ impl Reader<'_> {
             _ if causal => {
                 let hide = |i: usize| if i % tokens > i / tokens { f64::NEG_INFINITY } else { 0.0 };
                 let data = (0..tokens.saturating_mul(tokens).min(array::LARGEST + 1)).map(hide);
-                let Some(mask) = Array::new(vec![tokens; 2], Kind::Float, data.collect()) else {
+                let Some(mask) = Array::new(vec![tokens; 2], Kind::REAL, data.collect()) else {
                     return here.refuse("masks too many tokens");
                 };
                 logits = self.masked(here, &logits, &mask)?;

@@ -47,7 +47,7 @@ impl<'a> Attributes<'a> {
     }
 
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f64>, Refused> {
-        Ok(self.take(name, kind::FLOAT)?.map(|a| shortest(a.f)))
+        Ok(self.take(name, kind::FLOAT)?.map(|a| f64::from(a.f)))
     }
 
     pub(super) fn float(&mut self, name: &str, otherwise: f64) -> Result<f64, Refused> {
@@ -80,9 +80,4 @@ impl<'a> Attributes<'a> {
             None => Ok(()),
         }
     }
-}
-
-/// The number that a program meant by the nearest one of f32: 1e-5, not 9.999999747e-6.
-fn shortest(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(f64::from(x))
 }

@@ -503,7 +503,7 @@ impl Builder<'_> {
             return Ok(true);
         }
         let Item::Node { op, weights, .. } = item else { return Ok(false) };
-        let fits = |n: usize| fits(scale, n) && fits(shift, n);
+        let fits = |n: usize| fits(scale, n) && fits(shift, n) && n <= super::array::LARGEST;
         let one = |c: &Coefficient| *c == Coefficient::Number(1.0);
         let none = |c: &Coefficient| *c == Coefficient::Number(0.0);
         let vector = |c: &Coefficient, n: usize| match c {

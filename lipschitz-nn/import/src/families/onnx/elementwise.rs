@@ -80,6 +80,9 @@ impl Reader<'_> {
                 _ => f64::ceil,
             };
             let array = self.array(here, x)?;
+            if name == "Floor" || name == "Ceil" {
+                apart(here, &array)?;
+            }
             return Ok(Value::Array(array.map(array.kind, f)));
         }
         match name {
@@ -129,7 +132,7 @@ impl Reader<'_> {
         if self.is_known(x) {
             let array = self.array(here, x)?;
             let power = array.map(array.kind, |x| x.powf(n));
-            if power.kind != Kind::Float && power.data.iter().any(|x| x.fract() != 0.0) {
+            if !power.kind.is_float() && power.data.iter().any(|x| x.fract() != 0.0) {
                 return here.refuse("makes whole numbers of others");
             }
             return Ok(Value::Array(power));
@@ -156,7 +159,7 @@ impl Reader<'_> {
                     _ if whole => |a, b| (a / b).trunc(),
                     _ => |a, b| a / b,
                 };
-                let kind = if whole { Kind::Int } else { Kind::Float };
+                let kind = a.kind.with(b.kind);
                 let made = a.zip(&b, kind, f);
                 let least = f64::from(i32::MAX);
                 if whole && made.iter().flat_map(|m| m.data.iter()).any(|x| x.abs() > least) {
@@ -172,7 +175,7 @@ impl Reader<'_> {
                         here,
                         "Mul",
                         b,
-                        &Value::Array(Array::scalar(Kind::Float, -1.0)),
+                        &Value::Array(Array::scalar(Kind::REAL, -1.0)),
                     )?;
                     self.with_constant(here, "Add", &minus, a)
                 }
@@ -309,7 +312,7 @@ impl Reader<'_> {
                 "Add" => Expr::linear(c, 1.0),
                 "Sub" => Expr::linear(-c, 1.0),
                 "Mul" => Expr::linear(0.0, c),
-                _ => Expr::linear(0.0, 1.0 / c),
+                _ => Expr::linear(0.0, inverse(c)),
             };
             let shift = op == "Add" || op == "Sub";
             if !c.is_finite() || (op == "Div" && c == 0.0) {
@@ -389,14 +392,14 @@ impl Reader<'_> {
                 .refuse("has constants that are neither one for each channel nor for each token");
         };
         let numbers = |reader: &mut Self, f: fn(f64) -> f64| {
-            let array = reader.array(here, &reduced)?.map(Kind::Float, f);
+            let array = reader.array(here, &reduced)?.map(Kind::REAL, f);
             Ok::<_, Refused>(TensorExpr::numbers(array.data.to_vec(), &[channels]))
         };
         let (scale, shift) = match op {
             "Add" => (None, Some(self.weight(here, &reduced, &[channels])?)),
             "Mul" => (Some(self.weight(here, &reduced, &[channels])?), None),
             "Sub" => (None, Some(self.weight(here, &reduced, &[channels])?.times(-1.0))),
-            _ => (Some(numbers(self, f64::recip)?), None),
+            _ => (Some(numbers(self, inverse)?), None),
         };
         let vector = |expr: Option<TensorExpr>, otherwise: f64| match expr {
             Some(expr) => Coefficient::Vector(expr, channels),
@@ -464,5 +467,26 @@ impl Reader<'_> {
             }
             _ => self.net.add(before.form, Op::Affine { scale, shift }, vec![node], [label, &of]),
         }
+    }
+}
+
+/// Whether no element is so near to a whole number that rounding may have brought it to another side.
+pub(super) fn apart(here: Here<'_>, array: &Array) -> Result<(), Refused> {
+    let off = |x: f64| (x - x.round()).abs();
+    match array.data.iter().find(|x| off(**x) > 0.0 && off(**x) < 1e-3 * x.abs().max(1.0)) {
+        Some(x) => here.refuse(format!("makes a whole number of {x}, which rounding may decide")),
+        None => Ok(()),
+    }
+}
+
+/// 1/c, with the rounding away from 0: a factor that is never less than the quotient's.
+fn inverse(c: f64) -> f64 {
+    let q = 1.0 / c;
+    // Exact but for one rounding, which keeps the sign.
+    let short = q.mul_add(c, -1.0) < 0.0;
+    match (short, q > 0.0) {
+        (false, _) => q,
+        (true, true) => q.next_up(),
+        (true, false) => q.next_down(),
     }
 }

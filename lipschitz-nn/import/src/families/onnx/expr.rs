@@ -27,8 +27,10 @@ struct Term {
 /// How large an expression may become, in terms, degrees and factors.
 const LARGEST: usize = 64;
 
-/// How far a constant may be from what it stands for, relative to it: it was rounded to f32.
-const ROUNDED: f64 = 1e-6;
+/// How far a constant inside a function may be from what it stands for, relative to it: it is the product of
+/// two that were rounded to f32, with half a unit in the last place, 2⁻²⁴, each. With k in place of 1, the
+/// function is f(k·x)/k, which has the constant of f.
+const ROUNDED: f64 = 2e-7;
 
 fn near(a: f64, b: f64) -> bool {
     (a - b).abs() <= ROUNDED * b.abs()
@@ -223,11 +225,12 @@ impl Term {
         let linear = inner.as_linear();
         match (*phi, linear) {
             // clip(x/6 + ½, 0, 1), also as clip(x + 3, 0, 6)/6, and x times that.
-            (Phi::Clip(0.0, high), Some((a, b))) if near(a, high / 2.0) && near(b, high / 6.0) => {
+            (Phi::Clip(0.0, high), Some((a, b))) if a == high / 2.0 && near(b, high / 6.0) => {
                 let function = if power(0).is_some() { HardSigmoid } else { HardSwish };
                 let c = power(0).or(power(1))? * high;
-                // A factor that is 1 but for rounding.
-                let c = if near(c, 1.0) { 1.0 } else { c };
+                // That of a hard sigmoid is steeper with k, and never less than it says.
+                let k = b * 6.0 / high;
+                let c = if function == HardSigmoid { c * k.max(1.0) } else { c };
                 return Some((vec![act(function, c)], slope));
             }
             (Phi::Known(HardSigmoid), Some((0.0, 1.0))) => {

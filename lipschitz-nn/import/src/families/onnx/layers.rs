@@ -32,13 +32,13 @@ impl Reader<'_> {
         }
         let mut y = self.product(here, &x, &w)?;
         if alpha != 1.0 {
-            y = self.binary(here, "Mul", &y, &Value::Array(Array::scalar(Kind::Float, alpha)))?;
+            y = self.binary(here, "Mul", &y, &Value::Array(Array::scalar(Kind::REAL, alpha)))?;
         }
         match inputs.get(2) {
             Some(Some(bias)) => {
                 let mut bias = bias.clone();
                 if beta != 1.0 {
-                    let factor = Value::Array(Array::scalar(Kind::Float, beta));
+                    let factor = Value::Array(Array::scalar(Kind::REAL, beta));
                     bias = self.binary(here, "Mul", &bias, &factor)?;
                 }
                 self.binary(here, "Add", &y, &bias)

@@ -58,6 +58,9 @@ pub(crate) fn open(source: Source) -> Result<(Mapping, Files), Error> {
     Ok((mapping, contents.files))
 }
 
+/// The most elements of an input: what a graph may read.
+const MOST_READ: usize = 1 << 28;
+
 /// The sizes that a file leaves open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Open {
@@ -169,7 +172,7 @@ fn translate(
         _ if contents.booleans.iter().any(|b| b == name) => Some(Kind::Bool),
         // Bytes wrap where they are added.
         Some(DType::U8) => None,
-        Some(dtype) if dtype.is_float() => Some(Kind::Float),
+        Some(dtype) if dtype.is_float() => Some(Kind::Float(dtype)),
         Some(_) => Some(Kind::Int),
         None => None,
     };
@@ -183,7 +186,7 @@ fn translate(
         })
         .collect();
     let (input, form, axes) = domain(whole, sizes, open)?;
-    if view::product(&axes) > net::LARGEST {
+    if view::product(&axes) > MOST_READ {
         return Err(format!("reads tensors of the shape {axes:?}, which are too large").into());
     }
     // A single axis is that of a vector, of which there is one.

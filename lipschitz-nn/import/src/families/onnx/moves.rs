@@ -137,12 +137,34 @@ impl Reader<'_> {
             let Some(size) = self.shape(&x).get(axis).copied() else {
                 return here.refuse("has an axis that is not there");
             };
+            if *step == 1 {
+                let (from, to) = (array::bound(*from, size), array::bound(*to, size));
+                x = self.run(here, &x, axis, from, to.saturating_sub(from))?;
+                continue;
+            }
             let Some(places) = array::places(*from, *to, *step, size) else {
-                return here.refuse("has the step 0");
+                return here.refuse("has the step 0, or takes too many elements");
             };
             x = self.select(here, &x, axis, &places)?;
         }
         Ok(x)
+    }
+
+    /// So many places of an axis, from this one on.
+    fn run(&mut self, here: Here<'_>, x: &Value, axis: usize, from: usize, count: usize) -> Out {
+        if from == 0 && self.shape(x).get(axis) == Some(&count) {
+            return Ok(x.clone());
+        }
+        if let Value::View(view) = x
+            && let Some(view) = view.slice(axis, from, count)
+        {
+            return Ok(Value::View(view));
+        }
+        if count > array::LARGEST {
+            return here.refuse("takes elements in a way that is not known");
+        }
+        let places: Vec<usize> = (from..from.saturating_add(count)).collect();
+        self.select(here, x, axis, &places)
     }
 
     /// These places of an axis, in order.
@@ -208,8 +230,7 @@ impl Reader<'_> {
         let mut from = 0;
         let mut out = Vec::new();
         for count in counts {
-            let places: Vec<usize> = (from..from + count).collect();
-            out.push(self.select(here, &x, axis, &places)?);
+            out.push(self.run(here, &x, axis, from, count)?);
             from += count;
         }
         Ok(out)
@@ -401,7 +422,7 @@ impl Reader<'_> {
                         "puts {low} in place of what depends on the input, which does not hide a key"
                     ));
                 }
-                let mask = which.map(Kind::Float, |w| if (w != 0.0) == hidden { low } else { 0.0 });
+                let mask = which.map(Kind::REAL, |w| if (w != 0.0) == hidden { low } else { 0.0 });
                 return self.masked(here, data, &mask);
             }
         }

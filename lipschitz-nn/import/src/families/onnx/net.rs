@@ -133,7 +133,7 @@ pub(super) struct Net {
 const MOST: usize = 1 << 14;
 
 /// The most elements of what a node makes.
-pub(super) const LARGEST: usize = 1 << 40;
+const LARGEST: usize = 1 << 40;
 
 impl Net {
     pub(super) fn form(&self, node: usize) -> Result<Form, Refused> {

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 use lipschitz_nn::graph::{Function, Pooling};
 
 use super::Refused;
 use super::array::{self, Array, Kind};
 use super::attributes::Attributes;
+use super::elementwise::apart;
 use super::expr::{Expr, Phi};
 use super::net::{Form, Net, Op};
 use super::view::{Base, View, product};
@@ -207,7 +208,7 @@ impl<'a> Reader<'a> {
                 let made = here.node.output.first().cloned().unwrap_or_default();
                 let fill = match self.numbers.get(&made).copied() {
                     Some(weight) => self.number_of(here, weight)?,
-                    None => Array::scalar(Kind::Float, 0.0),
+                    None => Array::scalar(Kind::Float(DType::F32), 0.0),
                 };
                 let fill = Array::scalar(fill.kind, fill.one().unwrap_or(0.0));
                 attributes.passed("value");
@@ -221,10 +222,8 @@ impl<'a> Reader<'a> {
                 let rank = shape.len() as i64;
                 let from = attributes.int("start", 0)?;
                 let to = attributes.int("end", rank)?;
-                let places = array::places(from, to, 1, shape.len()).unwrap_or_default();
-                let sizes: Vec<usize> =
-                    places.iter().filter_map(|i| shape.get(*i).copied()).collect();
-                Value::Array(Array::ints(&sizes))
+                let (from, to) = (array::bound(from, shape.len()), array::bound(to, shape.len()));
+                Value::Array(Array::ints(shape.get(from..to).unwrap_or_default()))
             }
             "Size" => {
                 let n = product(&self.shape(need(0)?));
@@ -322,8 +321,9 @@ impl<'a> Reader<'a> {
                         x
                     }
                     (None, Some(b)) if !matches!(self.net.form(b)?, Form::Ids(_)) => {
+                        // Of what type the input is does not matter for what is added to it.
                         let array = self.array(here, &x)?;
-                        Value::Array(Array { kind: Kind::Float, ..array })
+                        Value::Array(array.map(Kind::REAL, |x| x))
                     }
                     _ => return here.refuse("takes the type of what is not the input"),
                 }
@@ -781,14 +781,14 @@ impl<'a> Reader<'a> {
             return Ok(Value::Array(Array::scalar(Kind::Int, i as f64)));
         }
         if let Some(x) = attributes.number("value_float")? {
-            return Ok(Value::Array(Array::scalar(Kind::Float, x)));
+            return Ok(Value::Array(Array::scalar(Kind::Float(DType::F32), x)));
         }
         if let Some(numbers) = attributes.ints("value_ints")? {
             let data: Vec<f64> = numbers.iter().map(|n| *n as f64).collect();
             return self.array_value(here, Array::new(vec![data.len()], Kind::Int, data));
         }
         if let Some(data) = attributes.floats("value_floats")? {
-            return self.array_value(here, Array::new(vec![data.len()], Kind::Float, data));
+            return self.array_value(here, Array::new(vec![data.len()], Kind::Float(DType::F32), data));
         }
         here.refuse("holds no numbers that are read")
     }
@@ -799,7 +799,7 @@ impl<'a> Reader<'a> {
             return here.refuse("reads a tensor that is missing");
         };
         let count = product(&weight.shape);
-        if weight.kind == Some(Kind::Float) && count > 0 && !(weight.shape.is_empty()) {
+        if weight.kind.is_some_and(Kind::is_float) && count > 0 && !weight.shape.is_empty() {
             return Ok(Value::View(View::whole(Base::Weight(number), &weight.shape)));
         }
         Ok(Value::Array(self.number_of(here, number)?))
@@ -810,7 +810,7 @@ impl<'a> Reader<'a> {
             return here.refuse(format!("wants the type {to}, which is not read"));
         };
         let kind = match dtype {
-            dtype if dtype.is_float() => Kind::Float,
+            dtype if dtype.is_float() => Kind::Float(dtype),
             _ if to == file::BOOL => Kind::Bool,
             _ => Kind::Int,
         };
@@ -818,17 +818,17 @@ impl<'a> Reader<'a> {
             let ids = matches!(self.net.form(node)?, Form::Ids(_));
             // Of fewer bits, numbers would be rounded, and ids cut.
             return match (ids, kind, dtype.size_in_bytes() >= 4) {
-                (true, Kind::Int, true) | (false, Kind::Float, true) => Ok(x.clone()),
-                (_, Kind::Int | Kind::Float, false) => {
+                (true, Kind::Int, true) | (false, Kind::Float(_), true) => Ok(x.clone()),
+                (_, Kind::Int | Kind::Float(_), false) => {
                     here.refuse("rounds what depends on the input to fewer bits")
                 }
                 _ => here.refuse("changes the type of what depends on the input"),
             };
         }
         match (x, kind) {
-            (Value::Statistic(_), Kind::Float) => return Ok(x.clone()),
+            (Value::Statistic(_), Kind::Float(_)) => return Ok(x.clone()),
             // A type that has all numbers of the other one.
-            (Value::View(view), Kind::Float) => {
+            (Value::View(view), Kind::Float(_)) => {
                 let stored = match view.base {
                     Base::Weight(number) => self.weights.get(number).map(|w| w.name.as_str()),
                     Base::Node(_) => None,
@@ -849,12 +849,11 @@ impl<'a> Reader<'a> {
             return here.refuse("makes whole numbers of fewer bits, which may not fit");
         }
         Ok(Value::Array(match kind {
-            Kind::Float => {
-                let rounded = Tensor::new(array.data.as_slice(), &Device::Cpu)?.to_dtype(dtype)?;
-                let data = rounded.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-                Array { kind, data: data.into(), ..array }
+            Kind::Float(_) => array.map(kind, |x| x),
+            Kind::Int => {
+                apart(here, &array)?;
+                array.map(kind, f64::trunc)
             }
-            Kind::Int => array.map(kind, f64::trunc),
             Kind::Bool => array.map(kind, |x| f64::from(x != 0.0)),
         }))
     }
