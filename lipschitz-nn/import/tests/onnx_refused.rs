@@ -200,6 +200,134 @@ fn what_is_not_known_is_refused_by_name() {
     }
 }
 
+fn scalar(name: &str, x: f32) -> Vec<u8> {
+    tensor(name, &[], 1, &x.to_le_bytes())
+}
+
+fn whole(name: &str, dims: &[i64], numbers: &[i64]) -> Vec<u8> {
+    let raw: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+    tensor(name, dims, 7, &raw)
+}
+
+/// A file of `x` of three elements, any number of examples, with these nodes and tensors.
+fn of(nodes: Vec<Vec<u8>>, tensors: Vec<Vec<u8>>) -> File {
+    File { nodes, tensors, outputs: vec![value("y", 1, &[0, 3])], ..valid() }
+}
+
+/// How many examples there are decides nothing, at no number of them; numbers of whole numbers are those of
+/// the file's own type, or are refused where rounding decides.
+#[test]
+fn open_sizes_decide_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    let read = |file: &File| {
+        std::fs::write(&path, file.bytes()).unwrap();
+        import(&path, &ImportOptions::default()).map_err(|e| e.to_string())
+    };
+    let size = |from: &str| {
+        vec![node("Shape", &["x"], &["s"], &[]), node("Gather", &["s", from], &["b"], &[])]
+    };
+    let numbers = || {
+        vec![
+            whole("zero", &[], &[0]),
+            whole("one", &[], &[1]),
+            whole("many", &[], &[100]),
+            scalar("ten", 10.0),
+            scalar("1", 1.0),
+        ]
+    };
+    let with = |more: Vec<Vec<u8>>, from: &str| {
+        let last = node("Mul", &["x", "k"], &["y"], &[]);
+        of([size(from), more, vec![last]].concat(), numbers())
+    };
+    let chosen = |op: &str, a: &str, b: &str| {
+        vec![node(op, &[a, b], &["c"], &[]), node("Where", &["c", "ten", "1"], &["k"], &[])]
+    };
+    for op in ["Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual"] {
+        let said = read(&with(chosen(op, "b", "many"), "zero")).map(|_| ()).unwrap_err();
+        assert!(said.contains(&format!("the {op}")) && said.contains("decides by them"), "{said}");
+        // Of the other axis, which the file says.
+        read(&with(chosen(op, "b", "many"), "one")).unwrap();
+    }
+    // No number of examples is zero.
+    read(&with(chosen("Equal", "b", "zero"), "zero")).unwrap();
+    read(&with(chosen("Greater", "b", "zero"), "zero")).unwrap();
+    for op in ["Min", "Max", "Div", "Mod"] {
+        let few = [vec![node(op, &["b", "many"], &["d"], &[])], chosen("Equal", "d", "many")];
+        let said = read(&with(few.concat(), "zero")).map(|_| ()).unwrap_err();
+        assert!(said.contains("decides by them"), "{op}: {said}");
+    }
+    let table = [
+        vec![node("Gather", &["table", "b"], &["k"], &[])],
+        vec![node("Mul", &["x", "k"], &["y"], &[])],
+    ];
+    let mut file = of([size("zero"), table.concat()].concat(), numbers());
+    let row: Vec<u8> =
+        (0..64).flat_map(|i| (if i == 40 { 9f32 } else { 1.0 }).to_le_bytes()).collect();
+    file.tensors.push(tensor("table", &[64], 1, &row));
+    assert!(read(&file).map(|_| ()).unwrap_err().contains("decides by them"));
+}
+
+/// What is computed of constants is rounded as whoever runs the file rounds it.
+#[test]
+fn constants_are_those_of_their_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    let read = |nodes: Vec<Vec<u8>>, tensors: Vec<Vec<u8>>| {
+        std::fs::write(&path, of(nodes, tensors).bytes()).unwrap();
+        import(&path, &ImportOptions::default()).map_err(|e| e.to_string())
+    };
+    let outputs = |imported: Imported| {
+        let x = Tensor::new(&[[1f32, 2.0, 3.0]], &Device::Cpu).unwrap();
+        imported.model.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    // 0.7 · 10 is 7 in f32, and 6.9999998807… without rounding.
+    let floor = vec![
+        node("Mul", &["p", "q"], &["c"], &[]),
+        node("Floor", &["c"], &["k"], &[]),
+        node("Mul", &["x", "k"], &["y"], &[]),
+    ];
+    let y = outputs(read(floor.clone(), vec![scalar("p", 0.7), scalar("q", 10.0)]).unwrap());
+    assert_eq!(y, [7.0, 14.0, 21.0]);
+    // So near to 7 that another order of operations could decide.
+    let near = vec![scalar("p", 0.7), scalar("q", 9.999_999)];
+    let said = read(floor, near).map(|_| ()).unwrap_err();
+    assert!(said.contains("which rounding may decide"), "{said}");
+    // 2²⁵ + 1 is no number of f32.
+    let gone = vec![
+        node("Add", &["large", "1"], &["a"], &[]),
+        node("Sub", &["a", "large"], &["b"], &[]),
+        node("Sub", &["1", "b"], &["k"], &[]),
+        node("Mul", &["x", "k"], &["y"], &[]),
+    ];
+    let y = outputs(read(gone, vec![scalar("large", 33_554_432.0), scalar("1", 1.0)]).unwrap());
+    assert_eq!(y, [1.0, 2.0, 3.0]);
+    // A quotient is never less than it is.
+    let third = vec![node("Div", &["x", "3"], &["y"], &[])];
+    let model = read(third, vec![scalar("3", 3.0)]).unwrap().model;
+    let graph = serde_json::to_value(model.graph()).unwrap().to_string();
+    let factor: f64 = graph
+        .split("\"factor\":")
+        .nth(1)
+        .unwrap()
+        .split([',', '}'])
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(factor.mul_add(3.0, -1.0) >= 0.0 && factor < 0.333_333_333_333_334, "{factor}");
+    // A file of a few bytes does not take all memory.
+    for dims in [[0, 1 << 40], [0, 1 << 27]] {
+        let halves = vec![
+            node("Split", &["x"], &["a", "b"], &[option("axis", 1)]),
+            node("Add", &["a", "b"], &["y"], &[]),
+        ];
+        let file = File { inputs: vec![value("x", 1, &dims)], ..of(halves, Vec::new()) };
+        std::fs::write(&path, file.bytes()).unwrap();
+        assert!(!said(&path).is_empty());
+    }
+}
+
 #[test]
 fn a_file_that_is_cut_is_refused() {
     let dir = tempfile::tempdir().unwrap();

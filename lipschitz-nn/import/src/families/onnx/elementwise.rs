@@ -7,6 +7,7 @@ use super::array::{self, Array, Kind};
 use super::expr::{Expr, Phi};
 use super::net::{Coefficient, Form, Op};
 use super::operators::{Here, Measure, Out, Reader, Statistic, Value};
+use super::sizes::Test;
 use super::view::{Base, Step, View, product};
 use crate::expression::TensorExpr;
 
@@ -21,6 +22,7 @@ impl Reader<'_> {
                 _ => return here.refuse("is of constants alone"),
             };
             let array = self.array(here, x)?;
+            self.decided(here, Test::Side, &array, &Array::scalar(Kind::REAL, 0.0));
             return Ok(Value::Array(array.map(array.kind, f)));
         }
         self.map(here, x, Some(Expr::x().apply(phi)))
@@ -82,6 +84,7 @@ impl Reader<'_> {
             let array = self.array(here, x)?;
             if name == "Floor" || name == "Ceil" {
                 apart(here, &array)?;
+                self.whole_by(here, &array);
             }
             return Ok(Value::Array(array.map(array.kind, f)));
         }
@@ -103,6 +106,7 @@ impl Reader<'_> {
         }
         if self.is_known(x) {
             let array = self.array(here, x)?;
+            self.fixed_by(here, &array);
             return Ok(Value::Array(array.map(array.kind, |x| x.max(low).min(high))));
         }
         if low.is_nan() || high.is_nan() || low > high {
@@ -151,6 +155,12 @@ impl Reader<'_> {
                 let whole = a.kind == Kind::Int && b.kind == Kind::Int;
                 if whole && op == "Div" && b.data.contains(&0.0) {
                     return here.refuse("divides by zero");
+                }
+                if whole
+                    && op == "Div"
+                    && let Some(quotient) = a.zip(&b, Kind::REAL, |a, b| a / b)
+                {
+                    self.whole_by(here, &quotient);
                 }
                 let f: fn(f64, f64) -> f64 = match op {
                     "Add" => |a, b| a + b,

@@ -437,6 +437,9 @@ impl Reader<'_> {
             if axes.len() != rank {
                 return here.refuse("is over some axes of constants");
             }
+            if name == "ReduceMax" || name == "ReduceMin" {
+                self.fixed_by(here, &array);
+            }
             let Some(all) = array.data.iter().copied().reduce(f) else {
                 return here.refuse("is of no numbers");
             };

@@ -15,6 +15,7 @@ mod layers;
 mod moves;
 mod net;
 mod operators;
+mod sizes;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ use crate::mapping::Mapping;
 use array::Kind;
 use net::{Form, Net, Op};
 use operators::{Here, Reader, Value, Weight};
+use sizes::{Decision, Open};
 use view::Base;
 
 /// Why a file is not read.
@@ -60,13 +62,6 @@ pub(crate) fn open(source: Source) -> Result<(Mapping, Files), Error> {
 
 /// The most elements of an input: what a graph may read.
 const MOST_READ: usize = 1 << 28;
-
-/// The sizes that a file leaves open.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Open {
-    batch: usize,
-    tokens: usize,
-}
 
 fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
     if !OPSETS.contains(&contents.opset) {
@@ -109,24 +104,35 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
              of positions or its metadata says"
         ));
     }
-    let Read { mapping, .. } = read(first)?;
+    let Read { mapping, decisions, .. } = read(first)?;
     if open_batch || open_tokens {
         // Of other sizes it is the same network, or what it computes is not known.
         let another = "computes another network for other numbers of examples or tokens";
         let other = Open { batch: 3, tokens: if open_tokens { first.tokens - 1 } else { 2 } };
-        if !same(&mapping, &read(other)?.mapping) {
-            return Err(another.into());
-        }
-        // Where an axis has one element it may be told from none, so that these may be refused.
-        let mut more = vec![(1, first.tokens), (7, first.tokens)];
+        // Where an axis has one element it may be told from none, so that some may be refused.
+        let mut more = vec![(1, first.tokens, true), (7, first.tokens, true)];
         if open_tokens {
-            more.extend([(2, first.tokens / 2), (5, 3)]);
+            more.extend([(2, first.tokens / 2, true), (5, 3, true)]);
         }
-        for (batch, tokens) in more {
-            let read = read(Open { batch, tokens: tokens.max(1) });
-            if read.is_ok_and(|read| !same(&mapping, &read.mapping)) {
+        if !open_batch {
+            more.retain(|(batch, ..)| *batch == 2);
+        }
+        let mut readings = vec![(first, decisions)];
+        for (batch, tokens, may_be_refused) in
+            std::iter::once((other.batch, other.tokens, false)).chain(more)
+        {
+            let open = Open { batch, tokens: tokens.max(1) };
+            let read = match read(open) {
+                Err(_) if may_be_refused => continue,
+                read => read?,
+            };
+            if !same(&mapping, &read.mapping) {
                 return Err(another.into());
             }
+            readings.push((open, read.decisions));
+        }
+        if let Some(operator) = sizes::decides(&readings, first.tokens) {
+            return Err(format!("{another}: {operator} decides by them").into());
         }
     }
     Ok(notes.into_iter().fold(mapping, Mapping::note))
@@ -156,6 +162,8 @@ struct Read {
     mapping: Mapping,
     /// The rows of the shortest table of positions.
     length: Option<usize>,
+    /// What may decide by sizes.
+    decisions: Vec<Decision>,
 }
 
 fn translate(
@@ -205,6 +213,7 @@ fn translate(
         kept: 0,
         numbers: BTreeMap::new(),
         passes_large: false,
+        decisions: Vec::new(),
     };
     let names = reader.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i));
     reader.numbers = names.collect();
@@ -254,6 +263,7 @@ fn translate(
     let numbers = |expr: &TensorExpr| -> Result<Vec<f64>, Refused> {
         Ok(expr.read(files, DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
     };
+    let decisions = std::mem::take(&mut reader.decisions);
     let mut mapping = build::mapping(&reader.net, node, input, &numbers)?;
     if reader.passes_large {
         mapping = mapping.note(
@@ -261,7 +271,7 @@ fn translate(
              network has ln(1 + e^x) everywhere",
         );
     }
-    Ok(Read { mapping: accounted(mapping, files, &reader.taken), length })
+    Ok(Read { mapping: accounted(mapping, files, &reader.taken), length, decisions })
 }
 
 /// What a network reads, its form, and the sizes of the tensor that the file wants.

@@ -9,6 +9,7 @@ use super::attributes::Attributes;
 use super::expr::{Expr, Phi};
 use super::net::{Form, Op};
 use super::operators::{Here, Out, Reader, Value};
+use super::sizes::Test;
 use super::view::{Base, Step, View, product};
 
 impl Reader<'_> {
@@ -137,6 +138,13 @@ impl Reader<'_> {
             let Some(size) = self.shape(&x).get(axis).copied() else {
                 return here.refuse("has an axis that is not there");
             };
+            if self.is_known(&x) {
+                // Where it begins, and whether it ends within the axis.
+                let [from, end] = [*from, to.saturating_sub(size as i64)];
+                self.fixed_by(here, &Array::scalar(Kind::REAL, from as f64));
+                let end = Array::scalar(Kind::REAL, end as f64);
+                self.decided(here, Test::Side, &end, &Array::scalar(Kind::REAL, 0.0));
+            }
             if *step == 1 {
                 let (from, to) = (array::bound(*from, size), array::bound(*to, size));
                 x = self.run(here, &x, axis, from, to.saturating_sub(from))?;
@@ -245,6 +253,7 @@ impl Reader<'_> {
             return self.embedding(here, x, index, node, axis);
         }
         let index = self.array(here, index)?;
+        self.fixed_by(here, &index);
         let Some(size) = shape.get(axis).map(|size| *size as i64) else {
             return here.refuse("has an axis that is not there");
         };

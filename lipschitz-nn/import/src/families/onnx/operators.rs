@@ -12,6 +12,7 @@ use super::attributes::Attributes;
 use super::elementwise::apart;
 use super::expr::{Expr, Phi};
 use super::net::{Form, Net, Op};
+use super::sizes::{Decision, Test};
 use super::view::{Base, View, product};
 use crate::expression::TensorExpr;
 use crate::formats::files::Files;
@@ -114,6 +115,8 @@ pub(super) struct Reader<'a> {
     pub numbers: BTreeMap<String, usize>,
     /// How often each name is still read.
     pub left: BTreeMap<String, usize>,
+    /// What operators that may decide by sizes have read.
+    pub decisions: Vec<Decision>,
     /// Whether the file passes large numbers through where the network has a softplus.
     pub passes_large: bool,
 }
@@ -342,7 +345,11 @@ impl<'a> Reader<'a> {
             "Trilu" => {
                 let x = self.array(here, need(0)?)?;
                 let k = match at(1) {
-                    Some(k) => self.whole(here, k)?.first().copied().unwrap_or(0),
+                    Some(k) => {
+                        let k = self.array(here, k)?;
+                        self.fixed_by(here, &k);
+                        k.whole().and_then(|k| k.first().copied()).unwrap_or(0)
+                    }
                     None => 0,
                 };
                 let upper = attributes.flag("upper", true)?;
@@ -389,6 +396,7 @@ impl<'a> Reader<'a> {
             }
             "GatherElements" => {
                 let (x, index) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
+                self.fixed_by(here, &index);
                 let axis = attributes.int("axis", 0)?;
                 self.array_value(here, x.pick(&index, axis))?
             }
@@ -397,6 +405,7 @@ impl<'a> Reader<'a> {
                     return here.refuse("takes elements of each example, which is not read");
                 }
                 let (x, index) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
+                self.fixed_by(here, &index);
                 self.array_value(here, x.look_up(&index))?
             }
             "And" | "Or" | "Xor" | "Equal" | "Greater" | "GreaterOrEqual" | "Less"
@@ -408,6 +417,16 @@ impl<'a> Reader<'a> {
                 let infinite = |x: &f64| x.abs() >= -super::attention::UNSEEN;
                 if a.data.iter().chain(b.data.iter()).any(|x| !exact(x) && !infinite(x)) {
                     return here.refuse("compares numbers that are not whole");
+                }
+                let test = match name {
+                    "Equal" => Some(Test::Zero),
+                    "Greater" | "LessOrEqual" => Some(Test::Above),
+                    "Less" | "GreaterOrEqual" => Some(Test::Below),
+                    // Of truths, which are decided already.
+                    _ => None,
+                };
+                if let Some(test) = test {
+                    self.decided(here, test, &a, &b);
                 }
                 let f: fn(f64, f64) -> bool = match name {
                     "And" => |a, b| a != 0.0 && b != 0.0,
@@ -430,6 +449,8 @@ impl<'a> Reader<'a> {
                     return here.refuse("has the sign of its first operand, which is not read");
                 }
                 let (a, b) = (self.array(here, need(0)?)?, self.array(here, need(1)?)?);
+                self.fixed_by(here, &a);
+                self.fixed_by(here, &b);
                 if b.data.contains(&0.0) || a.kind != Kind::Int {
                     return here.refuse("divides by zero, or is of no whole numbers");
                 }
@@ -456,6 +477,7 @@ impl<'a> Reader<'a> {
                 let (x, bound) = if self.is_known(&a) { (b, a) } else { (a, b) };
                 if self.is_known(&x) {
                     let (a, b) = (self.array(here, &x)?, self.array(here, &bound)?);
+                    self.decided(here, Test::Side, &a, &b);
                     let f = if name == "Max" { f64::max } else { f64::min };
                     return Ok(vec![self.array_value(here, a.zip(&b, a.kind, f))?]);
                 }
@@ -626,6 +648,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Notes an operator that decides by the difference of two arrays.
+    pub(super) fn decided(&mut self, here: Here<'_>, test: Test, a: &Array, b: &Array) {
+        if let Some(difference) = a.zip(b, Kind::REAL, |a, b| if a == b { 0.0 } else { a - b }) {
+            self.decisions.push(Decision::new(here, test, &difference));
+        }
+    }
+
+    /// Notes an operator that decides by numbers.
+    pub(super) fn fixed_by(&mut self, here: Here<'_>, array: &Array) {
+        self.decisions.push(Decision::new(here, Test::Same, array));
+    }
+
+    /// Notes an operator that makes whole numbers, of those that are not whole.
+    pub(super) fn whole_by(&mut self, here: Here<'_>, array: &Array) {
+        self.fixed_by(here, &array.map(Kind::REAL, |x| x - x.trunc()));
+    }
+
     pub(super) fn number_of(&mut self, here: Here<'_>, weight: usize) -> Result<Array, Refused> {
         let Some(Weight { name, shape, kind }) = self.weights.get(weight) else {
             return here.refuse("reads a tensor that is missing");
@@ -788,7 +827,8 @@ impl<'a> Reader<'a> {
             return self.array_value(here, Array::new(vec![data.len()], Kind::Int, data));
         }
         if let Some(data) = attributes.floats("value_floats")? {
-            return self.array_value(here, Array::new(vec![data.len()], Kind::Float(DType::F32), data));
+            return self
+                .array_value(here, Array::new(vec![data.len()], Kind::Float(DType::F32), data));
         }
         here.refuse("holds no numbers that are read")
     }
@@ -852,9 +892,13 @@ impl<'a> Reader<'a> {
             Kind::Float(_) => array.map(kind, |x| x),
             Kind::Int => {
                 apart(here, &array)?;
+                self.whole_by(here, &array);
                 array.map(kind, f64::trunc)
             }
-            Kind::Bool => array.map(kind, |x| f64::from(x != 0.0)),
+            Kind::Bool => {
+                self.decided(here, Test::Zero, &array, &Array::scalar(Kind::REAL, 0.0));
+                array.map(kind, |x| f64::from(x != 0.0))
+            }
         }))
     }
 

@@ -1,0 +1,165 @@
+//! Whether sizes that a file leaves open decide anything: a comparison with the number of examples, a
+//! maximum, an index. A file is read at a few sizes; what it would compute at others has to be the same.
+//!
+//! Each operator that may decide is recorded with what it read. Between two readings a number either stays,
+//! and decides alike, or moves with the sizes. Of one that moves, the difference to what it is compared with
+//! has to be α + β·examples + γ·tokens at all readings, and on one side of zero for all sizes there are.
+
+use super::array::Array;
+use super::operators::Here;
+
+/// The sizes that a file leaves open.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Open {
+    pub batch: usize,
+    pub tokens: usize,
+}
+
+/// What has to be the same at all sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Test {
+    /// The numbers.
+    Same,
+    /// Whether the difference is zero.
+    Zero,
+    /// Whether it is above zero.
+    Above,
+    /// Whether it is below zero.
+    Below,
+    /// On which side of zero it is; which side zero is on does not matter.
+    Side,
+}
+
+/// An operator that may decide, with some of the numbers that it reads.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    of: String,
+    test: Test,
+    /// Places along each axis, and the difference there.
+    differences: Vec<(Vec<usize>, f64)>,
+}
+
+/// So many places of each axis are looked at. What is beyond them is computed alike.
+const PLACES: usize = 8;
+
+/// So many numbers of each operator.
+const MOST: usize = 1 << 12;
+
+impl Decision {
+    pub(super) fn new(here: Here<'_>, test: Test, difference: &Array) -> Self {
+        let shape = &difference.shape;
+        let place = |at: usize| {
+            let mut rest = at;
+            let mut place = vec![0; shape.len()];
+            for (p, size) in place.iter_mut().zip(shape).rev() {
+                *p = rest % size.max(&1);
+                rest /= size.max(&1);
+            }
+            place
+        };
+        let all = difference.data.iter().enumerate().map(|(at, x)| (place(at), *x));
+        let near = all.filter(|(place, _)| place.iter().all(|p| *p < PLACES));
+        Self { of: here.to_string(), test, differences: near.take(MOST).collect() }
+    }
+}
+
+/// The first operator that decides by sizes which these readings leave open, of up to `most` tokens; none if
+/// none does.
+pub(super) fn decides(readings: &[(Open, Vec<Decision>)], most: usize) -> Option<String> {
+    let (_, first) = readings.first()?;
+    for (_, other) in readings {
+        let alike = |(a, b): (&Decision, &Decision)| a.of == b.of && a.test == b.test;
+        if first.len() != other.len() || !first.iter().zip(other).all(alike) {
+            return Some("the order of its operators".into());
+        }
+    }
+    for (i, decision) in first.iter().enumerate() {
+        for (place, _) in &decision.differences {
+            let at = |(open, all): &(Open, Vec<Decision>)| {
+                let found = all.get(i)?.differences.iter().find(|(other, _)| other == place)?;
+                Some((*open, found.1))
+            };
+            let seen: Vec<(Open, f64)> = readings.iter().filter_map(at).collect();
+            let least = place.iter().max().map_or(1, |place| place + 1).min(most);
+            if !is_the_same(decision.test, &seen, least, most) {
+                return Some(decision.of.clone());
+            }
+        }
+    }
+    None
+}
+
+/// Whether a test of what was seen at some sizes has one outcome at all of them, of `least` to `most` tokens.
+fn is_the_same(test: Test, seen: &[(Open, f64)], least: usize, most: usize) -> bool {
+    let Some((at, value)) = seen.first().copied() else { return true };
+    if seen.iter().all(|(_, x)| *x == value) {
+        return true;
+    }
+    if test == Test::Same {
+        return false;
+    }
+    // How much the difference grows with one example, and with one token.
+    let slope = |along: fn(Open) -> f64, other: fn(Open) -> f64| {
+        let apart = seen.iter().find(|(o, _)| along(*o) != along(at) && other(*o) == other(at));
+        apart.map_or(0.0, |(o, x)| (x - value) / (along(*o) - along(at)))
+    };
+    let (batch, tokens) = (|o: Open| o.batch as f64, |o: Open| o.tokens as f64);
+    let (a, b) = (slope(batch, tokens), slope(tokens, batch));
+    let of = |open: Open| value + a * (batch(open) - batch(at)) + b * (tokens(open) - tokens(at));
+    if !seen.iter().all(|(open, x)| of(*open) == *x) {
+        return false;
+    }
+    let corners = [least, most].map(|tokens| of(Open { batch: 1, tokens }));
+    let mut low = corners.iter().copied().fold(f64::INFINITY, f64::min);
+    let mut high = corners.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if a != 0.0 {
+        (low, high) = if a > 0.0 { (low, f64::INFINITY) } else { (f64::NEG_INFINITY, high) };
+    }
+    match test {
+        Test::Same => false,
+        Test::Zero => low > 0.0 || high < 0.0,
+        Test::Above => low > 0.0 || high <= 0.0,
+        Test::Below => high < 0.0 || low >= 0.0,
+        Test::Side => low >= 0.0 || high <= 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(f: impl Fn(f64, f64) -> f64) -> Vec<(Open, f64)> {
+        [(2, 12), (3, 11), (1, 12), (7, 12), (2, 6), (5, 3)]
+            .map(|(batch, tokens)| (Open { batch, tokens }, f(batch as f64, tokens as f64)))
+            .to_vec()
+    }
+
+    #[test]
+    fn a_difference_that_moves_stays_on_its_side_or_decides() {
+        let holds = |test, f: &dyn Fn(f64, f64) -> f64| is_the_same(test, &seen(f), 1, 12);
+        // A threshold beyond all readings, and one between them.
+        for (test, f) in [
+            (Test::Above, &(|b, _| b - 100.0) as &dyn Fn(f64, f64) -> f64),
+            (Test::Below, &|b, _| b - 100.0),
+            (Test::Zero, &|b, _| b - 100.0),
+            (Test::Side, &|b, _| b - 100.0),
+            (Test::Above, &|_, t| t - 5.0),
+            (Test::Side, &|b, t| b * t - 1000.0),
+            (Test::Side, &|b, _| (b - 50.0).max(0.0) + b - 60.0),
+            (Test::Same, &|_, t| t),
+            (Test::Below, &|b, t| 3.0 * b - t),
+        ] {
+            assert!(!holds(test, f), "{test:?}");
+        }
+        for (test, f) in [
+            (Test::Same, &(|_, _| 3.0) as &dyn Fn(f64, f64) -> f64),
+            (Test::Zero, &|b, _| b + 1.0),
+            (Test::Above, &|b, _| b),
+            (Test::Below, &|_, t| t - 13.0),
+            (Test::Side, &|_, t| t - 12.0),
+            (Test::Above, &|_, t| -t),
+        ] {
+            assert!(holds(test, f), "{test:?}");
+        }
+    }
+}
