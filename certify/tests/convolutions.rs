@@ -119,6 +119,21 @@ fn odd_kernels() {
     assert!(of([vec![f64::NAN], vec![0.0; 35]].concat()).is_infinite());
 }
 
+/// A stride far beyond the image reads one pixel, and takes no memory for those that it passes over.
+#[test]
+fn a_large_stride_takes_little_memory() {
+    let start = Instant::now();
+    let w = Matrix { rows: 1, columns: 1, data: vec![-3.0] };
+    for (stride, sides) in
+        [(1 << 14, [1, 1]), (1 << 20, [1, 1]), (1 << 28, [1, 1]), (1 << 20, [1, 1 << 20])]
+    {
+        let c = Convolution { stride, bias: false, ..Convolution::same(1, 1, 1) };
+        let found = convolution_norm(&w, &c, sides, Method::Proven).upper.to_f64();
+        assert!((3.0..3.0 + 1e-6).contains(&found), "{stride}: {found}");
+    }
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
 /// The usual large one, by hand: `cargo test -- --ignored --nocapture`.
 #[test]
 #[ignore = "some seconds"]

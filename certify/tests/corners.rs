@@ -5,7 +5,7 @@ use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::probe;
 use lipschitz_certify::spectral::Method;
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op, Pooling};
 
 fn matrix(values: &[f64], shape: (usize, usize)) -> Tensor {
     Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
@@ -55,6 +55,18 @@ fn tokens_of_an_image_are_measured_by_the_largest() {
     let starts = matrix(&[0.3, 0.2, -0.1, 0.4], (2, 2)).reshape((2, 1, 1, 2)).unwrap();
     let found = probe::search(&model, &starts, 1.0, 40).unwrap().sensitivity;
     assert!(found <= l2 && found > 0.9, "{found}");
+}
+
+/// 2⁸ · 2²⁸ · 2²⁸ is 0 in numbers of 64 bits, and no constant of any image.
+#[test]
+fn an_image_whose_size_is_no_number_is_refused() {
+    let head = || Node::new("head", Op::Linear { inputs: 256, outputs: 3, bias: false });
+    let pool = || Node::new("", Op::GlobalPool { pooling: Pooling::Max });
+    for sides in [[1 << 28, 1 << 28], [1 << 28, 1], [1 << 15, 1 << 15]] {
+        let input = Input::Pixels { channels: 256, height: sides[0], width: sides[1] };
+        let said = Graph::new(input, vec![pool(), head()]).unwrap_err().to_string();
+        assert!(said.contains("reads images of more than 268435456 numbers"), "{said}");
+    }
 }
 
 /// V·γ = 10⁻²⁰⁰·10⁻²⁰⁰ underflows to zero, but with O = 10³⁰⁰ the slope at 0 is 10⁻¹⁰⁰.

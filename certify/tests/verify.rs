@@ -260,3 +260,29 @@ fn rounded_weights_have_a_certificate_of_their_own() {
         assert!(verify(&Certificate { rounding: Some(other), ..rounded }, &model).is_err());
     }
 }
+
+/// What claims a proof of a change of a hundred thousand elements is refused before it takes memory.
+#[test]
+fn a_claim_of_a_large_proof_takes_no_memory() {
+    use lipschitz_nn::graph::{Function, Input, Node, Op};
+    let start = std::time::Instant::now();
+    let wide = 100_000;
+    let nodes = vec![
+        Node::new("", Op::Activation { function: Function::Relu, scale: 1.0 }),
+        Node::new("head", Op::Linear { inputs: wide, outputs: 1, bias: false }),
+    ];
+    let graph = Graph::new(Input::Vector { dim: wide }, nodes).unwrap();
+    let w = Tensor::ones((1, wide), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let model = Model::new(graph, [("head.weight".to_string(), w)].into()).unwrap();
+    let certificate = certify(&model, Method::Proven, Formula::Sound, None).unwrap();
+    verify(&certificate, &model).unwrap();
+    let mut document = serde_json::to_value(&certificate).unwrap();
+    let l2 = document["l2"].clone();
+    document["ellipsoids"] = serde_json::json!({
+        "l2": l2, "logit": l2, "margin": l2, "nodes": [], "multipliers": []
+    });
+    let claim: Certificate = serde_json::from_value(document).unwrap();
+    let said = verify(&claim, &model).unwrap_err().to_string();
+    assert!(said.contains("prove nothing"), "{said}");
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}

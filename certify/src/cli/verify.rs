@@ -93,7 +93,7 @@ impl VerifyCommand {
         let least = claim.inputs.iter().map(|row| row.radius).fold(f64::INFINITY, f64::min);
         let n = claim.inputs.len();
         outln!("{path}: holds: {n} radii, the smallest {}", super::local::down(least));
-        outln!("what an attack found is no part of it");
+        outln!("labels, tangents, losses, times and what an attack found are no part of it");
         Ok(())
     }
 }
