@@ -242,7 +242,7 @@ def _network_of(
             # How often a batch norm was trained is no weight.
             weights = {name: value for name, value in model.state_dict().items() if name.split(".")[-1] != "num_batches_tracked"}
             return network_of(weights, graph)
-        from ._modules import as_configured, translate, unchanged
+        from ._modules import as_configured, same_outputs, translate, unchanged
 
         unchanged(model)
         if hasattr(model, "save_pretrained") and hasattr(model, "config"):
@@ -251,11 +251,15 @@ def _network_of(
             as_configured(model)
             directory = tempfile.TemporaryDirectory()
             model.save_pretrained(directory.name)
-            return Network.open(directory.name), directory
+            network = Network.open(directory.name)
+            same_outputs(model, network)
+            return network, directory
         if context is not None:
             context = _whole("context", context)
         text, weights = translate(model, _shape(input_shape), context)
-        return Network.of(text, weights, "translated from a torch module"), None
+        network = Network.of(text, weights, "translated from a torch module")
+        same_outputs(model, network)
+        return network, None
     raise Error(
         f"a {type(model).__name__} is no model: give a path, a dict of arrays with a graph, or a torch.nn.Module"
     )

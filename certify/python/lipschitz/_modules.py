@@ -71,6 +71,56 @@ def unchanged(model: nn.Module) -> None:
                 raise Error(f"{path}, a {_kind(module)}: its class has a {name} from {theirs}, which may compute something else")
 
 
+# How far outputs may be off, relative to the largest, by the type that a module computes in.
+_OFF = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def same_outputs(model: nn.Module, network: Any) -> None:
+    """Refuses a module whose outputs for an input are not those of the network that it was read as: whatever it is
+    that makes it compute something else."""
+    graph = json.loads(network.graph())
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    dtype, device = (weights[0].dtype, weights[0].device) if weights else (torch.float32, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(1)
+    spec = graph["input"]
+    if spec["kind"] == "tokens":
+        vocabulary = graph["nodes"][0]["vocabulary"]
+        config = getattr(model, "config", None)
+        # What is read as a mark of where a text ends is no text.
+        marks = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls")}
+        usual = [i for i in range(min(vocabulary, 4096)) if i not in marks] or [0]
+        at = torch.randint(len(usual), (min(spec["context"], 12),), generator=draw)
+        x = torch.tensor([[usual[i] for i in at.tolist()]])
+    else:
+        shape = (spec["dim"],) if spec["kind"] == "vector" else (spec["channels"], spec["height"], spec["width"])
+        x = torch.rand(1, *shape, generator=draw).to(dtype)
+    values, shape = network.run(x.double().numpy() if x.is_floating_point() else x.numpy())
+    ours = torch.tensor(values, dtype=torch.float64).reshape(shape)
+    with torch.no_grad():
+        made = list(_tensors(model(x.to(device))))
+    alike = [y.detach().double().cpu() for y in made if y.numel() == ours.numel() and y.is_floating_point()]
+    if not alike:
+        raise Error(f"the model makes no tensor of {tuple(shape)}, which is what was read of it; give a graph, certify(model, graph)")
+    # Beyond the largest numbers nothing is compared.
+    if not torch.isfinite(ours).all() or not all(torch.isfinite(y).all() for y in alike):
+        return
+    off = min(float((y.reshape(ours.shape) - ours).abs().max() / y.abs().max().clamp(min=1e-300)) for y in alike)
+    if off > _OFF.get(dtype, 1e-3):
+        raise Error(f"the model computes something else than what was read of it: its output is off by {off:.2g} of its largest; give a graph, certify(model, graph)")
+
+
+def _tensors(made: Any) -> Any:
+    """All tensors of what a module returns."""
+    if isinstance(made, torch.Tensor):
+        yield made
+    elif isinstance(made, dict):
+        for value in made.values():
+            yield from _tensors(value)
+    elif isinstance(made, (list, tuple)):
+        for value in made:
+            yield from _tensors(value)
+
+
 def _library(of: Any) -> str:
     """The library that a class or a function is from; PyTorch's modules are called by PyTorch."""
     library = str(getattr(of, "__module__", "")).split(".")[0]
@@ -81,7 +131,10 @@ def as_configured(model: nn.Module) -> None:
     """Refuses a model, as of Hugging Face, whose modules are not those that the library makes of its config,
     which is what is read."""
     for path, module in model.named_modules():
-        if type(module).__module__.split(".")[0] not in ("torch", "transformers"):
+        kind = type(module)
+        # As the library has it under its name.
+        own = getattr(sys.modules.get(kind.__module__), kind.__qualname__.split(".")[0], None)
+        if kind.__module__.split(".")[0] not in ("torch", "transformers") or (own is not kind and "." not in kind.__qualname__):
             raise Error(f"{path or 'the model'}, a {_kind(module)}, is of {type(module).__module__} and not of the library")
     _known_attention(model)
     with torch.random.fork_rng(devices=[]):
@@ -92,10 +145,11 @@ def as_configured(model: nn.Module) -> None:
         if other is None or type(other) is not type(module):
             raise Error(f"{path}, a {_kind(module)}, is not what the model's config says")
         constants = _constants(module), _constants(other)
-        for name in sorted(constants[0].keys() | constants[1].keys()):
-            if constants[0].get(name, fresh) != constants[1].get(name, fresh):
+        # What somebody has added is nothing that the library's code asks for.
+        for name in sorted(constants[1]):
+            if constants[0].get(name, fresh) != constants[1][name]:
                 raise Error(f"{path or 'the model'}.{name} is not what the model's config says")
-        for name in module._non_persistent_buffers_set:
+        for name in module._non_persistent_buffers_set | other._non_persistent_buffers_set:
             if not _equal(module._buffers.get(name), other._buffers.get(name)):
                 kept = module._buffers.get(name)
                 rounded = kept is not None and other._buffers.get(name) is not None and kept.dtype != other._buffers[name].dtype
@@ -146,7 +200,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 # What changes gradients, or memory of earlier calls, alone.
-_IDLE = ("training", "gradient_checkpointing", "name_or_path", "warnings_issued", "max_seq_len_cached")
+_IDLE = ("training", "gradient_checkpointing", "name_or_path", "warnings_issued", "max_seq_len_cached", "vocab_size", "num_embeddings", "out_features")
 
 
 def _constants(module: nn.Module) -> dict[str, Any]:
@@ -170,7 +224,8 @@ def _comparable(value: Any) -> Any:
         return [_comparable(item) for item in value]
     if callable(value) and not isinstance(value, type):
         function = getattr(value, "func", value)
-        return getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__qualname__)
+        given = repr((getattr(value, "args", ()), getattr(value, "keywords", {})))
+        return getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__qualname__), given
     return value
 
 

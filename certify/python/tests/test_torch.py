@@ -1,7 +1,10 @@
 """What needs torch; skipped without it."""
 
 import copy
+import functools
+import sys
 import time
+import types
 
 import lipschitz
 import numpy
@@ -148,7 +151,10 @@ class Configured(nn.Module):
 
 
 # As one of the library's own.
-Configured.__module__ = "transformers.models.configured"
+library = types.ModuleType("transformers.models.configured")
+library.Configured = Configured
+sys.modules[library.__name__] = library
+Configured.__module__ = library.__name__
 
 
 class Another(Configured):
@@ -176,6 +182,7 @@ def configured(change, kind=Configured):
         (configured(lambda m: setattr(m, "act", nn.ReLU().eval())), {}, "act, a ReLU, is not what"),
         (configured(lambda m: setattr(m, "scale", 2.0)), {}, "scale is not what"),
         (configured(lambda m: setattr(m, "more", nn.Tanh().eval())), {}, "more, a Tanh, is not what"),
+        (configured(lambda m: setattr(m, "function", functools.partial(torch.sum, dim=0))), {}, "function is not what"),
         (configured(lambda m: delattr(m, "act")), {}, "has no act"),
         (configured(lambda m: setattr(m, "heads", 2)), {}, "heads is not what"),
         (configured(lambda m: setattr(m, "sizes", (3, 2))), {}, "sizes is not what"),
@@ -260,6 +267,33 @@ def test_a_changed_class_is_refused(monkeypatch):
         lipschitz.certify(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval())
 
 
+def test_what_computes_something_else_is_refused_whatever_it_is(monkeypatch):
+    forward = nn.ReLU.forward
+
+    @functools.wraps(forward)
+    def louder(self, x):
+        return 10 * forward(self, x)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    lipschitz.certify(model, effort=0)
+    with monkeypatch.context() as m:
+        m.setattr(nn.ReLU, "forward", louder)
+        with pytest.raises(lipschitz.Error, match="computes something else"):
+            lipschitz.certify(model)
+    with monkeypatch.context() as m:
+        linear = nn.functional.linear
+        m.setattr(nn.functional, "linear", lambda *given: 2 * linear(*given))
+        with pytest.raises(lipschitz.Error, match="computes something else"):
+            lipschitz.certify(model)
+    image = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
+    lipschitz.certify(image, input_shape=(1, 4, 4), effort=0)
+    with monkeypatch.context() as m:
+        own = nn.Conv2d._conv_forward
+        m.setattr(nn.Conv2d, "_conv_forward", lambda self, *given: own(self, *given).flip(1))
+        with pytest.raises(lipschitz.Error, match="computes something else"):
+            lipschitz.certify(image, input_shape=(1, 4, 4))
+
+
 def test_a_batch_norm_beside_a_graph_has_no_count():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2, affine=False)).eval()
     graph = {"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes": [{"name": "0", "op": "linear", "inputs": 2, "outputs": 2, "bias": False}]}
@@ -319,9 +353,21 @@ def test_what_a_config_does_not_say_is_refused():
     changed.append((model, "act_fn, a Tanh, is not what"))
     other.config._attn_implementation = "mine"
     changed.append((other, "attention by `mine`"))
+    model, other = make()
+    model.model.config = copy.deepcopy(model.config)
+    inverse = model.model.rotary_emb.inv_freq
+    del model.model.rotary_emb.inv_freq
+    model.model.rotary_emb.inv_freq = 0.1 * inverse
+    changed.append((model, "is not what|computes something else"))
     for model, said in changed:
         with pytest.raises(lipschitz.Error, match=said):
             lipschitz.certify(model, effort=0)
+    # What a user adds, and a larger vocabulary, change nothing.
+    model, other = make()
+    model.note, other.tokenizer = 3, "mine"
+    other.resize_token_embeddings(48)
+    for model in (model, other.eval()):
+        lipschitz.certify(model, effort=0)
 
 
 
