@@ -139,7 +139,7 @@ impl Reader<'_> {
             if !power.kind.is_float() && power.data.iter().any(|x| x.fract() != 0.0) {
                 return here.refuse("makes whole numbers of others");
             }
-            return Ok(Value::Array(power));
+            return self.whole_value(here, Some(power));
         }
         if n.fract() != 0.0 || !(1.0..=8.0).contains(&n) {
             return here.refuse(format!("has the exponent {n}"));
@@ -171,11 +171,12 @@ impl Reader<'_> {
                 };
                 let kind = a.kind.with(b.kind);
                 let made = a.zip(&b, kind, f);
-                let least = f64::from(i32::MAX);
-                if whole && made.iter().flat_map(|m| m.data.iter()).any(|x| x.abs() > least) {
-                    return here.refuse("computes whole numbers that may not fit their type");
+                // Beyond 2⁵³ some are not what they are in the file.
+                let exact = 9_007_199_254_740_992.0;
+                if whole && a.data.iter().chain(b.data.iter()).any(|x| x.abs() >= exact) {
+                    return here.refuse("computes with whole numbers that are too large");
                 }
-                self.array_value(here, made)
+                self.whole_value(here, made)
             }
             (false, true) => self.with_constant(here, op, a, b),
             (true, false) => match op {

@@ -32,6 +32,9 @@ const LARGEST: usize = 64;
 /// function is f(k·x)/k, which has the constant of f.
 const ROUNDED: f64 = 2e-7;
 
+/// The factor of x³ in the tanh of a GELU.
+const CUBE: f64 = 0.044715;
+
 fn near(a: f64, b: f64) -> bool {
     (a - b).abs() <= ROUNDED * b.abs()
 }
@@ -263,7 +266,11 @@ impl Term {
                 let root = (2.0 / std::f64::consts::PI).sqrt();
                 match poly.as_slice() {
                     [0.0, a, 0.0, b]
-                        if factors.is_empty() && near(*a, root) && near(*b, root * 0.044715) =>
+                        if factors.is_empty()
+                            && near(*a, root)
+                            && near(*b, a * CUBE)
+                            // No steeper than with the constant itself.
+                            && *b <= a * CUBE * (1.0 + 1e-12) =>
                     {
                         Some((vec![act(GeluTanh, 2.0 * c)], slope - c))
                     }

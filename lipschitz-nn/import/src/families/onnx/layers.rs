@@ -444,7 +444,11 @@ impl Reader<'_> {
                 return here.refuse("is of no numbers");
             };
             let shape = if keep { vec![1; rank] } else { Vec::new() };
-            return self.array_value(here, Array::new(shape, array.kind, vec![all]));
+            let made = Array::new(shape, array.kind, vec![all]);
+            if let Some(made) = &made {
+                self.fixed_by(here, made);
+            }
+            return self.whole_value(here, made);
         }
         let (view, node) = self.data(here, x)?;
         match (name, self.net.form(node)?) {

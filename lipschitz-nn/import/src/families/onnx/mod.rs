@@ -33,7 +33,7 @@ use crate::mapping::Mapping;
 use array::Kind;
 use net::{Form, Net, Op};
 use operators::{Here, Reader, Value, Weight};
-use sizes::{Decision, Open};
+use sizes::{Decision, Draws, Open};
 use view::Base;
 
 /// Why a file is not read.
@@ -85,7 +85,17 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
     };
     let open_batch = sizes.first().is_some_and(Option::is_none);
     let open_tokens = whole && sizes.get(1).is_some_and(Option::is_none);
-    let read = |open: Open| translate(contents, output, whole, &sizes, open);
+    let computes = match onnx::number(element) {
+        Some((dtype, _)) if dtype.is_float() => dtype,
+        // That of the embedding, as of all weights.
+        _ => {
+            let types = contents.files.names().filter_map(|name| contents.files.get(name)?.dtype);
+            types.filter(DType::is_float).min_by_key(DType::size_in_bytes).unwrap_or(DType::F32)
+        }
+    };
+    let draws = Draws::default();
+    let read =
+        |open: Open| translate(contents, output, whole, &sizes, open, (computes, draws.clone()));
     let mut first = Open { batch: 2, tokens: 2 };
     let mut notes = Vec::new();
     if open_tokens {
@@ -109,21 +119,35 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
         // Of other sizes it is the same network, or what it computes is not known.
         let another = "computes another network for other numbers of examples or tokens";
         let other = Open { batch: 3, tokens: if open_tokens { first.tokens - 1 } else { 2 } };
-        // Where an axis has one element it may be told from none, so that some may be refused.
-        let mut more = vec![(1, first.tokens, true), (7, first.tokens, true)];
+        // Where an axis has one element it may be told from none, and with many examples constants may be
+        // too large, so that some may be refused.
+        let drawn = |of: &str, from: usize, to: usize| draws.size(of, from, to);
+        let mut more = vec![(1, first.tokens), (7, first.tokens)];
+        more.extend([(drawn("a", 8, 40), first.tokens), (drawn("b", 40, 4000), first.tokens)]);
         if open_tokens {
-            more.extend([(2, first.tokens / 2, true), (5, 3, true)]);
+            more.extend([
+                (2, first.tokens / 2),
+                (5, 3),
+                (drawn("c", 8, 40), drawn("d", 1, first.tokens)),
+            ]);
         }
         if !open_batch {
-            more.retain(|(batch, ..)| *batch == 2);
+            more.iter_mut().for_each(|(batch, _)| *batch = first.batch);
         }
         let mut readings = vec![(first, decisions)];
-        for (batch, tokens, may_be_refused) in
-            std::iter::once((other.batch, other.tokens, false)).chain(more)
-        {
+        let all = std::iter::once((other.batch, other.tokens)).chain(more);
+        for (i, (batch, tokens)) in all.enumerate() {
             let open = Open { batch, tokens: tokens.max(1) };
             let read = match read(open) {
-                Err(_) if may_be_refused => continue,
+                Err(refused) if i > 0 => {
+                    if batch == 1 {
+                        notes.push(format!(
+                            "the file was not read for one example alone ({refused}): this is about several at a \
+                             time"
+                        ));
+                    }
+                    continue;
+                }
                 read => read?,
             };
             if !same(&mapping, &read.mapping) {
@@ -172,6 +196,7 @@ fn translate(
     whole: bool,
     sizes: &[Option<usize>],
     open: Open,
+    (computes, draws): (DType, Draws),
 ) -> Result<Read, Refused> {
     let made: BTreeSet<&str> =
         contents.graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
@@ -213,6 +238,8 @@ fn translate(
         kept: 0,
         numbers: BTreeMap::new(),
         passes_large: false,
+        computes,
+        draws,
         decisions: Vec::new(),
     };
     let names = reader.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i));

@@ -9,7 +9,7 @@ use super::attributes::Attributes;
 use super::expr::{Expr, Phi};
 use super::net::{Form, Op};
 use super::operators::{Here, Out, Reader, Value};
-use super::sizes::Test;
+use super::sizes::{Decision, Test};
 use super::view::{Base, Step, View, product};
 
 impl Reader<'_> {
@@ -139,11 +139,15 @@ impl Reader<'_> {
                 return here.refuse("has an axis that is not there");
             };
             if self.is_known(&x) {
-                // Where it begins, and whether it ends within the axis.
-                let [from, end] = [*from, to.saturating_sub(size as i64)];
-                self.fixed_by(here, &Array::scalar(Kind::REAL, from as f64));
-                let end = Array::scalar(Kind::REAL, end as f64);
-                self.decided(here, Test::Side, &end, &Array::scalar(Kind::REAL, 0.0));
+                // Where it begins, and whether it begins and ends within the axis.
+                let size = size as i64;
+                self.fixed_by(here, &Array::scalar(Kind::REAL, *from as f64));
+                let ends =
+                    [from.saturating_add(size), to.saturating_sub(size), to.saturating_add(size)];
+                for end in ends {
+                    let end = Array::scalar(Kind::REAL, end as f64);
+                    self.decided(here, Test::Side, &end, &Array::scalar(Kind::REAL, 0.0));
+                }
             }
             if *step == 1 {
                 let (from, to) = (array::bound(*from, size), array::bound(*to, size));
@@ -231,6 +235,9 @@ impl Reader<'_> {
                 (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
             }
         };
+        if self.is_known(&x) {
+            self.fixed_by(here, &Array::ints(&counts));
+        }
         if counts.iter().fold(0usize, |n, c| n.saturating_add(*c)) != size || counts.len() != count
         {
             return here.refuse("has parts that do not fit");
@@ -253,7 +260,11 @@ impl Reader<'_> {
             return self.embedding(here, x, index, node, axis);
         }
         let index = self.array(here, index)?;
-        self.fixed_by(here, &index);
+        if self.is_known(x) {
+            let alike = |a: &Array| a.data.windows(2).all(|pair| pair[0] == pair[1]);
+            let any = matches!(x, Value::Array(a) if alike(a));
+            self.decisions.push(Decision::index(&self.draws, here, &index, any));
+        }
         let Some(size) = shape.get(axis).map(|size| *size as i64) else {
             return here.refuse("has an axis that is not there");
         };

@@ -12,7 +12,7 @@ use super::attributes::Attributes;
 use super::elementwise::apart;
 use super::expr::{Expr, Phi};
 use super::net::{Form, Net, Op};
-use super::sizes::{Decision, Test};
+use super::sizes::{Decision, Draws, Test};
 use super::view::{Base, View, product};
 use crate::expression::TensorExpr;
 use crate::formats::files::Files;
@@ -115,6 +115,10 @@ pub(super) struct Reader<'a> {
     pub numbers: BTreeMap<String, usize>,
     /// How often each name is still read.
     pub left: BTreeMap<String, usize>,
+    /// The type that the network computes in.
+    pub computes: DType,
+    /// What is drawn for all readings of the file.
+    pub draws: Draws,
     /// What operators that may decide by sizes have read.
     pub decisions: Vec<Decision>,
     /// Whether the file passes large numbers through where the network has a softplus.
@@ -300,6 +304,9 @@ impl<'a> Reader<'a> {
                 let [Some(from), Some(to), Some(step)] = numbers[..] else {
                     return here.refuse("has no numbers as its ends");
                 };
+                let ends = [from, to].map(|x| Array::scalar(Kind::REAL, x));
+                self.decided(here, Test::Side, &ends[1], &ends[0]);
+                self.fixed_by(here, &Array::scalar(Kind::REAL, step));
                 let count = ((to - from) / step).ceil().max(0.0);
                 if !count.is_finite() || count > array::LARGEST as f64 {
                     return here.refuse("has too many numbers");
@@ -324,9 +331,8 @@ impl<'a> Reader<'a> {
                         x
                     }
                     (None, Some(b)) if !matches!(self.net.form(b)?, Form::Ids(_)) => {
-                        // Of what type the input is does not matter for what is added to it.
                         let array = self.array(here, &x)?;
-                        Value::Array(array.map(Kind::REAL, |x| x))
+                        Value::Array(array.map(Kind::Float(self.computes), |x| x))
                     }
                     _ => return here.refuse("takes the type of what is not the input"),
                 }
@@ -388,7 +394,8 @@ impl<'a> Reader<'a> {
                         data[i] += data[i - inner];
                     }
                 }
-                self.array_value(here, Array::new(x.shape.clone(), x.kind, data))?
+                let sums = Array::new(x.shape.clone(), x.kind, data);
+                self.whole_value(here, sums)?
             }
             "Greater" if self.node_of(need(0)?).is_some() => {
                 let (view, _) = self.data(here, need(0)?)?;
@@ -651,13 +658,13 @@ impl<'a> Reader<'a> {
     /// Notes an operator that decides by the difference of two arrays.
     pub(super) fn decided(&mut self, here: Here<'_>, test: Test, a: &Array, b: &Array) {
         if let Some(difference) = a.zip(b, Kind::REAL, |a, b| if a == b { 0.0 } else { a - b }) {
-            self.decisions.push(Decision::new(here, test, &difference));
+            self.decisions.push(Decision::new(&self.draws, here, test, &difference));
         }
     }
 
     /// Notes an operator that decides by numbers.
     pub(super) fn fixed_by(&mut self, here: Here<'_>, array: &Array) {
-        self.decisions.push(Decision::new(here, Test::Same, array));
+        self.decisions.push(Decision::new(&self.draws, here, Test::Same, array));
     }
 
     /// Notes an operator that makes whole numbers, of those that are not whole.
@@ -706,6 +713,29 @@ impl<'a> Reader<'a> {
                 here.refuse("depends on the input in a way that is not known")
             }
         }
+    }
+
+    /// The same tensor of the file as one of another type, which has all of its numbers.
+    fn as_kind(&mut self, view: View, kind: Kind) -> View {
+        let Base::Weight(number) = view.base else { return view };
+        let Some(Weight { name, shape, .. }) = self.weights.get(number) else { return view };
+        let (name, shape, kind) = (name.clone(), shape.clone(), Some(kind));
+        let there = self.weights.iter().position(|w| w.name == name && w.kind == kind);
+        let number = there.unwrap_or(self.weights.len());
+        if there.is_none() {
+            self.weights.push(Weight { name, shape, kind });
+        }
+        View { base: Base::Weight(number), ..view }
+    }
+
+    /// Takes a computed array whose whole numbers fit any type.
+    pub(super) fn whole_value(&mut self, here: Here<'_>, array: Option<Array>) -> Out {
+        let least = f64::from(i32::MAX);
+        let large = |a: &Array| !a.kind.is_float() && a.data.iter().any(|x| x.abs() > least);
+        if array.as_ref().is_some_and(large) {
+            return here.refuse("computes whole numbers that may not fit their type");
+        }
+        self.array_value(here, array)
     }
 
     /// Takes a computed array, and counts its numbers.
@@ -874,10 +904,11 @@ impl<'a> Reader<'a> {
                     Base::Node(_) => None,
                 };
                 let stored = stored.and_then(|name| self.files.get(name)?.dtype);
-                if stored == Some(dtype)
-                    || stored.is_some_and(|s| s.size_in_bytes() < dtype.size_in_bytes())
-                {
+                if stored == Some(dtype) {
                     return Ok(x.clone());
+                }
+                if stored.is_some_and(|s| s.size_in_bytes() < dtype.size_in_bytes()) {
+                    return Ok(Value::View(self.as_kind(view.clone(), kind)));
                 }
             }
             _ => {}
@@ -887,6 +918,10 @@ impl<'a> Reader<'a> {
             && (dtype.size_in_bytes() < 4 || array.data.iter().any(|x| x.abs() > 2e9))
         {
             return here.refuse("makes whole numbers of fewer bits, which may not fit");
+        }
+        // In floats, rounding could hide what depends on a size.
+        if kind.is_float() && !array.kind.is_float() {
+            self.fixed_by(here, &array);
         }
         Ok(Value::Array(match kind {
             Kind::Float(_) => array.map(kind, |x| x),

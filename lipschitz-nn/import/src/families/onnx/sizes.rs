@@ -3,7 +3,13 @@
 //!
 //! Each operator that may decide is recorded with what it read. Between two readings a number either stays,
 //! and decides alike, or moves with the sizes. Of one that moves, the difference to what it is compared with
-//! has to be α + β·examples + γ·tokens at all readings, and on one side of zero for all sizes there are.
+//! has to be α + β·examples + γ·tokens at all readings, and on one side of zero for all sizes there are. Some
+//! readings are of sizes drawn anew each time, so that no file is made for those it is read at. Of large
+//! arrays numbers at places drawn likewise are looked at. What remains is arithmetic, without a choice, that
+//! gives the same at all of these sizes and something else at others.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
 use super::array::Array;
 use super::operators::Here;
@@ -30,23 +36,35 @@ pub(super) enum Test {
     Side,
 }
 
+/// What is drawn, and the same in all readings of one file.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Draws(RandomState);
+
+impl Draws {
+    /// A number from `from` to below `to`.
+    pub(super) fn size(&self, of: &str, from: usize, to: usize) -> usize {
+        let many = to.saturating_sub(from).max(1) as u64;
+        from + usize::try_from(self.0.hash_one(of) % many).unwrap_or(0)
+    }
+}
+
 /// An operator that may decide, with some of the numbers that it reads.
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
     of: String,
     test: Test,
+    /// Whether it comes to the same however it decides.
+    any: bool,
+    shape: Vec<usize>,
     /// Places along each axis, and the difference there.
     differences: Vec<(Vec<usize>, f64)>,
 }
 
-/// So many places of each axis are looked at. What is beyond them is computed alike.
-const PLACES: usize = 8;
-
-/// So many numbers of each operator.
-const MOST: usize = 1 << 12;
+/// About so many numbers of each operator are looked at.
+const MOST: u64 = 1 << 12;
 
 impl Decision {
-    pub(super) fn new(here: Here<'_>, test: Test, difference: &Array) -> Self {
+    pub(super) fn new(draws: &Draws, here: Here<'_>, test: Test, difference: &Array) -> Self {
         let shape = &difference.shape;
         let place = |at: usize| {
             let mut rest = at;
@@ -57,9 +75,18 @@ impl Decision {
             }
             place
         };
+        // Those of a smaller array are among them.
+        let share = u64::MAX / (difference.data.len() as u64).max(MOST) * MOST;
         let all = difference.data.iter().enumerate().map(|(at, x)| (place(at), *x));
-        let near = all.filter(|(place, _)| place.iter().all(|p| *p < PLACES));
-        Self { of: here.to_string(), test, differences: near.take(MOST).collect() }
+        let seen =
+            all.filter(|(place, _)| share >= u64::MAX - MOST || draws.0.hash_one(place) <= share);
+        let (of, shape) = (here.to_string(), shape.clone());
+        Self { of, test, any: false, differences: seen.collect(), shape }
+    }
+
+    /// Places that are taken of numbers, of `any` where these are all alike.
+    pub(super) fn index(draws: &Draws, here: Here<'_>, index: &Array, any: bool) -> Self {
+        Self { any, ..Self::new(draws, here, Test::Same, index) }
     }
 }
 
@@ -74,13 +101,28 @@ pub(super) fn decides(readings: &[(Open, Vec<Decision>)], most: usize) -> Option
         }
     }
     for (i, decision) in first.iter().enumerate() {
+        let all: Vec<(Open, &Decision)> =
+            readings.iter().filter_map(|(open, all)| Some((*open, all.get(i)?))).collect();
+        if all.iter().all(|(_, d)| d.any) {
+            continue;
+        }
+        // An axis that is as long as there are tokens, whichever these are.
+        let tokens = |axis: usize| {
+            all.iter().all(|(open, d)| d.shape.get(axis) == Some(&open.tokens))
+                && all.iter().any(|(open, _)| all.iter().any(|(o, _)| o.tokens != open.tokens))
+        };
+        let axes: Vec<usize> = (0..decision.shape.len()).filter(|axis| tokens(*axis)).collect();
+        let maps: Vec<BTreeMap<&[usize], f64>> = all
+            .iter()
+            .map(|(_, d)| d.differences.iter().map(|(place, x)| (&place[..], *x)).collect())
+            .collect();
         for (place, _) in &decision.differences {
-            let at = |(open, all): &(Open, Vec<Decision>)| {
-                let found = all.get(i)?.differences.iter().find(|(other, _)| other == place)?;
-                Some((*open, found.1))
+            let at = |((open, _), map): (&(Open, &Decision), &BTreeMap<&[usize], f64>)| {
+                Some((*open, *map.get(&place[..])?))
             };
-            let seen: Vec<(Open, f64)> = readings.iter().filter_map(at).collect();
-            let least = place.iter().max().map_or(1, |place| place + 1).min(most);
+            let seen: Vec<(Open, f64)> = all.iter().zip(&maps).filter_map(at).collect();
+            let least = axes.iter().filter_map(|axis| place.get(*axis)).max();
+            let least = least.map_or(1, |place| place + 1).min(most);
             if !is_the_same(decision.test, &seen, least, most) {
                 return Some(decision.of.clone());
             }
