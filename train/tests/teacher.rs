@@ -30,27 +30,29 @@ fn against(z: &Tensor, p: &Tensor, t: f64) -> f64 {
     -f64::from(each.to_scalar::<f32>().unwrap())
 }
 
-/// The loss of the first step is that of the initial network by the definition, with one teacher and with
-/// two, at any share and temperature.
+/// The loss of a step is that of the network before it by the definition, with one teacher and with two, at
+/// any share and temperature.
 #[test]
 fn the_loss_is_what_its_definition_says() {
     let (w, [a, b]) = school();
-    // Logits large enough for the teachers to matter.
-    let quick = ["train.steps=1", "train.learning_rate=1e-9", "model.final_scale=200.0"];
+    // Ten steps, so that it knows something, and one more.
+    let rate = ["train.learning_rate=1.0", "train.schedule.kind=\"constant\""];
     let load = |run: &str| checkpoint::load(&w.path(run).join("model.safetensors"), &Device::Cpu);
     let cases: [(&[&str], f64, f64); 4] =
         [(&[&a], 1.0, 1.0), (&[&a, &b], 1.0, 1.0), (&[&a, &b], 0.4, 2.5), (&[&b], 0.9, 0.5)];
     for (i, (models, share, t)) in cases.into_iter().enumerate() {
         let more = format!(", share = {share}, temperature = {t}");
-        let out = format!("first-{i}");
-        w.done(&out, &[&quick[..], &[&taught_by(models, &more)]].concat(), &[]);
-        let said = metrics(&w.path(&out))[0]["train_loss"].as_f64().unwrap();
+        let (out, next) = (format!("ten-{i}"), format!("eleven-{i}"));
+        let taught = taught_by(models, &more);
+        w.done(&out, &[&rate[..], &[&taught, "train.steps=10"]].concat(), &[]);
+        w.done(&next, &[&rate[..], &[&taught, "train.steps=11"]].concat(), &[]);
+        let said = metrics(&w.path(&next))[10]["train_loss"].as_f64().unwrap();
 
         let (student, meta) = load(&out).unwrap();
         let config: Config = serde_json::from_value(meta.config).unwrap();
         let data = config.data.kind().load().unwrap();
         let mut batches = data.training(config.train.seed, student.graph().context()).unwrap();
-        let (x, y) = batches.batch(0, config.train.batch_size, &Device::Cpu).unwrap();
+        let (x, y) = batches.batch(10, config.train.batch_size, &Device::Cpu).unwrap();
         let logits =
             |model: &lipschitz_nn::Model| model.forward(&x).unwrap().flatten_to(1).unwrap();
         let (z, y) = (logits(&student), y.flatten_all().unwrap());
@@ -234,10 +236,7 @@ fn classes_have_their_order() {
                 .unwrap();
         }
     }
-    let data = format!(
-        "data={{ kind = \"images\", path = \"{}\", size = 4 }}",
-        w.path("images").display()
-    );
+    let data = format!("data={{ kind = \"images\", path = \"{}\" }}", w.path("images").display());
     let settings = [&*data, "model={ preset = \"mlp\", hidden = [8] }", "train.steps=3"];
     w.done("teacher", &settings, &[]);
     let file = w.path("teacher").join("model.safetensors");
