@@ -128,7 +128,7 @@ fn mapping(contents: &Contents) -> Result<Mapping, Refused> {
             more.extend([
                 (2, first.tokens / 2),
                 (5, 3),
-                (drawn("c", 8, 40), drawn("d", 1, first.tokens)),
+                (drawn("c", 8, 40), drawn("d", 4, first.tokens)),
             ]);
         }
         if !open_batch {
