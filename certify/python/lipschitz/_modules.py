@@ -101,9 +101,10 @@ def same_outputs(model: nn.Module, network: Any) -> None:
     alike = [y.detach().double().cpu() for y in made if y.numel() == ours.numel() and y.is_floating_point()]
     if not alike:
         raise Error(f"the model makes no tensor of {tuple(shape)}, which is what was read of it; give a graph, certify(model, graph)")
-    # Beyond the largest numbers nothing is compared.
-    if not torch.isfinite(ours).all() or not all(torch.isfinite(y).all() for y in alike):
-        return
+    alike = [y for y in alike if torch.isfinite(y).all()]
+    # Beyond the largest numbers of its type nothing can be compared.
+    if not alike or not torch.isfinite(ours).all():
+        raise Error("the model's output for an input is not finite, so it cannot be compared with what was read of it; take a wider type, such as model.float()")
     off = min(float((y.reshape(ours.shape) - ours).abs().max() / y.abs().max().clamp(min=1e-300)) for y in alike)
     if off > _OFF.get(dtype, 1e-3):
         raise Error(f"the model computes something else than what was read of it: its output is off by {off:.2g} of its largest; give a graph, certify(model, graph)")

@@ -294,6 +294,16 @@ def test_what_computes_something_else_is_refused_whatever_it_is(monkeypatch):
             lipschitz.certify(image, input_shape=(1, 4, 4))
 
 
+def test_outputs_that_are_not_finite_are_not_taken_for_the_same():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1000.0)
+    lipschitz.certify(model, effort=0)
+    with pytest.raises(lipschitz.Error, match="is not finite, so it cannot be compared"):
+        lipschitz.certify(model.half(), effort=0)
+
+
 def test_a_batch_norm_beside_a_graph_has_no_count():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2, affine=False)).eval()
     graph = {"format": 1, "input": {"kind": "vector", "dim": 2}, "nodes": [{"name": "0", "op": "linear", "inputs": 2, "outputs": 2, "bias": False}]}
