@@ -44,15 +44,14 @@ pub enum Proof {
 /// [`Error::Data`] for weights that are no numbers of f32 and a format of no more bits; others name the
 /// weight or node about which nothing is known.
 pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof, Error> {
-    /// No token has more elements: what norms add up are the squares of all of one.
-    const ELEMENTS: f64 = 1e12;
     if format.dtype != DType::F64 {
         of_f32(source)?;
     }
     let source = &Pinned::new(source)?;
     let norms = WeightNorms::new(source, Method::Proven, &|_| {});
     let off = roundings(source.graph(), &norms, radius, format)?;
-    if !off.outputs.is_finite() {
+    let held = constants(source.graph().nodes()).into_iter().all(|c| format.holds(c));
+    if !off.outputs.is_finite() || !held {
         return Ok(Proof::Unbounded);
     }
     let inputs = Inputs { radius: Some(radius.to_f64()), limit: None };
@@ -61,13 +60,58 @@ pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof
     // Queries may be scaled before their product with keys.
     let values = values * Upper::from_f64(scale(source.graph().nodes()).max(1.0));
     // A weight is rounded by less than its half.
-    let overflows = values >= Upper::from_f64(format.largest)
-        || weights + weights >= Upper::from_f64(format.largest)
-        || values * values * Upper::from_f64(ELEMENTS) >= Upper::from_f64(format.most);
+    let overflows =
+        format.overflows(values) || weights + weights >= Upper::from_f64(format.largest);
     Ok(match overflows {
         true => Proof::Overflow { values, weights },
         false => Proof::Within { outputs: off.outputs, values },
     })
+}
+
+/// The numbers of nodes that a program reads into its own type, and those that it makes of them alone: of a
+/// cap the inverse, of an ε the square where that is what is compared.
+fn constants(nodes: &[Node]) -> Vec<f64> {
+    let of = |node: &Node| match &node.op {
+        Op::Sequential { body } | Op::Parallel { branches: body } => constants(body),
+        Op::Residual { skip, branch, body } => {
+            let mut all = constants(body);
+            all.extend([*skip, *branch]);
+            all
+        }
+        Op::Activation { function, scale } => {
+            function.constant().map(|(_, c)| c).into_iter().chain([*scale]).collect()
+        }
+        Op::GatedMlp { function, .. } => function.constant().map(|(_, c)| c).into_iter().collect(),
+        Op::Scale { factor } => vec![*factor],
+        Op::SoftCap { cap } => vec![*cap, cap.recip()],
+        Op::Clip { limit } => vec![*limit],
+        Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => vec![*eps],
+        Op::Normalise { eps } => vec![*eps, eps * eps],
+        Op::Attention(a) => {
+            let caps = a.logit_cap.into_iter().flat_map(|cap| [cap, cap.recip()]);
+            let slopes = a.alibi.iter().flat_map(|alibi| alibi.slopes.iter().copied());
+            let all = [a.logit_scale, a.output_scale].into_iter();
+            all.chain(caps).chain(a.query_key_norm).chain(slopes).collect()
+        }
+        Op::Linear { .. }
+        | Op::Embedding { .. }
+        | Op::Positions { .. }
+        | Op::OffsetAttention { .. }
+        | Op::Conv(_)
+        | Op::Shift { .. }
+        | Op::SpaceToDepth { .. }
+        | Op::Pool(_)
+        | Op::GlobalPool { .. }
+        | Op::MaxMin
+        | Op::Flatten
+        | Op::Patches { .. }
+        | Op::MeanPool
+        | Op::ClassToken { .. }
+        | Op::FirstToken
+        | Op::LastToken
+        | Op::FirstAndMean => Vec::new(),
+    };
+    nodes.iter().flat_map(of).collect()
 }
 
 /// The largest factor on logits.

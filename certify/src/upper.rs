@@ -370,6 +370,26 @@ impl<'de> Deserialize<'de> for Upper {
     }
 }
 
+/// A number in a few digits, never above it.
+pub fn down(x: f64) -> String {
+    if x > 0.0 && x < f64::MIN_POSITIVE {
+        return "0".into();
+    }
+    if x >= f64::MAX {
+        return "∞".into();
+    }
+    if (x > 0.0 && x < 1e-6) || (x > 1e9 && x.is_finite()) {
+        // Four digits round by at most 5e-4 of it.
+        return format!("{:.3e}", x * (1.0 - 5.1e-4));
+    }
+    let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
+    let places = places.clamp(0, 12) as usize;
+    let scale = 10f64.powi(places as i32);
+    let x =
+        if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
+    format!("{x:.places$}")
+}
+
 #[cfg(test)]
 mod tests {
     use rand::{Rng, SeedableRng};

@@ -162,7 +162,7 @@ fn shares_do_not_depend_on_the_scale_of_logits() {
 
 #[test]
 fn next_tokens_are_certified_and_attacked() {
-    let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
+    let data = Corpus::from_text("play", &play::text(1, 4000), None, None).unwrap();
     let vocabulary = data.vocabulary;
     let gpt =
         Gpt::new(vocabulary, 12, 1, BlockConfig { output_scale: 1.0, ..BlockConfig::new(16, 2) });
@@ -223,7 +223,7 @@ fn values_that_cancel_certify_nothing() {
 /// another function of the embeddings.
 #[test]
 fn windows_with_a_new_document_are_left_out() {
-    let data = Corpus::from_text("play", &play::text(1, 4000), None).unwrap();
+    let data = Corpus::from_text("play", &play::text(1, 4000), None, None).unwrap();
     let report = |separator| {
         let graph = Gpt::new(data.vocabulary, 12, 1, BlockConfig::new(16, 2)).graph().unwrap();
         let graph = Graph::new(

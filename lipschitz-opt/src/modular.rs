@@ -15,12 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// How the learning rate is split.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RatesConfig {
-    /// Every weight has the whole of it.
-    #[default]
-    Equal,
+    /// Every weight has the whole of it. In braces, or serde takes any key beside it.
+    Equal {},
     /// By the modular norm.
     Modular {
         /// How the factors of a residual connection count.
@@ -43,6 +42,12 @@ pub enum ResidualSensitivity {
     /// 1, as in the published code. Each residual connection doubles the sensitivity, so the rate
     /// halves with each of them towards the input.
     Unit,
+}
+
+impl Default for RatesConfig {
+    fn default() -> Self {
+        Self::Equal {}
+    }
 }
 
 impl RatesConfig {

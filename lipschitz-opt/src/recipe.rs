@@ -168,7 +168,7 @@ impl Recipe {
         ) {
             (Some(rate), _) => Ok(rate / peak),
             (None, Some(share)) => Ok(*share),
-            (None, None) if self.rates == RatesConfig::Equal => Ok(1.0),
+            (None, None) if self.rates == RatesConfig::Equal {} => Ok(1.0),
             (None, None) => Err(Error::Config(format!(
                 "rates: `{}` has no share; it is not in the graph",
                 p.name

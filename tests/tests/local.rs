@@ -11,7 +11,7 @@ use lipschitz_certify::robust::Effort;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
 use lipschitz_nn::Model;
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op};
+use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pool, Pooling};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
 };
@@ -386,6 +386,64 @@ fn nothing_is_proven_outside() {
     assert!(point.reach(&claims, 0.5, Distance::L2).iter().all(|r| r.is_finite()));
     let half = model.to(&Device::Cpu, DType::F32).unwrap();
     assert!(Local::new(&half, &norms, None).is_err());
+}
+
+/// Squares of f64 that overflow or underflow in between make another decision than the network's: it has no
+/// radius.
+#[test]
+fn nothing_is_proven_of_what_f64_cannot_square() {
+    let scale = |factor: f64| Op::Scale { factor };
+    let pool = |factor: f64, pool: Op| vec![scale(factor), pool, scale(factor.recip())];
+    let window = Pool { pooling: Pooling::L2, window: 2, stride: 1, padding: 0 };
+    let (vector, image) =
+        (Input::Vector { dim: 2 }, Input::Pixels { channels: 1, height: 2, width: 2 });
+    let rms = Op::RmsNorm { dim: 2, eps: 1e-6, gain: false };
+    let layer = Op::LayerNorm { dim: 2, eps: 1e-6, gain: false, bias: false };
+    let normalise = Op::Normalise { eps: 1e-12 };
+    let flat = |mut ops: Vec<Op>| {
+        ops.push(Op::Flatten);
+        ops
+    };
+    let cases = [
+        (vector, vec![scale(1e155), rms.clone()], false),
+        (vector, vec![scale(1e155), layer], false),
+        (vector, vec![scale(1e155), normalise], false),
+        (vector, vec![scale(1e100), rms], true),
+        (image, pool(1e-170, Op::GlobalPool { pooling: Pooling::L2 }), false),
+        (image, pool(1e-100, Op::GlobalPool { pooling: Pooling::L2 }), true),
+        (image, flat(pool(1e-170, Op::Pool(window))), false),
+        (image, flat(pool(1e-100, Op::Pool(window))), true),
+    ];
+    for (input, ops, right) in cases {
+        let said = format!("{ops:?}");
+        let inputs = if input == vector { 2 } else { 1 };
+        let mut nodes: Vec<Node> = ops.into_iter().map(|op| Node::new("", op)).collect();
+        nodes.push(Node::new("head", Op::Linear { inputs, outputs: 2, bias: true }));
+        // The first class where the first feature is above ½, as it is.
+        let mut first = vec![0.0; 2 * inputs];
+        first[0] = 1.0;
+        let tensor = |x: Vec<f64>, dims: &[usize]| Tensor::from_vec(x, dims, &Device::Cpu).unwrap();
+        let weights = [
+            ("head.weight".to_string(), tensor(first, &[2, inputs])),
+            ("head.bias".to_string(), tensor(vec![0.0, 0.5], &[2])),
+        ];
+        let model = Model::new(Graph::new(input, nodes).unwrap(), weights.into()).unwrap();
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        let x = match input == vector {
+            true => tensor(vec![1.0, 0.0], &[2]),
+            false => tensor(vec![1.0, 0.0, 0.0, 0.0], &[1, 2, 2]),
+        };
+        let point = Local::new(&model, &norms, None).unwrap().at(&x).unwrap();
+        let class = point.class();
+        let radius = class.map_or(0.0, |class| {
+            let claims = point.margins(class, &[1 - class]).unwrap();
+            point.radius(&claims, Distance::L2)
+        });
+        match right {
+            true => assert!(class == Some(0) && radius > 0.1, "{said}: {class:?} {radius}"),
+            false => assert_eq!(radius, 0.0, "{said}: {class:?}"),
+        }
+    }
 }
 
 /// One output is the largest wherever the input moves: its radius is a number that JSON holds, and it is

@@ -6,7 +6,9 @@ use lipschitz_certify::bound::{BF16, F16, F32, F64, Format, WeightNorms, roundin
 use lipschitz_certify::executed::{self, Proof};
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Attention, Function, Graph, Input, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{
+    Alibi, Attention, Function, Graph, Input, Node, Op, Pairing, Pool, Pooling, Rotary,
+};
 use lipschitz_nn::{Model, Seen};
 use lipschitz_tests::{
     Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
@@ -239,6 +241,85 @@ fn weights_of_f64_are_not_those_of_f32() {
                 assert!(error.to_string().contains("other weights"), "{error}");
             }
         }
+    }
+}
+
+/// Squares that overflow or underflow in between, in f64: a norm of what is too large is 0, as is one of what
+/// is too small.
+#[test]
+fn squares_of_f64_are_not_forgotten() {
+    let allowed = |input: Input, ops: Vec<Op>| {
+        let nodes = ops.into_iter().map(|op| Node::new("", op)).collect();
+        let model = Model::new(Graph::new(input, nodes).unwrap(), Default::default()).unwrap();
+        let norms = WeightNorms::new(&model, Method::Proven, &|_| {});
+        rounding(model.graph(), &norms, Upper::ONE, F64).unwrap()
+    };
+    let scale = |factor: f64| Op::Scale { factor };
+    let norms = [
+        Op::RmsNorm { dim: 2, eps: 1e-6, gain: false },
+        Op::LayerNorm { dim: 2, eps: 1e-6, gain: false, bias: false },
+        Op::Normalise { eps: 1e-12 },
+    ];
+    for norm in norms {
+        let of = |factor: f64| allowed(Input::Vector { dim: 2 }, vec![scale(factor), norm.clone()]);
+        assert!(!of(1e155).is_finite(), "{norm:?}");
+        assert!(of(1e100).is_finite(), "{norm:?}");
+    }
+    let image = Input::Pixels { channels: 1, height: 2, width: 2 };
+    let window = Pool { pooling: Pooling::L2, window: 2, stride: 1, padding: 0 };
+    for pool in [Op::GlobalPool { pooling: Pooling::L2 }, Op::Pool(window)] {
+        let of = |factor: f64| {
+            allowed(image, vec![scale(factor), pool.clone(), scale(factor.recip())]).to_f64()
+        };
+        // The image (1, 0, 0, 0) becomes 0 in place of 1.
+        assert!(of(1e-170) >= 1.0 && of(1e-100) < 1e-9, "{pool:?}");
+    }
+}
+
+/// Numbers of nodes that f32 does not hold, or not to a share of themselves: nothing is proven.
+#[test]
+fn constants_that_a_type_does_not_hold_are_not_computed_with() {
+    let (few, many) = (1e-45, 1e39);
+    let scale = |factor: f64| Op::Scale { factor };
+    let relu = |scale: f64| Op::Activation { function: Function::Relu, scale };
+    let body = || vec![Node::new("", relu(1.0))];
+    let attention = |change: &dyn Fn(&mut Attention)| {
+        let mut a = Attention::new(2, 1, 2);
+        change(&mut a);
+        Op::Attention(a)
+    };
+    let cases: Vec<(Op, bool)> = vec![
+        (scale(few), false),
+        (scale(many), false),
+        (scale(1e-30), true),
+        (scale(0.0), true),
+        (relu(many), false),
+        (Op::Activation { function: Function::LeakyRelu { slope: few }, scale: 1.0 }, false),
+        (Op::Activation { function: Function::Elu { alpha: few }, scale: 1.0 }, false),
+        (Op::SoftCap { cap: 1e-39 }, false),
+        (Op::SoftCap { cap: 1.0 }, true),
+        (Op::Clip { limit: few }, false),
+        (Op::Residual { skip: many, branch: 1.0, body: body() }, false),
+        (Op::Residual { skip: 1.0, branch: few, body: body() }, false),
+        (Op::RmsNorm { dim: 2, eps: many, gain: false }, false),
+        (Op::RmsNorm { dim: 2, eps: 1e-6, gain: false }, true),
+        (Op::Normalise { eps: 1e20 }, false),
+        (attention(&|_| {}), true),
+        (attention(&|a| a.output_scale = few), false),
+        (attention(&|a| a.logit_scale = few), false),
+        (attention(&|a| a.logit_cap = Some(1e-39)), false),
+        (attention(&|a| a.alibi = Some(Alibi { slopes: vec![many] })), false),
+    ];
+    let one: &[&[f32]] = &[&[1.0, 0.0], &[0.0, 1.0]];
+    let names = ["a.query.weight", "a.key.weight", "a.value.weight", "a.output.weight"];
+    for (op, held) in cases {
+        let weights = match op {
+            Op::Attention(_) => &names.map(|name| (name, one))[..],
+            _ => &[],
+        };
+        let model = of_tokens(&[&[0.5, 0.0]], vec![Node::new("a", op.clone())], weights);
+        let proof = executed::prove(&model, Upper::ONE, F32).unwrap();
+        assert_eq!(matches!(proof, Proof::Within { .. }), held, "{op:?}: {proof:?}");
     }
 }
 

@@ -106,6 +106,7 @@ pub enum Error {
         match mostly {
             Mostly::Weights => "weights, gradients and the optimizer",
             Mostly::Activations => "activations",
+            Mostly::Batch => "the inputs of the batch",
             Mostly::Teachers => "the weights of the teachers",
         },
         size(memory.free as f64),

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::averaging::AveragingConfig;
 use crate::config::Config;
 use crate::saved::{Position, SavedRun, StepChange};
-use crate::target;
+use crate::target::Due;
 
 /// Keys that say nothing about the steps that were made, or whose meaning is checked: the step
 /// count by [`step_change`], the paths by what was read from them.
@@ -47,7 +47,7 @@ pub(crate) struct MadeOf<'a> {
     pub(crate) data: &'a dyn DataSet,
     /// The network.
     pub(crate) graph: &'a Graph,
-    /// SHA-256 of the weights of each of its teachers.
+    /// SHA-256 of each of its teachers.
     pub(crate) teachers: &'a [String],
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn check(saved: &SavedRun, made_of: &MadeOf) -> Result<Resumed, Error
         return Err(Error::OtherData { path: there(), name: data.name().to_string() });
     }
     if meta.provenance.teachers != teachers {
-        let what = "teacher.models have other weights there, or are others".into();
+        let what = "teacher.models are others there, or have other weights".into();
         return Err(Error::OtherConfig { path: there(), what });
     }
     if model.graph() != graph {
@@ -151,7 +151,7 @@ fn tail(there: &Config, here: &Config) -> Result<(), String> {
 fn step_change(position: &Position, there: &Config, here: &Config) -> Option<StepChange> {
     let (from, to, step) = (there.train.steps, here.train.steps, position.step);
     let since = position.step_changes.last().map_or(0, |change| change.step);
-    let fitted = target::is_due(there, step) != target::is_due(here, step);
+    let fitted = Due::after(there, step) != Due::after(here, step);
     let changes = from != to && (fitted || differs(here.train.schedule, since..step, from, to));
     changes.then_some(StepChange { step, from, to })
 }
@@ -202,10 +202,10 @@ mod tests {
     #[test]
     fn a_step_count_matters_where_a_learning_rate_would_have_been_another() {
         let stable = ScheduleConfig::StableThenDecay { decay: 0.25 };
-        assert!(!differs(ScheduleConfig::Constant, 0..10, 10, 20));
-        assert!(!differs(ScheduleConfig::Linear, 0..0, 10, 20));
-        assert!(differs(ScheduleConfig::Linear, 0..10, 10, 20));
-        assert!(differs(ScheduleConfig::Cosine, 0..2, 10, 20));
+        assert!(!differs(ScheduleConfig::Constant {}, 0..10, 10, 20));
+        assert!(!differs(ScheduleConfig::Linear {}, 0..0, 10, 20));
+        assert!(differs(ScheduleConfig::Linear {}, 0..10, 10, 20));
+        assert!(differs(ScheduleConfig::Cosine {}, 0..2, 10, 20));
         // The part before the decay is the same however long the run is.
         assert!(!differs(stable, 0..8, 10, 20));
         assert!(differs(stable, 0..10, 10, 20));
@@ -218,6 +218,15 @@ mod tests {
         let goal = "lipschitz={ target = 2.0, by = \"certificate\" }";
         assert_eq!(change(30, goal), Some(StepChange { step: 30, from: 30, to: 40 }));
         assert_eq!([change(25, goal), change(26, goal), change(30, "train.seed=0")], [None; 3]);
+        // Also at a step after which any run fits it.
+        let of = |steps: &str| demo(&[steps, goal, "train.schedule.kind=\"constant\""]);
+        let change = |step: u64, from: &str, to: &str| {
+            step_change(&Position { step, ..Position::default() }, &of(from), &of(to))
+        };
+        let (few, many) = ("train.steps=25", "train.steps=50");
+        assert_eq!(change(25, few, many), Some(StepChange { step: 25, from: 25, to: 50 }));
+        assert_eq!(change(25, many, few), Some(StepChange { step: 25, from: 50, to: 25 }));
+        assert_eq!(change(24, few, many), None);
         assert!(change(30, "max_logit=3.0").is_some());
     }
 }

@@ -250,6 +250,6 @@ pub(crate) fn digest(path: &Path) -> Result<String, lipschitz_nn::Error> {
     }
 }
 
-fn hexadecimal(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn hexadecimal(bytes: impl AsRef<[u8]>) -> String {
     bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -66,6 +66,12 @@ pub(crate) fn share(batch_size: usize, processes: usize) -> Result<usize, Error>
     Ok(batch_size / processes)
 }
 
+/// Examples of each part of a process's share, all alike but the last: of so many parts, as far as there
+/// are as many examples.
+pub(crate) fn part(share: usize, parts: usize) -> usize {
+    share.div_ceil(parts.clamp(1, share.max(1)))
+}
+
 /// What a step measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepMetrics {
@@ -274,7 +280,7 @@ impl Training {
         times: &mut Times,
     ) -> Result<(f64, GradStore), Error> {
         let size = x.dim(0)?;
-        let rows = size.div_ceil(parts.clamp(1, size.max(1)));
+        let rows = part(size, parts);
         let (mut value, mut gradients) = (0.0, GradStore::default());
         for from in (0..size).step_by(rows) {
             let count = rows.min(size - from);

@@ -42,10 +42,25 @@ pub(crate) fn head(graph: &Graph) -> Option<String> {
     matches!(last.op, Op::Linear { .. }).then(|| join(&last.name, "weight"))
 }
 
-/// Whether the head, or queries and keys, are to be fitted after this many steps; not a question of what
-/// is logged, so that logging changes nothing.
-pub(crate) fn is_due(config: &Config, done: u64) -> bool {
-    fits_head(config, done) || caps_logits(config, done)
+/// What is fitted after this many steps: the head, and whether for the last time, which is another fit;
+/// queries and keys. Not a question of what is logged, so that logging changes nothing.
+#[derive(PartialEq)]
+pub(crate) struct Due {
+    head: bool,
+    last: bool,
+    logits: bool,
+}
+
+impl Due {
+    pub(crate) fn after(config: &Config, done: u64) -> Self {
+        let head = fits_head(config, done);
+        let last = head && done == config.train.steps;
+        Self { head, last, logits: caps_logits(config, done) }
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.head || self.logits
+    }
 }
 
 fn fits_head(config: &Config, done: u64) -> bool {

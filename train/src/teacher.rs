@@ -15,19 +15,21 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::softmax;
-use lipschitz_certify::certificate::digest;
+use lipschitz_certify::certificate;
 use lipschitz_certify::{load, open};
-use lipschitz_data::{DataSet, Predicts, check_causal};
+use lipschitz_data::{DataSet, Predicts, check_causal, check_vocabulary};
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::graph::{Input, Shape};
 use lipschitz_nn::{Graph, Model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::config::Config;
 use crate::error::Within;
 use crate::loss::Taught;
+use crate::saved::hexadecimal;
 
 /// Trained networks to learn from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -94,6 +96,9 @@ pub fn check(
         let named = |what| Err(Error::Config(what)).within(path.display());
         fits(&meta.graph, graph).or_else(named)?;
         data.map_or(Ok(()), |data| agree(meta, data)).or_else(named)?;
+        if let Some((vocabulary, data)) = meta.graph.vocabulary().zip(data) {
+            check_vocabulary(vocabulary, data).within(path.display())?;
+        }
         check_causal(&meta.graph).within(path.display())?;
         Ok(meta.graph.clone())
     };
@@ -151,6 +156,17 @@ fn agree(meta: &Meta, data: &dyn DataSet) -> Result<(), String> {
     Ok(())
 }
 
+/// SHA-256 of what a teacher computes: of its weights' [digest](certificate::digest) and its graph as JSON.
+///
+/// # Errors
+/// A weight that cannot be read, or is not finite.
+pub fn digest(teacher: &Model) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    hash.update(certificate::digest(teacher)?);
+    hash.update(serde_json::to_vec(teacher.graph())?);
+    Ok(hexadecimal(hash.finalize()))
+}
+
 /// Trained networks that a run learns from.
 #[derive(Debug)]
 pub struct Teacher {
@@ -181,7 +197,7 @@ impl Teacher {
         Ok(Some(Self { share: *share, temperature: *temperature, models, digests }))
     }
 
-    /// SHA-256 of the weights of each, as of [`certificate::digest`](digest).
+    /// The [`digest`] of each.
     pub(crate) fn digests(&self) -> &[String] {
         &self.digests
     }

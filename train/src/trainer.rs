@@ -42,6 +42,7 @@ use crate::ranks::Ranks;
 use crate::resume::MadeOf;
 use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
 use crate::step::{StepMetrics, Times, Training};
+use crate::target::Due;
 use crate::teacher::Teacher;
 use crate::{logits, resume, run_dir, target, teacher};
 
@@ -308,7 +309,7 @@ impl<'a> Run<'a> {
                 step: done,
             });
         }
-        if target::is_due(self.config, done) {
+        if Due::after(self.config, done).is_any() {
             target::fit(self.config, &mut self.training, done)?;
         }
         let Training { average, variables, .. } = &mut self.training;
@@ -470,7 +471,7 @@ impl<'a> Run<'a> {
         self.save(steps, seconds)?;
         // All processes project their own weights of the mean.
         let averaged = self.training.averaged(|training| {
-            if target::is_due(self.config, steps) {
+            if Due::after(self.config, steps).is_any() {
                 target::fit(self.config, training, steps)?;
             }
             // The mean has caps of its own, which are gone behind this.

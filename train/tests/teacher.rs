@@ -4,9 +4,9 @@ mod workshop;
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::{log_softmax, softmax};
-use lipschitz_certify::certificate::digest;
 use lipschitz_nn::checkpoint;
 use lipschitz_train::config::Config;
+use lipschitz_train::teacher::digest;
 use workshop::*;
 
 fn taught_by(models: &[&str], more: &str) -> String {

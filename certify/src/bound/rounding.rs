@@ -109,12 +109,37 @@ pub struct Rounding {
     pub outputs: Upper,
     /// The largest of such distances of all values on the way.
     pub anywhere: Upper,
+    /// The largest ℓ2 norm of a token of them, as far as norms of weights tell.
+    pub values: Upper,
+}
+
+/// No token and no image has more elements: a norm adds up the squares of all of one.
+const ELEMENTS: f64 = 1e12;
+
+impl Format {
+    /// Whether so large a value, or the square of what is as large, may overflow.
+    pub(crate) fn overflows(&self, value: Upper) -> bool {
+        value >= Upper::from_f64(self.largest)
+            || value * value * Upper::from_f64(ELEMENTS) >= Upper::from_f64(self.most)
+    }
+
+    /// Whether a constant of a node is 0 or a normal number as operations compute, so that it is off by a
+    /// share of itself.
+    pub(crate) fn holds(&self, constant: f64) -> bool {
+        let least = if self.mixed() { F32.normal } else { self.normal };
+        constant == 0.0 || (least..self.most).contains(&constant.abs())
+    }
+
+    /// The distance of two numbers next to 0, as an operation computes.
+    fn finest(&self) -> f64 {
+        if self.mixed() { F32.step } else { self.step }
+    }
 }
 
 /// A bound on the distance, per token of the output, of what a forward pass in this format gives to what
 /// the network is in real arithmetic, for inputs whose tokens have ℓ2 norm at most `radius`; infinite where
 /// nothing is known. Weights of f32 and inputs are rounded first where the format is a smaller one. Nothing
-/// may overflow.
+/// may overflow, but in f64, where this is infinite unless norms show that nothing does.
 ///
 /// # Errors
 /// [`Error`] names the node or weight that nothing is known about.
@@ -124,7 +149,9 @@ pub fn rounding(
     radius: Upper,
     format: Format,
 ) -> Result<Upper, Error> {
-    Ok(roundings(graph, norms, radius, format)?.outputs)
+    let off = roundings(graph, norms, radius, format)?;
+    let known = format.dtype != DType::F64 || !format.overflows(off.values);
+    Ok(if known { off.outputs } else { Upper::INFINITY })
 }
 
 /// As [`rounding`], with what is known on the way.
@@ -152,14 +179,16 @@ pub fn roundings(
         (Input::Vector { dim }, _) => (graph.nodes(), dim, 1, Layout::Vector),
     };
     let tokens = tokens.saturating_add(class_tokens(graph.nodes()));
-    let pass = Pass { norms, tokens, format, anywhere: Cell::new(Upper::ZERO) };
+    let (anywhere, values) = (Cell::new(Upper::ZERO), Cell::new(radius));
+    let pass = Pass { norms, tokens, format, anywhere, values };
     let error = match format.mixed() {
         true => pass.noted(pass.kept(1) * radius + pass.tiny(width)),
         false => Upper::ZERO,
     };
-    let start = Computed { radius: radius + error, error, width, layout };
+    let start = Computed { radius: pass.seen(radius + error), error, width, layout };
     let outputs = pass.sequence(nodes, "", start)?.error;
-    Ok(Rounding { outputs, anywhere: pass.anywhere.get().max(outputs) })
+    let anywhere = pass.anywhere.get().max(outputs);
+    Ok(Rounding { outputs, anywhere, values: pass.values.get() })
 }
 
 /// How many tokens nodes add.
@@ -191,6 +220,7 @@ struct Pass<'a> {
     tokens: usize,
     format: Format,
     anywhere: Cell<Upper>,
+    values: Cell<Upper>,
 }
 
 /// Not below γ_k = ku/(1 − ku) for k u up to ½; more is not known.
@@ -211,6 +241,25 @@ impl Pass<'_> {
     /// Values on the way may have this error.
     fn note(&self, error: Upper) {
         self.anywhere.set(self.anywhere.get().max(error));
+    }
+
+    /// Values on the way may be as large as this.
+    fn seen(&self, size: Upper) -> Upper {
+        self.values.set(self.values.get().max(size));
+        size
+    }
+
+    /// What squares lose next to 0, as a share of the root of a sum of `n` of them that is not below `least`:
+    /// each loses at most a step, as it is squared and as it is divided.
+    fn lost(&self, n: usize, least: f64) -> Upper {
+        let step = Upper::from_f64(4.0 * self.format.finest()) * count(n);
+        let share = step.div_up(least.next_down().max(0.0));
+        if share < Upper::from_f64(0.25) { share } else { Upper::INFINITY }
+    }
+
+    /// What so many roots of sums of n squares lose next to 0, together.
+    fn lost_roots(&self, n: usize, roots: usize) -> Upper {
+        (count(n) * count(roots) * Upper::from_f64(4.0 * self.format.finest())).sqrt()
     }
 
     /// The same error, noted.
@@ -258,7 +307,7 @@ impl Pass<'_> {
                 }
                 let kept = self.kept(branches.len()) * sum.radius + self.tiny(sum.width);
                 let error = self.noted(sum.error + kept);
-                Ok(Computed { radius: sum.radius + error, error, ..sum })
+                Ok(Computed { radius: self.seen(sum.radius + error), error, ..sum })
             }
             Op::Residual { skip, branch, body } => {
                 let y = self.sequence(body, path, x)?;
@@ -266,14 +315,14 @@ impl Pass<'_> {
                 let radius = a * x.radius + b * y.radius;
                 let kept = self.kept(4) * radius + self.tiny(x.width);
                 let error = self.noted(a * x.error + b * y.error + kept);
-                Ok(Computed { radius: radius + error, error, ..x })
+                Ok(Computed { radius: self.seen(radius + error), error, ..x })
             }
             _ => {
                 let state = State::new(x.radius, x.width).laid_out(x.layout);
                 let step = alone(node, path, self.norms, &state)?;
                 let fresh = self.fresh(node, path, x, &step)? + self.tiny(step.out.width);
                 let error = self.noted(step.lipschitz * x.error + fresh);
-                let radius = step.out.radius + error;
+                let radius = self.seen(step.out.radius + error);
                 let (width, layout) = (step.out.width, step.out.layout);
                 Ok(Computed { radius, error, width, layout })
             }
@@ -300,8 +349,13 @@ impl Pass<'_> {
             // What is only compared is exact, and each mean or norm is off by a share of what it is of.
             Op::Pool(Pool { pooling: Pooling::Max, .. })
             | Op::GlobalPool { pooling: Pooling::Max } => Upper::ZERO,
-            Op::Pool(pool) => self.sum(pool.window * pool.window + 4, 4) * out,
-            Op::GlobalPool { .. } => self.sum(x.width + 4, 4) * out,
+            Op::Pool(pool) => {
+                let terms = pool.window * pool.window;
+                self.sum(terms + 4, 4) * out + self.lost_roots(terms, step.out.width)
+            }
+            Op::GlobalPool { .. } => {
+                self.sum(x.width + 4, 4) * out + self.lost_roots(x.width, step.out.width)
+            }
             Op::Positions { .. } => self.kept(2) * out,
             Op::Activation { function, scale } => {
                 abs(*scale) * self.pointwise(*function, r, x.width) + self.kept(2) * out
@@ -321,9 +375,13 @@ impl Pass<'_> {
             | Op::ClassToken { .. }
             | Op::FirstToken
             | Op::LastToken => Upper::ZERO,
-            Op::RmsNorm { .. } | Op::Normalise { .. } => self.sum(x.width + 12, 4) * out,
-            Op::LayerNorm { .. } => {
-                self.sum(x.width + 12, 4) * out + step.lipschitz * self.centring(r, x.width)
+            Op::RmsNorm { eps, .. } => (self.sum(x.width + 12, 4) + self.lost(1, *eps)) * out,
+            Op::LayerNorm { eps, .. } => {
+                (self.sum(x.width + 12, 4) + self.lost(1, *eps)) * out
+                    + step.lipschitz * self.centring(r, x.width)
+            }
+            Op::Normalise { eps } => {
+                (self.sum(x.width + 12, 4) + self.lost(x.width, eps * eps)) * out
             }
             Op::MeanPool | Op::FirstAndMean => self.sum(self.tokens(x.layout), 4) * out,
             Op::GatedMlp { .. } => inside(x, |error| self.gated(node, path, (r, error)))?,
@@ -436,6 +494,9 @@ impl Pass<'_> {
             passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny(hidden),
         );
         let product_off = [gate_off, up_off, passed_off, product_off].map(|x| self.noted(x))[3];
+        for size in [gate, up, passed, product] {
+            self.seen(size);
+        }
         let (down, bias) = map("down")?;
         Ok(down * product_off + self.product(down, hidden, dim, product) + self.kept(2) * bias)
     }
@@ -488,6 +549,8 @@ impl Pass<'_> {
     ) -> Result<Upper, Error> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
+        // Queries may be scaled before their product with keys.
+        self.seen(scale.max(Upper::ONE) * query.max(query * key).max(key));
         let product = query_off * key
             + query * key_off
             + self.sum(a.head_dim, 4) * query * key
@@ -537,7 +600,7 @@ impl Pass<'_> {
         let bias = self.bias(&join(path, name), a.bias)?;
         let mut off =
             self.noted(norm * error + self.product(norm, a.dim, width, r) + self.kept(2) * bias);
-        let mut size = norm * r + bias + off;
+        let mut size = self.seen(norm * r + bias + off);
         if let Some(eps) = normed {
             let weight = |what: &str| join(path, &format!("{name}_norm.{what}"));
             let gain = self.norms.largest(&weight("weight"))?;
@@ -553,7 +616,8 @@ impl Pass<'_> {
                 off = off + slope * self.centring(size, width);
             }
             size = (gain * count(width).sqrt()).min(slope * size) + shift;
-            off = self.noted(off) + self.sum(width + 12, 4) * size + self.tiny(width);
+            let rounded = self.sum(width + 12, 4) + self.lost(1, eps);
+            off = self.noted(off) + rounded * size + self.tiny(width);
             size = size + off;
         }
         if let (Some(rotary), false) = (&a.rotary, values) {

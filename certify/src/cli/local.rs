@@ -10,6 +10,7 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, JsonOutput, Kind, ranges, shown};
+use lipschitz_certify::upper::down;
 use lipschitz_data::Batches;
 use lipschitz_data::codec::Codec;
 use lipschitz_nn::Model;
@@ -205,26 +206,6 @@ fn csv(survey: &Survey) -> String {
         );
     }
     out
-}
-
-/// Rounded down to a few digits.
-pub(super) fn down(x: f64) -> String {
-    if x > 0.0 && x < f64::MIN_POSITIVE {
-        return "0".into();
-    }
-    if x >= f64::MAX {
-        return "∞".into();
-    }
-    if (x > 0.0 && x < 1e-6) || (x > 1e9 && x.is_finite()) {
-        // Four digits round by at most 5e-4 of it.
-        return format!("{:.3e}", x * (1.0 - 5.1e-4));
-    }
-    let places = 4 - (x.abs().max(1e-300).log10().floor() as i32);
-    let places = places.clamp(0, 12) as usize;
-    let scale = 10f64.powi(places as i32);
-    let x =
-        if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
-    format!("{x:.places$}")
 }
 
 /// Rounded up to a few digits.

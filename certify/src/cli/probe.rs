@@ -15,7 +15,7 @@ use lipschitz_certify::upper::Upper;
 use lipschitz_certify::{executed, outln, probe};
 use lipschitz_data::{for_model, starts};
 use lipschitz_nn::checkpoint::save_tensors;
-use lipschitz_nn::graph::{Input, Op};
+use lipschitz_nn::graph::Input;
 use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::{Model, random};
 use serde::Serialize;
@@ -217,13 +217,11 @@ fn made_up(model: &Model) -> Result<Tensor> {
     };
     Ok(match model.graph().input() {
         Input::Tokens { context, .. } => {
-            let Some(Op::Embedding { vocabulary, .. }) =
-                model.graph().nodes().first().map(|node| &node.op)
-            else {
+            let Some(vocabulary) = model.graph().vocabulary() else {
                 bail!("the network has no embedding")
             };
             let ids =
-                (unit(&[COUNT, context.min(32)])? * *vocabulary as f64)?.to_dtype(DType::U32)?;
+                (unit(&[COUNT, context.min(32)])? * vocabulary as f64)?.to_dtype(DType::U32)?;
             model.embed(&ids)?
         }
         Input::Pixels { channels, height, width } => unit(&[COUNT, channels, height, width])?,

@@ -9,6 +9,7 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
+use lipschitz_certify::upper::down;
 use lipschitz_data::tensors::predicts;
 use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_import::NORMALISED;
@@ -199,6 +200,8 @@ fn print(report: &Robustness) {
 /// One row per radius.
 fn table(report: &Robustness) -> Table {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    // An upper bound of what is true.
+    let upper = |share: f64| format!("{:.2} %", (1e4 * share - 1e-6).ceil().max(0.0) / 100.0);
     let attacked: &[&str] = match report.of {
         Share::Stability => &["attacked, one token", "attacked, all tokens"],
         Share::Accuracy => &["attacked"],
@@ -206,9 +209,10 @@ fn table(report: &Robustness) -> Table {
     let header = [&["radius", "clean"][..], attacked, &["certified"]].concat();
     let mut table = tables::table(&header, 0..header.len());
     for row in &report.rows {
-        let mut cells = vec![lipschitz_plot::plain(row.eps), percent(row.clean)];
-        cells.extend(row.attacked_one.map(percent));
-        cells.extend([percent(row.attacked), robust::percent(row.certified)]);
+        // What is proven at a radius is proven at one that is not above it.
+        let mut cells = vec![down(row.eps), percent(row.clean)];
+        cells.extend(row.attacked_one.map(upper));
+        cells.extend([upper(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
     }
     table

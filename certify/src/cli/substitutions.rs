@@ -8,11 +8,10 @@ use lipschitz_certify::local::{Allowed, Proof, Replaced, Substituted, Substituti
 use lipschitz_certify::outln;
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, shown};
+use lipschitz_certify::upper::down;
 use lipschitz_data::codec::Codec;
 use lipschitz_nn::checkpoint::Meta;
 use lipschitz_nn::strict;
-
-use super::local::down;
 
 /// The replacements that a file lists, as token ids.
 pub(super) fn listed(path: &Path, model: &Path, meta: &Meta) -> Result<Allowed> {

@@ -6,6 +6,7 @@ use clap::Args;
 use lipschitz_certify::certificate::Certificate;
 use lipschitz_certify::local::{self, Survey};
 use lipschitz_certify::terminal::{self, shown};
+use lipschitz_certify::upper::down;
 use lipschitz_certify::{Error, outln, verify};
 use lipschitz_nn::strict;
 
@@ -92,7 +93,7 @@ impl VerifyCommand {
         })?;
         let least = claim.inputs.iter().map(|row| row.radius).fold(f64::INFINITY, f64::min);
         let n = claim.inputs.len();
-        outln!("{path}: holds: {n} radii, the smallest {}", super::local::down(least));
+        outln!("{path}: holds: {n} radii, the smallest {}", down(least));
         outln!("labels, tangents, losses, times and what an attack found are no part of it");
         Ok(())
     }

@@ -27,6 +27,12 @@ pub(super) struct OnImage {
     errors: Vec<Upper>,
 }
 
+/// What so many norms of so many elements lose next to 0, together: squares, in the norm of all.
+fn lost(elements: usize, norms: usize) -> Upper {
+    let square = count(elements) * count(norms) * Upper::from_f64(f64::MIN_POSITIVE);
+    square.sqrt() + tiny()
+}
+
 /// What a linear node does to a batch of images.
 type Operation = Box<dyn Fn(&Tensor) -> Result<Tensor, Error> + Send + Sync>;
 
@@ -102,7 +108,10 @@ impl OnImage {
             }
             Op::Pool(pool) => {
                 let (constant, _) = pooling(pool);
-                let error = gamma(pool.window * pool.window + 16) * constant * size + tiny();
+                let terms = pool.window * pool.window;
+                let sides = [height, width].map(|side| pool.side(side).unwrap_or(usize::MAX));
+                let windows = sides.into_iter().fold(channels, usize::saturating_mul);
+                let error = gamma(terms + 16) * constant * size + lost(terms, windows);
                 match pool.pooling {
                     Pooling::Max => {
                         let largest = largest(x, shape, pool);
@@ -112,7 +121,8 @@ impl OnImage {
                 }
             }
             Op::GlobalPool { pooling } => {
-                let error = gamma(height * width + 16) * size + tiny();
+                let pixels = height * width;
+                let error = gamma(pixels + 16) * size + lost(pixels, channels);
                 match pooling {
                     Pooling::Max => {
                         let windows = (0..channels)

@@ -53,8 +53,8 @@ impl Normed {
             let size = (vector_norm(row).to_f64() * slack - error.to_f64()).next_down().max(0.0);
             let s = least(size, Upper::ZERO, floor(n, eps));
             let constant = most * root(n).div_up(s);
-            errors
-                .push(gamma(n + 16) * (vector_norm(y) + shift + shift) + constant * error + tiny());
+            let rounded = gamma(n + 16) + lost(n, s);
+            errors.push(rounded * (vector_norm(y) + shift + shift) + constant * error + tiny());
             sizes.push(if size.is_finite() { size } else { 0.0 });
             off.push(error);
         }
@@ -195,6 +195,14 @@ impl Normed {
     }
 }
 
+/// The share of a norm, not below s, that squares of n elements lose next to 0: a quarter of this of a sum
+/// not below s², as long as that is small.
+fn lost(n: usize, s: f64) -> Upper {
+    let lost =
+        (count(4 * n) * Upper::from_f64(f64::MIN_POSITIVE)).div_up((s * s).next_down().max(0.0));
+    if lost < Upper::from_f64(0.25) { lost } else { Upper::INFINITY }
+}
+
 /// `n ε`, rounded down.
 fn floor(n: usize, eps: f64) -> f64 {
     (n as f64 * eps).next_down().max(0.0)
@@ -211,8 +219,10 @@ pub(super) struct Unit {
 impl Unit {
     pub(super) fn new(x: &Matrix, eps: f64, slot: usize) -> Self {
         let n = x.columns;
-        let errors = vec![gamma(n + 16) * Upper::from_f64(2.0) + tiny(); x.rows];
-        Self { x: x.clone(), eps, slot, errors }
+        let mut unit = Self { x: x.clone(), eps, slot, errors: Vec::new() };
+        let rounded = |t: usize| gamma(n + 16) + lost(n, unit.size(t).max(eps));
+        unit.errors = (0..x.rows).map(|t| rounded(t) * Upper::from_f64(2.0) + tiny()).collect();
+        unit
     }
 
     /// Twice its slope, which is at most 1/max(‖x‖, ε) on the way.

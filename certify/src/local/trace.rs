@@ -131,6 +131,10 @@ pub(super) struct Tracer<'a> {
     image: [usize; 3],
 }
 
+/// The square of nothing above it overflows, nor does a sum of as many of them as a token or an image has
+/// elements.
+const LARGEST: f64 = 1e145;
+
 /// A network at one input.
 pub(super) struct Trace {
     pieces: Vec<Piece>,
@@ -174,6 +178,11 @@ impl Trace {
             true => model.forward_embeddings_tapped(&x, &mut tap)?,
             false => model.forward_tapped(&x, &mut tap)?,
         };
+        // What overflows in between may leave outputs that look like others.
+        let overflows = taps
+            .values()
+            .chain([&x])
+            .try_fold(false, |over, x| Ok::<_, Error>(over || largest(x)? > LARGEST))?;
         let input = if embedded { rows(&x)? } else { rows(&x.flatten_from(1)?)? };
         let (tokens, width) = (input.rows, input.columns);
         let largest =
@@ -207,7 +216,10 @@ impl Trace {
             let from = (prefix..x.rows).map(Some).collect();
             pieces.push(Piece::Moved(Moved::Tokens { from, inputs: x.rows }));
         }
-        let output = rows(&y)?;
+        let mut output = rows(&y)?;
+        if overflows {
+            output.data.fill(f64::NAN);
+        }
         let names = tracer.names;
         let still = Arc::new(Deviations::new(names.len(), Upper::ZERO, None));
         let input = input.data;
@@ -317,6 +329,12 @@ impl Trace {
         }
         own
     }
+}
+
+/// The largest absolute value; infinite where one is no number.
+fn largest(x: &Tensor) -> Result<f64, Error> {
+    let each = x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(each.iter().fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) }))
 }
 
 /// A tensor of one input as tokens: a vector or an image is one.

@@ -6,7 +6,7 @@ use super::run::ReportedRun;
 use crate::certificate::Certificate;
 use crate::plots::method;
 use crate::robust;
-use crate::upper::Upper;
+use crate::upper::{Upper, down};
 use lipschitz_plot::{plain, svg::escape};
 
 /// A cell: the text it shows, and the value it is sorted by.
@@ -39,9 +39,14 @@ fn bound(log: f64) -> String {
     }
 }
 
-/// A number, given by its log10 in the summary.
+/// A lower bound, given by its log10 in the summary; never rounded up.
 fn power(log: f64) -> String {
-    if log.abs() < 6.0 { plain(10f64.powf(log)) } else { format!("10^{log:.1}") }
+    // The margin covers the rounding of the logarithm.
+    if log.abs() < 6.0 {
+        down(10f64.powf(log) * (1.0 - 1e-12))
+    } else {
+        format!("10^{:.1}", (10.0 * log).floor() / 10.0)
+    }
 }
 
 fn percent(share: f64) -> String {

@@ -60,7 +60,7 @@ pub struct Provenance {
     pub seed: Option<u64>,
     /// SHA-256 of the training data.
     pub data_digest: Option<String>,
-    /// SHA-256 of the weights of each network that it learned from.
+    /// SHA-256 of graph and weights of each network that it learned from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub teachers: Vec<String>,
     /// Steps trained.

@@ -209,8 +209,8 @@ impl Function {
         Self::HardSigmoid,
     ];
 
-    /// Its constant, if it has one.
-    pub(crate) fn constant(self) -> Option<(&'static str, f64)> {
+    /// Its constant and what that is called, if it has one.
+    pub fn constant(self) -> Option<(&'static str, f64)> {
         match self {
             Self::LeakyRelu { slope } => Some(("slope", slope)),
             Self::Elu { alpha } => Some(("alpha", alpha)),
@@ -603,6 +603,14 @@ impl Graph {
             })
         }
         first(&self.nodes, "")
+    }
+
+    /// How many tokens the graph knows, for token input.
+    pub fn vocabulary(&self) -> Option<usize> {
+        match self.nodes.first()?.op {
+            Op::Embedding { vocabulary, .. } => Some(vocabulary),
+            _ => None,
+        }
     }
 
     /// The longest sequence the graph reads, for token input.

@@ -40,8 +40,8 @@ fn tokens(graph: &Graph, x: &Tensor, context: usize) -> Result<(), Error> {
             "a sequence has {tokens} tokens, the network reads 1 to {context}; cut it"
         ));
     }
-    match graph.nodes().first().map(|node| &node.op) {
-        Some(Op::Embedding { vocabulary, .. }) if x.elem_count() > 0 => ids(x, *vocabulary),
+    match graph.vocabulary() {
+        Some(vocabulary) if x.elem_count() > 0 => ids(x, vocabulary),
         _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use lipschitz_nn::checkpoint::Meta;
-use lipschitz_nn::graph::{Input, Op};
+use lipschitz_nn::graph::Input;
 use lipschitz_nn::{At, kind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,11 +72,7 @@ pub fn of_run(meta: &Meta) -> Option<DataConfig> {
 pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     Ok(match meta.graph.input() {
         Input::Tokens { .. } if path.is_dir() => {
-            let vocabulary = match meta.graph.nodes().first().map(|node| &node.op) {
-                Some(Op::Embedding { vocabulary, .. }) => Some(*vocabulary),
-                _ => None,
-            };
-            let data = shards::load(path, vocabulary, None)?;
+            let data = shards::load(path, meta.graph.vocabulary(), None)?;
             let theirs = data.tokenizer().filter(|_| meta.tokenizer.is_some());
             if theirs.is_some_and(|theirs| Some(theirs) != meta.tokenizer.as_ref()) {
                 return Err(Error::OtherTokenizer(path.to_path_buf()));

@@ -27,7 +27,8 @@ pub struct Corpus {
     pub train: Tokens,
     /// What is held out.
     pub val: Tokens,
-    /// SHA-256 in hexadecimal: of the text's UTF-8 bytes, or of the SHA-256 of each shard.
+    /// SHA-256 in hexadecimal: of the text's UTF-8 bytes; or, where a file of its own is held out, of those of
+    /// both and how many are trained on; or of the SHA-256 of each shard and how many of those are.
     pub digest: String,
 }
 
@@ -45,13 +46,20 @@ pub fn split(text: &str, held_out: Option<f64>) -> (&str, &str) {
 }
 
 impl Corpus {
-    /// A text in memory, of which the last tenth is held out, by [`split`]. Without a tokenizer the
+    /// A text in memory, of which a share at its end is held out, by [`split`]. Without a tokenizer the
     /// vocabulary is the text's characters, sorted. `name` stands for the file in messages.
     ///
     /// # Errors
     /// One line that begins with `name`: too short, or a text the tokenizer cannot encode.
-    pub fn from_text(name: &str, text: &str, tokenizer: Option<Tokenizer>) -> Result<Self, Error> {
-        Self::from_parts([name; 2], split(text, None), tokenizer)
+    pub fn from_text(
+        name: &str,
+        text: &str,
+        held_out: Option<f64>,
+        tokenizer: Option<Tokenizer>,
+    ) -> Result<Self, Error> {
+        // The config says where it is cut.
+        let digest = digest([text.as_bytes()]);
+        Self::of_parts([name; 2], split(text, held_out), tokenizer, digest)
     }
 
     /// A text to train on and one that is held out, each with the name of its file. Without a
@@ -59,12 +67,23 @@ impl Corpus {
     ///
     /// # Errors
     /// One line that begins with a name: too short, or a text the tokenizer cannot encode.
-    pub fn from_parts(
-        [name, val_name]: [&str; 2],
+    pub fn from_files(
+        names: [&str; 2],
         (train, val): (&str, &str),
         tokenizer: Option<Tokenizer>,
     ) -> Result<Self, Error> {
-        let corpus = Self::encoded([name, val_name], (train, val), tokenizer)?;
+        let trained = (train.len() as u64).to_le_bytes();
+        let digest = digest([train.as_bytes(), val.as_bytes(), &trained]);
+        Self::of_parts(names, (train, val), tokenizer, digest)
+    }
+
+    fn of_parts(
+        names: [&str; 2],
+        (train, val): (&str, &str),
+        tokenizer: Option<Tokenizer>,
+        digest: String,
+    ) -> Result<Self, Error> {
+        let corpus = Self::encoded(names, (train, val), tokenizer, digest)?;
         if corpus.train.len() < 2 || corpus.val.len() < 2 {
             let characters = train.chars().count() + val.chars().count();
             let (train, val) = (corpus.train.len(), corpus.val.len());
@@ -78,7 +97,8 @@ impl Corpus {
     /// # Errors
     /// One line that begins with `name`: too short, or a text the tokenizer cannot encode.
     pub fn held_out(name: &str, text: &str, tokenizer: Tokenizer) -> Result<Self, Error> {
-        let corpus = Self::encoded([name; 2], ("", text), Some(tokenizer))?;
+        let digest = digest([text.as_bytes()]);
+        let corpus = Self::encoded([name; 2], ("", text), Some(tokenizer), digest)?;
         if corpus.val.len() < 2 {
             let (name, characters) = (corpus.name, text.chars().count());
             return Err(Error::TooShortToEvaluate { name, characters, tokens: corpus.val.len() });
@@ -90,6 +110,7 @@ impl Corpus {
         [name, val_name]: [&str; 2],
         (train, val): (&str, &str),
         tokenizer: Option<Tokenizer>,
+        digest: String,
     ) -> Result<Self, Error> {
         let tokenizer = tokenizer.unwrap_or_else(|| {
             let distinct: BTreeSet<char> = train.chars().chain(val.chars()).collect();
@@ -108,7 +129,6 @@ impl Corpus {
             Ok(Tokens::Memory(ids))
         };
         let (ids, val_ids) = (encode(train, name)?, encode(val, val_name)?);
-        let digest = digest([train.as_bytes(), val.as_bytes()]);
         let (name, tokenizer) = (name.to_string(), Some(tokenizer));
         Ok(Self { name, tokenizer, vocabulary, train: ids, val: val_ids, digest })
     }

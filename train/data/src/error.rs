@@ -148,6 +148,19 @@ pub enum Error {
         /// Of the data.
         wanted: usize,
     },
+    /// A network whose embedding has fewer rows than the data has tokens.
+    #[error(
+        "{name}: has {tokens} tokens, and the model's embedding {vocabulary} rows; give it as many, or \
+         take a tokenizer of no more"
+    )]
+    TooFewTokensKnown {
+        /// Of the data.
+        name: String,
+        /// Rows of the embedding.
+        vocabulary: usize,
+        /// Tokens of the data.
+        tokens: usize,
+    },
     /// A network that reads something else than the data.
     #[error(
         "model and data do not fit: the model reads {reads}{}",

@@ -64,11 +64,11 @@ pub fn evaluation_size(graph: &Graph, batch_size: usize) -> usize {
     if graph.context().is_some() { batch_size } else { batch_size.max(IMAGES) }
 }
 
-/// Whether a network has an output for each token or class of the data, or as many as it has numbers; and
-/// predicts a token from those before it alone.
+/// Whether a network reads each token of the data and has an output for each token or class, or as many as
+/// it has numbers; and predicts a token from those before it alone.
 ///
 /// # Errors
-/// [`Error::TooFewOutputs`] or [`Error::LooksAhead`].
+/// [`Error::TooFewOutputs`], [`Error::TooFewTokensKnown`] or [`Error::LooksAhead`].
 pub fn check_outputs(graph: &Graph, data: &dyn DataSet) -> Result<(), Error> {
     check_causal(graph)?;
     let (outputs, wanted) = (graph.outputs(), data.outputs());
@@ -76,7 +76,24 @@ pub fn check_outputs(graph: &Graph, data: &dyn DataSet) -> Result<(), Error> {
         Predicts::Classes => outputs >= wanted,
         Predicts::Numbers => outputs == wanted,
     };
-    if fits { Ok(()) } else { Err(Error::TooFewOutputs { outputs, wanted }) }
+    match graph.vocabulary() {
+        _ if !fits => Err(Error::TooFewOutputs { outputs, wanted }),
+        Some(vocabulary) => check_vocabulary(vocabulary, data),
+        None => Ok(()),
+    }
+}
+
+/// Whether an embedding has a row for each token of the data.
+///
+/// # Errors
+/// [`Error::TooFewTokensKnown`].
+pub fn check_vocabulary(vocabulary: usize, data: &dyn DataSet) -> Result<(), Error> {
+    match data.outputs() {
+        tokens if tokens > vocabulary => {
+            Err(Error::TooFewTokensKnown { name: data.name().to_string(), vocabulary, tokens })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether each output for a token depends on no token behind it, which is what is to be predicted.

@@ -52,8 +52,8 @@ pub use corpus::Corpus;
 pub use data_set::{Batch, Batches, DataKind, DataSet, Predicts, Protocol, TrainingBatches};
 pub use error::Error;
 pub use evaluation::{
-    Evaluation, check_causal, check_outputs, evaluate, evaluate_as, evaluate_batches,
-    evaluation_size, starts,
+    Evaluation, check_causal, check_outputs, check_vocabulary, evaluate, evaluate_as,
+    evaluate_batches, evaluation_size, starts,
 };
 
 use sha2::{Digest, Sha256};

@@ -80,7 +80,8 @@ pub fn load(
     }
     let check = |shard: &Opened| check(shard, vocabulary);
     let digests = train.par_iter().chain(&val).map(check).collect::<Result<Vec<_>, _>>()?;
-    let digest = digest(digests.iter().map(<[u8; 32]>::as_slice));
+    let trained = (train.len() as u64).to_le_bytes();
+    let digest = digest(digests.iter().map(<[u8; 32]>::as_slice).chain([&trained[..]]));
     let (train, val) = (tokens(train, None), tokens(val, limit_val));
     let name = directory.display().to_string();
     if train.len() < 2 || val.len() < 2 {
@@ -140,6 +141,14 @@ mod tests {
             (data.train.to_vec().unwrap(), data.val.to_vec().unwrap()),
             (vec![1, 2, 3, 4, 5], vec![6, 7])
         );
+        // A shard that is held out now, and was trained on, makes other data of the same shards.
+        std::fs::rename(dir.path().join("x_train_000002.bin"), dir.path().join("a_val_0.bin"))
+            .unwrap();
+        let moved = load(dir.path(), Some(10), Some(2)).unwrap();
+        assert_eq!(moved.train.to_vec().unwrap(), [1, 2, 3]);
+        assert_ne!(moved.digest, data.digest);
+        std::fs::rename(dir.path().join("a_val_0.bin"), dir.path().join("x_train_000002.bin"))
+            .unwrap();
         let mut part = Vec::new();
         data.train.read(2, 2, &mut part).unwrap();
         assert_eq!(part, [3, 4]);

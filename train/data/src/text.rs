@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::read_tokenizer;
-use crate::corpus::{self, Corpus, split};
+use crate::corpus::{self, Corpus};
 use crate::held_out::{self, Part};
 use crate::{DataKind, DataSet, Error, memory};
 
@@ -54,14 +54,13 @@ impl TextConfig {
         let corpus = match &part {
             Part::File(beside) => {
                 let names = [&*name(path), &*name(beside)];
-                Corpus::from_parts(names, (&text, &read(beside)?), Some(tokenizer))?
+                Corpus::from_files(names, (&text, &read(beside)?), Some(tokenizer))?
             }
             Part::Other if self.val_path.is_some() => {
                 return Corpus::held_out(&name(path), &text, tokenizer);
             }
             Part::Share | Part::Other => {
-                let parts = split(&text, self.val_fraction);
-                Corpus::from_parts([&name(path); 2], parts, Some(tokenizer))?
+                Corpus::from_text(&name(path), &text, self.val_fraction, Some(tokenizer))?
             }
         };
         let own = !matches!(part, Part::Other);
@@ -98,10 +97,10 @@ pub fn load(config: &TextConfig) -> Result<Corpus, Error> {
     let tokenizer = config.tokenizer.as_deref().map(read_tokenizer).transpose()?;
     let name = config.path.display().to_string();
     match &config.val_path {
-        None => Corpus::from_parts([&name; 2], split(&text, config.val_fraction), tokenizer),
+        None => Corpus::from_text(&name, &text, config.val_fraction, tokenizer),
         Some(path) => {
             let (val_name, val) = (path.display().to_string(), read(path)?);
-            Corpus::from_parts([&name, &val_name], (&text, &val), tokenizer)
+            Corpus::from_files([&name, &val_name], (&text, &val), tokenizer)
         }
     }
 }
@@ -248,6 +247,21 @@ mod tests {
         let both = TextConfig { val_fraction: Some(0.5), ..config.clone() };
         assert!(load(&both).unwrap_err().to_string().contains("one of data.val_path"));
 
+        // What is trained on and what is held out are told apart, not only their text.
+        let moved = ["kleine Körn", "er kleine Körner"].map(|cut| file(cut.as_bytes()));
+        let digest = |train: &Path, val: &Path| {
+            let val_path = Some(val.to_path_buf());
+            load(&TextConfig { val_path, ..TextConfig::new(train) }).unwrap().digest
+        };
+        let (short, long) = (moved[0].path(), moved[1].path());
+        let whole = file("kleine Körner kleine Körner".as_bytes());
+        let halves = [file("kleine Körner ".as_bytes()), file("kleine Körner".as_bytes())];
+        let digests = [
+            digest(short, long),
+            digest(halves[0].path(), halves[1].path()),
+            load(&TextConfig::new(whole.path())).unwrap().digest,
+        ];
+        assert!(digests.iter().collect::<BTreeSet<_>>().len() == 3, "{digests:?}");
         // A trained model has the same part held out.
         let tokenizer = data.tokenizer.clone().unwrap();
         let ids = |data: Corpus| data.val.to_vec().unwrap();

@@ -62,11 +62,13 @@ impl EstimateCommand {
         let Some((_, last)) = costs.last() else { bail!("--processes: give at least one number") };
         let examples = if graph.context().is_some() { "tokens" } else { "images" };
         outln!(
-            "{} weights; {} {examples} per step, in {} parts per process. By arithmetic, not \
-             measured.",
+            "{} weights; {} {examples} per step, in {} per process. By arithmetic, not measured.",
             significant(last.weights as f64),
             significant(last.tokens as f64),
-            config.train.accumulate
+            match last.parts {
+                1 => "one part".into(),
+                parts => format!("{parts} parts"),
+            }
         );
         outln!("GiB of each process:\n{}", fitted(memory_table(&costs)));
         let times = time_table(&costs, &self.speeds(), examples);

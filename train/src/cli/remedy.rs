@@ -35,6 +35,7 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
             "lower train.batch_size or model.context, or raise train.accumulate (train estimate \
              says what a step takes)",
         ),
+        Error::TooLarge { mostly: Mostly::Batch, .. } => Some("lower train.batch_size"),
         Error::TooLarge { mostly: Mostly::Weights, .. } => {
             Some("lower model.dim or model.layers (train estimate says what a step takes)")
         }

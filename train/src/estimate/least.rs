@@ -3,6 +3,7 @@
 
 use lipschitz_data::memory::Memory;
 use lipschitz_nn::Graph;
+use lipschitz_nn::graph::Input;
 
 use super::count::{F32, Segment, segments};
 use super::{UpdateCost, all_weights, numbers};
@@ -17,6 +18,8 @@ pub enum Mostly {
     Weights,
     /// Activations kept for the gradient.
     Activations,
+    /// What is read of the data.
+    Batch,
     /// Weights of teachers.
     Teachers,
 }
@@ -28,6 +31,8 @@ pub struct Least {
     pub weights: f64,
     /// Of activations kept for the gradient, of one part of a process's share of the batch.
     pub activations: f64,
+    /// Of the inputs of a process's share of the batch.
+    pub batch: f64,
     /// Of the weights of teachers.
     pub teachers: f64,
 }
@@ -36,17 +41,17 @@ impl Least {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.weights + self.activations + self.teachers
+        self.weights + self.activations + self.batch + self.teachers
     }
 
     fn mostly(&self) -> Mostly {
-        match self {
-            Self { weights, activations, teachers } if teachers > &weights.max(*activations) => {
-                Mostly::Teachers
-            }
-            Self { weights, activations, .. } if activations > weights => Mostly::Activations,
-            _ => Mostly::Weights,
-        }
+        let all = [
+            (self.weights, Mostly::Weights),
+            (self.activations, Mostly::Activations),
+            (self.batch, Mostly::Batch),
+            (self.teachers, Mostly::Teachers),
+        ];
+        all.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map_or(Mostly::Weights, |(_, what)| what)
     }
 }
 
@@ -55,7 +60,8 @@ impl Least {
 /// Of the weights there are the old ones, too, in a process alone, which logs its first step. The
 /// optimizer's state is that which Muon and AdamW keep of every weight; of activations, the
 /// results of matmuls with weights, the mixed values of attention, and the logits with their
-/// gradient. Teachers have their weights.
+/// gradient. Inputs are of four bytes an element, and the whole share is there from the start. Teachers have
+/// their weights.
 ///
 /// # Errors
 /// [`Error::UnevenBatch`] if they cannot share the batch evenly.
@@ -69,8 +75,13 @@ pub fn least(
     let parameters = graph.parameters();
     let weights: f64 = parameters.iter().map(numbers).sum();
     let state = UpdateCost::new(&config.recipe(), &parameters, processes).least_state;
-    let examples = step::share(train.batch_size, processes)? as f64;
-    let part = (examples / train.accumulate as f64).ceil();
+    let examples = step::share(train.batch_size, processes)?;
+    let part = step::part(examples, train.accumulate) as f64;
+    let elements = match graph.input() {
+        Input::Tokens { context, .. } => context as f64,
+        Input::Pixels { channels, height, width } => channels as f64 * height as f64 * width as f64,
+        Input::Vector { dim } => dim as f64,
+    };
     let segments = segments(graph, graph.input(), train.precision, train.dropout > 0.0, false);
     let sum = |part: fn(&Segment) -> f64| segments.iter().map(part).sum::<f64>();
     let kept = if train.recompute {
@@ -82,7 +93,8 @@ pub fn least(
     let copies = if processes == 1 { 3.0 } else { 2.0 };
     let copies = if config.averaging.is_some() { copies + 1.0 } else { copies };
     let weights = F32 * (copies * weights + state);
-    Ok(Least { weights, activations: part * kept, teachers: F32 * all_weights(teachers) })
+    let (batch, teachers) = (F32 * examples as f64 * elements, F32 * all_weights(teachers));
+    Ok(Least { weights, activations: part * kept, batch, teachers })
 }
 
 /// Bytes that a forward pass of this many examples takes at least: the logits, and a copy of them
@@ -143,10 +155,10 @@ mod tests {
         // what it gives; embedding; logits and their gradient.
         let one = (32 * (2 * (5 + 5) * 64 + 64 + 2 * 30)) as f64;
         let whole = with(&[]);
-        assert_eq!(
-            whole,
-            Least { weights: 16.0 * weights, activations: 4.0 * 6.0 * one, teachers: 0.0 }
-        );
+        let (activations, batch) = (4.0 * 6.0 * one, (4 * 6 * 32) as f64);
+        assert_eq!(whole, Least { weights: 16.0 * weights, activations, batch, teachers: 0.0 });
+        // No part has less than an example.
+        assert_eq!(with(&["train.accumulate=1000"]).activations, 4.0 * one);
         assert_eq!(with(&["train.accumulate=3"]).activations, whole.activations / 3.0);
         let adam = with(&["optimizer={ kind = \"adamw\" }"]);
         assert_eq!(adam.weights, 20.0 * weights);
@@ -169,8 +181,9 @@ mod tests {
     #[test]
     fn what_no_machine_holds_is_refused_at_once() {
         let clock = std::time::Instant::now();
-        let cases: [(&[&str], Mostly); 4] = [
+        let cases: [(&[&str], Mostly); 5] = [
             (&["train.batch_size=268435456"], Mostly::Activations),
+            (&["train.batch_size=268435456", "train.accumulate=268435456"], Mostly::Batch),
             (&["model.dim=1048576", "model.heads=1"], Mostly::Weights),
             (&["model.dim=65536", "model.layers=1024", "model.heads=16"], Mostly::Weights),
             (&["model.context=16777216", "train.batch_size=268435456"], Mostly::Activations),

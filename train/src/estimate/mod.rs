@@ -83,6 +83,8 @@ pub struct StepCost {
     pub weights: u64,
     /// Tokens or images per step, over all processes.
     pub tokens: u64,
+    /// Parts that each process makes its share of the batch in.
+    pub parts: usize,
     /// Its memory.
     pub memory: Memory,
     /// Operations of forward and backward pass.
@@ -144,7 +146,9 @@ pub fn estimate(
     let train = &config.train;
     let parameters = graph.parameters();
     let weights = parameters.iter().map(numbers).sum::<f64>();
-    let examples = step::share(train.batch_size, processes)? as f64;
+    let share = step::share(train.batch_size, processes)?;
+    let (examples, part) = (share as f64, step::part(share, train.accumulate));
+    let parts = share.div_ceil(part.max(1));
     let kernels = train.device != "cpu";
     let segments = segments(graph, graph.input(), train.precision, train.dropout > 0.0, kernels);
     let gradient = GradientCost::new(train, &segments);
@@ -154,8 +158,7 @@ pub fn estimate(
     let others = (processes - 1) as f64 / processes as f64;
     // With several parts, the sum so far and the gradient of a part, which is added block by block
     // where blocks are recomputed.
-    let gradients = if train.accumulate > 1 && !train.recompute { 2.0 } else { 1.0 };
-    let part = (examples / train.accumulate as f64).ceil();
+    let gradients = if parts > 1 && !train.recompute { 2.0 } else { 1.0 };
     // A recomputed activation is written and read once more.
     let passes = PASSES + if train.recompute { 2.0 } else { 0.0 };
     let taught = teachers.iter().map(|t| TaughtCost::new(train, t, graph.input(), kernels));
@@ -163,11 +166,12 @@ pub fn estimate(
     Ok(StepCost {
         weights: weights as u64,
         tokens: graph.input().positions() as u64 * train.batch_size as u64,
+        parts,
         memory: Memory {
             weights: F32 * (weights * copies + all_weights(teachers)),
             gradients: F32 * weights * gradients,
             optimizer: F32 * update.state,
-            activations: (gradient.held + taught.held) * part + gradient.rounded,
+            activations: (gradient.held + taught.held) * part as f64 + gradient.rounded,
             update: F32 * (update.own + STACK * update.stack),
         },
         gradient: Flops::new(train.precision, examples * (gradient.operations + taught.operations))

@@ -58,7 +58,7 @@ impl DataKind for PlayConfig {
         self.check()?;
         // The text, and its tokens.
         memory::check(2.0 * self.characters as f64, || "the play".into())?;
-        Ok(Box::new(Corpus::from_text("play", &text(SEED, self.characters), None)?))
+        Ok(Box::new(Corpus::from_text("play", &text(SEED, self.characters), None, None)?))
     }
 
     fn reads(&self, input: Input) -> bool {
