@@ -220,13 +220,13 @@ mod tests {
         assert_eq!([change(25, goal), change(26, goal), change(30, "train.seed=0")], [None; 3]);
         // Also at a step after which any run fits it.
         let of = |steps: &str| demo(&[steps, goal, "train.schedule.kind=\"constant\""]);
-        let change = |step: u64, from: &str, to: &str| {
+        let lengthened = |step: u64, from: &str, to: &str| {
             step_change(&Position { step, ..Position::default() }, &of(from), &of(to))
         };
         let (few, many) = ("train.steps=25", "train.steps=50");
-        assert_eq!(change(25, few, many), Some(StepChange { step: 25, from: 25, to: 50 }));
-        assert_eq!(change(25, many, few), Some(StepChange { step: 25, from: 50, to: 25 }));
-        assert_eq!(change(24, few, many), None);
+        assert_eq!(lengthened(25, few, many), Some(StepChange { step: 25, from: 25, to: 50 }));
+        assert_eq!(lengthened(25, many, few), Some(StepChange { step: 25, from: 50, to: 25 }));
+        assert_eq!(lengthened(24, few, many), None);
         assert!(change(30, "max_logit=3.0").is_some());
     }
 }

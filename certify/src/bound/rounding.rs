@@ -494,9 +494,7 @@ impl Pass<'_> {
             passed_off * up + passed * up_off + self.kept(2) * passed * up + self.tiny(hidden),
         );
         let product_off = [gate_off, up_off, passed_off, product_off].map(|x| self.noted(x))[3];
-        for size in [gate, up, passed, product] {
-            self.seen(size);
-        }
+        let _ = self.seen(gate.max(up).max(passed).max(product));
         let (down, bias) = map("down")?;
         Ok(down * product_off + self.product(down, hidden, dim, product) + self.kept(2) * bias)
     }
@@ -550,7 +548,7 @@ impl Pass<'_> {
         let scale = abs(a.logit_scale);
         let mut logit = scale * query * key;
         // Queries may be scaled before their product with keys.
-        self.seen(scale.max(Upper::ONE) * query.max(query * key).max(key));
+        let _ = self.seen(scale.max(Upper::ONE) * query.max(query * key).max(key));
         let product = query_off * key
             + query * key_off
             + self.sum(a.head_dim, 4) * query * key
