@@ -229,6 +229,7 @@ impl Config {
     /// # Errors
     /// One line that names the key.
     pub fn from_table(table: toml::Table) -> Result<Self, Error> {
+        check_paths(&table)?;
         let config: Self = keys::read(table)?;
         config.check()?;
         Ok(config)
@@ -409,6 +410,28 @@ fn take_out(table: &mut toml::Table, path: &str) -> Result<(), String> {
     }
 }
 
+/// Whether no path is empty, which would be an error that names nothing.
+fn check_paths(table: &toml::Table) -> Result<(), Error> {
+    let keys = [
+        ["data", "path"],
+        ["data", "val_path"],
+        ["data", "tokenizer"],
+        ["model", "path"],
+        ["teacher", "models"],
+    ];
+    for [section, key] in keys {
+        let value = table.get(section).and_then(|section| section.get(key));
+        let empty = |value: &toml::Value| value.as_str() == Some("");
+        if value.is_some_and(|v| empty(v) || v.as_array().is_some_and(|all| all.iter().any(empty)))
+        {
+            return Err(Error::Config(format!(
+                "{section}.{key} is an empty path; name a file or directory"
+            )));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,6 +475,31 @@ mod tests {
         assert!(error.contains("did you mean `steps`?"), "{error}");
         let error = Config::parse(text, &["train.steps=abc".to_string()]).unwrap_err().to_string();
         assert!(error.contains("train.steps") && error.contains("abc"), "{error}");
+    }
+
+    /// Also in a section that says which of several kinds it is, with keys of its own or without.
+    #[test]
+    fn what_is_wrong_is_said_of_its_key() {
+        let text = crate::preset::text("gpt-play").unwrap();
+        for (setting, wanted) in [
+            ("model.dim=\"x\"", "model.dim: is the text \"x\", and wants a whole number"),
+            (
+                "data.characters=-3",
+                "data.characters: is -3, and wants a whole number of 0 or above",
+            ),
+            ("optimizer.beta=[1]", "optimizer.beta: is a list, and wants a number"),
+            ("constraint.sigma_max={}", "constraint.sigma_max: is a section, and wants a number"),
+            ("constraint.per_head=3", "constraint.per_head: has none of its forms"),
+            ("data={kind=\"text\",path=\"\"}", "data.path is an empty path"),
+            ("teacher={models=[\"\"]}", "teacher.models is an empty path"),
+            ("train.schedule={kind=\"linear\",decay=0.3}", "train.schedule: unknown field `decay`"),
+            ("train.schedule={kind=\"constant\",rest=1}", "train.schedule: unknown field `rest`"),
+            ("train.schedule={kind=\"cosine\",rest=1}", "train.schedule: unknown field `rest`"),
+            ("rates={kind=\"equal\",masses={blocks=3.0}}", "rates: unknown field `masses`"),
+        ] {
+            let said = Config::parse(text, &[setting.to_string()]).unwrap_err().to_string();
+            assert!(said.contains(wanted) && !said.contains("enum"), "{setting}: {said}");
+        }
     }
 
     #[test]

@@ -22,7 +22,43 @@ pub(crate) fn table(text: &str) -> Result<Table, Error> {
 
 /// The value of a type that a table holds.
 pub(crate) fn read<T: DeserializeOwned>(table: Table) -> Result<T, Mistake> {
-    T::deserialize(Reader(Value::Table(table)))
+    let all = table.clone();
+    T::deserialize(Reader(Value::Table(table))).map_err(|mistake| match mistake.what {
+        What::Unknown { .. } => mistake,
+        What::Other(_) => located::<T>(&all, mistake),
+    })
+}
+
+/// A mistake with the whole path to its value. Of a section that says which of several kinds it is serde
+/// makes a copy before it reads it, and what fails then has lost its keys: the key is the one without which
+/// something else, or nothing, is wrong.
+fn located<T: DeserializeOwned>(table: &Table, mut mistake: Mistake) -> Mistake {
+    let said = mistake.what_said();
+    while let Some(section) = section(&mut table.clone(), &mistake.path) {
+        let is_it = |key: &&String| {
+            let mut without = table.clone();
+            let path = &mistake.path;
+            if let Some(section) = self::section(&mut without, path) {
+                section.remove(*key);
+            }
+            match T::deserialize(Reader(Value::Table(without))) {
+                Ok(_) => true,
+                Err(other) => other.what_said() != said,
+            }
+        };
+        let kinds = ["kind", "preset", "method"];
+        let Some(key) = section.keys().filter(|key| !kinds.contains(&key.as_str())).find(is_it)
+        else {
+            break;
+        };
+        mistake.path.insert(0, key.clone());
+    }
+    mistake
+}
+
+/// The section at a path, whose innermost key is the first.
+fn section<'a>(table: &'a mut Table, path: &[String]) -> Option<&'a mut Table> {
+    path.iter().rev().try_fold(table, |at, key| at.get_mut(key)?.as_table_mut())
 }
 
 /// Why a table does not hold what it should.
@@ -85,6 +121,14 @@ impl Mistake {
         self
     }
 
+    /// What is wrong, wherever that is.
+    fn what_said(&self) -> String {
+        match &self.what {
+            What::Unknown { noun, found, .. } => format!("{noun} {found}"),
+            What::Other(text) => text.clone(),
+        }
+    }
+
     fn inside(mut self, key: String) -> Self {
         self.path.push(key);
         self
@@ -134,7 +178,13 @@ impl std::error::Error for Mistake {}
 
 impl de::Error for Mistake {
     fn custom<T: Display>(text: T) -> Self {
-        Self { what: What::Other(text.to_string()), path: Vec::new(), place: None, left: false }
+        let text = text.to_string();
+        // serde names the type of the program.
+        let text = match text.starts_with("data did not match any variant of untagged enum") {
+            true => "has none of its forms, which the reference of configs lists".into(),
+            false => text,
+        };
+        Self { what: What::Other(text), path: Vec::new(), place: None, left: false }
     }
 
     fn invalid_type(found: de::Unexpected, wanted: &dyn de::Expected) -> Self {
@@ -176,7 +226,11 @@ fn wants(wanted: &dyn de::Expected) -> String {
     match text.as_str() {
         "f32" | "f64" => "a number".into(),
         "i8" | "i16" | "i32" | "i64" => "a whole number".into(),
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or above".into(),
+        "u8" | "u16" | "u32" => {
+            let bits = text[1..].parse().unwrap_or(32);
+            format!("a whole number from 0 to {}", u64::MAX >> (64 - bits))
+        }
+        "u64" | "usize" => "a whole number of 0 or above".into(),
         "a boolean" => "true or false".into(),
         "a string" | "path string" => "a text".into(),
         "a sequence" => "a list".into(),

@@ -495,9 +495,10 @@ impl<'a> Run<'a> {
         let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
         if let Some((dir, _)) = &self.files {
             // That of fewer steps is not that of these weights.
-            match std::fs::remove_file(dir.path().join("summary.json")) {
+            let summary = dir.path().join("summary.json");
+            match std::fs::remove_file(&summary) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(lipschitz_nn::Error::file(dir.path(), e).into());
+                    return Err(lipschitz_nn::Error::file(&summary, e).into());
                 }
                 _ => {}
             }

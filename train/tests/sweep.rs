@@ -231,6 +231,22 @@ fn a_run_that_fails_stops_no_other_and_is_made_again_on_request() {
     );
 }
 
+/// A file where the directory of a run goes.
+#[test]
+fn a_run_that_has_no_place_stops_no_other() {
+    let w = Workshop::new("[grid]\ntrain.seed = [0, 1, 2]\n");
+    w.done("first", &[]);
+    let names: Vec<String> = files(&w.path("first"), "summary.json").into_keys().collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    std::fs::create_dir(w.path("out")).unwrap();
+    std::fs::write(w.path("out").join(&names[0]), "here").unwrap();
+    let output = w.sweep("out", &[]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("error: 1 of 3 runs"), "{said}");
+    assert_eq!(files(&w.path("out"), "summary.json").len(), 2);
+    assert_eq!(std::fs::read(w.path("out").join(&names[0])).unwrap(), b"here");
+}
+
 #[test]
 fn bad_input_gets_one_line_before_any_run() {
     let cases = [

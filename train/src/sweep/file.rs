@@ -98,7 +98,10 @@ fn parse(text: &str, inside: &Path, settings: &[String]) -> Result<Vec<SweepRun>
     let mut configs = Vec::new();
     for point in &points {
         let mut table = base.clone();
-        for (key, value) in point {
+        // A whole section before keys inside it, wherever the two are from.
+        let mut changes: Vec<_> = point.iter().collect();
+        changes.sort_by_key(|(key, _)| key.matches('.').count());
+        for (key, value) in changes {
             let put = config::put(&mut table, key, value.clone()).map_err(Error::Sweep);
             put.within(name::describe(point))?;
         }
@@ -175,6 +178,7 @@ fn product(block: Table) -> Result<Vec<Changes>, Error> {
 mod tests {
     use super::*;
     use lipschitz_nn::presets::ModelConfig;
+    use lipschitz_opt::OptimizerConfig;
 
     fn ok(text: &str) -> Vec<SweepRun> {
         parse(text, Path::new(""), &[]).unwrap()
@@ -193,6 +197,20 @@ mod tests {
                     = { integer = [1, 9] }\n";
         let said = parse(text, Path::new(""), &[]).unwrap_err().to_string();
         assert!(said.contains("`train.seed` is in [grid] and in [random]"), "{said}");
+    }
+
+    #[test]
+    fn a_key_of_the_grid_is_set_in_a_section_that_is_drawn() {
+        let text = "preset = 'demo'\n[grid]\noptimizer.beta = [0.5, 0.9]\n[random]\ncount = 1\n\
+                    optimizer = { choice = [{ kind = 'muon' }] }\n";
+        let betas: Vec<f64> = ok(text)
+            .iter()
+            .map(|m| match &m.config.optimizer {
+                OptimizerConfig::Muon(muon) => muon.beta,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(betas, [0.5, 0.9]);
     }
 
     #[test]

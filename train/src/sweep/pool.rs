@@ -135,7 +135,8 @@ impl Pool<'_> {
         }
         let failed = directory.join(FAILED);
         if failed.exists() && !self.options.retry_failed {
-            let said = fs::read_to_string(&failed).at(&failed)?;
+            let said = fs::read_to_string(&failed)
+                .unwrap_or_else(|e| format!("{}: {e}", failed.display()));
             self.end(run, Outcome::Failed(said.trim().to_string()), true);
             return Ok(());
         }
@@ -192,9 +193,14 @@ impl Pool<'_> {
                         .into(),
                     _ => message(&said, status),
                 };
-                fs::create_dir_all(directory).at(directory)?;
-                checkpoint::write(&directory.join(FAILED), format!("{message}\n").as_bytes())?;
-                Outcome::Failed(message)
+                // Where nothing can be written, the next sweep makes it again.
+                let kept = fs::create_dir_all(directory).at(directory).and_then(|()| {
+                    checkpoint::write(&directory.join(FAILED), format!("{message}\n").as_bytes())
+                });
+                match kept {
+                    Ok(()) => Outcome::Failed(message),
+                    Err(e) => Outcome::Failed(format!("{message}; not written down: {e}")),
+                }
             }
             // Killed from outside, as for want of memory: no fault of the run's own that is known.
             (None, _) => Outcome::Killed(status.to_string()),
