@@ -42,7 +42,8 @@ def main(out):
 
     def timm(where):
         config = dict(architecture="vit_tiny_patch16_224", num_classes=3, num_features=12, global_pool="token",
-                      model_args=dict(num_classes=3, in_chans=3, global_pool="token", img_size=[8, 8]),
+                      model_args=dict(num_classes=3, in_chans=3, global_pool="token", img_size=[8, 8], patch_size=4, embed_dim=12, depth=2,
+                                      num_heads=3, mlp_ratio=1.5),
                       pretrained_cfg=dict(tag="augreg_in21k", input_size=[3, 8, 8], interpolation="bicubic", crop_pct=0.9,
                                           mean=mean, std=std, num_classes=3, first_conv="patch_embed.proj", classifier="head"))
         with open(os.path.join(where, "config.json"), "w") as file:

@@ -135,8 +135,31 @@ pub(crate) struct ConfigReader {
     within: String,
     options: Map<String, Value>,
     class: Option<&'static Class>,
+    /// How many numbers the files of the model hold.
+    numbers: u64,
     read: RefCell<BTreeSet<String>>,
 }
+
+/// Words in the names of options that count tokens or layers, of which a model can have more than its
+/// files have numbers.
+const LENGTHS: &[&str] = &[
+    "attention_types",
+    "block_size",
+    "context",
+    "distance",
+    "every",
+    "interval",
+    "layer",
+    "length",
+    "local_attention",
+    "n_ctx",
+    "pattern",
+    "position",
+    "seq",
+    "window",
+    "bucket",
+    "token",
+];
 
 impl ConfigReader {
     /// # Errors
@@ -152,7 +175,8 @@ impl ConfigReader {
 
     /// Options without a class of the library.
     pub(crate) fn of(path: &Path, within: String, options: Map<String, Value>) -> Self {
-        Self { path: path.to_path_buf(), within, options, class: None, read: RefCell::default() }
+        let (path, read) = (path.to_path_buf(), RefCell::default());
+        Self { path, within, options, class: None, numbers: u64::MAX, read }
     }
 
     /// The same options, read as this class of the library reads them.
@@ -170,6 +194,25 @@ impl ConfigReader {
             }
         }
         Ok(self)
+    }
+
+    /// The options of a model whose files hold so many numbers: no width and no count of heads is larger,
+    /// and nothing is made of one that is.
+    pub(crate) fn of_numbers(mut self, numbers: u64) -> Self {
+        self.numbers = numbers;
+        self
+    }
+
+    /// Fails where so many rows are more than the files hold numbers.
+    pub(crate) fn check_rows(&self, key: &str, rows: usize) -> Result<(), Error> {
+        match rows as u64 > self.numbers {
+            true => Err(self.wrong(key, self.too_many(rows as u64))),
+            false => Ok(()),
+        }
+    }
+
+    fn too_many(&self, n: u64) -> String {
+        format!("is {n}, and all weights together are {} numbers", self.numbers)
     }
 
     /// The options without this one.
@@ -293,12 +336,22 @@ impl ConfigReader {
 
     fn whole(&self, key: &str, value: &Value, least: u64) -> Result<usize, Error> {
         match value.as_u64() {
+            Some(n)
+                if (self.numbers.saturating_add(1)..=LARGEST).contains(&n)
+                    && self.is_width(key) =>
+            {
+                Err(self.wrong(key, self.too_many(n)))
+            }
             Some(n) if (least..=LARGEST).contains(&n) => Ok(n as usize),
             _ => {
                 Err(self
                     .wrong(key, format!("is {value}, wanted a whole number in {least}…{LARGEST}")))
             }
         }
+    }
+
+    fn is_width(&self, key: &str) -> bool {
+        !LENGTHS.iter().any(|word| key.contains(word))
     }
 
     pub(crate) fn size_if(&self, key: &str) -> Result<Option<usize>, Error> {
@@ -442,7 +495,10 @@ impl ConfigReader {
 
     /// Options inside an option, read as a class of the library reads them; none are its defaults.
     pub(crate) fn part(&self, key: &str, family: &str) -> Result<ConfigReader, Error> {
-        let none = || Self::of(&self.path, format!("{}{key}.", self.within), Map::new());
+        let none = || {
+            let within = format!("{}{key}.", self.within);
+            Self::of(&self.path, within, Map::new()).of_numbers(self.numbers)
+        };
         self.inside(key)?.unwrap_or_else(none).into_class(family)
     }
 
@@ -451,7 +507,8 @@ impl ConfigReader {
         match self.value_if(key)? {
             None => Ok(None),
             Some(Value::Object(options)) => {
-                Ok(Some(Self::of(&self.path, format!("{}{key}.", self.within), options.clone())))
+                let within = format!("{}{key}.", self.within);
+                Ok(Some(Self::of(&self.path, within, options.clone()).of_numbers(self.numbers)))
             }
             Some(value) => Err(self.wrong(key, format!("is {value}, wanted an object"))),
         }
@@ -570,6 +627,13 @@ impl ConfigReader {
             let own = self.class.and_then(|class| class.defaults.get(key));
             own.or_else(|| LIBRARY.base.get(key))
         };
+        if self.options.get("auto_map").is_some_and(|map| !harmless_map(map)) {
+            notes.push(
+                "option `auto_map` names code beside the model, which was not read: this is about the \
+                 library's own class"
+                    .into(),
+            );
+        }
         self.check_padding()?;
         let mut unknown = Vec::new();
         for (key, value) in &self.options {
@@ -594,6 +658,11 @@ impl ConfigReader {
             Undecided::UnknownOptions(format!("{what}: {they} may change the function")),
         ))
     }
+}
+
+/// Whether it names nothing.
+fn harmless_map(map: &Value) -> bool {
+    map.is_null() || map.as_object().is_some_and(Map::is_empty)
 }
 
 /// A value in so many characters.

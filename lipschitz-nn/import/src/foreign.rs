@@ -98,6 +98,7 @@ impl Found {
         config.ignore(&["model_type"]);
         sidecars::check(path, &config)?;
         let mut files = Files::of_directory(path)?;
+        let config = config.of_numbers(files.numbers());
         let dialect = options.dialect;
         let pixels = Normalisation::beside(path)?;
         let model = ModelDir {

@@ -27,6 +27,7 @@ const FIRST: &[&str] = &[
     "sentence_camembert_config.json",
     "sentence_albert_config.json",
     "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
 ];
 
 /// Numbers below this are not divided by; written into PyTorch's code.
@@ -128,11 +129,15 @@ impl<'a> Sentence<'a> {
 
     /// The longest sequence, where the first module says one: longer ones are cut.
     fn context(&self) -> Result<Option<usize>, Error> {
-        let Some(path) = FIRST.iter().map(|name| self.directory.join(name)).find(|p| p.exists())
-        else {
-            return Ok(None);
-        };
-        let config = ConfigReader::open(&path)?;
+        // The first that says anything.
+        let mut said = None;
+        for path in FIRST.iter().map(|name| self.directory.join(name)).filter(|p| p.exists()) {
+            said = Some(ConfigReader::open(&path)?).filter(|config| !config.is_empty());
+            if said.is_some() {
+                break;
+            }
+        }
+        let Some(config) = said else { return Ok(None) };
         // Of the tokenizer.
         config.ignore(&["do_lower_case", "tokenizer_args", "processor_kwargs"]);
         for (key, known) in

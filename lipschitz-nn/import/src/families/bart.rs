@@ -109,12 +109,16 @@ impl Kin {
             Positions::Angles if model.files.get(&name).is_some() => {
                 TensorExpr::new(name, &[context, dim])
             }
-            Positions::Angles => TensorExpr::numbers(angles(context, dim), &[context, dim]),
+            Positions::Angles => {
+                model.config.check_rows("max_position_embeddings", context)?;
+                TensorExpr::numbers(angles(context, dim), &[context, dim])
+            }
             Positions::Computed => {
                 if dim < 4 {
                     let what = format!("is {dim}: angles of positions want a width of 4 or more");
                     return Err(model.config.wrong("d_model", what));
                 }
+                model.config.check_rows("max_position_embeddings", context)?;
                 let from = model.config.count("pad_token_id")? + 1;
                 let numbers = angles_in_halves(from, context, dim);
                 TensorExpr::numbers(numbers, &[context, dim])

@@ -79,6 +79,7 @@ impl Layer<'_> {
 fn with_registers(s: &Sizes, model: &ModelDir, net: &mut Net, from: &str) -> Result<(), Error> {
     let (dim, patches) = (s.dim, s.patches());
     let registers = model.config.count("num_register_tokens")?;
+    model.config.check_rows("num_register_tokens", registers)?;
     s.map_patches(model.pixels, net, &format!("{from}.patch_embeddings.projection"), true)?;
     let table = TensorExpr::new(format!("{from}.position_embeddings"), &[1, patches + 1, dim])
         .reshape(&[patches + 1, dim]);

@@ -80,17 +80,37 @@ const EPS: f64 = 1e-6;
 const PATCHES: &[&str] = &["8", "14", "16", "32"];
 const SIDES: &[&str] = &["224", "384"];
 
-/// The heads of an architecture of timm by its name, such as `vit_base_patch16_224`, if it is one of
-/// the plain ones.
-fn heads_of(architecture: &str) -> Option<usize> {
-    let mut words = architecture.split('_');
-    let (family, size, patch, side) = (words.next()?, words.next()?, words.next()?, words.next()?);
-    let known = ["vit", "deit"].contains(&family)
-        && PATCHES.contains(&patch.strip_prefix("patch")?)
-        && SIDES.contains(&side)
-        && words.next().is_none();
-    let sizes = [("tiny", 3), ("small", 6), ("base", 12), ("large", 16)];
-    sizes.into_iter().find(|(name, _)| known && *name == size).map(|(_, heads)| heads)
+/// What an architecture of timm is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Architecture {
+    dim: usize,
+    layers: usize,
+    heads: usize,
+    patch: usize,
+    side: usize,
+}
+
+impl Architecture {
+    /// By its name, such as `vit_base_patch16_224`, if it is one of the plain ones.
+    fn of(name: &str) -> Option<Self> {
+        let mut words = name.split('_');
+        let (family, size, patch, side) =
+            (words.next()?, words.next()?, words.next()?, words.next()?);
+        let patch = patch.strip_prefix("patch")?;
+        let known = ["vit", "deit"].contains(&family)
+            && PATCHES.contains(&patch)
+            && SIDES.contains(&side)
+            && words.next().is_none();
+        let [dim, layers, heads] = match size {
+            "tiny" => [192, 12, 3],
+            "small" => [384, 12, 6],
+            "base" => [768, 12, 12],
+            "large" => [1024, 24, 16],
+            _ => return None,
+        };
+        let (patch, side) = (patch.parse().ok()?, side.parse().ok()?);
+        known.then_some(Self { dim, layers, heads, patch, side })
+    }
 }
 
 /// Whether this is what [`vision`] calls a model.
@@ -118,7 +138,7 @@ pub(crate) fn timm(
     options: &ImportOptions,
 ) -> Result<Mapping, Error> {
     let name = config.text("architecture")?;
-    let Some(heads) = heads_of(name) else {
+    let Some(mut known) = Architecture::of(name) else {
         let what = format!(
             "is `{name}`; the architectures of timm that are known are vit_… and \
              deit_{{tiny,small,base,large}}_patch{{8,14,16,32}}_{{224,384}}"
@@ -130,8 +150,25 @@ pub(crate) fn timm(
     let Some(inner) = config.inside("pretrained_cfg")? else {
         return Err(config.wrong("pretrained_cfg", "is missing"));
     };
+    // The library builds the model for images of this size only where it is fixed, and else for those of the
+    // architecture.
     let mut sides = match inner.sizes("input_size")?.as_slice() {
-        [_, height, width] => [*height, *width],
+        [_, height, width] if inner.flag_or("fixed_input_size", false)? => [*height, *width],
+        [_, height, width] => {
+            inner.ignore(&["fixed_input_size"]);
+            let sides = [*height, *width];
+            if sides != [known.side; 2]
+                && !config.inside("model_args")?.is_some_and(|c| c.names("img_size"))
+            {
+                let what = format!(
+                    "is of {height} by {width} pixels and not fixed, and `{name}` is of {}: its positions would be \
+                     resampled",
+                    known.side
+                );
+                return Err(inner.wrong("input_size", what));
+            }
+            sides
+        }
         _ => return Err(inner.wrong("input_size", "is not channels, height and width")),
     };
     if let Some(given) = config.inside("model_args")? {
@@ -139,12 +176,31 @@ pub(crate) fn timm(
         if given.names("img_size") {
             sides = given.height_and_width("img_size")?;
         }
+        known = Architecture {
+            dim: given.size_or("embed_dim", known.dim)?,
+            layers: given.size_or("depth", known.layers)?,
+            heads: given.size_or("num_heads", known.heads)?,
+            patch: given.size_or("patch_size", known.patch)?,
+            ..known
+        };
         // Shapes say them.
-        given.ignore(&["in_chans", "num_classes"]);
+        given.ignore(&["in_chans", "mlp_ratio", "num_classes"]);
         given.finish(&[])?;
     }
     let pixels = Normalisation::of_means(inner)?;
-    let mut mapping = mapping(&TIMM, files, heads, Some(sides), pixels.as_ref())
+    let found = sizes(&TIMM, files, known.heads, Some(sides));
+    let found = found.map_err(|what| config.wrong("architecture", what))?;
+    let [theirs, ours] =
+        [[known.dim, known.layers, known.patch], [found.dim, found.layers, found.patch]];
+    if theirs != ours {
+        let what = format!(
+            "is `{name}`, of width {}, {} layers and patches of {}; the tensors are of width {}, {} layers and \
+             patches of {}",
+            theirs[0], theirs[1], theirs[2], ours[0], ours[1], ours[2]
+        );
+        return Err(config.wrong("architecture", what));
+    }
+    let mut mapping = mapping(&TIMM, files, known.heads, Some(sides), pixels.as_ref())
         .map_err(|what| config.wrong("architecture", what))?;
     mapping.notes.extend(config.finish(&options.ignore)?);
     Ok(mapping.note(format!("timm's `{name}`, with ε = {EPS:e} and GELU")))
@@ -278,11 +334,11 @@ mod tests {
 
     #[test]
     fn only_plain_architectures_are_known() {
-        for (name, heads) in [
-            ("vit_tiny_patch16_224", Some(3)),
-            ("vit_small_patch32_384", Some(6)),
-            ("deit_base_patch16_384", Some(12)),
-            ("vit_large_patch14_224", Some(16)),
+        for (name, sizes) in [
+            ("vit_tiny_patch16_224", Some([192, 12, 3, 16, 224])),
+            ("vit_small_patch32_384", Some([384, 12, 6, 32, 384])),
+            ("deit_base_patch16_384", Some([768, 12, 12, 16, 384])),
+            ("vit_large_patch14_224", Some([1024, 24, 16, 14, 224])),
             ("vit_base_patch16_clip_224", None),
             ("vit_base_patch16_224_miil", None),
             ("vit_small_patch14_dinov2", None),
@@ -291,7 +347,8 @@ mod tests {
             ("vit_base_patch16_256", None),
             ("vit", None),
         ] {
-            assert_eq!(heads_of(name), heads, "{name}");
+            let found = Architecture::of(name).map(|a| [a.dim, a.layers, a.heads, a.patch, a.side]);
+            assert_eq!(found, sizes, "{name}");
         }
     }
 }

@@ -346,6 +346,13 @@ impl Files {
         Ok(())
     }
 
+    /// How many numbers all tensors hold together.
+    pub(crate) fn numbers(&self) -> u64 {
+        let of =
+            |info: &Info| info.shape.iter().fold(1u64, |n, size| n.saturating_mul(*size as u64));
+        self.tensors.values().map(of).fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.tensors.len()
     }

@@ -276,10 +276,28 @@ pub(crate) fn zipped(
     let code = archive::read(source, pickle)?;
     let (machine, top) =
         Machine::run(&code, |_| true, room(source)).map_err(|what| source.wrong(what))?;
+    storages(source, &machine)?;
     contents(source, &machine, top, entry, |key| {
         let member = members.get(&format!("{root}data/{key}"))?;
         (!member.packed).then_some((member.offset, member.bytes))
     })
+}
+
+/// The type and the number of elements of each storage. PyTorch reads each once, as what it is first said to
+/// be.
+fn storages<'a>(
+    source: &Source,
+    machine: &'a Machine,
+) -> Result<BTreeMap<&'a str, (&'a str, u64)>, Error> {
+    let mut known = BTreeMap::new();
+    for object in &machine.memory {
+        let Object::Storage(id) = object else { continue };
+        let Some(Storage { kind, key, count, .. }) = Storage::of(machine, *id) else { continue };
+        if known.insert(key, (kind, count)).is_some_and(|before| before != (kind, count)) {
+            return Err(source.wrong(format!("describes the storage `{key}` in two ways")));
+        }
+    }
+    Ok(known)
 }
 
 fn big_endian(source: &Source) -> Error {
@@ -315,24 +333,17 @@ pub(crate) fn legacy(source: &Source, entry: Option<&str>) -> Result<Contents, E
     let Object::List(list) = &keys.memory[list] else {
         return Err(source.wrong("lacks the list of its storages"));
     };
-    let mut known = BTreeMap::new();
-    for object in &machine.memory {
-        let Object::Storage(id) = object else { continue };
-        let Some(Storage { kind, key, count, .. }) = Storage::of(&machine, *id) else { continue };
-        // Types without a storage of their own lie in bytes.
-        let size = element(kind).map(|(_, _, size)| size);
-        let size = size.or((kind == "torch.storage.UntypedStorage").then_some(1));
-        if known.insert(key, (size, count)).is_some_and(|before| before != (size, count)) {
-            return Err(source.wrong(format!("describes the storage `{key}` in two ways")));
-        }
-    }
+    let known = storages(source, &machine)?;
     let mut storages = BTreeMap::new();
     let mut at = (code.len() - keys.rest().len()) as u64;
     for key in list {
         let named = keys.said(*key).and_then(|key| Some((key, *known.get(key)?)));
-        let Some((key, (size, count))) = named else {
+        let Some((key, (kind, count))) = named else {
             return Err(source.wrong("lists a storage that nothing describes"));
         };
+        // Types without a storage of their own lie in bytes.
+        let size = element(kind).map(|(_, _, size)| size);
+        let size = size.or((kind == "torch.storage.UntypedStorage").then_some(1));
         let Some(size) = size else {
             return Err(source.wrong(format!("has the storage `{key}` of an unknown type")));
         };

@@ -267,7 +267,11 @@ impl Reader<'_> {
         let scale = scale.unwrap_or((head_dim as f64).sqrt().recip());
         let factor = Value::Array(Array::scalar(Kind::REAL, scale));
         logits = self.binary(here, "Mul", &logits, &factor)?;
+        if scale.is_nan() || scale <= 0.0 {
+            return here.refuse(format!("has a scale of {scale}, which is not above 0"));
+        }
         if cap != 0.0 {
+            self.capped_first |= causal || matches!(rest.first(), Some(Some(_)));
             let capped = Expr::linear(0.0, 1.0 / cap).apply(Phi::Known(Function::Tanh));
             let capped = capped.times(&Expr::linear(cap, 0.0));
             logits = self.map(here, &logits, capped)?;

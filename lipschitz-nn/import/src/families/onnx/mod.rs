@@ -241,6 +241,8 @@ fn translate(
         computes,
         draws,
         decisions: Vec::new(),
+        looked_at: 0,
+        capped_first: false,
     };
     let names = reader.weights.iter().enumerate().map(|(i, weight)| (weight.name.clone(), i));
     reader.numbers = names.collect();
@@ -292,6 +294,12 @@ fn translate(
     };
     let decisions = std::mem::take(&mut reader.decisions);
     let mut mapping = build::mapping(&reader.net, node, input, &numbers)?;
+    if reader.capped_first {
+        mapping = mapping.note(
+            "attention puts logits under the soft cap first and masks them then; versions of the standard and \
+             of onnxruntime before 2026 mask first, so that what is hidden has a weight",
+        );
+    }
     if reader.passes_large {
         mapping = mapping.note(
             "the file has x in place of ln(1 + e^x) above 20, which is less by up to 2.1e-9; the \

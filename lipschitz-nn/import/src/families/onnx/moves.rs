@@ -263,7 +263,7 @@ impl Reader<'_> {
         if self.is_known(x) {
             let alike = |a: &Array| a.data.windows(2).all(|pair| pair[0] == pair[1]);
             let any = matches!(x, Value::Array(a) if alike(a));
-            self.decisions.push(Decision::index(&self.draws, here, &index, any));
+            self.decide(Decision::index(&self.draws, here, &index, any));
         }
         let Some(size) = shape.get(axis).map(|size| *size as i64) else {
             return here.refuse("has an axis that is not there");

@@ -121,6 +121,10 @@ pub(super) struct Reader<'a> {
     pub draws: Draws,
     /// What operators that may decide by sizes have read.
     pub decisions: Vec<Decision>,
+    /// How many numbers those hold.
+    pub looked_at: usize,
+    /// Whether the file puts logits under a soft cap before it masks them.
+    pub capped_first: bool,
     /// Whether the file passes large numbers through where the network has a softplus.
     pub passes_large: bool,
 }
@@ -129,6 +133,9 @@ pub(super) type Out = Result<Value, Refused>;
 
 /// The most numbers that constants have at a time: a few masks of 2048 tokens.
 const MOST: usize = 1 << 24;
+
+/// The most numbers that operators decide by, in one reading of a file.
+const MOST_LOOKED_AT: usize = 1 << 20;
 
 impl<'a> Reader<'a> {
     /// Reads one operator.
@@ -175,6 +182,9 @@ impl<'a> Reader<'a> {
         }
         if self.kept > MOST {
             return here.refuse("and those before it keep too many constants");
+        }
+        if self.looked_at > MOST_LOOKED_AT {
+            return here.refuse("and those before it decide by too many numbers");
         }
         Ok(())
     }
@@ -655,16 +665,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    pub(super) fn decide(&mut self, decision: Decision) {
+        self.looked_at += decision.looked_at();
+        if self.looked_at <= MOST_LOOKED_AT {
+            self.decisions.push(decision);
+        }
+    }
+
     /// Notes an operator that decides by the difference of two arrays.
     pub(super) fn decided(&mut self, here: Here<'_>, test: Test, a: &Array, b: &Array) {
         if let Some(difference) = a.zip(b, Kind::REAL, |a, b| if a == b { 0.0 } else { a - b }) {
-            self.decisions.push(Decision::new(&self.draws, here, test, &difference));
+            self.decide(Decision::new(&self.draws, here, test, &difference));
         }
     }
 
     /// Notes an operator that decides by numbers.
     pub(super) fn fixed_by(&mut self, here: Here<'_>, array: &Array) {
-        self.decisions.push(Decision::new(&self.draws, here, Test::Same, array));
+        self.decide(Decision::new(&self.draws, here, Test::Same, array));
     }
 
     /// Notes an operator that makes whole numbers, of those that are not whole.

@@ -84,6 +84,11 @@ impl Decision {
         Self { of, test, any: false, differences: seen.collect(), shape }
     }
 
+    /// How many numbers it holds.
+    pub(super) fn looked_at(&self) -> usize {
+        self.differences.len()
+    }
+
     /// Places that are taken of numbers, of `any` where these are all alike.
     pub(super) fn index(draws: &Draws, here: Here<'_>, index: &Array, any: bool) -> Self {
         Self { any, ..Self::new(draws, here, Test::Same, index) }
