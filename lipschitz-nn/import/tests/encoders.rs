@@ -223,6 +223,11 @@ const BAD: &[[&str; 5]] = &[
         "`model_args.init_values`",
     ],
     ["timm", "config.json", r#""global_pool": "token""#, r#""global_pool": "avg""#, "`avg`"],
+    // What the library would build, and the tensors are not of.
+    ["timm", "config.json", r#""depth": 2"#, r#""depth": 3"#, "3 layers"],
+    ["timm", "config.json", r#"  "depth": 2,"#, "", "12 layers"],
+    ["timm", "config.json", r#""embed_dim": 12"#, r#""embed_dim": 24"#, "of width 24"],
+    ["timm", "config.json", r#""img_size""#, r#""img_sizes""#, "not fixed"],
     ["sentence", "1_Pooling/config.json", r#""mean""#, r#""max""#, "`max`"],
     ["sentence", "1_Pooling/config.json", r#""mean""#, r#"["mean", "max"]"#, "wanted a text"],
     ["sentence", "2_Dense/config.json", "activation.Tanh", "activation.Softmax", "Softmax"],
@@ -291,6 +296,59 @@ fn what_is_not_supported_is_refused_by_name() {
     }
 }
 
+/// A width, or rows that are computed, of more than the files hold numbers: nothing of that size is made.
+#[test]
+fn sizes_are_those_of_the_files() {
+    for (name, key) in [
+        ("m2m_100", "max_position_embeddings"),
+        ("pegasus", "max_position_embeddings"),
+        ("marian", "max_position_embeddings"),
+        ("dinov2-registers", "num_register_tokens"),
+        ("stablelm", "num_attention_heads"),
+        ("bloom", "n_head"),
+        ("llama", "head_dim"),
+        ("llama-linear", "head_dim"),
+        ("gpt2", "n_embd"),
+    ] {
+        let dir = changed(name, "config.json", "{", "{");
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[key] = (1 << 28).into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let clock = std::time::Instant::now();
+        let said = import(dir.path(), &ImportOptions::default()).map(drop).unwrap_err().to_string();
+        assert!(said.contains(key) && said.contains("all weights together are"), "{name}: {said}");
+        assert!(clock.elapsed().as_secs() < 5, "{name}");
+    }
+}
+
+/// Of the files that may say what the first module does, the library reads the first that is not empty.
+#[test]
+fn options_of_the_first_module_are_found() {
+    let said = |files: &[(&str, &str)]| {
+        let dir = changed("sentence", "config.json", "{", "{");
+        std::fs::remove_file(dir.path().join("sentence_bert_config.json")).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        import(dir.path(), &ImportOptions::default()).map(drop).map_err(|e| e.to_string())
+    };
+    let other = r#"{"max_seq_length": 6, "config_args": {"hidden_act": "relu"}}"#;
+    said(&[]).unwrap();
+    said(&[
+        ("sentence_bert_config.json", r#"{"max_seq_length": 6}"#),
+        ("sentence_xlnet_config.json", other),
+    ])
+    .unwrap();
+    for files in [
+        &[("sentence_xlnet_config.json", other)][..],
+        &[("sentence_bert_config.json", "{}"), ("sentence_roberta_config.json", other)],
+    ] {
+        assert!(said(files).unwrap_err().contains("config_args"), "{files:?}");
+    }
+}
+
 /// What a model says of its images, and how many tokens an encoder of sentences reads.
 #[test]
 fn files_beside_a_model_count() {
@@ -322,6 +380,9 @@ fn files_beside_a_model_count() {
     std::fs::write(&cut, r#"{"truncate_dim": 3}"#).unwrap();
     let said = import(dir.path(), &ImportOptions::default()).map(drop).unwrap_err().to_string();
     assert!(said.contains("`truncate_dim` is 3"), "{said}");
+    // Code of its own is not read, which is said.
+    let dir = changed("bert", "config.json", "{", r#"{"auto_map": {"AutoModel": "own.Model"},"#);
+    assert!(notes(dir.path()).contains("`auto_map` names code"), "{}", notes(dir.path()));
     // A type in which the library takes the weights.
     let dir = changed("bert", "config.json", r#""dtype": "float32""#, r#""dtype": "bfloat16""#);
     assert!(notes(dir.path()).contains("the config says `bfloat16`"), "{}", notes(dir.path()));

@@ -44,6 +44,39 @@ fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
+/// PyTorch reads a storage once, as what it is first said to be: two types of one are none.
+#[test]
+fn a_storage_has_one_type() {
+    let text =
+        |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let tensor = |name: &str, kind: &str, count: u8| {
+        let class = format!("ctorch\n{kind}\n");
+        let storage =
+            [text("storage"), class.into_bytes(), text("0"), text("cpu"), vec![b'K', count]];
+        let storage = [&b"("[..], &storage.concat(), b"tQ"].concat();
+        let rest = b"K\0(K\x02K\x02t(K\x02K\x01t\x89ccollections\nOrderedDict\n)RtR";
+        [text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec(), storage, rest.to_vec()]
+            .concat()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.pt");
+    let said = |second: (&str, u8)| {
+        let tensors =
+            [tensor("0.weight", "FloatStorage", 4), tensor("2.weight", second.0, second.1)];
+        let pickle = [&b"\x80\x02}("[..], &tensors.concat(), b"u."].concat();
+        let numbers = [1.0f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat();
+        std::fs::write(&path, zip(&[("m/data.pkl".into(), pickle), ("m/data/0".into(), numbers)]))
+            .unwrap();
+        import(&path, &ImportOptions::default()).map(drop).map_err(|e| e.to_string())
+    };
+    let alike = said(("FloatStorage", 4));
+    assert!(alike.as_ref().err().is_none_or(|e| !e.contains("storage")), "{alike:?}");
+    for other in [("HalfStorage", 8), ("IntStorage", 4), ("FloatStorage", 3)] {
+        let error = said(other).unwrap_err();
+        assert!(error.contains("describes the storage `0` in two ways"), "{other:?}: {error}");
+    }
+}
+
 const SIZE: usize = 24 << 20;
 
 fn torch(pickle: Vec<u8>) -> Vec<u8> {

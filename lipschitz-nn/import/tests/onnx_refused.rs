@@ -332,6 +332,21 @@ fn open_sizes_decide_nothing() {
 }
 
 /// What is computed of constants is rounded as whoever runs the file rounds it.
+/// What operators decide by is kept for all readings of a file: there is an end to it.
+#[test]
+fn decisions_take_little_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("floors.onnx");
+    let mut nodes: Vec<Vec<u8>> = (0..3000)
+        .map(|i| node("Floor", &[&format!("c{i}")], &[&format!("c{}", i + 1)], &[]))
+        .collect();
+    nodes.push(node("Relu", &["x"], &["y"], &[]));
+    std::fs::write(&path, of(nodes, vec![floats("c0", &[4096])]).bytes()).unwrap();
+    let clock = std::time::Instant::now();
+    assert!(said(&path).contains("decide by too many numbers"), "{}", said(&path));
+    assert!(clock.elapsed().as_secs() < 20);
+}
+
 #[test]
 fn constants_are_those_of_their_type() {
     let dir = tempfile::tempdir().unwrap();
