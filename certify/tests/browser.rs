@@ -6,6 +6,7 @@
 
 mod workshop;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -171,7 +172,10 @@ fn problems(browser: &Path, page: &str, dark: bool) -> (Vec<String>, Vec<String>
 #[test]
 fn a_page_can_be_read_and_sorted_on_a_phone_and_a_computer() {
     let Some(browser) = browser() else {
-        eprintln!("SKIPPED: there is no chromium or google-chrome; the page was not opened");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: there is no chromium or google-chrome; the page was not opened"
+        );
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -28,7 +28,9 @@ fn off(got: &Tensor, m: &Tensor, f: impl Fn(f64) -> f64) -> f64 {
         for j in 0..got.ncols() {
             let want: f64 =
                 (0..s.nrows()).map(|k| svd.U()[(i, k)] * f(s[k]) * svd.V()[(j, k)]).sum();
-            largest = largest.max((got[(i, j)] - want).abs());
+            let off = (got[(i, j)] - want).abs();
+            assert!(off.is_finite(), "element {i}, {j} is {}", got[(i, j)]);
+            largest = largest.max(off);
         }
     }
     largest
@@ -36,8 +38,9 @@ fn off(got: &Tensor, m: &Tensor, f: impl Fn(f64) -> f64) -> f64 {
 
 /// The largest difference of an element.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-    f64::from(d.to_scalar::<f32>().unwrap())
+    let all = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(all.iter().all(|x| x.is_finite()), "not a number, or infinite");
+    f64::from(all.into_iter().fold(0.0, f32::max))
 }
 
 fn frobenius(m: &Tensor) -> f64 {

@@ -2,6 +2,7 @@
 
 pub mod foreign;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -388,6 +389,11 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("SKIPPED: there is no {}", path.display());
+    skipped(format_args!("there is no {}", path.display()));
     None
+}
+
+/// Says what a test leaves out, past the capture of its output.
+pub fn skipped(why: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }

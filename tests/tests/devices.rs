@@ -18,7 +18,7 @@ use lipschitz_nn::{Model, Weights, graph::Input};
 use lipschitz_opt::constraint::{ConstraintConfig, ConstraintKind};
 use lipschitz_opt::{AdamWConfig, MuonConfig, OptimizerConfig, PerHead, Rate, Recipe, SgdConfig};
 use lipschitz_tests::{
-    Dice, random_convolution_graph, random_graph, random_image_graph, random_model,
+    Dice, random_convolution_graph, random_graph, random_image_graph, random_model, skipped,
 };
 use lipschitz_train::step::{Times, Training};
 
@@ -56,7 +56,7 @@ fn places() -> Vec<Place> {
                 |name, kernels| Place { name, device: device.clone(), dtype: DType::F32, kernels };
             places.extend([of("CUDA f32", true), of("CUDA f32, composed", false)]);
         }
-        Err(_) => eprintln!("SKIPPED: no CUDA device, or built without the feature `cuda`"),
+        Err(_) => skipped(format_args!("no CUDA device, or built without the feature `cuda`")),
     }
     places
 }
@@ -66,7 +66,9 @@ fn wide(x: &Tensor) -> Tensor {
 }
 
 fn largest(x: &Tensor) -> f64 {
-    x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    let all = x.abs().unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    assert!(all.iter().all(|x| x.is_finite()), "not a number, or infinite");
+    all.into_iter().fold(0.0, f64::max)
 }
 
 /// The largest difference over the largest element.

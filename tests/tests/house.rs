@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+use lipschitz_tests::skipped;
 use serde_json::Value;
 
 fn cargo(arguments: &[&str]) -> String {
@@ -120,7 +121,7 @@ fn the_top_of_the_repository_is_in_order() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let files = Command::new("git").args(["-C", root, "ls-files"]).output();
     let Some(files) = files.ok().filter(|files| files.status.success()) else {
-        eprintln!("SKIPPED: this is no git repository");
+        skipped(format_args!("this is no git repository"));
         return;
     };
     let files = String::from_utf8(files.stdout).unwrap();

@@ -19,14 +19,15 @@ use lipschitz_certify::spectral::Method;
 use lipschitz_import::{Dialect, ImportOptions, Imported, import};
 use lipschitz_nn::checkpoint::load_tensors;
 use lipschitz_nn::compare;
+use lipschitz_tests::skipped;
 use tokenizers::Tokenizer;
 
 fn directory() -> Option<PathBuf> {
     let directory = std::env::var_os("MINILM_DIR").map(PathBuf::from);
     if directory.is_none() {
-        eprintln!(
-            "SKIPPED: MINILM_DIR does not name the model's directory; see the head of this file"
-        );
+        skipped(format_args!(
+            "MINILM_DIR does not name the model's directory; see the head of this file"
+        ));
     }
     directory
 }

@@ -62,7 +62,9 @@ impl Table {
 }
 
 fn largest(x: &Tensor) -> f64 {
-    x.detach().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap()
+    let all = x.detach().abs().unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    assert!(all.iter().all(|x| x.is_finite()), "not a number, or infinite");
+    all.into_iter().fold(0.0, f64::max)
 }
 
 /// A pass on token ids, numbers, or embedding vectors.
@@ -344,6 +346,7 @@ fn checkpoints_are_within_their_ranges() {
         paths.extend(std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()));
     }
     paths.sort();
+    assert!(!paths.is_empty(), "no checkpoint: name some in LIPSCHITZ_RANGES");
     for path in paths {
         let name = path.display().to_string();
         let (model, _) = lipschitz_certify::load(&path, &Device::Cpu).unwrap();

@@ -3,6 +3,7 @@
 
 mod workshop;
 
+use std::io::Write;
 use std::process::Command;
 use std::rc::Rc;
 
@@ -65,7 +66,10 @@ fn memory_is_what_a_step_takes() {
         return;
     }
     if !std::path::Path::new("/proc/self/status").exists() {
-        eprintln!("SKIPPED: this system does not say how much memory a program has had at most");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: this system does not say how much memory a program has had at most"
+        );
         return;
     }
     let mut off = Vec::new();

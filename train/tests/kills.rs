@@ -8,6 +8,7 @@
 mod workshop;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -58,7 +59,10 @@ impl Disk {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=16m", "none"]).arg(&at);
         if !mount.output().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: no disk can be mounted, so files are limited in length instead");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: no disk can be mounted, so files are limited in length instead"
+            );
             return None;
         }
         Some(Self(at))

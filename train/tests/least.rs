@@ -4,6 +4,7 @@
 
 mod workshop;
 
+use std::io::Write;
 use std::process::Command;
 
 use lipschitz_train::config::Config;
@@ -80,7 +81,10 @@ fn a_run_takes_more_than_the_least_and_not_much_more() {
         return;
     }
     if !std::path::Path::new("/proc/self/status").exists() {
-        eprintln!("SKIPPED: this system does not say how much memory a program has had at most");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: this system does not say how much memory a program has had at most"
+        );
         return;
     }
     let mut off = Vec::new();

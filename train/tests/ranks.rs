@@ -1,6 +1,7 @@
 //! Several processes train as one does. Needs the feature `mpi`, and `mpirun` to start them.
 #![cfg(feature = "mpi")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ impl Workshop {
     /// None, said loudly, where there is no `mpirun`.
     fn new() -> Option<Self> {
         if Command::new("mpirun").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: there is no mpirun");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: there is no mpirun");
             return None;
         }
         let workshop = Self(tempfile::tempdir().unwrap());

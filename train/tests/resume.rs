@@ -3,6 +3,7 @@
 mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -549,7 +550,7 @@ fn what_is_saved_is_on_disk_before_anything_relies_on_it() {
     match strace.output() {
         Ok(output) if output.status.success() => {}
         _ => {
-            eprintln!("SKIPPED: strace cannot be used here");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: strace cannot be used here");
             return;
         }
     }

@@ -1,11 +1,14 @@
 //! Options of decoders: what they say matters, older names mean the same, and what is not supported
 //! is refused with its name. And checkpoints of nanoGPT.
 
+mod outputs;
+
 use std::path::{Path, PathBuf};
 
-use lipschitz_import::candle_core::{DType, Device, Tensor};
+use lipschitz_import::candle_core::{DType, Device};
 use lipschitz_import::{Dialect, ImportOptions, Imported, import};
 use lipschitz_nn::checkpoint::load_tensors;
+use outputs::flat;
 use serde_json::{Map, Value, json};
 
 fn golden(name: &str) -> PathBuf {
@@ -54,12 +57,9 @@ fn apart(model: &Path, expected: &Path) -> f64 {
         .unwrap_or_else(|e| panic!("{}: {e}", model.display()));
     let model = model.to(&Device::Cpu, DType::F64).unwrap();
     let (expected, _) = load_tensors(expected, &Device::Cpu).unwrap();
-    let flat = |x: &Tensor| -> Vec<f64> {
-        x.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
-    };
     let found = flat(&model.forward(&expected["tokens"]).unwrap());
     let wanted = flat(&expected["output"]);
-    found.iter().zip(&wanted).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()))
+    outputs::distance(&found, &wanted)
 }
 
 /// A golden model of each family that reads its options in another place.

@@ -1,11 +1,14 @@
 //! Files by their first bytes, under any name: those that are read, those that are known and not
 //! read, and those that are damaged or made to do harm.
 
+mod outputs;
+
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use lipschitz_import::{ImportOptions, import, is_foreign};
 use lipschitz_nn::checkpoint::load_tensors;
+use outputs::{distance, flat};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/formats").join(name)
@@ -20,10 +23,6 @@ fn refused(path: &Path) -> String {
     let line = error.unwrap_or_else(|| panic!("{} was imported", path.display())).to_string();
     assert!(!line.contains('\n') && line.len() < 1000, "{line}");
     line
-}
-
-fn numbers(x: &Tensor) -> Vec<f64> {
-    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]
@@ -112,11 +111,10 @@ fn gguf_models_compute_what_the_library_reads_in_them() {
         let expected = golden(&format!("{name}.expected.safetensors"));
         let (expected, _) = load_tensors(&expected, &Device::Cpu).unwrap();
         let tokens = expected["tokens"].to_dtype(DType::U32).unwrap();
-        let found = numbers(&model.forward(&tokens).unwrap());
-        let wanted = numbers(&expected["output"]);
+        let found = flat(&model.forward(&tokens).unwrap());
+        let wanted = flat(&expected["output"]);
         let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        assert_eq!(found.len(), wanted.len());
-        let apart = found.iter().zip(&wanted).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+        let apart = distance(&found, &wanted);
         assert!(size > 1.0 && apart < 1e-5 * size, "{name}: {apart} of {size}");
     }
 }

@@ -1,11 +1,14 @@
 //! Models saved by Hugging Face transformers itself (`tests/golden/make.py`): our outputs are the
 //! library's.
 
+mod outputs;
+
 use std::path::{Path, PathBuf};
 
-use lipschitz_import::candle_core::{DType, Device, Tensor};
+use lipschitz_import::candle_core::{DType, Device};
 use lipschitz_import::{ImportOptions, Imported, import};
 use lipschitz_nn::checkpoint::load_tensors;
+use outputs::{distance, flat};
 
 fn models() -> Vec<PathBuf> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
@@ -17,10 +20,6 @@ fn models() -> Vec<PathBuf> {
         .collect();
     models.sort();
     models
-}
-
-fn flat(x: &Tensor) -> Vec<f64> {
-    x.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
 #[test]
@@ -46,7 +45,7 @@ fn outputs_are_those_of_the_library() {
         assert_eq!(output.dims(), expected["output"].dims(), "{name}");
         let (found, wanted) = (flat(&output), flat(&expected["output"]));
         let size = wanted.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        let off = found.iter().zip(&wanted).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / size;
+        let off = distance(&found, &wanted) / size;
         report.push(format!("{name} {off:.1e}"));
         if off > 1e-5 || off.is_nan() {
             wrong.push(format!("{name}: {off:.2e} of {size:.2} apart"));

@@ -2,6 +2,8 @@
 //! were ONNX files. onnxruntime computes the same, where there is a Python that has it (`python3`,
 //! or what `PYTHON` names), and what is read again is the same function, or refused.
 
+mod outputs;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +12,7 @@ use lipschitz_import::candle_core::{DType, Device, Tensor};
 use lipschitz_import::{ImportOptions, Imported, import, onnx};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, load_tensors, save_tensors};
+use outputs::{distance, flat};
 
 const SCRIPT: &str = "
 import sys
@@ -75,16 +78,12 @@ fn cases(dir: &Path) -> Vec<Case> {
     models.into_iter().enumerate().map(case).collect()
 }
 
-fn flat(x: &Tensor) -> Vec<f64> {
-    x.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
-}
-
 /// How far two outputs are from each other, relative to the largest number.
 fn apart(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let (a, b) = (flat(a), flat(b));
     let size = a.iter().fold(1e-6, |m: f64, x| m.max(x.abs()));
-    a.iter().zip(&b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / size
+    distance(&a, &b) / size
 }
 
 fn double(model: &Model, input: &Tensor) -> Tensor {

@@ -12,7 +12,10 @@ pub(crate) fn is_possible() -> bool {
     let possible =
         cfg!(target_os = "linux") && Command::new("cc").arg("--version").output().is_ok();
     if !possible {
-        eprintln!("SKIPPED: kernels of a GPU are run as C, and there is no `cc` here");
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("SKIPPED: kernels of a GPU are run as C, and there is no `cc` here\n"),
+        );
     }
     possible
 }
