@@ -55,6 +55,7 @@ pub mod ellipsoid;
 mod error;
 pub mod executed;
 pub mod local;
+mod number;
 #[cfg(feature = "import")]
 mod open;
 mod pinned;

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::range::Number;
+use crate::number::Number;
 use crate::upper::Upper;
 
 /// A type of few bits that weights are rounded to, to nearest, ties to even. For those of 8 bits each

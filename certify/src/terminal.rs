@@ -12,8 +12,9 @@ mod usage;
 
 pub mod ranges;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lipschitz_nn::At;
 use lipschitz_plot::svg::invisible;
@@ -30,7 +31,7 @@ pub use usage::parse;
 pub fn end_without_memory() {
     #[cfg(unix)]
     {
-        let always = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let always = std::sync::Arc::new(AtomicBool::new(true));
         // Fails only for signals that cannot be caught, of which this is none.
         let abort = signal_hook::consts::SIGABRT;
         let _ = signal_hook::flag::register_conditional_shutdown(abort, 2, always);
@@ -63,6 +64,18 @@ pub fn escaped(text: &str, kept: &str) -> String {
         }
     }
     out
+}
+
+static HUSHED: AtomicBool = AtomicBool::new(false);
+
+/// Shows no progress from here on.
+pub fn hush() {
+    HUSHED.store(true, Ordering::Relaxed);
+}
+
+/// Whether progress is shown: on a terminal, unless [hushed](hush).
+pub fn loud() -> bool {
+    io::stderr().is_terminal() && !HUSHED.load(Ordering::Relaxed)
 }
 
 /// Prints a line on stderr. A line that cannot be written is ignored.

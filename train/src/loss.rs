@@ -53,10 +53,10 @@ impl Default for LossConfig {
 }
 
 /// The most classes that margins are asked of: each has an advantage over each.
-pub(crate) const MOST_CLASSES: usize = 1024;
+pub(crate) const MAX_CLASSES: usize = 1024;
 
 /// The largest margin that is asked for.
-const MOST: f64 = 1e6;
+const MAX_MARGIN: f64 = 1e6;
 
 impl LossConfig {
     /// Whether every number is in its range.
@@ -68,7 +68,7 @@ impl LossConfig {
             Err(Error::Config(format!("loss.{key} is {x}; it must be {what}")))
         };
         for (key, x) in [("offset", self.offset), ("epsilon", self.epsilon)] {
-            if !(0.0..=MOST).contains(&x) {
+            if !(0.0..=MAX_MARGIN).contains(&x) {
                 return no(key, x, "from 0 to 1e6");
             }
         }
@@ -132,10 +132,10 @@ impl Loss {
             let what = "the section [loss] is about classes, and the data has numbers to predict";
             return Err(Error::Config(format!("{what}; leave it out")));
         }
-        if c.has_margins() && (graph.context().is_some() || graph.outputs() > MOST_CLASSES) {
+        if c.has_margins() && (graph.context().is_some() || graph.outputs() > MAX_CLASSES) {
             return Err(Error::Config(format!(
                 "loss.offset and loss.epsilon ask for margins of a classifier of images or vectors, of \
-                 up to {MOST_CLASSES} classes"
+                 up to {MAX_CLASSES} classes"
             )));
         }
         Ok(())

@@ -74,8 +74,8 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
     all.push(("loss.refresh_every", config.loss.refresh_every, MAX_STEPS));
     // Unlike the others, these may be 0.
     let moves = [("crop", config.augment.crop), ("cutout", config.augment.cutout)];
-    if let Some((key, value)) = moves.into_iter().find(|(_, pixels)| *pixels > augment::MOST) {
-        let most = augment::MOST;
+    if let Some((key, value)) = moves.into_iter().find(|(_, pixels)| *pixels > augment::MAX_SHIFT) {
+        let most = augment::MAX_SHIFT;
         return Err(Error::Config(format!(
             "augment.{key} is {value}; it must be from 0 to {most}"
         )));

@@ -51,6 +51,9 @@ impl Effort {
 /// On a terminal, shows what is being computed.
 pub(super) fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {elapsed} {pos}: {wide_msg}");
+    if !terminal::loud() {
+        return ProgressBar::hidden();
+    }
     let bar = ProgressBar::new_spinner();
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }

@@ -1,4 +1,4 @@
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -125,7 +125,7 @@ impl LocalCommand {
     }
 
     fn tell(&self, input: usize) {
-        if std::io::stderr().is_terminal() {
+        if terminal::loud() {
             let _ = write!(std::io::stderr(), "\rinput {} of {} …    ", input + 1, self.limit);
         }
     }
@@ -179,7 +179,7 @@ impl LocalCommand {
 
 /// Ends the line that tells of inputs.
 fn told() {
-    if std::io::stderr().is_terminal() {
+    if terminal::loud() {
         let _ = writeln!(std::io::stderr());
     }
 }

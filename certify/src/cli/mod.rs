@@ -35,6 +35,9 @@ struct Cli {
     /// Threads to use [default: all cores].
     #[arg(long, global = true, value_parser = terminal::ranges::threads())]
     threads: Option<usize>,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -84,6 +87,9 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    if cli.quiet {
+        terminal::hush();
+    }
     if let Some(threads) = cli.threads {
         // Fails only if the pool has been built already, and nothing ran before this line.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ impl ProbeCommand {
         bar.finish_and_clear();
         let radius = certificate.domain.radius.to_f64();
         let budget = Duration::from_secs_f64(self.seconds);
-        let loud = std::io::stderr().is_terminal();
+        let loud = terminal::loud();
         let found = probe::probe(&model, &inputs, radius, budget, &mut |sensitivity| {
             if loud {
                 let _ = write!(std::io::stderr(), "\rfound so far: {sensitivity:.6}  ℓ2 → ℓ2");

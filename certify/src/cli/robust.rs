@@ -1,4 +1,4 @@
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -8,7 +8,7 @@ use comfy_table::Table;
 use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_certify::terminal::tables::{self, fitted};
-use lipschitz_certify::terminal::{JsonOutput, ranges};
+use lipschitz_certify::terminal::{self, JsonOutput, ranges};
 use lipschitz_certify::upper::down;
 use lipschitz_data::tensors::predicts;
 use lipschitz_data::{Predicts, Protocol, for_model};
@@ -75,7 +75,7 @@ impl RobustCommand {
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(&self.data, &meta)?;
         let effort = Effort { steps: self.steps, restarts: self.restarts };
-        let loud = std::io::stderr().is_terminal();
+        let loud = terminal::loud();
         let watch = |eps: f64| {
             if loud {
                 let _ = write!(std::io::stderr(), "\rradius {eps:.4} …    ");

@@ -19,7 +19,8 @@ use crate::upper::Upper;
 
 /// The most logits of a node whose derivative by the input is computed, and the most of them times the square of
 /// the width: the work grows with both.
-const MOST: [usize; 2] = [2048, 1 << 25];
+const MAX_LOGITS: usize = 2048;
+const MAX_LOGIT_WORK: usize = 1 << 25;
 
 /// The most norms that are kept of those of a node.
 const KEPT: usize = 1 << 23;
@@ -51,12 +52,12 @@ impl Logits {
         let few = |heads: &Heads| {
             let width = heads.width();
             let work = heads.logits().saturating_mul(width.saturating_mul(width));
-            heads.logits() <= MOST[0] && work <= MOST[1]
+            heads.logits() <= MAX_LOGITS && work <= MAX_LOGIT_WORK
         };
         let plain = trace.attentions().into_iter().filter(|heads| heads.plain());
         let near = |heads: &Heads| {
             let kept = heads.logits().saturating_mul(heads.tokens());
-            kept <= KEPT && heads.work_of_logits() <= stretch::MOST
+            kept <= KEPT && heads.work_of_logits() <= stretch::MAX_WORK
         };
         plain
             .filter(|heads| few(heads) || near(heads))

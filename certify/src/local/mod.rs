@@ -164,13 +164,13 @@ impl Point {
     /// own slopes and remainders say how far each can move, which is far less than all of them may
     /// together. Where many tokens are read there would be too many; those of the last token count most.
     fn refine(&mut self) -> Result<(), Error> {
-        const MOST: usize = 2048;
+        const MAX_ELEMENTS: usize = 2048;
         let outputs = self.outputs().len();
         let read = self.trace.read_by_one(outputs)?;
         for (slot, width, pairs) in self.trace.bent() {
             let Some(token) = read.get(&slot).copied() else { continue };
             let count = if pairs { width / 2 } else { width };
-            if count > MOST {
+            if count > MAX_ELEMENTS {
                 continue;
             }
             let mut data = vec![0.0; count * width];

@@ -17,7 +17,7 @@ use crate::spectral::{Matrix, quick_norm};
 use crate::upper::Upper;
 
 /// The most multiplications for one place: more than that takes seconds.
-pub(super) const MOST: f64 = 1e11;
+pub(super) const MAX_WORK: f64 = 1e11;
 
 /// The most for more nodes than that: as many stretches in front as this allows are taken with it.
 const MORE: f64 = 1.2e10;
@@ -200,7 +200,7 @@ fn reach(
         work
     };
     let alone = body.iter().rev().map(&mut through).last();
-    if alone.is_none_or(|alone| alone > MOST) {
+    if alone.is_none_or(|alone| alone > MAX_WORK) {
         return None;
     }
     let mut found = (own, out.len());

@@ -370,11 +370,11 @@ fn end(z: f64, reach: Upper, sign: f64) -> Option<f64> {
 
 /// The outputs that are compared one by one: all, or the largest ones of many.
 fn rivals(z: &[f64], class: usize) -> Vec<usize> {
-    const MOST: usize = 100;
+    const MAX_RIVALS: usize = 100;
     let mut all: Vec<usize> = (0..z.len()).filter(|j| *j != class).collect();
-    if all.len() > MOST {
+    if all.len() > MAX_RIVALS {
         all.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
-        all.truncate(MOST);
+        all.truncate(MAX_RIVALS);
     }
     all
 }

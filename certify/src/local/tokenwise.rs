@@ -17,7 +17,7 @@ use crate::spectral::{Matrix, Method, gamma, spectral_norm, vector_norm};
 use crate::upper::Upper;
 
 /// The most elements of all tokens that a norm reads: the work grows with them.
-const MOST: usize = 2048;
+const MAX_ELEMENTS: usize = 2048;
 
 /// How a node reads a token.
 #[derive(Clone, Copy, PartialEq)]
@@ -64,7 +64,8 @@ impl Tokenwise {
         let norms = nodes.iter().filter(|(_, reads, ..)| *reads == Reads::Whole).map(|node| node.0);
         let first = norms.chain(trace.attentions().iter().map(|heads| heads.slot)).min();
         let few = nodes.into_iter().filter(|(slot, _, tokens, width)| {
-            tokens.saturating_mul(*width) <= MOST && first.is_some_and(|first| first <= *slot)
+            tokens.saturating_mul(*width) <= MAX_ELEMENTS
+                && first.is_some_and(|first| first <= *slot)
         });
         few.map(|(slot, reads, tokens, width)| {
             let one = |token: usize| {

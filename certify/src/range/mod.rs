@@ -10,14 +10,13 @@ mod attention;
 mod decision;
 mod hull;
 mod linear;
-mod number;
 mod observe;
 mod set;
 mod simulate;
 mod walk;
 
+pub use crate::number::Number;
 pub use decision::{Decision, FORMAT, Tensor, Verdict, Weight};
-pub use number::Number;
 pub use observe::observe;
 pub use simulate::{Extent, Simulated};
 pub use walk::Inputs;

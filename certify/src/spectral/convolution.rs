@@ -33,7 +33,7 @@ const PLACES: usize = 1 << 12;
 const TOGETHER: usize = 1 << 21;
 
 /// Images of more elements are not taken apart, so that no small file asks for large memory.
-const MOST: usize = 1 << 24;
+const MAX_ELEMENTS: usize = 1 << 24;
 
 /// The norm of a convolution, ℓ2 of the whole image, whose kernel as a matrix is `w`, on images of
 /// these sides. With zeros around the image the upper end is that of the torus, and the lower end
@@ -56,7 +56,7 @@ pub fn convolution_norm(
 
 fn unit_norm(w: &Matrix, c: &Convolution, sides: [usize; 2], method: Method) -> Interval {
     let elements = c.inputs.saturating_mul(sides[0]).saturating_mul(sides[1]);
-    let small = elements <= MOST;
+    let small = elements <= MAX_ELEMENTS;
     let mut method = if method == Method::Direct { Method::Proven } else { method };
     let mut upper = Upper::ZERO;
     let mut largest: Option<(Upper, usize, Taps, Wave)> = None;
@@ -136,7 +136,7 @@ impl Taps {
         let fits = |square: usize| {
             let (_, n, inputs) = on(square);
             let numbers = n.saturating_mul(n).saturating_mul(w.rows).saturating_mul(inputs);
-            numbers <= MOST.max(w.data.len().saturating_mul(4))
+            numbers <= MAX_ELEMENTS.max(w.data.len().saturating_mul(4))
         };
         let split = !c.circular || sides.iter().all(|side| side % c.stride == 0);
         let square = if split && fits(c.stride) { c.stride } else { 1 };

@@ -31,11 +31,11 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// Those of most families: all of each head.
-    pub(crate) const USUAL: Self =
+    pub(crate) const DEFAULT: Self =
         Self { theta: "rope_theta", share: None, pairing: Pairing::Half };
     /// A share of each head, this one where the config does not say.
     pub(crate) const fn of_share(usual: f64) -> Self {
-        Self { share: Some(("partial_rotary_factor", usual)), ..Self::USUAL }
+        Self { share: Some(("partial_rotary_factor", usual)), ..Self::DEFAULT }
     }
 }
 
@@ -62,8 +62,8 @@ pub(crate) fn rope(
 ) -> Result<Rope, Error> {
     let theta = config.number_or(keys.theta, config.theta("global"))?;
     // Some families have names of their own, and do not read the usual ones at this place.
-    if keys.theta != Keys::USUAL.theta {
-        config.assume(Keys::USUAL.theta, &theta.into())?;
+    if keys.theta != Keys::DEFAULT.theta {
+        config.assume(Keys::DEFAULT.theta, &theta.into())?;
     }
     let share = match keys.share {
         None => {

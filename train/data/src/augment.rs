@@ -23,7 +23,7 @@ pub struct Augmentation {
 }
 
 /// The most pixels of a move or a square.
-pub const MOST: usize = 4096;
+pub const MAX_SHIFT: usize = 4096;
 
 impl Augmentation {
     /// Whether there is nothing to do.

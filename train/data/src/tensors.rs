@@ -35,7 +35,7 @@ pub struct TensorsConfig {
 }
 
 /// The most classes of a data set.
-const MOST_CLASSES: i64 = 1 << 20;
+const MAX_CLASSES: i64 = 1 << 20;
 
 impl TensorsConfig {
     /// A file of which a tenth is held out.
@@ -248,8 +248,8 @@ fn targets(path: &Path, y: &Tensor) -> Result<Targets, Error> {
     };
     let classes = flat.to_dtype(DType::I64)?.to_vec1::<i64>()?;
     let one = |(i, class): (usize, &i64)| {
-        u32::try_from(*class).ok().filter(|_| *class < MOST_CLASSES).ok_or_else(|| {
-            of(format!("element {i} is class {class}; classes are from 0 to {}", MOST_CLASSES - 1))
+        u32::try_from(*class).ok().filter(|_| *class < MAX_CLASSES).ok_or_else(|| {
+            of(format!("element {i} is class {class}; classes are from 0 to {}", MAX_CLASSES - 1))
         })
     };
     Ok(Targets::Classes(classes.iter().enumerate().map(one).collect::<Result<_, _>>()?))

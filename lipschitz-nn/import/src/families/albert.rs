@@ -24,7 +24,7 @@ const NAMES: Names = Names {
 };
 
 /// The largest number of layers: those that share weights are each bounded by themselves.
-const MOST: usize = 4096;
+const MAX_LAYERS: usize = 4096;
 
 /// The tensors' names of each layer in turn: the layers are dealt to the groups in order, and each
 /// runs all the inner layers of its group.
@@ -33,8 +33,10 @@ fn layers(model: &ModelDir, root: &str) -> Result<Vec<String>, Error> {
     let count = config.size("num_hidden_layers")?;
     let groups = config.layers("num_hidden_groups", model.files.len())?;
     let inner = config.layers("inner_group_num", model.files.len())?;
-    if count.saturating_mul(inner) > MOST {
-        return Err(config.wrong("num_hidden_layers", format!("is {count}, wanted up to {MOST}")));
+    if count.saturating_mul(inner) > MAX_LAYERS {
+        return Err(
+            config.wrong("num_hidden_layers", format!("is {count}, wanted up to {MAX_LAYERS}"))
+        );
     }
     if groups > count {
         let what = format!("is {groups}, and there are {count} layers");

@@ -71,7 +71,8 @@ pub(crate) fn gpt_neox(model: &ModelDir) -> Result<Mapping, Error> {
     config.assume("head_dim", &head_dim.into())?;
     config.ignore(&["is_decoder"]);
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let keys = Keys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..Keys::USUAL };
+    let keys =
+        Keys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..Keys::DEFAULT };
     let Rope { rotary, logits, context, note } = rope(config, head_dim, keys, dialect)?;
     let bias = config.flag("attention_bias")?;
     let (attention, unit) = ("input_layernorm", "post_attention_layernorm");
@@ -141,7 +142,7 @@ pub(crate) fn falcon(model: &ModelDir) -> Result<Mapping, Error> {
     let (heads, head_dim) = head_dim(config, "num_attention_heads", dim)?;
     config.assume("head_dim", &head_dim.into())?;
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let Rope { rotary, logits, context, note } = rope(config, head_dim, Keys::USUAL, dialect)?;
+    let Rope { rotary, logits, context, note } = rope(config, head_dim, Keys::DEFAULT, dialect)?;
     let (key_value_heads, layout) = falcon_kind(model, heads)?;
     let bias = config.flag("bias")?;
     let block = Block {

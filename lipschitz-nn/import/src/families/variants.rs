@@ -136,7 +136,7 @@ const LLAMA: Variant = Variant {
     query_key_if: None,
     unit: Pointwise::Gated { fused: false, bias: Bias::Never },
     activation: "hidden_act",
-    rope: Keys::USUAL,
+    rope: Keys::DEFAULT,
     windows: Windows::None,
     head_bias: false,
     candle: false,
@@ -238,7 +238,7 @@ pub(crate) fn variant(family: &str) -> Variant {
             output_bias: Bias::Never,
             square_output: true,
             unit: GATED,
-            rope: Keys { pairing: Pairing::Interleaved, ..Keys::USUAL },
+            rope: Keys { pairing: Pairing::Interleaved, ..Keys::DEFAULT },
             ..LLAMA
         },
         "ministral" => Variant {
@@ -309,7 +309,7 @@ fn with_layer_norm(family: &str) -> Variant {
                 ..query_key
             }),
             query_key_if: Some("use_qk_norm"),
-            rope: Keys { pairing: Pairing::Interleaved, ..Keys::USUAL },
+            rope: Keys { pairing: Pairing::Interleaved, ..Keys::DEFAULT },
             ..layer
         },
         "olmo" => Variant {

@@ -16,7 +16,7 @@ use crate::mapping::Mapping;
 
 /// The most nodes that a graph may become: a value that is read twice is computed twice where
 /// branches cross.
-const MOST: usize = 1 << 14;
+const MAX_GRAPH_NODES: usize = 1 << 14;
 
 /// The widest vector whose elements are scaled by a map of its own.
 const WIDEST: usize = 1024;
@@ -78,7 +78,7 @@ impl Builder<'_> {
         let mut at = to;
         while at != from {
             self.made += 1;
-            if self.made > MOST {
+            if self.made > MAX_GRAPH_NODES {
                 return Err("has branches that cross too often".into());
             }
             let (items, next) = self.step(at, from)?;

@@ -130,7 +130,7 @@ pub(super) struct Net {
 }
 
 /// The most nodes that a network may have.
-const MOST: usize = 1 << 14;
+const MAX_NODES: usize = 1 << 14;
 
 /// The most elements of what a node makes.
 const LARGEST: usize = 1 << 40;
@@ -182,8 +182,8 @@ impl Net {
         if let Some((number, _)) = found {
             return Ok(number);
         }
-        if self.nodes.len() >= MOST {
-            return Err(format!("has more than {MOST} operators").into());
+        if self.nodes.len() >= MAX_NODES {
+            return Err(format!("has more than {MAX_NODES} operators").into());
         }
         let (name, of) = (name.to_string(), of.to_string());
         self.nodes.push(Node { form, op, reads, name, of });

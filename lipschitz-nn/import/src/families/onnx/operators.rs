@@ -132,10 +132,10 @@ pub(super) struct Reader<'a> {
 pub(super) type Out = Result<Value, Refused>;
 
 /// The most numbers that constants have at a time: a few masks of 2048 tokens.
-const MOST: usize = 1 << 24;
+const MAX_CONSTANTS: usize = 1 << 24;
 
 /// The most numbers that operators decide by, in one reading of a file.
-const MOST_LOOKED_AT: usize = 1 << 20;
+const MAX_LOOKED_AT: usize = 1 << 20;
 
 impl<'a> Reader<'a> {
     /// Reads one operator.
@@ -180,10 +180,10 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        if self.kept > MOST {
+        if self.kept > MAX_CONSTANTS {
             return here.refuse("and those before it keep too many constants");
         }
-        if self.looked_at > MOST_LOOKED_AT {
+        if self.looked_at > MAX_LOOKED_AT {
             return here.refuse("and those before it decide by too many numbers");
         }
         Ok(())
@@ -667,7 +667,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn decide(&mut self, decision: Decision) {
         self.looked_at += decision.looked_at();
-        if self.looked_at <= MOST_LOOKED_AT {
+        if self.looked_at <= MAX_LOOKED_AT {
             self.decisions.push(decision);
         }
     }

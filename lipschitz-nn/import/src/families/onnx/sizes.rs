@@ -61,7 +61,7 @@ pub(super) struct Decision {
 }
 
 /// About so many numbers of each operator are looked at.
-const MOST: u64 = 1 << 12;
+const LOOKED_AT: u64 = 1 << 12;
 
 impl Decision {
     pub(super) fn new(draws: &Draws, here: Here<'_>, test: Test, difference: &Array) -> Self {
@@ -76,10 +76,10 @@ impl Decision {
             place
         };
         // Those of a smaller array are among them.
-        let share = u64::MAX / (difference.data.len() as u64).max(MOST) * MOST;
+        let share = u64::MAX / (difference.data.len() as u64).max(LOOKED_AT) * LOOKED_AT;
         let all = difference.data.iter().enumerate().map(|(at, x)| (place(at), *x));
-        let seen =
-            all.filter(|(place, _)| share >= u64::MAX - MOST || draws.0.hash_one(place) <= share);
+        let seen = all
+            .filter(|(place, _)| share >= u64::MAX - LOOKED_AT || draws.0.hash_one(place) <= share);
         let (of, shape) = (here.to_string(), shape.clone());
         Self { of, test, any: false, differences: seen.collect(), shape }
     }
