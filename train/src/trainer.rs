@@ -1,50 +1,43 @@
 //! One run: steps, log lines, evaluations, bounds, checkpoints.
 
+mod check;
+mod open;
+mod results;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use lipschitz_certify::certificate::{Certificate, Formula, certify, digest};
-use lipschitz_certify::ellipsoid::usual_steps;
-use lipschitz_certify::plan;
-use lipschitz_certify::probe;
+use candle_core::{Device, Tensor};
+use lipschitz_certify::certificate::{Formula, certify, digest};
 use lipschitz_certify::range;
-use lipschitz_certify::robust;
 use lipschitz_certify::spectral::Method;
 use lipschitz_certify::upper::Upper;
+use lipschitz_data::DataSet;
 use lipschitz_data::augment::Augmented;
-use lipschitz_data::{
-    DataSet, Evaluation, Predicts, Protocol, check_outputs, evaluate, evaluation_size, starts,
-};
+use lipschitz_nn::Graph;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
-use lipschitz_nn::graph::{Input, Op};
-use lipschitz_nn::init::{self, Blocks};
-use lipschitz_nn::linalg::Precision;
-use lipschitz_nn::norm::rms_to_rms;
 use lipschitz_nn::ops::Dropout;
-use lipschitz_nn::{Graph, Model};
-use lipschitz_opt::{PerHead, Rate, Recipe};
+use lipschitz_opt::{Rate, Recipe};
 
-use crate::Error;
-use crate::averaging::Average;
-use crate::config::{By, Config, Goal};
-use crate::device;
+use crate::config::Config;
 use crate::dynamics::{check_caps, largest_activation, matrices};
-use crate::estimate;
 use crate::events::EventWriter;
 use crate::loader::Loader;
 use crate::loss::Loss;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::resume::MadeOf;
-use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, SavedRun, StepChange, Summary};
+use crate::run_dir::{Best, Lock, Metrics, Position, RunDir, Summary};
 use crate::step::{StepMetrics, Times, Training};
 use crate::target::Due;
 use crate::teacher::Teacher;
-use crate::{logits, resume, run_dir, target, teacher};
+use crate::{Error, device, logits, target, teacher};
+use open::{Opened, open, training};
+
+pub use check::{Checked, check};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -87,46 +80,6 @@ impl<'a> RunOptions<'a> {
             ranks: Rc::default(),
         }
     }
-}
-
-/// What a config means for its data.
-pub struct Checked {
-    /// The network.
-    pub graph: Graph,
-    /// Optimizers and constraint, the cap solved from the target if there is one.
-    pub recipe: Recipe,
-}
-
-/// Finds what is wrong with a config, without writing anything.
-///
-/// # Errors
-/// One line: sizes that do not fit, a target that no cap reaches, a constant out of range.
-pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
-    let graph = config.graph_for(data)?;
-    data.check(graph.input())?;
-    check_outputs(&graph, data)?;
-    Loss::new(config.loss, data.predicts()).check(&graph)?;
-    let mut recipe = config.recipe();
-    recipe.check_for(&graph)?;
-    let teachers = teacher::check(config, &graph, Some(data))?;
-    estimate::check(config, &graph, &teachers)?;
-    recipe.rates.shares(&graph)?;
-    match config.goal() {
-        Some(Goal { target, by: By::Caps, .. }) => recipe = plan::solve(&graph, &recipe, target)?,
-        Some(Goal { by: By::Certificate, .. }) if target::head(&graph).is_none() => {
-            return Err(Error::Config(
-                "lipschitz.by is \"certificate\", which needs a network that ends in a linear map; \
-                 this one does not"
-                    .into(),
-            ));
-        }
-        _ => {}
-    }
-    if config.max_logit.is_some() && !logits::has_attention(&graph) {
-        return Err(Error::Config("max_logit is set, and the model has no attention".into()));
-    }
-    recipe.constraint.check_complete()?;
-    Ok(Checked { graph, recipe })
 }
 
 /// Trains as `config` says.
@@ -463,251 +416,6 @@ impl<'a> Run<'a> {
             },
         }
     }
-
-    /// The last checkpoint, and the results.
-    fn finish(mut self) -> Result<End, Error> {
-        self.progress.finish();
-        let (steps, seconds) = (self.config.train.steps, self.seconds());
-        self.save(steps, seconds)?;
-        // All processes project their own weights of the mean.
-        let averaged = self.training.averaged(|training| {
-            if Due::after(self.config, steps).is_any() {
-                target::fit(self.config, training, steps)?;
-            }
-            // The mean has caps of its own, which are gone behind this.
-            let model = training.model.detached();
-            let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
-            check_caps(&certificate, &training.variables, &training.constraint)
-        })?;
-        if self.files.is_none() {
-            return Ok(End::Done(None));
-        }
-        // The results are those of the checkpoint, or of the mean of its run, whatever precision the
-        // training used.
-        let is_last = averaged.is_none();
-        let model = averaged.unwrap_or_else(|| self.training.model.detached());
-        let model = model.with_precision(Precision::F32);
-        let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
-        if is_last {
-            check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
-        }
-        let search = target::last_search(self.config, model.graph());
-        let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
-        if let Some((dir, _)) = &self.files {
-            // That of fewer steps is not that of these weights.
-            let summary = dir.path().join("summary.json");
-            match std::fs::remove_file(&summary) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(lipschitz_nn::Error::file(&summary, e).into());
-                }
-                _ => {}
-            }
-        }
-        self.write_results(&model, &certificate)?;
-        let summary = self.summary(&model, &certificate, seconds)?;
-        self.restore_files()?;
-        if self.due {
-            // What was removed while the results were computed may be any of them.
-            self.save(steps, seconds)?;
-            self.write_results(&model, &certificate)?;
-        }
-        if let Some((dir, _)) = &self.files {
-            dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
-        }
-        Ok(End::Done(Some(Box::new(summary))))
-    }
-
-    /// The network and its certificate.
-    fn write_results(&self, model: &Model, certificate: &Certificate) -> Result<(), Error> {
-        let Some((dir, _)) = &self.files else { return Ok(()) };
-        let meta = self.meta(self.config.train.steps);
-        checkpoint::save(&dir.path().join("model.safetensors"), model, &meta)?;
-        dir.write("certificate.json", &serde_json::to_string_pretty(certificate)?)
-    }
-
-    /// Loss and accuracy on the whole held-out split.
-    fn evaluated(&self, model: &Model, device: &Device, done: u64) -> Result<Evaluation, Error> {
-        let size = evaluation_size(&self.graph, self.config.train.batch_size);
-        let result = evaluate(model, self.data, Protocol::Full, size, device)?;
-        if !result.loss.is_finite() {
-            let what = format!("the validation loss is {}", result.loss);
-            return Err(Error::Diverged { what, step: done });
-        }
-        Ok(result)
-    }
-
-    /// The results of a certified model.
-    fn summary(
-        &self,
-        model: &Model,
-        certificate: &Certificate,
-        seconds: f64,
-    ) -> Result<Summary, Error> {
-        let (t, recipe) = (&self.config.train, &self.recipe);
-        let result = self.evaluated(model, &model.device(), t.steps)?;
-        let found = self.search(model, certificate)?;
-        check_target(self.config, certificate.rms)?;
-        if self.config.max_logit.is_some() {
-            let ranges = range::prove(model, range::Inputs::default(), 0, &|_| {})?;
-            logits::check(self.config, &ranges)?;
-        }
-        let [certified_accuracy, certified_72, certified_108] =
-            self.certified(model, usual_steps(model.graph()))?;
-        Ok(Summary {
-            label: self.options.label.clone(),
-            method: recipe.name(),
-            optimizer: recipe.optimizer_name(),
-            constraint: recipe.constraint_name().to_string(),
-            seed: t.seed,
-            learning_rate: t.learning_rate,
-            target: self.config.goal().map(|goal| goal.target),
-            sigma_max: recipe.constraint.sigma_max(),
-            steps: t.steps,
-            seconds,
-            parameters: model.parameter_count(),
-            val_loss: result.loss,
-            val_accuracy: result.accuracy,
-            best_val_loss: self.best.as_ref().map(|best| best.val_loss),
-            best_step: self.best.as_ref().map(|best| best.step),
-            step_changes: self.step_changes().to_vec(),
-            lipschitz: certificate.rms,
-            lipschitz_log10: log10(certificate.rms),
-            found_log10: Some(found.log10()).filter(|x| x.is_finite()),
-            median_margin: result.margin.filter(|x| x.is_finite()),
-            margin_normalized_log10: result
-                .margin
-                .and_then(|margin| log10(certificate.margin.l2.div_up(margin))),
-            certified_accuracy,
-            certified_72,
-            certified_108,
-            paper_loss: None,
-            paper_accuracy: None,
-        })
-    }
-
-    /// Changes of the step count that changed learning rates; known to the first process.
-    fn step_changes(&self) -> &[StepChange] {
-        self.files.as_ref().map_or(&[], |(dir, _)| dir.step_changes())
-    }
-
-    /// The largest sensitivity found, RMS → RMS; none may exceed the certified constant.
-    fn search(&self, model: &Model, certificate: &Certificate) -> Result<f64, Error> {
-        let radius = certificate.domain.radius.to_f64();
-        let found = probe::search(model, &starts(model, self.data)?, radius, 24)?;
-        // A value found is measured in floating point; the certificate speaks of real arithmetic.
-        if Upper::from_f64(found.at_least) > certificate.l2 {
-            let (found, certified) = (found.at_least, certificate.l2);
-            return Err(Error::Refuted { found, certified });
-        }
-        let inputs = match certificate.graph.nodes().first().map(|node| &node.op) {
-            Some(Op::Embedding { dim, .. }) => *dim,
-            _ => found.pair.0.elem_count(),
-        };
-        Ok(found.value(certificate.l2) * rms_to_rms(model.graph().outputs(), inputs))
-    }
-
-    /// Of a classifier of images, the shares that are right and proven to stay so within the radii of
-    /// published tables, with a search of so many steps for a proof by ellipsoids.
-    fn certified(&self, model: &Model, search: usize) -> Result<[Option<f64>; 3], Error> {
-        let classes = self.data.predicts() == Predicts::Classes;
-        match self.graph.input() {
-            Input::Pixels { .. } if classes => {
-                let data = self.data;
-                let images = data.held_out(Protocol::Full, robust::BATCH, None, &Device::Cpu)?;
-                let found = robust::certified_accuracy(model, images, &robust::PUBLISHED, search)?;
-                Ok(std::array::from_fn(|i| found.get(i).copied()))
-            }
-            _ => Ok([None; 3]),
-        }
-    }
-}
-
-/// What a run begins with.
-struct Opened {
-    /// The directory, at the first process.
-    dir: Option<RunDir>,
-    /// The checkpoint that it is resumed from.
-    saved: Option<SavedRun>,
-    /// What there is to say about it.
-    told: Vec<String>,
-}
-
-/// Opens the directory at the first process; the others read what it has put in order. Nothing is
-/// written before all is known to fit.
-fn open(made_of: &MadeOf, options: &RunOptions, device: &Device) -> Result<Opened, Error> {
-    let ranks = &options.ranks;
-    ranks.barrier();
-    let first = match (ranks.is_first(), options.resume) {
-        (true, true) => Some(reopen(made_of, options, device)?),
-        (true, false) => {
-            let dir = RunDir::create(options.out, made_of.config, options.lock.as_ref())?;
-            Some(Opened { dir: Some(dir), saved: None, told: Vec::new() })
-        }
-        (false, _) => None,
-    };
-    ranks.barrier();
-    match first {
-        Some(opened) => Ok(opened),
-        None => {
-            let saved = if options.resume { run_dir::load(options.out, device)? } else { None };
-            Ok(Opened { dir: None, saved, told: Vec::new() })
-        }
-    }
-}
-
-/// Goes on with the run that is there, if it is this one: its checkpoint decides, and where there
-/// is none, its config.
-fn reopen(made_of: &MadeOf, options: &RunOptions, device: &Device) -> Result<Opened, Error> {
-    let (out, config) = (options.out, made_of.config);
-    if !run_dir::holds_run(out) {
-        return Err(Error::NoRun(out.to_path_buf()));
-    }
-    let lock = Lock::or_take(out, options.lock.as_ref())?;
-    let mut saved = run_dir::load(out, device)?;
-    let file = out.join("config.toml");
-    let mut told = Vec::new();
-    if let Some(saved) = &mut saved {
-        let resumed = resume::check(saved, made_of)?;
-        saved.position.step_changes.extend(resumed.change);
-        told = resumed.notes;
-    } else if file.exists() {
-        let there = Config::read(&file, &[])?;
-        resume::same(&there, config).map_err(|what| Error::OtherConfig { path: file, what })?;
-    }
-    let position = saved.as_mut().map(|saved| &mut saved.position);
-    let (dir, missing) = RunDir::resume(out, config, lock, position)?;
-    told.extend(missing);
-    Ok(Opened { dir: Some(dir), saved, told })
-}
-
-/// A fresh network, or the saved one, with its optimizer and its constraint.
-fn training(
-    config: &Config,
-    graph: &Graph,
-    recipe: &Recipe,
-    loss: Loss,
-    saved: Option<&SavedRun>,
-    device: &Device,
-    ranks: &Rc<Ranks>,
-) -> Result<Training, Error> {
-    let t = &config.train;
-    let model = match saved {
-        Some(saved) => saved.model.clone(),
-        None => {
-            let heads = recipe.constraint.per_head == PerHead::All(true);
-            let blocks = if heads { Blocks::PerHead } else { Blocks::Whole };
-            Model::new(graph.clone(), init::weights(graph, t.seed, blocks, device, DType::F32)?)?
-        }
-    };
-    let (model, vars) = model.recomputing(t.recompute).with_precision(t.precision).trainable()?;
-    let variables = recipe.variables(graph, vars, t.learning_rate)?;
-    let mut training = Training::new(model, variables, recipe, ranks.clone())?;
-    (training.loss, training.average) = (loss, Average::new(config.averaging));
-    match saved {
-        Some(saved) => training.load_state(&saved.state)?,
-        None => training.project()?,
-    }
-    Ok(training)
 }
 
 /// The weights as they are, to compare with those after a step; in the machine's own memory, since that of
