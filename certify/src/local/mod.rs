@@ -19,11 +19,16 @@
 mod attention;
 mod curvature;
 mod functional;
+mod gated;
 mod image;
 mod inside;
 mod logits;
 mod maps;
+mod mean;
+mod moved;
 mod norm;
+mod offsets;
+mod piece;
 mod pointwise;
 mod remainder;
 mod replaced;
@@ -54,10 +59,11 @@ use crate::upper::{Upper, count};
 use functional::Functionals;
 use logits::Logits;
 use maps::Maps;
+use piece::Known;
 use remainder::{Deviations, Remainders, Side};
 use spread::Spread;
 use tokenwise::{Apart, Tokenwise};
-use trace::{Known, Trace};
+use trace::Trace;
 
 /// How the size of a change of the input is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

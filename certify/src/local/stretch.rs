@@ -9,9 +9,9 @@
 use rayon::prelude::*;
 
 use super::functional::Functionals;
+use super::piece::{Piece, back};
 use super::remainder::{Deviations, Remainders};
 use super::spread::{Spread, root_of_squares};
-use super::trace::{Piece, back};
 use crate::Error;
 use crate::spectral::{Matrix, quick_norm};
 use crate::upper::Upper;
