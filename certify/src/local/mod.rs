@@ -32,6 +32,7 @@ mod piece;
 mod pointwise;
 mod remainder;
 mod replaced;
+mod softmax;
 mod spread;
 mod stretch;
 mod substitutions;

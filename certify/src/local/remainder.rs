@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::attention::{Reach, Rest};
 use super::functional::Functionals;
+use super::softmax::{Reach, Rest};
 use super::spread::{Spread, root_of_squares};
 use crate::spectral::{Matrix, gamma, quick_norm, vector_norm};
 use crate::upper::{Upper, count};
