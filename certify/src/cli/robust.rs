@@ -197,9 +197,14 @@ fn print(report: &Robustness) {
     );
 }
 
+/// A radius as it is, or in a few digits that are not above it.
+fn radius(eps: f64) -> String {
+    let exact = [eps.to_string(), format!("{eps:e}")];
+    exact.into_iter().find(|text| text.len() <= 8).unwrap_or_else(|| down(eps))
+}
+
 /// One row per radius.
 fn table(report: &Robustness) -> Table {
-    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     // An upper bound of what is true.
     let upper = |share: f64| format!("{:.2} %", (1e4 * share - 1e-6).ceil().max(0.0) / 100.0);
     let attacked: &[&str] = match report.of {
@@ -210,7 +215,7 @@ fn table(report: &Robustness) -> Table {
     let mut table = tables::table(&header, 0..header.len());
     for row in &report.rows {
         // What is proven at a radius is proven at one that is not above it.
-        let mut cells = vec![down(row.eps), percent(row.clean)];
+        let mut cells = vec![radius(row.eps), upper(row.clean)];
         cells.extend(row.attacked_one.map(upper));
         cells.extend([upper(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
@@ -221,6 +226,12 @@ fn table(report: &Robustness) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_radius_is_not_above_what_is_proven() {
+        let texts = [0.0, 0.5, 0.3, 0.123456, 1e-7, 36.0 / 255.0, 108.0 / 255.0].map(radius);
+        assert_eq!(texts, ["0", "0.5", "0.3", "0.123456", "1e-7", "0.14117", "0.42352"]);
+    }
 
     #[test]
     fn runs_are_labelled_with_their_method_and_files_with_their_name() {
