@@ -27,8 +27,9 @@ use lipschitz_nn::graph::{Attention, Site, Span as NormSpan, Stage, join};
 use super::approx::Approx;
 use super::positions::{self, Class};
 use super::span::{Register, Span, blend, dense, size, times};
+use super::state::{OrStop, Place, Stop};
 use super::tape::{Block, Scalar, Tape, Var};
-use super::walk::{OrStop, Place, Stop, Walker};
+use super::walk::Walker;
 use crate::bound::{Block as Weight, Part, plain};
 use crate::upper::{Upper, abs, count, root_down};
 

@@ -16,7 +16,9 @@ mod checks;
 mod multipliers;
 mod parts;
 mod positions;
+mod slopes;
 mod span;
+mod state;
 mod tape;
 mod walk;
 mod weights;
@@ -37,8 +39,8 @@ use crate::source::Source;
 use crate::upper::Upper;
 use multipliers::{Logs, Multipliers};
 use parts::Pass;
-pub(crate) use walk::{Changes, Elements};
-use walk::{Keep, Stop};
+pub(crate) use state::{Changes, Elements};
+use state::{Keep, Stop};
 
 /// What ellipsoids prove.
 #[derive(Clone, Debug)]

@@ -9,8 +9,9 @@ use lipschitz_nn::graph::{Node, NodeId, Op};
 
 use super::Aim;
 use super::multipliers::{Logs, Multipliers, Slot};
+use super::state::{OrStop, State, Stop, start};
 use super::tape::{Derivative, Gradient, Scalar, Tape, Var};
-use super::walk::{self, OrStop, State, Stop, Walker};
+use super::walk::Walker;
 use super::weights::Weights;
 use crate::upper::Upper;
 
@@ -44,7 +45,7 @@ impl<'a> Pass<'a> {
         mut logs: Logs,
         (aim, split): (Aim, bool),
     ) -> Result<Self, Stop> {
-        let (state, first) = walk::start(graph, domain, aim == Aim::Values)?;
+        let (state, first) = start(graph, domain, aim == Aim::Values)?;
         let mut units = Vec::new();
         for (i, node) in graph.nodes().iter().enumerate().skip(first) {
             collect(node, "", NodeId::default().child(i), &mut units);

@@ -1,45 +1,19 @@
 //! The rule of each kind of node for ellipsoids.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use lipschitz_nn::graph::{Function, Graph, Input, Node, NodeId, Op, Site, Stage, join};
+use lipschitz_nn::graph::{Function, Graph, Node, NodeId, Op, Site, Stage, join};
 
 use super::approx::Approx;
 use super::attention;
 use super::multipliers::Multipliers;
-use super::span::{Register, Span, blend, by, times};
+use super::slopes::{pairs, row, rows_by, slopes, uncertain, values, worst};
+use super::span::{Span, blend, by, times};
+use super::state::{Changes, Elements, Keep, OrStop, Place, State, Stop, start};
 use super::tape::{Block, Scalar, Tape, Var, height};
 use super::weights::Weights;
-use crate::Error;
 use crate::bound::{Block as WeightBlock, Part, pointwise};
 use crate::upper::{Upper, abs, count, root_down};
-
-/// What stops a walk.
-pub(super) enum Stop {
-    /// A weight cannot be read.
-    Failed(Error),
-    /// There is no bound of this kind: the multipliers do not prove one, or the domain is not
-    /// bounded where it must be.
-    Nothing,
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// As a [`Stop`], where there is nothing.
-pub(super) trait OrStop<T> {
-    fn or_stop(self) -> Result<T, Stop>;
-}
-
-impl<T> OrStop<T> for Option<T> {
-    fn or_stop(self) -> Result<T, Stop> {
-        self.ok_or(Stop::Nothing)
-    }
-}
 
 /// The end of a walk: the outputs as a linear image of a unit ball.
 pub(super) struct End {
@@ -52,115 +26,6 @@ pub(super) struct End {
     pub(super) seen: Elements,
     /// Bounds on changes.
     pub(super) changes: Changes,
-}
-
-/// Bounds on the elements of tensors, by their place; those of logits are one a head.
-pub(crate) type Elements = BTreeMap<Site, Vec<Upper>>;
-
-/// How far values change at most where the input changes by a norm of 1 per token.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
-    /// Of the norm of a token of each node's output.
-    pub(crate) norms: BTreeMap<NodeId, Upper>,
-    /// Of each element that an elementwise node reads, as its operand; of the difference of each pair
-    /// that is sorted; of the norms of each head's queries and keys.
-    pub(crate) elements: Elements,
-}
-
-/// What a walk is to keep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Keep {
-    /// The constants to the outermost nodes.
-    Constants,
-    /// Those, and [`Changes`].
-    Changes,
-    /// Bounds on values, not on changes.
-    Values,
-}
-
-/// Where a node is.
-pub(super) struct Place<'a> {
-    /// Its path: a prefix of the names of its weights.
-    pub(super) path: &'a str,
-    pub(super) id: &'a NodeId,
-}
-
-impl Place<'_> {
-    /// The name of a weight.
-    pub(super) fn weight(&self, name: &str) -> String {
-        join(self.path, name)
-    }
-
-    /// The name of a step, for its multipliers.
-    pub(super) fn step(&self, what: &str) -> String {
-        format!("{} {what}", self.id)
-    }
-}
-
-/// What is known between two nodes.
-#[derive(Clone)]
-pub(super) struct State {
-    /// Changes of a token for a change of the input of norm at most 1 a token.
-    pub(super) change: Span,
-    /// The tokens themselves, where the domain is bounded and a node wants to know.
-    pub(super) value: Option<Span>,
-    /// The same of other classes of tokens, until they are united.
-    pub(super) others: Vec<(Span, Span)>,
-    /// The longest sequence, where the input is one of tokens.
-    pub(super) context: Option<usize>,
-    /// How many zeros every token has in front of it.
-    pub(super) zeros: usize,
-    channels: usize,
-}
-
-impl State {
-    /// All matrices that it is made of, where no classes are apart.
-    pub(super) fn vars(&self) -> Vec<Var> {
-        std::iter::once(&self.change).chain(&self.value).flat_map(Span::vars).collect()
-    }
-
-    /// The same made of other matrices, in their order.
-    pub(super) fn made_of(self, vars: &[Var]) -> Self {
-        let mut vars = vars.iter().cloned();
-        let change = self.change.made_of(&mut vars);
-        let value = self.value.map(|value| value.made_of(&mut vars));
-        Self { change, value, ..self }
-    }
-}
-
-/// A change is a square matrix of this many rows at most: two GiB. Whoever asks for more, in a search or in a
-/// certificate that is to be proven again, gets nothing.
-const WIDEST: usize = 1 << 14;
-
-/// What is known about the input of the ball of radius `domain` per token, and the number of the
-/// first node behind it.
-pub(super) fn start(graph: &Graph, domain: Upper, values: bool) -> Result<(State, usize), Stop> {
-    // An ellipsoid of all pixels says nothing of convolutions; norms do.
-    if mixes_pixels(graph.nodes()) {
-        return Err(Stop::Nothing);
-    }
-    let (first, width, channels) = match (graph.input(), graph.nodes().first()) {
-        (Input::Tokens { .. }, Some(Node { op: Op::Embedding { dim, .. }, .. })) => (1, *dim, 0),
-        (Input::Tokens { .. }, _) => return Err(Stop::Nothing),
-        (Input::Pixels { channels, height, width }, _) => (0, channels * height * width, channels),
-        (Input::Vector { dim }, _) => (0, dim, 0),
-    };
-    if width > WIDEST {
-        return Err(Stop::Nothing);
-    }
-    let wanted = domain.is_finite() && (values || any_wants_values(graph.nodes()));
-    // Of a tape of their own: they depend on nothing.
-    let tape = &Tape::new(Multipliers::given(Vec::new()), false);
-    let change = Span::ball(tape, width, Upper::ONE);
-    let value = wanted.then(|| Span::ball(tape, width, domain));
-    let (context, zeros) = match graph.input() {
-        Input::Tokens { context, zero_prefix, .. } => {
-            (context.checked_add(zero_prefix), zero_prefix)
-        }
-        _ => (None, 0),
-    };
-    let others = Vec::new();
-    Ok((State { change, value, others, context, zeros, channels }, first))
 }
 
 /// One node's surroundings.
@@ -204,27 +69,6 @@ pub(super) fn walk(
     let seen = walker.seen.take().unwrap_or_default();
     let changes = walker.changes.take().unwrap_or_default();
     Ok(End { tape, factor, trail, seen, changes })
-}
-
-/// Whether a node works on an image.
-fn mixes_pixels(nodes: &[Node]) -> bool {
-    nodes.iter().any(|node| match &node.op {
-        Op::Conv(_)
-        | Op::Shift { .. }
-        | Op::SpaceToDepth { .. }
-        | Op::Pool(_)
-        | Op::GlobalPool { .. } => true,
-        op => op.body().is_some_and(mixes_pixels),
-    })
-}
-
-/// Whether the constant of a node, or of one inside it, depends on the size of its input.
-fn any_wants_values(nodes: &[Node]) -> bool {
-    nodes.iter().any(|node| match &node.op {
-        Op::Attention(_) | Op::GatedMlp { .. } => true,
-        Op::Activation { function, .. } => *function == Function::Relu2,
-        op => op.body().is_some_and(any_wants_values),
-    })
 }
 
 impl Walker<'_> {
@@ -694,130 +538,4 @@ impl Walker<'_> {
         }
         Ok(())
     }
-}
-
-/// `Σ (centre + spread S_i) y_i` for the current value, each S_i diagonal of elements at most 1; or,
-/// if `whole`, symmetric of norm at most 1.
-fn slopes(
-    tape: &Tape,
-    span: &mut Span,
-    what: &str,
-    centre: f64,
-    spread: Upper,
-    whole: bool,
-) -> Option<()> {
-    let y = span.pop()?;
-    if spread == Upper::ZERO {
-        span.registers.push(by(tape, centre, &y));
-        return Some(());
-    }
-    uncertain(tape, span, what, [y], centre, spread, whole)
-}
-
-/// As [`slopes`] for several values, whose sum becomes the current one.
-fn uncertain<const N: usize>(
-    tape: &Tape,
-    span: &mut Span,
-    what: &str,
-    parts: [Register; N],
-    centre: f64,
-    spread: Upper,
-    whole: bool,
-) -> Option<()> {
-    // No more unknowns than rows, in one block.
-    span.registers.extend(parts);
-    span.tidy(tape, 1)?;
-    span.flatten(tape);
-    let first = span.registers.len() - N;
-    let dense = |register: &Register| match &register[..] {
-        [Block::Dense(x)] => Some(x.clone()),
-        _ => None,
-    };
-    let mut all: Vec<Var> = Vec::new();
-    let mut place: Vec<Option<usize>> = Vec::new();
-    for register in span.registers.iter().chain(&span.one) {
-        let found = dense(register);
-        place.push(found.is_some().then_some(all.len()));
-        all.extend(found);
-    }
-    let rows: Option<Vec<(usize, bool)>> =
-        (first..first + N).map(|i| place[i].map(|i| (i, whole))).collect();
-    // Where there is nothing, nothing becomes of it.
-    let Some(rows) = rows else {
-        span.registers.truncate(first);
-        span.registers.push(vec![Block::Zero]);
-        return Some(());
-    };
-    let (out, noise) = tape.rebase(what, &all, &rows)?;
-    let back = |i: usize| place[i].map_or(Block::Zero, |i| Block::Dense(out[i].clone()));
-    let registers = span.registers.len();
-    span.registers = (0..first).map(|i| vec![back(i)]).collect();
-    if span.one.is_some() {
-        span.one = Some(vec![back(registers)]);
-    }
-    let mut y = vec![Block::Zero];
-    if centre != 0.0 {
-        let all: Vec<Register> = (first..first + N).map(|i| vec![back(i)]).collect();
-        let sum = all[1..]
-            .iter()
-            .fold(by(tape, centre, &all[0]), |sum, x| blend(tape, 1.0, &sum, centre, x));
-        y = sum;
-    }
-    for noise in &noise {
-        span.add(noise.value.columns);
-    }
-    let spread = tape.constant_scalar(spread);
-    y.extend(noise.iter().map(|noise| Block::Diagonal(tape.scale(noise, spread))));
-    span.registers.push(y);
-    // Unknowns that nothing depends on any more.
-    if span.alone() && span.one.is_none() && centre == 0.0 {
-        span.sizes.remove(0);
-        span.registers[0].remove(0);
-    }
-    Some(())
-}
-
-/// `[f I, ±f I]`, of `half` rows.
-fn pairs(half: usize, f: f64, sign: f64) -> Rc<Approx> {
-    let mut data = vec![0.0; 2 * half * half];
-    for (i, row) in data.chunks_mut(2 * half).enumerate() {
-        (row[i], row[half + i]) = (f, sign * f);
-    }
-    Rc::new(Approx::exact(half, 2 * half, data))
-}
-
-/// `diag(d)` times each block.
-fn rows_by(tape: &Tape, d: &Var, register: &[Block]) -> Register {
-    let of = |b: &Block| match b {
-        Block::Zero => Block::Zero,
-        Block::Diagonal(x) => Block::Dense(tape.rows_by(d, &tape.spread(x))),
-        Block::Dense(x) => Block::Dense(tape.rows_by(d, x)),
-    };
-    register.iter().map(of).collect()
-}
-
-/// A row of bounds.
-fn row(of: &Var) -> Vec<Upper> {
-    let scaled = |x: &f64| Upper::from_f64(*x).times_power(of.value.exponent);
-    of.value.data.iter().map(scaled).collect()
-}
-
-/// The largest of a row of bounds.
-fn worst(row: &Var) -> Upper {
-    let largest = row.value.data.iter().fold(0.0, |m: f64, x| m.max(*x));
-    Upper::from_f64(largest).times_power(row.value.exponent)
-}
-
-/// Bounds on |φ| for arguments within a row of bounds.
-fn values(tape: &Tape, function: Function, row: &Var) -> Var {
-    let e = row.value.exponent;
-    let of = |x: &f64| {
-        pointwise::value(function, Upper::from_f64(*x).times_power(e)).times_power(-e).to_f64()
-    };
-    let data: Vec<f64> = row.value.data.iter().map(of).collect();
-    // Most are at most their argument.
-    if data == row.value.data {
-        return row.clone();
-    }
-    tape.constant(Approx::new(1, row.value.columns, data, e, Upper::ZERO))
 }
