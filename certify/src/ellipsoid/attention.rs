@@ -25,10 +25,11 @@ use std::rc::Rc;
 use lipschitz_nn::graph::{Attention, Site, Span as NormSpan, Stage, join};
 
 use super::approx::Approx;
+use super::block::Block;
 use super::positions::{self, Class};
 use super::span::{Register, Span, blend, dense, size, times};
 use super::state::{OrStop, Place, Stop};
-use super::tape::{Block, Scalar, Tape, Var};
+use super::tape::{Scalar, Tape, Var};
 use super::walk::Walker;
 use crate::bound::{Block as Weight, Part, plain};
 use crate::upper::{Upper, abs, count, root_down};
@@ -257,7 +258,7 @@ struct Terms {
 /// The vector m that takes most of `values − m·one` away.
 fn middle(values: &Approx, one: &Approx) -> Approx {
     let square: f64 = one.data.iter().map(|x| x * x).sum::<f64>().max(f64::MIN_POSITIVE);
-    let along = super::tape::along(values.view(), &one.data);
+    let along = super::vectors::along(values.view(), &one.data);
     let data = along.iter().map(|x| x / square).collect();
     Approx::new(values.rows, 1, data, values.exponent.saturating_sub(one.exponent), Upper::ZERO)
 }

@@ -14,7 +14,8 @@ use super::approx::{Approx, Enclosed, above, cut, inverse_transpose};
 use super::multipliers::{Logs, Multipliers};
 use super::parts::Pass;
 use super::positions::classes;
-use super::tape::{Tape, dot};
+use super::tape::Tape;
+use super::vectors::dot;
 
 use super::weights::Weights;
 use crate::upper::Upper;

@@ -11,8 +11,10 @@
 
 mod approx;
 mod attention;
+mod block;
 #[cfg(test)]
 mod checks;
+mod enclose;
 mod multipliers;
 mod parts;
 mod positions;
@@ -20,6 +22,7 @@ mod slopes;
 mod span;
 mod state;
 mod tape;
+mod vectors;
 mod walk;
 mod weights;
 

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::approx::Approx;
-use super::tape::{along, dot};
+use super::vectors::{along, dot};
 use crate::spectral::top_right_singular_vector;
 
 /// The multipliers of one step of the proof.

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use lipschitz_nn::graph::Function;
 
 use super::approx::Approx;
+use super::block::Block;
 use super::span::{Register, Span, blend, by};
-use super::tape::{Block, Tape, Var};
+use super::tape::{Tape, Var};
 use crate::bound::pointwise;
 use crate::upper::Upper;
 

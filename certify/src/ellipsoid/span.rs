@@ -9,7 +9,8 @@
 use std::rc::Rc;
 
 use super::approx::Approx;
-use super::tape::{Block, Scalar, Tape, Var, height};
+use super::block::{Block, height};
+use super::tape::{Scalar, Tape, Var};
 use crate::upper::{Upper, abs};
 
 pub(super) type Register = Vec<Block>;

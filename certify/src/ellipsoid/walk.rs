@@ -6,11 +6,12 @@ use lipschitz_nn::graph::{Function, Graph, Node, NodeId, Op, Site, Stage, join};
 
 use super::approx::Approx;
 use super::attention;
+use super::block::{Block, height};
 use super::multipliers::Multipliers;
 use super::slopes::{pairs, row, rows_by, slopes, uncertain, values, worst};
 use super::span::{Span, blend, by, times};
 use super::state::{Changes, Elements, Keep, OrStop, Place, State, Stop, start};
-use super::tape::{Block, Scalar, Tape, Var, height};
+use super::tape::{Scalar, Tape, Var};
 use super::weights::Weights;
 use crate::bound::{Block as WeightBlock, Part, pointwise};
 use crate::upper::{Upper, abs, count, root_down};
