@@ -179,7 +179,9 @@ pub fn search(
     of_f32(model)?;
     let name = format.dtype.as_str();
     let exact = Network::new(model, inputs.dims(), radius)?;
-    let single = model.to(&Device::Cpu, format.dtype)?.to(&Device::Cpu, DType::F32)?;
+    // By way of f32, which its weights are of: from f64 the library rounds to 16 bits by the upper half alone.
+    let single = model.to(&Device::Cpu, DType::F32)?.to(&Device::Cpu, format.dtype)?;
+    let single = single.to(&Device::Cpu, DType::F32)?;
     let proven = rounding(model.graph(), norms, Upper::from_f64(radius), format)?;
     let all = exact.rows(inputs)?;
     let count = all.dim(0)?;

@@ -72,9 +72,20 @@ impl Rounding {
         }
     }
 
+    /// A weight of f64, rounded to nearest: conversions of the library look at the upper half alone.
+    fn narrow(self, weight: &Tensor) -> Result<Tensor, Error> {
+        let number = if self == Self::Bf16 { Number::Bf16 } else { Number::Fp16 };
+        // What is beyond the end is named by whoever reads it.
+        let round = |x: f64| if x.abs() > number.end() { f64::INFINITY } else { number.round(x) };
+        let values = weight.detach().flatten_all()?.to_vec1::<f64>()?;
+        let values: Vec<f64> = values.into_iter().map(round).collect();
+        Ok(Tensor::from_vec(values, weight.dims(), &Device::Cpu)?.to_dtype(self.dtype())?)
+    }
+
     /// The weight, rounded.
     fn round(self, weight: &Tensor) -> Result<Tensor, Error> {
         let number = match self {
+            Self::Bf16 | Self::F16 if weight.dtype() == DType::F64 => return self.narrow(weight),
             Self::Bf16 | Self::F16 => return Ok(weight.to_dtype(self.dtype())?),
             Self::E4m3 => Number::E4m3,
             Self::E5m2 => Number::E5m2,
@@ -86,8 +97,14 @@ impl Rounding {
             // To be named by whoever reads it.
             return Ok(weight.clone());
         }
+        let k = number.scale(Upper::from_f64(largest)).unwrap_or(0);
         // Both products are exact: numbers of few digits, far from the ends of f64.
-        let k = number.scale(Upper::from_f64(largest)).unwrap_or(0).clamp(-900, 900) as i32;
+        let Some(k) = i32::try_from(k).ok().filter(|k| k.abs() <= 900) else {
+            let (name, what) = (self.name(), "is too far from 1 to be scaled to");
+            return Err(Error::Data(format!(
+                "a weight whose largest element is {largest:e} {what} {name}"
+            )));
+        };
         let (up, down) = (2f64.powi(k), 2f64.powi(-k));
         let values: Vec<f64> = values.into_iter().map(|x| number.round(x * up) * down).collect();
         Ok(Tensor::from_vec(values, weight.dims(), &Device::Cpu)?)

@@ -230,8 +230,9 @@ fn decimals(x: f64, print: impl Fn(f64, usize) -> String, digits: usize) -> Stri
     }
 }
 
-fn trim(text: &str) -> String {
-    if text.contains('.') {
+/// Without zeros at the end of a decimal.
+pub(crate) fn trim(text: &str) -> String {
+    if text.contains('.') && !text.contains('e') {
         text.trim_end_matches('0').trim_end_matches('.').to_string()
     } else {
         text.to_string()

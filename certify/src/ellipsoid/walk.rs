@@ -410,8 +410,11 @@ impl Walker<'_> {
         // What rounding takes from the centre goes to the spread.
         let of = |(centre, spread): (f64, Upper)| {
             let product = centre * scale;
-            let exact = centre.mul_add(scale, -product) == 0.0;
+            // Next to 0 the difference underflows, too.
+            let far = product.abs() >= 1e-280 || centre == 0.0 || scale == 0.0;
+            let exact = far && centre.mul_add(scale, -product) == 0.0;
             let off = abs(product) * Upper::from_f64(f64::EPSILON);
+            let off = off + Upper::from_f64(f64::MIN_POSITIVE);
             (product, spread * abs(scale) + if exact { Upper::ZERO } else { off })
         };
         let (centre, spread) = of(pointwise::slopes(function, Upper::INFINITY));

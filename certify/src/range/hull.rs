@@ -38,6 +38,9 @@ const HELD: usize = 1 << 24;
 /// The most multiplications for one map: for its image, and for its quadratic forms.
 const WORK: usize = 1 << 33;
 
+/// Products of factors below this may underflow.
+const SMALL: f64 = 1e-280;
+
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Hull {
@@ -248,7 +251,12 @@ impl Hull {
                 _ => return None,
             },
         };
-        let inner = Inner::new(self, (scale * slope, scale * bend, exact), size)?;
+        let (slope, bend) = (scale * slope, scale * bend);
+        // What underflows here would be multiplied by the size of x.
+        if scale != 0.0 && (slope + bend).abs() < SMALL {
+            return None;
+        }
+        let inner = Inner::new(self, (slope, bend, exact), size)?;
         let (centre, terms) = (vec![0.0; self.width()], vec![Term::Behind(None, Arc::new(inner))]);
         Some(Self { centre, terms, rest: Upper::ZERO })
     }
@@ -432,7 +440,9 @@ impl Inner {
     fn room(&self, row: &Row, size: f64) -> f64 {
         let n = self.points.columns;
         let sums = gamma(2 * n + 8 * self.sums.len() + 32);
-        let lost = sums * abs(size) + tiny(2 * n);
+        // What underflows in an element of a row is multiplied by one of y.
+        let long = (0..n).map(|j| self.most[j] + self.added[j] + self.rest).sum::<f64>();
+        let lost = sums * abs(size) + tiny(2 * n) * (Upper::ONE + abs(long * (1.0 + 1e-6)));
         (lost + abs(row.added) * (Upper::ONE + sums)).to_f64()
     }
 
@@ -448,12 +458,20 @@ impl Inner {
         }
         // λ is `usual` times the factor that is best without l and negative b.
         let d: Vec<f64> = (0..n).map(|j| 0.5 * positive(j) / self.usual[j]).collect();
+        let small = |x: f64| x != 0.0 && x.abs() < SMALL;
+        if (0..n).any(|j| small(b[j]) || positive(j) > 0.0 && d[j] < SMALL) {
+            return None;
+        }
         let factor = (self.form(&vec![0.0; n], &d) / constant).sqrt();
         let negative = |j: usize| match self.most[j] {
             0.0 => 0.0,
             most => b[j].min(0.0) / most,
         };
-        let d: Vec<f64> = (0..n).map(|j| d[j] / factor + negative(j)).collect();
+        let parts = |j: usize| [d[j] / factor, negative(j)];
+        if (0..n).any(|j| d[j] > 0.0 && parts(j)[0] < SMALL || b[j] < 0.0 && small(parts(j)[1])) {
+            return None;
+        }
+        let d: Vec<f64> = (0..n).map(|j| parts(j)[0] + parts(j)[1]).collect();
         let size = row.size
             + factor * constant
             + sum(&|j| d[j].abs() * self.most[j] * self.most[j])

@@ -156,7 +156,7 @@ pub(super) fn pair(a: &[f64], b: &[f64], gain: Option<&[f64]>) -> Upper {
     let (aa, bb, ab) = (above(product(a, a)), above(product(b, b)), above(product(a, b)));
     // λ = (A + C)/2 + √(((A − C)/2)² + B²) ≤ max(A, C) + B
     let (x, z, y) = (aa.to_f64(), bb.to_f64(), ab.to_f64());
-    let root = (0.25 * (x - z) * (x - z) + y * y).sqrt();
+    let root = (0.5 * (x - z)).hypot(y);
     let eigenvalue = abs((0.5 * (x + z) + root) * (1.0 + 16.0 * f64::EPSILON));
     (eigenvalue + tiny(4)).min(aa + bb).sqrt()
 }

@@ -78,7 +78,8 @@ impl Interval {
         let down = 1.0 - 4.0 * gamma(n + 4).to_f64();
         let lower = (upper.to_f64() * down).next_down().max(0.0);
         Self {
-            lower: if upper.to_f64().is_finite() { lower } else { 0.0 },
+            // Next to 0, f64 has no number that is below by a share.
+            lower: if upper.to_f64().is_finite() && lower > 1e-290 { lower } else { 0.0 },
             upper,
             method: Method::Direct,
         }

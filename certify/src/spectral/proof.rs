@@ -258,7 +258,7 @@ pub fn product_norm(a: &Matrix, b: &Matrix, method: Method) -> Interval {
     };
     let found = found.filter(|found| found.upper < apart);
     let found = found.unwrap_or(Interval { lower: 0.0, upper: apart, method: Method::Frobenius });
-    let back = scaled(scaled((found.lower - UNDERFLOW).max(0.0), ea), eb);
+    let back = scaled((found.lower - UNDERFLOW).max(0.0), ea + eb);
     let lower = if back.is_finite() && back >= f64::MIN_POSITIVE { back } else { 0.0 };
     Interval { lower, upper: shift(shift(found.upper + lost, ea), eb), method: found.method }
 }

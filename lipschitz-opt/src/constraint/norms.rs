@@ -34,6 +34,10 @@ fn tiny() -> f64 {
 /// `σ_max² ≤ ‖G^(2^K)‖_F^(1/2^K)` (Delattre et al., *Efficient bound of Lipschitz constant for
 /// convolutional layers by Gram iteration*, 2023).
 fn gram(x: &Tensor) -> Result<Tensor, Error> {
+    // By the largest element first: squares of what is far from 1 would overflow or underflow.
+    let largest = x.abs()?.max_keepdim(D::Minus1)?.max_keepdim(D::Minus2)?;
+    let largest = (largest + tiny())?;
+    let x = &x.broadcast_div(&largest)?;
     let t = x.transpose(D::Minus2, D::Minus1)?;
     let mut g = if x.dim(D::Minus2)? <= x.dim(D::Minus1)? { x.matmul(&t)? } else { t.matmul(x)? };
     // log of the bound on λ_max(G): Σ log(norm_k)/2^k over the squarings.
@@ -48,7 +52,7 @@ fn gram(x: &Tensor) -> Result<Tensor, Error> {
     }
     // Sums of n terms in f32 and the squarings err by far less than 1e-4, relatively: the rounding
     // of squaring k counts 2^-k.
-    Ok(((log * 0.5)?.exp()? * (1.0 + ROUNDING))?)
+    Ok((((log * 0.5)?.exp()? * largest)? * (1.0 + ROUNDING))?)
 }
 
 /// Floating-point operations of [`normalize`].
@@ -79,14 +83,23 @@ struct Normalize {
 
 impl MatrixMap for Normalize {
     fn run<T: Real>(&self, x: &[T], out: &mut [T], rows: usize, columns: usize, parallel: bool) {
-        let short = Short::new(x, rows, columns, parallel);
+        // Squares of what is far from 1 would overflow or underflow.
+        let top = x.iter().fold(0.0, |top: f64, x| top.max(x.to_f64().abs()));
+        let usual = top == 0.0 || (1e-12..1e12).contains(&top) || !top.is_finite();
+        let size = if usual { 1.0 } else { top };
+        let unit: Vec<T> = match usual {
+            true => Vec::new(),
+            false => x.iter().map(|x| T::of(x.to_f64() / top)).collect(),
+        };
+        let short = Short::new(if usual { x } else { &unit }, rows, columns, parallel);
+        let cap = self.cap / size;
         let [mut g, mut next] = std::array::from_fn(|_| short.square());
         short.gram(&mut g, 1.0);
         let (mut log, mut over) = (0.0, f64::INFINITY);
         for k in 0..=SQUARINGS {
             let norm = sum_of_squares(&g).sqrt() + tiny();
             log += norm.ln() * 0.5_f64.powi(k);
-            over = (0.5 * log).exp() * (1.0 + ROUNDING) / (self.cap * (1.0 - MARGIN));
+            over = (0.5 * log).exp() * (1.0 + ROUNDING) / (cap * (1.0 - MARGIN));
             if over <= 1.0 || k == SQUARINGS {
                 break;
             }
@@ -175,6 +188,22 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
+
+    /// Squares of these overflow or underflow in f32.
+    #[test]
+    fn norms_far_from_one_are_met_too() {
+        let mut rng = random::seeded(9);
+        for size in [1e25, 1e-25] {
+            let values = random::normals(&mut rng, 48);
+            let values: Vec<f32> = values.into_iter().map(|x| (x * size) as f32).collect();
+            let x = Tensor::from_vec(values, (1, 6, 8), &Device::Cpu).unwrap();
+            let cap = size;
+            for y in [normalize(&x, cap).unwrap(), normalize_composed(&x, cap).unwrap()] {
+                let norm = sigma(&(y.get(0).unwrap().to_dtype(DType::F64).unwrap() / cap).unwrap());
+                assert!(norm <= 1.0 && norm > 0.98, "{size:e}: {norm}");
+            }
+        }
+    }
 
     /// By the kernel and without it, of wide, tall and square matrices, far above the cap, near it and
     /// below: no norm is above the cap, and one that is below stays, bit for bit.
