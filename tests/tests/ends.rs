@@ -73,13 +73,11 @@ fn ranges_next_to_zero_count() {
     ];
     let model = model(tokens, vec![embedding(2), ("a", Op::Attention(attention))], &weights);
     let ranges = range::prove(&model, Inputs::default(), 0, &|_| {}).unwrap();
-    let said = serde_json::to_value(&ranges).unwrap();
-    let turned: Vec<f64> = said["tensors"]
-        .as_array()
-        .unwrap()
+    let turned: Vec<f64> = ranges
+        .tensors
         .iter()
-        .filter(|t| t["name"].as_str().unwrap().contains("query_rotary"))
-        .map(|t| t["largest"]["value"].to_string().trim_matches('"').parse().unwrap())
+        .filter(|t| t.name.contains("query_rotary"))
+        .map(|t| t.largest.to_f64())
         .collect();
     assert!(turned.len() == 1 && turned[0] >= 1e-100, "{turned:?}");
 }
