@@ -136,7 +136,7 @@ impl Scale {
             (both(&names), both(&[1.0, 2.0, 4.0, 5.0]))
         } else if !self.log10 {
             (even(self.low, self.high).collect(), Vec::new())
-        } else if span < 1.2 {
+        } else if span < 1.2 && self.low > -300.0 && self.high < 300.0 {
             // Within about one decade, evenly spaced numbers.
             (
                 even(10f64.powf(self.low), 10f64.powf(self.high)).map(f64::log10).collect(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
@@ -29,9 +30,11 @@ def number(bound: dict[str, Any]) -> float:
     if bound["mantissa"] is None:
         return math.inf
     try:
-        return math.ldexp(bound["mantissa"], bound["exponent"])
+        value = math.ldexp(bound["mantissa"], bound["exponent"])
     except OverflowError:
         return math.inf
+    # Below the normal numbers `ldexp` may round down.
+    return max(value, sys.float_info.min) if bound["mantissa"] > 0.0 else value
 
 
 class Certificate:
@@ -176,7 +179,7 @@ def _shown(bound: dict[str, Any]) -> str:
     value = number(bound)
     if math.isinf(value):
         power = bound["log10"]
-        return "inf" if power is None or bound["mantissa"] is None else f"10^{math.ceil(power * 1e4) / 1e4:g}"
+        return "inf" if power is None or bound["mantissa"] is None else f"10^{math.ceil(power * 1e4) / 1e4:.4f}"
     text = f"{value:.5g}"
     if float(text) < value:
         power = math.floor(math.log10(value)) - 4

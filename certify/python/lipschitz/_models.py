@@ -135,8 +135,9 @@ def robust(
         raise Error(
             f"classes: wants {len(images)} whole numbers, one for each image, and has the shape {classes.shape} of {classes.dtype}"
         )
-    if classes.min() < 0:
-        raise Error(f"classes: are numbered from 0, and one is {classes.min()}")
+    for extreme in (classes.min(), classes.max()):
+        if not 0 <= extreme < 1 << 31:
+            raise Error(f"classes: are numbered from 0, and one is {extreme}")
     try:
         radii = [float(radius) for radius in eps]
     except (TypeError, ValueError):
@@ -305,8 +306,8 @@ def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
     import numpy
 
     for name, array in arrays.items():
-        if array.dtype.kind in "iub":
-            raise Error(f"{name}: is an array of {array.dtype}, and weights are floats; convert it")
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            raise Error(f"{name}: is an array of {array.dtype}, and weights are floats of 64 bits at most; convert it")
     kinds = {array.dtype for array in arrays.values()}
     one = (lambda a: a) if len(kinds) < 2 else (lambda a: a.astype(numpy.float64))
     return [(name, one(a.reshape(len(a), -1) if a.ndim == 4 else a)) for name, a in arrays.items()]

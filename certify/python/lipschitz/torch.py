@@ -55,8 +55,9 @@ class Constrained:
 
     def promise(self, weight: torch.Tensor) -> Optional[float]:
         """The largest RMS -> RMS norm that a matrix can have after any step, if one is promised; none for
-        weights of 16 bits, whose rounding can take them above the cap."""
-        if weight.dtype in (torch.bfloat16, torch.float16):
+        weights of 16 bits, whose rounding can take them above the cap, nor for tables and weights that are not held."""
+        held = any(weight is own and not table for _, own, table in self._weights)
+        if self._hook is None or not held or weight.dtype in (torch.bfloat16, torch.float16):
             return None
         outputs, inputs = _matrix(weight).shape
         return self._constraint.promise(outputs, inputs)
@@ -118,6 +119,8 @@ def constrain(
     for weight in chosen:
         if weight.ndim not in (2, 4):
             raise Error(f"a weight of shape {tuple(weight.shape)} is no matrix")
+        if not weight.is_floating_point():
+            raise Error(f"a weight of shape {tuple(weight.shape)} has numbers of {weight.dtype}, and constraints are on real ones")
         if not any(weight is other for other in all_weights):
             raise Error(f"a weight of shape {tuple(weight.shape)} is not one of the optimizer's")
     if not chosen:

@@ -7,8 +7,21 @@ use pyo3::prelude::*;
 
 use crate::{Error, raised};
 
+/// Whether the numbers of an array lie where their type may: fields of records need not, and steps between
+/// them are counted in whole numbers.
+fn check_aligned(name: &str, array: &Bound<'_, PyAny>) -> PyResult<()> {
+    let aligned = array.getattr("flags").and_then(|flags| flags.getattr("aligned")?.extract());
+    match aligned {
+        Ok(false) => Err(Error::new_err(format!(
+            "{name}: its numbers are not aligned, as those of a field of records; give a copy of it"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// A tensor with the numbers of an array of floats or of whole numbers.
 pub(crate) fn tensor(name: &str, array: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    check_aligned(name, array)?;
     macro_rules! read {
         ($($element:ty),*) => {
             $(if let Ok(array) = array.extract::<PyReadonlyArrayDyn<'_, $element>>() {
@@ -33,6 +46,7 @@ fn wrong(name: &str) -> impl Fn(candle_core::Error) -> PyErr + '_ {
 
 /// Writes a tensor's numbers over those of an array of f32 or f64 of the same shape.
 pub(crate) fn write(name: &str, array: &Bound<'_, PyAny>, tensor: &Tensor) -> PyResult<()> {
+    check_aligned(name, array)?;
     macro_rules! write {
         ($($element:ty),*) => {
             $(if let Ok(mut array) = array.extract::<PyReadwriteArrayDyn<'_, $element>>() {

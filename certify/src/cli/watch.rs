@@ -17,8 +17,9 @@ use lipschitz_certify::watch::{
     Candidate, FORMAT, Limits, Line, Memory, Stamp, candidates, measure,
 };
 use lipschitz_certify::{Error, outln};
-use lipschitz_nn::At;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{At, Graph};
+use sha2::{Digest, Sha256};
 
 /// Follow a directory of checkpoints while something else trains: a line of a log for each new one,
 /// with proven norms, the largest possible logits and elements, the bound, and what breaches limits.
@@ -214,7 +215,8 @@ impl Watch {
         let breaches = self.limits.breaches(&measured);
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Some(Line { format: FORMAT, time, path, step, measured, seconds, breaches }))
+        let asked = Some(asked(opened.graph(), inputs)?);
+        Ok(Some(Line { format: FORMAT, time, path, step, asked, measured, seconds, breaches }))
     }
 
     /// What is printed of a line, and what its breaches lead to.
@@ -267,10 +269,23 @@ fn settled(stamp: &Stamp) -> bool {
         .all(|(_, _, time)| time.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > AGE))
 }
 
+/// Path, weights, and what was asked.
+type Key = (String, String, Option<String>);
+
+fn key(line: &Line) -> Key {
+    (line.path.clone(), line.measured.weights_sha256.clone(), line.asked.clone())
+}
+
+/// SHA-256 of a graph and the inputs that bounds hold for.
+fn asked(graph: &Graph, inputs: Inputs) -> Result<String> {
+    let what = serde_json::to_vec(&(graph, inputs.radius, inputs.limit))?;
+    Ok(hex::encode(Sha256::digest(what)))
+}
+
 /// The log, and which checkpoints are in it, with what they breached.
 struct Log {
     path: PathBuf,
-    known: BTreeMap<(String, String), BTreeSet<String>>,
+    known: BTreeMap<Key, BTreeSet<String>>,
 }
 
 impl Log {
@@ -294,14 +309,12 @@ impl Log {
     }
 
     fn know(&mut self, line: &Line) {
-        let key = (line.path.clone(), line.measured.weights_sha256.clone());
-        self.known.entry(key).or_default().extend(line.breaches.iter().cloned());
+        self.known.entry(key(line)).or_default().extend(line.breaches.iter().cloned());
     }
 
     /// Whether it has these weights there, and all that they breach.
     fn has(&self, line: &Line) -> bool {
-        let key = (line.path.clone(), line.measured.weights_sha256.clone());
-        let known = self.known.get(&key);
+        let known = self.known.get(&key(line));
         known.is_some_and(|known| line.breaches.iter().all(|breach| known.contains(breach)))
     }
 

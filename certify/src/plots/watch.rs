@@ -19,8 +19,13 @@ pub fn lines(log: &Path) -> Result<Vec<Line>, Error> {
         })
     };
     let text = super::read(log)?;
-    // An empty line ends one that was never finished.
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+    // An empty line ends one that was never finished, and one that is being written has no end.
+    let cut = |line: &str| serde_json::from_str::<Line>(line).is_err_and(|e| e.is_eof());
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty() && !cut(line))
+        .map(parse)
+        .collect()
 }
 
 /// Charts of logs, or of the `watch.jsonl` in directories: the certified constant, the largest
@@ -96,6 +101,7 @@ mod tests {
             time: 0.0,
             path: "a".into(),
             step: Some(step),
+            asked: None,
             measured: crate::watch::Measured {
                 weights_sha256: String::new(),
                 lipschitz: Upper::from_f64(l),

@@ -120,6 +120,10 @@ pub struct Line {
     pub path: String,
     /// The step that it was saved after, if it or its name says so.
     pub step: Option<u64>,
+    /// SHA-256 of what is asked: the graph, and the inputs that the bounds hold for. Earlier versions did not
+    /// say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
     /// What is proven.
     #[serde(flatten)]
     pub measured: Measured,

@@ -138,6 +138,13 @@ impl Export<'_> {
         let missing = || Error::weight(&name, "is missing");
         let tensor = self.model.weights().get(&name).ok_or_else(missing)?;
         let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let all = tensor.flatten_all()?.to_vec1::<f32>()?;
+        if !all.iter().all(|x| x.is_finite()) {
+            return Err(Error::weight(
+                &name,
+                "has elements that f32, the type of the file, does not hold",
+            ));
+        }
         let tensor = if turned { tensor.t()?.contiguous()? } else { tensor };
         Ok(self.out.tensor(&name, &tensor.reshape(shape)?)?)
     }
@@ -202,7 +209,7 @@ impl Export<'_> {
         Ok(match op {
             Op::Sequential { body } => self.sequence(body, path, x, place)?,
             Op::Parallel { branches } => {
-                let (mut all, mut out) = (Vec::new(), place);
+                let (mut all, mut out, mut most) = (Vec::new(), place, self.most);
                 // A branch may have other numbers of tokens, which the next one has not.
                 let known =
                     (self.length.clone(), self.distance.clone(), self.hidden.clone(), self.most);
@@ -210,8 +217,12 @@ impl Export<'_> {
                     let (y, to) =
                         self.sequence(std::slice::from_ref(branch), path, x.clone(), place)?;
                     all.push(y);
-                    out = to;
+                    (out, most) = (to, most.max(self.most));
                     (self.length, self.distance, self.hidden, self.most) = known.clone();
+                }
+                if out.tokens != place.tokens || adds_tokens(branches) {
+                    (self.length, self.distance, self.most) = (None, None, most);
+                    self.hidden.clear();
                 }
                 let all: Vec<&str> = all.iter().map(String::as_str).collect();
                 (self.out.node("Sum", &all, &[]), out)
@@ -570,4 +581,12 @@ impl Export<'_> {
         let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
         self.out.node("Concat", &moved, &[("axis", Ints::One(1))])
     }
+}
+
+/// Whether nodes put a token in front of the others.
+fn adds_tokens(nodes: &[Node]) -> bool {
+    nodes.iter().any(|node| match &node.op {
+        Op::ClassToken { .. } => true,
+        op => op.body().is_some_and(adds_tokens),
+    })
 }

@@ -52,8 +52,12 @@ impl Need {
         match self {
             Self::SoftCap { keep, alpha, cap, bounded } => {
                 let x = if keep == 1.0 { x } else { (x * keep)? };
-                let x = soft_cap(&x, alpha)?;
-                if bounded { Ok(x) } else { normalize(&x, cap) }
+                if bounded {
+                    return Ok(soft_cap(&x, alpha)?);
+                }
+                // From where x − αx³ falls again, a norm may be anything, and its ninth power overflow.
+                let x = if alpha > 0.0 { normalize(&x, (3.0 * alpha).sqrt().recip())? } else { x };
+                normalize(&soft_cap(&x, alpha)?, cap)
             }
             Self::Normalize { cap } => normalize(&x, cap),
         }
