@@ -266,6 +266,16 @@ mod tests {
         }
     }
 
+    /// Logarithms of numbers that are none of f64.
+    #[test]
+    fn a_log_axis_beyond_floats_has_ticks() {
+        for low in [307.9, 400.0, -400.0, -320.0] {
+            let axis = Axis { log10: true, ..Axis::default() };
+            let scale = Scale::new([low, low + 0.5].into_iter(), &axis, 0.05);
+            assert!(!texts(&scale).is_empty(), "{low}");
+        }
+    }
+
     #[test]
     fn ticks_read_as_numbers() {
         let linear = Scale::new([0.0, 1500.0].into_iter(), &Axis::default(), 0.05);

@@ -63,6 +63,29 @@ def test_the_numbers_are_those_of_the_array_however_it_lies_in_memory():
         assert lipschitz.spectral_norm_upper(other) == lipschitz.spectral_norm_upper(w)
 
 
+def test_what_is_no_float_or_lies_beside_its_place_is_refused():
+    records = numpy.zeros(3, [("id", "u1"), ("w", "<f4", (2,))])
+    records["w"] = [[1, 2], [3, 4], [5, 6]]
+    with pytest.raises(lipschitz.Error, match="not aligned"):
+        lipschitz.spectral_norm_upper(records["w"])
+    assert lipschitz.spectral_norm_upper(records["w"].copy()) >= 9.5255
+    held = lipschitz.Constraint('{"method": "spectral_normalize", "sigma_max": 1.0}')
+    with pytest.raises(lipschitz.Error, match="not aligned"):
+        held.apply([("w", records["w"], False)], 0.1)
+    assert not records["id"].any()
+    eye = numpy.eye(2)
+    for other in (eye * (1 + 100j), eye.astype(numpy.longdouble), eye.astype("m8[s]"), eye.astype(str)):
+        with pytest.raises(lipschitz.Error, match="floats of 64 bits at most"):
+            weights = {"a.weight": eye.astype(numpy.float32), "b.weight": other}
+            lipschitz.certify(weights, graph(linear("a", 2, 2), linear("b", 2, 2)))
+
+
+def test_next_to_zero_a_bound_is_not_zero():
+    weights = {"a.weight": 1e-200 * numpy.eye(2), "b.weight": 1e-200 * numpy.eye(2)}
+    certificate = lipschitz.certify(weights, graph(linear("a", 2, 2), linear("b", 2, 2)))
+    assert 0.0 < certificate.l2 < 1e-300 and "<= 0 " not in str(certificate)
+
+
 def test_arrays_of_any_library_that_speaks_dlpack():
     class Theirs:
         def __init__(self, array):

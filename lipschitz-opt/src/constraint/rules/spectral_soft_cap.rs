@@ -172,6 +172,23 @@ impl MatrixMap for SoftCap {
 mod tests {
     use super::*;
 
+    /// Whatever an optimizer without a bound makes of a matrix, its norm ends at the cap.
+    #[test]
+    fn without_a_bound_any_norm_is_brought_under_the_cap() {
+        let cap = 1.0;
+        let alpha = soft_cap_strength(1.1, cap * (1.0 - MARGIN)).unwrap();
+        let need = Need::SoftCap { keep: 1.0, alpha, cap, bounded: false };
+        // Of norm 1: the two columns of each row are alike.
+        let x = Tensor::from_vec(vec![0.5f32; 4], (1, 2, 2), &candle_core::Device::Cpu).unwrap();
+        for size in [0.5, 1.05, 3.0, 350.0, 1e4, 1e15, 1e25, 1e36] {
+            let y = need.meet((&x * size).unwrap()).unwrap().flatten_all().unwrap();
+            let y = y.to_vec1::<f32>().unwrap();
+            let norm = 2.0 * f64::from(y[0]);
+            assert!(y.iter().all(|x| *x == y[0]), "{size:e}: {y:?}");
+            assert!(norm <= cap && norm > 0.49, "{size:e}: {norm}");
+        }
+    }
+
     #[test]
     fn soft_cap_meets_its_equation_and_caps_everything_below() {
         for sigma in [0.1, 1.0, 6.0] {
