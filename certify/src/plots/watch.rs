@@ -1,12 +1,13 @@
 //! What `certify watch` logged, over the steps.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lipschitz_nn::Error;
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
 
 use crate::upper::Upper;
-use crate::watch::Line;
+use crate::watch::{self, Line};
 
 /// The lines of a log.
 ///
@@ -42,9 +43,24 @@ pub fn charts(logs: &[PathBuf], names: &[String]) -> Result<Vec<Chart>, Error> {
         name.unwrap_or_else(|| log.display().to_string())
     };
     let names = super::names(logs, logs.iter().map(own).collect(), names)?;
-    for (color, (log, label)) in logs.iter().zip(&names).enumerate() {
+    let mut runs: Vec<(String, Vec<Line>)> = Vec::new();
+    for (log, label) in logs.iter().zip(&names) {
         let file = if log.is_dir() { log.join("watch.jsonl") } else { log.clone() };
-        let lines = lines(&file)?;
+        let mut own: BTreeMap<PathBuf, Vec<Line>> = BTreeMap::new();
+        for line in lines(&file)? {
+            own.entry(watch::run(Path::new(&line.path)).to_path_buf()).or_default().push(line);
+        }
+        let several = own.len() > 1;
+        runs.extend(own.into_iter().map(|(run, lines)| {
+            let name = run.file_name().map(|name| name.to_string_lossy().into_owned());
+            let label = match name.filter(|_| several) {
+                Some(name) => format!("{label}, {name}"),
+                None => label.clone(),
+            };
+            (label, lines)
+        }));
+    }
+    for (color, (label, lines)) in runs.iter().enumerate() {
         let points = |value: &dyn Fn(&Line) -> Option<Upper>| -> Vec<(f64, f64)> {
             let mut points: Vec<(f64, f64)> = lines
                 .iter()

@@ -25,14 +25,33 @@ impl Candidate {
         self.stamp.iter().filter_map(|(_, _, time)| *time).max()
     }
 
-    /// The number that its name ends in: `checkpoint-500`, `step_500.safetensors`.
+    /// The step that its name says, or that of its directory: `step_500.safetensors`, `checkpoint-500`.
     pub fn number(&self) -> Option<u64> {
-        let number = |path: &Path| {
-            let stem = path.file_stem()?.to_str()?;
-            let from = stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            stem[from..].parse().ok()
-        };
-        number(&self.path).or_else(|| number(self.path.parent()?))
+        step(self.path.file_stem()?.to_str()?)
+            .or_else(|| step(self.path.parent()?.file_name()?.to_str()?))
+    }
+}
+
+/// What stands in front of the number of a step.
+const STEPS: &[&str] =
+    &["checkpoint", "ckpt", "epoch", "iter", "iteration", "model", "step", "steps", "weights"];
+
+/// The step that a name says: of `seed7` or `lr0.3` it is none.
+fn step(name: &str) -> Option<u64> {
+    let from = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let word = name[..from].trim_end_matches(['-', '_', '.', '=']).to_ascii_lowercase();
+    let known = word.is_empty() && from == 0 || STEPS.iter().any(|step| word.ends_with(step));
+    name[from..].parse().ok().filter(|_| known)
+}
+
+/// The directory of the run that a checkpoint is of: what is beside it, or beside its directory where that
+/// is named by a step.
+pub fn run(path: &Path) -> &Path {
+    let parent = path.parent().unwrap_or(path);
+    let named = parent.file_name().and_then(|name| step(name.to_str()?));
+    match named {
+        Some(_) => parent.parent().unwrap_or(parent),
+        None => parent,
     }
 }
 
@@ -114,6 +133,7 @@ mod tests {
             "checkpoint-30/config.json",
             "empty/readme.md",
             "run/model.safetensors",
+            "seed7/model.safetensors",
         ] {
             write(name);
         }
@@ -128,9 +148,15 @@ mod tests {
         let wanted = [
             ("checkpoint-20", Some(20)),
             ("run/model.safetensors", None),
+            ("seed7/model.safetensors", None),
             ("step_5.safetensors", Some(5)),
         ];
         assert_eq!(names, wanted.map(|(name, n)| (name.to_string(), n)).into());
+        let of = |path: &str| run(Path::new(path)).display().to_string();
+        assert_eq!(
+            [of("a/checkpoint-5/model.bin"), of("a/b/step_5.pt"), of("a/seed7/x")],
+            ["a", "a/b", "a/seed7"]
+        );
         let stamp = |found: &[Candidate]| found.iter().map(|c| c.stamp.clone()).collect::<Vec<_>>();
         let before = stamp(&found);
         std::fs::write(dir.path().join("run/model.safetensors"), "xy").unwrap();

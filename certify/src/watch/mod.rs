@@ -6,7 +6,7 @@ mod folder;
 mod limits;
 mod memory;
 
-pub use folder::{Candidate, Stamp, candidates};
+pub use folder::{Candidate, Stamp, candidates, run};
 pub use limits::Limits;
 pub use memory::Memory;
 
