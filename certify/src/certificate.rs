@@ -15,7 +15,7 @@ use crate::ellipsoid::{self, Aim, EllipsoidBound};
 use crate::pinned::Pinned;
 use crate::source::{Rounding, Source};
 use crate::spectral::Method;
-use crate::upper::{Upper, count, down, root_down, trim};
+use crate::upper::{self, Upper, count, root_down};
 
 /// The latest format version of a certificate. Format 1 lacks the ids of nodes; formats 1 and 2 have
 /// no bound by ellipsoids, and format 3 has one. From format 4 on, attention has a rule for the
@@ -157,7 +157,7 @@ impl fmt::Display for Domain {
 /// A domain in words, with its radius if it has one: rounded down, for what is proven holds there.
 pub(crate) fn domain(f: &mut fmt::Formatter, text: &str, radius: Upper) -> fmt::Result {
     match radius.is_finite() {
-        true => write!(f, "{text}, ‖x‖₂ ≤ {}", trim(&down(radius.to_f64().min(1e308)))),
+        true => write!(f, "{text}, ‖x‖₂ ≤ {}", upper::radius(radius.to_f64().min(1e308))),
         false => f.write_str(text),
     }
 }

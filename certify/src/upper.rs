@@ -230,9 +230,8 @@ fn decimals(x: f64, print: impl Fn(f64, usize) -> String, digits: usize) -> Stri
     }
 }
 
-/// Without zeros at the end of a decimal.
-pub(crate) fn trim(text: &str) -> String {
-    if text.contains('.') && !text.contains('e') {
+fn trim(text: &str) -> String {
+    if text.contains('.') {
         text.trim_end_matches('0').trim_end_matches('.').to_string()
     } else {
         text.to_string()
@@ -389,6 +388,12 @@ pub fn down(x: f64) -> String {
     let x =
         if x.is_finite() { (x * scale * (1.0 - 4.0 * f64::EPSILON)).floor() / scale } else { x };
     format!("{x:.places$}")
+}
+
+/// A radius as it is, where that is short; otherwise as [`down`] has it.
+pub fn radius(x: f64) -> String {
+    let exact = [x.to_string(), format!("{x:e}")];
+    exact.into_iter().find(|text| text.len() <= 8).unwrap_or_else(|| down(x))
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RatesConfig {
-    /// Every weight has the whole of it. In braces, or serde takes any key beside it.
+    /// Every weight has the whole of it.
+    // In braces, or serde takes any key beside it.
     Equal {},
     /// By the modular norm.
     Modular {

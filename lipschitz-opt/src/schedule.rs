@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A learning-rate schedule: a factor on the peak, a function of the step alone. A kind without keys has
-/// braces: serde refuses unknown keys of those alone.
+// A kind without keys has braces: serde refuses unknown keys of those alone.
+/// A learning-rate schedule: a factor on the peak, a function of the step alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScheduleConfig {

@@ -383,5 +383,7 @@ fn said(base: &str, settings: &[String], full: &str) -> Option<String> {
     }
     let after = |mark: &str| Some(error.split_once(mark)?.1.trim().to_string());
     let range = after("must be ").or_else(|| after("; ")).or_else(|| after("wants "))?;
-    Some(cell(&range))
+    // The column before says what it is.
+    let range = range.strip_prefix("a whole number ").unwrap_or(&range);
+    Some(cell(if range == "of 0 or above" { "from 0" } else { range }))
 }

@@ -9,7 +9,7 @@ use lipschitz_certify::outln;
 use lipschitz_certify::robust::{self, Effort, Robustness, Settings, Share};
 use lipschitz_certify::terminal::tables::{self, fitted};
 use lipschitz_certify::terminal::{self, JsonOutput, ranges};
-use lipschitz_certify::upper::down;
+use lipschitz_certify::upper;
 use lipschitz_data::tensors::predicts;
 use lipschitz_data::{Predicts, Protocol, for_model};
 use lipschitz_import::NORMALISED;
@@ -197,12 +197,6 @@ fn print(report: &Robustness) {
     );
 }
 
-/// A radius as it is, or in a few digits that are not above it.
-fn shown_radius(eps: f64) -> String {
-    let exact = [eps.to_string(), format!("{eps:e}")];
-    exact.into_iter().find(|text| text.len() <= 8).unwrap_or_else(|| down(eps))
-}
-
 /// One row per radius.
 fn table(report: &Robustness) -> Table {
     // An upper bound of what is true.
@@ -215,7 +209,7 @@ fn table(report: &Robustness) -> Table {
     let mut table = tables::table(&header, 0..header.len());
     for row in &report.rows {
         // What is proven at a radius is proven at one that is not above it.
-        let mut cells = vec![shown_radius(row.eps), upper(row.clean)];
+        let mut cells = vec![upper::radius(row.eps), upper(row.clean)];
         cells.extend(row.attacked_one.map(upper));
         cells.extend([upper(row.attacked), robust::percent(row.certified)]);
         table.add_row(cells);
@@ -229,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_radius_is_not_above_what_is_proven() {
-        let texts = [0.0, 0.5, 0.3, 0.123456, 1e-7, 36.0 / 255.0, 108.0 / 255.0].map(shown_radius);
+        let texts = [0.0, 0.5, 0.3, 0.123456, 1e-7, 36.0 / 255.0, 108.0 / 255.0].map(upper::radius);
         assert_eq!(texts, ["0", "0.5", "0.3", "0.123456", "1e-7", "0.14117", "0.42352"]);
     }
 

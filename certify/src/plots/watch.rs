@@ -20,8 +20,11 @@ pub fn lines(log: &Path) -> Result<Vec<Line>, Error> {
         })
     };
     let text = super::read(log)?;
-    // An empty line ends one that was never finished, and one that is being written has no end.
-    let cut = |line: &str| serde_json::from_str::<Line>(line).is_err_and(|e| e.is_eof());
+    // An empty line, or another one, ends one that was never finished.
+    let last = text.lines().last();
+    let cut = |line: &str| {
+        Some(line) != last && serde_json::from_str::<Line>(line).is_err_and(|e| e.is_eof())
+    };
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty() && !cut(line))

@@ -301,7 +301,6 @@ fn what_is_not_supported_is_refused_by_name() {
 fn sizes_are_those_of_the_files() {
     for (name, key) in [
         ("m2m_100", "max_position_embeddings"),
-        ("pegasus", "max_position_embeddings"),
         ("marian", "max_position_embeddings"),
         ("dinov2-registers", "num_register_tokens"),
         ("stablelm", "num_attention_heads"),
