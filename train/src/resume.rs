@@ -80,7 +80,7 @@ pub(crate) fn check(saved: &SavedRun, made_of: &MadeOf) -> Result<Resumed, Error
         return Err(Error::OtherData { path: there(), name: data.name().to_string() });
     }
     if meta.provenance.teachers != teachers {
-        let what = "teacher.models are others there, or have other weights".into();
+        let what = "teacher.models have other weights there, or are others".into();
         return Err(Error::OtherConfig { path: there(), what });
     }
     if model.graph() != graph {
