@@ -307,7 +307,7 @@ def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
     for name, array in arrays.items():
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            raise Error(f"{name}: is an array of {array.dtype}, and weights are floats of 64 bits at most; convert it")
+            raise Error(f"{name}: is no array of floats of 64 bits at most, but of {array.dtype}; convert it")
     kinds = {array.dtype for array in arrays.values()}
     one = (lambda a: a) if len(kinds) < 2 else (lambda a: a.astype(numpy.float64))
     return [(name, one(a.reshape(len(a), -1) if a.ndim == 4 else a)) for name, a in arrays.items()]
