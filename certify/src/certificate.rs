@@ -156,8 +156,13 @@ impl fmt::Display for Domain {
 
 /// A domain in words, with its radius if it has one: rounded down, for what is proven holds there.
 pub(crate) fn domain(f: &mut fmt::Formatter, text: &str, radius: Upper) -> fmt::Result {
+    // Below the normal numbers f64 has none that is not above it.
+    let shown = match radius.to_f64() {
+        r if r <= f64::MIN_POSITIVE => 0.0,
+        r => r.min(1e308),
+    };
     match radius.is_finite() {
-        true => write!(f, "{text}, ‖x‖₂ ≤ {}", upper::radius(radius.to_f64().min(1e308))),
+        true => write!(f, "{text}, ‖x‖₂ ≤ {}", upper::radius(shown)),
         false => f.write_str(text),
     }
 }

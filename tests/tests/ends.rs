@@ -113,6 +113,8 @@ fn a_domain_is_rounded_down() {
         vec![("a", one()), ("b", relu2)],
         &[("a.weight", &[&[1.0]])],
     );
+    let tiny = certify(&model, Method::Proven, Formula::Sound, Some(1e-320)).unwrap().domain;
+    assert!(tiny.to_string().ends_with("≤ 0"), "{tiny}");
     for radius in [1.00001, 10_000_010.0, 0.123_456_789, 16.0] {
         let found = certify(&model, Method::Proven, Formula::Sound, Some(radius)).unwrap();
         let text = found.domain.to_string();

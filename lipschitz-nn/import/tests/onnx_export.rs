@@ -12,6 +12,7 @@ use lipschitz_import::candle_core::{DType, Device, Tensor};
 use lipschitz_import::{ImportOptions, Imported, import, onnx};
 use lipschitz_nn::Model;
 use lipschitz_nn::checkpoint::{self, load_tensors, save_tensors};
+use lipschitz_nn::graph::{Attention, Graph, Input, Node, Op};
 use outputs::{distance, flat};
 
 const SCRIPT: &str = "
@@ -63,19 +64,43 @@ fn cases(dir: &Path) -> Vec<Case> {
             models.push((file.clone(), model, file.with_extension("safetensors")));
         }
     }
-    let case = |(i, (path, model, expected)): (usize, (PathBuf, Model, PathBuf))| {
+    let files = models.into_iter().map(|(path, model, expected): (PathBuf, Model, PathBuf)| {
+        (path.file_name().unwrap().to_string_lossy().into_owned(), model, input(&expected))
+    });
+    let branches = [[2, 2], [4, 6]].into_iter().map(branches_with_a_token);
+    let case = |(i, (name, model, input)): (usize, (String, Model, Tensor))| {
         // What is written is f32.
         let model = model.to(&Device::Cpu, DType::F32).unwrap();
         let folder = dir.join(i.to_string());
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("model.onnx"), onnx(&model).unwrap()).unwrap();
-        let input = input(&expected);
         let named = [("input", input.clone())].into_iter();
         save_tensors(&folder.join("input.safetensors"), named, None).unwrap();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
         Case { name, model, input, folder }
     };
-    models.into_iter().enumerate().map(case).collect()
+    files.chain(branches).enumerate().map(case).collect()
+}
+
+/// Attention, two branches that each put a token in front, and attention again, over one more token.
+fn branches_with_a_token([height, width]: [usize; 2]) -> (String, Model, Tensor) {
+    let token = |name: &str| Node::new(name, Op::ClassToken { dim: 4 });
+    let attention = |name: &str| Node::new(name, Op::Attention(Attention::new(4, 1, 4)));
+    let nodes = vec![
+        Node::new("", Op::Patches { size: 2 }),
+        attention("before"),
+        Node::new("both", Op::Parallel { branches: vec![token("a"), token("b")] }),
+        attention("behind"),
+    ];
+    let graph = Graph::new(Input::Pixels { channels: 1, height, width }, nodes).unwrap();
+    let numbers = |seed: f64, shape: &[usize]| {
+        let count = shape.iter().product::<usize>();
+        let all: Vec<f64> = (0..count).map(|i| (1.7 * i as f64 + seed).sin()).collect();
+        Tensor::from_vec(all, shape, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
+    };
+    let weights = graph.parameters().into_iter().enumerate();
+    let weights = weights.map(|(i, p)| (p.name.clone(), numbers(i as f64, &p.shape))).collect();
+    let input = numbers(0.3, &[2, 1, height, width]);
+    (format!("branches of {height} by {width}"), Model::new(graph, weights).unwrap(), input)
 }
 
 /// How far two outputs are from each other, relative to the largest number.
