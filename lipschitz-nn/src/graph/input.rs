@@ -1,5 +1,7 @@
 //! What networks read.
 
+#[cfg(doc)]
+use super::{Graph, Op};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
