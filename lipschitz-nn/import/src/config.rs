@@ -203,6 +203,18 @@ impl ConfigReader {
         self
     }
 
+    /// Fails where each of so many layers cannot have as many numbers.
+    pub(crate) fn check_layers(&self, key: &str, layers: usize, width: usize) -> Result<(), Error> {
+        if layers as u64 > self.numbers / (width as u64).max(1) {
+            let what = format!(
+                "gives {layers} layers of width {width}, and all weights together are {} numbers",
+                self.numbers
+            );
+            return Err(self.wrong(key, what));
+        }
+        Ok(())
+    }
+
     /// Fails where so many rows are more than the files hold numbers.
     pub(crate) fn check_rows(&self, key: &str, rows: usize) -> Result<(), Error> {
         match rows as u64 > self.numbers {

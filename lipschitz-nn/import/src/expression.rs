@@ -147,6 +147,11 @@ impl TensorExpr {
         own.rows(*from, *count) == *other || self == other
     }
 
+    /// How many steps make it.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// Whether numbers change, so that they are rounded.
     pub(crate) fn computes(&self) -> bool {
         let moves = |step: &Transform| match step {

@@ -6,6 +6,7 @@ use lipschitz_nn::checkpoint::Dialect;
 use crate::config::ConfigReader;
 use crate::expression::TensorExpr;
 use crate::formats::files::Files;
+use crate::heads::Head;
 use crate::pixels::Normalisation;
 
 /// A model directory: its config and its tensors.
@@ -49,6 +50,20 @@ impl ModelDir<'_> {
         }
     }
 
+    /// Whether candle's function is wanted.
+    pub(crate) fn of_candle(&self) -> bool {
+        self.dialect == Dialect::Candle
+    }
+
+    /// Fails where candle's function is wanted, of a head that candle's model of the family has not.
+    pub(crate) fn candle_has(&self, head: Head, heads: &[Head]) -> Result<(), Error> {
+        if self.of_candle() && head != Head::Hidden && !heads.contains(&head) {
+            let what = "names a class that candle-transformers has not, or not with this function";
+            return Err(self.config.wrong("architectures", what));
+        }
+        Ok(())
+    }
+
     /// The two as the library reads them. Where they are `tied` it takes one for both, the one that
     /// is there; but where both are there and differ, each is what it is.
     ///
@@ -69,6 +84,14 @@ impl ModelDir<'_> {
             (true, true) if self.files.equal(&tie.first.name, &tie.second.name)? => {
                 tie.same = Some(tie.second.name.clone());
                 tie.second = tie.first.clone();
+            }
+            // Some of candle's models take the one, some the other.
+            (true, true) if self.of_candle() => {
+                let what = format!(
+                    "is true, but `{}` differs from `{}`; remove the one that is not meant",
+                    tie.second.name, tie.first.name
+                );
+                return Err(self.config.wrong("tie_word_embeddings", what));
             }
             (true, true) => {
                 tie.note = Some(format!(

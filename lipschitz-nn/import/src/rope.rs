@@ -52,14 +52,16 @@ pub(crate) fn scaling(config: &ConfigReader) -> Result<Option<ConfigReader>, Err
     }
 }
 
-/// Reads the rotary positions of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or
+/// Reads the rotary positions of so many layers of heads of width `head_dim`: `rope_theta` with `rope_scaling`, or
 /// `rope_parameters`.
 pub(crate) fn rope(
     config: &ConfigReader,
-    head_dim: usize,
+    (layers, head_dim): (usize, usize),
     keys: Keys,
     dialect: Dialect,
 ) -> Result<Rope, Error> {
+    // Every layer has a table of them.
+    config.check_layers("head_dim", layers, head_dim)?;
     let theta = config.number_or(keys.theta, config.theta("global"))?;
     // Some families have names of their own, and do not read the usual ones at this place.
     if keys.theta != Keys::DEFAULT.theta {
@@ -87,9 +89,10 @@ pub(crate) fn rope(
 /// `rope_parameters` by the type of a layer, or from the older options.
 pub(crate) fn by_layer_type(
     config: &ConfigReader,
-    head_dim: usize,
+    (layers, head_dim): (usize, usize),
     dialect: Dialect,
 ) -> Result<[Rope; 2], Error> {
+    config.check_layers("head_dim", layers, head_dim)?;
     config.assume("partial_rotary_factor", &1.0.into())?;
     config.assume("original_max_position_embeddings", &serde_json::Value::Null)?;
     let of = |theta: &str, kind: &str, inner: Option<ConfigReader>| {

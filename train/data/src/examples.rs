@@ -4,7 +4,7 @@
 //! scale. So a Lipschitz constant and an attack radius speak of pixels in \[0, 1\]; a network that
 //! wants another scale carries it as a layer, where the certificate counts it.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::graph::Input;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -19,6 +19,8 @@ pub enum Values {
     Bytes(Vec<u8>),
     /// Read as they are.
     Floats(Vec<f32>),
+    /// Those that f32 does not hold: proofs read them as they are, training rounds them.
+    Doubles(Vec<f64>),
 }
 
 impl Values {
@@ -26,6 +28,7 @@ impl Values {
         match self {
             Self::Bytes(values) => values.len(),
             Self::Floats(values) => values.len(),
+            Self::Doubles(values) => values.len(),
         }
     }
 }
@@ -86,8 +89,9 @@ impl Split {
         self.shape.iter().product()
     }
 
-    /// Inputs by their numbers, as `(inputs, targets)`: f32 `[b, …shape]`, and classes u32 `[b]` or
-    /// numbers f32 `[b, width]`. For shuffled epochs take the numbers from [`Shuffle::batch`].
+    /// Inputs by their numbers, as `(inputs, targets)`: f32 `[b, …shape]`, f64 where f32 does not hold
+    /// them, and classes u32 `[b]` or numbers f32 `[b, width]`. For shuffled epochs take the numbers
+    /// from [`Shuffle::batch`].
     ///
     /// # Errors
     /// One line that names a number out of range; candle's error if the device refuses.
@@ -98,19 +102,19 @@ impl Split {
             let what = format!("there is no example {input}: the split has {}", self.len());
             return Err(lipschitz_nn::Error::Input(what).into());
         }
-        let mut values = vec![0f32; inputs.len() * size];
-        values.par_chunks_mut(size.max(1)).zip(inputs).for_each(|(out, i)| {
-            let own = i * size..(i + 1) * size;
-            match &self.values {
-                Values::Bytes(bytes) => {
-                    for (out, byte) in out.iter_mut().zip(&bytes[own]) {
-                        *out = f32::from(*byte) / 255.0;
-                    }
-                }
-                Values::Floats(values) => out.copy_from_slice(&values[own]),
-            }
-        });
         let shape = [&[inputs.len()], &self.shape[..]].concat();
+        let x = match &self.values {
+            Values::Bytes(bytes) => {
+                let values = gather(bytes, size, inputs, |byte| f32::from(byte) / 255.0);
+                Tensor::from_vec(values, shape, device)?
+            }
+            Values::Floats(all) => {
+                Tensor::from_vec(gather(all, size, inputs, |x| x), shape, device)?
+            }
+            Values::Doubles(all) => {
+                Tensor::from_vec(gather(all, size, inputs, |x| x), shape, device)?
+            }
+        };
         let targets = match &self.targets {
             Targets::Classes(classes) => {
                 let classes: Vec<u32> = inputs.iter().map(|i| classes[*i]).collect();
@@ -125,7 +129,7 @@ impl Split {
                 Tensor::from_vec(numbers, (inputs.len(), *width), device)?
             }
         };
-        Ok((Tensor::from_vec(values, shape, device)?, targets))
+        Ok((x, targets))
     }
 
     /// All inputs once, in order, in batches like [`Split::batch`]'s; the last one may be smaller.
@@ -151,6 +155,7 @@ impl Split {
         let values = match &self.values {
             Values::Bytes(all) => Values::Bytes(rows(all, self.size(), inputs)),
             Values::Floats(all) => Values::Floats(rows(all, self.size(), inputs)),
+            Values::Doubles(all) => Values::Doubles(rows(all, self.size(), inputs)),
         };
         let targets = match &self.targets {
             Targets::Classes(all) => Targets::Classes(rows(all, 1, inputs)),
@@ -161,7 +166,7 @@ impl Split {
         Self { shape: self.shape.clone(), values, targets }
     }
 
-    /// Adds values and targets to a digest; classes are a byte each if all are.
+    /// Adds values and targets, as training reads them, to a digest; classes are a byte each if all are.
     fn hash(&self, hash: &mut Sha256) {
         fn words<T: Copy>(hash: &mut Sha256, all: &[T], bytes: impl Fn(T) -> [u8; 4]) {
             for part in all.chunks(4096) {
@@ -171,6 +176,7 @@ impl Split {
         match &self.values {
             Values::Bytes(bytes) => hash.update(bytes),
             Values::Floats(values) => words(hash, values, f32::to_le_bytes),
+            Values::Doubles(values) => words(hash, values, |x| (x as f32).to_le_bytes()),
         }
         match &self.targets {
             Targets::Classes(classes) => {
@@ -183,6 +189,20 @@ impl Split {
             Targets::Numbers { values, .. } => words(hash, values, f32::to_le_bytes),
         }
     }
+}
+
+/// Inputs of `size` numbers each, one after the other.
+fn gather<T: Copy + Sync, U: Copy + Default + Send>(
+    all: &[T],
+    size: usize,
+    inputs: &[usize],
+    read: impl Fn(T) -> U + Sync,
+) -> Vec<U> {
+    let mut out = vec![U::default(); inputs.len() * size];
+    out.par_chunks_mut(size.max(1)).zip(inputs).for_each(|(out, i)| {
+        out.iter_mut().zip(&all[i * size..(i + 1) * size]).for_each(|(out, x)| *out = read(*x));
+    });
+    out
 }
 
 /// A data set of inputs with targets.
@@ -298,7 +318,8 @@ struct Epochs<'a> {
 
 impl TrainingBatches for Epochs<'_> {
     fn batch(&mut self, step: u64, batch_size: usize, device: &Device) -> Result<Batch, Error> {
-        self.examples.batch(&self.shuffle.batch(step, batch_size), device)
+        let (x, y) = self.examples.batch(&self.shuffle.batch(step, batch_size), device)?;
+        Ok((x.to_dtype(DType::F32)?, y))
     }
 }
 

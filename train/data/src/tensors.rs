@@ -15,8 +15,8 @@ use crate::{DataKind, DataSet, Error, Predicts, memory};
 /// `kind = "tensors"`: a `.safetensors` or `.npz` file with `x` and `y`.
 ///
 /// `x` is `[n, channels, height, width]` or `[n, height, width]` for images, and of any other shape
-/// for vectors. Bytes are read as value / 255, other numbers as they are; those of images lie in
-/// \[0, 1\]. `y` holds whole numbers, `[n]`, for classes; or floating-point numbers, `[n]` or
+/// for vectors. Bytes are read as the number of f32 next to value / 255, other numbers as they are,
+/// and in training rounded to f32; those of images lie in \[0, 1\]. `y` holds whole numbers, `[n]`, for classes; or floating-point numbers, `[n]` or
 /// `[n, outputs]`, to be predicted with the least mean squared error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -170,8 +170,8 @@ pub fn predicts(data: &dyn DataSet, wanted: Predicts) -> Result<(), Error> {
 /// All inputs and targets of a file.
 fn read(path: &Path) -> Result<Split, Error> {
     let length = std::fs::metadata(path).map_or(0, |file| file.len());
-    // The file's bytes, and the numbers in f32.
-    memory::check(2.0 * length as f64, || path.display().to_string())?;
+    // The file's bytes, and the numbers in f64.
+    memory::check(3.0 * length as f64, || path.display().to_string())?;
     let [x, y] = lipschitz_import::tensors(path, ["x", "y"])?;
     let of = |name: &str, what: String| unusable(path, format!("`{name}` {what}"));
     let shape = x.dims().to_vec();
@@ -204,9 +204,9 @@ fn read(path: &Path) -> Result<Split, Error> {
     let values = if x.dtype() == DType::U8 {
         Values::Bytes(x.flatten_all()?.to_vec1()?)
     } else {
-        let values = floats(&x)?;
+        let values = numbers(path, &x)?;
         let image = one.len() == 3;
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        if let Some(at) = values.iter().position(|v| !(*v as f32).is_finite()) {
             let (input, v) = (at / (values.len() / n).max(1), values[at]);
             return Err(of("x", format!("holds {v} in input {input}; give finite numbers in f32")));
         }
@@ -216,7 +216,10 @@ fn read(path: &Path) -> Result<Split, Error> {
             );
             return Err(of("x", what));
         }
-        Values::Floats(values)
+        match values.iter().all(|v| f64::from(*v as f32) == *v) {
+            true => Values::Floats(values.into_iter().map(|v| v as f32).collect()),
+            false => Values::Doubles(values),
+        }
     };
     Ok(Split { shape: one, values, targets: targets(path, &y)? })
 }
@@ -253,6 +256,19 @@ fn targets(path: &Path, y: &Tensor) -> Result<Targets, Error> {
         })
     };
     Ok(Targets::Classes(classes.iter().enumerate().map(one).collect::<Result<_, _>>()?))
+}
+
+/// All numbers, none of them rounded.
+fn numbers(path: &Path, x: &Tensor) -> Result<Vec<f64>, Error> {
+    /// f64 holds all whole numbers up to here.
+    const WHOLE: u64 = 1 << 53;
+    if matches!(x.dtype(), DType::I64) {
+        let all = x.flatten_all()?.to_vec1::<i64>()?;
+        if let Some(v) = all.iter().find(|v| v.unsigned_abs() > WHOLE) {
+            return Err(unusable(path, format!("`x` holds {v}, which f64 would round; scale it")));
+        }
+    }
+    Ok(x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
 }
 
 fn floats(x: &Tensor) -> Result<Vec<f32>, Error> {
@@ -322,6 +338,28 @@ mod tests {
         predicts(&data, Predicts::Numbers).unwrap();
         let said = predicts(&data, Predicts::Classes).unwrap_err().to_string();
         assert!(said.contains("holds numbers to predict, and classes are needed"), "{said}");
+    }
+
+    #[test]
+    fn proofs_read_numbers_that_training_rounds() {
+        let y = classes(&[0, 1, 0, 1]);
+        let held = |x: &Tensor| {
+            let file = file(x, &y);
+            let data = load(&TensorsConfig::new(file.path())).unwrap();
+            let (x, _) = data.test.batch(&[0, 1], &Device::Cpu).unwrap();
+            let (step, _) = data.training(1, None).unwrap().batch(0, 2, &Device::Cpu).unwrap();
+            assert_eq!(step.dtype(), DType::F32);
+            (x.dtype(), x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap())
+        };
+        let sharp: [f64; 4] = [1_000_000.03, 0.3, 0.1, 1e-300];
+        let (kind, values): (_, Vec<f64>) = held(&cpu(&sharp, &[4, 1]));
+        assert_eq!(kind, DType::F64);
+        assert!(values.iter().all(|x| sharp.contains(x)), "{values:?}");
+        let whole = [(1i64 << 24) + 1, 5, (1 << 30) + 1, -3];
+        let (kind, values) = held(&cpu(&whole, &[4, 1]));
+        assert_eq!(kind, DType::F64);
+        assert!(values.iter().all(|x| whole.contains(&(*x as i64))), "{values:?}");
+        assert_eq!(held(&cpu(&[0.5f64, 0.25, -3.0, 1.0], &[4, 1])).0, DType::F32);
     }
 
     #[test]
@@ -411,7 +449,8 @@ mod tests {
                 y.clone(),
                 "`x` holds inf in input 1",
             ),
-            (&cpu(&[0f64, 1e300, 1.0, 2.0], &[4, 1]), y.clone(), "`x` holds inf in input 1"),
+            (&cpu(&[0f64, 1e300, 1.0, 2.0], &[4, 1]), y.clone(), "finite numbers in f32"),
+            (&cpu(&[0i64, 1, 2, (1 << 53) + 1], &[4, 1]), y.clone(), "which f64 would round"),
             (&cpu(&[0f32, 2.0, 1.0, 0.5], &[4, 1, 1]), y.clone(), "`x` holds 2 in images"),
             (&cpu(&[0f32; 0], &[0, 3]), classes(&[]), "`x` is empty"),
             (&cpu(&[0f32; 0], &[4, 0]), y.clone(), "`x` is empty"),

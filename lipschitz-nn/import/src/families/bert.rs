@@ -190,6 +190,11 @@ pub(crate) fn bert(model: &ModelDir) -> Result<Mapping, Error> {
     let context = o.context(config, kin.offset)?;
     let both = config.architecture()? == Some("BertForPreTraining");
     let head = if both { Head::Vocabulary } else { Head::of(config, kin.class, HEADS)? };
+    match family {
+        "bert" => model.candle_has(head, &[Head::Vocabulary])?,
+        "xlm-roberta" => model.candle_has(head, &[Head::Classes])?,
+        _ => model.no_candle()?,
+    }
     let root = files.prefix(kin.prefix);
     let embeddings = Embeddings {
         root,

@@ -442,9 +442,12 @@ impl Frame {
         let Body { mut weights, before, blocks: bodies, after, logits } = body;
         let (scores, bias) = self.scores;
         let shape = [vocabulary, dim];
+        model.candle_has(head, &[Head::Vocabulary])?;
         let vocabulary_head = head == Head::Vocabulary;
+        // Written into candle's code.
+        let always = model.of_candle() && TIED_BY_CANDLE.contains(&model.family);
         let tie = model.tie(
-            config.flag("tie_word_embeddings")? && vocabulary_head,
+            (config.flag("tie_word_embeddings")? || always) && vocabulary_head,
             TensorExpr::new(format!("{}.weight", self.embedding), &shape),
             TensorExpr::new(format!("{scores}.weight"), &shape),
         )?;
@@ -491,6 +494,9 @@ impl Frame {
         Ok(mapping)
     }
 }
+
+/// Families whose scores candle takes from the embedding, whatever the config says.
+const TIED_BY_CANDLE: [&str; 3] = ["gemma", "gemma2", "gpt_bigcode"];
 
 /// Refuses candle's function of a family that is read as the library has it alone.
 pub(crate) fn as_the_library(model: &ModelDir) -> Result<(), Error> {

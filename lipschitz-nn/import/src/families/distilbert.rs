@@ -42,7 +42,9 @@ pub(crate) fn distilbert(model: &ModelDir) -> Result<Mapping, Error> {
     let layers = config.layers("n_layers", files.len())?;
     let hidden = config.size("hidden_dim")?;
     let head = Head::of(config, "DistilBert", HEADS)?;
-    let tied = config.flag("tie_word_embeddings")?;
+    model.candle_has(head, &[Head::Vocabulary])?;
+    // Written into candle's code.
+    let tied = config.flag("tie_word_embeddings")? || model.of_candle();
     let root = files.prefix("distilbert.");
     let embeddings =
         Embeddings { root, dim, eps: EPS, positions: [context, 0, context], types: None };

@@ -13,7 +13,7 @@ use crate::mapping::Mapping;
 use crate::model_dir::ModelDir;
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::Dialect;
-use lipschitz_nn::graph::{Attention, Node, Op, Pairing, Rotary};
+use lipschitz_nn::graph::{Attention, Function, Node, Op, Pairing, Rotary};
 
 /// Options of a summary that no imported class computes.
 const SUMMARY: &[&str] = &[
@@ -156,6 +156,11 @@ pub(crate) fn bigcode(model: &ModelDir) -> Result<Mapping, Error> {
     let shared = config.flag("multi_query")?;
     if dialect == Dialect::Candle && !shared {
         return Err(config.wrong("multi_query", "is false, for which candle's model does not run"));
+    }
+    let phi = NamedActivation::read(config, "activation_function")?;
+    if dialect == Dialect::Candle && phi != NamedActivation::plain(Function::GeluTanh) {
+        let what = "is not the approximate GELU, which is written into candle's model";
+        return Err(config.wrong("activation_function", what));
     }
     let key_value_heads = if shared { 1 } else { s.heads };
     // The class derives it, and saves it.

@@ -12,7 +12,7 @@ use crate::model_dir::ModelDir;
 use crate::rope::{Rope, by_layer_type, rope};
 use lipschitz_nn::Error;
 use lipschitz_nn::checkpoint::Dialect;
-use lipschitz_nn::graph::{Attention, Node, Op, Rotary};
+use lipschitz_nn::graph::{Attention, Function, Node, Op, Rotary};
 
 use super::variants::{Bias, Eps, Pointwise, Variant, Windows, variant};
 
@@ -93,18 +93,13 @@ fn bias(config: &ConfigReader, bias: Bias) -> Result<bool, Error> {
 }
 
 /// The blocks of this variant.
-fn block(
-    config: &ConfigReader,
-    family: &str,
-    v: &Variant,
-    dim: usize,
-    branch: f64,
-) -> Result<Block, Error> {
+fn block(model: &ModelDir, v: &Variant, dim: usize, branch: f64) -> Result<Block, Error> {
+    let config = model.config;
     let eps = match v.eps {
         Eps::Option(key) => config.eps(key)?,
         Eps::Fixed(eps) => eps,
     };
-    let phi = activation(config, v, family)?;
+    let phi = activation(model, v)?;
     let (unit, unit_bias) = match v.unit {
         Pointwise::Gated { fused, bias } => {
             let names = if fused {
@@ -212,7 +207,7 @@ impl Layers {
             logits: rope.logits,
         };
         if v.windows == Windows::Pattern {
-            let [sliding, full] = by_layer_type(config, head_dim, dialect)?;
+            let [sliding, full] = by_layer_type(config, (layers, head_dim), dialect)?;
             let of = |window: Option<usize>| {
                 turned(if window.is_some() { &sliding } else { &full }, window)
             };
@@ -220,7 +215,7 @@ impl Layers {
             let context = full.context.min(sliding.context);
             return Ok(Self { each, context, note: full.note.or(sliding.note) });
         }
-        let rope = rope(config, head_dim, v.rope, dialect)?;
+        let rope = rope(config, (layers, head_dim), v.rope, dialect)?;
         let turns = match v.windows {
             Windows::NotTurned => self::turned(config, layers)?,
             _ => vec![true; layers],
@@ -239,7 +234,7 @@ pub(crate) fn llama(model: &ModelDir) -> Result<Mapping, Error> {
     let (dim, vocabulary) = (config.size("hidden_size")?, config.size("vocab_size")?);
     let mixer = mixer(config, family, &v, dim)?;
     let scales = Scales::read(model, mixer.head_dim)?;
-    let block = block(config, family, &v, dim, scales.branch)?;
+    let block = block(model, &v, dim, scales.branch)?;
     let layers = Layers::read(model, &v, mixer.head_dim)?;
     if dialect == Dialect::Candle {
         if !v.candle {
@@ -321,8 +316,25 @@ fn turned(config: &ConfigReader, layers: usize) -> Result<Vec<bool>, Error> {
     Ok(given.into_iter().take(layers).map(|turned| turned != 0.0).collect())
 }
 
-fn activation(config: &ConfigReader, v: &Variant, family: &str) -> Result<NamedActivation, Error> {
+fn activation(model: &ModelDir, v: &Variant) -> Result<NamedActivation, Error> {
+    let &ModelDir { config, family, .. } = model;
     let phi = NamedActivation::read(config, v.activation)?;
+    if family == "llama" && model.of_candle() && phi != NamedActivation::plain(Function::Silu) {
+        let what = "is not the SiLU that is written into candle's model";
+        return Err(config.wrong(v.activation, what));
+    }
+    if family == "gemma" && model.of_candle() {
+        // Candle takes either name, at its word.
+        if config.names("hidden_act") && config.names("hidden_activation") {
+            let what =
+                "is there beside `hidden_activation`, and candle's model refuses both; remove one";
+            return Err(config.wrong("hidden_act", what));
+        }
+        return Ok(match config.text_if("hidden_activation")? {
+            Some(_) => NamedActivation::read(config, "hidden_activation")?,
+            None => phi,
+        });
+    }
     if family == "gemma" {
         // The class does not read the other name, which some releases give.
         if config.text_if("hidden_activation")?.is_some() {
@@ -451,6 +463,20 @@ fn refused_by_candle(
     }
     if family == "llama" && (config.flag("attention_bias")? || config.flag("mlp_bias")?) {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
+    }
+    // Candle's models read the older options.
+    if let Some(new) = config.inside("rope_parameters")? {
+        let usual = (family == "llama").then_some(10000.0);
+        let theta = match config.names("rope_theta") {
+            true => config.number_if("rope_theta")?,
+            false => usual,
+        };
+        let plain = new.text_if("rope_type")?.is_none_or(|kind| kind == "default");
+        if theta.is_none() || new.number_if("rope_theta")?.or(theta) != theta || !plain {
+            let what =
+                "is what candle's model does not read; it reads `rope_theta` and `rope_scaling`";
+            return Err(config.wrong("rope_parameters", what));
+        }
     }
     if !matches!(family, "llama" | "phi3") && scaled {
         return Err(config.wrong("rope_scaling", "is given, which candle's model does not know"));

@@ -69,7 +69,25 @@ pub(crate) fn modernbert(model: &ModelDir) -> Result<Mapping, Error> {
     let mut weights = WeightMap::default();
     let known = [Head::Vocabulary, Head::Classes, Head::TokenClasses, Head::Answers];
     let head = Head::of(config, "ModernBert", &known)?;
-    let tied = config.flag("tie_word_embeddings")? && head == Head::Vocabulary;
+    // Behind the scores of classes candle's model has a softmax.
+    model.candle_has(head, &[Head::Vocabulary])?;
+    if model.of_candle() {
+        for (key, known) in [
+            ("attention_bias", false),
+            ("mlp_bias", false),
+            ("norm_bias", false),
+            ("classifier_bias", false),
+            ("decoder_bias", true),
+        ] {
+            config.only(key, known)?;
+        }
+        if NamedActivation::read(config, "classifier_activation")? != phi {
+            let what = "is not the GELU that is written into candle's model";
+            return Err(config.wrong("classifier_activation", what));
+        }
+    }
+    let tied = config.flag("tie_word_embeddings")? || model.of_candle();
+    let tied = tied && head == Head::Vocabulary;
     let tie = model.tie(
         tied,
         TensorExpr::new(format!("{root}embeddings.tok_embeddings.weight"), &[vocabulary, dim]),

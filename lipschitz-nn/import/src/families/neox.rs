@@ -73,7 +73,7 @@ pub(crate) fn gpt_neox(model: &ModelDir) -> Result<Mapping, Error> {
     let layers = config.layers("num_hidden_layers", files.len())?;
     let keys =
         Keys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..Keys::DEFAULT };
-    let Rope { rotary, logits, context, note } = rope(config, head_dim, keys, dialect)?;
+    let Rope { rotary, logits, context, note } = rope(config, (layers, head_dim), keys, dialect)?;
     let bias = config.flag("attention_bias")?;
     let (attention, unit) = ("input_layernorm", "post_attention_layernorm");
     let block = Block {
@@ -142,7 +142,8 @@ pub(crate) fn falcon(model: &ModelDir) -> Result<Mapping, Error> {
     let (heads, head_dim) = head_dim(config, "num_attention_heads", dim)?;
     config.assume("head_dim", &head_dim.into())?;
     let layers = config.layers("num_hidden_layers", files.len())?;
-    let Rope { rotary, logits, context, note } = rope(config, head_dim, Keys::DEFAULT, dialect)?;
+    let Rope { rotary, logits, context, note } =
+        rope(config, (layers, head_dim), Keys::DEFAULT, dialect)?;
     let (key_value_heads, layout) = falcon_kind(model, heads)?;
     let bias = config.flag("bias")?;
     let block = Block {
@@ -237,6 +238,7 @@ pub(crate) fn bloom(model: &ModelDir) -> Result<Mapping, Error> {
     }
     let (heads, head_dim) = head_dim(config, "n_head", dim)?;
     let layers = config.layers("n_layer", files.len())?;
+    config.check_layers("n_head", layers, heads)?;
     config.ignore(&[
         "attention_softmax_in_fp32",
         "bias_dropout_fusion",
@@ -247,7 +249,9 @@ pub(crate) fn bloom(model: &ModelDir) -> Result<Mapping, Error> {
         // The same sum in pieces.
         "slow_but_exact",
     ]);
-    config.assume("n_inner", &(4 * dim).into())?;
+    if config.size_if("n_inner")?.is_some() {
+        config.assume("n_inner", &(4 * dim).into())?;
+    }
     let said = config.size_if("seq_length")?;
     let (attention, unit) = ("input_layernorm", "post_attention_layernorm");
     let block = Block {
@@ -296,7 +300,7 @@ pub(crate) fn persimmon(model: &ModelDir) -> Result<Mapping, Error> {
     config.assume("head_dim", &head_dim.into())?;
     let layers = config.layers("num_hidden_layers", files.len())?;
     let keys = Keys::of_share(0.5);
-    let Rope { rotary, logits, context, note } = rope(config, head_dim, keys, dialect)?;
+    let Rope { rotary, logits, context, note } = rope(config, (layers, head_dim), keys, dialect)?;
     let query_key = QueryKeyNorm {
         kind: NormKind::Layer,
         shift: true,
@@ -351,6 +355,7 @@ pub(crate) fn mpt(model: &ModelDir) -> Result<Mapping, Error> {
     let dim = config.size("d_model")?;
     let (heads, head_dim) = head_dim(config, "n_heads", dim)?;
     let layers = config.layers("n_layers", files.len())?;
+    config.check_layers("n_heads", layers, heads)?;
     let context = config.size("max_seq_len")?;
     // Its code computes as for these, whatever is said.
     config.assume("expansion_ratio", &4.into())?;

@@ -42,6 +42,11 @@ pub(crate) fn t5(model: &ModelDir) -> Result<Mapping, Error> {
         Some(rest) => (true, rest),
         None => (false, name),
     };
+    if dialect == Dialect::Candle {
+        // Candle's model reads the word alone.
+        config.assume("is_gated_act", &gated.into())?;
+        config.assume("dense_act_fn", &name.into())?;
+    }
     let gated = config.flag_or("is_gated_act", gated)?;
     let (key, name) = if config.names("dense_act_fn") {
         ("dense_act_fn", config.text("dense_act_fn")?)

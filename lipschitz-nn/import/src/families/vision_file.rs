@@ -131,6 +131,25 @@ fn class_token(config: &ConfigReader) -> Result<(), Error> {
     }
 }
 
+/// Fails unless sizes that tensors have are what they are said to be: of others the library changes the
+/// weights that it loads.
+fn shapes(given: &ConfigReader, files: &Files) -> Result<(), Error> {
+    let size = |name: String, dim: usize| files.get(&name).and_then(|i| i.shape.get(dim).copied());
+    let channels = size(format!("{}.weight", TIMM.patches), 1).unwrap_or(0);
+    given.assume("in_chans", &channels.into())?;
+    let classes = size(format!("{}.weight", TIMM.head), 0).unwrap_or(0);
+    given.assume("num_classes", &classes.into())?;
+    let width = size(format!("{}.weight", TIMM.patches), 0).unwrap_or(0) as f64;
+    let up = format!("{}0.{}.weight", TIMM.layer, TIMM.names.up);
+    match (given.number_if("mlp_ratio")?, size(up, 0)) {
+        (Some(ratio), Some(hidden)) if (ratio * width) as usize != hidden => {
+            let what = format!("is {ratio}, and the tensors are of {hidden} numbers");
+            Err(given.wrong("mlp_ratio", what))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A model of timm with its config.
 pub(crate) fn timm(
     config: &ConfigReader,
@@ -183,8 +202,7 @@ pub(crate) fn timm(
             patch: given.size_or("patch_size", known.patch)?,
             ..known
         };
-        // Shapes say them.
-        given.ignore(&["in_chans", "mlp_ratio", "num_classes"]);
+        shapes(&given, files)?;
         given.finish(&[])?;
     }
     let pixels = Normalisation::of_means(inner)?;

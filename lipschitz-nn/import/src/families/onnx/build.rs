@@ -18,6 +18,9 @@ use crate::mapping::Mapping;
 /// branches cross.
 const MAX_GRAPH_NODES: usize = 1 << 14;
 
+/// How deep branches may lie in branches: a checkpoint's description is read to a depth of its own.
+const DEEPEST: usize = 24;
+
 /// The widest vector whose elements are scaled by a map of its own.
 const WIDEST: usize = 1024;
 
@@ -35,6 +38,8 @@ pub(super) struct Builder<'a> {
     /// Of each node, the nearest one that everything to it passes.
     passes: Vec<usize>,
     made: usize,
+    /// How many branches the node at hand is inside of.
+    depth: usize,
     names: BTreeSet<String>,
     weights: WeightMap,
     /// Reads the numbers of an expression.
@@ -56,9 +61,9 @@ pub(super) fn mapping(
         passes.push(pass);
     }
     let (names, weights) = (BTreeSet::new(), WeightMap::default());
-    let mut builder = Builder { net, passes, made: 0, names, weights, numbers };
+    let mut builder = Builder { net, passes, made: 0, depth: 0, names, weights, numbers };
     let items = builder.items(output, 0)?;
-    let nodes = builder.nodes(items, 0)?;
+    let nodes = builder.nodes(items)?;
     Ok(Mapping::new(input, nodes, builder.weights)?)
 }
 
@@ -74,6 +79,16 @@ fn meet(passes: &[usize], mut a: usize, mut b: usize) -> usize {
 impl Builder<'_> {
     /// What leads from one node to another, in order.
     fn items(&mut self, to: usize, from: usize) -> Result<Vec<Item>, Refused> {
+        if self.depth > DEEPEST {
+            return Err("has branches inside of branches, too deep".into());
+        }
+        self.depth += 1;
+        let items = self.path(to, from);
+        self.depth -= 1;
+        items
+    }
+
+    fn path(&mut self, to: usize, from: usize) -> Result<Vec<Item>, Refused> {
         let mut out = Vec::new();
         let mut at = to;
         while at != from {
@@ -404,10 +419,7 @@ impl Builder<'_> {
 
     // From items to nodes.
 
-    fn nodes(&mut self, items: Vec<Item>, depth: usize) -> Result<Vec<graph::Node>, Refused> {
-        if depth > 24 {
-            return Err("has branches inside of branches, too deep".into());
-        }
+    fn nodes(&mut self, items: Vec<Item>) -> Result<Vec<graph::Node>, Refused> {
         let mut out = Vec::new();
         for item in self.folded(items)? {
             let (op, name) = match item {
@@ -425,13 +437,13 @@ impl Builder<'_> {
                     }
                 }
                 Item::Residual { body } => {
-                    let body = self.nodes(body, depth + 1)?;
+                    let body = self.nodes(body)?;
                     (graph::Op::Residual { skip: 1.0, branch: 1.0, body }, String::new())
                 }
                 Item::Parallel { branches } => {
                     let mut all = Vec::new();
                     for branch in branches {
-                        let body = self.nodes(branch, depth + 1)?;
+                        let body = self.nodes(branch)?;
                         all.push(graph::Node::new("", graph::Op::Sequential { body }));
                     }
                     (graph::Op::Parallel { branches: all }, String::new())

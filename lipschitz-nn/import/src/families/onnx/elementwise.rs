@@ -456,14 +456,25 @@ impl Reader<'_> {
         shift: Coefficient,
         label: &str,
     ) -> Result<usize, Refused> {
-        let before = self.net.node(node)?.clone();
+        /// The most steps of a weight that a map takes a factor into: each takes a copy of them all.
+        const MAX_STEPS: usize = 64;
+        let before = self.net.node(node)?;
+        let long = match &before.op {
+            Op::Linear { weight, .. } | Op::Conv { weight, .. } => weight.steps() > MAX_STEPS,
+            _ => true,
+        };
+        let of = here.to_string();
+        if long {
+            let form = before.form;
+            return self.net.add(form, Op::Affine { scale, shift }, vec![node], [label, &of]);
+        }
+        let before = before.clone();
         let fits = |n: usize| {
             [&scale, &shift].iter().all(|c| match c {
                 Coefficient::Number(_) => true,
                 Coefficient::Vector(_, m) => *m == n,
             })
         };
-        let of = here.to_string();
         match &before.op {
             Op::Linear { weight, bias, inputs, outputs } if fits(*outputs) => {
                 let bias = shift.onto(bias.clone().map(|b| scale.rows(b)), *outputs);
