@@ -284,6 +284,63 @@ fn only_the_library_s_function_is_given() {
     }
 }
 
+/// What is written into the code of candle's models, or what they do not read.
+#[test]
+fn candle_s_function_is_candle_s() {
+    let options = ImportOptions { dialect: Dialect::Candle, ..ImportOptions::default() };
+    let plain = json!({"attention_bias": false, "mlp_bias": false, "rope_theta": 100.0});
+    let llama = |with: Value| {
+        let mut all = plain.clone();
+        all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        edited("llama", &["rope_parameters"], all)
+    };
+    let theta =
+        |theta: f64| json!({"rope_parameters": {"rope_theta": theta, "rope_type": "default"}});
+    let without = |mut config: Map<String, Value>| {
+        config.remove("rope_theta");
+        config
+    };
+    let cases = [
+        ("llama", llama(json!({})), ""),
+        ("llama", llama(theta(100.0)), ""),
+        ("llama", llama(theta(500.0)), "`rope_parameters`"),
+        ("llama", without(llama(theta(100.0))), "`rope_parameters`"),
+        ("llama", without(llama(theta(1e4))), ""),
+        ("llama", edited("llama", &[], plain.clone()), "`rope_parameters`"),
+        ("llama", llama(json!({"hidden_act": "gelu"})), "the SiLU"),
+        ("llama", llama(json!({"tie_word_embeddings": true})), "differs from"),
+        ("qwen3", edited("qwen3", &[], json!({"tie_word_embeddings": true})), "differs from"),
+        ("llama-classes", edited("llama-classes", &[], json!({})), "names a class"),
+        ("gemma", edited("gemma", &[], json!({"hidden_activation": "gelu"})), "remove one"),
+        ("gemma", edited("gemma", &[], json!({"tie_word_embeddings": false})), ""),
+        ("bigcode", edited("bigcode", &[], json!({"activation_function": "relu"})), "multi_query"),
+    ];
+    for (name, config, wanted) in cases {
+        let said = refused(name, &config, &options);
+        match (wanted, said) {
+            ("", said) => assert_eq!(said, None, "{name}: {config:?}"),
+            (wanted, said) => assert!(
+                said.as_ref().is_some_and(|said| said.contains(wanted)),
+                "{name}: {config:?}: {said:?}"
+            ),
+        }
+    }
+    // GELU is the exact one here, and its approximation in the library.
+    let config = edited("gemma", &[], json!({"hidden_act": "gelu"}));
+    let graph = |options: &ImportOptions| {
+        let read = import(changed("gemma", &config).path(), options).unwrap();
+        serde_json::to_string(read.model.graph()).unwrap()
+    };
+    assert!(graph(&options).contains("gelu_erf") && !graph(&options).contains("gelu_tanh"));
+    assert!(!graph(&ImportOptions::default()).contains("gelu_erf"));
+}
+
+/// Published configs say that there is none.
+#[test]
+fn a_width_that_is_null_is_the_usual_one() {
+    assert!(distance("bloom", &edited("bloom", &[], json!({"n_inner": null}))) < 1e-4);
+}
+
 #[test]
 fn checkpoints_of_nanogpt_are_read_as_they_are() {
     for name in ["biased", "plain"] {

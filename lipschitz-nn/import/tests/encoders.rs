@@ -127,6 +127,36 @@ fn candle_is_refused_where_it_was_not_compared() {
     }
 }
 
+/// Heads that candle has not, or with another function, and options that it does not read.
+#[test]
+fn candle_is_refused_where_it_computes_something_else() {
+    let candle = ImportOptions { dialect: Dialect::Candle, ..ImportOptions::default() };
+    for name in ["bert-classes", "camembert", "roberta", "xlm-roberta-answers", "modernbert-mean"] {
+        let error = import(&golden(name), &candle).unwrap_err().to_string();
+        assert!(error.contains("candle"), "{name}: {error}");
+    }
+    for name in ["bert", "bert-mlm", "distilbert", "modernbert", "t5", "t5-gated"] {
+        import(&golden(name), &candle).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    for (name, from, to) in [
+        ("modernbert", r#""classifier_activation": "gelu""#, r#""classifier_activation": "relu""#),
+        ("t5-gated", r#""dense_act_fn": "gelu_new""#, r#""dense_act_fn": "relu""#),
+        ("t5-gated", r#""is_gated_act": true"#, r#""is_gated_act": false"#),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(golden(name).join(file), dir.path().join(file)).unwrap();
+        }
+        let config = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{name}: {text}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        let error = import(dir.path(), &candle).unwrap_err().to_string();
+        let key = from.split('"').nth(1).unwrap();
+        assert!(error.contains(key), "{name}: {error}");
+    }
+}
+
 /// The directory, the file in it, what it says, what it says instead, and what the error says.
 const BAD: &[[&str; 5]] = &[
     [
@@ -228,6 +258,17 @@ const BAD: &[[&str; 5]] = &[
     ["timm", "config.json", r#"  "depth": 2,"#, "", "12 layers"],
     ["timm", "config.json", r#""embed_dim": 12"#, r#""embed_dim": 24"#, "of width 24"],
     ["timm", "config.json", r#""img_size""#, r#""img_sizes""#, "not fixed"],
+    ["timm", "config.json", r#""in_chans": 3"#, r#""in_chans": 1"#, "`model_args.in_chans` is 1"],
+    [
+        "timm",
+        "config.json",
+        r#""num_classes": 3,
+  "in_chans""#,
+        r#""num_classes": 7,
+  "in_chans""#,
+        "`model_args.num_classes` is 7",
+    ],
+    ["timm", "config.json", r#""mlp_ratio": 1.5"#, r#""mlp_ratio": 4.0"#, "`model_args.mlp_ratio`"],
     ["sentence", "1_Pooling/config.json", r#""mean""#, r#""max""#, "`max`"],
     ["sentence", "1_Pooling/config.json", r#""mean""#, r#"["mean", "max"]"#, "wanted a text"],
     ["sentence", "2_Dense/config.json", "activation.Tanh", "activation.Softmax", "Softmax"],

@@ -499,3 +499,31 @@ fn tensors_in_files_beside_the_model() {
         assert!(beside(entries.clone()).is_err(), "{entries:?}");
     }
 }
+
+/// A file of some hundred kilobytes is no reason to run out of the stack or of memory.
+#[test]
+fn long_chains_end_in_time_and_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    // h₀ = x W, hₖ₊₁ = h₀ + hₖ V: each sum lies in a branch of the next.
+    let mut nested = File { nodes: vec![node("MatMul", &["x", "w"], &["h0"], &[])], ..valid() };
+    nested.tensors = vec![floats("w", &[3, 4]), floats("v", &[4, 4])];
+    // h₀ = x W, hₖ₊₁ = hₖ ∘ s.
+    let mut chained = nested.clone();
+    chained.tensors.push(floats("s", &[4]));
+    for i in 0..6000 {
+        let [now, map, next] = [format!("h{i}"), format!("m{i}"), format!("h{}", i + 1)];
+        nested.nodes.push(node("MatMul", &[&now, "v"], &[&map], &[]));
+        nested.nodes.push(node("Add", &["h0", &map], &[&next], &[]));
+        chained.nodes.push(node("Mul", &[&now, "s"], &[&next], &[]));
+    }
+    for file in [&mut nested, &mut chained] {
+        file.outputs = vec![value("h6000", 1, &[0, 4])];
+    }
+    std::fs::write(&path, nested.bytes()).unwrap();
+    assert!(said(&path).contains("too deep"), "{}", said(&path));
+    std::fs::write(&path, chained.bytes()).unwrap();
+    let clock = std::time::Instant::now();
+    let chained = import(&path, &ImportOptions::default());
+    assert!(clock.elapsed().as_secs() < 30, "{:?}: {:?}", clock.elapsed(), chained.err());
+}

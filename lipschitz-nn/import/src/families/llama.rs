@@ -464,17 +464,14 @@ fn refused_by_candle(
     if family == "llama" && (config.flag("attention_bias")? || config.flag("mlp_bias")?) {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
     }
-    // Candle's models read the older options.
+    // Candle's models read the older options alone, and Llama's has a base where none is said.
     if let Some(new) = config.inside("rope_parameters")? {
         let usual = (family == "llama").then_some(10000.0);
-        let theta = match config.names("rope_theta") {
-            true => config.number_if("rope_theta")?,
-            false => usual,
-        };
-        let plain = new.text_if("rope_type")?.is_none_or(|kind| kind == "default");
-        if theta.is_none() || new.number_if("rope_theta")?.or(theta) != theta || !plain {
-            let what =
-                "is what candle's model does not read; it reads `rope_theta` and `rope_scaling`";
+        let read = if config.names("rope_theta") { config.number_if("rope_theta")? } else { usual };
+        let same =
+            read.is_none_or(|base| new.number_if("rope_theta").is_ok_and(|x| x == Some(base)));
+        if !same || new.text_if("rope_type")?.is_some_and(|kind| kind != "default") {
+            let what = "is what candle's model does not read: give `rope_theta` and `rope_scaling`";
             return Err(config.wrong("rope_parameters", what));
         }
     }

@@ -136,9 +136,12 @@ fn class_token(config: &ConfigReader) -> Result<(), Error> {
 fn shapes(given: &ConfigReader, files: &Files) -> Result<(), Error> {
     let size = |name: String, dim: usize| files.get(&name).and_then(|i| i.shape.get(dim).copied());
     let channels = size(format!("{}.weight", TIMM.patches), 1).unwrap_or(0);
-    given.assume("in_chans", &channels.into())?;
     let classes = size(format!("{}.weight", TIMM.head), 0).unwrap_or(0);
-    given.assume("num_classes", &classes.into())?;
+    for (key, found) in [("in_chans", channels), ("num_classes", classes)] {
+        if let Some(said) = given.count_if(key)?.filter(|said| *said != found) {
+            return Err(given.wrong(key, format!("is {said}, and the tensors are of {found}")));
+        }
+    }
     let width = size(format!("{}.weight", TIMM.patches), 0).unwrap_or(0) as f64;
     let up = format!("{}0.{}.weight", TIMM.layer, TIMM.names.up);
     match (given.number_if("mlp_ratio")?, size(up, 0)) {
