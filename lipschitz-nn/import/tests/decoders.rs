@@ -292,7 +292,7 @@ fn candle_s_function_is_candle_s() {
     let llama = |with: Value| {
         let mut all = plain.clone();
         all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
-        edited("llama", &["rope_parameters"], all)
+        edited("llama-yarn", &["rope_parameters"], all)
     };
     let theta =
         |theta: f64| json!({"rope_parameters": {"rope_theta": theta, "rope_type": "default"}});
@@ -301,14 +301,14 @@ fn candle_s_function_is_candle_s() {
         config
     };
     let cases = [
-        ("llama", llama(json!({})), ""),
-        ("llama", llama(theta(100.0)), ""),
-        ("llama", llama(theta(500.0)), "`rope_parameters`"),
-        ("llama", without(llama(theta(100.0))), "`rope_parameters`"),
-        ("llama", without(llama(theta(1e4))), ""),
-        ("llama", edited("llama", &[], plain.clone()), "`rope_parameters`"),
-        ("llama", llama(json!({"hidden_act": "gelu"})), "the SiLU"),
-        ("llama", llama(json!({"tie_word_embeddings": true})), "differs from"),
+        ("llama-yarn", llama(json!({})), ""),
+        ("llama-yarn", llama(theta(100.0)), ""),
+        ("llama-yarn", llama(theta(500.0)), "`rope_parameters`"),
+        ("llama-yarn", without(llama(theta(100.0))), "`rope_parameters`"),
+        ("llama-yarn", without(llama(theta(1e4))), ""),
+        ("llama-yarn", edited("llama-yarn", &[], plain.clone()), "`rope_parameters`"),
+        ("llama-yarn", llama(json!({"hidden_act": "gelu"})), "the SiLU"),
+        ("llama-yarn", llama(json!({"tie_word_embeddings": true})), "differs from"),
         ("qwen3", edited("qwen3", &[], json!({"tie_word_embeddings": true})), "differs from"),
         ("llama-classes", edited("llama-classes", &[], json!({})), "names a class"),
         ("gemma", edited("gemma", &[], json!({"hidden_activation": "gelu"})), "remove one"),
