@@ -66,6 +66,8 @@ pub mod probe;
 pub mod range;
 #[cfg(feature = "cli")]
 pub mod report;
+#[cfg(feature = "cli")]
+mod results;
 pub mod robust;
 pub mod source;
 pub mod spectral;

@@ -221,6 +221,7 @@ fn remedy_of_network(error: &lipschitz_nn::Error) -> Option<&'static str> {
         K::StorageFull => Some("free some space and run again"),
         K::IsADirectory => Some("name a file"),
         K::AlreadyExists => Some("choose another name"),
+        K::ReadOnlyFilesystem => Some("choose another place"),
         _ => None,
     }
 }

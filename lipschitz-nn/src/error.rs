@@ -99,6 +99,7 @@ fn in_words(error: &io::Error) -> String {
         K::NotFound => "no such file or directory".into(),
         K::PermissionDenied => "permission denied".into(),
         K::StorageFull => "the disk is full".into(),
+        K::ReadOnlyFilesystem => "is on a file system that is only read".into(),
         K::IsADirectory => "is a directory".into(),
         K::NotADirectory => "is, or lies below, a file that is no directory".into(),
         K::AlreadyExists => "is a file already".into(),

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::Error;
+
 /// How much of a file is looked at, in bytes.
 pub const START: usize = 1024;
 
@@ -177,6 +179,22 @@ pub fn at(path: &Path) -> Option<&'static Known> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
     of(&start)
+}
+
+/// Refuses a device, such as `/dev/zero`: it may have no end.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn no_device(path: &Path) -> Result<(), Error> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = path.metadata().map(|there| there.file_type());
+        if kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device()) {
+            return Err(Error::file(path, "is a device; name a file"));
+        }
+    }
+    Ok(())
 }
 
 /// What a text is that stands for another file, or that only looks like text.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use lipschitz_nn::checkpoint::{self, Meta};
-use lipschitz_nn::{At, Model};
+use lipschitz_nn::{At, Model, kind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -225,6 +225,7 @@ pub(crate) fn weights(directory: &Path) -> PathBuf {
 
 /// `state.json`, if it is what was written.
 fn read(path: &Path) -> Result<State, Error> {
+    kind::no_device(path)?;
     let bytes = fs::read(path).at(path)?;
     let damaged = || Error::NotAsSaved(path.to_path_buf());
     let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|_| damaged())?;

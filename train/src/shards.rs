@@ -1,6 +1,7 @@
 //! Writes token shards from text, document by document.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,9 @@ pub enum Error {
     /// Nothing to read.
     #[error("there is nothing to make shards of; name text files")]
     NoInputs,
+    /// A file under two names, whose documents would be trained on and held out.
+    #[error("{}: is named twice; name it once", .0.display())]
+    NamedTwice(PathBuf),
     /// A line of a `.jsonl` file that is not JSON.
     #[error("{}: line {line} is not JSON: {error}", path.display())]
     NotJson {
@@ -171,6 +175,21 @@ pub fn make(options: &ShardOptions, watch: &dyn Fn(ShardCounts)) -> Result<Shard
     if options.size == 0 {
         return Err(Error::EmptyShard);
     }
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    let mut known = BTreeSet::new();
+    if let Some(path) = options.inputs.iter().find(|path| !known.insert(real(path))) {
+        return Err(Error::NamedTwice(path.clone()));
+    }
+    let there = options.out.exists();
+    let made = write(options, watch);
+    if made.is_err() && !there {
+        // Gone if nothing is in it.
+        let _ = std::fs::remove_dir(options.out);
+    }
+    made
+}
+
+fn write(options: &ShardOptions, watch: &dyn Fn(ShardCounts)) -> Result<ShardCounts, Error> {
     let mut writer = Writer::new(options, watch)?;
     match options.inputs {
         [] => return Err(Error::NoInputs),

@@ -92,7 +92,7 @@ impl RangeCommand {
             if !self.quiet {
                 print(&decision, self.data.is_some());
             }
-            verdict(&decision);
+            verdict(&decision, self.quiet);
         }
         match &decision.first {
             None => Ok(()),
@@ -105,11 +105,6 @@ impl RangeCommand {
         let Some(path) = &self.data else { return Ok(BTreeMap::new()) };
         if self.weights.is_some() {
             bail!("--data shows what the stored weights do; leave --weights out")
-        }
-        if self.radius.is_some() || self.limit.is_some() {
-            bail!(
-                "--data may lie outside of a domain that --radius or --limit gives; leave one out"
-            )
         }
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
         let data = for_model(path, &meta)?;
@@ -125,7 +120,11 @@ impl RangeCommand {
             let x = if x.dtype().is_float() { x.to_dtype(DType::F64)? } else { x };
             Ok::<_, lipschitz_data::Error>(x)
         });
-        Ok(range::observe(&model, batches)?)
+        let inputs = Inputs { radius: self.radius, limit: self.limit };
+        range::observe(&model, inputs, batches).map_err(|e| match e {
+            Error::Data(_) => anyhow::Error::from(e).context(path.display().to_string()),
+            e => e.into(),
+        })
     }
 }
 
@@ -173,12 +172,16 @@ fn print(decision: &Decision, observed: bool) {
     outln!("{}\n", fitted(weights));
 }
 
-fn verdict(decision: &Decision) {
+/// Whether everything fits; what else is known, unless that is all that is wanted.
+fn verdict(decision: &Decision, quiet: bool) {
     let Decision { number, end, domain, .. } = decision;
     let end = Upper::from_f64(*end);
     // What does not fit is told as an error.
     if decision.first.is_none() {
         outln!("every tensor fits {number} without a scale: none is above {end}");
+    }
+    if quiet {
+        return;
     }
     let largest = decision.tensors.iter().max_by(|a, b| {
         a.range.largest.partial_cmp(&b.range.largest).unwrap_or(std::cmp::Ordering::Equal)

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use lipschitz_certify::report::{self, Made};
 use lipschitz_certify::terminal::{self, Kind};
@@ -23,6 +23,10 @@ pub(super) struct ReportCommand {
 
 impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
+        let ends = self.output.extension().map(|end| end.to_ascii_lowercase());
+        if ends.is_some_and(|end| end != "html" && end != "htm") {
+            bail!("{}: a report is an HTML page; end its name in .html", self.output.display())
+        }
         terminal::ready(&self.output, Kind::Page)?;
         let made = Made {
             date: date(SystemTime::now()),

@@ -11,6 +11,7 @@ use lipschitz_certify::{Error, outln, verify};
 use lipschitz_nn::strict;
 
 use super::decisions::Decisions;
+use crate::results;
 
 /// Prove a certificate again from a checkpoint; exit code 1 if it does not hold or is an estimate.
 ///
@@ -32,9 +33,13 @@ impl VerifyCommand {
         let path = &self.certificate;
         let text = terminal::read(path, "a certificate")?;
         let refused = |e: serde_json::Error| {
+            let what = match results::kind(&text) {
+                Some(kind) => format!("is {kind}, not a certificate"),
+                None => format!("is not a certificate: {e}"),
+            };
             lipschitz_nn::Error::file(
                 path,
-                format!("is not a certificate: {e}; write one with `certify bound --json`"),
+                format!("{what}; write one with `certify bound --json`"),
             )
         };
         let held = |e: serde_json::Error| {
@@ -86,6 +91,8 @@ impl VerifyCommand {
             bail!("{path}: holds radii around inputs; name their data with --data PATH")
         };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
+        local::about(&model, &claim)
+            .map_err(|e| anyhow::Error::from(e).context(path.to_string()))?;
         let decisions = Decisions::of(&model, &meta, &self.model, data, usize::MAX)?;
         local::verify(&model, decisions.batches()?, &claim, &|_| {}).map_err(|e| match e {
             Error::Violated(_) => anyhow::Error::from(e).context(path.to_string()),

@@ -112,7 +112,22 @@ pub fn usual_steps(graph: &Graph) -> usize {
         };
         nodes.iter().map(of).sum()
     }
-    if matrices(graph.nodes()) <= WORK { STEPS } else { 0 }
+    // In front of what reads the whole image or vector, its change is a square of its elements.
+    let whole = |node: &&Node| {
+        matches!(
+            node.op,
+            Op::Activation { .. }
+                | Op::Clip { .. }
+                | Op::SoftCap { .. }
+                | Op::MaxMin
+                | Op::Scale { .. }
+                | Op::Flatten
+        )
+    };
+    let sloped = |node: &&Node| !matches!(node.op, Op::Scale { .. } | Op::Flatten);
+    let first = graph.nodes().iter().take_while(whole).filter(sloped).count();
+    let work = first as f64 * (elements as f64).powi(3) + matrices(graph.nodes());
+    if work <= WORK { STEPS } else { 0 }
 }
 
 /// What a search makes small. All of it is proven in any case.
@@ -318,6 +333,15 @@ mod tests {
         assert_eq!([of(32), of(64), of(224), of(4096)], [30, 0, 0, 0]);
         let deep =
             |dim| Graph::new(Input::Vector { dim }, vec![Node::new("", Op::MaxMin)]).unwrap();
-        assert_eq!([usual_steps(&deep(4096)), usual_steps(&deep(1 << 20))], [30, 0]);
+        assert_eq!([1 << 10, 1 << 12, 1 << 20].map(|dim| usual_steps(&deep(dim))), [30, 0, 0]);
+        // A map that reads them is not square.
+        let pixels = Input::Pixels { channels: 3, height: 32, width: 32 };
+        let clip = Node::new("", Op::Clip { limit: 1.0 });
+        let read = |clip: Option<Node>| {
+            let map = Node::new("map", Op::Linear { inputs: 3072, outputs: 64, bias: false });
+            let nodes = clip.into_iter().chain([Node::new("", Op::Flatten), map]).collect();
+            usual_steps(&Graph::new(pixels, nodes).unwrap())
+        };
+        assert_eq!([read(None), read(Some(clip))], [30, 0]);
     }
 }

@@ -44,7 +44,7 @@ pub use replaced::Replacements;
 pub use substitutions::{
     Allowed, Proof, Replaced, Substituted, Substitutions, Trials, substitutions,
 };
-pub use survey::{Lost, Outputs, Radius, Settings, Survey, survey, verify};
+pub use survey::{Lost, Outputs, Radius, Settings, Survey, about, survey, verify};
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_nn::Model;

@@ -230,6 +230,17 @@ pub(super) fn decision(point: &Point, global: &Global, input: usize) -> Result<D
     Ok(Decision { class, margin: finite(margin), claims, known: global.radius(z, class) })
 }
 
+/// Whether a survey is about this network.
+///
+/// # Errors
+/// [`Error::Violated`] if it is about another one; others if the weights cannot be read.
+pub fn about(model: &Model, claim: &Survey) -> Result<(), Error> {
+    if crate::pinned::Pinned::new(&exact(model)?)?.digest() == claim.weights_sha256 {
+        return Ok(());
+    }
+    Err(Error::Violated("the weights are not those that the radii are about".into()))
+}
+
 /// Proves a survey again, around the same inputs: radii, bounds of outputs, classes and whether they are
 /// right. What an attack found, tangents, losses and times are not proven.
 ///
@@ -249,10 +260,8 @@ pub fn verify<E: Into<robust::BoxError>>(
     if claim.inputs.is_empty() || !ascending || claim.search > SEARCH {
         return violated("no radii of inputs in ascending order".into());
     }
+    about(model, claim)?;
     let model = exact(model)?;
-    if crate::pinned::Pinned::new(&model)?.digest() != claim.weights_sha256 {
-        return violated("the weights are not those that the radii are about".into());
-    }
     let settings = Settings {
         distance: claim.distance,
         limit: claim.inputs.last().map_or(0, |row| row.input.saturating_add(1)),

@@ -16,8 +16,7 @@ use crate::local::{Distance, Radius, Survey};
 pub fn chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
     let mut surveys: Vec<Survey> = Vec::new();
     for path in paths {
-        let survey: Survey = serde_json::from_str(&super::read(path)?)
-            .map_err(|e| Error::file(path, format!("is no result of certify local: {e}")))?;
+        let survey: Survey = super::result(path, "certify local")?;
         if surveys.first().is_some_and(|first| first.distance != survey.distance) {
             let what = "measures changes otherwise than the files before it; plot it separately";
             return Err(Error::file(path, what));

@@ -11,11 +11,15 @@ pub mod tradeoff;
 pub mod training;
 pub mod watch;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lipschitz_nn::{At, Error, checkpoint, text};
 use lipschitz_plot::{Chart, Format, Page, render};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+use crate::results;
 
 /// Writes charts in a figure of the usual size. The extension of `path` gives the format: `.svg`,
 /// `.pdf` or `.png`.
@@ -108,17 +112,15 @@ fn distinct(names: Vec<String>) -> Vec<String> {
 /// # Errors
 /// [`Error::File`] names a path without any.
 pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
+    let mut found: Vec<PathBuf> = Vec::new();
     for path in paths {
         if path.join(file).is_file() {
             found.push(path.clone());
             continue;
         }
         let entries = std::fs::read_dir(path).at(path)?;
-        let mut inside: Vec<PathBuf> = entries
-            .filter_map(|e| Some(e.ok()?.path()))
-            .filter(|child| child.join(file).is_file())
-            .collect();
+        let mut inside: Vec<PathBuf> =
+            entries.filter_map(|e| Some(e.ok()?.path())).filter(|child| has(child, file)).collect();
         if inside.is_empty() {
             return Err(Error::file(
                 path,
@@ -128,7 +130,15 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
         inside.sort();
         found.append(&mut inside);
     }
+    // One that is named twice is one.
+    let mut known = BTreeSet::new();
+    found.retain(|run| known.insert(run.canonicalize().unwrap_or_else(|_| run.clone())));
     Ok(found)
+}
+
+/// Whether there is such a file with something in it.
+fn has(run: &Path, file: &str) -> bool {
+    run.join(file).metadata().is_ok_and(|there| there.is_file() && there.len() > 0)
 }
 
 /// The runs in these directories that are not finished or have failed, and so are missing from
@@ -136,19 +146,33 @@ pub fn runs(paths: &[PathBuf], file: &str) -> Result<Vec<PathBuf>, Error> {
 pub fn unfinished(paths: &[PathBuf]) -> Vec<PathBuf> {
     let inside = paths
         .iter()
-        .filter(|path| !path.join("summary.json").is_file())
+        .filter(|path| !has(path, "summary.json"))
         .filter_map(|path| std::fs::read_dir(path).ok());
     let children = inside.flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let begun =
         |run: &PathBuf| ["config.toml", "failed.txt"].iter().any(|file| run.join(file).is_file());
     let mut found: Vec<PathBuf> =
-        children.filter(|run| begun(run) && !run.join("summary.json").is_file()).collect();
+        children.filter(|run| begun(run) && !has(run, "summary.json")).collect();
     found.sort();
     found
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
     text::read(path, "a file of a run")
+}
+
+/// A result of this command.
+pub(crate) fn result<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T, Error> {
+    let text = read(path)?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::file(
+            path,
+            match results::kind(&text) {
+                Some(kind) => format!("is {kind}, no result of {command}"),
+                None => format!("is no result of {command}: {e}"),
+            },
+        )
+    })
 }
 
 /// The `summary.json` of a run.

@@ -1,10 +1,20 @@
 //! What is proven of the largest element of each tensor, and what is observed, through a network.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lipschitz_nn::Error;
 use lipschitz_plot::{Axis, Chart, Mark, Marker, Series};
+use serde::Deserialize;
 use serde_json::Value;
+
+/// What `certify range --json` writes, as far as it is drawn.
+#[derive(Deserialize)]
+struct Found {
+    number: String,
+    end: f64,
+    tensors: Vec<Value>,
+}
 
 /// The chart of files that `certify range --json` wrote: bounds as lines over the tensors of the
 /// forward pass, observed values as markers, and the end of the format.
@@ -17,13 +27,10 @@ pub fn chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
     };
     let names = super::names(paths, paths.iter().map(own).collect(), names)?;
     let mut series = Vec::new();
-    let mut end: Option<(String, f64, f64)> = None;
+    let (mut ends, mut far) = (BTreeMap::new(), 1.0_f64);
     for (color, (path, name)) in paths.iter().zip(names).enumerate() {
-        let wrong =
-            |what: &str| Error::file(path, format!("is no result of certify range: {what}"));
-        let found: Value =
-            serde_json::from_str(&super::read(path)?).map_err(|error| wrong(&error.to_string()))?;
-        let tensors = found["tensors"].as_array().ok_or_else(|| wrong("it has no tensors"))?;
+        let found: Found = super::result(path, "certify range")?;
+        let tensors = &found.tensors;
         let (mut proven, mut seen, mut titles) = (Vec::new(), Vec::new(), Vec::new());
         // What a linear map multiplies is the tensor before it.
         let shown = tensors.iter().filter(|t| t["stage"] != "operand");
@@ -36,12 +43,8 @@ pub fn chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
             let observed = t["observed"].as_f64().map(f64::log10).filter(|x| x.is_finite());
             seen.extend(observed.map(|log10| (at, log10)));
         }
-        let last = proven.last().map_or(1.0, |point| point.0);
-        if let Some(number) = found["end"].as_f64() {
-            let format = found["number"].as_str().unwrap_or_default().to_string();
-            let far = end.as_ref().map_or(last, |(_, _, far)| far.max(last));
-            end = Some((format, number.log10(), far));
-        }
+        far = far.max(proven.last().map_or(1.0, |point| point.0));
+        ends.insert(found.number, found.end.log10());
         let mark = Mark::Filled(Marker::number(color));
         series.push(Series {
             name,
@@ -54,8 +57,8 @@ pub fn chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
         series.push(Series { color, mark, points: seen, ..Series::default() });
     }
     let mut note = "lines: no input exceeds them; markers: the largest on data".to_string();
-    if let Some((format, height, far)) = end {
-        note = format!("{note}; grey: the end of {format}");
+    for (i, (format, height)) in ends.into_iter().enumerate() {
+        note = format!("{note}{} {format}", if i == 0 { "; grey: the end of" } else { " and of" });
         let points = vec![(1.0, height), (far, height)];
         series.push(Series { color: 7, mark: Mark::Thin, points, ..Series::default() });
     }

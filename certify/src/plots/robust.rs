@@ -24,8 +24,7 @@ pub fn chart(paths: &[PathBuf]) -> Result<Chart, Error> {
 pub fn named_chart(paths: &[PathBuf], names: &[String]) -> Result<Chart, Error> {
     let mut reports: Vec<Robustness> = Vec::new();
     for path in paths {
-        let report: Robustness = serde_json::from_str(&super::read(path)?)
-            .map_err(|e| Error::file(path, format!("is no result of certify robust: {e}")))?;
+        let report: Robustness = super::result(path, "certify robust")?;
         if reports.first().is_some_and(|first| first.of != report.of) {
             return Err(Error::file(
                 path,

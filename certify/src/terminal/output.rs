@@ -120,7 +120,7 @@ fn has_keys(path: &Path, keys: &[&str]) -> bool {
 pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let named = files.iter().filter_map(|(name, path)| path.map(|path| (name, path)));
-    let named: Vec<_> = named.filter(|(_, path)| !is_stream(path)).collect();
+    let named: Vec<_> = named.collect();
     for (i, (second, path)) in named.iter().enumerate() {
         if let Some((first, _)) = named[..i].iter().find(|(_, other)| real(other) == real(path)) {
             bail!("{}: {first} and {second} are the same file; name two", path.display())
@@ -326,7 +326,10 @@ mod tests {
         assert!(
             said.unwrap_err().to_string().ends_with("--csv and --json are the same file; name two")
         );
-        super::distinct(&[("--csv", Some("-".as_ref())), ("--json", Some("-".as_ref()))]).unwrap();
+        let stream = Some("-".as_ref());
+        let said = super::distinct(&[("--csv", stream), ("--json", stream)]).unwrap_err();
+        assert_eq!(said.to_string(), "-: --csv and --json are the same file; name two");
+        super::distinct(&[("--csv", stream), ("--json", Some(&path))]).unwrap();
     }
 
     #[test]

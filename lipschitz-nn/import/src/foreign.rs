@@ -234,6 +234,12 @@ impl Foreign {
         if is_ours(path) {
             return Err(Error::file(path, "is a checkpoint of this project already"));
         }
+        if path.is_dir() && is_ours(&path.join("model.safetensors")) {
+            return Err(Error::file(
+                path,
+                "is a run of this project, which is read without an import",
+            ));
+        }
         let mut found = match &options.graph {
             Some(graph) => Found::declared(path, graph, options.entry.as_deref())?,
             None if path.is_dir() => Found::in_directory(path, options)?,

@@ -310,7 +310,11 @@ fn candle_s_function_is_candle_s() {
         ("llama-yarn", llama(json!({"hidden_act": "gelu"})), "the SiLU"),
         ("llama-yarn", llama(json!({"tie_word_embeddings": true})), "differs from"),
         ("qwen3", edited("qwen3", &[], json!({"tie_word_embeddings": true})), "differs from"),
-        ("llama-classes", edited("llama-classes", &[], json!({})), "names a class"),
+        (
+            "llama-classes",
+            edited("llama-classes", &[], json!({"rope_theta": 100.0})),
+            "names a class",
+        ),
         ("gemma", edited("gemma", &[], json!({"hidden_activation": "gelu"})), "remove one"),
         ("gemma", edited("gemma", &[], json!({"tie_word_embeddings": false})), ""),
         ("bigcode", edited("bigcode", &[], json!({"activation_function": "relu"})), "multi_query"),

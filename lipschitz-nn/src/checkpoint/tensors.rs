@@ -35,6 +35,7 @@ pub fn load_tensors(
     path: &Path,
     device: &Device,
 ) -> Result<(Weights, HashMap<String, String>), Error> {
+    kind::no_device(path)?;
     let bytes = std::fs::read(path).at(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(path, &e))?;
     let metadata = header.metadata().clone().unwrap_or_default();

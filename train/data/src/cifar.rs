@@ -383,6 +383,7 @@ type Records = (Vec<u8>, Vec<u32>);
 
 /// An original batch: for each image its labels and its pixels.
 fn binary(path: &Path, limit: usize, layout: &Layout) -> Result<Records, Error> {
+    kind::no_device(path)?;
     let bytes = std::fs::read(path).at(path)?;
     let size = layout.labels + PIXELS;
     let records = bytes.chunks_exact(size);

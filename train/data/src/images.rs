@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lipschitz_nn::At;
 use lipschitz_nn::graph::Input;
+use lipschitz_nn::{At, kind};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -260,6 +260,7 @@ fn bytes(file: &Path) -> Result<Vec<u8>, Error> {
         let what = format!("has {}; images of up to 256 MiB are read", memory::size(length as f64));
         return Err(unusable(file, what));
     }
+    kind::no_device(file)?;
     Ok(std::fs::read(file).at(file)?)
 }
 

@@ -119,6 +119,7 @@ pub fn without_mark(text: &str) -> &str {
 /// One line that names the file, and the first byte that is not UTF-8; or that the memory is too
 /// small for it.
 pub fn read(path: &Path) -> Result<String, Error> {
+    kind::no_device(path)?;
     let length = std::fs::metadata(path).at(path)?.len();
     // The text, and a byte for each of its tokens or characters.
     memory::check(2.0 * length as f64, || path.display().to_string())?;

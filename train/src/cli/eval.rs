@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use lipschitz_certify::range::{Extent, Inputs, Number, Simulated};
 use lipschitz_certify::terminal::{JsonOutput, ranges};
@@ -92,6 +92,23 @@ fn check_own(path: &Path, meta: &Meta) -> Result<()> {
         )
     }
     Ok(())
+}
+
+/// The largest absolute value of an element of an image or a vector; pixels are at most 1.
+fn limit(model: &Model, data: &dyn DataSet) -> Result<Option<f64>> {
+    match model.graph().input() {
+        Input::Tokens { .. } => Ok(None),
+        Input::Pixels { .. } => Ok(Some(1.0)),
+        Input::Vector { .. } => {
+            let mut largest = 0.0_f64;
+            for batch in data.held_out(Protocol::Full, robust::BATCH, None, &Device::Cpu)? {
+                let (x, _) = batch?;
+                let x = x.to_dtype(DType::F64)?.abs()?.flatten_all()?.max(0)?;
+                largest = largest.max(x.to_scalar()?);
+            }
+            Ok(Some(largest))
+        }
+    }
 }
 
 /// What a simulation gives.
@@ -188,10 +205,10 @@ impl Eval {
         protocol: Protocol,
     ) -> Result<SimulatedFigures> {
         let extent = if self.simulate_all { Extent::All } else { Extent::Operands };
-        let simulated =
-            Simulated::new(model, number, extent, Inputs::default()).with_context(|| {
-                format!("{}: cannot be simulated in {number}", self.model.display())
-            })?;
+        let inputs = Inputs { limit: limit(model, data)?, ..Inputs::default() };
+        let simulated = Simulated::new(model, number, extent, inputs).with_context(|| {
+            format!("{}: cannot be simulated in {number}", self.model.display())
+        })?;
         let forward = |x: &Tensor| simulated.forward(x);
         // All logits of attention are held at once.
         let batch = self.batch_size.map_or(8, |size| size.min(8));

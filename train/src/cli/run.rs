@@ -83,7 +83,7 @@ impl Run {
                     let shares = certified(shares);
                     outln!("certified at 36/255, 72/255, 108/255 (ℓ2): {shares}");
                 }
-                outln!("certificate: certify bound {}", out.display());
+                outln!("certificate: certify bound {}", super::shell(&[out.to_string_lossy()]));
                 Ok(())
             }
         }

@@ -1,5 +1,7 @@
 //! What a run leaves after its last step: the network, its certificate, its figures.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::Device;
 use lipschitz_certify::certificate::{Certificate, Formula, certify};
 use lipschitz_certify::ellipsoid::usual_steps;
@@ -25,6 +27,10 @@ impl Run<'_> {
         self.progress.finish();
         let (steps, seconds) = (self.config.train.steps, self.seconds());
         self.save(steps, seconds)?;
+        let [stop, _] = self.wanted();
+        if stop {
+            return Ok(End::Stopped(steps));
+        }
         // All processes project their own weights of the mean.
         let averaged = self.training.averaged(|training| {
             if Due::after(self.config, steps).is_any() {
@@ -49,6 +55,9 @@ impl Run<'_> {
         }
         let search = target::last_search(self.config, model.graph());
         let certificate = certificate.tighten(&model, search, &mut |_, _| {})?;
+        if self.stopped() {
+            return Ok(End::Stopped(steps));
+        }
         if let Some((dir, _)) = &self.files {
             // That of fewer steps is not that of these weights.
             let summary = dir.path().join("summary.json");
@@ -60,7 +69,9 @@ impl Run<'_> {
             }
         }
         self.write_results(&model, &certificate)?;
-        let summary = self.summary(&model, &certificate, seconds)?;
+        let Some(summary) = self.summary(&model, &certificate, seconds)? else {
+            return Ok(End::Stopped(steps));
+        };
         self.restore_files()?;
         if self.due {
             // What was removed while the results were computed may be any of them.
@@ -71,6 +82,11 @@ impl Run<'_> {
             dir.write("summary.json", &serde_json::to_string_pretty(&summary)?)?;
         }
         Ok(End::Done(Some(Box::new(summary))))
+    }
+
+    /// Whether the first process, which makes the results, is to stop.
+    fn stopped(&self) -> bool {
+        self.options.stop.load(Ordering::Relaxed)
     }
 
     /// The network and its certificate.
@@ -97,24 +113,30 @@ impl Run<'_> {
         Ok(result)
     }
 
-    /// The results of a certified model.
+    /// The results of a certified model; none if they are not waited for.
     fn summary(
         &self,
         model: &Model,
         certificate: &Certificate,
         seconds: f64,
-    ) -> Result<Summary, Error> {
+    ) -> Result<Option<Summary>, Error> {
         let (t, recipe) = (&self.config.train, &self.recipe);
         let result = self.evaluated(model, &model.device(), t.steps)?;
+        if self.stopped() {
+            return Ok(None);
+        }
         let found = self.search(model, certificate)?;
         check_target(self.config, certificate.rms)?;
         if self.config.max_logit.is_some() {
             let ranges = range::prove(model, range::Inputs::default(), 0, &|_| {})?;
             logits::check(self.config, &ranges)?;
         }
+        if self.stopped() {
+            return Ok(None);
+        }
         let [certified_accuracy, certified_72, certified_108] =
             self.certified(model, usual_steps(model.graph()))?;
-        Ok(Summary {
+        Ok(Some(Summary {
             label: self.options.label.clone(),
             method: recipe.name(),
             optimizer: recipe.optimizer_name(),
@@ -143,7 +165,7 @@ impl Run<'_> {
             certified_108,
             paper_loss: None,
             paper_accuracy: None,
-        })
+        }))
     }
 
     /// Changes of the step count that changed learning rates; known to the first process.
