@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 
 use candle_core::{DType, Device, Tensor};
 use lipschitz_certify::certificate::Certificate;
-use lipschitz_nn::checkpoint;
+use lipschitz_nn::Model;
+use lipschitz_nn::checkpoint::{self, Meta, Provenance};
+use lipschitz_nn::graph::{Graph, Input, Node, Op};
 use workshop::Workshop;
 
 fn certify(args: &[&str]) -> Command {
@@ -865,4 +867,68 @@ fn there_is_a_manual_page_for_each_command() {
         let text = std::fs::read_to_string(format!("{out}/{page}.1")).unwrap();
         assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
     }
+}
+
+/// A classifier whose answer rounding its input to f32 would change: what is said is about the input of the
+/// file.
+#[test]
+fn numbers_of_f64_are_certified_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let [model, data, local] = ["m.safetensors", "d.safetensors", "l.json"].map(at);
+    let cpu = &Device::Cpu;
+    let column = |values: &[f64]| Tensor::from_slice(values, (values.len(), 1), cpu).unwrap();
+    let map = Op::Linear { inputs: 1, outputs: 2, bias: true };
+    let graph = Graph::new(Input::Vector { dim: 1 }, vec![Node::new("map", map)]).unwrap();
+    let bias = Tensor::from_slice(&[0.0, 1_000_000.02], 2, cpu).unwrap();
+    let weights = [("map.weight".to_string(), column(&[1.0, 0.0])), ("map.bias".to_string(), bias)];
+    let network = Model::new(graph.clone(), weights.into()).unwrap();
+    let (config, provenance) = (serde_json::Value::Null, Provenance::default());
+    let (tokenizer, classes, format) = (None, Vec::new(), checkpoint::FORMAT);
+    let meta = Meta { format, graph, config, tokenizer, classes, provenance };
+    checkpoint::save(Path::new(&model), &network, &meta).unwrap();
+    let x = column(&[1_000_000.03, 1_000_000.01]);
+    let y = Tensor::from_slice(&[0i64, 1], 2, cpu).unwrap();
+    checkpoint::save_tensors(Path::new(&data), [("x", x), ("y", y)].into_iter(), None).unwrap();
+
+    ok(&["local", &model, "--data", &data, "--json", &local]);
+    let survey: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&local).unwrap()).unwrap();
+    for (row, class) in survey["inputs"].as_array().unwrap().iter().zip([0, 1]) {
+        assert_eq!(row["class"], class, "{row}");
+        assert!(row["radius"].as_f64().unwrap() < 0.0101, "{row}");
+    }
+    ok(&["verify", &local, &model, "--data", &data]);
+    let robust = ok(&["robust", &model, "--data", &data, "--eps", "0.005", "--json"]);
+    let robust: serde_json::Value = serde_json::from_str(&robust).unwrap();
+    assert!(robust.to_string().contains("\"available\":2"), "{robust}");
+
+    // What lies in the domain is shown beside it, and the rest refused.
+    let shown = ok(&["range", &model, "--data", &data, "--limit", "1e7", "--format", "f32"]);
+    assert!(shown.contains("observed"), "{shown}");
+    let quiet = ok(&["range", &model, "--limit", "1e7", "--format", "f32", "--quiet"]);
+    assert_eq!(quiet.lines().count(), 1, "{quiet}");
+    for domain in ["--limit", "--radius"] {
+        let said = refused(&["range", &model, "--data", &data, domain, "1e6"]);
+        assert!(said.contains("is 1000000.03, outside of the domain"), "{said}");
+    }
+
+    // Each result by its name, also in place of another.
+    let said = refused(&["plot", "robust", &local, "-o", &at("x.svg")]);
+    assert!(said.contains("is a result of `certify local`, no result of certify robust"), "{said}");
+    let said = refused(&["local", &model, "--data", &data, "--json", "-", "--csv", "-"]);
+    assert!(said.contains("--csv and --json are the same file"), "{said}");
+    let said = refused(&["report", dir.path().to_str().unwrap(), "-o", &at("x.pdf")]);
+    assert!(said.contains("end its name in .html"), "{said}");
+    std::fs::write(at("empty.json"), "").unwrap();
+    assert!(refused(&["verify", &at("empty.json"), &model]).contains("is empty"));
+    let w = Workshop::new();
+    let output = certify(&["verify", &local, &w.string(""), "--data", &data]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("the weights are not those"),
+        "{said}"
+    );
+    let said = refused(&["import", &w.string(""), "-o", &at("i.safetensors")]);
+    assert!(said.contains("is a run of this project"), "{said}");
 }

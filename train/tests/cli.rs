@@ -383,6 +383,10 @@ fn shards_are_made_trained_on_and_refused_when_damaged() {
         &w.string("other"),
     ]);
     assert!(bad.contains("line 1 has no string under `text`"), "{bad}");
+    assert!(!w.path("other").exists(), "an empty directory is left");
+    let twice = w.string("./text.jsonl");
+    let args = ["shards", &input, &twice, "--tokenizer", &json_file, "--out", &w.string("other")];
+    assert!(refused(&args).contains("text.jsonl: is named twice"));
     // A shard of both parts stops a run before it begins, and so does a damaged one.
     let shard = w.path("shards/text_train_000000.bin");
     let both = w.path("shards/text_train_val_000000.bin");
@@ -732,4 +736,34 @@ fn a_classifier_of_texts_writes_none() {
     }
     let said = refused(&["eval", &narrow, "--data", &data]);
     assert!(said.contains("has 3 outputs"), "{said}");
+}
+
+/// Vectors of any size are simulated, and what has no end is no data.
+#[test]
+fn vectors_are_simulated_and_devices_refused() {
+    use candle_core::{Device, Tensor};
+    let w = Workshop::new();
+    let data = w.path("d d.safetensors");
+    let values: Vec<f32> = (0..80).map(|i| (i as f32 * 0.7).sin() * 30.0).collect();
+    let x = Tensor::from_vec(values, (20, 4), &Device::Cpu).unwrap();
+    let y = Tensor::from_vec((0..20).map(|i| i % 2).collect(), 20, &Device::Cpu).unwrap();
+    let y: Tensor = y.to_dtype(candle_core::DType::I64).unwrap();
+    lipschitz_nn::checkpoint::save_tensors(&data, [("x", x), ("y", y)].into_iter(), None).unwrap();
+    let config = format!(
+        "[model]\npreset = \"mlp\"\n[data]\nkind = \"tensors\"\npath = {:?}\n[optimizer]\nkind = \"muon\"\n\
+         [constraint]\nmethod = \"spectral_soft_cap\"\nsigma_max = 2.0\n[train]\nsteps = 4\nbatch_size = 4\n\
+         learning_rate = 0.1\n",
+        data.display()
+    );
+    std::fs::write(w.path("vectors.toml"), config).unwrap();
+    let out = w.string("a run");
+    let said = ok(&["run", &w.string("vectors.toml"), "--out", &out]);
+    assert!(said.contains(&format!("certify bound '{out}'")), "{said}");
+    let said = ok(&["eval", &out, "--simulate", "e4m3"]);
+    assert!(said.contains("with weights and operands in e4m3"), "{said}");
+    if cfg!(unix) {
+        let said =
+            refused(&["eval", &w.trained("text", &["train.steps=1"]), "--data", "/dev/zero"]);
+        assert!(said.contains("/dev/zero: is a device; name a file"), "{said}");
+    }
 }

@@ -581,3 +581,28 @@ fn what_is_saved_is_on_disk_before_anything_relies_on_it() {
     // The directory's own name.
     find(0, &["fsync", &format!("{}>", w.path("").display().to_string().trim_end_matches('/'))]);
 }
+
+/// A signal that comes behind the last step leaves a checkpoint too, and no results without their summary.
+#[test]
+fn a_run_is_stopped_at_its_end_too() {
+    use lipschitz_train::trainer::{self, End, RunOptions};
+    let w = on_text();
+    w.done("run", &[], &[]);
+    let out = w.path("run");
+    let config = Config::read(&out.join("config.toml"), &[]).unwrap();
+    let summary = || std::fs::read_to_string(out.join("summary.json"));
+    let before = summary().unwrap();
+    std::fs::remove_file(out.join("summary.json")).unwrap();
+    let end = |stop: bool| {
+        let options = RunOptions { resume: true, ..RunOptions::new(&out) };
+        options.stop.store(stop, std::sync::atomic::Ordering::Relaxed);
+        trainer::run(&config, &options).unwrap()
+    };
+    assert!(matches!(end(true), End::Stopped(6)));
+    assert!(summary().is_err());
+    assert!(matches!(end(false), End::Done(Some(_))));
+    let [before, after] = [before, summary().unwrap()]
+        .map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap());
+    assert_eq!(before["val_loss"], after["val_loss"]);
+    assert_eq!(before["lipschitz"], after["lipschitz"]);
+}

@@ -198,6 +198,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn runs_named_twice_are_one_and_unfinished_ones_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for (run, text) in [("a", "{}"), ("b", "{}"), ("c", "")] {
+            std::fs::create_dir(dir.path().join(run)).unwrap();
+            std::fs::write(dir.path().join(run).join("config.toml"), "").unwrap();
+            std::fs::write(dir.path().join(run).join("summary.json"), text).unwrap();
+        }
+        let all = dir.path().to_path_buf();
+        let [a, b, c] = ["a", "b", "c"].map(|run| dir.path().join(run));
+        let named = [b.clone(), all.clone(), all.join("b").join(".")];
+        assert_eq!(runs(&named, "summary.json").unwrap(), [b, a]);
+        assert_eq!(unfinished(&[all]), [c]);
+    }
+
+    #[test]
     fn names_are_in_words_and_without_what_all_share() {
         for (name, said) in [
             ("spectral_normalize, sigma_max=4, seed=0", "spectral normalize, σ_max 4, seed 0"),
