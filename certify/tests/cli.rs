@@ -904,9 +904,9 @@ fn numbers_of_f64_are_certified_as_they_are() {
     assert!(robust.to_string().contains("\"available\":2"), "{robust}");
 
     // What lies in the domain is shown beside it, and the rest refused.
-    let shown = ok(&["range", &model, "--data", &data, "--limit", "1e7", "--format", "f32"]);
+    let shown = ok(&["range", &model, "--data", &data, "--limit", "1e7", "--format", "bf16"]);
     assert!(shown.contains("observed"), "{shown}");
-    let quiet = ok(&["range", &model, "--limit", "1e7", "--format", "f32", "--quiet"]);
+    let quiet = ok(&["range", &model, "--limit", "1e7", "--format", "bf16", "--quiet"]);
     assert_eq!(quiet.lines().count(), 1, "{quiet}");
     for domain in ["--limit", "--radius"] {
         let said = refused(&["range", &model, "--data", &data, domain, "1e6"]);
