@@ -12,12 +12,13 @@ const KINDS: [(&str, [&str; 3]); 6] = [
     ("the summary of a run", ["label", "method", "steps"]),
 ];
 
-/// What a text is, if it is one of the results, or nothing at all.
-pub(crate) fn kind(text: &str) -> Option<&'static str> {
+/// What a text is in place of a result of this command, if it is another one, or nothing at all.
+pub(crate) fn instead_of(command: &str, text: &str) -> Option<&'static str> {
     if text.trim().is_empty() {
         return Some("empty");
     }
     let document: Value = serde_json::from_str(text).ok()?;
     let is = |keys: &[&str]| keys.iter().all(|key| document.get(key).is_some());
-    KINDS.iter().find(|(_, keys)| is(keys)).map(|(kind, _)| *kind)
+    let kind = KINDS.iter().find(|(_, keys)| is(keys)).map(|(kind, _)| *kind);
+    kind.filter(|kind| !kind.contains(command))
 }

@@ -4,8 +4,8 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use lipschitz_nn::graph::{
-    Alibi, Attention, Function, Graph, Input, Node, NormKind, Op, Pairing, PositionBias, Rotary,
-    Span,
+    Alibi, Attention, Convolution, Function, Graph, Input, Node, NormKind, Op, Pairing,
+    PositionBias, Rotary, Span,
 };
 use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::ops::{Documents, Scores};
@@ -1019,6 +1019,29 @@ fn recomputing_changes_no_bit_of_a_gradient() {
         assert_eq!(kept.0, again.0);
         assert!(kept.1.iter().flatten().any(|g| g.abs() > 1e-3));
         assert_eq!(kept.1, again.1, "norm {norm}, {precision:?}");
+    }
+}
+
+/// So are convolutions, forward and backward.
+#[test]
+fn convolutions_in_bf16_are_those_of_rounded_factors() {
+    let mut rng = seeded(15);
+    let c = Convolution { groups: 2, bias: false, ..Convolution::same(4, 6, 3) };
+    let x = random(&[2, 4, 5, 5], &mut rng).to_dtype(DType::F32).unwrap();
+    let w = random(&c.weight(), &mut rng).to_dtype(DType::F32).unwrap();
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let of = |x: &Tensor, w: &Tensor, precision| {
+        let w = Var::from_tensor(w).unwrap();
+        let y = ops::convolution(x, w.as_tensor(), None, &c, precision).unwrap();
+        let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        [y.detach(), gradients.get(&w).unwrap().clone()]
+    };
+    let (half, full) =
+        (of(&x, &w, Precision::Bf16), of(&rounded(&x), &rounded(&w), Precision::F32));
+    let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    for (half, full) in half.iter().zip(&full) {
+        let error = largest(&(half - full).unwrap());
+        assert!(error > 0.0 && error <= largest(full) * 0.02, "{error} of {}", largest(full));
     }
 }
 

@@ -95,7 +95,15 @@ impl Recipe {
                 check_heads("optimizer.per_head", muon.per_head.names(), &parameters)?;
             }
         }
-        match self.groups.iter().find(|group| !parameters.iter().any(|p| group.has(p))) {
+        let taken = |group: &&Group| {
+            let mut all = parameters.iter().filter_map(|p| self.group_of(p));
+            !all.any(|of| std::ptr::eq(of, *group))
+        };
+        match self.groups.iter().find(taken) {
+            Some(group) if parameters.iter().any(|p| group.has(p)) => Err(Error::Config(format!(
+                "groups: the ones before `{}` take all of its weights; put it first",
+                group.pattern
+            ))),
             Some(group) => Err(Error::Config(format!(
                 "groups: no weight is named `{}`; the first is `{}`",
                 group.pattern,

@@ -131,6 +131,11 @@ fn fit_head(config: &Config, training: &mut Training, done: u64) -> Result<(), E
         return Ok(());
     };
     let head = training.variables[at].clone();
+    // Caps of rows or of heads stay where they are, so that nothing may grow above them.
+    let grows = training
+        .constraint
+        .promise(&head.parameter)
+        .is_none_or(|cap| cap.heads.is_none() && cap.row.is_none());
     let mut leaves = 1.0;
     for round in 0..if last && search > 0 { ROUNDS } else { 1 } {
         let constant = proven(&training.model.detached())?;
@@ -139,7 +144,7 @@ fn fit_head(config: &Config, training: &mut Training, done: u64) -> Result<(), E
             return Ok(());
         }
         leaves = goal.target / constant.to_f64();
-        let uses_it = !last || round > 0 || leaves > 1.0 / NEARLY;
+        let uses_it = !last || round > 0 || leaves > 1.0 / NEARLY || !grows;
         if leaves >= 1.0 && uses_it {
             break;
         }

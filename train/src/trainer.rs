@@ -19,6 +19,7 @@ use lipschitz_data::DataSet;
 use lipschitz_data::augment::Augmented;
 use lipschitz_nn::Graph;
 use lipschitz_nn::checkpoint::{self, Meta, Provenance};
+use lipschitz_nn::linalg::Precision;
 use lipschitz_nn::ops::Dropout;
 use lipschitz_opt::{Rate, Recipe};
 
@@ -309,7 +310,8 @@ impl<'a> Run<'a> {
         self.restore_files()?;
         let t = &self.config.train;
         self.check_finite(done)?;
-        let model = self.training.model.detached();
+        // In full, whatever precision the steps have.
+        let model = self.training.model.detached().with_precision(Precision::F32);
         let certificate = certify(&model, Method::Proven, Formula::Sound, None)?;
         check_caps(&certificate, &self.training.variables, &self.training.constraint)?;
         if target::holds(self.config, done) {
@@ -377,6 +379,11 @@ impl<'a> Run<'a> {
         if ranks.count() > 1 {
             ranks.agree("the weights", &digest(&self.training.model)?)?;
         }
+        self.write(step, seconds)
+    }
+
+    /// The checkpoint of this process alone.
+    fn write(&mut self, step: u64, seconds: f64) -> Result<(), Error> {
         let (state, meta) = (self.training.state()?, self.meta(step));
         if let Some((dir, events)) = &mut self.files {
             events.sync()?;

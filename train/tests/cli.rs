@@ -309,6 +309,9 @@ fn a_run_in_bf16_ends_below_its_target_and_with_the_checkpoint_s_own_figures() {
         assert!((number(&a, "val_loss") - number(&b, "val_loss")).abs() < 0.1, "{a} {b}");
         assert!(number(&b, "lipschitz_log10") <= 20f64.log10());
         assert!(number(&b, "found_log10") <= number(&b, "lipschitz_log10"));
+        // Each evaluation is of the weights as they are saved.
+        assert_eq!(b["best_step"], 30);
+        assert_eq!(b["best_val_loss"], b["val_loss"]);
         std::fs::write(w.path("play.txt"), lipschitz_data::play::text(1, 20000)).unwrap();
         let out = ok(&["eval", &half, "--data", &w.string("play.txt"), "--json"]);
         let result: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -465,6 +468,18 @@ fn bad_input_gets_one_line() {
     );
     refused_for("optimizer={ kind = \"muon\", momentum = 0.9 }", "momentum");
     refused_for("groups=[{ pattern = \"nothing*\" }]", "no weight is named `nothing*`");
+    refused_for(
+        "groups=[{ pattern = \"*\" }, { pattern = \"head*\" }]",
+        "the ones before `head*` take all of its weights",
+    );
+    for (other, method) in [("clip", "stiefel"), ("per_head", "spectral_soft_cap")] {
+        refused_for(
+            &format!(
+                "constraint={{ method = \"{method}\", row_caps = [\"output\"], {other} = [\"output\"] }}"
+            ),
+            &format!("{other} has `output`, and so has row_caps"),
+        );
+    }
     refused_for("rates={ kind = \"modular\", masses = { block = 3.0 } }", "rates.masses.block");
     assert!(w.refused("a", &[], &["--resume"]).contains("no run to resume"));
     assert!(w.refused("a", &[], &["--device", "tpu"]).contains("tpu"));
@@ -750,7 +765,7 @@ fn vectors_are_simulated_and_devices_refused() {
     let y: Tensor = y.to_dtype(candle_core::DType::I64).unwrap();
     lipschitz_nn::checkpoint::save_tensors(&data, [("x", x), ("y", y)].into_iter(), None).unwrap();
     let config = format!(
-        "[model]\npreset = \"mlp\"\n[data]\nkind = \"tensors\"\npath = {:?}\n[optimizer]\nkind = \"muon\"\n\
+        "[model]\npreset = \"mlp\"\nhidden = [8]\n[data]\nkind = \"tensors\"\npath = {:?}\n[optimizer]\nkind = \"muon\"\n\
          [constraint]\nmethod = \"spectral_soft_cap\"\nsigma_max = 2.0\n[train]\nsteps = 4\nbatch_size = 4\n\
          learning_rate = 0.1\n",
         data.display()

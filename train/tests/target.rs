@@ -251,3 +251,28 @@ fn logits_stay_under_their_cap() {
     let found = said(&["max_logit=1", vectors, "data={ kind = \"cifar10\", path = \"x\" }"]);
     assert!(found.contains("no attention") || found.contains("x"), "{found}");
 }
+
+/// A head whose rows have caps is not scaled up to what is left of the target: its caps stay.
+#[test]
+fn rows_at_their_caps_stay_there() {
+    let w = Workshop::new(&TINY.replace("every = 7", "every = 99"));
+    let settings = |target: f64| {
+        [
+            "constraint.sigma_max=0.6".to_string(),
+            "constraint.row_caps=[\"head\"]".into(),
+            "train.schedule.kind=constant".into(),
+            format!("lipschitz={{ target = {target}, by = \"certificate\" }}"),
+        ]
+    };
+    let done = |out: &str, target: f64| {
+        let settings = settings(target);
+        w.done(out, &settings.each_ref().map(String::as_str), &[]);
+        constant(&w.path(out))
+    };
+    let reached = done("far", 1e6);
+    for above in [1.003, 1.006] {
+        let target = reached * above;
+        let found = done(&format!("near{above}"), target);
+        assert!(found <= target, "{found} of {target}");
+    }
+}

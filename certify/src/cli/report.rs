@@ -23,8 +23,9 @@ pub(super) struct ReportCommand {
 
 impl ReportCommand {
     pub(super) fn run(self) -> Result<()> {
-        let ends = self.output.extension().map(|end| end.to_ascii_lowercase());
-        if ends.is_some_and(|end| end != "html" && end != "htm") {
+        let end = self.output.extension().map(|end| end.to_ascii_lowercase());
+        let others = ["pdf", "svg", "png", "json", "csv", "md", "txt"];
+        if end.is_some_and(|end| others.iter().any(|other| end == *other)) {
             bail!("{}: a report is an HTML page; end its name in .html", self.output.display())
         }
         terminal::ready(&self.output, Kind::Page)?;

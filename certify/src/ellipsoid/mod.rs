@@ -113,20 +113,20 @@ pub fn usual_steps(graph: &Graph) -> usize {
         nodes.iter().map(of).sum()
     }
     // In front of what reads the whole image or vector, its change is a square of its elements.
-    let whole = |node: &&Node| {
-        matches!(
-            node.op,
-            Op::Activation { .. }
-                | Op::Clip { .. }
-                | Op::SoftCap { .. }
-                | Op::MaxMin
-                | Op::Scale { .. }
-                | Op::Flatten
-        )
-    };
-    let sloped = |node: &&Node| !matches!(node.op, Op::Scale { .. } | Op::Flatten);
-    let first = graph.nodes().iter().take_while(whole).filter(sloped).count();
-    let work = first as f64 * (elements as f64).powi(3) + matrices(graph.nodes());
+    fn whole(nodes: &[Node], slopes: &mut usize) -> bool {
+        nodes.iter().all(|node| match &node.op {
+            Op::Activation { .. } | Op::Clip { .. } | Op::SoftCap { .. } | Op::MaxMin => {
+                *slopes += 1;
+                true
+            }
+            Op::Scale { .. } | Op::Flatten => true,
+            Op::Sequential { body } => whole(body, slopes),
+            _ => false,
+        })
+    }
+    let mut slopes = 0;
+    whole(graph.nodes(), &mut slopes);
+    let work = slopes as f64 * (elements as f64).powi(3) + matrices(graph.nodes());
     if work <= WORK { STEPS } else { 0 }
 }
 

@@ -167,7 +167,7 @@ pub(crate) fn result<T: DeserializeOwned>(path: &Path, command: &str) -> Result<
     serde_json::from_str(&text).map_err(|e| {
         Error::file(
             path,
-            match results::kind(&text) {
+            match results::instead_of(command, &text) {
                 Some(kind) => format!("is {kind}, no result of {command}"),
                 None => format!("is no result of {command}: {e}"),
             },

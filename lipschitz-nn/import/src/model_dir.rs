@@ -88,7 +88,8 @@ impl ModelDir<'_> {
             // Some of candle's models take the one, some the other.
             (true, true) if self.of_candle() => {
                 let what = format!(
-                    "is true, but `{}` differs from `{}`; remove the one that is not meant",
+                    "is true, or taken to be by candle's model, and `{}` differs from `{}`; remove \
+                     the one that is not meant",
                     tie.second.name, tie.first.name
                 );
                 return Err(self.config.wrong("tie_word_embeddings", what));

@@ -317,6 +317,19 @@ fn candle_s_function_is_candle_s() {
         ),
         ("gemma", edited("gemma", &[], json!({"hidden_activation": "gelu"})), "remove one"),
         ("gemma", edited("gemma", &[], json!({"tie_word_embeddings": false})), ""),
+        ("gemma", edited("gemma", &[], json!({"hidden_activation": null})), ""),
+        (
+            "llama-yarn",
+            llama(
+                json!({"rope_parameters": {"type": "linear", "factor": 2.0, "rope_theta": 100.0}}),
+            ),
+            "`rope_parameters`",
+        ),
+        (
+            "llama-yarn",
+            llama(json!({"rope_scaling": {"rope_type": "default", "rope_theta": 50.0}})),
+            "`rope_scaling`",
+        ),
         ("bigcode", edited("bigcode", &[], json!({"activation_function": "relu"})), "multi_query"),
     ];
     for (name, config, wanted) in cases {

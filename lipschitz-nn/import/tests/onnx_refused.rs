@@ -523,7 +523,9 @@ fn long_chains_end_in_time_and_memory() {
     std::fs::write(&path, nested.bytes()).unwrap();
     assert!(said(&path).contains("too deep"), "{}", said(&path));
     std::fs::write(&path, chained.bytes()).unwrap();
-    let clock = std::time::Instant::now();
-    let chained = import(&path, &ImportOptions::default());
-    assert!(clock.elapsed().as_secs() < 30, "{:?}: {:?}", clock.elapsed(), chained.err());
+    // The factors are no more than 3/7, so that little is left of 6000 of them.
+    let Imported { model, .. } = import(&path, &ImportOptions::default()).unwrap();
+    let x = Tensor::ones((1, 3), lipschitz_import::candle_core::DType::F32, &Device::Cpu).unwrap();
+    let y = model.forward(&x).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(y.to_scalar::<f32>().unwrap() < 1e-30);
 }

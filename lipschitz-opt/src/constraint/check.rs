@@ -47,12 +47,24 @@ impl ConstraintConfig {
                 return refuse(format!("factors.{name} is {factor}; it must be above 0"));
             }
         }
-        match self.row_caps.intersection(&self.column_caps).next() {
-            Some(name) => {
-                refuse(format!("column_caps has `{name}`, and so has row_caps; choose one"))
+        // Each is another cap of the same matrix.
+        let per_head: BTreeSet<String> = self.per_head.names().map(String::from).collect();
+        let kinds = [
+            ("row_caps", &self.row_caps),
+            ("column_caps", &self.column_caps),
+            ("clip", &self.clip),
+            ("per_head", &per_head),
+        ];
+        for (i, (second, names)) in kinds.iter().enumerate() {
+            for (first, others) in &kinds[..i.min(2)] {
+                if let Some(name) = others.intersection(names).next() {
+                    return refuse(format!(
+                        "{second} has `{name}`, and so has {first}; choose one"
+                    ));
+                }
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 
     /// Whether every constant belongs to the kind.

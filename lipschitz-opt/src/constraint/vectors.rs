@@ -40,9 +40,15 @@ pub(super) fn cap_vectors(w: &Tensor, side: Vectors, cap: f64) -> Result<Tensor,
 
 /// Each row over the larger of 1 and its RMS norm over the cap.
 pub(super) fn cap_rows(w: &Tensor, cap: f64) -> Result<Tensor, Error> {
-    // Squares of what is near a small cap would underflow.
-    let (unit, cap) = if cap < 1e-12 { (&(w * cap.recip())?, 1.0) } else { (w, cap) };
-    let norms = (unit.sqr()?.mean_keepdim(D::Minus1)?.sqrt()? * ((1.0 + 1e-5) / cap))?;
+    let norms = if (1e-12..1e12).contains(&cap) {
+        w.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?
+    } else {
+        // Squares of what is far from 1 would overflow or underflow.
+        let top = (w.abs()?.max_keepdim(D::Minus1)? + f64::from(f32::MIN_POSITIVE))?;
+        let unit = w.broadcast_div(&top)?;
+        (unit.sqr()?.mean_keepdim(D::Minus1)?.sqrt()? * top)?
+    };
+    let norms = (norms * ((1.0 + 1e-5) / cap))?;
     Ok(w.broadcast_div(&norms.maximum(1f64)?)?)
 }
 
@@ -54,13 +60,15 @@ mod tests {
 
     #[test]
     fn rows_end_at_any_cap() {
-        for cap in [1e-30, 1e-20, 1e-11, 1.0, 1e20] {
-            let values: Vec<f32> = (1..=12).map(|i| (cap * f64::from(i) / 4.0) as f32).collect();
+        for (cap, size) in
+            [1e-30, 1e-20, 1e-11, 1.0, 1e20].map(|cap| (cap, cap)).into_iter().chain([(1e-30, 0.1)])
+        {
+            let values: Vec<f32> = (1..=12).map(|i| (size * f64::from(i) / 4.0) as f32).collect();
             let w = Tensor::from_vec(values, (3, 4), &Device::Cpu).unwrap();
             let capped = cap_rows(&w, cap).unwrap().to_dtype(candle_core::DType::F64).unwrap();
             let rows = (&capped / cap).unwrap().sqr().unwrap().mean(1).unwrap().sqrt().unwrap();
             let rows = rows.to_vec1::<f64>().unwrap();
-            assert!(rows[0] < 0.69 && rows[0] > 0.68, "{cap:e}: {rows:?}");
+            assert!(size > cap || rows[0] < 0.69 && rows[0] > 0.68, "{cap:e}: {rows:?}");
             assert!(rows[1..].iter().all(|x| *x <= 1.0 && *x > 0.9999), "{cap:e}: {rows:?}");
         }
     }

@@ -425,7 +425,7 @@ fn is_whole(data: &Examples) {
     for split in [&data.train, &data.test] {
         let all: Vec<usize> = (0..split.len()).collect();
         let (x, _) = split.batch(&all, &Device::Cpu).unwrap();
-        let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let x = x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         assert!(x.iter().all(|x| x.is_finite()));
         match &split.targets {
             Targets::Classes(classes) => {

@@ -72,7 +72,11 @@ pub fn of_run(meta: &Meta) -> Option<DataConfig> {
 pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     Ok(match meta.graph.input() {
         Input::Tokens { .. } if path.is_dir() => {
-            let data = shards::load(path, meta.graph.vocabulary(), None)?;
+            let limit = match of_run(meta) {
+                Some(DataConfig::Shards(config)) if same(path, &config.path) => config.limit_val,
+                _ => None,
+            };
+            let data = shards::load(path, meta.graph.vocabulary(), limit)?;
             let theirs = data.tokenizer().filter(|_| meta.tokenizer.is_some());
             if theirs.is_some_and(|theirs| Some(theirs) != meta.tokenizer.as_ref()) {
                 return Err(Error::OtherTokenizer(path.to_path_buf()));
@@ -93,6 +97,12 @@ pub fn for_model(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     })
 }
 
+/// Whether two paths lead to the same place.
+fn same(path: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(path).is_some_and(|path| real(other) == Some(path))
+}
+
 fn is_text(path: &Path) -> bool {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(1 << 10).read_to_end(&mut start));
@@ -104,7 +114,13 @@ fn examples(path: &Path, meta: &Meta) -> Result<Box<dyn DataSet>, Error> {
     std::fs::metadata(path).at(path)?;
     let (trained, outputs) = (of_run(meta), meta.graph.outputs());
     let digest = meta.provenance.data_digest.as_deref();
-    let (kept, held_out) = (Some(1), None);
+    let kept = Some(1);
+    let held_out = match &trained {
+        Some(DataConfig::Cifar10(config)) if same(path, &config.path) => config.limit_test,
+        Some(DataConfig::Cifar100(config)) if same(path, &config.path) => config.limit_test,
+        Some(DataConfig::Idx(config)) if same(path, &config.path) => config.limit_test,
+        _ => None,
+    };
     if tensors::is_here(path) {
         if is_text(path) {
             return Err(Error::UnknownKind(path.to_path_buf()));

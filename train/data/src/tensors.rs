@@ -170,8 +170,8 @@ pub fn predicts(data: &dyn DataSet, wanted: Predicts) -> Result<(), Error> {
 /// All inputs and targets of a file.
 fn read(path: &Path) -> Result<Split, Error> {
     let length = std::fs::metadata(path).map_or(0, |file| file.len());
-    // The file's bytes, and the numbers in f64.
-    memory::check(3.0 * length as f64, || path.display().to_string())?;
+    // The file's bytes, and the numbers.
+    memory::check(2.0 * length as f64, || path.display().to_string())?;
     let [x, y] = lipschitz_import::tensors(path, ["x", "y"])?;
     let of = |name: &str, what: String| unusable(path, format!("`{name}` {what}"));
     let shape = x.dims().to_vec();
@@ -204,22 +204,32 @@ fn read(path: &Path) -> Result<Split, Error> {
     let values = if x.dtype() == DType::U8 {
         Values::Bytes(x.flatten_all()?.to_vec1()?)
     } else {
-        let values = numbers(path, &x)?;
+        let narrow = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
+        let values = if narrow { Values::Floats(floats(&x)?) } else { numbers(path, &x)? };
         let image = one.len() == 3;
-        if let Some(at) = values.iter().position(|v| !(*v as f32).is_finite()) {
-            let (input, v) = (at / (values.len() / n).max(1), values[at]);
-            return Err(of("x", format!("holds {v} in input {input}; give finite numbers in f32")));
-        }
-        if let Some(v) = values.iter().find(|v| image && !(0.0..=1.0).contains(*v)) {
-            let what = format!(
-                "holds {v} in images, whose pixels lie in [0, 1]; scale them, or give vectors [n, m]"
-            );
+        let size = (x.elem_count() / n).max(1);
+        let wrong = |at: usize, v: f64| {
+            if !(v as f32).is_finite() {
+                let input = at / size;
+                return Some(format!("holds {v} in input {input}; give finite numbers in f32"));
+            }
+            (image && !(0.0..=1.0).contains(&v)).then(|| {
+                format!(
+                    "holds {v} in images, whose pixels lie in [0, 1]; scale them, or give vectors [n, m]"
+                )
+            })
+        };
+        let found = match &values {
+            Values::Floats(all) => {
+                all.iter().enumerate().find_map(|(at, v)| wrong(at, f64::from(*v)))
+            }
+            Values::Doubles(all) => all.iter().enumerate().find_map(|(at, v)| wrong(at, *v)),
+            Values::Bytes(_) => None,
+        };
+        if let Some(what) = found {
             return Err(of("x", what));
         }
-        match values.iter().all(|v| f64::from(*v as f32) == *v) {
-            true => Values::Floats(values.into_iter().map(|v| v as f32).collect()),
-            false => Values::Doubles(values),
-        }
+        values
     };
     Ok(Split { shape: one, values, targets: targets(path, &y)? })
 }
@@ -259,7 +269,7 @@ fn targets(path: &Path, y: &Tensor) -> Result<Targets, Error> {
 }
 
 /// All numbers, none of them rounded.
-fn numbers(path: &Path, x: &Tensor) -> Result<Vec<f64>, Error> {
+fn numbers(path: &Path, x: &Tensor) -> Result<Values, Error> {
     /// f64 holds all whole numbers up to here.
     const WHOLE: u64 = 1 << 53;
     if matches!(x.dtype(), DType::I64) {
@@ -268,7 +278,11 @@ fn numbers(path: &Path, x: &Tensor) -> Result<Vec<f64>, Error> {
             return Err(unusable(path, format!("`x` holds {v}, which f64 would round; scale it")));
         }
     }
-    Ok(x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+    let values: Vec<f64> = x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(match values.iter().all(|v| f64::from(*v as f32) == *v) {
+        true => Values::Floats(values.into_iter().map(|v| v as f32).collect()),
+        false => Values::Doubles(values),
+    })
 }
 
 fn floats(x: &Tensor) -> Result<Vec<f32>, Error> {

@@ -118,7 +118,7 @@ struct SimulatedFigures {
     /// What is rounded.
     extent: &'static str,
     loss: f64,
-    accuracy: f64,
+    accuracy: Option<f64>,
     /// Numbers beyond the end of the format.
     clipped: u64,
     /// Numbers that were rounded.
@@ -180,17 +180,19 @@ impl Eval {
                 outln!("certified at 36/255, 72/255, 108/255 (ℓ2): {shares}");
             }
             if let Some(s) = simulated {
-                outln!(
-                    "loss {:.4} nats, accuracy {:.2} %, with {} in {}: {:+.4} nats; {} of {} numbers \
-                     were cut at its end",
-                    s.loss,
-                    100.0 * s.accuracy,
-                    s.extent,
-                    s.format,
-                    s.loss - loss,
-                    s.clipped,
-                    s.rounded
-                );
+                let (off, extent, format) = (s.loss - loss, s.extent, s.format);
+                let figures = match s.accuracy {
+                    Some(accuracy) => format!(
+                        "loss {:.4} nats, accuracy {:.2} %, with {extent} in {format}: {off:+.4} nats",
+                        s.loss,
+                        100.0 * accuracy
+                    ),
+                    None => format!(
+                        "mean squared error {:.6}, with {extent} in {format}: {off:+.6}",
+                        s.loss
+                    ),
+                };
+                outln!("{figures}; {} of {} numbers were cut at its end", s.clipped, s.rounded);
             }
         }
         Ok(())
@@ -222,7 +224,7 @@ impl Eval {
                 "weights and operands"
             },
             loss: result.loss,
-            accuracy: result.accuracy.unwrap_or_default(),
+            accuracy: result.accuracy,
             clipped,
             rounded,
         })

@@ -74,8 +74,9 @@ impl Run<'_> {
         };
         self.restore_files()?;
         if self.due {
-            // What was removed while the results were computed may be any of them.
-            self.save(steps, seconds)?;
+            // What was removed while the results were computed may be any of them. The other processes
+            // have ended.
+            self.write(steps, seconds)?;
             self.write_results(&model, &certificate)?;
         }
         if let Some((dir, _)) = &self.files {

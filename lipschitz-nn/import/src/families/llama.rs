@@ -325,7 +325,8 @@ fn activation(model: &ModelDir, v: &Variant) -> Result<NamedActivation, Error> {
     }
     if family == "gemma" && model.of_candle() {
         // Candle takes either name, at its word.
-        if config.names("hidden_act") && config.names("hidden_activation") {
+        let said = |key: &str| Ok::<_, Error>(config.names(key) && config.text_if(key)?.is_some());
+        if said("hidden_act")? && said("hidden_activation")? {
             let what =
                 "is there beside `hidden_activation`, and candle's model refuses both; remove one";
             return Err(config.wrong("hidden_act", what));
@@ -464,15 +465,29 @@ fn refused_by_candle(
     if family == "llama" && (config.flag("attention_bias")? || config.flag("mlp_bias")?) {
         return Err(config.wrong("attention_bias", "is true, which candle's model does not know"));
     }
-    // Candle's models read the older options alone, and Llama's has a base where none is said.
-    if let Some(new) = config.inside("rope_parameters")? {
-        let usual = (family == "llama").then_some(10000.0);
-        let read = if config.names("rope_theta") { config.number_if("rope_theta")? } else { usual };
-        let same =
-            read.is_none_or(|base| new.number_if("rope_theta").is_ok_and(|x| x == Some(base)));
-        if !same || new.text_if("rope_type")?.is_some_and(|kind| kind != "default") {
-            let what = "is what candle's model does not read: give `rope_theta` and `rope_scaling`";
-            return Err(config.wrong("rope_parameters", what));
+    // Candle's models read a base and a share at the outermost level alone, Llama's has a base where none
+    // is said, and all read a scaling under its older name.
+    let usual = (family == "llama").then_some(10000.0);
+    let read = if config.names("rope_theta") { config.number_if("rope_theta")? } else { usual };
+    let share = config.number_if("partial_rotary_factor")?.unwrap_or(1.0);
+    for key in ["rope_parameters", "rope_scaling"] {
+        let Some(inner) = config.inside(key)? else { continue };
+        let other = |key: &str, read: Option<f64>| {
+            let said = inner.number_if(key)?;
+            Ok::<_, Error>(said.is_some_and(|said| read.is_some_and(|read| read != said)))
+        };
+        let scales = |key: &str| {
+            let kind = inner.text_if(key)?;
+            Ok::<_, Error>(kind.is_some_and(|kind| kind != "default"))
+        };
+        let new = key == "rope_parameters";
+        if other("rope_theta", read)?
+            || other("partial_rotary_factor", Some(share))?
+            || new && (scales("rope_type")? || scales("type")?)
+        {
+            let what = "says what candle's model does not read there: it reads `rope_theta`, \
+                        `partial_rotary_factor` and `rope_scaling`";
+            return Err(config.wrong(key, what));
         }
     }
     if !matches!(family, "llama" | "phi3") && scaled {
