@@ -50,7 +50,7 @@ pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof
     let source = &Pinned::new(source)?;
     let norms = WeightNorms::new(source, Method::Proven, &|_| {});
     let off = roundings(source.graph(), &norms, radius, format)?;
-    let held = constants(source.graph().nodes()).into_iter().all(|c| format.holds(c));
+    let held = source.graph().constants().into_iter().all(|(_, c)| format.holds(c));
     if !off.outputs.is_finite() || !held {
         return Ok(Proof::Unbounded);
     }
@@ -66,52 +66,6 @@ pub fn prove(source: &dyn Source, radius: Upper, format: Format) -> Result<Proof
         true => Proof::Overflow { values, weights },
         false => Proof::Within { outputs: off.outputs, values },
     })
-}
-
-/// The numbers of nodes that a program reads into its own type, and those that it makes of them alone: of a
-/// cap the inverse, of an ε the square where that is what is compared.
-fn constants(nodes: &[Node]) -> Vec<f64> {
-    let of = |node: &Node| match &node.op {
-        Op::Sequential { body } | Op::Parallel { branches: body } => constants(body),
-        Op::Residual { skip, branch, body } => {
-            let mut all = constants(body);
-            all.extend([*skip, *branch]);
-            all
-        }
-        Op::Activation { function, scale } => {
-            function.constant().map(|(_, c)| c).into_iter().chain([*scale]).collect()
-        }
-        Op::GatedMlp { function, .. } => function.constant().map(|(_, c)| c).into_iter().collect(),
-        Op::Scale { factor } => vec![*factor],
-        Op::SoftCap { cap } => vec![*cap, cap.recip()],
-        Op::Clip { limit } => vec![*limit],
-        Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => vec![*eps],
-        Op::Normalise { eps } => vec![*eps, eps * eps],
-        Op::Attention(a) => {
-            let caps = a.logit_cap.into_iter().flat_map(|cap| [cap, cap.recip()]);
-            let slopes = a.alibi.iter().flat_map(|alibi| alibi.slopes.iter().copied());
-            let all = [a.logit_scale, a.output_scale].into_iter();
-            all.chain(caps).chain(a.query_key_norm).chain(slopes).collect()
-        }
-        Op::Linear { .. }
-        | Op::Embedding { .. }
-        | Op::Positions { .. }
-        | Op::OffsetAttention { .. }
-        | Op::Conv(_)
-        | Op::Shift { .. }
-        | Op::SpaceToDepth { .. }
-        | Op::Pool(_)
-        | Op::GlobalPool { .. }
-        | Op::MaxMin
-        | Op::Flatten
-        | Op::Patches { .. }
-        | Op::MeanPool
-        | Op::ClassToken { .. }
-        | Op::FirstToken
-        | Op::LastToken
-        | Op::FirstAndMean => Vec::new(),
-    };
-    nodes.iter().flat_map(of).collect()
 }
 
 /// The largest factor on logits.

@@ -323,6 +323,39 @@ fn constants_that_a_type_does_not_hold_are_not_computed_with() {
     }
 }
 
+/// Factors whose product f32 does not hold are not made one.
+#[test]
+fn products_of_factors_are_those_of_the_graph() {
+    let one: &[&[f32]] = &[&[1.0, 0.0], &[0.0, 1.0]];
+    for (factor, weight, behind) in [(1e-23, 1e6_f32, 1e34), (1e20, 1e-20, 1.0)] {
+        let body = Attention { output_scale: factor, ..Attention::new(2, 1, 2) };
+        let body = vec![Node::new("a", Op::Attention(body))];
+        let nodes = vec![
+            Node::new("r", Op::Residual { skip: 0.0, branch: factor, body }),
+            Node::new("", Op::Scale { factor: behind }),
+        ];
+        let large: &[&[f32]] = &[&[weight, 0.0], &[0.0, weight]];
+        let weights = [
+            ("r.a.query.weight", one),
+            ("r.a.key.weight", one),
+            ("r.a.value.weight", large),
+            ("r.a.output.weight", large),
+        ];
+        let model = of_tokens(&[&[1.0, 0.0]], nodes, &weights);
+        let proof = executed::prove(&model, Upper::ONE, F32).unwrap();
+        let tokens = Tensor::new(&[[0u32]], &Device::Cpu).unwrap();
+        let run = |dtype| {
+            let y = model.to(&Device::Cpu, dtype).unwrap().forward(&tokens).unwrap();
+            y.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0]
+        };
+        let off = (run(DType::F32) - run(DType::F64)).abs();
+        if let Proof::Within { outputs, .. } = proof {
+            assert!(off <= outputs.to_f64(), "{off} of {outputs}");
+        }
+        assert!(off < 1e-3, "{off}");
+    }
+}
+
 /// A network that has no weights has no float type of theirs: it runs in the one that is asked for.
 #[test]
 fn a_network_without_weights_runs_in_f64() {

@@ -165,3 +165,14 @@ fn exported_networks_are_read_again_or_refused() {
     assert!(refused.iter().all(|what| !what.contains(".onnx: /")), "{refused:#?}");
     assert!(read * 10 >= cases.len() * 7, "{refused:#?}");
 }
+
+/// Numbers of nodes that f32 does not hold are no numbers of the file.
+#[test]
+fn numbers_beyond_f32_are_refused() {
+    for factor in [1e-60, 1e60] {
+        let scale = Node::new("far", Op::Scale { factor });
+        let graph = Graph::new(Input::Vector { dim: 2 }, vec![scale]).unwrap();
+        let said = onnx(&Model::new(graph, Default::default()).unwrap()).unwrap_err().to_string();
+        assert!(said.contains("`far` has the number"), "{said}");
+    }
+}

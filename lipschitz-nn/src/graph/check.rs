@@ -11,9 +11,26 @@ const MAX_DEPTH: usize = 32;
 /// Sizes beyond this are refused, so that products of two of them cannot overflow.
 const MAX_SIZE: usize = 1 << 28;
 
-/// What a node may need to know besides the shape it reads.
+/// What a node reads or makes.
+#[derive(Clone, Copy, PartialEq)]
+struct Value {
+    shape: Shape,
+    /// How many tokens there are, where an image says it; of token ids there are as many everywhere.
+    tokens: Option<usize>,
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.shape, self.tokens) {
+            (Shape::Tokens(dim), Some(tokens)) => write!(f, "[{tokens}, {dim}]"),
+            (shape, _) => write!(f, "{shape}"),
+        }
+    }
+}
+
+/// What a node may need to know besides what it reads.
 struct Surroundings {
-    /// The longest sequence, for token ids.
+    /// The longest sequence, for token ids, with the zeros in front of it.
     context: Option<usize>,
     /// Whether a class token is among the outermost nodes.
     class_token: bool,
@@ -53,11 +70,14 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
         }
     };
     let (context, separator) = match input {
-        Input::Tokens { context, separator, .. } => (Some(context), separator.is_some()),
+        Input::Tokens { context, separator, zero_prefix } => {
+            (Some(context + zero_prefix), separator.is_some())
+        }
         _ => (None, false),
     };
     let class_token = nodes.iter().any(|node| matches!(node.op, Op::ClassToken { .. }));
-    let shape = sequence(nodes, "", shape, &Surroundings { context, class_token, separator }, 0)?;
+    let around = Surroundings { context, class_token, separator };
+    let Value { shape, .. } = sequence(nodes, "", Value { shape, tokens: None }, &around, 0)?;
     let mut seen = HashSet::new();
     for parameter in parameters(nodes) {
         if !seen.insert(parameter.name.clone()) {
@@ -73,10 +93,10 @@ pub(super) fn check(input: Input, nodes: &[Node]) -> Result<Shape, Error> {
 fn sequence(
     nodes: &[Node],
     prefix: &str,
-    mut shape: Shape,
+    mut value: Value,
     around: &Surroundings,
     depth: usize,
-) -> Result<Shape, Error> {
+) -> Result<Value, Error> {
     if depth > MAX_DEPTH {
         return Err(Error::graph(prefix, format!("is nested deeper than {MAX_DEPTH}")));
     }
@@ -86,18 +106,64 @@ fn sequence(
         if node.name.contains(|c: char| c == '.' || c.is_whitespace()) {
             return Err(Error::graph(&node.path(prefix), "has a dot or a space in its name"));
         }
-        shape = step(node, &node.path(prefix), shape, around, depth)?;
+        value = step(node, &node.path(prefix), value, around, depth)?;
     }
-    Ok(shape)
+    Ok(value)
 }
 
 fn step(
     node: &Node,
     path: &str,
-    shape: Shape,
+    value: Value,
     around: &Surroundings,
     depth: usize,
-) -> Result<Shape, Error> {
+) -> Result<Value, Error> {
+    let tokens = match &node.op {
+        Op::Sequential { body } => return sequence(body, path, value, around, depth + 1),
+        Op::Parallel { branches } => {
+            let mut sum = None;
+            for branch in branches {
+                // Each branch reads the same input.
+                let out = sequence(std::slice::from_ref(branch), path, value, around, depth + 1)?;
+                let before = *sum.get_or_insert(out);
+                if out != before || out.shape == Shape::Ids {
+                    return Err(Error::graph(path, format!("(parallel) adds {before} to {out}")));
+                }
+            }
+            return sum.ok_or_else(|| Error::graph(path, "(parallel) has no branches"));
+        }
+        Op::Residual { skip, branch, body } => {
+            finite(path, "skip", *skip)?;
+            finite(path, "branch", *branch)?;
+            let out = sequence(body, path, value, around, depth + 1)?;
+            if out != value || value.shape == Shape::Ids {
+                return Err(Error::graph(path, format!("(residual) adds {value} to {out}")));
+            }
+            return Ok(value);
+        }
+        Op::Positions { length, .. } => {
+            if let Some(count) = around.context.or(value.tokens).filter(|count| count > length) {
+                let what = match around.context {
+                    Some(_) => format!("has {length} positions for a context of {count} tokens"),
+                    None => format!("has {length} positions for {count} tokens"),
+                };
+                return Err(Error::graph(path, what));
+            }
+            value.tokens
+        }
+        Op::Patches { size: side } => match value.shape {
+            Shape::Image(_, h, w) if *side > 0 => Some((h / side) * (w / side)),
+            _ => None,
+        },
+        Op::ClassToken { .. } => value.tokens.map(|tokens| tokens + 1),
+        _ => value.tokens,
+    };
+    let shape = made(node, path, value.shape, around)?;
+    Ok(Value { shape, tokens: tokens.filter(|_| matches!(shape, Shape::Tokens(_))) })
+}
+
+/// The shape that a node without a body makes.
+fn made(node: &Node, path: &str, shape: Shape, around: &Surroundings) -> Result<Shape, Error> {
     let kind = node.op.kind();
     let wrong = |wants: String| Error::graph(path, format!("({kind}) wants {wants}, gets {shape}"));
     let widths = |dim: usize| match shape {
@@ -108,28 +174,8 @@ fn step(
         if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) }
     };
     match &node.op {
-        Op::Sequential { body } => sequence(body, path, shape, around, depth + 1),
-        Op::Parallel { branches } => {
-            let mut sum = None;
-            for branch in branches {
-                // Each branch reads the same input.
-                let out = sequence(std::slice::from_ref(branch), path, shape, around, depth + 1)?;
-                let before = *sum.get_or_insert(out);
-                if out != before || out == Shape::Ids {
-                    return Err(Error::graph(path, format!("(parallel) adds {before} to {out}")));
-                }
-            }
-            sum.ok_or_else(|| Error::graph(path, "(parallel) has no branches"))
-        }
-        Op::Residual { skip, branch, body } => {
-            finite(path, "skip", *skip)?;
-            finite(path, "branch", *branch)?;
-            let out = sequence(body, path, shape, around, depth + 1)?;
-            if out != shape || shape == Shape::Ids {
-                return Err(Error::graph(path, format!("(residual) adds {shape} to {out}")));
-            }
-            Ok(shape)
-        }
+        // These have a body.
+        Op::Sequential { .. } | Op::Parallel { .. } | Op::Residual { .. } => Ok(shape),
         Op::Linear { inputs, outputs, .. } => {
             size(path, "inputs", *inputs)?;
             size(path, "outputs", *outputs)?;
@@ -150,13 +196,7 @@ fn step(
         Op::Positions { length, dim } => {
             size(path, "length", *length)?;
             tokens(*dim)?;
-            match around.context {
-                Some(context) if context > *length => Err(Error::graph(
-                    path,
-                    format!("has {length} positions for a context of {context} tokens"),
-                )),
-                _ => Ok(shape),
-            }
+            Ok(shape)
         }
         Op::Activation { function: phi, scale } => {
             function(path, *phi)?;

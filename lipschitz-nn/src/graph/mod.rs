@@ -8,6 +8,7 @@
 mod attention;
 mod builder;
 mod check;
+mod constants;
 mod function;
 mod id;
 mod image;
@@ -183,6 +184,48 @@ mod tests {
 
     fn linear(name: &str, outputs: usize) -> Node {
         Node::new(name, Op::Linear { inputs: 4, outputs, bias: false })
+    }
+
+    /// Sequences of unlike lengths are not added, and a table has a row for each token.
+    #[test]
+    fn tokens_of_an_image_are_counted() {
+        let of = |nodes: Vec<Node>| {
+            let pixels = Input::Pixels { channels: 1, height: 4, width: 4 };
+            Graph::new(pixels, nodes).map(|_| ()).map_err(|e| e.to_string())
+        };
+        let node = |op: Op| Node::new("", op);
+        let map = |inputs| Node::new("map", Op::Linear { inputs, outputs: 3, bias: false });
+        let branch = |size: usize, token: bool| {
+            let mut body = vec![node(Op::Patches { size }), map(size * size)];
+            body.extend(token.then(|| Node::new("class", Op::ClassToken { dim: 3 })));
+            Node::new(format!("branch{size}"), Op::Sequential { body })
+        };
+        let both = |branches: Vec<Node>| vec![node(Op::Parallel { branches }), node(Op::MeanPool)];
+        let said = of(both(vec![branch(4, false), branch(2, false)])).unwrap_err();
+        assert!(said.contains("adds [1, 3] to [4, 3]"), "{said}");
+        let one = |token| {
+            let name = if token { "one" } else { "two" };
+            let Op::Sequential { body } = branch(2, token).op else { unreachable!() };
+            Node::new(name, Op::Sequential { body })
+        };
+        assert_eq!(of(both(vec![one(false), branch(2, false)])), Ok(()));
+        assert!(of(both(vec![one(true), branch(2, false)])).is_err());
+        let class = Node::new("class", Op::ClassToken { dim: 4 });
+        let residual = |body| Op::Residual { skip: 1.0, branch: 1.0, body };
+        let said = of(vec![node(Op::Patches { size: 2 }), node(residual(vec![class.clone()]))]);
+        assert!(said.unwrap_err().contains("adds [4, 4] to [5, 4]"));
+        let rows = |length| Node::new("positions", Op::Positions { length, dim: 4 });
+        let behind = |length| of(vec![node(Op::Patches { size: 2 }), class.clone(), rows(length)]);
+        assert_eq!(behind(5), Ok(()));
+        assert!(behind(4).unwrap_err().contains("has 4 positions for 5 tokens"));
+        // The zeros in front have positions, too.
+        let zeros = |length| {
+            let input = Input::Tokens { context: 4, separator: None, zero_prefix: 2 };
+            let embedding = Node::new("embedding", Op::Embedding { vocabulary: 3, dim: 4 });
+            Graph::new(input, vec![embedding, rows(length)]).map(|_| ()).map_err(|e| e.to_string())
+        };
+        assert_eq!(zeros(6), Ok(()));
+        assert!(zeros(5).unwrap_err().contains("has 5 positions for a context of 6 tokens"));
     }
 
     /// What would change the zeros, or read them, is named.

@@ -307,7 +307,10 @@ impl Lowering<'_> {
         skip: f64,
         branch: f64,
     ) -> Option<FusedBlock> {
-        if !plain(a) {
+        // One number of f32 in place of two: held as they are.
+        let factor = branch * a.output_scale;
+        let held = (factor as f32).is_normal() || branch == 0.0 || a.output_scale == 0.0;
+        if !plain(a) || !held {
             return None;
         }
         let block = AttentionBlock {
@@ -317,7 +320,7 @@ impl Lowering<'_> {
             causal: a.causal,
             rotary: a.rotary.clone(),
             skip,
-            branch: branch * a.output_scale,
+            branch: factor,
             documents: None,
         };
         let weights = ["query", "key", "value", "output"]
