@@ -1043,6 +1043,7 @@ fn convolutions_in_bf16_are_those_of_rounded_factors() {
         let error = largest(&(half - full).unwrap());
         assert!(error > 0.0 && error <= largest(full) * 0.02, "{error} of {}", largest(full));
     }
+    assert_eq!(largest(&(&half[0] - rounded(&half[0])).unwrap()), 0.0);
 }
 
 /// What is computed in bf16 is off by its rounding, and by no more.

@@ -30,8 +30,8 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
     let graph = model.graph();
     let held = |x: f64| x == 0.0 || (x as f32).is_normal();
     if let Some((path, x)) = graph.constants().into_iter().find(|(_, x)| !held(*x)) {
-        let what = format!("`{path}` has the number {x:e}, which the file's f32 does not hold");
-        return Err(Error::Input(what));
+        let what = format!("has the number {x:e}, which the file's f32 does not hold");
+        return Err(Error::graph(&path, what));
     }
     let (input, open) = match graph.input() {
         Input::Tokens { .. } => ("tokens", vec!["batch".into(), "tokens".into()]),

@@ -174,8 +174,9 @@ fn made(node: &Node, path: &str, shape: Shape, around: &Surroundings) -> Result<
         if shape == Shape::Tokens(dim) { Ok(()) } else { Err(wrong(format!("[tokens, {dim}]"))) }
     };
     match &node.op {
-        // These have a body.
-        Op::Sequential { .. } | Op::Parallel { .. } | Op::Residual { .. } => Ok(shape),
+        Op::Sequential { .. } | Op::Parallel { .. } | Op::Residual { .. } => {
+            Err(wrong("its body to be followed".into()))
+        }
         Op::Linear { inputs, outputs, .. } => {
             size(path, "inputs", *inputs)?;
             size(path, "outputs", *outputs)?;

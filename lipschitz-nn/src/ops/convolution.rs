@@ -57,7 +57,7 @@ pub fn composed(
             let sums = if x.device().is_cpu() { x.dtype() } else { DType::BF16 };
             let round = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(sums)?.contiguous();
             let y = round(&x)?.conv2d(&round(&kernel)?, padding, c.stride, 1, c.groups)?;
-            y.to_dtype(x.dtype())?
+            y.to_dtype(DType::BF16)?.to_dtype(x.dtype())?
         }
     };
     match bias {

@@ -469,6 +469,7 @@ fn refused_by_candle(
     // is said, and all read a scaling under its older name.
     let usual = (family == "llama").then_some(10000.0);
     let read = if config.names("rope_theta") { config.number_if("rope_theta")? } else { usual };
+    // Without a share all of each head is turned, in candle's models and in the library's.
     let share = config.number_if("partial_rotary_factor")?.unwrap_or(1.0);
     for key in ["rope_parameters", "rope_scaling"] {
         let Some(inner) = config.inside(key)? else { continue };
