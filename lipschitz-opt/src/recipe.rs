@@ -95,11 +95,11 @@ impl Recipe {
                 check_heads("optimizer.per_head", muon.per_head.names(), &parameters)?;
             }
         }
-        let taken = |group: &&Group| {
+        let idle = |group: &&Group| {
             let mut all = parameters.iter().filter_map(|p| self.group_of(p));
             !all.any(|of| std::ptr::eq(of, *group))
         };
-        match self.groups.iter().find(taken) {
+        match self.groups.iter().find(idle) {
             Some(group) if parameters.iter().any(|p| group.has(p)) => Err(Error::Config(format!(
                 "groups: the ones before `{}` take all of its weights; put it first",
                 group.pattern

@@ -52,7 +52,8 @@ fn check(model: &Model, inputs: Inputs, batch: &Tensor) -> Result<(), Error> {
     let rows = rows.to_dtype(DType::F64)?;
     let norms = rows.sqr()?.sum(1)?.sqrt()?;
     let outside = |what: &str, found: f64, end: Option<f64>| match end {
-        Some(end) if found > end => Err(Error::Data(format!(
+        // What is no number is outside, too.
+        Some(end) if found > end || found.is_nan() => Err(Error::Data(format!(
             "{what} is {found}, outside of the domain, which ends at {end}"
         ))),
         _ => Ok(()),

@@ -16,8 +16,9 @@ use crate::{DataKind, DataSet, Error, Predicts, memory};
 ///
 /// `x` is `[n, channels, height, width]` or `[n, height, width]` for images, and of any other shape
 /// for vectors. Bytes are read as the number of f32 next to value / 255, other numbers as they are,
-/// and in training rounded to f32; those of images lie in \[0, 1\]. `y` holds whole numbers, `[n]`, for classes; or floating-point numbers, `[n]` or
-/// `[n, outputs]`, to be predicted with the least mean squared error.
+/// and in training rounded to f32; those of images lie in \[0, 1\]. `y` holds whole numbers, `[n]`,
+/// for classes; or floating-point numbers, `[n]` or `[n, outputs]`, to be predicted with the least
+/// mean squared error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TensorsConfig {
@@ -272,6 +273,8 @@ fn targets(path: &Path, y: &Tensor) -> Result<Targets, Error> {
 fn numbers(path: &Path, x: &Tensor) -> Result<Values, Error> {
     /// f64 holds all whole numbers up to here.
     const WHOLE: u64 = 1 << 53;
+    // Twice in 8 bytes each, beside the file.
+    memory::check(16.0 * x.elem_count() as f64, || path.display().to_string())?;
     if matches!(x.dtype(), DType::I64) {
         let all = x.flatten_all()?.to_vec1::<i64>()?;
         if let Some(v) = all.iter().find(|v| v.unsigned_abs() > WHOLE) {
