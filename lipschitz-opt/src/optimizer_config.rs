@@ -75,6 +75,16 @@ impl OptimizerConfig {
         }
     }
 
+    /// λ of weight decay that is multiplied by the learning rate.
+    pub(crate) fn coupled_decay(&self) -> f64 {
+        match self {
+            Self::Muon(config) => config.weight_decay,
+            Self::Adamw(config) if config.decoupled => 0.0,
+            Self::Adamw(config) => config.weight_decay,
+            Self::Sgd(config) => config.weight_decay,
+        }
+    }
+
     /// Floating-point operations of the products in a step of this weight.
     pub(crate) fn update_work(&self, parameter: &Parameter) -> f64 {
         match self {

@@ -162,7 +162,7 @@ impl Recipe {
     /// The variables, each with its factor on the learning rate `peak`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the split of the learning rate does not fit the graph.
+    /// As [`Self::check_rates`].
     pub fn variables(
         &self,
         graph: &Graph,
@@ -170,21 +170,54 @@ impl Recipe {
         peak: f64,
     ) -> Result<Variables, Error> {
         let shares = self.rates.shares(graph)?;
-        let rate = |p: &Parameter| match (
-            self.group_of(p).and_then(|group| group.learning_rate),
-            shares.get(&p.name),
-        ) {
-            (Some(rate), _) => Ok(rate / peak),
-            (None, Some(share)) => Ok(*share),
-            (None, None) if self.rates == RatesConfig::Equal {} => Ok(1.0),
-            (None, None) => Err(Error::Config(format!(
-                "rates: `{}` has no share; it is not in the graph",
-                p.name
-            ))),
+        let variable = |(parameter, var)| {
+            let rate = self.rate(&shares, &parameter, peak)?;
+            Ok(Variable { parameter, var, rate })
         };
-        vars.into_iter()
-            .map(|(parameter, var)| Ok(Variable { rate: rate(&parameter)?, parameter, var }))
-            .collect()
+        vars.into_iter().map(variable).collect()
+    }
+
+    /// Whether every weight of the graph has a learning rate, of the largest one `peak`, at which weight decay
+    /// leaves something of it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the split of the learning rate does not fit the graph, or names the decay.
+    pub fn check_rates(&self, graph: &Graph, peak: f64) -> Result<(), Error> {
+        let shares = self.rates.shares(graph)?;
+        graph.parameters().iter().try_for_each(|p| self.rate(&shares, p, peak).map(|_| ()))
+    }
+
+    /// A weight's factor on the learning rate `peak`. Weight decay is `(1−ηλ)W`.
+    fn rate(
+        &self,
+        shares: &BTreeMap<String, f64>,
+        parameter: &Parameter,
+        peak: f64,
+    ) -> Result<f64, Error> {
+        let name = &parameter.name;
+        let own = self.group_of(parameter).and_then(|group| group.learning_rate);
+        let factor = match (own, shares.get(name)) {
+            (Some(rate), _) => rate / peak,
+            (None, Some(share)) => *share,
+            (None, None) if self.rates == RatesConfig::Equal {} => 1.0,
+            (None, None) => {
+                let what = format!("rates: `{name}` has no share; it is not in the graph");
+                return Err(Error::Config(what));
+            }
+        };
+        let optimizer = ("optimizer.weight_decay", self.optimizer_of(parameter).coupled_decay());
+        let constraint = ("constraint.decay", self.constraint.coupled_decay());
+        for (key, decay) in [optimizer, constraint] {
+            let learning_rate = factor * peak;
+            let share = learning_rate * decay;
+            if share >= 1.0 {
+                return Err(Error::Config(format!(
+                    "{key} is {decay}: times the learning rate {learning_rate} of `{name}` that is {share}, and from \
+                     1 on a step leaves nothing of a weight; make one of them smaller"
+                )));
+            }
+        }
+        Ok(factor)
     }
 
     /// One optimizer for these variables, which steps each by its own.

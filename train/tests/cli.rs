@@ -467,6 +467,20 @@ fn bad_input_gets_one_line() {
         "optimizer.per_head: no such matrix is named `keys`",
     );
     refused_for("optimizer={ kind = \"muon\", momentum = 0.9 }", "momentum");
+    // At the learning rate 0.1 of the smoke test nothing would be left of a weight.
+    refused_for(
+        "constraint={ method = \"weight_decay\", decay = 1000 }",
+        "constraint.decay is 1000: times the learning rate",
+    );
+    for setting in ["kind = \"muon\"", "kind = \"sgd\"", "kind = \"adamw\", decoupled = false"] {
+        let settings =
+            [&format!("optimizer={{ {setting}, weight_decay = 0.5 }}"), "train.learning_rate=2"];
+        let message = w.refused("a", &settings, &[]);
+        assert!(
+            message.contains("optimizer.weight_decay is 0.5: times the learning rate 2"),
+            "{message}"
+        );
+    }
     refused_for("groups=[{ pattern = \"nothing*\" }]", "no weight is named `nothing*`");
     refused_for(
         "groups=[{ pattern = \"*\" }, { pattern = \"head*\" }]",

@@ -155,6 +155,14 @@ impl ConstraintConfig {
         self.decay.unwrap_or(0.0)
     }
 
+    /// λ of weight decay that is multiplied by the learning rate.
+    pub(crate) fn coupled_decay(&self) -> f64 {
+        match self.method {
+            ConstraintKind::SpectralWeightDecay => 0.0,
+            _ => self.decay(),
+        }
+    }
+
     /// The factor on the cap of a weight.
     #[must_use]
     pub fn factor(&self, parameter: &Parameter) -> f64 {

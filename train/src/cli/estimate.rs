@@ -55,6 +55,7 @@ impl EstimateCommand {
         };
         let teachers = teacher::check(&config, &graph, None)?;
         config.recipe().check_for(&graph)?;
+        config.recipe().check_rates(&graph, config.train.learning_rate)?;
         let here = estimate::check(&config, &graph, &teachers);
         let cost =
             |processes: &usize| Ok((*processes, estimate(&config, &graph, &teachers, *processes)?));

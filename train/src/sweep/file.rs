@@ -317,10 +317,10 @@ mod tests {
                     *path = directory.join("../..").join(&*path);
                 }
                 let graph = member.config.graph(10).unwrap();
-                member
-                    .config
-                    .recipe()
+                let (recipe, peak) = (member.config.recipe(), member.config.train.learning_rate);
+                recipe
                     .check_for(&graph)
+                    .and_then(|()| recipe.check_rates(&graph, peak))
                     .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             }
             let name = path.file_name().unwrap().to_string_lossy().into_owned();

@@ -30,7 +30,6 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
     recipe.check_for(&graph)?;
     let teachers = teacher::check(config, &graph, Some(data))?;
     estimate::check(config, &graph, &teachers)?;
-    recipe.rates.shares(&graph)?;
     match config.goal() {
         Some(Goal { target, by: By::Caps, .. }) => recipe = plan::solve(&graph, &recipe, target)?,
         Some(Goal { by: By::Certificate, .. }) if target::head(&graph).is_none() => {
@@ -46,5 +45,6 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
         return Err(Error::Config("max_logit is set, and the model has no attention".into()));
     }
     recipe.constraint.check_complete()?;
+    recipe.check_rates(&graph, config.train.learning_rate)?;
     Ok(Checked { graph, recipe })
 }
