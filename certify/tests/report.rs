@@ -20,7 +20,7 @@ fn run(out: &Path, name: &str, log10: Option<f64>, certificate: bool) -> PathBuf
     let summary = json!({
         "label": format!("{LABEL}{name}"), "method": "Muon + <b>cap</b>",
         "lipschitz_log10": log10, "found_log10": 0.1,
-        "val_loss": 1.5, "val_accuracy": 0.5, "seed": 3, "sigma_max": 2.0,
+        "val_loss": 1.5, "val_accuracy": 0.5, "seed": u64::MAX, "sigma_max": 2.0,
     });
     std::fs::write(dir.join("summary.json"), summary.to_string()).unwrap();
     let line = r#"{"step":1,"train_loss":3.0,"val_loss":2.0,"lipschitz":0.5}"#;
@@ -78,6 +78,7 @@ fn a_page_holds_all_runs_and_no_markup_from_files() {
     // Only the page's own script, and no markup from labels or methods.
     assert_eq!(page.matches("<script").count(), 1);
     assert!(!page.contains("<b>") && !page.contains("alert('1')") && !page.contains("onclick=\""));
+    assert!(page.contains(">18446744073709551615<"));
     assert!(page.contains("blocks.0.attention") && page.contains("There is no certificate.json"));
     assert!(page.contains("1 of the runs, which have no finite bound"));
     for outside in ["http:", "https:", "src=", "@import", "url("] {

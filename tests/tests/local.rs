@@ -239,6 +239,64 @@ fn no_output_moves_further_than_is_proven() {
     assert!(median > 0.2 && most > 0.999, "{median} {most}");
 }
 
+/// Factors that cancel, or that all outputs have, change no decision and so no radius: also where squares of
+/// what they multiply are 0 in f64.
+#[test]
+fn factors_that_cancel_change_no_radius() {
+    let small = 2f64.powi(-565);
+    let radius = |model: &Model, x: &Tensor| -> Option<f64> {
+        let norms = WeightNorms::new(model, Method::Proven, &|_| {});
+        let local = Local::new(model, &norms, None).unwrap();
+        let point = local.at(x).unwrap();
+        let class = point.class()?;
+        let others: Vec<usize> = (0..point.outputs().len()).filter(|j| *j != class).collect();
+        let margins = point.margins(class, &others).unwrap();
+        Some(point.radius(&margins, Distance::L2)).filter(|_| !others.is_empty())
+    };
+    let (mut ends, mut insides) = (0, 0);
+    for seed in 0..60 {
+        let mut dice = Dice::new(91_000 + seed);
+        let graph = random_graph(&mut dice);
+        let model = exact(&random_model(graph.clone(), &mut dice)).unwrap();
+        let width = model.weights()["embedding.weight"].dim(1).unwrap();
+        let tokens = 1 + dice.below(4);
+        let x = dice.tensor(&[tokens, width], 1.0).to_dtype(DType::F64).unwrap();
+        let Some(plain) = radius(&model, &x).filter(|r| *r > 0.0 && r.is_finite()) else {
+            continue;
+        };
+        let json = serde_json::to_string(&graph).unwrap();
+        // Of all outputs.
+        let nodes = graph.nodes().iter().cloned();
+        let nodes = nodes.chain([Node::new("", Op::Scale { factor: small })]).collect();
+        let scaled = Graph::new(graph.input(), nodes).unwrap();
+        let scaled = Model::new(scaled, model.weights().clone()).unwrap();
+        let found = radius(&scaled, &x).unwrap();
+        assert!((found / plain - 1.0).abs() < 1e-6, "seed {seed}: {plain} {found}: {json}");
+        ends += 1;
+        // Of values, and taken back by the output map.
+        let mut weights = model.weights().clone();
+        let outputs = weights.keys().filter_map(|name| name.strip_suffix("output.weight"));
+        let attentions: Vec<String> = outputs.map(str::to_string).collect();
+        let mut pairs = 0;
+        for path in attentions {
+            for (name, factor) in
+                [("value.weight", small), ("value.bias", small), ("output.weight", small.recip())]
+            {
+                if let Some(weight) = weights.get_mut(&format!("{path}{name}")) {
+                    *weight = (&*weight * factor).unwrap();
+                    pairs += 1;
+                }
+            }
+        }
+        if pairs > 1 {
+            let found = radius(&Model::new(graph, weights).unwrap(), &x).unwrap();
+            assert!(found <= plain * (1.0 + 1e-6), "seed {seed}: {plain} {found}: {json}");
+            insides += usize::from(found > 0.0);
+        }
+    }
+    assert!(ends > 15 && insides > 5, "{ends} {insides}");
+}
+
 /// A chain of two sorted layers by hand: inside of the distance to the first jump the network is linear,
 /// and the proof is exact; and a radius is where the margin ends.
 #[test]

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::Device;
 use clap::Args;
 use lipschitz_certify::certificate::Certificate;
+use lipschitz_certify::ellipsoid;
 use lipschitz_certify::local::{self, Survey};
 use lipschitz_certify::terminal::{self, shown};
 use lipschitz_certify::upper::down;
@@ -91,6 +92,12 @@ impl VerifyCommand {
             bail!("{path}: holds radii around inputs; name their data with --data PATH")
         };
         let (model, meta) = lipschitz_certify::load(&self.model, &Device::Cpu)?;
+        if claim.search > ellipsoid::usual_steps(model.graph()) {
+            let steps = claim.search;
+            terminal::note(format_args!(
+                "note: a search of {steps} steps is made again, as {path} says; Ctrl-C ends it"
+            ));
+        }
         // Data that another network reads is no fault of the data.
         let decisions = Decisions::of(&model, &meta, &self.model, data, usize::MAX);
         let decisions = decisions.map_err(|e| match local::about(&model, &claim) {

@@ -172,8 +172,9 @@ impl Heads {
                     + biased.as_ref().map_or(Upper::ZERO, |b| Upper::from_f64(largest(&b[row])));
                 let cap = a.logit_cap.map_or(Upper::ZERO, abs);
                 let size = product + most + cap;
+                let lost = (Upper::ONE + abs(a.logit_scale)) * tiny();
                 logit_errors
-                    .push(gamma(d + 8) * product + Upper::from_f64(4.0 * UNITS) * size + tiny());
+                    .push(gamma(d + 8) * product + Upper::from_f64(4.0 * UNITS) * size + lost);
                 let off = Upper::from_f64(SOFTMAX) + gamma(3 * tokens + 32);
                 mixed_errors.push(off * values + tiny());
             }
@@ -304,20 +305,21 @@ impl Heads {
             let v = part_of(m, j, g, d);
             mean.iter_mut().zip(v).for_each(|(m, v)| *m += p * v);
         }
-        // The variance about any point is no less than that about the mean.
-        let mut sum = 0.0;
-        let mut most: f64 = 0.0;
+        // The variance about any point is no less than that about the mean. As a norm, which is scaled: squares
+        // of small numbers are 0.
+        let (mut weighted, mut most) = (Vec::with_capacity(self.tokens * d), Upper::ZERO);
         for j in (0..self.tokens).filter(|j| self.sees(t, *j)) {
             let v = part_of(m, j, g, d);
-            let gap: f64 = v.iter().zip(&mean).map(|(v, m)| (v - m) * (v - m)).sum();
-            sum += p[j] * gap;
-            most = most.max(gap);
+            let gap: Vec<f64> = v.iter().zip(&mean).map(|(v, m)| v - m).collect();
+            most = most.max(vector_norm(&gap));
+            let root = p[j].sqrt();
+            weighted.extend(gap.iter().map(|x| root * x));
         }
+        let spread = vector_norm(&weighted);
         let off = gamma(self.tokens + d + 16) + Upper::from_f64(2.0 * SOFTMAX);
-        let values = longest(m, g, d);
-        let small = gamma(8) * values;
-        let tail = count(self.tokens) * Upper::from_f64(NEGLIGIBLE) * Upper::from_f64(most);
-        ((Upper::from_f64(sum) * (Upper::ONE + off)) + tail).sqrt() + small
+        let small = gamma(8) * longest(m, g, d) + tiny();
+        let tail = count(self.tokens) * Upper::from_f64(NEGLIGIBLE) * most * most;
+        (spread * spread * (Upper::ONE + off) + tail).sqrt() + small
     }
 
     /// The largest distance of a value in sight from the first.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::functional::Functionals;
+use super::maps::tiny;
 use super::softmax::{Reach, Rest};
 use super::spread::{Spread, root_of_squares};
 use crate::spectral::{Matrix, gamma, quick_norm, vector_norm};
@@ -376,7 +377,8 @@ impl Term {
                     let whole = Upper::from_f64(most) * d.each[*t] * d.each[*t];
                     let ends = deviations.ends(*slot, *t, &bends.reach, Upper::ONE, d.each[*t]);
                     let boxed: f64 = weights.iter().zip(&ends).map(|(w, x)| w * x * x).sum();
-                    let boxed = Upper::from_f64(boxed) * (Upper::ONE + gamma(ends.len() + 8));
+                    let boxed =
+                        Upper::from_f64(boxed) * (Upper::ONE + gamma(ends.len() + 8)) + tiny();
                     whole.min(boxed)
                 }));
                 by_token.min(Upper::from_f64(greatest) * d.total * d.total)
@@ -485,7 +487,7 @@ fn best(units: &[Boxed], radius: Upper, quick: bool) -> Upper {
     let n = units.len();
     // μ = 0: each element at its end.
     let boxes: f64 = units.iter().map(|u| u.weight * (u.reach - u.distance)).sum();
-    let mut least = Upper::from_f64(boxes) * (Upper::ONE + gamma(n + 8));
+    let mut least = Upper::from_f64(boxes) * (Upper::ONE + gamma(n + 8)) + tiny();
     let whole: f64 = units.iter().map(|u| u.weight * u.weight).sum();
     // All d_i at 0 and no ends: μ = ‖a‖/2D and the bound ‖a‖ D. What lies higher has fewer elements.
     let mut mu = whole.sqrt() / (2.0 * d);
@@ -503,7 +505,7 @@ fn best(units: &[Boxed], radius: Upper, quick: bool) -> Upper {
                 sum += gain - cost;
             }
         }
-        let sum = Upper::from_f64(sum) * (Upper::ONE + gamma(n + 8));
+        let sum = Upper::from_f64(sum) * (Upper::ONE + gamma(n + 8)) + tiny();
         let off = gamma(16) * Upper::from_f64(size) * (Upper::ONE + gamma(n + 8));
         Upper::from_f64(mu) * radius * radius + sum + off
     };

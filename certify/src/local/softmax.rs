@@ -1,5 +1,6 @@
 //! What a softmax leaves out to second order, and what its rounding takes.
 
+use super::maps::tiny;
 use super::spread::root_of_squares;
 use crate::spectral::{Matrix, gamma, quick_norm, vector_norm};
 use crate::upper::{Upper, count};
@@ -104,7 +105,7 @@ impl Rest {
         for row in weighted.data.chunks_mut(weighted.columns.max(1)) {
             row.iter_mut().zip(p).for_each(|(gap, p)| *gap *= p.sqrt());
         }
-        let sigma = quick_norm(&weighted) + gamma(4) * vector_norm(&weighted.data);
+        let sigma = quick_norm(&weighted) + gamma(4) * vector_norm(&weighted.data) + tiny();
         let all = gamma(p.len() + 64) + Upper::from_f64(4.0 * SOFTMAX);
         let tail = count(p.len()) * Upper::from_f64(NEGLIGIBLE) * apart * apart;
         let sigma = (sigma * sigma * (Upper::ONE + all) + tail).sqrt() + off;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::run::ReportedRun;
 use crate::certificate::Certificate;
 use crate::plots::method;
@@ -26,6 +28,14 @@ fn number(value: Option<f64>, show: impl Fn(f64) -> String) -> Cell {
     match value {
         Some(x) => Cell { text: show(x), value: format!("{x:e}") },
         None => Cell { text: "–".into(), value: String::new() },
+    }
+}
+
+/// A whole number of 64 bits, more than an f64 holds.
+fn whole(run: &ReportedRun, key: &str) -> Cell {
+    match run.summary.get(key).and_then(Value::as_u64) {
+        Some(n) => Cell { text: n.to_string(), value: n.to_string() },
+        None => number(None, plain),
     }
 }
 
@@ -60,8 +70,8 @@ const COLUMNS: [Column; 14] = [
     ("target", true, |run| number(run.number("target"), plain)),
     ("σ_max", true, |run| number(run.number("sigma_max"), plain)),
     ("rate", true, |run| number(run.number("learning_rate"), plain)),
-    ("seed", true, |run| number(run.number("seed"), |x| x.to_string())),
-    ("steps", true, |run| number(run.number("steps"), |x| x.to_string())),
+    ("seed", true, |run| whole(run, "seed")),
+    ("steps", true, |run| whole(run, "steps")),
     ("loss", true, |run| number(run.number("val_loss"), |x| format!("{x:.4}"))),
     ("accuracy", true, |run| number(run.number("val_accuracy"), percent)),
     ("certified at 36/255", true, |run| number(run.number("certified_accuracy"), robust::percent)),

@@ -71,7 +71,9 @@ impl Heads {
                 let along = &along[i * seen.len()..(i + 1) * seen.len()];
                 let mean: f64 = seen.iter().zip(along).map(|(j, a)| p[*j] * a).sum();
                 let pull = &mut pulls[i * seen.len()..(i + 1) * seen.len()];
-                let (mut variance, mut apart) = (0.0_f64, 0.0_f64);
+                // √p_j (a_j − ā), whose norm is scaled: squares of small numbers are 0.
+                let mut weighted = vec![0.0; seen.len()];
+                let mut apart = 0.0_f64;
                 let (mut before, mut sum) = (0.0_f64, 0.0_f64);
                 for (at, j) in seen.iter().enumerate() {
                     if !self.sees(t, *j) {
@@ -82,7 +84,7 @@ impl Heads {
                         gaps[i * seen.len() + at] = gap;
                     }
                     apart = apart.max(gap.abs());
-                    variance += p[*j] * gap * gap;
+                    weighted[at] = p[*j].sqrt() * gap;
                     pull[at] = p[*j] * gap;
                     before += pull[at].abs();
                     if let Some(slopes) = &self.slopes {
@@ -92,14 +94,13 @@ impl Heads {
                 }
                 let count_all = n + d + 64;
                 let unit = norm * longest_value;
-                let off = (gamma(2 * count_all) + Upper::from_f64(8.0 * SOFTMAX)) * (unit + unit);
+                let off = (gamma(2 * count_all) + Upper::from_f64(8.0 * SOFTMAX)) * (unit + unit)
+                    + tiny();
                 let wide = Upper::from_f64(apart) + off;
                 let tail = count(n) * Upper::from_f64(NEGLIGIBLE) * wide * wide;
-                let sigma = (Upper::from_f64(variance)
-                    * (Upper::ONE + gamma(count_all) + Upper::from_f64(2.0 * SOFTMAX))
-                    + tail)
-                    .sqrt()
-                    + off;
+                let spread = vector_norm(&weighted);
+                let share = gamma(count_all) + Upper::from_f64(2.0 * SOFTMAX);
+                let sigma = (spread * spread * (Upper::ONE + share) + tail).sqrt() + off;
                 let up = |x: f64| Upper::from_f64(x) * (Upper::ONE + gamma(count_all)) + tiny();
                 let (sum_up, capped) = (up(sum), up(before) + off);
                 let off = off + Upper::from_f64(4.0 * UNITS) * capped;
