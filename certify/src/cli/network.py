@@ -50,19 +50,20 @@ def activation(function, x):
 
 
 def load(path, dtype=None):
-    """The network with the weights of a file, in its own float type or another."""
+    """The network with the weights of a file: in f32, in f64 where the file is, or in another type."""
     metadata, weights = read(path)
     meta = json.loads(metadata["lipschitz"])
     if meta["format"] != 1 or meta["graph"]["format"] != 1:
         raise ValueError(f"{path}: a format that this program does not know")
     if GRAPH is not None and meta["graph"] != GRAPH:
         raise ValueError(f"{path}: the weights of another network")
-    return Network(meta["graph"], weights).to(dtype)
+    double = any(weight.dtype == torch.float64 for weight in weights.values())
+    return Network(meta["graph"], weights).to(dtype or (torch.float64 if double else torch.float32))
 
 
 # Types of safetensors files. Ids of tokens are far below 2^31, where both kinds of integers are the same.
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-         "I64": torch.int64, "I32": torch.int32, "U32": torch.int32, "U8": torch.uint8}
+         "I64": torch.int64, "I32": torch.int32, "U32": torch.int32, "I16": torch.int16, "U8": torch.uint8}
 
 
 def read(path):
@@ -72,9 +73,11 @@ def read(path):
         numbers = bytearray(file.read())
     metadata, tensors = header.pop("__metadata__", None) or {}, {}
     for name, entry in header.items():
-        (begin, end), dtype = entry["data_offsets"], TYPES[entry["dtype"]]
+        (begin, end), dtype = entry["data_offsets"], TYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ValueError(f"{path}: {name} is of type {entry['dtype']}; {', '.join(TYPES)} are known")
         own = bytearray(numbers[begin:end])
-        tensors[name] = torch.frombuffer(own, dtype=dtype).reshape(entry["shape"])
+        tensors[name] = (torch.frombuffer(own, dtype=dtype) if own else torch.empty(0, dtype=dtype)).reshape(entry["shape"])
     return metadata, tensors
 
 
@@ -107,7 +110,21 @@ class Network(torch.nn.Module):
                 at = at._modules.setdefault(part, torch.nn.Module())
             at._parameters[name] = torch.nn.Parameter(weight, requires_grad=weight.is_floating_point())
 
+    def fits(self, x):
+        """Refuses an input that is none of the graph's, on which it would be another function."""
+        given = self.graph["input"]
+        if given["kind"] == "tokens":
+            wanted, fits = f"whole numbers [batch, 1 to {given['context']} tokens]", not x.is_floating_point()
+            fits = fits and x.dim() == 2 and 1 <= x.shape[1] <= given["context"]
+        else:
+            image = given["kind"] == "pixels"
+            sizes = [given[key] for key in (["channels", "height", "width"] if image else ["dim"])]
+            wanted, fits = f"[batch, {', '.join(map(str, sizes))}]", list(x.shape[1:]) == sizes
+        if not fits:
+            raise ValueError(f"the input is {x.dtype} {list(x.shape)}; the network reads {wanted}")
+
     def forward(self, x):
+        self.fits(x)
         weights = dict(self.named_parameters())
         hidden = None
         separator = self.graph["input"].get("separator")
@@ -119,7 +136,7 @@ class Network(torch.nn.Module):
                 hidden = (document[:, :, None] != document[:, None, :])[:, None]
         else:
             own = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
-            x = x.to(own[0] if own else x.dtype if x.is_floating_point() else torch.float32)
+            x = x.to(own[0] if own else torch.float32)
         nodes, zeros = self.graph["nodes"], self.graph["input"].get("zero_prefix") or 0
         if not zeros:
             return sequence(nodes, "", x, weights, hidden)
@@ -183,14 +200,19 @@ def norm(kind):
 
 
 def normalise(node, path, x, weights, hidden):
-    return x / x.square().sum(-1, keepdim=True).clamp(min=node["eps"] ** 2).sqrt()
+    return x / x.square().sum(-1, keepdim=True).maximum(x.new_tensor(node["eps"] * node["eps"])).sqrt()
 
 
 def offset_attention(node, path, x, weights, hidden):
     y = F.linear(x, weights[join(path, "value.weight")]).split(node["head_dim"], -1)
     shares = weights[join(path, "shares.weight")][0]
-    back = lambda y, offset: F.pad(y, (0, 0, offset, 0))[:, : y.shape[1]]
+    back = lambda y, offset: F.pad(y, (0, 0, min(offset, y.shape[1]), 0))[:, : y.shape[1]]
     return torch.cat([w * back(y, offset) for w, y, offset in zip(shares, y, node["offsets"], strict=True)], -1)
+
+
+def clip(node, path, x, weights, hidden):
+    limit = min(node["limit"], torch.finfo(x.dtype).max)
+    return x.clamp(-limit, limit)
 
 
 def max_min(node, path, x, weights, hidden):
@@ -257,7 +279,7 @@ def patches(node, path, x, weights, hidden):
     b, c, h, w = x.shape
     s = node["size"]
     squares = x.reshape(b, c, h // s, s, w // s, s).permute(0, 2, 4, 1, 3, 5)
-    return squares.reshape(b, -1, c * s * s)
+    return squares.reshape(b, (h // s) * (w // s), c * s * s)
 
 
 def rotate(x, rotary):
@@ -338,7 +360,7 @@ def attention(node, path, x, weights, hidden):
     if hidden is not None:
         unseen = unseen | hidden
     mixed = logits.masked_fill(unseen, -math.inf).softmax(-1) @ v
-    y = affine(join(path, "output"), mixed.transpose(1, 2).reshape(batch, tokens, -1), weights, a["output_bias"])
+    y = affine(join(path, "output"), mixed.transpose(1, 2).reshape(batch, tokens, heads * a["head_dim"]), weights, a["output_bias"])
     return a["output_scale"] * y
 
 
@@ -348,12 +370,12 @@ NODES = {
     "parallel": (["branches"], parallel),
     "residual": (["skip", "branch", "body"], residual),
     "linear": (["inputs", "outputs", "bias"], lambda n, p, x, w, h: affine(p, x, w, n["bias"])),
-    "embedding": (["vocabulary", "dim"], lambda n, p, x, w, h: w[join(p, "weight")][x]),
+    "embedding": (["vocabulary", "dim"], lambda n, p, x, w, h: F.embedding(x, w[join(p, "weight")])),
     "positions": (["length", "dim"], lambda n, p, x, w, h: x + w[join(p, "weight")][: x.shape[1]]),
     "activation": (["function", "scale"], lambda n, p, x, w, h: n["scale"] * activation(n["function"], x)),
     "scale": (["factor"], lambda n, p, x, w, h: n["factor"] * x),
     "soft_cap": (["cap"], lambda n, p, x, w, h: n["cap"] * torch.tanh(x / n["cap"])),
-    "clip": (["limit"], lambda n, p, x, w, h: x.clamp(-n["limit"], n["limit"])),
+    "clip": (["limit"], clip),
     "attention": (
         ["dim", "heads", "key_value_heads", "head_dim", "logit_scale", "output_scale", "causal", "rotary", "bias",
          "output_bias", "query_key_norm", "query_key_span", "query_key_kind", "query_key_shift", "logit_cap", "window",
@@ -382,6 +404,11 @@ NODES = {
 if __name__ == "__main__":
     model_path, input_path, output_path = sys.argv[1:]
     inputs = read(input_path)[1]
-    (x,) = (inputs[name] for name in ("tokens", "pixels", "vectors") if name in inputs)
+    given = [name for name in ("tokens", "pixels", "vectors") if name in inputs]
+    if len(given) != 1:
+        raise SystemExit(f"{input_path}: holds {', '.join(inputs) or 'nothing'}; wanted: tokens, pixels or vectors")
+    x = inputs[given[0]]
+    if not torch.isfinite(x).all():
+        raise SystemExit(f"{input_path}: {given[0]} has numbers that are not finite")
     with torch.no_grad():
         write(output_path, "output", load(model_path)(x))

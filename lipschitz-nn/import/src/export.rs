@@ -22,10 +22,10 @@ const LARGEST: usize = (1 << 31) - (1 << 20);
 /// # Errors
 /// [`Error::Input`] if it is larger than 2 GB; [`Error::Candle`] if a weight cannot be read.
 pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
+    let too_large =
+        || Error::Input("has more than 2 GB of numbers, which one ONNX file cannot hold".into());
     if model.parameter_count().saturating_mul(4) > LARGEST {
-        return Err(Error::Input(
-            "has more than 2 GB of weights, which one ONNX file cannot hold".into(),
-        ));
+        return Err(too_large());
     }
     let graph = model.graph();
     let held = |x: f64| x == 0.0 || (x as f32).is_normal();
@@ -52,6 +52,7 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         hidden: BTreeMap::new(),
         distance: None,
         documents: None,
+        rotations: Vec::new(),
         // Of an image, as many as attention finds: it says so itself.
         most: graph.context().map_or(0, |context| context + zeros as usize),
     };
@@ -76,7 +77,8 @@ pub fn onnx(model: &Model) -> Result<Vec<u8>, Error> {
         x = export.out.slice(&x, 1, zeros, i64::MAX);
     }
     let context = graph.context();
-    Ok(export.out.finish((input, &open, context.is_some()), &x, &sizes(graph), context))
+    let bytes = export.out.finish((input, &open, context.is_some()), &x, &sizes(graph), context);
+    if bytes.len() > LARGEST { Err(too_large()) } else { Ok(bytes) }
 }
 
 /// The sizes of the output, as they are written: a number, or a name for what is open.
@@ -113,6 +115,8 @@ struct Export<'a> {
     distance: Option<String>,
     /// Which keys are in another document than a query.
     documents: Option<String>,
+    /// The names of cosines and sines, by frequencies and by how many places there are.
+    rotations: Vec<(Vec<f64>, usize, (String, String))>,
     /// The most tokens, or other places, that attention reads.
     most: usize,
 }
@@ -142,9 +146,14 @@ impl Export<'_> {
         let name = join(path, end);
         let missing = || Error::weight(&name, "is missing");
         let tensor = self.model.weights().get(&name).ok_or_else(missing)?;
-        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let own = tensor.to_device(&Device::Cpu)?;
+        let tensor = own.to_dtype(DType::F32)?;
         let all = tensor.flatten_all()?.to_vec1::<f32>()?;
-        if !all.iter().all(|x| x.is_finite()) {
+        // Numbers that are all too small would be 0 there.
+        let own = own.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let most = own.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+        let lost = most != 0.0 && most < f64::from(f32::MIN_POSITIVE);
+        if lost || !all.iter().all(|x| x.is_finite()) {
             return Err(Error::weight(
                 &name,
                 "has elements that f32, the type of the file, does not hold",

@@ -175,12 +175,12 @@ fn both<T: Real>(function: Function, x: T) -> (T, T) {
         }
         Function::Elu { alpha } => {
             let alpha = T::of(alpha);
-            let e = (if x > zero { zero } else { x }).exp();
-            if x > zero { (x, one) } else { (alpha * (e - one), alpha * e) }
+            let e = Real::exp_m1(if x > zero { zero } else { x });
+            if x > zero { (x, one) } else { (alpha * e, alpha * (e + one)) }
         }
         Function::Softplus => {
             let (e, positive) = tail(x);
-            let value = (if x > zero { x } else { zero }) + Real::ln(one + e);
+            let value = (if x > zero { x } else { zero }) + Real::ln_1p(e);
             (value, positive)
         }
         Function::Mish => {

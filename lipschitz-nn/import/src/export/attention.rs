@@ -141,6 +141,24 @@ impl Export<'_> {
         Ok(y)
     }
 
+    /// Cosines and sines of every position, `[positions, frequencies]`, once for all that turn alike.
+    fn rotations(&mut self, frequencies: &[f64]) -> Result<(String, String), Error> {
+        let rows = self.most;
+        let known = self.rotations.iter().find(|(of, n, _)| of == frequencies && *n == rows);
+        if let Some((_, _, names)) = known {
+            return Ok(names.clone());
+        }
+        let mut table = |name: &str, f: fn(f64) -> f64| -> Result<String, Error> {
+            let angles = (0..rows).flat_map(|t| frequencies.iter().map(move |w| t as f64 * w));
+            let numbers: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
+            let tensor = Tensor::from_vec(numbers, (rows, frequencies.len()), &Device::Cpu)?;
+            Ok(self.out.tensor(name, &tensor)?)
+        };
+        let names = (table("rotary.cos", f64::cos)?, table("rotary.sin", f64::sin)?);
+        self.rotations.push((frequencies.to_vec(), rows, names.clone()));
+        Ok(names)
+    }
+
     /// Pairs of coordinates turned by angles that grow with the position.
     fn rotated(
         &mut self,
@@ -154,14 +172,7 @@ impl Export<'_> {
             (0..head_dim / 2).map(power).collect()
         });
         let half = frequencies.len();
-        let rows = self.most;
-        let mut table = |name: &str, f: fn(f64) -> f64| -> Result<String, Error> {
-            let angles = (0..rows).flat_map(|t| frequencies.iter().map(move |w| t as f64 * w));
-            let numbers: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
-            let tensor = Tensor::from_vec(numbers, (rows, half), &Device::Cpu)?;
-            Ok(self.out.tensor(name, &tensor)?)
-        };
-        let (cos, sin) = (table("rotary.cos", f64::cos)?, table("rotary.sin", f64::sin)?);
+        let (cos, sin) = self.rotations(&frequencies)?;
         self.distance(x);
         let length = self.count(x);
         let (cos, sin) = (self.out.first(&cos, 0, &length), self.out.first(&sin, 0, &length));
@@ -289,7 +300,7 @@ impl Export<'_> {
         let mut moved = Vec::new();
         for (i, (mut head, offset)) in heads.into_iter().zip(offsets).enumerate() {
             if *offset > 0 {
-                let pads = self.out.ints(&[0, *offset as i64, 0, 0, 0, 0]);
+                let pads = self.out.ints(&[0, (*offset).min(self.most) as i64, 0, 0, 0, 0]);
                 head = self.out.node("Pad", &[&head, &pads], &[]);
                 head = self.out.first(&head, 1, &length);
             }
