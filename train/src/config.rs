@@ -342,7 +342,11 @@ impl Config {
         self.graph_of(data.outputs(), data.input())
     }
 
-    fn graph_of(&self, outputs: usize, input: Option<Input>) -> Result<Graph, Error> {
+    /// The network's graph for so many outputs and this input; [`Config::graph`]'s where it is not known.
+    ///
+    /// # Errors
+    /// As [`Config::graph`].
+    pub fn graph_of(&self, outputs: usize, input: Option<Input>) -> Result<Graph, Error> {
         let mut model = self.model.clone();
         // What a head of norm 1 has as its constant there, so that its cap is near 1.
         if let (

@@ -149,9 +149,15 @@ fn tail(there: &Config, here: &Config) -> Result<(), String> {
 /// The change of `train.steps`, if it would have changed the learning rate of a step that was made
 /// since the last change, or whether weights were fitted to a target behind the last one.
 fn step_change(position: &Position, there: &Config, here: &Config) -> Option<StepChange> {
-    let (from, to, step) = (there.train.steps, here.train.steps, position.step);
-    let since = position.step_changes.last().map_or(0, |change| change.step);
-    let fitted = Due::after(there, step) != Due::after(here, step);
+    let (to, step) = (here.train.steps, position.step);
+    // What was changed at this very step was no change for a step that was made.
+    let here_too = position.step_changes.iter().find(|change| change.step == step);
+    let from = here_too.map_or(there.train.steps, |change| change.from);
+    let before = position.step_changes.iter().rfind(|change| change.step != step);
+    let since = before.map_or(0, |change| change.step);
+    let mut made = there.clone();
+    made.train.steps = from;
+    let fitted = Due::after(&made, step) != Due::after(here, step);
     let changes = from != to && (fitted || differs(here.train.schedule, since..step, from, to));
     changes.then_some(StepChange { step, from, to })
 }
@@ -228,5 +234,17 @@ mod tests {
         assert_eq!(lengthened(25, many, few), Some(StepChange { step: 25, from: 50, to: 25 }));
         assert_eq!(lengthened(24, few, many), None);
         assert!(change(30, "max_logit=3.0").is_some());
+    }
+
+    /// Between two changes at one step no step was made under the first.
+    #[test]
+    fn the_last_of_several_changes_at_a_step_counts() {
+        let change = StepChange { step: 6, from: 400, to: 800 };
+        let position = Position { step: 6, step_changes: vec![change], ..Position::default() };
+        let of = |steps: u64| demo(&[&format!("train.steps={steps}")]);
+        let to = |steps| step_change(&position, &of(800), &of(steps));
+        assert_eq!(to(700), Some(StepChange { to: 700, ..change }));
+        assert_eq!(to(800), Some(change));
+        assert_eq!(to(400), None);
     }
 }

@@ -156,6 +156,17 @@ impl Summary {
     pub fn certified(&self) -> Option<[f64; 3]> {
         Some([self.certified_accuracy?, self.certified_72?, self.certified_108?])
     }
+
+    /// Whether both are of the same weights, as far as their figures tell.
+    pub(crate) fn has_network_of(&self, other: &Self) -> bool {
+        let of = |s: &Self| (s.steps, s.parameters, s.lipschitz, s.val_loss.to_bits());
+        of(self) == of(other)
+    }
+}
+
+/// The summary of a finished run; none if there is no whole one.
+pub(crate) fn summary(directory: &Path) -> Option<Summary> {
+    serde_json::from_str(&std::fs::read_to_string(directory.join("summary.json")).ok()?).ok()
 }
 
 /// The directory of one run.

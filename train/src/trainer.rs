@@ -345,7 +345,10 @@ impl<'a> Run<'a> {
             }
             line.logit_bound = ranges.largest_logit().and_then(finite);
             line.range_bound = finite(ranges.largest());
-            if self.best.as_ref().is_none_or(|best| result.loss < best.val_loss) {
+            // Between two fits a network may be above its target, and have a lower loss.
+            let fits = check_target(self.config, certificate.rms).is_ok()
+                && logits::check(self.config, &ranges).is_ok();
+            if fits && self.best.as_ref().is_none_or(|best| result.loss < best.val_loss) {
                 // The checkpoint that follows has its digest.
                 let (step, val_loss, digest) = (done, result.loss, String::new());
                 self.best = Some(Best { step, val_loss, digest });

@@ -169,6 +169,11 @@ fn a_run_leaves_all_its_files_and_can_be_used() {
     let mut recorded = json(&w.path("run/summary.json"));
     assert_eq!(recorded["paper_loss"], result["loss"]);
     assert_eq!(recorded["paper_accuracy"], result["accuracy"]);
+    // A finished run that is resumed is the same network.
+    ok(&["run", &w.string("run/config.toml"), "--resume", "--out", &run]);
+    let again = json(&w.path("run/summary.json"));
+    assert_eq!(again["paper_loss"], result["loss"]);
+    assert_eq!(again["paper_accuracy"], result["accuracy"]);
     for key in ["paper_loss", "paper_accuracy"] {
         recorded.as_object_mut().unwrap().remove(key);
     }

@@ -2,7 +2,9 @@
 
 mod workshop;
 
+use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::range;
+use lipschitz_certify::spectral::Method;
 use serde_json::Value;
 use workshop::*;
 
@@ -63,6 +65,26 @@ fn a_network_that_keeps_norms_uses_its_target() {
             line["lipschitz"].as_f64().is_none_or(|log10| log10 <= target.log10() + 1e-9)
         }));
     }
+}
+
+/// Between two fits a network may be above its target, where its loss is lower: that is not its best.
+#[test]
+fn the_best_network_meets_the_target_too() {
+    let w = Workshop::new(KEEPING);
+    let settings = ["lipschitz.target=0.5", "train.eval_every=10", "train.learning_rate=0.3"];
+    w.done("run", &settings, &[]);
+    let run = w.path("run");
+    let lines = metrics(&run);
+    let above =
+        |line: &&Value| line["val_loss"].is_number() && line["lipschitz"].as_f64() > Some(0.0);
+    let lowest = lines.iter().filter(above).filter_map(|line| line["val_loss"].as_f64());
+    let summary = json(&run.join("summary.json"));
+    let best = summary["best_val_loss"].as_f64().unwrap();
+    assert!(lowest.fold(f64::MAX, f64::min) < best, "no step in between was above the target");
+    let model = lipschitz_certify::open(&run.join("best.safetensors")).unwrap();
+    let (method, formula) = (Method::Proven, Formula::Sound);
+    let certificate = certify(&model, method, formula, None).unwrap();
+    assert!(certificate.rms.to_f64() <= 0.5, "{}", certificate.rms);
 }
 
 /// A network whose caps say far more than its norms: what they leave goes to the head, which no cap

@@ -58,7 +58,13 @@ impl ImagesConfig {
         let beside = beside.and_then(|path| list(path).ok()?.read(Some(shape)).ok());
         let held_out = (beside, self.val_fraction.unwrap_or(TENTH));
         let folder = list(from)?;
-        let all = folder.read(Some(shape))?;
+        let reads = |[_, height, width]: [usize; 3], channels| input(&[channels, height, width]);
+        let all = folder.read(Some(shape)).map_err(|error| match error {
+            Error::Contradiction { .. } => {
+                Error::misfit_of(reads(shape, shape[0]), reads(shape, 3))
+            }
+            error => error,
+        })?;
         let name = from.display().to_string();
         let parts = held_out::unseen(&name, all, &part, held_out, trained)?;
         Ok(Examples::new(name, parts, folder.classes.len(), folder.classes))

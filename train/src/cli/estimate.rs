@@ -4,8 +4,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 use comfy_table::Table;
 use lipschitz_certify::outln;
-use lipschitz_certify::terminal::ranges;
 use lipschitz_certify::terminal::tables::{self, fitted};
+use lipschitz_certify::terminal::{self, ranges};
 use lipschitz_train::estimate::{self, Speeds, StepCost, estimate};
 use lipschitz_train::teacher;
 
@@ -50,6 +50,16 @@ impl EstimateCommand {
         let config = super::config_at(&self.config, &self.settings)?;
         let data = config.data.kind();
         let graph = match self.outputs.or(data.outputs()) {
+            // What an image is like, only the data says.
+            Some(outputs) if self.outputs.is_some() && data.input().is_none() => {
+                let input = data.load_little().map(|little| little.input()).unwrap_or_else(|_| {
+                    terminal::note(format_args!(
+                        "note: the data is not there; if it is images, 3×32×32 is assumed"
+                    ));
+                    None
+                });
+                config.graph_of(outputs, input)?
+            }
             Some(outputs) => config.graph(outputs)?,
             None => config.graph_for(&*data.load_little()?)?,
         };

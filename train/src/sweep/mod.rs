@@ -18,7 +18,7 @@ use lipschitz_data::{DataConfig, DataSet};
 
 use crate::config::{Config, TrainConfig};
 use crate::error::Within;
-use crate::run_dir::Summary;
+use crate::run_dir::{Summary, summary};
 use crate::{Error, device, trainer};
 
 /// One run of a sweep.
@@ -90,11 +90,6 @@ fn places(out: &Path, runs: &[SweepRun]) -> Result<Vec<PathBuf>, Error> {
         Ok(known.unwrap_or_else(|| out.join(&run.name)))
     };
     runs.iter().map(place).collect()
-}
-
-/// The summary of a finished run; none if there is no whole one.
-fn summary(directory: &Path) -> Option<Summary> {
-    serde_json::from_str(&std::fs::read_to_string(directory.join("summary.json")).ok()?).ok()
 }
 
 /// The summary of a run that is finished and was made with this config.

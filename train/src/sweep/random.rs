@@ -96,8 +96,13 @@ impl Range {
         let steps = 1 << 53;
         let share = random::below(&mut rng, steps) as f64 / steps as f64;
         match self {
-            Self::Uniform([a, b]) => Value::Float(short(a + share * (b - a)).clamp(*a, *b)),
-            Self::Log([a, b]) => Value::Float(short(a * (b / a).powf(share)).clamp(*a, *b)),
+            // Each end by itself, so that no width or ratio is infinite.
+            Self::Uniform([a, b]) => {
+                Value::Float(short(a * (1.0 - share) + b * share).clamp(*a, *b))
+            }
+            Self::Log([a, b]) => {
+                Value::Float(short(a.powf(1.0 - share) * b.powf(share)).clamp(*a, *b))
+            }
             Self::Integer([a, b]) => {
                 Value::Integer(a + random::below(&mut rng, a.abs_diff(*b) as usize + 1) as i64)
             }
@@ -109,4 +114,21 @@ impl Range {
 /// Four significant digits: what a name can say in full.
 fn short(x: f64) -> f64 {
     format!("{x:.3e}").parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Over the whole range, also where its width or ratio is no number.
+    #[test]
+    fn the_widest_ranges_are_drawn_from_all_over() {
+        for range in [Range::Log([1e-300, 1e300]), Range::Uniform([f64::MIN, f64::MAX])] {
+            let drawn: Vec<f64> =
+                (0..40).map(|i| range.draw(0, "x", i).as_float().unwrap()).collect();
+            let middle = if matches!(range, Range::Log(_)) { 1.0 } else { 0.0 };
+            let above = drawn.iter().filter(|x| **x > middle).count();
+            assert!((8..=32).contains(&above) && drawn.iter().all(|x| x.is_finite()), "{drawn:?}");
+        }
+    }
 }

@@ -45,6 +45,14 @@ pub fn check(config: &Config, data: &dyn DataSet) -> Result<Checked, Error> {
         return Err(Error::Config("max_logit is set, and the model has no attention".into()));
     }
     recipe.constraint.check_complete()?;
-    recipe.check_rates(&graph, config.train.learning_rate)?;
+    let decay = config.constraint.decay;
+    recipe.check_rates(&graph, config.train.learning_rate).map_err(|error| {
+        match recipe.constraint.decay == decay {
+            true => Error::from(error),
+            false => Error::Config(format!(
+                "{error}; it was solved from the target, so a larger target or a smaller learning rate"
+            )),
+        }
+    })?;
     Ok(Checked { graph, recipe })
 }

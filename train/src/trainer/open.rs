@@ -67,6 +67,9 @@ fn reopen(made_of: &MadeOf, options: &RunOptions, device: &Device) -> Result<Ope
     let mut told = Vec::new();
     if let Some(saved) = &mut saved {
         let resumed = resume::check(saved, made_of)?;
+        // A change behind which no step was made is none.
+        let step = saved.position.step;
+        saved.position.step_changes.retain(|change| change.step != step);
         saved.position.step_changes.extend(resumed.change);
         told = resumed.notes;
     } else if file.exists() {

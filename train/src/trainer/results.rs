@@ -17,7 +17,7 @@ use lipschitz_nn::norm::rms_to_rms;
 
 use super::{End, Run, check_target, log10};
 use crate::dynamics::check_caps;
-use crate::run_dir::{StepChange, Summary};
+use crate::run_dir::{self, StepChange, Summary};
 use crate::target::Due;
 use crate::{Error, logits, target};
 
@@ -58,6 +58,7 @@ impl Run<'_> {
         if self.stopped() {
             return Ok(End::Stopped(steps));
         }
+        let before = self.files.as_ref().and_then(|(dir, _)| run_dir::summary(dir.path()));
         if let Some((dir, _)) = &self.files {
             // That of fewer steps is not that of these weights.
             let summary = dir.path().join("summary.json");
@@ -69,9 +70,14 @@ impl Run<'_> {
             }
         }
         self.write_results(&model, &certificate)?;
-        let Some(summary) = self.summary(&model, &certificate, seconds)? else {
+        let Some(mut summary) = self.summary(&model, &certificate, seconds)? else {
             return Ok(End::Stopped(steps));
         };
+        // What `train eval --record` wrote of the same network.
+        if let Some(before) = before.filter(|before| before.has_network_of(&summary)) {
+            (summary.paper_loss, summary.paper_accuracy) =
+                (before.paper_loss, before.paper_accuracy);
+        }
         self.restore_files()?;
         if self.due {
             // What was removed while the results were computed may be any of them. The other processes
@@ -126,7 +132,11 @@ impl Run<'_> {
         if self.stopped() {
             return Ok(None);
         }
-        let found = self.search(model, certificate)?;
+        let found = match certificate.l2 == Upper::ZERO {
+            // Nothing moves its outputs, and no pair would say more.
+            true => 0.0,
+            false => self.search(model, certificate)?,
+        };
         check_target(self.config, certificate.rms)?;
         if self.config.max_logit.is_some() {
             let ranges = range::prove(model, range::Inputs::default(), 0, &|_| {})?;
