@@ -28,6 +28,10 @@
 //!   round up.
 //! - [`bound`] propagates a radius and Lipschitz constants through a network's graph. The bound of
 //!   multi-head attention is in `bound/attention.rs`, its proof in `docs/mathematics.md`.
+//! - [`ellipsoid`] proves a second, often smaller constant by sets that keep track of directions.
+//! - [`local`] proves what holds around one input, [`range`] how large every tensor can become,
+//!   [`executed`] how far the program in f32, bf16 or f16 is from the function.
+//! - [`source`] is what all read: a graph and its weights, one after the other.
 //! - [`certificate`] states the result, [`mod@verify`] proves a stated one again, [`plan`] gives
 //!   the bound before training.
 //! - [`probe`] searches for the largest sensitivity, [`robust`] certifies and attacks predictions.

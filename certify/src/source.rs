@@ -136,7 +136,7 @@ pub trait Source {
     }
 }
 
-/// The network that inference in a smaller floating-point type runs: every weight is rounded.
+/// The network that inference in a type of few bits runs: every weight is rounded.
 pub struct Rounded<'a> {
     /// The network as it is stored.
     pub source: &'a dyn Source,

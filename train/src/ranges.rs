@@ -1,4 +1,4 @@
-//! Ranges of the whole numbers of a config. Beyond them nothing can be trained on any machine, and
+//! Ranges of the numbers of a config. Beyond them nothing can be trained on any machine, and
 //! what grows with a number would grow without end before that is noticed.
 
 use lipschitz_data::augment;

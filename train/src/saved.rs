@@ -236,7 +236,7 @@ fn read(path: &Path) -> Result<State, Error> {
 }
 
 fn seal(state: &State) -> Result<String, Error> {
-    Ok(hexadecimal(Sha256::digest(serde_json::to_vec(state)?)))
+    Ok(hex::encode(Sha256::digest(serde_json::to_vec(state)?)))
 }
 
 /// SHA-256 of a file, in hexadecimal.
@@ -245,12 +245,8 @@ pub(crate) fn digest(path: &Path) -> Result<String, lipschitz_nn::Error> {
     let (mut hash, mut part) = (Sha256::new(), vec![0; 1 << 16]);
     loop {
         match file.read(&mut part).at(path)? {
-            0 => return Ok(hexadecimal(hash.finalize())),
+            0 => return Ok(hex::encode(hash.finalize())),
             read => hash.update(&part[..read]),
         }
     }
-}
-
-pub(crate) fn hexadecimal(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

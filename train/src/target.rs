@@ -9,7 +9,7 @@ use lipschitz_certify::certificate::{Formula, certify};
 use lipschitz_certify::ellipsoid::usual_steps;
 use lipschitz_certify::spectral::{Matrix, Method, spectral_norm};
 use lipschitz_certify::upper::Upper;
-use lipschitz_nn::graph::{Op, join};
+use lipschitz_nn::graph::join;
 use lipschitz_nn::{Graph, Model};
 use lipschitz_opt::scale;
 
@@ -38,8 +38,7 @@ const LEAST: f64 = 1e-30;
 
 /// The weight of the linear map that a network ends in, but for scales.
 pub(crate) fn head(graph: &Graph) -> Option<String> {
-    let last = graph.nodes().iter().rfind(|node| !matches!(node.op, Op::Scale { .. }))?;
-    matches!(last.op, Op::Linear { .. }).then(|| join(&last.name, "weight"))
+    Some(join(&graph.nodes()[graph.head()?].name, "weight"))
 }
 
 /// What is fitted after this many steps: the head, and whether for the last time, which is another fit;

@@ -29,7 +29,6 @@ use crate::Error;
 use crate::config::Config;
 use crate::error::Within;
 use crate::loss::Taught;
-use crate::saved::hexadecimal;
 
 /// Trained networks to learn from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -164,7 +163,7 @@ pub fn digest(teacher: &Model) -> Result<String, Error> {
     let mut hash = Sha256::new();
     hash.update(certificate::digest(teacher)?);
     hash.update(serde_json::to_vec(teacher.graph())?);
-    Ok(hexadecimal(hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// Trained networks that a run learns from.

@@ -123,7 +123,8 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
     let top = Place { first: graph.nodes().len() - nodes.len(), ..Place::default() };
     let Passage { trail, out, .. } = walker.sequence(nodes, &top, start, Upper::ONE)?;
     let lipschitz = last(&trail);
-    let (logit, margin, head) = outputs(nodes, &trail, norms)?;
+    let end = graph.head().and_then(|end| end.checked_sub(top.first));
+    let (logit, margin, head) = outputs(nodes, end, &trail, norms)?;
     let rows = walker.rows;
     Ok(Walk {
         lipschitz,
@@ -139,20 +140,18 @@ pub fn walk(graph: &Graph, norms: &dyn Norms, radius: Option<Upper>) -> Result<W
 }
 
 /// The constants of a single output and of the difference of two. Where the network ends in a
-/// linear map, they are those of a row and of a difference of two rows. In any case they are at
+/// linear map, node `end`, they are those of a row and of a difference of two rows. In any case they are at
 /// most that of all outputs, and √2 times it.
 fn outputs(
     nodes: &[Node],
+    end: Option<usize>,
     trail: &[Upper],
     norms: &dyn Norms,
 ) -> Result<(Upper, Upper, Option<FinalLinear>), Error> {
     let lipschitz = last(trail);
     let (logit, margin) = (lipschitz, lipschitz * count(2).sqrt());
-    let end = nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }));
-    let Some((end, Node { name, op: Op::Linear { .. } })) = end.map(|end| (end, &nodes[end]))
-    else {
-        return Ok((logit, margin, None));
-    };
+    let Some(end) = end else { return Ok((logit, margin, None)) };
+    let name = &nodes[end].name;
     let gain = nodes[..end].last().filter(|node| has_gain(node));
     let block =
         Block::whole(join(name, "weight")).gain(gain.map(|node| join(&node.name, "weight")));

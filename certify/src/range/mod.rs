@@ -134,15 +134,19 @@ pub fn prove(
 /// As [`prove`], beside a certificate of the same weights, whose norms are not proven again.
 ///
 /// # Errors
-/// As [`prove`], and [`Error::Violated`] if the certificate is not about these weights.
+/// As [`prove`], and [`Error::Violated`] if the certificate is not about these weights, or states an
+/// estimate.
 pub fn beside(
     certificate: &Certificate,
     source: &dyn Source,
     inputs: Inputs,
 ) -> Result<Ranges, Error> {
     let source = &Pinned::new(source)?;
-    if source.digest() != certificate.weights_sha256 || !certificate.method.is_bound() {
+    if source.digest() != certificate.weights_sha256 {
         return Err(Error::Violated("the certificate is not about this network".into()));
+    }
+    if !certificate.method.is_bound() {
+        return Err(Error::Violated("the certificate states an estimate, not a bound".into()));
     }
     let proven = WeightNorms::new(source, Method::Proven, &|_| {});
     given(source, &Stated { certificate, proven }, inputs, 0, &|_| {})

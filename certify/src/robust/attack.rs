@@ -8,6 +8,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use lipschitz_nn::random::{self, Stream};
 
 use crate::Error;
+use crate::probe::row_norms;
 
 /// The effort of an attack.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +138,7 @@ impl Attack<'_> {
             let at = (x + moved.clamp(-most, most)?)?;
             return Ok(if self.unit { at.clamp(0.0, 1.0)? } else { at });
         }
-        let factor = ((norms(&moved)? + 1e-300)?.recip()? * (radius * (1.0 - 1e-12)))?;
+        let factor = ((row_norms(&moved)? + 1e-300)?.recip()? * (radius * (1.0 - 1e-12)))?;
         let at = (x + moved.broadcast_mul(&factor.minimum(&factor.ones_like()?)?)?)?;
         Ok(if self.unit { at.clamp(0.0, 1.0)? } else { at })
     }
@@ -157,7 +158,9 @@ impl Attack<'_> {
             let goal = margin(&(self.network)(at.as_tensor())?, classes)?;
             let gradients = goal.sum_all()?.backward()?;
             match gradients.get(at.as_tensor()) {
-                Some(g) => norms(&g.detach())?.squeeze(D::Minus1)?.argmax(D::Minus1)?.to_vec1()?,
+                Some(g) => {
+                    row_norms(&g.detach())?.squeeze(D::Minus1)?.argmax(D::Minus1)?.to_vec1()?
+                }
                 None => vec![tokens as u32 - 1; batch],
             }
         };
@@ -196,12 +199,7 @@ fn one_hot(logits: &Tensor, classes: &[usize]) -> Result<Tensor, Error> {
     Ok(Tensor::from_vec(hot, (batch, outputs), &Device::Cpu)?.to_dtype(DType::F64)?)
 }
 
-/// ℓ2 norms over the last dimension, which is kept.
-fn norms(x: &Tensor) -> Result<Tensor, Error> {
-    Ok(x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
-}
-
 /// Each token divided by its norm; zero stays zero.
 fn unit(x: &Tensor) -> Result<Tensor, Error> {
-    Ok(x.broadcast_div(&(norms(x)? + 1e-300)?)?)
+    Ok(x.broadcast_div(&(row_norms(x)? + 1e-300)?)?)
 }

@@ -208,7 +208,6 @@ fn known(classes: &[usize], model: &Model) -> Result<(), Error> {
     }
 }
 
-/// The first `limit` inputs as rows `[batch, 1, numbers]` in f64 with their classes.
 /// Whether pixels lie where the attack stays, and where rounding is bounded.
 fn pixels(x: &Tensor) -> Result<(), Error> {
     let of = |x: Tensor| x.to_scalar::<f64>();
@@ -222,6 +221,7 @@ fn pixels(x: &Tensor) -> Result<(), Error> {
     )))
 }
 
+/// The first `limit` inputs as rows `[batch, 1, numbers]` in f64 with their classes.
 pub(super) fn inputs<E: Into<BoxError>>(
     batches: impl IntoIterator<Item = Result<(Tensor, Tensor), E>>,
     limit: usize,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use lipschitz_nn::checkpoint::{
-    self, Dialect, Header, Meta, Origin, Provenance, Tokenizer, WeightOrigin,
+    self, Dialect, Header, MAX_HEADER, Meta, Origin, Provenance, Tokenizer, WeightOrigin,
 };
 use lipschitz_nn::{Error, check_finite, text};
 
@@ -357,9 +357,6 @@ pub fn wanted(path: &Path, options: &ImportOptions) -> Result<Vec<(String, Vec<u
     Ok(out)
 }
 
-/// The longest header that safetensors allows, in bytes.
-const LONGEST_HEADER: u64 = 100_000_000;
-
 /// Whether this is a checkpoint of this project, which has its graph with it.
 fn is_ours(path: &Path) -> bool {
     // An index takes more memory than its text, so the text is looked at first.
@@ -367,7 +364,7 @@ fn is_ours(path: &Path) -> bool {
         let mut file = File::open(path).ok()?;
         let mut size = [0; 8];
         file.read_exact(&mut size).ok()?;
-        let size = Some(u64::from_le_bytes(size)).filter(|size| *size <= LONGEST_HEADER)?;
+        let size = Some(u64::from_le_bytes(size)).filter(|size| *size <= MAX_HEADER)?;
         let mut text = Vec::new();
         file.take(size).read_to_end(&mut text).ok()?;
         let key = format!("\"{}\"", checkpoint::KEY);

@@ -11,8 +11,8 @@ use safetensors::tensor::Metadata;
 
 use crate::strict;
 
-/// The format's own limit, in bytes.
-const MAX_SIZE: u64 = 100_000_000;
+/// The longest header that safetensors allows, in bytes.
+pub const MAX_HEADER: u64 = 100_000_000;
 
 /// A header that was read.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Header {
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| Damage::Truncated)?;
         let size = u64::from_le_bytes(size);
-        if size > length.saturating_sub(8).min(MAX_SIZE) {
+        if size > length.saturating_sub(8).min(MAX_HEADER) {
             return Err(Damage::Size { size, length });
         }
         let mut bytes = Vec::new();

@@ -8,7 +8,7 @@ mod reader;
 mod tensors;
 
 pub use atomic::{is_temporary, sync, writable, write};
-pub use header::{Damage, Entry, Header};
+pub use header::{Damage, Entry, Header, MAX_HEADER};
 pub use meta::{Dialect, FORMAT, KEY, Meta, Origin, Provenance, Tokenizer, WeightOrigin};
 pub use reader::Reader;
 pub use tensors::{load_tensors, save_tensors};

@@ -34,6 +34,17 @@ impl Rotary {
         Self { base, pairing, frequencies: None }
     }
 
+    /// The angle per token of each pair of `head_dim` coordinates that is turned: `base^(−2i/head_dim)`,
+    /// unless others are given.
+    #[must_use]
+    pub fn per_token(&self, head_dim: usize) -> Vec<f64> {
+        let half = head_dim / 2;
+        match &self.frequencies {
+            Some(frequencies) => frequencies.clone(),
+            None => (0..half).map(|i| self.base.powf(-(i as f64) / half as f64)).collect(),
+        }
+    }
+
     /// The largest angle per token.
     #[must_use]
     pub fn fastest(&self) -> f64 {

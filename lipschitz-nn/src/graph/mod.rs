@@ -157,6 +157,13 @@ impl Graph {
         first(&self.nodes, "")
     }
 
+    /// The place among the outermost nodes of the linear map that a network ends in, but for scales behind it.
+    #[must_use]
+    pub fn head(&self) -> Option<usize> {
+        let end = self.nodes.iter().rposition(|node| !matches!(node.op, Op::Scale { .. }))?;
+        matches!(self.nodes[end].op, Op::Linear { .. }).then_some(end)
+    }
+
     /// How many tokens the graph knows, for token input.
     pub fn vocabulary(&self) -> Option<usize> {
         match self.nodes.first()?.op {

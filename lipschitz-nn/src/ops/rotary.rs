@@ -24,15 +24,6 @@ pub fn rotary(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     }
 }
 
-/// The angle per token of each pair of `head_dim` coordinates.
-fn frequencies(rotary: &Rotary, head_dim: usize) -> Vec<f64> {
-    let half = head_dim / 2;
-    match &rotary.frequencies {
-        Some(frequencies) => frequencies.clone(),
-        None => (0..half).map(|i| rotary.base.powf(-(i as f64) / half as f64)).collect(),
-    }
-}
-
 fn angles(frequencies: &[f64], tokens: usize) -> Vec<f64> {
     (0..tokens).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f)).collect()
 }
@@ -43,7 +34,7 @@ fn angles(frequencies: &[f64], tokens: usize) -> Vec<f64> {
 /// Candle's own, such as an odd `head_dim`.
 pub fn composed(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     let (batch, tokens, heads, width) = x.dims4()?;
-    let frequencies = frequencies(rotary, width);
+    let frequencies = rotary.per_token(width);
     let half = frequencies.len();
     let dim = 2 * half;
     if dim < width {
@@ -87,7 +78,7 @@ pub(super) struct Turns<T> {
 
 impl<T: Real> Turns<T> {
     pub(super) fn new(rotary: &Rotary, tokens: usize, head_dim: usize) -> Self {
-        let frequencies = frequencies(rotary, head_dim);
+        let frequencies = rotary.per_token(head_dim);
         let angles = angles(&frequencies, tokens);
         Self {
             pairing: rotary.pairing,

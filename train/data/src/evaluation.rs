@@ -107,17 +107,6 @@ pub fn check_causal(graph: &Graph) -> Result<(), Error> {
     }
 }
 
-/// Loss, accuracy and margin of a classifier on batches, each weighed by its number of predictions.
-///
-/// # Errors
-/// [`Error::EmptySplit`] if there are none; others if the network cannot read them.
-pub fn evaluate_batches(
-    model: &Model,
-    batches: impl IntoIterator<Item = Result<Batch, Error>>,
-) -> Result<Evaluation, Error> {
-    total(&|x| model.forward(x), Predicts::Classes, batches)
-}
-
 fn total(
     forward: &dyn Fn(&Tensor) -> Result<Tensor, lipschitz_nn::Error>,
     predicts: Predicts,

@@ -53,7 +53,7 @@ pub use data_set::{Batch, Batches, DataKind, DataSet, Predicts, Protocol, Traini
 pub use error::Error;
 pub use evaluation::{
     Evaluation, check_causal, check_outputs, check_vocabulary, evaluate, evaluate_as,
-    evaluate_batches, evaluation_size, starts,
+    evaluation_size, starts,
 };
 
 use sha2::{Digest, Sha256};

@@ -87,11 +87,7 @@ impl Range {
     }
 
     fn draw(&self, seed: u64, key: &str, i: u64) -> Value {
-        let digest = Sha256::digest(key)
-            .iter()
-            .take(12)
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let digest = hex::encode(&Sha256::digest(key)[..12]);
         let mut rng = random::keyed(seed, &digest, i);
         let steps = 1 << 53;
         let share = random::below(&mut rng, steps) as f64 / steps as f64;

@@ -335,11 +335,7 @@ fn turned_back(
     d: usize,
     tokens: usize,
 ) -> Result<Functionals, Error> {
-    let half = d / 2;
-    let frequencies = rotary.frequencies.clone().unwrap_or_else(|| {
-        (0..half).map(|i| rotary.base.powf(-(i as f64) / half as f64)).collect()
-    });
-    let frequencies = Some(frequencies.into_iter().map(|f| -f).collect());
+    let frequencies = Some(rotary.per_token(d).into_iter().map(|f| -f).collect());
     let back = Rotary { frequencies, ..rotary.clone() };
     let mut all = vec![0.0; lambda.count * tokens * lambda.width];
     for (k, t, row) in lambda.rows() {

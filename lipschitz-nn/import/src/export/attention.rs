@@ -167,10 +167,7 @@ impl Export<'_> {
         x: &str,
         y: String,
     ) -> Result<String, Error> {
-        let frequencies = rotary.frequencies.clone().unwrap_or_else(|| {
-            let power = |i: usize| rotary.base.powf(-2.0 * i as f64 / head_dim as f64);
-            (0..head_dim / 2).map(power).collect()
-        });
+        let frequencies = rotary.per_token(head_dim);
         let half = frequencies.len();
         let (cos, sin) = self.rotations(&frequencies)?;
         self.distance(x);

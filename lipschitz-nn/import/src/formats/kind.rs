@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use lipschitz_nn::checkpoint::MAX_HEADER;
 use lipschitz_nn::{Error, kind};
 
 use super::source::Source;
@@ -30,9 +31,6 @@ pub(crate) const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 /// The last bytes of a table of TensorFlow's checkpoints.
 const TABLE: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
 
-/// The longest header of a safetensors file, in bytes.
-const LONGEST_HEADER: u64 = 100_000_000;
-
 impl Kind {
     /// Recognises a file.
     ///
@@ -56,7 +54,7 @@ impl Kind {
         // A header's length, then JSON. The length may begin as anything, so it is looked at first.
         let header = start.get(8) == Some(&b'{');
         let length = start.iter().take(8).rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
-        if header && length <= LONGEST_HEADER {
+        if header && length <= MAX_HEADER {
             return Ok(Self::Safetensors);
         }
         if let Some(known) = kind::fixed(&start) {
