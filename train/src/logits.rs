@@ -59,7 +59,7 @@ pub(crate) fn fit(config: &Config, training: &mut Training) -> Result<(), Error>
             _ => 1.0,
         };
         let query: Vec<f64> = logits.heads.iter().map(factor).collect();
-        let shared = (a.heads / a.key_value_heads.max(1)).max(1);
+        let shared = a.group_size();
         let least = |heads: &[f64]| heads.iter().copied().fold(1.0, f64::min);
         let key: Vec<f64> = query.chunks(shared).map(least).collect();
         if least(&query) == 1.0 {

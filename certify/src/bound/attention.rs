@@ -264,7 +264,7 @@ impl<'a> Layer<'a> {
         let Attention { heads, key_value_heads, .. } = *self.a;
         let of = |h: usize| {
             let own = Part { index: h, count: heads };
-            let shared = Part { index: h / (heads / key_value_heads), count: key_value_heads };
+            let shared = Part { index: self.a.group(h), count: key_value_heads };
             let (query, key) = (self.block("query", own), self.block("key", shared));
             let (value, output) = (self.block("value", shared), self.output().columns(own));
             let both = plain(self.a).then(|| Norm::QueryKey(query.clone(), key.clone()));
@@ -280,7 +280,7 @@ impl<'a> Layer<'a> {
     fn head(&self, h: usize) -> Result<Head, Error> {
         let Attention { heads, key_value_heads, .. } = *self.a;
         let own = Part { index: h, count: heads };
-        let shared = Part { index: h / (heads / key_value_heads), count: key_value_heads };
+        let shared = Part { index: self.a.group(h), count: key_value_heads };
         let query_map = self.norms.matrix(&self.block("query", own))?;
         let key_map = self.norms.matrix(&self.block("key", shared))?;
         let value = self.norms.matrix(&self.block("value", shared))?;
@@ -344,7 +344,7 @@ impl<'a> Layer<'a> {
             let own = heads.constant_of(head, head.value, root);
             squares = squares + own * own;
         }
-        let repeats = count(self.a.heads / self.a.key_value_heads).sqrt();
+        let repeats = count(self.a.group_size()).sqrt();
         let value = self.norms.matrix(&self.block("value", Part::ALL))? * repeats;
         let query = self.all_queries(heads)?.slope * heads.max(|h| h.key.size * h.value);
         let key = self.all_keys()? * repeats * root * heads.max(|h| h.query.size * h.value);
@@ -422,7 +422,7 @@ impl<'a> Layer<'a> {
     /// is the same in all values, which the probabilities leave as it is.
     fn radius(&self, heads: &Heads, output: Upper) -> Result<Upper, Error> {
         let values = heads.sum(|h| h.output_value).min(output * heads.root_of_squares(|h| h.value));
-        let repeats = count(self.a.heads / self.a.key_value_heads).sqrt();
+        let repeats = count(self.a.group_size()).sqrt();
         let offset = self.offset("value", Part::ALL)?;
         let radius = values * self.x.radius + output * repeats * offset;
         if !self.a.output_bias {

@@ -508,8 +508,7 @@ impl Pass<'_> {
         (r, error, tokens): (Upper, Upper, usize),
         out: Upper,
     ) -> Result<Upper, Error> {
-        let shared = a.key_value_heads.max(1);
-        let repeats = (a.heads / shared).max(1);
+        let (shared, repeats) = (a.key_value_heads, a.group_size());
         let one = |name: &str, index: usize, heads: usize| {
             self.projection(a, path, name, Part { index, count: heads }, (r, error, tokens))
         };

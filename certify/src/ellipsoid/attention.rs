@@ -128,7 +128,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     }
     let mut heads = Vec::new();
     for h in 0..a.heads {
-        let group = h / (a.heads / a.key_value_heads);
+        let group = a.group(h);
         let columns =
             Weight::whole(at.weight("output.weight")).columns(Part { index: h, count: a.heads });
         let o = weights.block(&columns)?;
@@ -150,7 +150,7 @@ pub(super) fn step(walker: &mut Walker<'_>, a: &Attention, at: &Place<'_>) -> Re
     }
     if !a.bias && a.rotary.is_none() && a.query_key_norm.is_none() {
         let product = |h: usize| {
-            let group = h / (a.heads / a.key_value_heads);
+            let group = a.group(h);
             tape.inner_norm(&own(&of_value.query, h), &own(&of_value.key, group)).value
         };
         walker.keep(at.id, Stage::Product, || (0..a.heads).map(product).collect());
@@ -280,7 +280,7 @@ fn constant(
     let mut sum = None;
     if let Some(v) = v {
         // Each group's values go to all its heads.
-        let repeats = a.heads / a.key_value_heads;
+        let repeats = a.group_size();
         let rows = (0..a.heads).flat_map(|h| {
             let from = h / repeats * a.head_dim;
             v.data[from..from + a.head_dim].iter().copied()

@@ -89,7 +89,7 @@ impl Heads {
         };
         let outs = (0..heads).map(|h| maps.out_of(o, part(h, heads)));
         let pairs = (0..heads).map(|h| {
-            let group = h / (heads / shared).max(1);
+            let group = a.group(h);
             maps.output_value(o, part(h, heads), v, part(group, shared))
         });
         let blocks = [
@@ -162,7 +162,7 @@ impl Heads {
         let (mut logit_errors, mut mixed_errors) = (Vec::new(), Vec::new());
         let d = a.head_dim;
         for h in 0..heads {
-            let group = h / (heads / shared).max(1);
+            let group = a.group(h);
             let (keys, values) = (longest(&key, group, d), longest(&value, group, d));
             for t in 0..tokens {
                 let row = (h * tokens + t) * tokens..(h * tokens + t + 1) * tokens;
@@ -221,7 +221,7 @@ impl Heads {
     }
 
     fn group(&self, head: usize) -> usize {
-        head / (self.config.heads / self.config.key_value_heads.max(1)).max(1)
+        self.config.group(head)
     }
 
     /// How many logits it has.

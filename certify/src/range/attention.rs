@@ -63,7 +63,7 @@ pub(super) fn step(
     let value = heads(walker, a, at, "value", x)?;
     let mut product = Vec::with_capacity(a.heads);
     for h in 0..a.heads {
-        let g = h / (a.heads / a.key_value_heads);
+        let g = a.group(h);
         let ((q, q_size), (k, k_size)) = (turned_query.of(h), turned_key.of(g));
         let by_element = q.iter().zip(k).fold(Upper::ZERO, |sum, (q, k)| sum + *q * *k);
         let mut best = by_element.min(q_size * k_size);
@@ -82,7 +82,7 @@ fn of_heads(a: &Attention, at: &Place, x: &Set) -> Vec<Norm> {
     let of = |h: usize| {
         let (own, shared) = (
             Part { index: h, count: a.heads },
-            Part { index: h / (a.heads / a.key_value_heads), count: a.key_value_heads },
+            Part { index: a.group(h), count: a.key_value_heads },
         );
         let block = |name: &str, rows| {
             Block::whole(at.weight(&format!("{name}.weight"))).rows(rows).gain(gain.clone())
@@ -315,7 +315,7 @@ fn mixed(
     value: &Heads,
     x: &Set,
 ) -> Result<Set, Error> {
-    let (group, d, r) = (a.heads / a.key_value_heads, a.head_dim, x.radius);
+    let (group, d, r) = (a.group_size(), a.head_dim, x.radius);
     let own = |h: usize| h / group * d..(h / group + 1) * d;
     let elements: Vec<Upper> = (0..a.heads).flat_map(|h| value.elements[own(h)].to_vec()).collect();
     let elements = walker.keep(&at.id, Stage::Mixed, elements);
@@ -384,7 +384,7 @@ fn mixed(
 /// The output of all heads as a sum of means: each of them makes its own of what values are sums of.
 fn means(a: &Attention, value: &Hull, output: &Matrix, bias: Option<&[f64]>) -> Option<Hull> {
     let start = Hull::ball(bias.map_or_else(|| vec![0.0; a.dim], <[f64]>::to_vec), Upper::ZERO);
-    let group = a.heads / a.key_value_heads;
+    let group = a.group_size();
     (0..a.heads).try_fold(start, |sum, h| {
         let own = output.column_block(h, a.heads);
         let value = value.part(h / group, a.key_value_heads)?;

@@ -242,6 +242,18 @@ impl Attention {
             alibi: None,
         }
     }
+
+    /// Query heads that share a key-value head, whose number divides theirs.
+    #[must_use]
+    pub fn group_size(&self) -> usize {
+        self.heads / self.key_value_heads
+    }
+
+    /// The key-value head that query head `h` reads.
+    #[must_use]
+    pub fn group(&self, h: usize) -> usize {
+        h / self.group_size()
+    }
 }
 
 #[cfg(test)]

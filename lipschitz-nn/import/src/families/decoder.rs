@@ -238,7 +238,7 @@ impl Block {
                 });
             }
             Projections::Groups(name) => {
-                let group = a.heads / a.key_value_heads;
+                let group = a.group_size();
                 self.fused(weights, &ours, &format!("{from}.{name}"), a, |part, all, columns| {
                     let split = [&[a.key_value_heads, group + 2, a.head_dim], columns].concat();
                     let (from, count) = [(0, group), (group, 1), (group + 1, 1)][part];
