@@ -333,7 +333,7 @@ mod tests {
             );
             count += 1;
         }
-        assert_eq!(count, 20);
+        assert_eq!(count, 21);
     }
 
     #[test]
