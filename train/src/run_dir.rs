@@ -107,8 +107,8 @@ pub struct Summary {
     pub val_loss: f64,
     /// Share of held-out predictions that are right; none of numbers.
     pub val_accuracy: Option<f64>,
-    /// The lowest such loss of a step's weights, which `best.safetensors` has; a mean of weights may
-    /// have a lower one.
+    /// The lowest such loss of a step's weights that meet the target and the cap on logits, where there are
+    /// such; `best.safetensors` has them. A mean of weights may have a lower one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_val_loss: Option<f64>,
     /// After how many updates.

@@ -488,9 +488,10 @@ fn best(units: &[Boxed], radius: Upper, quick: bool) -> Upper {
     // μ = 0: each element at its end.
     let boxes: f64 = units.iter().map(|u| u.weight * (u.reach - u.distance)).sum();
     let mut least = Upper::from_f64(boxes) * (Upper::ONE + gamma(n + 8)) + tiny();
-    let whole: f64 = units.iter().map(|u| u.weight * u.weight).sum();
+    let most = units.iter().fold(0.0_f64, |most, u| most.max(u.weight.abs()));
+    let squares: f64 = units.iter().map(|u| (u.weight / most).powi(2)).sum();
     // All d_i at 0 and no ends: μ = ‖a‖/2D and the bound ‖a‖ D. What lies higher has fewer elements.
-    let mut mu = whole.sqrt() / (2.0 * d);
+    let mut mu = most * squares.sqrt() / (2.0 * d);
     if !(mu.is_finite() && mu > 0.0) {
         return least;
     }
