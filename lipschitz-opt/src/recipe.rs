@@ -211,6 +211,8 @@ impl Recipe {
             let learning_rate = factor * peak;
             let share = learning_rate * decay;
             if share >= 1.0 {
+                let short = |x: f64| if x < 1e15 { x.to_string() } else { format!("{x:e}") };
+                let [decay, learning_rate, share] = [decay, learning_rate, share].map(short);
                 return Err(Error::Config(format!(
                     "{key} is {decay}: times the learning rate {learning_rate} of `{name}` that is {share}, and from \
                      1 on a step leaves nothing of a weight; make one of them smaller"

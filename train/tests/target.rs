@@ -70,9 +70,9 @@ fn a_network_that_keeps_norms_uses_its_target() {
 /// Between two fits a network may be above its target, where its loss is lower: that is not its best.
 #[test]
 fn the_best_network_meets_the_target_too() {
-    let w = Workshop::new(KEEPING);
-    let settings = ["lipschitz.target=0.5", "train.eval_every=10", "train.learning_rate=0.3"];
-    w.done("run", &settings, &[]);
+    let w = Workshop::new(TINY);
+    let target = "lipschitz={ target = 0.5, by = \"certificate\" }";
+    w.done("run", &[target, "train.eval_every=10", "train.learning_rate=0.3"], &[]);
     let run = w.path("run");
     let lines = metrics(&run);
     let above =
