@@ -195,7 +195,8 @@ impl Recipe {
         peak: f64,
     ) -> Result<f64, Error> {
         let name = &parameter.name;
-        let own = self.group_of(parameter).and_then(|group| group.learning_rate);
+        let group = self.group_of(parameter);
+        let own = group.and_then(|group| group.learning_rate);
         let factor = match (own, shares.get(name)) {
             (Some(rate), _) => rate / peak,
             (None, Some(share)) => *share,
@@ -205,7 +206,11 @@ impl Recipe {
                 return Err(Error::Config(what));
             }
         };
-        let optimizer = ("optimizer.weight_decay", self.optimizer_of(parameter).coupled_decay());
+        let key = match group.is_some_and(|group| group.optimizer.is_some()) {
+            true => "groups.optimizer.weight_decay",
+            false => "optimizer.weight_decay",
+        };
+        let optimizer = (key, self.optimizer_of(parameter).coupled_decay());
         let constraint = ("constraint.decay", self.constraint.coupled_decay());
         for (key, decay) in [optimizer, constraint] {
             let learning_rate = factor * peak;

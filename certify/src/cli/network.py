@@ -77,7 +77,8 @@ def read(path):
         if dtype is None:
             raise ValueError(f"{path}: {name} is of type {entry['dtype']}; {', '.join(TYPES)} are known")
         own = bytearray(numbers[begin:end])
-        tensors[name] = (torch.frombuffer(own, dtype=dtype) if own else torch.empty(0, dtype=dtype)).reshape(entry["shape"])
+        flat = torch.frombuffer(own, dtype=dtype) if own else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(entry["shape"])
     return metadata, tensors
 
 
@@ -360,8 +361,8 @@ def attention(node, path, x, weights, hidden):
     if hidden is not None:
         unseen = unseen | hidden
     mixed = logits.masked_fill(unseen, -math.inf).softmax(-1) @ v
-    y = affine(join(path, "output"), mixed.transpose(1, 2).reshape(batch, tokens, heads * a["head_dim"]), weights, a["output_bias"])
-    return a["output_scale"] * y
+    mixed = mixed.transpose(1, 2).reshape(batch, tokens, heads * a["head_dim"])
+    return a["output_scale"] * affine(join(path, "output"), mixed, weights, a["output_bias"])
 
 
 # Each kind of node: its fields, and what it computes.

@@ -149,10 +149,12 @@ impl Export<'_> {
         let own = tensor.to_device(&Device::Cpu)?;
         let tensor = own.to_dtype(DType::F32)?;
         let all = tensor.flatten_all()?.to_vec1::<f32>()?;
-        // Numbers that are all too small would be 0 there.
-        let own = own.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        let most = own.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-        let lost = most != 0.0 && most < f64::from(f32::MIN_POSITIVE);
+        // Numbers of f64 that are all too small would be 0 there.
+        let lost = own.dtype() == DType::F64 && {
+            let own = own.flatten_all()?.to_vec1::<f64>()?;
+            let most = own.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+            most != 0.0 && most < f64::from(f32::MIN_POSITIVE)
+        };
         if lost || !all.iter().all(|x| x.is_finite()) {
             return Err(Error::weight(
                 &name,
